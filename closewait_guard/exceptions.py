@@ -1,0 +1,37 @@
+"""Every error that this library raises derives from `CloseWaitGuardError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
+
+__all__ = ["CloseWaitGuardError", "ConfigurationError", "ReportFormatError", "SocketLeakError"]
+
+
+class CloseWaitGuardError(Exception):
+    """The base of every error of this library."""
+
+
+class ConfigurationError(CloseWaitGuardError, ValueError):
+    """A setting cannot be used; the text names the value and where it came from."""
+
+
+class ReportFormatError(CloseWaitGuardError, ValueError):
+    """The data is not a saved report; the text names the place that does not fit."""
+
+
+class SocketLeakError(CloseWaitGuardError, AssertionError):
+    """Sockets were leaked; the text is the rendered report.
+
+    Attributes:
+        report: The `Report` that names the leaked sockets.
+    """
+
+    def __init__(self, text: str, report: Report) -> None:
+        super().__init__(text, report)
+        self.report = report
+
+    def __str__(self) -> str:
+        return str(self.args[0])

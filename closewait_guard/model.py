@@ -1,0 +1,371 @@
+"""The values that travel from a socket's birth to a report: frozen, picklable, comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = [
+    "Alert",
+    "AlertKind",
+    "Connection",
+    "Coverage",
+    "Evidence",
+    "Frame",
+    "FrameKind",
+    "Leak",
+    "Observation",
+    "Origin",
+    "Report",
+    "Reporter",
+    "Scalar",
+    "Severity",
+    "SiteGroup",
+    "SocketRecord",
+    "State",
+    "Verdict",
+]
+
+SCHEMA = "closewait-guard/1"
+
+Scalar = str | int | float | bool | None
+
+
+class FrameKind(StrEnum):
+    """Whose code a frame is."""
+
+    USER = "user"
+    LIBRARY = "library"
+    STDLIB = "stdlib"
+
+
+class Origin(StrEnum):
+    """How a descriptor came into the program's hands."""
+
+    CREATED = "created"
+    ACCEPTED = "accepted"
+    DUPLICATED = "duplicated"
+    WRAPPED = "wrapped"
+    DETACHED = "detached"
+    ADOPTED = "adopted"
+    INHERITED = "inherited"
+    NATIVE = "native"
+
+
+class State(StrEnum):
+    """The kernel's TCP states, and two for what has none."""
+
+    ESTABLISHED = "ESTABLISHED"
+    SYN_SENT = "SYN_SENT"
+    SYN_RECV = "SYN_RECV"
+    FIN_WAIT1 = "FIN_WAIT1"
+    FIN_WAIT2 = "FIN_WAIT2"
+    TIME_WAIT = "TIME_WAIT"
+    CLOSE = "CLOSE"
+    CLOSE_WAIT = "CLOSE_WAIT"
+    LAST_ACK = "LAST_ACK"
+    LISTEN = "LISTEN"
+    CLOSING = "CLOSING"
+    NEW_SYN_RECV = "NEW_SYN_RECV"
+    UNIX = "unix"
+    NONE = "none"
+
+
+class Connection(StrEnum):
+    """What is left of the connection, whatever its protocol calls that."""
+
+    UNCONNECTED = "unconnected"
+    LIVE = "live"
+    PEER_CLOSED = "peer_closed"
+    GONE = "gone"
+    NOT_APPLICABLE = "not_applicable"
+
+
+class Evidence(StrEnum):
+    """What an observation rests on."""
+
+    TCP_INFO = "tcp_info"
+    POLL = "poll"
+    PEEK = "peek"
+    FINALIZED = "finalized"
+    COLLECTED = "collected"
+
+
+class Verdict(StrEnum):
+    """What is to be thought of a socket; the first five accuse the program."""
+
+    LEAKED = "leaked"
+    DEAD = "dead"
+    DROPPED = "dropped"
+    LINGERING = "lingering"
+    INHERITED = "inherited"
+    STALE_POOL = "stale_pool"
+    HALF_CLOSED = "half_closed"
+    CLOSING = "closing"
+    OPEN = "open"
+
+    @property
+    def accused(self) -> bool:
+        """Whether the program should have closed the socket."""
+        return self in _ACCUSED
+
+    @property
+    def rank(self) -> int:
+        """The place in the order worst first."""
+        return _VERDICTS.index(self)
+
+
+_VERDICTS = tuple(Verdict)
+_ACCUSED = frozenset(_VERDICTS[:5])
+
+
+class Severity(StrEnum):
+    """How bad it is; `rank` orders."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 2 for critical."""
+        return _SEVERITIES.index(self)
+
+
+_SEVERITIES = tuple(Severity)
+
+
+class AlertKind(StrEnum):
+    """What an alert is about."""
+
+    COUNT = "count"
+    AGE = "age"
+    GROWTH = "growth"
+    CHURN = "churn"
+    FD_LIMIT = "fd_limit"
+    FD_EXHAUSTED = "fd_exhausted"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One call of a creation stack, with the source line where it could be read."""
+
+    filename: str
+    lineno: int
+    function: str
+    module: str
+    kind: FrameKind = FrameKind.USER
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRecord:
+    """How a socket was born.
+
+    Attributes:
+        serial: Counts the births of one guard.
+        born_at: Seconds since the epoch; None for a socket older than the guard.
+        context: What `Settings.context` said at birth; read it, do not change it.
+        parent: The record this descriptor had before (TLS, dup, detach, fork), or the listener's.
+        stack: The innermost call first; empty with depth 0 and for adopted sockets.
+    """
+
+    serial: int
+    pid: int
+    born_at: float | None
+    thread: str
+    task: str | None
+    labels: tuple[str, ...]
+    context: Mapping[str, Scalar]
+    origin: Origin
+    parent: SocketRecord | None
+    stack: tuple[Frame, ...]
+
+    @property
+    def birth(self) -> SocketRecord:
+        """The record whose stack tells who opened the descriptor: through TLS and fork."""
+        record = self
+        while record.origin in _SAME_DESCRIPTOR and record.parent and record.parent.stack:
+            record = record.parent
+        return record
+
+    @property
+    def site(self) -> Frame | None:
+        """The line to look at: the innermost user frame, else the innermost outside the stdlib.
+
+        A socket that was accepted by library code alone is blamed on its listener's line.
+        """
+        lineage = list(_lineage(self.birth))
+        frames = [frame for record in lineage for frame in record.stack]
+        for kind in (FrameKind.USER, FrameKind.LIBRARY):
+            for frame in frames:
+                if frame.kind is kind:
+                    return frame
+        return None
+
+
+_SAME_DESCRIPTOR = frozenset({Origin.WRAPPED, Origin.DETACHED, Origin.INHERITED})
+
+
+def _lineage(record: SocketRecord | None) -> Iterable[SocketRecord]:
+    while record is not None:
+        yield record
+        record = record.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at the kernel showed of one socket.
+
+    Attributes:
+        peer_closed_for: Seconds since the peer's FIN; None when it has not closed, or nobody knows.
+        unread: Bytes that wait to be read; None where the platform does not say.
+        close_called: The program called `close()`, yet a file object keeps the descriptor.
+        connection: What is left of the connection.
+        suspect_for: For how long the connection has been ended, or `close()` been called, without
+            any sign of life; None while nothing is wrong.
+        unsent: Bytes or segments that the peer has not acknowledged yet.
+        in_use: A thread is reading from the file object of a closed socket at this moment.
+    """
+
+    record: SocketRecord
+    fd: int
+    inode: int | None
+    family: str
+    type: str
+    local: str | None
+    peer: str | None
+    state: State
+    evidence: Evidence
+    peer_closed_for: float | None
+    unread: int | None
+    last_sent_for: float | None
+    last_received_for: float | None
+    tls: bool
+    close_called: bool
+    connection: Connection = Connection.LIVE
+    suspect_for: float | None = None
+    unsent: int | None = None
+    in_use: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A verdict on one socket, and what to do about it."""
+
+    observation: Observation
+    verdict: Verdict
+    severity: Severity
+    holders: tuple[str, ...]
+    hint: str
+
+    @property
+    def accused(self) -> bool:
+        """Whether the program should have closed this socket."""
+        return self.verdict.accused
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a series of reports shows."""
+
+    kind: AlertKind
+    severity: Severity
+    message: str
+    data: Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What the guard has seen, and what it could not.
+
+    Attributes:
+        births: Sockets born since the guard was installed.
+        adopted: Open sockets that are older than the guard, so that their birth is unknown.
+        dropped: Sockets garbage-collected while open since the guard was installed.
+        forgotten: Those of the dropped whose records had to make room for younger ones.
+        failures: Births or deaths that the guard failed to record.
+        notes: One sentence for each thing the guard cannot see here.
+    """
+
+    births: int
+    adopted: int
+    dropped: int
+    forgotten: int
+    failures: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteGroup:
+    """Leaks with one verdict and one creation stack."""
+
+    verdict: Verdict
+    severity: Severity
+    site: Frame | None
+    leaks: tuple[Leak, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything one scan found.
+
+    Attributes:
+        taken_at: Seconds since the epoch.
+        open_sockets: Open sockets that the guard tracks.
+        fd_used: Descriptors that the process has open, of any kind; None where nobody knows.
+        fd_limit: The soft limit on descriptors; None when there is none.
+        leaks: Suspects, accused or explained. An object with nothing wrong is not among them.
+        observations: The healthy sockets, of a full scan only.
+    """
+
+    schema: str
+    taken_at: float
+    host: str
+    pid: int
+    command: str
+    python: str
+    open_sockets: int
+    fd_used: int | None
+    fd_limit: int | None
+    coverage: Coverage
+    leaks: tuple[Leak, ...]
+    alerts: tuple[Alert, ...] = ()
+    observations: tuple[Observation, ...] = field(default=())
+
+    @property
+    def accused(self) -> tuple[Leak, ...]:
+        """The leaks that the program is to blame for."""
+        return tuple(leak for leak in self.leaks if leak.accused)
+
+    def by_site(self) -> tuple[SiteGroup, ...]:
+        """Group the leaks by verdict and creation stack, worst first."""
+        groups: dict[object, list[Leak]] = {}
+        for leak in self.leaks:
+            record = leak.observation.record
+            key = (leak.verdict, record.origin, record.birth.stack, record.site)
+            groups.setdefault(key, []).append(leak)
+        return tuple(sorted((_group(leaks) for leaks in groups.values()), key=_badness))
+
+
+def _group(leaks: list[Leak]) -> SiteGroup:
+    return SiteGroup(
+        verdict=leaks[0].verdict,
+        severity=max((leak.severity for leak in leaks), key=lambda severity: severity.rank),
+        site=leaks[0].observation.record.site,
+        leaks=tuple(leaks),
+    )
+
+
+def _badness(group: SiteGroup) -> tuple[bool, int, int, int]:
+    accused = group.verdict.accused
+    return (not accused, -group.severity.rank, -len(group.leaks), group.verdict.rank)
+
+
+class Reporter(Protocol):
+    """Whatever can be called with a report: a function, a bound method, an object."""
+
+    def __call__(self, report: Report, /) -> object:
+        """Tell of the report; raise nothing that the program should see."""

@@ -1,0 +1,254 @@
+"""Every setting, its default and its meaning, written once.
+
+Values come from keywords, from the environment (`CLOSEWAIT_GUARD_GRACE=2`), from
+`[tool.closewait_guard]` in the nearest `pyproject.toml`, and from the defaults, in this order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.model import Scalar
+
+__all__ = ["ContextProvider", "Redactor", "Settings"]
+
+ContextProvider = Callable[[], Mapping[str, object]]
+Redactor = Callable[[str], str]
+
+ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
+PROBES = ("auto", "linux", "portable")
+
+
+def _seconds(value: object) -> float:
+    number = _number(value)
+    if number is None or not math.isfinite(number) or number < 0:
+        raise ValueError("a number of seconds, zero or more")
+    return number
+
+
+def _count(value: object) -> int:
+    number = _number(value)
+    if number is None or not number.is_integer() or not 0 <= number <= 1_000_000_000:
+        raise ValueError("a whole number, zero or more")
+    return int(number)
+
+
+def _share(value: object) -> float:
+    number = _number(value)
+    if number is None or not 0 < number <= 1:
+        raise ValueError("a share above 0 and up to 1")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _probe(value: object) -> str:
+    if value not in PROBES:
+        raise ValueError(f"one of {', '.join(PROBES)}")
+    return str(value)
+
+
+def _context(value: object) -> ContextProvider | str | None:
+    return "structlog" if value == "structlog" else _callable(value, ' or "structlog"')
+
+
+def _redact(value: object) -> Redactor | None:
+    return _callable(value)
+
+
+def _callable(value: object, otherwise: str = "") -> Callable[..., Any] | None:
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str) and ":" in value:
+        return _imported(value)
+    # A ValueError whatever the type: it becomes the sentence of a ConfigurationError.
+    raise ValueError(f'a callable or its "module:name"{otherwise}')
+
+
+def _imported(reference: str) -> Callable[..., Any]:
+    module, _, path = reference.partition(":")
+    try:
+        found: Any = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"something that can be imported ({reason})") from error
+    if not callable(found):
+        raise ValueError("the name of a callable")
+    return found  # type: ignore[no-any-return]
+
+
+def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a guard looks and judges. Immutable; every field has a default.
+
+    Example:
+        >>> Settings(grace=2, stack_depth=0).grace
+        2.0
+    """
+
+    grace: float = _setting(
+        1.0, _seconds, "Seconds that a program has to close a socket before it is accused."
+    )
+    stack_depth: int = _setting(
+        32,
+        _count,
+        "Calls to remember of each birth. Between user code and the socket lie 2 calls with "
+        "create_connection, 15 with requests, httpx and urllib, and 22 with boto3; 32 leaves room "
+        "for ten calls of the program's own. A shallow stack costs no more for a deep limit. "
+        "0 remembers none.",
+    )
+    context: ContextProvider | str | None = _setting(
+        None,
+        _context,
+        'A callable that returns a mapping to keep with each birth, or "structlog" for the '
+        "context variables bound there.",
+    )
+    redact: Redactor | None = _setting(
+        None,
+        _redact,
+        "A callable from text to text, applied to addresses, labels, context and source lines "
+        "before anything is reported.",
+    )
+    probe: str = _setting("auto", _probe, "How to ask the kernel: auto, linux or portable.")
+    half_close_idle: float = _setting(
+        30.0,
+        _seconds,
+        "Seconds after its last sending for which a program that goes on sending to a peer that "
+        "has closed its side is taken to be serving a half-closed connection.",
+    )
+    count_warning: int = _setting(
+        100, _count, "More sockets than this in CLOSE_WAIT make each a warning."
+    )
+    fd_share_critical: float = _setting(
+        0.5, _share, "A greater share of the descriptor limit in CLOSE_WAIT is critical."
+    )
+    age_warning: float = _setting(300.0, _seconds, "Seconds in CLOSE_WAIT that make a warning.")
+    age_critical: float = _setting(1800.0, _seconds, "Seconds in CLOSE_WAIT that are critical.")
+    dropped_kept: int = _setting(
+        1000, _count, "Records to keep of sockets that were garbage-collected while open."
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            source = f"Settings({item.name}=...)"
+            value = _parsed(item.name, getattr(self, item.name), source)
+            object.__setattr__(self, item.name, value)
+
+    @classmethod
+    def load(
+        cls,
+        overrides: Mapping[str, object] | None = None,
+        *,
+        environ: Mapping[str, str] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> Settings:
+        """Read the settings from every source; keywords win over the environment, and so on.
+
+        Args:
+            overrides: Values that win over every other source, as keywords do.
+            environ: The environment to read instead of the process's own.
+            directory: Where to begin the search for a `pyproject.toml`; here by default.
+
+        Raises:
+            ConfigurationError: A value cannot be used, or a name is unknown.
+        """
+        values: dict[str, Any] = {}
+        values |= _checked(_from_pyproject(Path(directory or ".")))
+        values |= _checked(_from_environment(os.environ if environ is None else environ))
+        values |= _checked(
+            (name, value, f"keyword {name}") for name, value in (overrides or {}).items()
+        )
+        return cls(**values)
+
+    def replaced(self, **overrides: object) -> Settings:
+        """The same settings but for some.
+
+        Example:
+            >>> Settings(grace=2).replaced(stack_depth=0).grace
+            2.0
+        """
+        values = _checked((name, value, f"keyword {name}") for name, value in overrides.items())
+        return replace(self, **values)  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, Scalar]:
+        """The values as plain data, callables by their name."""
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+
+
+def _plain(value: object) -> Scalar:
+    return getattr(value, "__qualname__", None) or (
+        value if isinstance(value, Scalar) else repr(value)
+    )
+
+
+_Given = Iterator[tuple[str, object, str]]
+
+
+def _checked(given: _Given) -> dict[str, object]:
+    return {name: _parsed(name, value, source) for name, value, source in given}
+
+
+def _parsed(name: str, value: object, source: str) -> object:
+    item = _FIELDS.get(name)
+    if item is None:
+        known = ", ".join(_FIELDS)
+        raise ConfigurationError(f"{source}: no setting is called {name!r}; known are {known}")
+    try:
+        return item.metadata["parse"](value)
+    except ValueError as error:
+        raise ConfigurationError(f"{source}: {name} must be {error}, not {value!r}") from None
+
+
+_FIELDS = {item.name: item for item in fields(Settings) if item.default is not MISSING}
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Given:
+    for key, value in environ.items():
+        if key.startswith(ENVIRONMENT_PREFIX):
+            name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+            yield name, value, f"environment variable {key}"
+
+
+def _from_pyproject(directory: Path) -> _Given:
+    path = _nearest_pyproject(directory)
+    if path is None:
+        return
+    try:
+        text = path.read_bytes().decode()
+        table = tomllib.loads(text).get("tool", {}).get("closewait_guard", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{path}: [tool.closewait_guard] must be a table, not {table!r}")
+    for name, value in table.items():
+        yield name, value, f"[tool.closewait_guard] in {path}"
+
+
+def _nearest_pyproject(directory: Path) -> Path | None:
+    try:
+        here = directory.resolve()
+    except OSError:
+        return None
+    candidates = (folder / "pyproject.toml" for folder in (here, *here.parents))
+    return next((path for path in candidates if path.is_file()), None)
