@@ -1,0 +1,41 @@
+"""What the program was busy with at a birth, made plain so that a record keeps nothing alive."""
+
+from __future__ import annotations
+
+from closewait_guard.model import Scalar
+from closewait_guard.settings import ContextProvider, Settings
+
+__all__ = ["PlainContext"]
+
+
+class PlainContext:
+    """Calls a context provider; turns what it returns into plain values; survives its failures."""
+
+    def __init__(self, provider: ContextProvider) -> None:
+        self._provider = provider
+        self.failure: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> PlainContext | None:
+        """The one that the settings ask for, or None."""
+        provider = settings.context
+        if provider == "structlog":
+            from closewait_guard._structlog import bound_context
+
+            return cls(bound_context)
+        return cls(provider) if callable(provider) else None
+
+    def __call__(self) -> dict[str, Scalar]:
+        try:
+            return {str(name): _plain(value) for name, value in self._provider().items()}
+        except Exception as error:
+            self.failure = f"the context callable failed: {type(error).__name__}: {error}"
+            return {}
+
+
+def _plain(value: object) -> Scalar:
+    """Exact built-in types pass; a subclass or any other object becomes its text."""
+    return value if type(value) in _SCALARS else str(value)  # type: ignore[return-value]
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})

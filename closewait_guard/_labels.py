@@ -1,0 +1,50 @@
+"""Labels that every socket born inside a block carries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import TypeVar
+
+from closewait_guard._decorate import around
+
+__all__ = ["current_labels", "label"]
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+_labels: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
+
+# Bound once: it is asked for at every birth.
+current_labels = _labels.get
+
+
+class label:  # noqa: N801 - reads as a statement: with label("x")
+    """Name what the program is doing; sockets born meanwhile carry the name.
+
+    Works as a context manager and as a decorator of functions and coroutine functions. Labels
+    nest, and follow tasks and threads as context variables do.
+
+    Example:
+        >>> with label("refresh-prices"):
+        ...     current_labels()
+        ('refresh-prices',)
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = tuple(str(name) for name in names)
+        self._tokens: list[Token[tuple[str, ...]]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_labels.set(_labels.get() + self._names))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _labels.reset(self._tokens.pop())
+
+    def __call__(self, function: _F) -> _F:
+        return around(function, lambda: label(*self._names))

@@ -1,0 +1,235 @@
+"""The only place that patches: who subscribes here is told of every birth, detachment and death.
+
+All guards of a process share one patch. It goes on with the first subscriber and off with the last.
+"""
+
+from __future__ import annotations
+
+import _socket
+import functools
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["CALLER", "SOCKET", "Listener", "is_patched", "replaced_by", "subscribe", "unsubscribe"]
+
+
+class Listener(Protocol):
+    """What a subscriber is told. Nothing that it raises reaches the program."""
+
+    def born(self, sock: socket.socket, descriptor: object, /) -> None:
+        """A socket was made; `descriptor` is the `fileno` argument, None if the kernel chose.
+
+        The frame that made it is `CALLER` above the listener's own.
+        """
+
+    def detached(self, sock: socket.socket, fd: int, /) -> None:
+        """A socket gave its descriptor away."""
+
+    def dying(self, sock: socket.socket, fd: int, /) -> None:
+        """A socket is being finalized while it is open. Take no lock here."""
+
+    def failed(self) -> None:
+        """One of the calls above raised."""
+
+
+# From a listener's `born` through our wrapper to the frame that made the socket.
+CALLER = 2
+
+# The class itself: the name socket.socket may stand for a mock or for gevent's class by now.
+SOCKET: type[Any] = next(
+    cls
+    for cls in _socket.socket.__subclasses__()
+    if (cls.__module__, cls.__qualname__) == ("socket", "socket")
+)
+
+_listeners: list[Listener] = []
+_changing = threading.RLock()
+
+
+def subscribe(listener: Listener) -> None:
+    """Tell `listener` of what happens to sockets from now on."""
+    with _changing:
+        if listener not in _listeners:
+            _listeners.append(listener)
+        for method in _METHODS:
+            method.apply()
+
+
+def unsubscribe(listener: Listener) -> None:
+    """Stop telling `listener`; the last one to go leaves the class as it was found."""
+    with _changing:
+        if listener in _listeners:
+            _listeners.remove(listener)
+        if not _listeners:
+            for method in _METHODS:
+                method.undo()
+
+
+def is_patched() -> bool:
+    """Whether anything of ours is on the socket class, be it silent."""
+    return any(method.is_ours() for method in _METHODS)
+
+
+def replaced_by() -> str | None:
+    """The module that has put a wrapper over ours, if one has."""
+    for method in _METHODS:
+        if method.active and not method.is_ours():
+            return str(getattr(method.present, "__module__", None) or type(method.present))
+    return None
+
+
+class _Audience:
+    """Who listens. Replaced as a whole, so that a loop in another thread misses nobody."""
+
+    __slots__ = ("listeners",)
+
+    def __init__(self) -> None:
+        self.listeners: tuple[Listener, ...] = ()
+
+
+class _Method:
+    """One method of the socket class, patched in place and restored exactly."""
+
+    def __init__(self, name: str, wrap: Callable[[Any, _Audience], Any]) -> None:
+        self.name = name
+        self.active = False
+        self._wrap = wrap
+        self._ours: Any = None
+        self._audience = _Audience()
+        self._was_own = False
+        self._found: Any = None
+
+    @property
+    def present(self) -> Any:
+        """What the class itself has there, not what it inherits."""
+        return vars(SOCKET).get(self.name)
+
+    def is_ours(self) -> bool:
+        """Whether our wrapper is on top, be it silent. By identity: wrappers may compare equal."""
+        return self._ours is not None and self.present is self._ours
+
+    def apply(self) -> None:
+        """Wrap what is there now, unless our own wrapper still is."""
+        if not self.active and not self.is_ours():
+            import wrapt
+
+            self._was_own = self.name in vars(SOCKET)
+            self._found = self.present
+            self._audience = _Audience()
+            # Its stubs know of factories that make proxies only; it takes any.
+            factory: Any = self._wrap
+            wrapt.wrap_object(SOCKET, self.name, factory, (self._audience,))
+            self._ours = self.present
+        self.active = True
+        self._audience.listeners = tuple(_listeners)
+
+    def undo(self) -> None:
+        """Put back what was found, or only fall silent if somebody else has wrapped us since."""
+        self._audience.listeners = ()
+        self.active = False
+        if not self.is_ours():
+            return
+        if self._was_own:
+            setattr(SOCKET, self.name, self._found)
+        else:
+            # wrapt finds inherited methods too: a copy of one must not stay behind.
+            delattr(SOCKET, self.name)
+        self._ours = self._found = None
+
+
+def _wrap_init(original: Any, audience: _Audience) -> Any:
+    """A plain function, because it costs a fifth of what a bound function wrapper does."""
+    if getattr(original, "__code__", None) is not _INIT_CODE:
+        return _wrap_foreign_init(original, audience)
+
+    @functools.wraps(original)
+    def __init__(  # noqa: N807 - it stands where the original stood
+        self: socket.socket,
+        family: int = -1,
+        type: int = -1,  # noqa: A002
+        proto: int = -1,
+        fileno: int | None = None,
+    ) -> None:
+        original(self, family, type, proto, fileno)
+        for listener in audience.listeners:
+            try:
+                listener.born(self, fileno)
+            except Exception:
+                listener.failed()
+
+    return __init__
+
+
+def _wrap_foreign_init(original: Any, audience: _Audience) -> Any:
+    """Over somebody else's patch, which may care which arguments were given, and how."""
+
+    @functools.wraps(original)
+    def __init__(self: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
+        for listener in audience.listeners:
+            try:
+                listener.born(self, fileno)
+            except Exception:
+                listener.failed()
+
+    return __init__
+
+
+def _wrap_detach(original: Any, audience: _Audience) -> Any:
+    @functools.wraps(original)
+    def detach(self: socket.socket) -> int:
+        fd: int = original(self)
+        for listener in audience.listeners:
+            try:
+                listener.detached(self, fd)
+            except Exception:
+                listener.failed()
+        return fd
+
+    return detach
+
+
+class _Finalizer:
+    """Tells of sockets that die open, then hands over the finalizer that was there.
+
+    The interpreter asks the class for `__del__`, binds it to the dying socket and calls the
+    result. Being told while binding, and giving back the C finalizer itself, leaves no frame of
+    ours on the stack when that one emits the ResourceWarning: it is attributed to the program's
+    own line, as it is without the guard.
+    """
+
+    __slots__ = ("_audience", "_bind", "_finished", "_original")
+
+    def __init__(self, original: Any, audience: _Audience) -> None:
+        self._original = original
+        self._bind = original.__get__
+        self._audience = audience
+        # The C finalizer does nothing for a closed socket, so it need not be bound for one.
+        self._finished = _do_nothing if original is _socket.socket.__del__ else None  # type: ignore[attr-defined]
+
+    def __get__(self, sock: socket.socket | None, owner: type | None = None) -> Any:
+        if sock is None:
+            return self._original
+        fd = _fileno(sock)
+        if fd < 0:
+            return self._finished or self._bind(sock, owner)
+        for listener in self._audience.listeners:
+            try:
+                listener.dying(sock, fd)
+            except Exception:
+                listener.failed()
+        return self._bind(sock, owner)
+
+
+_fileno = _socket.socket.fileno
+_do_nothing: Callable[[], Any] = [].copy
+_INIT_CODE = SOCKET.__init__.__code__
+
+_METHODS = (
+    _Method("__init__", _wrap_init),
+    _Method("detach", _wrap_detach),
+    _Method("__del__", _Finalizer),
+)

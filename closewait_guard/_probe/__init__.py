@@ -1,0 +1,25 @@
+"""What the kernel says of a socket: one file a platform, the same names in each."""
+
+from __future__ import annotations
+
+import sys
+
+from closewait_guard._probe._borrow import borrowed
+from closewait_guard._probe._view import Poller, Probe, View
+from closewait_guard.exceptions import ConfigurationError
+
+__all__ = ["Poller", "Probe", "View", "borrowed", "choose"]
+
+
+def choose(name: str) -> Probe:
+    """The probe for this platform, or the one that is asked for by name."""
+    on_linux = sys.platform == "linux"
+    if name == "linux" and not on_linux:
+        raise ConfigurationError(f"probe must be auto or portable on {sys.platform}, not 'linux'")
+    if name == "linux" or (name == "auto" and on_linux):
+        from closewait_guard._probe import _linux
+
+        return _linux
+    from closewait_guard._probe import _portable
+
+    return _portable

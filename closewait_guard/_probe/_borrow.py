@@ -1,0 +1,44 @@
+"""A short look through a descriptor that belongs to no socket object."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["borrowed"]
+
+
+@contextmanager
+def borrowed(fd: int) -> Iterator[_socket.socket]:
+    """A socket object on a copy of a descriptor; the copy is closed afterwards.
+
+    Raises:
+        OSError: The descriptor is closed, is no socket, or there is no room for a copy.
+    """
+    with _on_copy(fd, socket.SOCK_STREAM) as sock:
+        kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        if kind == socket.SOCK_STREAM:
+            yield sock
+            return
+    with _on_copy(fd, kind) as sock:
+        yield sock
+
+
+@contextmanager
+def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
+    # With a default timeout set, the constructor would make the shared description non-blocking,
+    # unless it is told that it already is.
+    flag = getattr(socket, "SOCK_NONBLOCK", 0)
+    copy = os.dup(fd)
+    try:
+        sock = _socket.socket(-1, kind | flag, -1, fileno=copy)
+    except BaseException:
+        os.close(copy)
+        raise
+    try:
+        yield sock
+    finally:
+        sock.close()

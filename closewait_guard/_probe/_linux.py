@@ -1,0 +1,177 @@
+"""Linux: POLLRDHUP finds the suspects, TCP_INFO gives their state and dates the peer's FIN.
+
+No data is peeked at: FIONREAD counts the unread bytes, and a peek on a reset socket would eat the
+error that the program is to see.
+"""
+
+from __future__ import annotations
+
+import _socket
+import select
+import socket
+import struct
+import sys
+from collections.abc import Set
+from fcntl import ioctl
+from termios import FIONREAD, TIOCOUTQ
+
+from closewait_guard._probe._view import (
+    View,
+    family_name,
+    is_listening,
+    kind_name,
+    local_address,
+    peer_address,
+)
+from closewait_guard.model import Connection, Evidence, State
+
+__all__ = ["look", "poller"]
+
+_STATES = (
+    State.NONE,
+    State.ESTABLISHED,
+    State.SYN_SENT,
+    State.SYN_RECV,
+    State.FIN_WAIT1,
+    State.FIN_WAIT2,
+    State.TIME_WAIT,
+    State.CLOSE,
+    State.CLOSE_WAIT,
+    State.LAST_ACK,
+    State.LISTEN,
+    State.CLOSING,
+    State.NEW_SYN_RECV,
+)
+_CONNECTIONS = {
+    State.CLOSE_WAIT: Connection.PEER_CLOSED,
+    State.CLOSE: Connection.GONE,
+    State.LISTEN: Connection.NOT_APPLICABLE,
+}
+
+# IPPROTO_MPTCP has no name in Python 3.11; a multipath socket answers for its first subflow.
+_TCP_PROTOCOLS = frozenset({0, socket.IPPROTO_TCP, 262})
+_STREAM_FAMILIES = frozenset({socket.AF_UNIX, socket.AF_VSOCK})
+
+# struct tcp_info: tcpi_state at 0, tcpi_unacked at 24, tcpi_last_data_sent at 44,
+# tcpi_last_data_recv at 52, tcpi_last_ack_recv at 56, tcpi_bytes_acked at 120, tcpi_segs_in at 140,
+# tcpi_notsent_bytes at 144. Kernels before 4.6 end earlier: what they lack reads as zero.
+_TCP_INFO = struct.Struct("=B 23x I 16x I 4x I I 60x Q 12x I I")
+
+_fileno = _socket.socket.fileno
+_getsockopt = _socket.socket.getsockopt
+_family = _socket.socket.__dict__["family"].__get__
+_type = _socket.socket.__dict__["type"].__get__
+_proto = _socket.socket.__dict__["proto"].__get__
+
+
+class _Poller:
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._watched: set[int] = set()
+
+    def suspects(self, fds: Set[int]) -> dict[int, int]:
+        if fds != self._watched:
+            for fd in self._watched - fds:
+                self._poll.unregister(fd)
+            for fd in fds - self._watched:
+                self._poll.register(fd, select.POLLRDHUP)
+            self._watched = set(fds)
+        return dict(self._poll.poll(0))
+
+
+def poller() -> _Poller:
+    """A poller that asks for hang-ups only: unread data makes no suspect."""
+    return _Poller()
+
+
+def look(sock: _socket.socket, fd: int, events: int) -> View | None:
+    """Describe a socket by TCP_INFO where there is one, else by the poll events given."""
+    family, kind = _family(sock), _type(sock)
+    view: View | None = None
+    if kind == socket.SOCK_STREAM:
+        if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
+            view = _look_at_tcp(sock, fd, family)
+        elif family in _STREAM_FAMILIES:
+            view = _look_at_stream(sock, fd, family, events)
+    if view is None:
+        view = _look_at_other(sock, family, kind)
+    # Closed or detached meanwhile: what was seen may belong to the number's next owner.
+    return view if _fileno(sock) == fd else None
+
+
+_TCP_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+
+
+def _look_at_tcp(sock: _socket.socket, fd: int, family: int) -> View | None:
+    try:
+        raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    except OSError:
+        return None
+    number, unacked, sent, received, acknowledged, acked, segments, notsent = _TCP_INFO.unpack(
+        raw.ljust(_TCP_INFO.size, b"\0")
+    )
+    state = _STATES[number] if number < len(_STATES) else State.NONE
+    connection = _CONNECTIONS.get(state, Connection.LIVE)
+    if connection is Connection.GONE and not acked and segments <= 1:
+        # Refused at most, by that one segment. Its times count from the machine's start.
+        connection = Connection.UNCONNECTED
+    met = connection is not Connection.UNCONNECTED
+    return View(
+        family=family_name(family),
+        type="SOCK_STREAM",
+        local=local_address(sock),
+        peer=peer_address(sock),
+        state=state,
+        evidence=Evidence.TCP_INFO,
+        connection=connection,
+        fin_for=acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
+        unread=_queued(fd, FIONREAD) if state is not State.LISTEN else None,
+        unsent=_queued(fd, TIOCOUTQ) if unacked or notsent else 0,
+        last_sent_for=sent / 1000 if met else None,
+        last_received_for=received / 1000 if met else None,
+    )
+
+
+def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> View:
+    """A stream that keeps no TCP states: the poll events are all there is to know."""
+    return View(
+        family=family_name(family),
+        type="SOCK_STREAM",
+        local=local_address(sock),
+        peer=peer_address(sock),
+        state=State.UNIX if family == socket.AF_UNIX else State.NONE,
+        evidence=Evidence.POLL,
+        connection=_stream_connection(sock, events),
+        unread=_queued(fd, FIONREAD),
+        unsent=_queued(fd, TIOCOUTQ),
+    )
+
+
+def _stream_connection(sock: _socket.socket, events: int) -> Connection:
+    if is_listening(sock):
+        return Connection.NOT_APPLICABLE
+    if events & select.POLLERR:
+        return Connection.GONE
+    if events & select.POLLRDHUP:
+        return Connection.PEER_CLOSED
+    # Hung up without an end of stream: it never was connected.
+    return Connection.UNCONNECTED if events & select.POLLHUP else Connection.LIVE
+
+
+def _look_at_other(sock: _socket.socket, family: int, kind: int) -> View:
+    return View(
+        family=family_name(family),
+        type=kind_name(kind),
+        local=local_address(sock),
+        peer=peer_address(sock),
+        state=State.NONE,
+        evidence=Evidence.POLL,
+        connection=Connection.NOT_APPLICABLE,
+    )
+
+
+def _queued(fd: int, request: int) -> int | None:
+    try:
+        return int.from_bytes(ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
+    except OSError:
+        return None

@@ -1,0 +1,140 @@
+"""Capture a stack cheaply, resolve it late, tell user frames from library frames."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+from closewait_guard.model import Frame, FrameKind
+
+__all__ = ["NO_STACK", "Stack", "capture", "kind_of", "resolve", "settle"]
+
+# Bounds what the table of known stacks can hold; a program with more starts the table anew.
+_MOST_STACKS = 10_000
+
+
+class _Known:
+    """A stack that several births share: code objects and offsets, innermost first."""
+
+    __slots__ = ("codes", "frames", "offsets")
+
+    def __init__(self, codes: list[CodeType], offsets: tuple[int, ...]) -> None:
+        self.codes = codes
+        self.offsets = offsets
+        self.frames: tuple[Frame, ...] | None = None
+
+
+# Fresh from the walk: code, offset, code, offset, ... outwards. Once settled: one _Known.
+Stack = list[Any]
+
+NO_STACK: Stack = []
+
+_known: dict[tuple[int, ...], _Known] = {}
+
+
+def capture(frame: FrameType | None, depth: int) -> Stack:
+    """Remember at most `depth` calls, from `frame` outwards: code and offset, never the frame."""
+    stack: Stack = []
+    while frame is not None and depth:
+        stack.append(frame.f_code)
+        stack.append(frame.f_lasti)
+        frame = frame.f_back
+        depth -= 1
+    return stack
+
+
+def settle(stack: Stack) -> None:
+    """Make a stack small, in place, by sharing what is equal.
+
+    Equals are found by their offsets, and then compared: hashing a code object would hash all of
+    its constants. Still too dear for every birth, so it is done for the sockets that live on.
+    """
+    if len(stack) <= 1:
+        return
+    codes, offsets = stack[::2], tuple(stack[1::2])
+    known = _known.get(offsets)
+    if known is None or known.codes != codes:
+        if len(_known) >= _MOST_STACKS:
+            _known.clear()
+        known = _known[offsets] = _Known(codes, offsets)
+    stack[:] = [known]
+
+
+def resolve(stack: Stack) -> tuple[Frame, ...]:
+    """Turn a stack into frames with line numbers and source lines; the guard's own are left out."""
+    settle(stack)
+    if not stack:
+        return ()
+    known: _Known = stack[0]
+    if known.frames is None:
+        calls = zip(known.codes, known.offsets, strict=True)
+        known.frames = tuple(
+            _frame(code, offset) for code, offset in calls if not _is_ours(code.co_filename)
+        )
+    return known.frames
+
+
+def _frame(code: CodeType, offset: int) -> Frame:
+    lineno = _line_at(code, offset)
+    return Frame(
+        filename=code.co_filename,
+        lineno=lineno,
+        function=code.co_qualname,
+        module=_module_of(code.co_filename),
+        kind=kind_of(code.co_filename),
+        source=linecache.getline(code.co_filename, lineno).strip() or None,
+    )
+
+
+def _line_at(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def kind_of(filename: str) -> FrameKind:
+    """Tell whose code a file is, by where it lies."""
+    path = _normal(filename)
+    if "/site-packages/" in path or "/dist-packages/" in path:
+        return FrameKind.LIBRARY
+    if path.startswith(("<frozen ", *_STDLIB)):
+        return FrameKind.STDLIB
+    return FrameKind.USER
+
+
+def _is_ours(filename: str) -> bool:
+    return _normal(filename).startswith(_ours())
+
+
+@lru_cache(1)
+def _ours() -> tuple[str, ...]:
+    folders = [str(Path(__file__).parent)]
+    wrapt = sys.modules.get("wrapt")
+    if wrapt is not None and wrapt.__file__:
+        folders.append(str(Path(wrapt.__file__).parent))
+    return tuple(_normal(folder) + "/" for folder in folders)
+
+
+@lru_cache(4096)
+def _module_of(filename: str) -> str:
+    """The name under which a file was imported; its stem when no module owns to it."""
+    for name, module in sys.modules.copy().items():
+        # Lazy modules load themselves when asked for an attribute: look into their dict instead.
+        if isinstance(module, ModuleType) and vars(module).get("__file__") == filename:
+            return name
+    return Path(filename).stem
+
+
+def _normal(filename: str) -> str:
+    return filename.replace("\\", "/")
+
+
+_STDLIB = tuple(
+    {_normal(sysconfig.get_path(name)).rstrip("/") + "/" for name in ("stdlib", "platstdlib")}
+)
