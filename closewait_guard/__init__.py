@@ -1,0 +1,115 @@
+"""Track socket leaks from inside the process: which, since when, born where, and what to change.
+
+The names are fetched when they are first used, so that importing the package costs next to
+nothing and patches nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from closewait_guard._api import install, no_leaks, report, scan, uninstall
+    from closewait_guard._guard import Guard
+    from closewait_guard._labels import label
+    from closewait_guard._render import render_text
+    from closewait_guard._serial import from_dict, to_dict
+    from closewait_guard.exceptions import (
+        CloseWaitGuardError,
+        ConfigurationError,
+        ReportFormatError,
+        SocketLeakError,
+    )
+    from closewait_guard.model import (
+        Alert,
+        AlertKind,
+        Connection,
+        Coverage,
+        Evidence,
+        Frame,
+        FrameKind,
+        Leak,
+        Observation,
+        Origin,
+        Report,
+        Reporter,
+        Severity,
+        SiteGroup,
+        SocketRecord,
+        State,
+        Verdict,
+    )
+    from closewait_guard.settings import Settings
+
+__all__ = [
+    "Alert",
+    "AlertKind",
+    "CloseWaitGuardError",
+    "ConfigurationError",
+    "Connection",
+    "Coverage",
+    "Evidence",
+    "Frame",
+    "FrameKind",
+    "Guard",
+    "Leak",
+    "Observation",
+    "Origin",
+    "Report",
+    "ReportFormatError",
+    "Reporter",
+    "Settings",
+    "Severity",
+    "SiteGroup",
+    "SocketLeakError",
+    "SocketRecord",
+    "State",
+    "Verdict",
+    "__version__",
+    "from_dict",
+    "install",
+    "label",
+    "no_leaks",
+    "render_text",
+    "report",
+    "scan",
+    "to_dict",
+    "uninstall",
+]
+
+_HOMES = {
+    "_api": ("install", "no_leaks", "report", "scan", "uninstall"),
+    "_guard": ("Guard",),
+    "_labels": ("label",),
+    "_render": ("render_text",),
+    "_serial": ("from_dict", "to_dict"),
+    "exceptions": (
+        "CloseWaitGuardError",
+        "ConfigurationError",
+        "ReportFormatError",
+        "SocketLeakError",
+    ),
+    "settings": ("Settings",),
+}
+_PUBLIC_MODULES = frozenset({"exceptions", "model", "settings", "testing"})
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _PUBLIC_MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("closewait_guard")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF.get(name, 'model')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PUBLIC_MODULES})

@@ -1,0 +1,199 @@
+"""The only composer: a guard installs, looks, judges, and hands the report on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from closewait_guard import _census, _patch, _probe
+from closewait_guard._context import PlainContext
+from closewait_guard._coverage import notes
+from closewait_guard._deliver import Delivery
+from closewait_guard._judge import judge
+from closewait_guard._no_leaks import NoLeaks
+from closewait_guard._observe import Observer, Sight
+from closewait_guard._redact import redacted
+from closewait_guard._registry import Registry
+from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
+from closewait_guard.settings import Settings
+
+__all__ = ["Guard"]
+
+
+class Guard:
+    """Tracks the sockets that are born while it is installed. Several guards may be at once.
+
+    Args:
+        settings: How to look and judge; read from the environment and the nearest
+            `pyproject.toml` when left out.
+        reporters: Who is told by `report()`.
+
+    Example:
+        >>> with Guard(Settings(grace=0.1)) as guard:
+        ...     guard.scan().accused
+        ()
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, reporters: Iterable[Reporter] = ()
+    ) -> None:
+        self.settings = Settings.load() if settings is None else settings
+        self._delivery = Delivery(reporters)
+        self._context = PlainContext.of(self.settings)
+        probe = _probe.choose(self.settings.probe)
+        self._registry = Registry(
+            probe, self.settings.stack_depth, self._context, self.settings.dropped_kept
+        )
+        self._observer = Observer(self._registry, probe)
+        self._installed = False
+
+    @property
+    def installed(self) -> bool:
+        """Whether births are being recorded."""
+        return self._installed
+
+    def install(self) -> Self:
+        """Begin to record births; take in the sockets that are open already. Idempotent."""
+        with _changing:
+            if not self._installed:
+                self._installed = True
+                _guards.add(self)
+                _patch.subscribe(self._registry)
+                self._registry.adopt()
+        return self
+
+    def uninstall(self) -> None:
+        """Stop recording. The last guard to go leaves the socket class as it was found."""
+        with _changing:
+            if self._installed:
+                self._installed = False
+                _guards.discard(self)
+                _patch.unsubscribe(self._registry)
+
+    def __enter__(self) -> Self:
+        return self.install()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.uninstall()
+
+    def scan(self, *, full: bool = False) -> Report:
+        """Look, and tell nobody. A guard that is not installed knows no births, but looks.
+
+        Args:
+            full: Describe the healthy open sockets too, in `Report.observations`.
+        """
+        sight = self._look(full=full)
+        limit = _census.fd_limit()
+        judged = judge((*sight.suspects, *sight.dropped), self.settings, limit)
+        leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
+        spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
+        healthy = (*sight.healthy, *spared) if full else ()
+        return self._report(sight, leaks, healthy, limit)
+
+    def report(self) -> Report:
+        """Look, and tell the reporters."""
+        report = self.scan()
+        self._delivery(report)
+        return report
+
+    def mark(self) -> int:
+        """A baseline for `check`: the sockets born from now on are above it."""
+        return self._registry.mark()
+
+    def check(self, since: int) -> Report:
+        """Look only at the sockets born after a mark: the accused, and all that are still open.
+
+        No grace is given: whoever asks has waited.
+
+        Example:
+            >>> with Guard() as guard:
+            ...     mark = guard.mark()
+            ...     sock = socket.socket()
+            ...     before = [leak.verdict for leak in guard.check(mark).leaks]
+            ...     sock.close()
+            ...     after = guard.check(mark).leaks
+            >>> before, after
+            ([<Verdict.DEAD: 'dead'>], ())
+        """
+        sight = self._look(born_after=since)
+        limit = _census.fd_limit()
+        everything = (*sight.suspects, *sight.dropped, *sight.healthy)
+        young = [seen for seen in everything if seen.record.serial > since]
+        return self._report(sight, judge(young, self.settings.replaced(grace=0), limit), (), limit)
+
+    def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
+        """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
+        return NoLeaks(lambda: self, grace, allow_open=allow_open)
+
+    def _look(self, *, full: bool = False, born_after: int | None = None) -> Sight:
+        if not self._installed:
+            self._registry.adopt()
+        return self._observer.look(full=full, born_after=born_after)
+
+    def _report(
+        self,
+        sight: Sight,
+        leaks: tuple[Leak, ...],
+        observations: tuple[Observation, ...],
+        limit: int | None,
+    ) -> Report:
+        report = Report(
+            schema=SCHEMA,
+            taken_at=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            command=sys.argv[0] if sys.argv else "",
+            python=sys.version.split()[0],
+            open_sockets=sight.open_sockets,
+            fd_used=_census.fd_used(),
+            fd_limit=limit,
+            coverage=self._coverage(),
+            leaks=leaks,
+            observations=observations,
+        )
+        redactor = self.settings.redact
+        return redacted(report, redactor) if redactor is not None else report
+
+    def _coverage(self) -> Coverage:
+        births, dropped, failures = self._registry.totals()
+        return Coverage(
+            births=births,
+            adopted=self._registry.adopted_now(),
+            dropped=dropped,
+            forgotten=dropped - len(self._registry.dropped()),
+            failures=failures,
+            notes=notes(
+                installed=self._installed,
+                replaced_by=_patch.replaced_by() if self._installed else None,
+                context_failure=self._context.failure if self._context else None,
+            ),
+        )
+
+    def _after_fork(self) -> None:
+        self._registry.after_fork()
+        self._observer.after_fork()
+
+
+_changing = threading.RLock()
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for guard in list(_guards):
+        guard._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

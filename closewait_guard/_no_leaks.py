@@ -1,0 +1,156 @@
+"""Prove that a block, or a function, leaves no socket behind."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, TypeVar
+
+from closewait_guard._decorate import around
+from closewait_guard._render import render_text
+from closewait_guard.exceptions import ConfigurationError, SocketLeakError
+from closewait_guard.model import Report, Verdict
+
+__all__ = ["NoLeaks"]
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+_FIRST_WAIT = 0.001
+
+
+class _Guard(Protocol):
+    """What is asked of a guard."""
+
+    @property
+    def installed(self) -> bool: ...
+    def install(self) -> object: ...
+    def uninstall(self) -> None: ...
+    def mark(self) -> int: ...
+    def check(self, since: int) -> Report: ...
+
+
+class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
+    """Fails if a socket born inside is still open at the end, or was dropped while open.
+
+    Works with `with`, with `async with`, and as a decorator of functions and coroutine functions.
+    Waits for sockets that are about to close, at most `grace` seconds, and collects garbage once;
+    neither happens when nothing is suspect. An exception from the body passes as it is.
+
+    Args:
+        guard: Makes, or names, the guard to use; one that is not installed is, for the block.
+        grace: Seconds that sockets have to close after the block.
+        allow_open: Accept sockets that are open and well, such as those of a pool that stays.
+
+    Raises:
+        SocketLeakError: Sockets were leaked; the text is the report.
+    """
+
+    def __init__(self, guard: Callable[[], _Guard], grace: float, *, allow_open: bool) -> None:
+        if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
+            raise ConfigurationError(
+                f"no_leaks(grace=...): grace must be a number of seconds, zero or more, "
+                f"not {grace!r}"
+            )
+        self._make = guard
+        self._grace = grace
+        self._allow_open = allow_open
+        self._open: list[tuple[_Guard, bool, int]] = []
+
+    def __call__(self, function: _F) -> _F:
+        return around(
+            function, lambda: NoLeaks(self._make, self._grace, allow_open=self._allow_open)
+        )
+
+    def __enter__(self) -> None:
+        guard = self._make()
+        is_ours = not guard.installed
+        if is_ours:
+            guard.install()
+        self._open.append((guard, is_ours, guard.mark()))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        guard, is_ours, mark = self._open.pop()
+        try:
+            if error is None:
+                for wait in (settling := _Settling(guard, mark, self._grace)):
+                    time.sleep(wait)
+                self._judge(settling.report)
+        finally:
+            if is_ours:
+                guard.uninstall()
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        guard, is_ours, mark = self._open.pop()
+        try:
+            if error is None:
+                for wait in (settling := _Settling(guard, mark, self._grace)):
+                    await _sleep(wait)
+                self._judge(settling.report)
+        finally:
+            if is_ours:
+                guard.uninstall()
+
+    def _judge(self, report: Report) -> None:
+        guilty = tuple(leak for leak in report.leaks if leak.accused or not self._allow_open)
+        if guilty:
+            report = replace(report, leaks=guilty)
+            raise SocketLeakError(render_text(report), report)
+
+
+class _Settling:
+    """Yields how long to wait before each further look; `report` is the last one's."""
+
+    def __init__(self, guard: _Guard, mark: int, grace: float) -> None:
+        self._guard = guard
+        self._mark = mark
+        self._deadline = time.monotonic() + grace
+        self.report: Report
+
+    def __iter__(self) -> Generator[float, None, None]:
+        wait, collected = _FIRST_WAIT, False
+        while not self._settled():
+            left = self._deadline - time.monotonic()
+            if left <= 0 and collected:
+                return
+            if left > 0:
+                yield min(wait, left)
+            if not collected:
+                # After one short wait: what closes by itself never costs a collection.
+                gc.collect()
+                collected = True
+            wait *= 2
+
+    def _settled(self) -> bool:
+        """Whether waiting can change nothing: all is closed, but for what was dropped."""
+        self.report = self._guard.check(self._mark)
+        return all(leak.verdict is Verdict.DROPPED for leak in self.report.leaks)
+
+
+async def _sleep(seconds: float) -> None:
+    """Wait in whichever event loop is running, so that it can close what it is closing."""
+    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        await asyncio.sleep(seconds)
+    elif trio is not None:
+        await trio.sleep(seconds)
+    else:
+        # Neither loop is running, so that there is none to hold up.
+        time.sleep(seconds)  # noqa: ASYNC251

@@ -1,0 +1,261 @@
+"""A report as plain text, 80 columns wide: pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from textwrap import wrap
+
+from closewait_guard._words import addresses, count_of, span
+from closewait_guard.model import (
+    Connection,
+    Coverage,
+    Frame,
+    FrameKind,
+    Observation,
+    Origin,
+    Report,
+    SiteGroup,
+    SocketRecord,
+    Verdict,
+)
+
+__all__ = ["render_text"]
+
+_WIDTH = 80
+_MOST_USER_FRAMES = 8
+
+
+def render_text(report: Report) -> str:
+    """Tell a report: the counts, one block for each site, worst first, and what cannot be seen.
+
+    Example:
+        >>> from closewait_guard import scan
+        >>> print(render_text(scan()).splitlines()[0])  # doctest: +ELLIPSIS
+        closewait_guard: ... of ... open sockets; ... descriptors in use
+    """
+    blocks = [_headline(report)]
+    blocks += ["\n".join(_alert_lines(report))] if report.alerts else []
+    blocks += ["\n".join(_block(group)) for group in report.by_site()]
+    blocks.append("\n".join(_cannot_see(report.coverage)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _headline(report: Report) -> str:
+    verdicts = Counter(leak.verdict for leak in report.leaks)
+    accused = [f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict]]
+    found = ", ".join(accused) or "no leak"
+    sockets = f"closewait_guard: {found} of {count_of(report.open_sockets, 'open socket')}"
+    return "\n".join(wrap(f"{sockets}; {_descriptors(report)}", _WIDTH, subsequent_indent="  "))
+
+
+def _descriptors(report: Report) -> str:
+    used, limit = report.fd_used, report.fd_limit
+    if used is None:
+        return "descriptors in use unknown"
+    if not limit:
+        return f"{used:,} descriptors in use"
+    return f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
+
+
+def _alert_lines(report: Report) -> Iterator[str]:
+    for alert in report.alerts:
+        yield from wrap(
+            f"{alert.severity.upper()}: {alert.message}", _WIDTH, subsequent_indent="  "
+        )
+
+
+def _block(group: SiteGroup) -> Iterator[str]:
+    seen = [leak.observation for leak in group.leaks]
+    record = seen[0].record
+    yield from _folded(f"{group.severity.upper()}  {len(seen):,} x {_what(group, seen)}", "  ")
+    for line in (_story(seen), _origin(seen)):
+        if line:
+            yield from _folded(f"  {line}", "    ")
+    yield from _born(record)
+    circumstances = _circumstances(observation.record for observation in seen)
+    if circumstances:
+        yield from _folded(f"  {circumstances}", "    ")
+    for holder in _distinct(holder for leak in group.leaks for holder in leak.holders):
+        yield from _folded(f"  held by {holder}", "    ")
+    if group.leaks[0].hint:
+        yield from _folded(f"  fix: {group.leaks[0].hint}", "    ")
+
+
+def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
+    """Verdict, kind of socket and peers."""
+    first = seen[0]
+    kinds = _distinct(_kind(observation) for observation in seen)
+    what = f"{group.verdict.upper()}  {', '.join(kinds)}"
+    peers = [observation.peer for observation in seen if observation.peer]
+    if peers:
+        return (
+            f"{what} from {addresses(peers)}"
+            if _is_accepted(first)
+            else (f"{what} to {addresses(peers)}")
+        )
+    local = [
+        observation.local
+        for observation in seen
+        if observation.local and not observation.local.endswith(":0")
+    ]
+    return f"{what} at {addresses(local)}" if local else what
+
+
+def _is_accepted(observation: Observation) -> bool:
+    return observation.record.birth.origin is Origin.ACCEPTED
+
+
+def _kind(observation: Observation) -> str:
+    if observation.family in ("AF_INET", "AF_INET6"):
+        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
+        name = protocol or observation.type.removeprefix("SOCK_")
+    elif observation.family == "AF_UNIX":
+        name = (
+            "UNIX"
+            if observation.type == "SOCK_STREAM"
+            else (f"UNIX {observation.type.removeprefix('SOCK_').lower()}")
+        )
+    else:
+        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
+    return f"TLS over {name}" if observation.tls else name
+
+
+def _story(seen: Sequence[Observation]) -> str:
+    """What happened to the connection, how long ago, and what lies unread."""
+    told = [_ENDS[seen[0].connection]]
+    ages = [age for age in map(_age, seen) if age is not None]
+    if told[0] and ages:
+        told[0] += f" {span(min(ages), max(ages))} ago"
+    if seen[0].close_called:
+        told.append("close() was called")
+    unread = sum(observation.unread or 0 for observation in seen)
+    if unread:
+        told.append(f"{count_of(unread, 'byte')} unread")
+    unsent = sum(observation.unsent or 0 for observation in seen)
+    if unsent:
+        told.append(f"{count_of(unsent, 'byte')} not yet taken by the peer")
+    return "; ".join(part for part in told if part)
+
+
+_ENDS = {
+    Connection.UNCONNECTED: "refused, or never connected",
+    Connection.LIVE: "",
+    Connection.PEER_CLOSED: "peer closed",
+    Connection.GONE: "connection reset or ended",
+    Connection.NOT_APPLICABLE: "",
+}
+
+
+def _age(observation: Observation) -> float | None:
+    if observation.connection is Connection.PEER_CLOSED:
+        return observation.peer_closed_for
+    return observation.suspect_for if observation.connection is Connection.GONE else None
+
+
+def _origin(seen: Sequence[Observation]) -> str:
+    """How the descriptor came to be, where that is more than a plain birth."""
+    record = seen[0].record
+    parent = record.parent.site if record.parent is not None else None
+    where = f" at {_place(parent)}" if parent is not None else ""
+    match record.birth.origin, record.origin:
+        case Origin.ACCEPTED, _:
+            return f"accepted by the listener born{where}" if where else ""
+        case _, Origin.DUPLICATED:
+            return f"duplicated from the socket born{where}" if where else ""
+        case _, Origin.DETACHED:
+            return "its socket object gave the descriptor away by detach()"
+        case _, Origin.INHERITED:
+            return (
+                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
+            )
+        case _, Origin.ADOPTED if not record.stack:
+            return "older than the guard: where it was born is unknown"
+    return ""
+
+
+def _born(record: SocketRecord) -> Iterator[str]:
+    site = record.site
+    if site is None:
+        return
+    yield from _call("  born at ", site)
+    stack = record.birth.stack
+    outer = stack[stack.index(site) + 1 :] if site in stack else ()
+    told = 0
+    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
+        run = list(frames)
+        if not is_user:
+            yield f"    ({count_of(len(run), 'library call')})"
+            continue
+        for frame in run[: _MOST_USER_FRAMES - told]:
+            yield from _call("    from ", frame)
+        told += len(run)
+        if told > _MOST_USER_FRAMES:
+            yield f"    ({count_of(told - _MOST_USER_FRAMES, 'more call')})"
+            return
+
+
+def _call(prefix: str, frame: Frame) -> Iterator[str]:
+    yield _fitted(prefix, _place(frame), f" in {frame.function}()".replace(">()", ">"))
+    if frame.source:
+        yield _cut(" " * 8 + frame.source)
+
+
+def _place(frame: Frame) -> str:
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _fitted(prefix: str, path: str, suffix: str) -> str:
+    """One line; a path too long for it loses its beginning, never its end."""
+    room = _WIDTH - len(prefix) - len(suffix)
+    if len(path) > room >= 20:
+        path = "..." + path[-(room - 3) :]
+    return _cut(prefix + path + suffix)
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def _circumstances(records: Iterable[SocketRecord]) -> str:
+    """Threads, tasks, labels and context, each value once."""
+    births = [record.birth for record in records]
+    told = {
+        "thread": _distinct(record.thread for record in births if record.thread),
+        "task": _distinct(record.task for record in births if record.task),
+        "label": _distinct(label for record in births for label in record.labels),
+    }
+    parts = [f"{name} {_some(values)}" for name, values in told.items() if values]
+    names = _distinct(name for record in births for name in record.context)
+    for name in names:
+        values = _distinct(str(record.context[name]) for record in births if name in record.context)
+        parts.append(f"{name}={_some(values)}")
+    return ", ".join(parts)
+
+
+def _some(values: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(values[:most])
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _folded(text: str, indent: str) -> list[str]:
+    return wrap(text, _WIDTH, subsequent_indent=indent, drop_whitespace=True) or [text]
+
+
+def _cannot_see(coverage: Coverage) -> list[str]:
+    notes = list(coverage.notes)
+    if coverage.adopted:
+        notes.append(f"the birth of {count_of(coverage.adopted, 'socket')} older than the guard")
+    if coverage.forgotten:
+        notes.append(
+            f"the births of {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets, "
+            "whose records had to make room"
+        )
+    if coverage.failures:
+        notes.append(f"{count_of(coverage.failures, 'birth or death')} that failed to be recorded")
+    return _folded(f"Cannot see: {'; '.join(notes)}.", "  ")

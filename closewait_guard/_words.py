@@ -1,0 +1,61 @@
+"""Numbers, times and addresses as people read them: pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+__all__ = ["addresses", "count_of", "seconds", "span"]
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 socket`, `2 sockets`.
+
+    Example:
+        >>> count_of(1, "byte"), count_of(12_000, "byte")
+        ('1 byte', '12,000 bytes')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def seconds(duration: float) -> str:
+    """A duration in the unit that suits it.
+
+    Example:
+        >>> [seconds(number) for number in (0.25, 41, 540, 9000, 200_000)]
+        ['0.2 s', '41 s', '9 min', '2.5 h', '2.3 days']
+    """
+    for size, name, limit in ((1, "s", 120), (_MINUTE, "min", _HOUR * 2), (_HOUR, "h", _DAY * 2)):
+        if duration < limit:
+            return f"{_short(duration / size)} {name}"
+    return f"{_short(duration / _DAY)} days"
+
+
+def span(shortest: float, longest: float) -> str:
+    """Two durations as one, where they read alike.
+
+    Example:
+        >>> span(41, 540), span(41.1, 41.2)
+        ('41 s to 9 min', '41 s')
+    """
+    first, last = seconds(shortest), seconds(longest)
+    return first if first == last else f"{first} to {last}"
+
+
+def addresses(peers: Iterable[str], most: int = 3) -> str:
+    """The most frequent addresses, with counts.
+
+    Example:
+        >>> addresses(["10.0.0.1:80", "10.0.0.1:80", "10.0.0.2:80"])
+        '10.0.0.1:80 (2), 10.0.0.2:80'
+    """
+    counted = Counter(peers).most_common()
+    shown = [peer if times == 1 else f"{peer} ({times:,})" for peer, times in counted[:most]]
+    more = len(counted) - most
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0") if number < 10 else f"{number:.0f}"
