@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from closewait_guard._structlog import tell_failure
 from closewait_guard.model import Report, Reporter
@@ -15,7 +16,8 @@ class Delivery:
 
     def __init__(self, reporters: Iterable[Reporter] = ()) -> None:
         self.reporters = tuple(reporters)
-        self.failures: dict[int, int] = {}
+        self.failed = 0
+        self._told: set[int] = set()
 
     def __call__(self, report: Report) -> None:
         for position, reporter in enumerate(self.reporters):
@@ -25,14 +27,13 @@ class Delivery:
                 self._failed(position, reporter, error)
 
     def _failed(self, position: int, reporter: Reporter, error: Exception) -> None:
-        self.failures[position] = self.failures.get(position, 0) + 1
-        if self.failures[position] > 1:
+        self.failed += 1
+        if position in self._told:
             return
-        try:
+        self._told.add(position)
+        # The program's own structlog configuration may be broken; the count still tells.
+        with suppress(Exception):
             tell_failure("a reporter failed", error, reporter=_name_of(reporter))
-        except Exception:
-            # The program's own structlog configuration is broken; the count still tells.
-            self.failures[position] += 0
 
 
 def _name_of(reporter: Reporter) -> str:

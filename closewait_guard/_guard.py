@@ -108,6 +108,11 @@ class Guard:
         self._delivery(report)
         return report
 
+    @property
+    def failed_reports(self) -> int:
+        """How many times a reporter has raised."""
+        return self._delivery.failed
+
     def mark(self) -> int:
         """A baseline for `check`: the sockets born from now on are above it."""
         return self._registry.mark()

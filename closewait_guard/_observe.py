@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from closewait_guard._birth import Birth, inode_of
 from closewait_guard._probe import Poller, Probe, View, borrowed
 from closewait_guard._readers import descriptors_in_use
-from closewait_guard._registry import Birth, Living, Registry
+from closewait_guard._registry import Living, Registry
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
@@ -119,7 +119,7 @@ class _Glance:
         events = self._events.get(fd, 0)
         if fd in self._living.detached:
             return self._view_through_copy(fd, events)
-        sock = birth.socket()
+        sock = birth.sock()
         return self._probe.look(sock, fd, events) if sock is not None else None
 
     def _view_through_copy(self, fd: int, events: int) -> View | None:
@@ -142,7 +142,7 @@ class _Glance:
             record,
             fd,
             view,
-            inode=_inode(fd),
+            inode=inode_of(fd),
             peer_closed_for=peer_closed_for(view, sighting, self.now),
             tls=_is_tls(birth),
             close_called=close_called,
@@ -207,14 +207,7 @@ _UNKNOWN = View(
 )
 
 
-def _inode(fd: int) -> int | None:
-    try:
-        return os.fstat(fd).st_ino
-    except OSError:
-        return None
-
-
 def _is_tls(birth: Birth) -> bool:
     ssl = sys.modules.get("ssl")
-    sock = birth.socket()
+    sock = birth.sock()
     return ssl is not None and isinstance(sock, ssl.SSLSocket)

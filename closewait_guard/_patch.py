@@ -10,7 +10,7 @@ import functools
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 __all__ = ["CALLER", "SOCKET", "Listener", "is_patched", "replaced_by", "subscribe", "unsubscribe"]
 
@@ -53,8 +53,7 @@ def subscribe(listener: Listener) -> None:
     with _changing:
         if listener not in _listeners:
             _listeners.append(listener)
-        for method in _METHODS:
-            method.apply()
+        _tell()
 
 
 def unsubscribe(listener: Listener) -> None:
@@ -62,20 +61,23 @@ def unsubscribe(listener: Listener) -> None:
     with _changing:
         if listener in _listeners:
             _listeners.remove(listener)
-        if not _listeners:
-            for method in _METHODS:
-                method.undo()
+        _tell()
+
+
+def _tell() -> None:
+    for method in _METHODS:
+        method.tell(tuple(_listeners))
 
 
 def is_patched() -> bool:
     """Whether anything of ours is on the socket class, be it silent."""
-    return any(method.is_ours() for method in _METHODS)
+    return any(method.top() is not None for method in _METHODS)
 
 
 def replaced_by() -> str | None:
     """The module that has put a wrapper over ours, if one has."""
     for method in _METHODS:
-        if method.active and not method.is_ours():
+        if method.is_covered():
             return str(getattr(method.present, "__module__", None) or type(method.present))
     return None
 
@@ -89,54 +91,71 @@ class _Audience:
         self.listeners: tuple[Listener, ...] = ()
 
 
+class _Layer(NamedTuple):
+    """One wrapper of ours, and what it was put over."""
+
+    ours: Any
+    found: Any
+    was_own: bool
+    audience: _Audience
+
+
 class _Method:
-    """One method of the socket class, patched in place and restored exactly."""
+    """One method of the socket class, patched in place and restored exactly.
+
+    A wrapper that somebody else has wrapped cannot be taken out. It falls silent, and is
+    remembered: should it come to light again, it is used again, or removed.
+    """
 
     def __init__(self, name: str, wrap: Callable[[Any, _Audience], Any]) -> None:
         self.name = name
-        self.active = False
         self._wrap = wrap
-        self._ours: Any = None
-        self._audience = _Audience()
-        self._was_own = False
-        self._found: Any = None
+        self._layers: list[_Layer] = []
 
     @property
     def present(self) -> Any:
         """What the class itself has there, not what it inherits."""
         return vars(SOCKET).get(self.name)
 
-    def is_ours(self) -> bool:
-        """Whether our wrapper is on top, be it silent. By identity: wrappers may compare equal."""
-        return self._ours is not None and self.present is self._ours
+    def top(self) -> _Layer | None:
+        """Our layer, be it silent, if it is what the class has there now."""
+        return next((layer for layer in self._layers if layer.ours is self.present), None)
 
-    def apply(self) -> None:
-        """Wrap what is there now, unless our own wrapper still is."""
-        if not self.active and not self.is_ours():
-            import wrapt
+    def is_covered(self) -> bool:
+        """Whether a listener is told through somebody else's wrapper, if at all."""
+        return self.top() is None and any(layer.audience.listeners for layer in self._layers)
 
-            self._was_own = self.name in vars(SOCKET)
-            self._found = self.present
-            self._audience = _Audience()
-            # Its stubs know of factories that make proxies only; it takes any.
-            factory: Any = self._wrap
-            wrapt.wrap_object(SOCKET, self.name, factory, (self._audience,))
-            self._ours = self.present
-        self.active = True
-        self._audience.listeners = tuple(_listeners)
+    def tell(self, listeners: tuple[Listener, ...]) -> None:
+        """Make `listeners` the only ones who are told; take our wrapper out if there are none."""
+        told = self._told() or (self._added() if listeners else None)
+        if told is not None:
+            told.audience.listeners = listeners
+        if not listeners:
+            self._remove()
 
-    def undo(self) -> None:
-        """Put back what was found, or only fall silent if somebody else has wrapped us since."""
-        self._audience.listeners = ()
-        self.active = False
-        if not self.is_ours():
-            return
-        if self._was_own:
-            setattr(SOCKET, self.name, self._found)
-        else:
-            # wrapt finds inherited methods too: a copy of one must not stay behind.
-            delattr(SOCKET, self.name)
-        self._ours = self._found = None
+    def _told(self) -> _Layer | None:
+        """The layer in use: the one that somebody listens to, else a silent one on top."""
+        heard = (layer for layer in self._layers if layer.audience.listeners)
+        return next(heard, None) or self.top()
+
+    def _added(self) -> _Layer:
+        import wrapt
+
+        audience, found, was_own = _Audience(), self.present, self.name in vars(SOCKET)
+        # Its stubs know of factories that make proxies only; it takes any.
+        factory: Any = self._wrap
+        wrapt.wrap_object(SOCKET, self.name, factory, (audience,))
+        self._layers.append(_Layer(self.present, found, was_own, audience))
+        return self._layers[-1]
+
+    def _remove(self) -> None:
+        while (layer := self.top()) is not None:
+            if layer.was_own:
+                setattr(SOCKET, self.name, layer.found)
+            else:
+                # wrapt finds inherited methods too: a copy of one must not stay behind.
+                delattr(SOCKET, self.name)
+            self._layers.remove(layer)
 
 
 def _wrap_init(original: Any, audience: _Audience) -> Any:

@@ -17,34 +17,31 @@ import threading
 import time
 import weakref
 from collections import deque
-from dataclasses import replace
-from types import FrameType
 from typing import Any, NamedTuple
 
+from closewait_guard._birth import (
+    KEY,
+    ORIGIN,
+    PARENT,
+    SERIAL,
+    SOCK,
+    STACK,
+    Birth,
+    Story,
+    holds,
+    inode_of,
+    record_of,
+)
 from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
+from closewait_guard._lineage import lineage
 from closewait_guard._patch import CALLER, SOCKET
 from closewait_guard._probe import Probe, View
-from closewait_guard._stack import NO_STACK, Stack, capture, resolve, settle
+from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard._tally import Tally
 from closewait_guard.model import Origin, Scalar, SocketRecord
 
-__all__ = ["Birth", "Drop", "Living", "Registry"]
-
-# Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
-_MOST_ANCESTORS = 16
-
-# Which function of the standard library makes a socket of a descriptor, and which of its local
-# variables tells whose. By the identity of the code, because a code object hashes its constants.
-_MAKERS: dict[int, tuple[Origin, str | None]] = {
-    id(function.__code__): origin_and_name
-    for function, origin_and_name in (
-        (SOCKET.accept, (Origin.ACCEPTED, "self")),
-        (SOCKET.dup, (Origin.DUPLICATED, "self")),
-        (socket.fromfd, (Origin.DUPLICATED, "fd")),
-        (socket.socketpair, (Origin.CREATED, None)),
-    )
-}
+__all__ = ["Drop", "Living", "Registry"]
 
 _SETTLE_AFTER = 256
 
@@ -53,33 +50,7 @@ _NO_CONTEXT: dict[str, Scalar] = {}
 
 _fileno = _socket.socket.fileno
 _close_called = SOCKET.__dict__["_closed"].__get__
-
-
-# The fields of a Birth in their order, as they are kept.
-_Story = tuple[Any, ...]
-
-
-class Birth(NamedTuple):
-    """What is remembered of a socket until somebody asks. Outlives the socket, never holds it."""
-
-    socket: weakref.ref[socket.socket]
-    # The address tells a socket whose weak references the collector has already cleared.
-    key: int
-    serial: int
-    pid: int
-    born_at: float | None
-    thread: str
-    task: str | None
-    labels: tuple[str, ...]
-    context: dict[str, Scalar]
-    origin: Origin
-    parent: _Story | None
-    stack: Stack
-
-
-_SOCKET, _KEY, _SERIAL, _ORIGIN, _PARENT, _STACK = (
-    Birth._fields.index(name) for name in ("socket", "key", "serial", "origin", "parent", "stack")
-)
+_file_objects = SOCKET.__dict__["_io_refs"].__get__
 
 
 class Drop(NamedTuple):
@@ -94,7 +65,7 @@ class Drop(NamedTuple):
 class Living(NamedTuple):
     """One moment's open sockets, by descriptor."""
 
-    stories: dict[int, _Story]
+    stories: dict[int, Story]
     close_called: set[int]
     detached: dict[int, Birth]
 
@@ -105,7 +76,7 @@ class Living(NamedTuple):
 
     def born_after(self, mark: int) -> set[int]:
         """Those that are younger than a mark."""
-        return {fd for fd, story in self.stories.items() if story[_SERIAL] > mark}
+        return {fd for fd, story in self.stories.items() if story[SERIAL] > mark}
 
 
 class Registry:
@@ -119,8 +90,8 @@ class Registry:
         self._context = context
         self._pid = os.getpid()
         self._born, self._drops, self._failed = Tally(), Tally(), Tally()
-        self._births: dict[int, _Story] = {}
-        self._detached: dict[int, tuple[_Story, int]] = {}
+        self._births: dict[int, Story] = {}
+        self._detached: dict[int, tuple[Story, int]] = {}
         self._dropped: deque[Drop] = deque(maxlen=dropped_kept)
         self._has_adopted = False
         self._settle_at = _SETTLE_AFTER
@@ -134,7 +105,7 @@ class Registry:
         if descriptor is None:
             origin, parent = _CREATED, None
         else:
-            origin, parent = self._lineage(fd, sys._getframe(CALLER))
+            origin, parent = lineage(fd, sys._getframe(CALLER), self._births, self._detached)
         thread = _threads.get(threading.get_ident())
         asyncio = _modules.get("asyncio")
         serial = self._next_serial()
@@ -164,28 +135,28 @@ class Registry:
         births = self._births.copy()
         self._settle_at = serial + max(_SETTLE_AFTER, len(births))
         for birth in births.values():
-            settle(birth[_STACK])
+            settle(birth[STACK])
 
     def detached(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)
-        if story is None or story[_KEY] != id(sock):
+        if story is None or story[KEY] != id(sock):
             return
-        parent = story[_PARENT]
-        if story[_ORIGIN] is Origin.WRAPPED and parent is not None and _holds(parent, fd):
+        parent = story[PARENT]
+        if story[ORIGIN] is Origin.WRAPPED and parent is not None and holds(parent, fd):
             self._births[fd] = parent
         else:
             self._detached[fd] = (story, os.fstat(fd).st_ino)
 
     def dying(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)
-        if story is None or story[_KEY] != id(sock):
+        if story is None or story[KEY] != id(sock):
             story = self._stranger(sock)
         else:
             # Nobody else can have been given this number: its owner is still open.
             self._births.pop(fd, None)
         # The collector clears weak references before it finalizes; a last reference that goes
         # finalizes first.
-        collected = story[_SOCKET]() is None
+        collected = story[SOCK]() is None
         view = self._probe.look(sock, fd, 0)
         self._dropped.append(Drop(Birth._make(story), fd, collected, view))
         self._drops.count()
@@ -200,13 +171,14 @@ class Registry:
         stories = self._births.copy()
         close_called: set[int] = set()
         for fd, story in list(stories.items()):
-            sock = story[_SOCKET]()
+            sock = story[SOCK]()
             if sock is None or _fileno(sock) != fd:
                 del stories[fd]
                 if fd not in self._detached:
                     _discard(self._births, fd, story)
                 continue
-            if _close_called(sock):
+            # Without a file object it is a close() under way, a few bytecodes from its end.
+            if _close_called(sock) and _file_objects(sock) > 0:
                 close_called.add(fd)
         sock = None
         return Living(stories, close_called, self._still_detached())
@@ -216,7 +188,7 @@ class Registry:
         still: dict[int, Birth] = {}
         for fd, entry in self._detached.copy().items():
             story, inode = entry
-            if self._births.get(fd) is story and _inode(fd) == inode:
+            if self._births.get(fd) is story and inode_of(fd) == inode:
                 still[fd] = Birth._make(story)
             else:
                 _discard(self._detached, fd, entry)
@@ -235,21 +207,14 @@ class Registry:
         return self._born.total(), self._drops.total(), self._failed.total()
 
     def record_of(self, birth: Birth) -> SocketRecord:
-        """The public record of a birth, with its stack resolved."""
-        fields = birth._asdict()
-        del fields["socket"], fields["key"]
-        if birth.parent is not None:
-            fields["parent"] = self.record_of(Birth._make(birth.parent))
-        record = SocketRecord(**fields | {"stack": resolve(birth.stack)})
-        if birth.pid == self._pid:
-            return record
-        return replace(record, pid=self._pid, origin=Origin.INHERITED, parent=record)
+        """The public record of a birth."""
+        return record_of(birth, self._pid)
 
     def adopted_now(self) -> int:
         """How many of the open sockets are older than the guard."""
         if not self._has_adopted:
             return 0
-        return sum(story[_SERIAL] < 0 for story in self._births.copy().values())
+        return sum(story[SERIAL] < 0 for story in self._births.copy().values())
 
     # Who was there before, and who came over a fork.
 
@@ -268,14 +233,14 @@ class Registry:
             # Not initialized: made by __new__ alone.
             return
         known = self._births.get(fd)
-        if fd >= 0 and not (known is not None and _holds(known, fd)):
+        if fd >= 0 and not (known is not None and holds(known, fd)):
             if known is not None:
                 _discard(self._births, fd, known)
             self._births.setdefault(fd, self._stranger(sock))
 
-    def _stranger(self, sock: socket.socket) -> _Story:
+    def _stranger(self, sock: socket.socket) -> Story:
         birth = Birth(
-            socket=_ref(sock),
+            sock=_ref(sock),
             key=id(sock),
             # Below zero: older than every mark, and never the serial of a birth.
             serial=self._next_stranger(),
@@ -297,56 +262,6 @@ class Registry:
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
 
-    # Where a descriptor comes from.
-
-    def _lineage(self, fd: int, caller: FrameType) -> tuple[Origin, _Story | None]:
-        maker = _MAKERS.get(id(caller.f_code))
-        if maker is None:
-            maker = _MAKERS.get(id(_beyond_init(caller).f_code))
-        if maker is not None:
-            origin, name = maker
-            return origin, self._named_by(caller, name) if name else None
-        story = self._births.get(fd)
-        if story is None:
-            return Origin.ADOPTED, None
-        if _holds(story, fd):
-            return Origin.WRAPPED, _bounded(story)
-        handed = self._detached.get(fd)
-        if handed is not None and handed[0] is story and handed[1] == _inode(fd):
-            return Origin.DETACHED, _bounded(story)
-        return Origin.ADOPTED, None
-
-    def _named_by(self, caller: FrameType, name: str) -> _Story | None:
-        """The birth of the socket, or descriptor, that a local variable of the caller holds."""
-        value = _beyond_init(caller).f_locals.get(name)
-        fd = _fileno(value) if isinstance(value, _c_socket) else value
-        if not isinstance(fd, int):
-            return None
-        story = self._births.get(fd)
-        return _bounded(story) if story is not None and _holds(story, fd) else None
-
-
-def _beyond_init(frame: FrameType) -> FrameType:
-    """Past the constructors of subclasses, to who called them."""
-    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-def _holds(story: _Story, fd: int) -> bool:
-    """Whether the socket of a birth is alive and this its descriptor."""
-    sock = story[_SOCKET]()
-    return sock is not None and _fileno(sock) == fd
-
-
-def _bounded(story: _Story) -> _Story:
-    if story[_PARENT] is None:
-        return story
-    line = [story]
-    while (parent := line[-1][_PARENT]) is not None:
-        line.append(parent)
-    return story if len(line) <= _MOST_ANCESTORS else line[-1]
-
 
 def _discard(table: dict[int, Any], key: int, value: object) -> None:
     """Remove an entry unless it has been replaced: another thread may register this moment."""
@@ -355,24 +270,20 @@ def _discard(table: dict[int, Any], key: int, value: object) -> None:
         table.setdefault(key, found)
 
 
-def _inode(fd: int) -> int | None:
-    try:
-        return os.fstat(fd).st_ino
-    except OSError:
-        return None
-
-
 def _task_name(asyncio: Any) -> str | None:
-    if asyncio._get_running_loop() is None:
+    try:
+        if asyncio._get_running_loop() is None:
+            return None
+        task = asyncio.current_task()
+        return task.get_name() if task is not None else None
+    except Exception:
+        # asyncio is being imported at this moment, or a task class of somebody's has no names.
         return None
-    task = asyncio.current_task()
-    return task.get_name() if task is not None else None
 
 
 # Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
 _threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
-_c_socket = _socket.socket
 _modules = sys.modules
 _now = time.time
 _ref = weakref.ref

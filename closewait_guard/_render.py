@@ -47,7 +47,7 @@ def _headline(report: Report) -> str:
     accused = [f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict]]
     found = ", ".join(accused) or "no leak"
     sockets = f"closewait_guard: {found} of {count_of(report.open_sockets, 'open socket')}"
-    return "\n".join(wrap(f"{sockets}; {_descriptors(report)}", _WIDTH, subsequent_indent="  "))
+    return "\n".join(_folded(f"{sockets}; {_descriptors(report)}", "  "))
 
 
 def _descriptors(report: Report) -> str:
@@ -61,9 +61,7 @@ def _descriptors(report: Report) -> str:
 
 def _alert_lines(report: Report) -> Iterator[str]:
     for alert in report.alerts:
-        yield from wrap(
-            f"{alert.severity.upper()}: {alert.message}", _WIDTH, subsequent_indent="  "
-        )
+        yield from _folded(f"{alert.severity.upper()}: {alert.message}", "  ")
 
 
 def _block(group: SiteGroup) -> Iterator[str]:
@@ -215,7 +213,15 @@ def _fitted(prefix: str, path: str, suffix: str) -> str:
 
 
 def _cut(line: str) -> str:
+    line = _printable(line)
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """Labels, paths and context come from outside: none of them may steer the terminal."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )
 
 
 def _circumstances(records: Iterable[SocketRecord]) -> str:
@@ -244,7 +250,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def _folded(text: str, indent: str) -> list[str]:
-    return wrap(text, _WIDTH, subsequent_indent=indent, drop_whitespace=True) or [text]
+    return wrap(_printable(text), _WIDTH, subsequent_indent=indent) or [text]
 
 
 def _cannot_see(coverage: Coverage) -> list[str]:
@@ -257,5 +263,5 @@ def _cannot_see(coverage: Coverage) -> list[str]:
             "whose records had to make room"
         )
     if coverage.failures:
-        notes.append(f"{count_of(coverage.failures, 'birth or death')} that failed to be recorded")
+        notes.append(f"{coverage.failures:,} births or deaths that failed to be recorded")
     return _folded(f"Cannot see: {'; '.join(notes)}.", "  ")

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
+
+from closewait_guard._vocabulary import (
+    AlertKind,
+    Connection,
+    Evidence,
+    FrameKind,
+    Origin,
+    Severity,
+    State,
+    Verdict,
+)
 
 __all__ = [
     "Alert",
@@ -31,121 +41,6 @@ __all__ = [
 SCHEMA = "closewait-guard/1"
 
 Scalar = str | int | float | bool | None
-
-
-class FrameKind(StrEnum):
-    """Whose code a frame is."""
-
-    USER = "user"
-    LIBRARY = "library"
-    STDLIB = "stdlib"
-
-
-class Origin(StrEnum):
-    """How a descriptor came into the program's hands."""
-
-    CREATED = "created"
-    ACCEPTED = "accepted"
-    DUPLICATED = "duplicated"
-    WRAPPED = "wrapped"
-    DETACHED = "detached"
-    ADOPTED = "adopted"
-    INHERITED = "inherited"
-    NATIVE = "native"
-
-
-class State(StrEnum):
-    """The kernel's TCP states, and two for what has none."""
-
-    ESTABLISHED = "ESTABLISHED"
-    SYN_SENT = "SYN_SENT"
-    SYN_RECV = "SYN_RECV"
-    FIN_WAIT1 = "FIN_WAIT1"
-    FIN_WAIT2 = "FIN_WAIT2"
-    TIME_WAIT = "TIME_WAIT"
-    CLOSE = "CLOSE"
-    CLOSE_WAIT = "CLOSE_WAIT"
-    LAST_ACK = "LAST_ACK"
-    LISTEN = "LISTEN"
-    CLOSING = "CLOSING"
-    NEW_SYN_RECV = "NEW_SYN_RECV"
-    UNIX = "unix"
-    NONE = "none"
-
-
-class Connection(StrEnum):
-    """What is left of the connection, whatever its protocol calls that."""
-
-    UNCONNECTED = "unconnected"
-    LIVE = "live"
-    PEER_CLOSED = "peer_closed"
-    GONE = "gone"
-    NOT_APPLICABLE = "not_applicable"
-
-
-class Evidence(StrEnum):
-    """What an observation rests on."""
-
-    TCP_INFO = "tcp_info"
-    POLL = "poll"
-    PEEK = "peek"
-    FINALIZED = "finalized"
-    COLLECTED = "collected"
-
-
-class Verdict(StrEnum):
-    """What is to be thought of a socket; the first five accuse the program."""
-
-    LEAKED = "leaked"
-    DEAD = "dead"
-    DROPPED = "dropped"
-    LINGERING = "lingering"
-    INHERITED = "inherited"
-    STALE_POOL = "stale_pool"
-    HALF_CLOSED = "half_closed"
-    CLOSING = "closing"
-    OPEN = "open"
-
-    @property
-    def accused(self) -> bool:
-        """Whether the program should have closed the socket."""
-        return self in _ACCUSED
-
-    @property
-    def rank(self) -> int:
-        """The place in the order worst first."""
-        return _VERDICTS.index(self)
-
-
-_VERDICTS = tuple(Verdict)
-_ACCUSED = frozenset(_VERDICTS[:5])
-
-
-class Severity(StrEnum):
-    """How bad it is; `rank` orders."""
-
-    INFO = "info"
-    WARNING = "warning"
-    CRITICAL = "critical"
-
-    @property
-    def rank(self) -> int:
-        """0 for info, 2 for critical."""
-        return _SEVERITIES.index(self)
-
-
-_SEVERITIES = tuple(Severity)
-
-
-class AlertKind(StrEnum):
-    """What an alert is about."""
-
-    COUNT = "count"
-    AGE = "age"
-    GROWTH = "growth"
-    CHURN = "churn"
-    FD_LIMIT = "fd_limit"
-    FD_EXHAUSTED = "fd_exhausted"
 
 
 @dataclass(frozen=True, slots=True)

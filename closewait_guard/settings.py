@@ -235,12 +235,13 @@ def _from_pyproject(directory: Path) -> _Given:
     if path is None:
         return
     try:
-        text = path.read_bytes().decode()
-        table = tomllib.loads(text).get("tool", {}).get("closewait_guard", {})
+        table = tomllib.loads(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    if not isinstance(table, dict):
-        raise ConfigurationError(f"{path}: [tool.closewait_guard] must be a table, not {table!r}")
+    for name in ("tool", "tool.closewait_guard"):
+        table = table.get(name.rpartition(".")[2], {})
+        if not isinstance(table, dict):
+            raise ConfigurationError(f"{path}: [{name}] must be a table, not {table!r}")
     for name, value in table.items():
         yield name, value, f"[tool.closewait_guard] in {path}"
 

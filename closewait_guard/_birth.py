@@ -1,0 +1,96 @@
+"""What is remembered of a socket until somebody asks: a plain tuple, and its names."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+import weakref
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from closewait_guard._stack import Stack, resolve
+from closewait_guard.model import Origin, Scalar, SocketRecord
+
+__all__ = [
+    "KEY",
+    "ORIGIN",
+    "PARENT",
+    "SERIAL",
+    "SOCK",
+    "STACK",
+    "Birth",
+    "Story",
+    "descended_from",
+    "holds",
+    "inode_of",
+    "record_of",
+]
+
+# The fields of a Birth in their order: making a named tuple would take three times as long.
+Story = tuple[Any, ...]
+
+# Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
+_MOST_ANCESTORS = 16
+
+_fileno = _socket.socket.fileno
+
+
+class Birth(NamedTuple):
+    """A story with names. Outlives its socket, never holds it."""
+
+    sock: weakref.ref[socket.socket]
+    # The address tells a socket whose weak references the collector has already cleared.
+    key: int
+    serial: int
+    pid: int
+    born_at: float | None
+    thread: str
+    task: str | None
+    labels: tuple[str, ...]
+    context: dict[str, Scalar]
+    origin: Origin
+    parent: Story | None
+    stack: Stack
+
+
+SOCK, KEY, SERIAL, ORIGIN, PARENT, STACK = (
+    Birth._fields.index(name) for name in ("sock", "key", "serial", "origin", "parent", "stack")
+)
+
+
+def holds(story: Story, fd: int) -> bool:
+    """Whether the socket of a story is alive and this its descriptor."""
+    sock = story[SOCK]()
+    return sock is not None and _fileno(sock) == fd
+
+
+def descended_from(story: Story) -> Story:
+    """What a new birth keeps as its parent: the story, or the root of a line grown too long."""
+    if story[PARENT] is None:
+        return story
+    line = [story]
+    while (parent := line[-1][PARENT]) is not None:
+        line.append(parent)
+    return story if len(line) <= _MOST_ANCESTORS else line[-1]
+
+
+def record_of(story: Story, pid: int) -> SocketRecord:
+    """The public record, with its stack resolved. Those of another process are inherited ones."""
+    fields = Birth._make(story)._asdict()
+    del fields["sock"], fields["key"]
+    fields["stack"] = resolve(fields["stack"])
+    if fields["parent"] is not None:
+        fields["parent"] = record_of(fields["parent"], pid)
+    record = SocketRecord(**fields)
+    if record.pid == pid:
+        return record
+    return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
+
+
+def inode_of(fd: int) -> int | None:
+    """What tells one open descriptor from the next that gets its number."""
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return None

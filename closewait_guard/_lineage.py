@@ -1,0 +1,77 @@
+"""Where a descriptor comes from that a socket was made of, and whose birth goes before."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+from collections.abc import Mapping
+from types import FrameType
+
+from closewait_guard._birth import Story, descended_from, holds, inode_of
+from closewait_guard._patch import SOCKET
+from closewait_guard.model import Origin
+
+__all__ = ["lineage"]
+
+# Which function of the standard library makes a socket of a descriptor, and which of its local
+# variables tells whose. By the identity of the code, because a code object hashes its constants.
+_MAKERS: dict[int, tuple[Origin, str | None]] = {
+    id(function.__code__): origin_and_name
+    for function, origin_and_name in (
+        (SOCKET.accept, (Origin.ACCEPTED, "self")),
+        (SOCKET.dup, (Origin.DUPLICATED, "self")),
+        (socket.fromfd, (Origin.DUPLICATED, "fd")),
+        (socket.socketpair, (Origin.CREATED, None)),
+    )
+}
+
+_c_socket = _socket.socket
+
+
+def lineage(
+    fd: int,
+    caller: FrameType,
+    births: Mapping[int, Story],
+    detached: Mapping[int, tuple[Story, int]],
+) -> tuple[Origin, Story | None]:
+    """The origin of a socket made of a descriptor, and the birth that goes before.
+
+    Args:
+        fd: The descriptor.
+        caller: The frame that made the socket.
+        births: The stories by descriptor, before this one.
+        detached: The stories and inodes of descriptors that left their socket objects.
+    """
+    maker = _MAKERS.get(id(caller.f_code))
+    if maker is None:
+        caller = _beyond_init(caller)
+        maker = _MAKERS.get(id(caller.f_code))
+    if maker is not None:
+        origin, name = maker
+        return origin, _named_by(caller, name, births) if name else None
+    story = births.get(fd)
+    if story is None:
+        return Origin.ADOPTED, None
+    if holds(story, fd):
+        return Origin.WRAPPED, descended_from(story)
+    handed = detached.get(fd)
+    if handed is not None and handed[0] is story and handed[1] == inode_of(fd):
+        return Origin.DETACHED, descended_from(story)
+    return Origin.ADOPTED, None
+
+
+def _beyond_init(frame: FrameType) -> FrameType:
+    """Past the constructors of subclasses, to who called them."""
+    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _named_by(caller: FrameType, name: str, births: Mapping[int, Story]) -> Story | None:
+    """The birth of the socket, or descriptor, that a local variable of the caller holds."""
+    value = caller.f_locals.get(name)
+    fd = _c_socket.fileno(value) if isinstance(value, _c_socket) else value
+    if not isinstance(fd, int):
+        return None
+    story = births.get(fd)
+    return descended_from(story) if story is not None and holds(story, fd) else None

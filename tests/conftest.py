@@ -1,0 +1,47 @@
+"""What every test can rely on: a pristine socket class before and after, and real leaks."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _patch
+
+PRISTINE = dict(vars(_patch.SOCKET))
+
+
+def assert_pristine() -> None:
+    assert socket.socket is _patch.SOCKET
+    assert not _patch.is_patched()
+    assert dict(vars(_patch.SOCKET)) == PRISTINE
+    assert all(vars(_patch.SOCKET)[name] is value for name, value in PRISTINE.items())
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_patched():
+    """No test begins or ends with the socket class patched, or with a thread left over."""
+    gc.collect()
+    assert_pristine()
+    threads = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert_pristine()
+    assert set(threading.enumerate()) <= threads
+
+
+@pytest.fixture
+def guard():
+    """A guard of the test's own, with a grace time that a test can wait for."""
+    with cwg.Guard(cwg.Settings(grace=0.05)) as installed:
+        yield installed
+
+
+@pytest.fixture(params=["linux", "portable"])
+def probed_guard(request):
+    """The same, once with each probe."""
+    with cwg.Guard(cwg.Settings(grace=0.05, probe=request.param)) as installed:
+        yield installed

@@ -1,0 +1,121 @@
+"""Arbitrary values of every stage, for property-based tests."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+import closewait_guard as cwg
+from closewait_guard.model import SCHEMA
+
+texts = st.text(max_size=20)
+seconds = st.floats(0, 1e6, allow_nan=False)
+maybe_seconds = st.none() | seconds
+counts = st.integers(0, 10**9)
+scalars = st.none() | st.booleans() | counts | seconds | texts
+contexts = st.dictionaries(texts, scalars, max_size=3)
+
+frames = st.builds(
+    cwg.Frame,
+    filename=texts,
+    lineno=counts,
+    function=texts,
+    module=texts,
+    kind=st.sampled_from(cwg.FrameKind),
+    source=st.none() | texts,
+)
+
+
+def records_with(parents):
+    return st.builds(
+        cwg.SocketRecord,
+        serial=st.integers(),
+        pid=counts,
+        born_at=maybe_seconds,
+        thread=texts,
+        task=st.none() | texts,
+        labels=st.lists(texts, max_size=3).map(tuple),
+        context=contexts,
+        origin=st.sampled_from(cwg.Origin),
+        parent=parents,
+        stack=st.lists(frames, max_size=4).map(tuple),
+    )
+
+
+records = records_with(st.none() | records_with(st.none()))
+
+observations = st.builds(
+    cwg.Observation,
+    record=records,
+    fd=counts,
+    inode=st.none() | counts,
+    family=st.sampled_from(["AF_INET", "AF_INET6", "AF_UNIX", "AF_VSOCK"]),
+    type=st.sampled_from(["SOCK_STREAM", "SOCK_DGRAM", "SOCK_RAW"]),
+    local=st.none() | texts,
+    peer=st.none() | texts,
+    state=st.sampled_from(cwg.State),
+    evidence=st.sampled_from(cwg.Evidence),
+    peer_closed_for=maybe_seconds,
+    unread=st.none() | counts,
+    last_sent_for=maybe_seconds,
+    last_received_for=maybe_seconds,
+    tls=st.booleans(),
+    close_called=st.booleans(),
+    connection=st.sampled_from(cwg.Connection),
+    suspect_for=maybe_seconds,
+    unsent=st.none() | counts,
+    in_use=st.booleans(),
+)
+
+leaks = st.builds(
+    cwg.Leak,
+    observation=observations,
+    verdict=st.sampled_from(cwg.Verdict),
+    severity=st.sampled_from(cwg.Severity),
+    holders=st.lists(texts, max_size=2).map(tuple),
+    hint=texts,
+)
+
+alerts = st.builds(
+    cwg.Alert,
+    kind=st.sampled_from(cwg.AlertKind),
+    severity=st.sampled_from(cwg.Severity),
+    message=texts,
+    data=contexts,
+)
+
+coverages = st.builds(
+    cwg.Coverage,
+    births=counts,
+    adopted=counts,
+    dropped=counts,
+    forgotten=counts,
+    failures=counts,
+    notes=st.lists(texts, max_size=2).map(tuple),
+)
+
+reports = st.builds(
+    cwg.Report,
+    schema=st.just(SCHEMA),
+    taken_at=seconds,
+    host=texts,
+    pid=counts,
+    command=texts,
+    python=texts,
+    open_sockets=counts,
+    fd_used=st.none() | counts,
+    fd_limit=st.none() | counts,
+    coverage=coverages,
+    leaks=st.lists(leaks, max_size=3).map(tuple),
+    alerts=st.lists(alerts, max_size=2).map(tuple),
+    observations=st.lists(observations, max_size=2).map(tuple),
+)
+
+settings = st.builds(
+    cwg.Settings,
+    grace=seconds,
+    half_close_idle=seconds,
+    count_warning=counts,
+    fd_share_critical=st.floats(0.01, 1),
+    age_warning=seconds,
+    age_critical=seconds,
+)

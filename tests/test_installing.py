@@ -1,0 +1,282 @@
+"""Installing changes nothing that a program can tell; uninstalling leaves the class as found."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from socket import socket as imported_by_name
+from unittest import mock
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _patch
+from closewait_guard.testing import connected_pair
+
+from .conftest import assert_pristine
+
+
+def test_install_is_idempotent_and_returns_the_one_guard():
+    guard = cwg.install()
+    try:
+        assert cwg.install() is guard
+        assert guard.installed
+    finally:
+        cwg.uninstall()
+    assert_pristine()
+    cwg.uninstall()
+
+
+def test_a_second_install_with_other_settings_is_refused_in_one_sentence():
+    cwg.install(grace=2)
+    try:
+        assert cwg.install(grace=2) is cwg.install()
+        with pytest.raises(cwg.ConfigurationError, match="installed already"):
+            cwg.install(grace=3)
+        with pytest.raises(cwg.ConfigurationError, match="installed already"):
+            cwg.install(reporters=[print])
+    finally:
+        cwg.uninstall()
+
+
+def test_guards_nest_in_any_order():
+    first, second = cwg.Guard().install(), cwg.Guard().install()
+    socket.socket().close()
+    first.uninstall()
+    assert _patch.is_patched()
+    socket.socket().close()
+    second.uninstall()
+    assert_pristine()
+    assert first.scan().coverage.births == 1
+    assert second.scan().coverage.births == 2
+
+
+def test_a_guard_can_be_installed_again():
+    guard = cwg.Guard()
+    with guard:
+        pass
+    with guard:
+        socket.socket().close()
+    assert guard.scan().coverage.births == 1
+
+
+def test_a_name_imported_before_is_seen():
+    with cwg.Guard() as guard:
+        imported_by_name().close()
+        assert guard.scan().coverage.births == 1
+
+
+def test_sockets_older_than_the_guard_are_adopted():
+    with socket.socket() as old, cwg.Guard() as guard:
+        report = guard.scan(full=True)
+        record = next(seen.record for seen in report.observations if seen.fd == old.fileno())
+    assert record.origin is cwg.Origin.ADOPTED
+    assert record.stack == ()
+    assert record.born_at is None
+    assert report.coverage.adopted >= 1
+    assert report.coverage.births == 0
+
+
+def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
+    guard = cwg.Guard().install()
+    ours = socket.socket.__init__
+
+    def theirs(self, *args, **kwargs):
+        ours(self, *args, **kwargs)
+
+    socket.socket.__init__ = theirs
+    try:
+        assert "tests.test_installing" in " ".join(guard.scan().coverage.notes)
+        guard.uninstall()
+        assert socket.socket.__init__ is theirs
+        with pytest.warns(ResourceWarning):
+            socket.socket()
+        assert guard.scan().coverage.births == 0
+    finally:
+        socket.socket.__init__ = ours
+    assert _patch.is_patched(), "ours is back, and silent"
+    with cwg.Guard() as again:
+        assert socket.socket.__init__ is ours
+        socket.socket().close()
+        assert again.scan().coverage.births == 1
+
+
+def test_a_guard_over_a_silent_wrapper_counts_each_birth_once():
+    first = cwg.Guard().install()
+    ours = socket.socket.__init__
+    theirs = mock.create_autospec(ours, side_effect=ours)
+
+    def passing_on(self, *args, **kwargs):
+        theirs(self, *args, **kwargs)
+
+    socket.socket.__init__ = passing_on
+    try:
+        first.uninstall()
+        with cwg.Guard() as second:
+            socket.socket().close()
+            assert second.scan().coverage.births == 1
+        assert socket.socket.__init__ is passing_on
+    finally:
+        socket.socket.__init__ = ours
+    with cwg.Guard():
+        pass
+
+
+def test_a_patch_that_was_there_before_sees_the_arguments_as_they_were_given():
+    original, seen = socket.socket.__init__, []
+
+    def theirs(self, *args, **kwargs):
+        seen.append((args, kwargs))
+        original(self, *args, **kwargs)
+
+    socket.socket.__init__ = theirs
+    try:
+        with cwg.Guard() as guard:
+            socket.socket(socket.AF_INET, type=socket.SOCK_DGRAM).close()
+            assert guard.scan().coverage.births == 1
+        assert socket.socket.__init__ is theirs
+    finally:
+        socket.socket.__init__ = original
+    assert seen == [((socket.AF_INET,), {"type": socket.SOCK_DGRAM})]
+
+
+def test_the_class_looks_the_same_to_inspection():
+    def look():
+        return (
+            inspect.signature(socket.socket),
+            inspect.signature(socket.socket.detach),
+            socket.socket.__init__.__qualname__,
+            socket.socket.__init__.__doc__,
+            socket.socket.__del__,
+            sorted(dir(socket.socket)),
+            socket.socket.__subclasses__(),
+            repr(socket.socket),
+        )
+
+    before = look()
+    with cwg.Guard():
+        assert look() == before
+
+
+def test_mock_patch_and_autospec_work_as_before():
+    with cwg.Guard() as guard:
+        with mock.patch("socket.socket") as fake:
+            socket.socket(1, 2, 3)
+        fake.assert_called_once_with(1, 2, 3)
+        spec = mock.create_autospec(socket.socket)
+        spec(socket.AF_INET, socket.SOCK_STREAM).close()
+        with pytest.raises(TypeError):
+            spec(1, 2, 3, 4, 5)
+        assert guard.scan().coverage.births == 0
+
+
+def test_installing_while_the_name_is_mocked_patches_the_class_itself():
+    with mock.patch("socket.socket"):
+        guard = cwg.Guard().install()
+    try:
+        socket.socket().close()
+        assert guard.scan().coverage.births == 1
+    finally:
+        guard.uninstall()
+
+
+def test_errors_are_the_programs_own():
+    with cwg.Guard() as guard:
+        with pytest.raises(TypeError, match="takes from 1 to 5 positional arguments"):
+            socket.socket(1, 2, 3, 4, 5)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            socket.socket(fileno=987654)
+        with pytest.raises(TypeError, match="cannot pickle 'socket' object"), socket.socket() as s:
+            pickle.dumps(s)
+        assert guard.scan().coverage.failures == 0
+
+
+def test_every_way_to_make_a_socket_works_as_before(guard):
+    class Unhashable(socket.socket):
+        def __eq__(self, other):
+            raise AssertionError("the guard compares no sockets")
+
+    with Unhashable() as s:
+        assert guard.scan(full=True).observations[0].fd == s.fileno()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client:
+            accepted, address = server.accept()
+            assert address == client.getsockname()
+            with accepted, accepted.dup() as copy:
+                copy.sendall(b"x")
+                assert client.recv(1) == b"x"
+    a, b = socket.socketpair()
+    with a, b, socket.fromfd(a.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as c:
+        c.sendall(b"y")
+        assert b.recv(1) == b"y"
+    with socket.socket(fileno=socket.socket(socket.AF_UNIX).detach()) as d:
+        assert d.family == socket.AF_UNIX
+    context = ssl.create_default_context()
+    with context.wrap_socket(socket.socket(), server_hostname="localhost") as secure:
+        assert isinstance(secure, ssl.SSLSocket)
+    assert guard.scan().coverage.births == 12
+    assert guard.scan().accused == ()
+
+
+def test_timeouts_blocking_and_data_stay_untouched(probed_guard):
+    with connected_pair() as (ours, theirs):
+        ours.settimeout(3)
+        theirs.sendall(b"data")
+        for _ in range(3):
+            probed_guard.scan(full=True)
+        assert ours.gettimeout() == 3
+        assert theirs.getblocking()
+        assert ours.recv(10) == b"data"
+
+
+def test_a_default_timeout_set_later_changes_no_descriptor(guard):
+    a, b = socket.socketpair()
+    fd = a.detach()
+    b.close()
+    socket.setdefaulttimeout(5)
+    try:
+        guard.scan()
+    finally:
+        socket.setdefaulttimeout(None)
+    with socket.socket(fileno=fd) as again:
+        assert again.getblocking()
+
+
+def test_installing_from_many_threads_at_once_patches_once():
+    guards = [cwg.Guard() for _ in range(8)]
+    barrier = threading.Barrier(8)
+
+    def work(guard):
+        barrier.wait(10)
+        for _ in range(50):
+            guard.install()
+            guard.uninstall()
+
+    threads = [threading.Thread(target=work, args=(guard,)) for guard in guards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+
+def test_importing_costs_neither_wrapt_nor_structlog_nor_a_patch():
+    code = (
+        "import sys, socket; before = dict(vars(socket.socket)); import closewait_guard;"
+        "assert dict(vars(socket.socket)) == before;"
+        "assert not {'wrapt', 'structlog', 'pytest', 'ssl', 'asyncio'} & set(sys.modules);"
+        "closewait_guard.install(); assert 'structlog' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_every_public_name_is_there():
+    for name in cwg.__all__:
+        assert getattr(cwg, name) is not None
+    assert set(cwg.__all__) <= set(dir(cwg))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        cwg.nonsense  # noqa: B018

@@ -1,0 +1,227 @@
+"""Verdicts follow from observations alone, whatever they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import closewait_guard as cwg
+from closewait_guard._hints import hint_for
+from closewait_guard._judge import judge, verdict_of
+from closewait_guard._probe import View
+from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
+
+from . import strategies
+
+RECORD = cwg.SocketRecord(1, 1, 0.0, "t", None, (), {}, cwg.Origin.CREATED, None, ())
+LEAKED = cwg.Observation(
+    record=RECORD,
+    fd=3,
+    inode=1,
+    family="AF_INET",
+    type="SOCK_STREAM",
+    local="127.0.0.1:1",
+    peer="127.0.0.1:2",
+    state=cwg.State.CLOSE_WAIT,
+    evidence=cwg.Evidence.TCP_INFO,
+    peer_closed_for=10.0,
+    unread=0,
+    last_sent_for=5000.0,
+    last_received_for=10.0,
+    tls=False,
+    close_called=False,
+    connection=cwg.Connection.PEER_CLOSED,
+    suspect_for=10.0,
+    unsent=0,
+)
+SETTINGS = cwg.Settings()
+
+
+def judged(count=1, limit=20_000, settings=SETTINGS, **changes):
+    return judge([replace(LEAKED, **changes)] * count, settings, limit)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, cwg.Verdict.LEAKED),
+        ({"suspect_for": 0.9}, cwg.Verdict.CLOSING),
+        ({"suspect_for": 1.0}, cwg.Verdict.LEAKED),
+        ({"last_sent_for": 1.0}, cwg.Verdict.HALF_CLOSED),
+        ({"last_sent_for": 9.99}, cwg.Verdict.LEAKED),
+        ({"last_sent_for": None}, cwg.Verdict.LEAKED),
+        ({"last_sent_for": 40.0, "peer_closed_for": 90.0}, cwg.Verdict.LEAKED),
+        ({"unsent": 5}, cwg.Verdict.HALF_CLOSED),
+        ({"connection": cwg.Connection.GONE, "state": cwg.State.CLOSE}, cwg.Verdict.DEAD),
+        ({"connection": cwg.Connection.UNCONNECTED}, cwg.Verdict.DEAD),
+        ({"connection": cwg.Connection.UNCONNECTED, "suspect_for": 0.1}, cwg.Verdict.OPEN),
+        ({"connection": cwg.Connection.NOT_APPLICABLE}, cwg.Verdict.OPEN),
+        ({"connection": cwg.Connection.LIVE}, cwg.Verdict.OPEN),
+        (
+            {"connection": cwg.Connection.LIVE, "state": cwg.State.FIN_WAIT2},
+            cwg.Verdict.CLOSING,
+        ),
+        ({"close_called": True}, cwg.Verdict.LINGERING),
+        ({"close_called": True, "in_use": True}, cwg.Verdict.OPEN),
+        ({"close_called": True, "connection": cwg.Connection.LIVE}, cwg.Verdict.LINGERING),
+        ({"close_called": True, "suspect_for": 0.5}, cwg.Verdict.CLOSING),
+        ({"evidence": cwg.Evidence.FINALIZED}, cwg.Verdict.DROPPED),
+        (
+            {"evidence": cwg.Evidence.COLLECTED, "connection": cwg.Connection.LIVE},
+            cwg.Verdict.DROPPED,
+        ),
+        ({"record": replace(RECORD, origin=cwg.Origin.INHERITED)}, cwg.Verdict.INHERITED),
+    ],
+)
+def test_the_verdicts_of_the_contract(changes, verdict):
+    assert judged(**changes).verdict is verdict
+
+
+def test_the_first_five_verdicts_accuse():
+    assert [verdict for verdict in cwg.Verdict if verdict.accused] == [
+        "leaked",
+        "dead",
+        "dropped",
+        "lingering",
+        "inherited",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "severity"),
+    [
+        ({}, "info"),
+        ({"count": 100}, "info"),
+        ({"count": 101}, "warning"),
+        ({"count": 50, "limit": 100}, "info"),
+        ({"count": 51, "limit": 100}, "critical"),
+        ({"count": 101, "limit": None}, "warning"),
+        ({"peer_closed_for": 300.0}, "info"),
+        ({"peer_closed_for": 301.0}, "warning"),
+        ({"peer_closed_for": 1801.0}, "critical"),
+        ({"evidence": cwg.Evidence.FINALIZED}, "warning"),
+        ({"suspect_for": 0.1, "count": 500}, "info"),
+    ],
+)
+def test_severity_by_the_default_thresholds(given, severity):
+    assert judged(**given).severity == severity
+
+
+def test_thresholds_can_be_set():
+    settings = cwg.Settings(count_warning=0, age_critical=5)
+    assert judged(settings=settings).severity is cwg.Severity.CRITICAL
+    assert judged(settings=cwg.Settings(count_warning=0)).severity is cwg.Severity.WARNING
+
+
+@given(strategies.observations, strategies.settings)
+def test_nothing_is_accused_that_is_not_a_connection_or_was_not_given_time(seen, settings):
+    verdict = verdict_of(seen, settings)
+    if verdict.accused and verdict is not cwg.Verdict.DROPPED:
+        assert seen.connection is not cwg.Connection.NOT_APPLICABLE
+        assert seen.suspect_for >= settings.grace
+        assert not seen.in_use or not seen.close_called
+
+
+@given(strategies.observations, strategies.settings, strategies.seconds)
+def test_more_grace_never_accuses_more(seen, settings, extra):
+    patient = settings.replaced(grace=settings.grace + extra)
+    if verdict_of(seen, patient).accused:
+        assert verdict_of(seen, settings).accused
+
+
+@given(st.lists(strategies.observations, max_size=5), strategies.settings, st.none() | st.just(3))
+def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
+    leaks = judge(seen, settings, limit)
+    assert [leak.observation for leak in leaks] == seen
+    for leak in leaks:
+        assert leak.hint
+        assert leak.accused == leak.verdict.accused
+        assert leak.accused or leak.severity is cwg.Severity.INFO
+
+
+def test_every_verdict_that_a_judge_gives_has_a_hint_for_every_origin():
+    for verdict in set(cwg.Verdict) - {cwg.Verdict.STALE_POOL}:
+        for origin in cwg.Origin:
+            assert hint_for(verdict, replace(LEAKED, record=replace(RECORD, origin=origin)))
+
+
+# Since when.
+
+connections = st.sampled_from(cwg.Connection)
+views = st.builds(
+    View,
+    family=st.just("AF_INET"),
+    type=st.just("SOCK_STREAM"),
+    local=st.none(),
+    peer=st.none(),
+    state=st.just(cwg.State.NONE),
+    evidence=st.just(cwg.Evidence.POLL),
+    connection=connections,
+    fin_for=strategies.maybe_seconds,
+    unread=st.none() | st.integers(0, 5),
+    unsent=st.none(),
+    last_sent_for=strategies.maybe_seconds,
+    last_received_for=strategies.maybe_seconds,
+)
+
+
+def looks(views, close_called, at_most):
+    """The sightings of one look after another, a second apart."""
+    sighting = None
+    for now, view in enumerate(views, start=10**7):
+        sighting = notice(view, close_called, sighting, at_most, float(now))
+        yield view, sighting, float(now)
+
+
+@given(st.lists(views, min_size=1, max_size=6), st.booleans(), strategies.seconds)
+def test_times_are_never_negative_and_suspicion_is_never_older_than_the_end(many, closed, at_most):
+    for view, sighting, now in looks(many, closed, at_most):
+        suspect, ended = suspect_for(view, sighting, now), peer_closed_for(view, sighting, now)
+        assert suspect is None or suspect >= 0
+        assert ended is None or ended >= 0
+        assert (ended is None) or view.connection is cwg.Connection.PEER_CLOSED
+        if view.connection is cwg.Connection.NOT_APPLICABLE:
+            assert suspect is None
+        if view.connection is cwg.Connection.LIVE and not closed:
+            assert suspect is None
+
+
+@given(views, st.integers(1, 5), strategies.seconds)
+def test_an_end_that_stays_the_same_grows_older_with_each_look(view, times, at_most):
+    told = [
+        suspect_for(view, sighting, now)
+        for _, sighting, now in looks([view] * times, False, at_most)
+    ]
+    if told[0] is not None:
+        assert all(later >= earlier for earlier, later in zip(told, told[1:], strict=False))
+
+
+@given(views.filter(lambda view: view.connection is cwg.Connection.PEER_CLOSED))
+def test_our_own_sending_does_not_make_the_fin_look_younger(view):
+    first = notice(view._replace(fin_for=50.0), False, None, 0.0, 1000.0)
+    again = view._replace(fin_for=0.1)
+    second = notice(again, False, first, 0.0, 1010.0)
+    assert peer_closed_for(again, second, 1010.0) == pytest.approx(60.0)
+
+
+@given(views)
+@example(View("", "", None, None, cwg.State.NONE, cwg.Evidence.POLL, cwg.Connection.GONE))
+def test_unread_data_going_down_starts_the_clock_anew(view):
+    view = view._replace(connection=cwg.Connection.PEER_CLOSED, fin_for=None, unread=9)
+    before = notice(view, False, None, 100.0, 1000.0)
+    assert suspect_for(view, before, 1000.0) == 100.0
+    reading = view._replace(unread=3)
+    after = notice(reading, False, before, 0.0, 1001.0)
+    assert suspect_for(reading, after, 1001.0) == 0.0
+    assert isinstance(after, Sighting)
+
+
+def test_an_end_first_seen_by_an_earlier_look_counts_from_then():
+    view = View("", "", None, None, cwg.State.CLOSE, cwg.Evidence.POLL, cwg.Connection.GONE)
+    live = view._replace(connection=cwg.Connection.LIVE)
+    before = notice(live, True, None, 500.0, 1000.0)
+    after = notice(view, True, before, 500.0, 1002.0)
+    assert suspect_for(view, after, 1002.0) == 0.0

@@ -1,0 +1,100 @@
+"""Imports run strictly downwards, lazy ones included; foreign packages have one importer each."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import closewait_guard
+
+PACKAGE = Path(closewait_guard.__file__).parent
+NAME = PACKAGE.name
+
+# From the top down: a module may import what stands below its own line, never beside or above.
+LAYERS = [
+    ["__init__"],
+    ["testing"],
+    ["_api"],
+    ["_guard"],
+    ["_no_leaks", "_observe"],
+    ["_registry"],
+    ["_since", "_readers", "_deliver", "_redact", "_render", "_serial", "_judge"],
+    ["_lineage"],
+    ["_birth", "_probe"],
+    ["_context", "_coverage", "_census", "_hints", "_labels", "_patch", "_stack", "_tally"],
+    ["_structlog", "_decorate", "_words"],
+    ["settings"],
+    ["exceptions", "model"],
+    ["_vocabulary"],
+]
+HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}
+
+FOREIGN = {"wrapt": {"_patch"}, "structlog": {"_structlog"}}
+STANDARD = set(__import__("sys").stdlib_module_names)
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    """The file, or the folder that stands for its files."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == NAME else {str(node.module)}
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert {unit_of(path) for path in modules()} == set(HEIGHT)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_strictly_downwards(path):
+    unit = unit_of(path)
+    for name in imports_of(path):
+        package, _, rest = name.partition(".")
+        if package != NAME:
+            continue
+        assert rest, f"{path} imports the package root"
+        target = rest.partition(".")[0]
+        if target != unit:
+            # An error may name the report that it carries, for type checkers only.
+            if unit == "exceptions":
+                assert target == "model"
+                continue
+            assert HEIGHT[unit] > HEIGHT[target], f"{unit} imports {target}"
+
+
+def test_foreign_packages_have_one_importer_each():
+    importers: dict[str, set[str]] = {}
+    for path in modules():
+        for name in imports_of(path):
+            package = name.partition(".")[0]
+            if package not in STANDARD | {NAME}:
+                importers.setdefault(package, set()).add(unit_of(path))
+    assert importers == FOREIGN
+
+
+def test_functions_are_short_and_files_have_one_idea():
+    lengths = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 300, f"{path} is two things"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lengths.append(node.end_lineno - node.lineno + 1)
+                assert lengths[-1] <= 50, f"{path}: {node.name}"
+    lengths.sort()
+    assert lengths[len(lengths) // 2] <= 10

@@ -1,0 +1,440 @@
+"""What the kernel says becomes the right verdict, with each probe, and the look leaves no trace."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _probe
+from closewait_guard._probe import _portable
+from closewait_guard.testing import connected_pair, half_closed_pair
+
+GRACE = 0.05
+
+
+def wait():
+    time.sleep(GRACE * 2.5)
+
+
+def verdicts(report):
+    return sorted(leak.verdict for leak in report.leaks)
+
+
+def only(report):
+    [leak] = report.leaks
+    return leak
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
+    with connected_pair(host) as (ours, theirs):
+        address = ours.getpeername()
+        theirs.close()
+        select.select([ours], [], [], 5)
+        wait()
+        leak = only(probed_guard.scan())
+    seen = leak.observation
+    assert leak.verdict is cwg.Verdict.LEAKED
+    assert leak.accused
+    assert seen.state is cwg.State.CLOSE_WAIT
+    assert seen.connection is cwg.Connection.PEER_CLOSED
+    assert seen.family == ("AF_INET" if host == "127.0.0.1" else "AF_INET6")
+    assert seen.type == "SOCK_STREAM"
+    assert seen.peer == (f"{host}:{address[1]}" if host == "127.0.0.1" else f"[::1]:{address[1]}")
+    assert seen.unread == 0
+    assert not seen.tls
+    assert not seen.close_called
+
+
+def test_nothing_is_accused_within_the_grace_time(probed_guard):
+    with half_closed_pair(), socket.socket():
+        report = cwg.Guard.scan(probed_guard)
+    assert report.accused == ()
+    assert set(verdicts(report)) <= {cwg.Verdict.CLOSING}
+
+
+def test_the_kernel_dates_the_fin_even_before_the_guard():
+    with half_closed_pair(b"12345") as (ours, _):
+        time.sleep(0.3)
+        with cwg.Guard(cwg.Settings(grace=0.1)) as guard:
+            seen = only(guard.scan()).observation
+    assert seen.record.origin is cwg.Origin.ADOPTED
+    assert 0.25 <= seen.peer_closed_for <= 1
+    assert seen.evidence is cwg.Evidence.TCP_INFO
+    assert seen.unread == 5
+    assert seen.last_received_for >= 0.25
+    assert seen.inode
+
+
+def test_unread_bytes_are_counted_and_not_consumed(guard):
+    with half_closed_pair(b"unread") as (ours, _):
+        wait()
+        assert only(guard.scan()).observation.unread == 6
+        assert ours.recv(100) == b"unread"
+        assert ours.recv(100) == b""
+
+
+def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
+    with half_closed_pair(b"x" * 8) as (ours, _):
+        wait()
+        guard.scan()
+        for _ in range(4):
+            ours.recv(1)
+            assert guard.scan().accused == ()
+            time.sleep(GRACE / 2)
+        wait()
+        assert verdicts(guard.scan()) == ["leaked"]
+
+
+@pytest.mark.parametrize("timeout", [None, 0, 5])
+def test_unix_streams_whose_peer_has_closed_are_leaks(probed_guard, timeout):
+    a, b = socket.socketpair()
+    with a:
+        a.settimeout(timeout)
+        b.close()
+        wait()
+        leak = only(probed_guard.scan())
+        assert leak.verdict is cwg.Verdict.LEAKED
+        assert leak.observation.state is cwg.State.UNIX
+        assert leak.observation.peer_closed_for is None, "nobody has seen when"
+        wait()
+        assert only(probed_guard.scan()).observation.peer_closed_for >= GRACE
+
+
+def test_datagram_raw_and_listening_sockets_are_never_accused(probed_guard):
+    kinds = [
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+        socket.create_server(("127.0.0.1", 0)),
+    ]
+    refused = kinds[0]
+    refused.connect(("127.0.0.1", 9))
+    refused.send(b"x")
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    kinds += [a]
+    b.close()
+    waiting = socket.create_connection(kinds[3].getsockname())
+    empty, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sender.send(b"")
+    kinds += [empty, sender, waiting]
+    wait()
+    assert verdicts(probed_guard.scan()) == []
+    seen = {seen.fd: seen for seen in probed_guard.scan(full=True).observations}
+    assert len(seen) == len(kinds)
+    assert seen[kinds[3].fileno()].state is cwg.State.LISTEN
+    with pytest.raises(ConnectionRefusedError):
+        refused.recv(1)
+    for sock in kinds:
+        sock.close()
+
+
+def test_refused_and_never_connected_sockets_that_are_kept_are_dead(probed_guard):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = server.getsockname()
+    never, refused = socket.socket(), socket.socket()
+    with pytest.raises(ConnectionRefusedError):
+        refused.connect(nobody)
+    assert probed_guard.scan().leaks == ()
+    wait()
+    report = probed_guard.scan()
+    assert verdicts(report) == ["dead", "dead"]
+    assert {leak.observation.connection for leak in report.leaks} == {cwg.Connection.UNCONNECTED}
+    assert {leak.observation.state for leak in report.leaks} == {cwg.State.CLOSE}
+    never.close()
+    refused.close()
+
+
+def test_a_reset_connection_that_is_kept_is_dead_and_keeps_its_error(probed_guard):
+    with connected_pair() as (ours, theirs):
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        select.select([ours], [], [], 5)
+        wait()
+        leak = only(probed_guard.scan())
+        assert leak.verdict is cwg.Verdict.DEAD
+        assert leak.observation.connection is cwg.Connection.GONE
+        for _ in range(3):
+            probed_guard.scan()
+        with pytest.raises(ConnectionResetError):
+            ours.recv(1)
+        assert only(probed_guard.scan()).verdict is cwg.Verdict.DEAD
+
+
+def test_a_connection_found_dead_after_being_found_well_has_its_grace_time(guard):
+    with connected_pair() as (ours, theirs):
+        wait()
+        assert guard.scan().leaks == ()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        select.select([ours], [], [], 5)
+        assert only(guard.scan()).verdict is cwg.Verdict.CLOSING
+        wait()
+        assert only(guard.scan()).verdict is cwg.Verdict.DEAD
+
+
+def test_both_sides_shut_down_and_kept_is_dead(probed_guard):
+    with connected_pair() as (ours, theirs):
+        theirs.close()
+        select.select([ours], [], [], 5)
+        ours.shutdown(socket.SHUT_WR)
+        wait()
+        assert only(probed_guard.scan()).verdict is cwg.Verdict.DEAD
+
+
+def test_our_own_shutdown_for_reading_is_no_leak(guard):
+    with connected_pair() as (ours, _):
+        ours.shutdown(socket.SHUT_RD)
+        wait()
+        assert guard.scan().leaks == ()
+
+
+def test_a_half_closed_connection_that_we_still_serve_is_explained(guard):
+    with connected_pair() as (ours, theirs):
+        theirs.shutdown(socket.SHUT_WR)
+        select.select([ours], [], [], 5)
+        for _ in range(6):
+            time.sleep(GRACE)
+            ours.sendall(b"more")
+            assert guard.scan().accused == ()
+        leak = only(guard.scan())
+    assert leak.verdict is cwg.Verdict.HALF_CLOSED
+    assert leak.severity is cwg.Severity.INFO
+
+
+def test_a_half_closed_connection_served_no_more_becomes_a_leak():
+    with cwg.Guard(cwg.Settings(grace=GRACE, half_close_idle=0.1)) as guard:
+        with connected_pair() as (ours, theirs):
+            theirs.shutdown(socket.SHUT_WR)
+            select.select([ours], [], [], 5)
+            guard.scan()
+            time.sleep(0.12)
+            ours.sendall(b"last")
+            assert only(guard.scan()).verdict is cwg.Verdict.HALF_CLOSED
+            time.sleep(0.25)
+            assert only(guard.scan()).verdict is cwg.Verdict.LEAKED
+
+
+def test_data_that_the_peer_has_not_taken_yet_means_we_are_still_sending(guard):
+    with connected_pair() as (ours, theirs):
+        theirs.shutdown(socket.SHUT_WR)
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                ours.send(b"x" * 65536)
+        wait()
+        leak = only(guard.scan())
+        assert leak.verdict is cwg.Verdict.HALF_CLOSED
+        assert leak.observation.unsent > 0
+
+
+def test_our_half_of_a_close_under_way_is_closing(guard):
+    with connected_pair() as (ours, theirs):
+        ours.shutdown(socket.SHUT_WR)
+        select.select([theirs], [], [], 5)
+        mine = next(seen for seen in guard.scan(full=True).observations if seen.fd == ours.fileno())
+        assert mine.state in (cwg.State.FIN_WAIT1, cwg.State.FIN_WAIT2)
+
+
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_socket_dropped_while_open_is_told_with_its_birth(probed_guard, collected):
+    import gc
+
+    with connected_pair() as (ours, theirs):
+        copy = ours.dup()
+        peer = copy.getpeername()
+        keeper = [copy]
+        if collected:
+            keeper.append(keeper)
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del copy, keeper
+            gc.collect()
+        leak = only(probed_guard.scan())
+        assert leak.verdict is cwg.Verdict.DROPPED
+        seen = leak.observation
+        assert seen.peer == f"127.0.0.1:{peer[1]}"
+        assert seen.record.site.source == "copy = ours.dup()"
+        expected = cwg.Evidence.COLLECTED if collected else cwg.Evidence.FINALIZED
+        assert seen.evidence is expected
+        assert ("cycle" in leak.hint) == collected
+        assert probed_guard.scan().coverage.dropped == 1
+
+
+def test_the_count_of_the_dropped_outlives_their_records():
+    with cwg.Guard(cwg.Settings(dropped_kept=3)) as guard, pytest.warns(ResourceWarning):
+        for _ in range(10):
+            socket.socket()
+    report = guard.scan()
+    assert len(report.leaks) == 3
+    assert report.coverage.dropped == 10
+    assert report.coverage.forgotten == 7
+    assert "7 of 10 dropped sockets" in cwg.render_text(report).replace("\n  ", " ")
+
+
+def test_a_subclass_with_a_finalizer_of_its_own_is_seen_if_it_passes_on(guard):
+    class Mine(socket.socket):
+        def __del__(self):
+            super().__del__()
+
+    with pytest.warns(ResourceWarning):
+        Mine()
+    assert verdicts(guard.scan()) == ["dropped"]
+    Mine().close()
+    assert guard.scan().coverage.dropped == 1
+
+
+def test_a_closed_socket_kept_open_by_a_file_object_lingers(probed_guard):
+    with connected_pair() as (ours, _):
+        file = ours.makefile("rb")
+        ours.close()
+        assert probed_guard.scan().accused == ()
+        wait()
+        leak = only(probed_guard.scan())
+        assert leak.verdict is cwg.Verdict.LINGERING
+        assert leak.observation.close_called
+        file.close()
+        assert probed_guard.scan().accused == ()
+
+
+def test_a_closed_socket_whose_file_object_carries_data_is_in_use(guard):
+    with connected_pair() as (ours, theirs):
+        file = ours.makefile("rb")
+        ours.close()
+        for _ in range(6):
+            theirs.sendall(b"line\n")
+            assert file.readline() == b"line\n"
+            time.sleep(GRACE / 2)
+            assert guard.scan().accused == ()
+        file.close()
+
+
+def test_a_closed_socket_that_a_thread_waits_to_read_from_is_in_use(probed_guard):
+    with connected_pair() as (ours, theirs):
+        file = ours.makefile("rb")
+        ours.close()
+        lines = []
+        thread = threading.Thread(target=lambda: lines.append(file.readline()))
+        thread.start()
+        for _ in range(3):
+            wait()
+            assert probed_guard.scan().accused == ()
+        theirs.sendall(b"at last\n")
+        thread.join(10)
+        assert lines == [b"at last\n"]
+        file.close()
+
+
+def test_a_connect_under_way_is_not_accused(guard):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        socks = [socket.socket() for _ in range(3)]
+        for s in socks:
+            s.setblocking(False)
+            s.connect_ex(full.getsockname())
+        wait()
+        states = {seen.state for seen in guard.scan(full=True).observations}
+        assert guard.scan().accused == ()
+        for s in socks:
+            s.close()
+    assert cwg.State.SYN_SENT in states
+
+
+def test_healthy_sockets_are_described_only_when_asked(guard):
+    with connected_pair():
+        assert guard.scan().observations == ()
+        assert guard.scan().open_sockets == 2
+        states = [seen.state for seen in guard.scan(full=True).observations]
+    assert states == [cwg.State.ESTABLISHED] * 2
+
+
+def test_a_detached_descriptor_whose_peer_has_closed_is_found(guard):
+    a, b = socket.socketpair()
+    fd = a.detach()
+    b.close()
+    wait()
+    leak = only(guard.scan())
+    assert leak.verdict is cwg.Verdict.LEAKED
+    assert leak.observation.record.origin is cwg.Origin.DETACHED
+    assert "detach()" in leak.hint
+    os.close(fd)
+    assert guard.scan().leaks == ()
+
+
+def test_a_stranger_on_the_number_of_a_stolen_descriptor_is_not_accused(guard):
+    stolen = socket.socket()
+    os.close(stolen.fileno())
+    a, b = socket.socketpair()
+    assert stolen.fileno() in (a.fileno(), b.fileno())
+    wait()
+    report = guard.scan(full=True)
+    assert report.leaks == ()
+    assert all("socketpair" in seen.record.site.source for seen in report.observations)
+    stolen.detach()
+    a.close()
+    b.close()
+
+
+def test_a_descriptor_closed_under_its_object_is_not_accused(guard):
+    sock = socket.socket()
+    os.close(sock.fileno())
+    wait()
+    assert guard.scan().leaks == ()
+    sock.detach()
+
+
+def test_linux_and_portable_agree(request):
+    """The portable probe knows less, but contradicts nothing."""
+    guards = [
+        cwg.Guard(cwg.Settings(grace=GRACE, probe=name)).install() for name in ("linux", "portable")
+    ]
+    try:
+        with half_closed_pair(), connected_pair() as (ours, theirs), socket.socket():
+            theirs.sendall(b"data")
+            a, b = socket.socketpair()
+            b.close()
+            wait()
+            first, second = (guard.scan() for guard in guards)
+            a.close()
+    finally:
+        for guard in guards:
+            guard.uninstall()
+    assert verdicts(first) == verdicts(second) == ["dead", "leaked", "leaked"]
+
+
+def test_the_portable_probe_does_not_know_of_a_fin_behind_unread_data(request):
+    with cwg.Guard(cwg.Settings(grace=0, probe="portable")) as guard:
+        with half_closed_pair(b"data") as (ours, _):
+            assert guard.scan().leaks == ()
+            ours.recv(10)
+            assert only(guard.scan()).verdict is cwg.Verdict.LEAKED
+
+
+def test_select_serves_where_there_is_no_poll(monkeypatch):
+    monkeypatch.delattr(select, "poll")
+    poller = _portable.poller()
+    with half_closed_pair() as (ours, theirs), connected_pair() as (healthy, _):
+        fds = {ours.fileno(), healthy.fileno(), 100_000}
+        assert list(poller.suspects(fds)) == [ours.fileno()]
+
+
+def test_the_probe_is_chosen_by_platform_and_by_name(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert _probe.choose("auto") is _portable
+    with pytest.raises(cwg.ConfigurationError, match="auto or portable on darwin"):
+        _probe.choose("linux")
+
+
+def test_scanning_without_install_finds_what_is_there():
+    with half_closed_pair() as (ours, _):
+        wait()
+        found = {leak.observation.fd: leak for leak in cwg.scan().leaks}
+        assert found[ours.fileno()].observation.record.origin is cwg.Origin.ADOPTED
+    assert "not installed" in " ".join(cwg.scan().coverage.notes)

@@ -1,0 +1,236 @@
+"""no_leaks() fails the block that leaks, and only that; it masks and delays nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import threading
+import time
+import unittest
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard.testing import connected_pair, half_closed_pair
+
+
+def test_a_clean_block_passes_at_once_without_a_collection():
+    collections = []
+    gc.callbacks.append(lambda phase, info: collections.append(info["generation"] == 2))
+    guard = cwg.Guard().install()
+    started = time.monotonic()
+    try:
+        with guard.no_leaks(grace=30):
+            with connected_pair():
+                pass
+    finally:
+        gc.callbacks.pop()
+        guard.uninstall()
+    assert time.monotonic() - started < 5
+    assert not any(collections)
+
+
+@pytest.mark.parametrize("depth", [0, 32])
+def test_a_socket_left_open_fails_with_the_rendered_report(depth):
+    kept = []
+    with pytest.raises(cwg.SocketLeakError) as caught:
+        with cwg.Guard(cwg.Settings(stack_depth=depth)) as guard, guard.no_leaks(grace=0.05):
+            kept.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    kept[0].close()
+    assert isinstance(caught.value, AssertionError)
+    assert str(caught.value) == cwg.render_text(caught.value.report)
+    [leak] = caught.value.report.leaks
+    assert leak.verdict is cwg.Verdict.OPEN
+    assert ("kept.append(socket.socket(" in str(caught.value)) == bool(depth)
+
+
+@pytest.mark.parametrize(
+    ("peer_closes", "verdict"), [(True, cwg.Verdict.LEAKED), (False, cwg.Verdict.OPEN)]
+)
+def test_a_connection_left_open_is_told_by_what_became_of_it(peer_closes, verdict):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(cwg.SocketLeakError) as caught, cwg.no_leaks(grace=0.05):
+            ours = socket.create_connection(server.getsockname())
+            theirs, _ = server.accept()
+            if peer_closes:
+                theirs.close()
+        ours.close()
+        theirs.close()
+    assert verdict in [leak.verdict for leak in caught.value.report.leaks]
+
+
+def test_what_was_open_before_is_not_its_concern():
+    with half_closed_pair(), socket.socket(), cwg.no_leaks(grace=0):
+        socket.socket().close()
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
+        with guard.no_leaks(grace=0):
+            pass
+        assert guard.scan().accused
+
+
+def test_allow_open_accepts_a_connection_that_is_well_and_no_other():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with cwg.no_leaks(grace=0.05, allow_open=True):
+            pooled = socket.create_connection(server.getsockname())
+            theirs, _ = server.accept()
+        with pytest.raises(cwg.SocketLeakError):
+            with cwg.no_leaks(grace=0.05, allow_open=True):
+                leaked = socket.create_connection(server.getsockname())
+                server.accept()[0].close()
+        for sock in (pooled, theirs, leaked):
+            sock.close()
+
+
+def test_a_socket_that_is_about_to_close_is_waited_for():
+    with cwg.no_leaks(grace=10):
+        sock = socket.socket()
+        timer = threading.Timer(0.2, sock.close)
+        timer.start()
+    timer.join()
+
+
+def test_a_socket_dropped_inside_fails_though_it_is_gone():
+    with pytest.warns(ResourceWarning), pytest.raises(cwg.SocketLeakError, match="DROPPED"):
+        with cwg.no_leaks(grace=10):
+            socket.socket()
+
+
+def test_a_socket_alive_until_collected_is_told_as_a_cycle():
+    started = time.monotonic()
+    with pytest.warns(ResourceWarning), pytest.raises(cwg.SocketLeakError, match="reference cycle"):
+        with cwg.no_leaks(grace=30):
+            cycle = [socket.socket()]
+            cycle.append(cycle)
+            del cycle
+    assert time.monotonic() - started < 10, "nothing is left to wait for"
+
+
+def test_an_exception_from_the_body_is_never_masked():
+    kept = []
+    for error in (ValueError("mine"), KeyboardInterrupt(), SystemExit(3)):
+        with pytest.raises(type(error)) as caught, cwg.no_leaks(grace=10):
+            kept.append(socket.socket())
+            raise error
+        assert caught.value is error
+        assert not hasattr(error, "__notes__")
+    for sock in kept:
+        sock.close()
+
+
+def test_it_decorates_functions():
+    kept = []
+
+    @cwg.no_leaks(grace=0.05)
+    def work(number, *, leak=False):
+        """Work."""
+        if leak:
+            kept.append(socket.socket())
+        return number + 1
+
+    assert work(1) == 2
+    assert (work.__name__, work.__doc__) == ("work", "Work.")
+    for _ in range(2):
+        with pytest.raises(cwg.SocketLeakError):
+            work(1, leak=True)
+    assert work(2) == 3
+    for sock in kept:
+        sock.close()
+
+
+def test_it_decorates_coroutine_functions_and_lets_the_loop_close():
+    async def handle(reader, writer):
+        await reader.read()
+        writer.close()
+
+    @cwg.no_leaks(grace=10)
+    async def clean():
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.close()
+        server.close()
+        return "done"
+
+    @cwg.no_leaks(grace=0.05)
+    async def leaky(kept):
+        kept.append(await asyncio.open_connection(*address))
+
+    async def main():
+        nonlocal address
+        assert await clean() == "done"
+        kept = []
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()
+            with pytest.raises(cwg.SocketLeakError, match="task main-task"):
+                await leaky(kept)
+            kept[0][1].close()
+            await kept[0][1].wait_closed()
+
+    async def named():
+        return await asyncio.create_task(main(), name="main-task")
+
+    address = None
+    asyncio.run(named())
+    assert asyncio.iscoroutinefunction(clean)
+
+
+def test_async_with_waits_without_blocking_the_loop():
+    async def main():
+        async with cwg.no_leaks(grace=10):
+            sock = socket.socket()
+            asyncio.get_running_loop().call_later(0.1, sock.close)
+
+    asyncio.run(main())
+
+
+def test_async_with_masks_no_exception():
+    async def main():
+        async with cwg.no_leaks():
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        asyncio.run(main())
+
+
+def test_blocks_nest_and_each_fails_for_its_own():
+    with cwg.Guard() as guard:
+        with pytest.raises(cwg.SocketLeakError) as outer, guard.no_leaks(grace=0.05):
+            first = socket.socket()
+            with pytest.raises(cwg.SocketLeakError) as inner, guard.no_leaks(grace=0.05):
+                second = socket.socket()
+        first.close()
+        second.close()
+    assert len(inner.value.report.leaks) == 1
+    assert len(outer.value.report.leaks) == 2
+
+
+def test_it_uses_the_installed_guard_and_leaves_it_installed():
+    guard = cwg.install(context=lambda: {"who": "me"})
+    try:
+        kept = []
+        with pytest.raises(cwg.SocketLeakError, match="who=me"), cwg.no_leaks(grace=0):
+            kept.append(socket.socket())
+        kept[0].close()
+        assert guard.installed
+    finally:
+        cwg.uninstall()
+
+
+def test_it_serves_unittest():
+    class Case(unittest.TestCase):
+        def test(self):
+            self.enterContext(cwg.no_leaks(grace=0))
+            kept.append(socket.socket())
+
+    kept = []
+    result = unittest.TestResult()
+    Case("test").run(result)
+    kept[0].close()
+    assert len(result.failures) == 1
+    assert "kept.append(socket.socket())" in result.failures[0][1]
+
+
+@pytest.mark.parametrize("grace", [-1, "soon", None, True, float("nan")])
+def test_a_bad_grace_is_refused_in_one_sentence(grace):
+    with pytest.raises(cwg.ConfigurationError, match=r"no_leaks\(grace=...\): grace must be"):
+        cwg.no_leaks(grace)

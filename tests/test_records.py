@@ -1,0 +1,423 @@
+"""A record tells how a socket was born, and holds nothing alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import pickle
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+import structlog
+
+import closewait_guard as cwg
+from closewait_guard._stack import NO_STACK, capture, kind_of, resolve, settle
+from closewait_guard.testing import connected_pair
+
+
+def record_of(guard, sock):
+    return next(seen.record for seen in everything(guard) if seen.fd == sock.fileno())
+
+
+def everything(guard):
+    report = guard.scan(full=True)
+    return [*report.observations, *(leak.observation for leak in report.leaks)]
+
+
+def test_a_record_tells_who_when_and_where(guard):
+    before = time.time()
+    with socket.socket() as s:
+        record = record_of(guard, s)
+    assert before <= record.born_at <= time.time()
+    assert record.thread == "MainThread"
+    assert record.task is None
+    assert record.labels == ()
+    assert record.context == {}
+    assert record.origin is cwg.Origin.CREATED
+    assert record.parent is None
+    assert record.site.function == "test_a_record_tells_who_when_and_where"
+    assert record.site.filename == __file__
+    assert record.site.module == __name__
+    assert record.site.source == "with socket.socket() as s:"
+    assert record.site is record.stack[0]
+
+
+def test_the_name_of_the_thread_is_kept(guard):
+    made = []
+    thread = threading.Thread(target=lambda: made.append(socket.socket()), name="worker-7")
+    thread.start()
+    thread.join()
+    with made[0] as s:
+        assert record_of(guard, s).thread == "worker-7"
+
+
+def test_a_thread_that_python_did_not_start_is_not_registered_by_asking(guard):
+    import _thread
+
+    made, done = [], threading.Event()
+
+    def work():
+        made.append(socket.socket())
+        done.set()
+
+    before = threading.active_count()
+    _thread.start_new_thread(work, ())
+    assert done.wait(10)
+    assert threading.active_count() == before
+    with made[0] as s:
+        assert record_of(guard, s).thread.startswith("thread-")
+
+
+def test_the_name_of_the_task_is_kept(guard):
+    async def work():
+        with socket.socket() as s:
+            return record_of(guard, s)
+
+    async def main():
+        return await asyncio.create_task(work(), name="refresh-7")
+
+    assert asyncio.run(main()).task == "refresh-7"
+
+
+def test_labels_nest_follow_tasks_and_end(guard):
+    @cwg.label("decorated")
+    def make():
+        return socket.socket()
+
+    @cwg.label("async")
+    async def make_async():
+        return await asyncio.to_thread(socket.socket)
+
+    with cwg.label("outer"), cwg.label("inner", "more"), make() as s:
+        assert record_of(guard, s).labels == ("outer", "inner", "more", "decorated")
+    with asyncio.run(make_async()) as s:
+        assert record_of(guard, s).labels == ("async",)
+    with socket.socket() as s:
+        assert record_of(guard, s).labels == ()
+
+
+def test_a_generator_cannot_be_decorated():
+    with pytest.raises(TypeError, match="is a generator"):
+
+        @cwg.label("x")
+        def generate():
+            yield 1
+
+
+def test_context_is_kept_plain():
+    class Request:
+        def __str__(self):
+            return "request 7"
+
+    request = Request()
+    dead = weakref.ref(request)
+    settings = cwg.Settings(context=lambda: {"request": request, "attempt": 2, "urgent": True})
+    with cwg.Guard(settings) as guard, socket.socket() as s:
+        record = record_of(guard, s)
+        assert record.context == {"request": "request 7", "attempt": 2, "urgent": True}
+        del request
+        settings = None
+        guard.settings = guard._context = guard._registry._context = None
+        gc.collect()
+        assert dead() is None
+        assert record.context["attempt"] == 2
+
+
+def test_structlogs_bound_context_is_ready_made():
+    structlog.contextvars.bind_contextvars(request_id="abc")
+    try:
+        with cwg.Guard(cwg.Settings(context="structlog")) as guard, socket.socket() as s:
+            assert record_of(guard, s).context == {"request_id": "abc"}
+    finally:
+        structlog.contextvars.clear_contextvars()
+
+
+def test_a_context_callable_that_fails_loses_no_birth_and_is_told():
+    def broken():
+        raise RuntimeError("no request")
+
+    with cwg.Guard(cwg.Settings(context=broken)) as guard, socket.socket() as s:
+        assert record_of(guard, s).context == {}
+        report = guard.scan()
+    assert "the context callable failed: RuntimeError: no request" in report.coverage.notes
+    assert report.coverage.failures == 0
+
+
+def test_an_accepted_socket_knows_its_listener(guard):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listener = record_of(guard, server)
+        with socket.create_connection(server.getsockname()):
+            accepted, _ = server.accept()
+            with accepted:
+                record = record_of(guard, accepted)
+    assert record.origin is cwg.Origin.ACCEPTED
+    assert record.parent == listener
+    assert record.site.source == "accepted, _ = server.accept()"
+
+
+def test_an_accepted_socket_without_user_frames_is_blamed_on_its_listeners_line(guard):
+    import socketserver
+
+    handled = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            records.append(record_of(guard, self.request))
+            handled.set()
+
+    records = []
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        with socket.create_connection(server.server_address):
+            assert handled.wait(10)
+        server.shutdown()
+        thread.join()
+    [record] = records
+    assert record.origin is cwg.Origin.ACCEPTED
+    assert all(frame.kind is cwg.FrameKind.STDLIB for frame in record.stack)
+    assert "ThreadingTCPServer" in record.site.source
+
+
+def test_a_subclass_with_a_constructor_of_its_own_keeps_the_lineage(guard):
+    class Mine(socket.socket):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    with Mine() as s, s.dup() as copy:
+        record = record_of(guard, copy)
+        assert record.origin is cwg.Origin.DUPLICATED
+        assert record.parent == record_of(guard, s)
+
+
+def test_dup_and_fromfd_keep_the_lineage(guard):
+    with socket.socket() as s:
+        with s.dup() as copy, socket.fromfd(s.fileno(), s.family, s.type) as other:
+            for duplicate in (copy, other):
+                record = record_of(guard, duplicate)
+                assert record.origin is cwg.Origin.DUPLICATED
+                assert record.parent == record_of(guard, s)
+
+
+def test_a_socketpair_is_created(guard):
+    a, b = socket.socketpair()
+    with a, b:
+        assert record_of(guard, a).origin is cwg.Origin.CREATED
+        assert record_of(guard, b).site.function == "test_a_socketpair_is_created"
+
+
+def test_tls_knows_the_plain_socket(guard):
+    plain = socket.socket()
+    born = record_of(guard, plain)
+    with ssl.create_default_context().wrap_socket(plain, server_hostname="x") as secure:
+        [seen] = [seen for seen in everything(guard) if seen.fd == secure.fileno()]
+    assert seen.tls
+    assert seen.record.origin is cwg.Origin.WRAPPED
+    assert seen.record.parent == born
+    assert seen.record.birth == born
+    assert seen.record.site.source == "plain = socket.socket()"
+
+
+def test_a_detached_descriptor_keeps_its_birth_until_it_is_closed(guard):
+    import os
+
+    s = socket.socket()
+    born = record_of(guard, s)
+    fd = s.detach()
+    [seen] = everything(guard)
+    assert seen.fd == fd
+    assert seen.record.origin is cwg.Origin.DETACHED
+    assert seen.record.parent == born
+    os.close(fd)
+    assert everything(guard) == []
+
+
+def test_a_detached_descriptor_taken_over_keeps_the_lineage(guard):
+    s = socket.socket()
+    born = record_of(guard, s)
+    with socket.socket(fileno=s.detach()) as again:
+        record = record_of(guard, again)
+        assert record.origin is cwg.Origin.DETACHED
+        assert record.parent == born
+
+
+def test_the_number_of_a_detached_descriptor_reused_starts_a_new_story(guard):
+    import os
+
+    fd = socket.socket().detach()
+    os.close(fd)
+    with socket.socket() as s:
+        assert s.fileno() == fd
+        assert record_of(guard, s).origin is cwg.Origin.CREATED
+    raw = os.dup(0)
+    os.close(raw)
+
+
+def test_a_phantom_object_on_anothers_descriptor_leaves_no_trace(guard):
+    with connected_pair() as (ours, _):
+        before = record_of(guard, ours)
+        phantom = socket.socket(fileno=ours.fileno())
+        phantom.getsockname()
+        phantom.detach()
+        assert record_of(guard, ours) == before
+        assert guard.scan().open_sockets == 2
+
+
+def test_a_descriptor_of_unknown_birth_is_adopted_with_the_stack_of_its_taking(guard):
+    import _socket
+
+    raw = _socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with socket.socket(fileno=raw.detach()) as s:
+        record = record_of(guard, s)
+    assert record.origin is cwg.Origin.ADOPTED
+    assert record.parent is None
+    assert record.site.function.startswith("test_a_descriptor_of_unknown_birth")
+
+
+def test_a_chain_of_duplicates_does_not_grow_without_bound(guard):
+    sock = socket.socket()
+    root = record_of(guard, sock)
+    for _ in range(200):
+        copy = sock.dup()
+        sock.close()
+        sock = copy
+    with sock:
+        record, length = record_of(guard, sock), 0
+        while record.parent is not None:
+            record, length = record.parent, length + 1
+    assert length <= 20
+    assert record == root
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_stack_is_as_deep_as_asked(depth):
+    with cwg.Guard(cwg.Settings(stack_depth=depth)) as guard, socket.socket() as s:
+        record = record_of(guard, s)
+    assert len(record.stack) == depth
+    assert (record.site is None) == (depth == 0)
+
+
+def test_a_shallow_program_has_its_whole_stack(guard):
+    with socket.socket() as s:
+        names = [frame.function for frame in record_of(guard, s).stack]
+    assert names[0] == "test_a_shallow_program_has_its_whole_stack"
+    assert len(names) == cwg.Settings().stack_depth
+
+
+def test_frames_are_told_apart_by_where_their_file_lies():
+    import json
+
+    import pytest as installed
+
+    assert kind_of(json.__file__) is cwg.FrameKind.STDLIB
+    assert kind_of("<frozen importlib._bootstrap>") is cwg.FrameKind.STDLIB
+    assert kind_of(installed.__file__) is cwg.FrameKind.LIBRARY
+    assert kind_of(__file__) is cwg.FrameKind.USER
+    assert kind_of("C:\\app\\venv\\Lib\\site-packages\\x.py") is cwg.FrameKind.LIBRARY
+
+
+def test_the_site_falls_back_to_the_innermost_library_frame():
+    def frame(kind, name):
+        return cwg.Frame(f"{name}.py", 1, name, name, kind)
+
+    def record(*frames, parent=None, origin=cwg.Origin.CREATED):
+        return cwg.SocketRecord(1, 1, 0.0, "t", None, (), {}, origin, parent, frames)
+
+    stdlib = frame(cwg.FrameKind.STDLIB, "socket")
+    library = frame(cwg.FrameKind.LIBRARY, "urllib3")
+    outer = frame(cwg.FrameKind.LIBRARY, "requests")
+    user = frame(cwg.FrameKind.USER, "app")
+    assert record(stdlib, library, outer).site is library
+    assert record(stdlib, library, outer, user).site is user
+    assert record(stdlib).site is None
+    listener = record(stdlib, user)
+    accepted = record(stdlib, library, parent=listener, origin=cwg.Origin.ACCEPTED)
+    assert accepted.site is user
+
+
+def test_equal_stacks_share_their_memory_once_settled():
+    def here():
+        return [capture(sys._getframe(), 5) for _ in range(2)]
+
+    first, second = here()
+    assert len(first) == 10
+    settle(first)
+    settle(second)
+    assert first[0] is second[0]
+    assert resolve(first) is resolve(second)
+    settle(NO_STACK)
+    assert resolve(NO_STACK) == ()
+
+
+def test_the_stacks_of_sockets_that_live_on_are_settled(guard):
+    socks = [socket.socket() for _ in range(600)]
+    stories = [story[-1] for story in guard._registry._births.values()]
+    assert sum(len(stack) == 1 for stack in stories) >= 256
+    for s in socks:
+        s.close()
+
+
+def test_a_record_keeps_nothing_alive_and_can_be_pickled(guard):
+    class Thing:
+        pass
+
+    def make():
+        thing = Thing()
+        s = socket.socket()
+        return s, weakref.ref(thing)
+
+    s, thing = make()
+    dead, record = weakref.ref(s), record_of(guard, s)
+    assert thing() is None
+    s.close()
+    del s
+    assert dead() is None
+    assert pickle.loads(pickle.dumps(record)) == record
+
+
+def test_context_variables_are_not_copied(guard):
+    variable = contextvars.ContextVar("variable")
+
+    class Thing:
+        pass
+
+    def make():
+        thing = Thing()
+        variable.set(thing)
+        return socket.socket(), weakref.ref(thing)
+
+    s, thing = contextvars.Context().run(make)
+    with s:
+        guard.scan()
+        assert thing() is None
+
+
+def test_each_birth_has_a_serial_above_those_before(guard):
+    with socket.socket() as a, socket.socket() as b:
+        mark = guard.mark()
+        with socket.socket() as c:
+            serials = [record_of(guard, s).serial for s in (a, b, c)]
+    assert serials[0] < serials[1] < mark < serials[2]
+    assert guard.scan().coverage.births == 3
+
+
+def test_a_script_without_any_package_is_its_own_site(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import socket, closewait_guard as cwg\n"
+        "cwg.install(grace=0)\n"
+        "a, b = socket.socketpair(); b.close()\n"
+        "site = cwg.scan().accused[0].observation.record.site\n"
+        "print(site.filename, site.lineno, site.function, site.module)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == [str(script), "3", "<module>", "__main__"]

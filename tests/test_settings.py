@@ -1,0 +1,197 @@
+"""Every source of a setting, and one sentence for each bad value."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard._census import fd_limit, fd_used
+from closewait_guard.settings import Settings
+
+
+def load(tmp_path, overrides=None, environ=None, toml=None):
+    if toml is not None:
+        (tmp_path / "pyproject.toml").write_text(toml)
+    return Settings.load(overrides, environ=environ or {}, directory=tmp_path)
+
+
+def test_keywords_win_over_the_environment_over_pyproject_over_defaults(tmp_path):
+    toml = "[tool.closewait_guard]\ngrace = 5\nstack_depth = 7\nprobe = 'portable'\n"
+    environ = {"CLOSEWAIT_GUARD_GRACE": "3", "CLOSEWAIT_GUARD_STACK_DEPTH": "9", "OTHER": "x"}
+    settings = load(tmp_path, {"grace": 2}, environ, toml)
+    assert (settings.grace, settings.stack_depth, settings.probe) == (2.0, 9, "portable")
+    assert settings.age_warning == Settings().age_warning
+
+
+def test_the_nearest_pyproject_upwards_counts(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.closewait_guard]\ngrace = 5\n")
+    below = tmp_path / "a" / "b"
+    below.mkdir(parents=True)
+    assert Settings.load(environ={}, directory=below).grace == 5
+    (below / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert Settings.load(environ={}, directory=below).grace == Settings().grace
+
+
+def test_install_reads_the_environment(monkeypatch):
+    monkeypatch.setenv("CLOSEWAIT_GUARD_GRACE", "4")
+    try:
+        assert cwg.install().settings.grace == 4
+    finally:
+        cwg.uninstall()
+
+
+def test_every_setting_has_a_default_an_explanation_and_an_environment_variable(tmp_path):
+    for item in fields(Settings):
+        assert item.metadata["help"].endswith(".")
+        value = getattr(Settings(), item.name)
+        if value is not None:
+            environ = {f"CLOSEWAIT_GUARD_{item.name.upper()}": str(value)}
+            assert getattr(load(tmp_path, environ=environ), item.name) == value
+
+
+def test_callables_can_be_named(tmp_path):
+    environ = {"CLOSEWAIT_GUARD_REDACT": "os.path:basename", "CLOSEWAIT_GUARD_CONTEXT": "structlog"}
+    settings = load(tmp_path, environ=environ)
+    assert settings.redact is os.path.basename
+    assert settings.context == "structlog"
+    assert settings.describe()["redact"] == "basename"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("grace", -1, "grace must be a number of seconds, zero or more, not -1"),
+        ("grace", "soon", "grace must be a number of seconds, zero or more, not 'soon'"),
+        ("grace", True, "grace must be a number of seconds, zero or more, not True"),
+        ("grace", float("nan"), "zero or more, not nan"),
+        ("grace", float("inf"), "zero or more, not inf"),
+        ("grace", None, "zero or more, not None"),
+        ("stack_depth", 1.5, "stack_depth must be a whole number, zero or more, not 1.5"),
+        ("stack_depth", -1, "zero or more, not -1"),
+        ("stack_depth", 10**400, "stack_depth must be a whole number"),
+        ("fd_share_critical", 0, "a share above 0 and up to 1, not 0"),
+        ("fd_share_critical", 50, "a share above 0 and up to 1, not 50"),
+        ("probe", "magic", "probe must be one of auto, linux, portable, not 'magic'"),
+        ("redact", "no-colon", 'redact must be a callable or its "module:name", not'),
+        ("redact", "os:nonsense", r"can be imported \(AttributeError: .*nonsense"),
+        ("redact", "no.such.module:x", r"can be imported \(ModuleNotFoundError"),
+        ("redact", "os:sep", "redact must be the name of a callable, not 'os:sep'"),
+        ("context", 7, 'context must be a callable or its "module:name" or "structlog", not 7'),
+    ],
+)
+def test_a_bad_value_is_named_with_its_source(tmp_path, name, value, sentence):
+    with pytest.raises(cwg.ConfigurationError, match=sentence) as direct:
+        Settings(**{name: value})
+    assert str(direct.value).startswith(f"Settings({name}=...): ")
+    with pytest.raises(cwg.ConfigurationError, match=sentence) as keyword:
+        load(tmp_path, {name: value})
+    assert str(keyword.value).startswith(f"keyword {name}: ")
+    assert "\n" not in str(keyword.value)
+
+
+def test_a_malformed_environment_variable_is_named(tmp_path):
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        load(tmp_path, environ={"CLOSEWAIT_GUARD_STACK_DEPTH": "deep"})
+    assert str(caught.value) == (
+        "environment variable CLOSEWAIT_GUARD_STACK_DEPTH: stack_depth must be a whole number, "
+        "zero or more, not 'deep'"
+    )
+
+
+def test_an_unknown_name_is_told_with_the_known_ones(tmp_path):
+    for given in (
+        {"overrides": {"stackdepth": 3}},
+        {"environ": {"CLOSEWAIT_GUARD_STACKDEPTH": "3"}},
+        {"toml": "[tool.closewait_guard]\nstackdepth = 3\n"},
+    ):
+        with pytest.raises(
+            cwg.ConfigurationError, match="no setting is called 'stackdepth'; known "
+        ):
+            load(tmp_path, **given)
+    with pytest.raises(cwg.ConfigurationError, match="keyword stackdepth"):
+        cwg.install(stackdepth=3)
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("[tool.closewait_guard\n", "pyproject.toml cannot be read: Expected ']'"),
+        ("[tool]\nclosewait_guard = 3\n", r"\[tool.closewait_guard\] must be a table, not 3"),
+        ("tool = 3\n", r"\[tool\] must be a table, not 3"),
+        ("[tool.closewait_guard]\ngrace = -2\n", r"\[tool.closewait_guard\] in .*: grace must be"),
+        ("\udcff", "cannot be read"),
+    ],
+)
+def test_a_bad_pyproject_is_named(tmp_path, toml, sentence):
+    (tmp_path / "pyproject.toml").write_bytes(toml.encode(errors="surrogateescape"))
+    with pytest.raises(cwg.ConfigurationError, match=sentence) as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unreadable_pyproject_is_named(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    with pytest.raises(cwg.ConfigurationError, match=r"cannot be read: .*Permission denied"):
+        load(tmp_path)
+
+
+def test_a_bad_setting_leaves_nothing_installed():
+    with pytest.raises(cwg.ConfigurationError):
+        cwg.install(grace=-1)
+    assert cwg.install() is cwg.install()
+    cwg.uninstall()
+
+
+def test_every_error_has_the_one_base():
+    for error in (cwg.ConfigurationError, cwg.ReportFormatError, cwg.SocketLeakError):
+        assert issubclass(error, cwg.CloseWaitGuardError)
+    assert issubclass(cwg.SocketLeakError, AssertionError)
+
+
+def test_the_census_counts_this_process(tmp_path):
+    before = fd_used()
+    with open(tmp_path / "x", "w"), open(tmp_path / "y", "w"):
+        assert fd_used() == before + 2
+    import resource
+
+    assert fd_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_the_census_needs_no_descriptor():
+    import subprocess
+    import sys
+
+    code = (
+        "import os, resource; from closewait_guard._census import fd_used, fd_limit;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); held = []\n"
+        "try:\n"
+        "    while True: held.append(os.dup(0))\n"
+        "except OSError: pass\n"
+        "assert fd_used() == fd_limit() == 64, fd_used()\n"
+        "import closewait_guard as cwg\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_census_counts_by_listing_where_the_folder_has_no_size(monkeypatch):
+    import errno
+    from types import SimpleNamespace
+
+    true = fd_used()
+    monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
+    assert fd_used() == true
+    for number, expected in ((errno.EMFILE, fd_limit()), (errno.EACCES, None)):
+
+        def refuse(self, number=number):
+            raise OSError(number, "no")
+
+        monkeypatch.setattr("pathlib.Path.stat", refuse)
+        assert fd_used() == expected

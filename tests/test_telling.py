@@ -1,0 +1,214 @@
+"""A report reads at a glance, fits the terminal, and goes to JSON and back unchanged."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import time
+from dataclasses import replace
+from importlib import resources
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import closewait_guard as cwg
+from closewait_guard.testing import half_closed_pair
+
+from . import strategies
+
+SCHEMA = json.loads(
+    resources.files("closewait_guard").joinpath("report.schema.json").read_text(encoding="utf-8")
+)
+many = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+
+def leaky_report(**changes):
+    """A report of three leaks from one line and one from another."""
+
+    def fetch(stack):
+        stack.enter_context(half_closed_pair(b"12345"))
+
+    from contextlib import ExitStack
+
+    options = cwg.Settings(grace=0, context=lambda: {"request": "r7"}, **changes)
+    with ExitStack() as stack, cwg.Guard(options) as guard, cwg.label("prices"):
+        for _ in range(3):
+            fetch(stack)
+        stack.enter_context(half_closed_pair())
+        time.sleep(0.05)
+        return guard.scan()
+
+
+def test_the_first_line_tells_counts_and_share():
+    report = replace(leaky_report(), fd_used=10_000, fd_limit=20_000, open_sockets=1234)
+    line = cwg.render_text(report).splitlines()[0]
+    assert line.startswith("closewait_guard: 4 leaked of 1,234 open sockets; 10,000 of 20,000")
+    assert "no leak of" in cwg.render_text(replace(report, leaks=()))
+    assert "descriptors in use unknown" in cwg.render_text(replace(report, fd_used=None))
+
+
+def test_one_block_for_each_site_worst_first():
+    report = leaky_report()
+    text = cwg.render_text(report)
+    blocks = text.split("\n\n")
+    assert len(blocks) == 4
+    assert blocks[1].startswith("INFO  3 x LEAKED  TCP to 127.0.0.1:")
+    assert "  peer closed 0 s" in blocks[1]
+    assert "15 bytes unread" in blocks[1]
+    assert "born at" in blocks[1]
+    assert "in leaky_report.<locals>.fetch()" in blocks[1]
+    assert 'stack.enter_context(half_closed_pair(b"12345"))' in blocks[1]
+    assert "thread MainThread, label prices, request=r7" in blocks[1]
+    assert "fix: close it where it is used up" in blocks[1]
+    assert blocks[2].startswith("INFO  1 x LEAKED")
+    assert "unread" not in blocks[2]
+    assert blocks[3].startswith("Cannot see: ")
+
+
+def test_library_calls_are_folded_with_a_count():
+    def frame(kind, name):
+        return cwg.Frame(f"/app/{name}.py", 1, name, name, kind, f"{name}()")
+
+    user, library, stdlib = cwg.FrameKind.USER, cwg.FrameKind.LIBRARY, cwg.FrameKind.STDLIB
+    stack = (
+        frame(stdlib, "socket"),
+        frame(library, "urllib3"),
+        frame(user, "inner"),
+        frame(library, "click"),
+        frame(stdlib, "runpy"),
+        *(frame(user, f"outer{number}") for number in range(12)),
+    )
+    report = leaky_report()
+    leak = report.leaks[0]
+    record = replace(leak.observation.record, stack=stack)
+    leak = replace(leak, observation=replace(leak.observation, record=record))
+    text = cwg.render_text(replace(report, leaks=(leak,)))
+    assert "  born at /app/inner.py:1 in inner()\n        inner()\n" in text
+    assert "    (2 library calls)\n    from /app/outer0.py:1 in outer0()" in text
+    assert "    (4 more calls)" in text
+    assert "socket.py" not in text
+
+
+def test_by_site_groups_the_same_verdict_and_stack_worst_first():
+    report = leaky_report()
+    critical = replace(report.leaks[3], severity=cwg.Severity.CRITICAL)
+    explained = replace(report.leaks[0], verdict=cwg.Verdict.CLOSING)
+    report = replace(report, leaks=(explained, *report.leaks[1:3], critical))
+    groups = report.by_site()
+    assert [len(group.leaks) for group in groups] == [1, 2, 1]
+    assert groups[0].severity is cwg.Severity.CRITICAL
+    assert groups[1].site.function == "leaky_report.<locals>.fetch"
+    assert groups[2].verdict is cwg.Verdict.CLOSING
+    assert report.accused == report.leaks[1:]
+
+
+def test_alerts_are_told_after_the_counts():
+    alert = cwg.Alert(cwg.AlertKind.GROWTH, cwg.Severity.CRITICAL, "grows by 3 a minute", {})
+    text = cwg.render_text(replace(leaky_report(), alerts=(alert,)))
+    assert text.split("\n\n")[1] == "CRITICAL: grows by 3 a minute"
+
+
+def test_every_origin_is_told():
+    report = leaky_report()
+    leak = report.leaks[0]
+    parent = replace(leak.observation.record, pid=77)
+    told = {}
+    for origin in cwg.Origin:
+        record = replace(parent, origin=origin, parent=parent, stack=parent.stack[:1])
+        if origin is cwg.Origin.ADOPTED:
+            record = replace(record, stack=(), parent=None)
+        changed = replace(leak, observation=replace(leak.observation, record=record))
+        told[origin] = cwg.render_text(replace(report, leaks=(changed,)))
+    assert "accepted by the listener born at" in told["accepted"]
+    assert "duplicated from the socket born at" in told["duplicated"]
+    assert "gave the descriptor away by detach()" in told["detached"].replace("\n    ", " ")
+    assert "inherited over fork() from process 77" in told["inherited"]
+    assert "older than the guard" in told["adopted"]
+
+
+@many
+@given(strategies.reports)
+def test_any_report_can_be_told_in_80_columns_without_control_characters(report):
+    text = cwg.render_text(report)
+    assert all(len(line) <= 80 for line in text.split("\n"))
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+@many
+@given(strategies.reports)
+def test_reports_survive_json_and_pickle_exactly(report):
+    data = cwg.to_dict(report)
+    jsonschema.validate(data, SCHEMA)
+    assert cwg.from_dict(json.loads(json.dumps(data))) == report
+    assert pickle.loads(pickle.dumps(report)) == report
+
+
+def test_a_real_report_fits_the_schema_and_survives():
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair(b"x"), socket.socket():
+        report = guard.scan(full=True)
+    data = cwg.to_dict(report)
+    jsonschema.validate(data, SCHEMA)
+    assert data["leaks"][0]["accused"] is True
+    assert cwg.from_dict(json.loads(json.dumps(data))) == report
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda data: data.update(schema="other/1"), "not a report of schema"),
+        (lambda data: data.clear(), "not a report of schema"),
+        (lambda data: data.pop("leaks"), "report lacks leaks"),
+        (lambda data: data.update(pid="seven"), r"report\.pid must be int, not 'seven'"),
+        (lambda data: data.update(pid=True), r"report\.pid must be int, not True"),
+        (lambda data: data.update(leaks={}), r"report\.leaks must be list, not \{\}"),
+        (
+            lambda data: data["leaks"][0].update(verdict="guilty"),
+            r"report\.leaks\[0\]\.verdict must be one of leaked, dead",
+        ),
+        (
+            lambda data: data["leaks"][0]["observation"]["record"]["context"].update(a=[]),
+            r"record\.context\.a must be str or int or float or bool, not \[\]",
+        ),
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_sentence(change, sentence):
+    data = cwg.to_dict(leaky_report())
+    change(data)
+    with pytest.raises(cwg.ReportFormatError, match=sentence):
+        cwg.from_dict(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 7])
+def test_what_is_not_even_an_object_is_refused(data):
+    with pytest.raises(cwg.ReportFormatError, match="not a report"):
+        cwg.from_dict(data)
+
+
+def test_redaction_reaches_everything_that_may_hold_a_secret():
+    def redact(text):
+        return "hidden"
+
+    text = cwg.render_text(leaky_report(redact=redact))
+    data = json.dumps(cwg.to_dict(leaky_report(redact=redact)))
+    for secret in ("127.0.0.1", "prices", "r7", "half_closed_pair(b"):
+        assert secret not in text
+        assert secret not in data
+    assert "hidden" in text
+
+
+@pytest.mark.parametrize("redact", [lambda text: 1 / 0, lambda text: None])
+def test_a_redactor_that_fails_tells_nothing_of_the_original(redact):
+    text = cwg.render_text(leaky_report(redact=redact))
+    assert "127.0.0.1" not in text
+    assert "prices" not in text
+    assert "[withheld" in text
+
+
+def test_local_variables_are_never_captured():
+    secret = "s3cr3t-" + "value"
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
+        text = json.dumps(cwg.to_dict(guard.scan(full=True)))
+    assert secret not in text
