@@ -6,7 +6,7 @@ nothing and patches nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from closewait_guard._api import install, no_leaks, report, scan, uninstall

@@ -9,11 +9,12 @@ import weakref
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from closewait_guard._stack import Stack, resolve
+from closewait_guard._stack import NO_STACK, Stack, resolve
 from closewait_guard.model import Origin, Scalar, SocketRecord
 
 __all__ = [
     "KEY",
+    "NO_CONTEXT",
     "ORIGIN",
     "PARENT",
     "SERIAL",
@@ -25,6 +26,7 @@ __all__ = [
     "holds",
     "inode_of",
     "record_of",
+    "stranger",
 ]
 
 # The fields of a Birth in their order: making a named tuple would take three times as long.
@@ -32,6 +34,8 @@ Story = tuple[Any, ...]
 
 # Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
 _MOST_ANCESTORS = 16
+
+NO_CONTEXT: dict[str, Scalar] = {}
 
 _fileno = _socket.socket.fileno
 
@@ -57,6 +61,25 @@ class Birth(NamedTuple):
 SOCK, KEY, SERIAL, ORIGIN, PARENT, STACK = (
     Birth._fields.index(name) for name in ("sock", "key", "serial", "origin", "parent", "stack")
 )
+
+
+def stranger(sock: socket.socket, serial: int, pid: int) -> Story:
+    """The story of a socket that nobody has seen born."""
+    birth = Birth(
+        sock=weakref.ref(sock),
+        key=id(sock),
+        serial=serial,
+        pid=pid,
+        born_at=None,
+        thread="",
+        task=None,
+        labels=(),
+        context=NO_CONTEXT,
+        origin=Origin.ADOPTED,
+        parent=None,
+        stack=NO_STACK,
+    )
+    return tuple(birth)
 
 
 def holds(story: Story, fd: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from closewait_guard.model import Evidence, Observation, Origin, Verdict
+from functools import lru_cache
+
+from closewait_guard.model import Evidence, Origin, Verdict
 
 __all__ = ["hint_for"]
 
@@ -92,13 +94,14 @@ _HINTS: tuple[tuple[Verdict, Origin | None, Evidence | None, str], ...] = (
 )
 
 
-def hint_for(verdict: Verdict, observation: Observation) -> str:
+@lru_cache(None)
+def hint_for(verdict: Verdict, origin: Origin, evidence: Evidence) -> str:
     """One sentence that says what to change."""
-    for wanted, origin, evidence, text in _HINTS:
+    for wanted, wanted_origin, wanted_evidence, text in _HINTS:
         if (
             wanted is verdict
-            and origin in (_ANY, observation.record.origin)
-            and evidence in (_ANY, observation.evidence)
+            and wanted_origin in (_ANY, origin)
+            and wanted_evidence in (_ANY, evidence)
         ):
             return text
     return ""

@@ -29,12 +29,11 @@ _ENDING = frozenset(
 _TICK = 0.05
 
 
-class _Thresholds(NamedTuple):
-    """What all the sockets of one report are measured by."""
+class _Crowd(NamedTuple):
+    """What the number of sockets in CLOSE_WAIT makes of each of them."""
 
-    settings: Settings
-    close_wait: int
-    fd_limit: int | None
+    is_large: bool
+    is_critical: bool
 
 
 def judge(
@@ -47,19 +46,18 @@ def judge(
     """
     everything: Sequence[Observation] = tuple(observations)
     close_wait = sum(observation.state is State.CLOSE_WAIT for observation in everything)
-    thresholds = _Thresholds(settings, close_wait, fd_limit)
-    return tuple(_leak(observation, thresholds) for observation in everything)
-
-
-def _leak(observation: Observation, thresholds: _Thresholds) -> Leak:
-    verdict = verdict_of(observation, thresholds.settings)
-    return Leak(
-        observation=observation,
-        verdict=verdict,
-        severity=_severity(verdict, observation, thresholds),
-        holders=(),
-        hint=hint_for(verdict, observation),
+    crowd = _Crowd(
+        close_wait > settings.count_warning,
+        fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,
     )
+    return tuple([_leak(observation, settings, crowd) for observation in everything])
+
+
+def _leak(observation: Observation, settings: Settings, crowd: _Crowd) -> Leak:
+    verdict = verdict_of(observation, settings)
+    severity = _severity(verdict, observation, settings, crowd)
+    hint = hint_for(verdict, observation.record.origin, observation.evidence)
+    return Leak(observation, verdict, severity, (), hint)
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
@@ -107,28 +105,17 @@ def _still_sending(observation: Observation, settings: Settings) -> bool:
     return after_closing and sent < max(settings.grace, settings.half_close_idle)
 
 
-def _severity(verdict: Verdict, observation: Observation, thresholds: _Thresholds) -> Severity:
+def _severity(
+    verdict: Verdict, observation: Observation, settings: Settings, crowd: _Crowd
+) -> Severity:
     if not verdict.accused:
         return Severity.INFO
-    grades = [_severity_of_age(observation, thresholds.settings)]
-    if observation.state is State.CLOSE_WAIT:
-        grades.append(_severity_of_count(thresholds))
-    if verdict is Verdict.DROPPED:
-        # Certain, and it will not grow older: there is nothing to wait for.
-        grades.append(Severity.WARNING)
-    return max(grades, key=lambda grade: grade.rank)
-
-
-def _severity_of_age(observation: Observation, settings: Settings) -> Severity:
     age = max(observation.peer_closed_for or 0.0, observation.suspect_for or 0.0)
-    if age > settings.age_critical:
+    in_crowd = observation.state is State.CLOSE_WAIT
+    if age > settings.age_critical or (in_crowd and crowd.is_critical):
         return Severity.CRITICAL
-    return Severity.WARNING if age > settings.age_warning else Severity.INFO
-
-
-def _severity_of_count(thresholds: _Thresholds) -> Severity:
-    settings, limit = thresholds.settings, thresholds.fd_limit
-    if limit is not None and thresholds.close_wait > limit * settings.fd_share_critical:
-        return Severity.CRITICAL
-    over = thresholds.close_wait > settings.count_warning
-    return Severity.WARNING if over else Severity.INFO
+    # A dropped one is certain and grows no older: there is nothing to wait for.
+    certain = verdict is Verdict.DROPPED
+    if certain or age > settings.age_warning or (in_crowd and crowd.is_large):
+        return Severity.WARNING
+    return Severity.INFO

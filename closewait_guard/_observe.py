@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._birth import Birth, inode_of
-from closewait_guard._probe import Poller, Probe, View, borrowed
+from closewait_guard._birth import Birth
+from closewait_guard._living import Living
+from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
-from closewait_guard._registry import Living, Registry
+from closewait_guard._registry import Registry
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
@@ -27,14 +27,21 @@ class Sight(NamedTuple):
     healthy: tuple[Observation, ...]
 
 
+class _Known(NamedTuple):
+    """What is kept of a suspect from one look to the next."""
+
+    record: SocketRecord
+    endpoint: Endpoint
+    sighting: Sighting
+
+
 class Observer:
-    """Looks at what a registry knows. Keeps the sightings of the suspects between two looks."""
+    """Looks at what a registry knows. Keeps what is known of the suspects between two looks."""
 
     def __init__(self, registry: Registry, probe: Probe) -> None:
         self._registry = registry
         self._probe = probe
-        self._sightings: dict[int, Sighting] = {}
-        self._records: dict[int, SocketRecord] = {}
+        self._known: dict[int, _Known] = {}
         self._last_look = 0.0
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -47,42 +54,53 @@ class Observer:
             full: Describe the healthy sockets too.
             born_after: A mark; describe all sockets born after it, healthy or not.
         """
-        living = self._registry.living()
+        living = self._registry.living(thorough=full)
         events = self._events(living)
-        glance = _Glance(
-            self._registry, self._probe, living, events, self._records, self._last_look
-        )
-        suspects = tuple(glance.describe(living.close_called.union(events), self._sightings))
+        closed = self._forget_closed(living, events)
+        glance = _Glance(self._registry, self._probe, living, events, self._last_look)
+        suspects = tuple(glance.describe(living.close_called.union(events), self._known))
+        self._known, self._last_look = glance.known, glance.wall
         others = set(living.stories) if full else set()
         if born_after is not None:
             others |= living.born_after(born_after)
-        healthy = tuple(glance.describe(others - events.keys() - living.close_called, {}))
-        dropped = tuple(self._dropped())
-        self._sightings, self._records = glance.sightings, glance.records
-        self._last_look = glance.wall
+        others -= events.keys() | living.close_called
         return Sight(
-            open_sockets=len(living.stories) + len(living.detached),
+            open_sockets=len(living.stories) - closed,
             suspects=suspects,
-            dropped=dropped,
-            healthy=healthy,
+            dropped=tuple(self._dropped()),
+            healthy=tuple(glance.describe(others, {})),
         )
 
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
-        self._records = {}
+        self._known = {}
 
     def _events(self, living: Living) -> dict[int, int]:
         poller = self._idle_pollers.pop() if self._idle_pollers else self._probe.poller()
-        events = poller.suspects(living.stories.keys() | living.detached.keys())
+        events = poller.suspects(living.stories)
         self._idle_pollers.append(poller)
         return events
+
+    def _forget_closed(self, living: Living, events: dict[int, int]) -> int:
+        """Numbers that are free: their sockets were closed since they were last looked through."""
+        closed = [fd for fd, happened in events.items() if happened & INVALID]
+        for fd in closed:
+            del events[fd]
+            if fd in living.stories:
+                self._registry.forget(fd, living.stories[fd])
+        return len(closed)
 
     def _dropped(self) -> Iterator[Observation]:
         for drop in self._registry.dropped():
             evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-            view = (drop.view or _UNKNOWN)._replace(evidence=evidence)
-            record = self._records.get(drop.birth.serial) or self._registry.record_of(drop.birth)
-            yield _observation(record, drop.fd, view, peer_closed_for=view.fin_for)
+            view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
+            record = self._registry.record_of(drop.birth)
+            yield _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
+
+
+_NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
+# The ends of a connection after which it has the addresses that it will ever have.
+_FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
 
 
 class _Glance:
@@ -93,69 +111,73 @@ class _Glance:
         registry: Registry,
         probe: Probe,
         living: Living,
-        events: dict[int, int],
-        records: dict[int, SocketRecord],
+        events: Mapping[int, int],
         last_look: float,
     ) -> None:
         self.now, self.wall = time.monotonic(), time.time()
-        self.sightings: dict[int, Sighting] = {}
-        self.records: dict[int, SocketRecord] = {}
+        self.known: dict[int, _Known] = {}
         self._registry = registry
         self._probe = probe
         self._living = living
         self._events = events
-        self._known = records
         self._last_look = last_look
-        self._in_use = descriptors_in_use() if living.close_called else set()
+        self._in_use = descriptors_in_use() if living.close_called else frozenset[int]()
 
-    def describe(self, fds: set[int], before: dict[int, Sighting]) -> Iterator[Observation]:
+    def describe(self, fds: Set[int], known: Mapping[int, _Known]) -> Iterator[Observation]:
+        """Observations of the given descriptors; of none that is closed at this moment."""
         for fd in sorted(fds):
             birth = self._living.birth(fd)
-            view = self._view(fd, birth) if birth is not None else None
-            if birth is not None and view is not None:
-                yield self._observation(fd, birth, view, before)
+            if birth is None:
+                continue
+            if fd in self._living.detached:
+                observation = self._describe_detached(fd, birth, known)
+            else:
+                observation = self._describe(fd, birth, known)
+            if observation is not None:
+                yield observation
 
-    def _view(self, fd: int, birth: Birth) -> View | None:
-        events = self._events.get(fd, 0)
-        if fd in self._living.detached:
-            return self._view_through_copy(fd, events)
+    def _describe(self, fd: int, birth: Birth, known: Mapping[int, _Known]) -> Observation | None:
         sock = birth.sock()
-        return self._probe.look(sock, fd, events) if sock is not None else None
+        view = self._probe.look(sock, fd, self._events.get(fd, 0)) if sock is not None else None
+        if sock is None or view is None:
+            return None
+        before = known.get(birth.serial)
+        settled = before is not None and before.sighting.ended[0] in _FINAL
+        endpoint = before.endpoint if before and settled else endpoint_of(sock, fd)
+        return self._observed(fd, birth, view, endpoint, before)
 
-    def _view_through_copy(self, fd: int, events: int) -> View | None:
+    def _describe_detached(
+        self, fd: int, birth: Birth, known: Mapping[int, _Known]
+    ) -> Observation | None:
         try:
             with borrowed(fd) as sock:
-                return self._probe.look(sock, sock.fileno(), events)
+                copy = sock.fileno()
+                view = self._probe.look(sock, copy, self._events.get(fd, 0))
+                endpoint = endpoint_of(sock, copy)
         except OSError:
             return None
+        if view is None:
+            return None
+        observation = self._observed(fd, birth, view, endpoint, known.get(birth.serial))
+        record = replace(observation.record, origin=Origin.DETACHED, parent=observation.record)
+        return replace(observation, record=record)
 
-    def _observation(
-        self, fd: int, birth: Birth, view: View, before: dict[int, Sighting]
+    def _observed(
+        self, fd: int, birth: Birth, view: View, endpoint: Endpoint, before: _Known | None
     ) -> Observation:
-        record = self._record(fd, birth)
-        close_called = fd in self._living.close_called
+        record = self._registry.record_of(birth) if before is None else before.record
         sighting = notice(
-            view, close_called, before.get(birth.serial), self._at_most(birth, view), self.now
-        )
-        self.sightings[birth.serial] = sighting
-        return _observation(
-            record,
-            fd,
             view,
-            inode=inode_of(fd),
-            peer_closed_for=peer_closed_for(view, sighting, self.now),
-            tls=_is_tls(birth),
-            close_called=close_called,
-            suspect_for=suspect_for(view, sighting, self.now),
-            in_use=fd in self._in_use,
+            fd in self._living.close_called,
+            None if before is None else before.sighting,
+            self._at_most(birth, view) if before is None else 0.0,
+            self.now,
         )
-
-    def _record(self, fd: int, birth: Birth) -> SocketRecord:
-        record = self._known.get(birth.serial) or self._registry.record_of(birth)
-        self.records[birth.serial] = record
-        if fd in self._living.detached:
-            return replace(record, origin=Origin.DETACHED, parent=record)
-        return record
+        self.known[birth.serial] = _Known(record, endpoint, sighting)
+        closed_for = peer_closed_for(view, sighting, self.now)
+        return _observation(
+            record, fd, endpoint, view, closed_for, sighting, self.now, fd in self._in_use
+        )
 
     def _at_most(self, birth: Birth, view: View) -> float:
         """For how long a connection can have been ended that no look has seen so before."""
@@ -170,44 +192,32 @@ class _Glance:
 def _observation(
     record: SocketRecord,
     fd: int,
+    endpoint: Endpoint,
     view: View,
-    *,
-    inode: int | None = None,
-    peer_closed_for: float | None = None,
-    tls: bool = False,
-    close_called: bool = False,
-    suspect_for: float | None = None,
-    in_use: bool = False,
+    closed_for: float | None,
+    sighting: Sighting | None,
+    now: float = 0.0,
+    in_use: bool = False,  # noqa: FBT002
 ) -> Observation:
+    # By position and in order: naming nineteen arguments takes as long as storing them.
     return Observation(
-        record=record,
-        fd=fd,
-        inode=inode,
-        family=view.family,
-        type=view.type,
-        local=view.local,
-        peer=view.peer,
-        state=view.state,
-        evidence=view.evidence,
-        peer_closed_for=peer_closed_for,
-        unread=view.unread,
-        last_sent_for=view.last_sent_for,
-        last_received_for=view.last_received_for,
-        tls=tls,
-        close_called=close_called,
-        connection=view.connection,
-        suspect_for=suspect_for,
-        unsent=view.unsent,
-        in_use=in_use,
+        record,
+        fd,
+        endpoint.inode,
+        endpoint.family,
+        endpoint.type,
+        endpoint.local,
+        endpoint.peer,
+        view.state,
+        view.evidence,
+        closed_for,
+        view.unread,
+        view.last_sent_for,
+        view.last_received_for,
+        endpoint.tls,
+        sighting is not None and sighting.ended[1],
+        view.connection,
+        None if sighting is None else suspect_for(view, sighting, now),
+        view.unsent,
+        in_use,
     )
-
-
-_UNKNOWN = View(
-    "unknown", "unknown", None, None, State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE
-)
-
-
-def _is_tls(birth: Birth) -> bool:
-    ssl = sys.modules.get("ssl")
-    sock = birth.sock()
-    return ssl is not None and isinstance(sock, ssl.SSLSocket)

@@ -27,6 +27,9 @@ class Listener(Protocol):
     def detached(self, sock: socket.socket, fd: int, /) -> None:
         """A socket gave its descriptor away."""
 
+    def got_file(self, sock: socket.socket, /) -> None:
+        """A file object was made of a socket, so that `close()` may not be the end of it."""
+
     def dying(self, sock: socket.socket, fd: int, /) -> None:
         """A socket is being finalized while it is open. Take no lock here."""
 
@@ -211,6 +214,20 @@ def _wrap_detach(original: Any, audience: _Audience) -> Any:
     return detach
 
 
+def _wrap_makefile(original: Any, audience: _Audience) -> Any:
+    @functools.wraps(original)
+    def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        file = original(self, *args, **kwargs)
+        for listener in audience.listeners:
+            try:
+                listener.got_file(self)
+            except Exception:
+                listener.failed()
+        return file
+
+    return makefile
+
+
 class _Finalizer:
     """Tells of sockets that die open, then hands over the finalizer that was there.
 
@@ -250,5 +267,6 @@ _INIT_CODE = SOCKET.__init__.__code__
 _METHODS = (
     _Method("__init__", _wrap_init),
     _Method("detach", _wrap_detach),
+    _Method("makefile", _wrap_makefile),
     _Method("__del__", _Finalizer),
 )

@@ -17,10 +17,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from closewait_guard._birth import (
     KEY,
+    NO_CONTEXT,
     ORIGIN,
     PARENT,
     SERIAL,
@@ -31,52 +32,27 @@ from closewait_guard._birth import (
     holds,
     inode_of,
     record_of,
+    stranger,
 )
 from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
+from closewait_guard._living import Drop, Living
 from closewait_guard._patch import CALLER, SOCKET
-from closewait_guard._probe import Probe, View
+from closewait_guard._probe import Probe, endpoint_of
 from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard._tally import Tally
-from closewait_guard.model import Origin, Scalar, SocketRecord
+from closewait_guard.model import Origin, SocketRecord
 
-__all__ = ["Drop", "Living", "Registry"]
+__all__ = ["Registry"]
 
 _SETTLE_AFTER = 256
 
 _CREATED = Origin.CREATED
-_NO_CONTEXT: dict[str, Scalar] = {}
 
 _fileno = _socket.socket.fileno
-_close_called = SOCKET.__dict__["_closed"].__get__
+_is_closed = SOCKET.__dict__["_closed"].__get__
 _file_objects = SOCKET.__dict__["_io_refs"].__get__
-
-
-class Drop(NamedTuple):
-    """A socket that was finalized while it was open, and the kernel's last word on it."""
-
-    birth: Birth
-    fd: int
-    collected: bool
-    view: View | None
-
-
-class Living(NamedTuple):
-    """One moment's open sockets, by descriptor."""
-
-    stories: dict[int, Story]
-    close_called: set[int]
-    detached: dict[int, Birth]
-
-    def birth(self, fd: int) -> Birth | None:
-        """The birth of one of them."""
-        story = self.stories.get(fd)
-        return self.detached.get(fd) if story is None else Birth._make(story)
-
-    def born_after(self, mark: int) -> set[int]:
-        """Those that are younger than a mark."""
-        return {fd for fd, story in self.stories.items() if story[SERIAL] > mark}
 
 
 class Registry:
@@ -91,9 +67,12 @@ class Registry:
         self._pid = os.getpid()
         self._born, self._drops, self._failed = Tally(), Tally(), Tally()
         self._births: dict[int, Story] = {}
+        # Those of the last sweep. The same object for as long as there was nothing new.
+        self._known: dict[int, Story] = {}
         self._detached: dict[int, tuple[Story, int]] = {}
         self._dropped: deque[Drop] = deque(maxlen=dropped_kept)
-        self._has_adopted = False
+        self._has_adopted = self._has_news = False
+        self._with_files: set[int] = set()
         self._settle_at = _SETTLE_AFTER
         self._next_stranger = itertools.count(-1, -1).__next__
         self._next_serial = self._born.count
@@ -119,11 +98,12 @@ class Registry:
             thread._name if thread is not None else f"thread-{threading.get_ident()}",
             _task_name(asyncio) if asyncio is not None else None,
             current_labels(),
-            self._context() if self._context is not None else _NO_CONTEXT,
+            self._context() if self._context is not None else NO_CONTEXT,
             origin,
             parent,
             capture(sys._getframe(CALLER), self._depth) if self._depth else NO_STACK,
         )
+        self._has_news = True
         if serial >= self._settle_at:
             self._settle(serial)
 
@@ -137,6 +117,9 @@ class Registry:
         for birth in births.values():
             settle(birth[STACK])
 
+    def got_file(self, sock: socket.socket) -> None:
+        self._with_files.add(_fileno(sock))
+
     def detached(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)
         if story is None or story[KEY] != id(sock):
@@ -144,6 +127,7 @@ class Registry:
         parent = story[PARENT]
         if story[ORIGIN] is Origin.WRAPPED and parent is not None and holds(parent, fd):
             self._births[fd] = parent
+            self._has_news = True
         else:
             self._detached[fd] = (story, os.fstat(fd).st_ino)
 
@@ -154,11 +138,12 @@ class Registry:
         else:
             # Nobody else can have been given this number: its owner is still open.
             self._births.pop(fd, None)
+            self._has_news = True
         # The collector clears weak references before it finalizes; a last reference that goes
         # finalizes first.
         collected = story[SOCK]() is None
-        view = self._probe.look(sock, fd, 0)
-        self._dropped.append(Drop(Birth._make(story), fd, collected, view))
+        endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
+        self._dropped.append(Drop(Birth._make(story), fd, collected, endpoint, view))
         self._drops.count()
 
     def failed(self) -> None:
@@ -166,22 +151,53 @@ class Registry:
 
     # What a scan asks.
 
-    def living(self) -> Living:
-        """The sockets that are open at this moment; forgets those that are not."""
-        stories = self._births.copy()
-        close_called: set[int] = set()
-        for fd, story in list(stories.items()):
-            sock = story[SOCK]()
-            if sock is None or _fileno(sock) != fd:
-                del stories[fd]
-                if fd not in self._detached:
-                    _discard(self._births, fd, story)
-                continue
-            # Without a file object it is a close() under way, a few bytecodes from its end.
-            if _close_called(sock) and _file_objects(sock) > 0:
-                close_called.add(fd)
+    def living(self, *, thorough: bool = False) -> Living:
+        """The sockets that are open at this moment.
+
+        With many sockets most of the time goes into touching each one's objects. That is done
+        only if there has been a birth since it was done last; otherwise the closed ones stay in
+        until a poll shows that their numbers are free, and `forget` is told.
+        """
+        if self._has_news or thorough:
+            self._has_news = False
+            self._sweep()
+            self._known = self._births.copy()
+        return Living(self._known, self._close_called(), self._still_detached())
+
+    def _sweep(self) -> None:
+        births = self._births.copy()
+        closed = [
+            fd
+            for fd, story in births.items()
+            if (sock := story[SOCK]()) is None or _is_closed(sock)
+        ]
         sock = None
-        return Living(stories, close_called, self._still_detached())
+        for fd in closed:
+            if not self._keeps_descriptor(fd, births[fd]):
+                self.forget(fd, births[fd])
+
+    def forget(self, fd: int, story: Story) -> None:
+        """Let go of a birth whose descriptor is closed."""
+        if fd not in self._detached:
+            _discard(self._births, fd, story)
+            self._has_news = True
+
+    def _close_called(self) -> set[int]:
+        """Descriptors that outlived a `close()`, because a file object keeps them."""
+        births, still = self._births, set()
+        for fd in self._with_files.copy():
+            story = births.get(fd)
+            sock = None if story is None else story[SOCK]()
+            if story is None or sock is None or _fileno(sock) != fd:
+                self._with_files.discard(fd)
+            elif _is_closed(sock) and self._keeps_descriptor(fd, story):
+                still.add(fd)
+        return still
+
+    def _keeps_descriptor(self, fd: int, story: Story) -> bool:
+        """Whether a closed socket is open all the same, and not just a bytecode from its end."""
+        sock = story[SOCK]()
+        return sock is not None and _fileno(sock) == fd and _file_objects(sock) > 0
 
     def _still_detached(self) -> dict[int, Birth]:
         """Descriptors that left their socket object and are still open, told by their inode."""
@@ -237,24 +253,13 @@ class Registry:
             if known is not None:
                 _discard(self._births, fd, known)
             self._births.setdefault(fd, self._stranger(sock))
+            self._has_news = True
+            if _file_objects(sock) > 0:
+                self._with_files.add(fd)
 
     def _stranger(self, sock: socket.socket) -> Story:
-        birth = Birth(
-            sock=_ref(sock),
-            key=id(sock),
-            # Below zero: older than every mark, and never the serial of a birth.
-            serial=self._next_stranger(),
-            pid=self._pid,
-            born_at=None,
-            thread="",
-            task=None,
-            labels=(),
-            context=_NO_CONTEXT,
-            origin=Origin.ADOPTED,
-            parent=None,
-            stack=NO_STACK,
-        )
-        return tuple(birth)
+        # Below zero: older than every mark, and never the serial of a birth.
+        return stranger(sock, self._next_stranger(), self._pid)
 
     def after_fork(self) -> None:
         """In the child: from now on, births are our own, and those before are inherited."""

@@ -85,7 +85,7 @@ _LOOKUPS = {
     f"socket.{name}" for name in ("getaddrinfo", "gethostbyname", "gethostbyaddr", "getnameinfo")
 }
 _SENDINGS = {f"socket.{name}" for name in ("connect", "sendto", "sendmsg")}
-_OWN_NAMES = (None, "", b"", "localhost", socket.gethostname())
+_OWN_NAMES = ("", "localhost", socket.gethostname())
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -198,25 +198,22 @@ def _load(module: str, classes: tuple[str, ...]) -> unittest.TestSuite:
 def _stay_on_loopback(event: str, args: tuple[Any, ...]) -> None:
     """Refuse what goes beyond: tests of bad host names ask the name server without "network"."""
     if event in _LOOKUPS:
-        host = args[0][0] if event == "socket.getnameinfo" else args[0]
-        if not _is_known(host):
-            raise socket.gaierror(socket.EAI_NONAME, "kept from looking up a foreign name")
+        host = _host(args[0][0] if event == "socket.getnameinfo" else args[0])
+        if isinstance(host, str):
+            raise socket.gaierror(socket.EAI_NONAME, "kept from asking a name server")
     elif event in _SENDINGS and args[1] and args[0].family in _INTERNET:
-        address = _numeric(args[1][0])
-        if address is not None and not (address.is_loopback or address.is_unspecified):
+        host = _host(args[1][0])
+        if isinstance(host, str) or not (host.is_loopback or host.is_unspecified):
             raise OSError(errno.ENETUNREACH, "kept from going beyond loopback")
 
 
-def _is_known(host: object) -> bool:
-    """Whether no name server has to be asked."""
-    return host in _OWN_NAMES or _numeric(host) is not None
-
-
-def _numeric(host: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _host(host: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address | str:
+    """The address of a host that no name server need be asked for, else its name."""
+    name = host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else str(host or "")
     try:
-        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host))
+        return ipaddress.ip_address("127.0.0.1" if name in _OWN_NAMES else name)
     except ValueError:
-        return None
+        return name
 
 
 def _record_resource_warnings(recorder: Recorder) -> None:
@@ -321,6 +318,10 @@ class Comparison:
         """The tests of one verdict. How the process ended is judged like a test."""
         return [test for test in (*self.tests(), PROCESS) if self.verdict(test) == verdict]
 
+    def sides(self) -> tuple[tuple[str, list[Run]], ...]:
+        """Both sides, each with the words for it."""
+        return ("without the guard", self.plain), ("with the guard", self.guarded)
+
     def verdict(self, test: str) -> str:
         """Whether the guard changes the outcome of a test."""
         plain = {run.outcome(test) for run in self.plain}
@@ -339,7 +340,7 @@ class Comparison:
     def fails(self) -> bool:
         """Whether the guard changes anything, or nothing could be compared."""
         return bool(self.judged("differing")) or any(
-            run.broken for run in (*self.plain, *self.guarded)
+            all(run.broken for run in runs) for _, runs in self.sides()
         )
 
 
@@ -359,19 +360,23 @@ def describe(comparison: Comparison) -> Iterator[str]:
     for verdict in ("differing", "not reproduced", "flaky"):
         for test in comparison.judged(verdict):
             yield f"{verdict}: {test}"
-            for side, runs in (("without", comparison.plain), ("with", comparison.guarded)):
-                yield f"    {side} the guard: {' / '.join(run.outcome(test) for run in runs)}"
-            for run in (*comparison.guarded, *comparison.plain):
-                if detail := run.details.get(test):
-                    yield from (f"      | {line}" for line in detail.splitlines()[-25:])
-                    break
-    for side, runs in (("without", comparison.plain), ("with", comparison.guarded)):
+            for side, runs in comparison.sides():
+                yield f"    {side}: {' / '.join(run.outcome(test) for run in runs)}"
+            yield from _last_detail(test, (*comparison.guarded, *comparison.plain))
+    for side, runs in comparison.sides():
         for run in runs:
             if run.broken:
-                yield f"{comparison.module} {side} the guard: {run.broken}"
+                yield f"{comparison.module} {side}: {run.broken}"
+                yield from _last_detail(PROCESS, [run])
             if run.failures:
-                yield f"{comparison.module}: the guard failed to record {run.failures} times"
+                yield f"{comparison.module} {side}: {run.failures} times it failed to record"
     yield from _describe_warnings(comparison)
+
+
+def _last_detail(test: str, runs: Iterable[Run]) -> Iterator[str]:
+    detail = next((run.details[test] for run in runs if run.details.get(test)), "")
+    for line in detail.splitlines()[-25:]:
+        yield f"      | {line}"
 
 
 def _describe_warnings(comparison: Comparison) -> Iterator[str]:
@@ -410,6 +415,8 @@ def main() -> int:
         module, *classes = options.modules
         run_here(module, tuple(classes), options.results, guarded=options.guarded)
         return 0
+    # So that what is running is ended too, and its folder removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for needed in ("test.support", "closewait_guard"):
         importlib.import_module(needed)
     started = time.monotonic()
@@ -418,7 +425,8 @@ def main() -> int:
         print(f"{module} ...", flush=True)
         classes = QUICK.get(module, ()) if options.quick else ()
         comparisons.append(compare(module, classes, options.timeout))
-        print(*describe(comparisons[-1]), sep="\n", flush=True)
+        for line in describe(comparisons[-1]):
+            print(line, flush=True)
     print(*table(comparisons), sep="\n")
     print(f"Python {sys.version.split()[0]}, {time.monotonic() - started:.0f} s")
     return int(any(one.fails for one in comparisons))

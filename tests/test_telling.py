@@ -55,7 +55,7 @@ def test_one_block_for_each_site_worst_first():
     blocks = text.split("\n\n")
     assert len(blocks) == 4
     assert blocks[1].startswith("INFO  3 x LEAKED  TCP to 127.0.0.1:")
-    assert "  peer closed 0 s" in blocks[1]
+    assert "  peer closed 0" in blocks[1]
     assert "15 bytes unread" in blocks[1]
     assert "born at" in blocks[1]
     assert "in leaky_report.<locals>.fetch()" in blocks[1]

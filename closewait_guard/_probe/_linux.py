@@ -11,18 +11,11 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Set
+from collections.abc import Collection
 from fcntl import ioctl
 from termios import FIONREAD, TIOCOUTQ
 
-from closewait_guard._probe._view import (
-    View,
-    family_name,
-    is_listening,
-    kind_name,
-    local_address,
-    peer_address,
-)
+from closewait_guard._probe._view import View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = ["look", "poller"]
@@ -67,15 +60,17 @@ _proto = _socket.socket.__dict__["proto"].__get__
 class _Poller:
     def __init__(self) -> None:
         self._poll = select.poll()
+        self._given: object = None
         self._watched: set[int] = set()
 
-    def suspects(self, fds: Set[int]) -> dict[int, int]:
-        if fds != self._watched:
-            for fd in self._watched - fds:
+    def suspects(self, fds: Collection[int]) -> dict[int, int]:
+        if fds is not self._given:
+            wanted = set(fds)
+            for fd in self._watched - wanted:
                 self._poll.unregister(fd)
-            for fd in fds - self._watched:
+            for fd in wanted - self._watched:
                 self._poll.register(fd, select.POLLRDHUP)
-            self._watched = set(fds)
+            self._given, self._watched = fds, wanted
         return dict(self._poll.poll(0))
 
 
@@ -85,24 +80,23 @@ def poller() -> _Poller:
 
 
 def look(sock: _socket.socket, fd: int, events: int) -> View | None:
-    """Describe a socket by TCP_INFO where there is one, else by the poll events given."""
-    family, kind = _family(sock), _type(sock)
+    """Look at a socket by TCP_INFO where there is one, else by the poll events given."""
+    family = _family(sock)
     view: View | None = None
-    if kind == socket.SOCK_STREAM:
+    if _type(sock) == socket.SOCK_STREAM:
         if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
-            view = _look_at_tcp(sock, fd, family)
+            view = _look_at_tcp(sock, fd)
         elif family in _STREAM_FAMILIES:
             view = _look_at_stream(sock, fd, family, events)
-    if view is None:
-        view = _look_at_other(sock, family, kind)
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
-    return view if _fileno(sock) == fd else None
+    return (view or _OTHER) if _fileno(sock) == fd else None
 
 
 _TCP_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+_OTHER = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 
 
-def _look_at_tcp(sock: _socket.socket, fd: int, family: int) -> View | None:
+def _look_at_tcp(sock: _socket.socket, fd: int) -> View | None:
     try:
         raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
     except OSError:
@@ -114,31 +108,24 @@ def _look_at_tcp(sock: _socket.socket, fd: int, family: int) -> View | None:
     connection = _CONNECTIONS.get(state, Connection.LIVE)
     if connection is Connection.GONE and not acked and segments <= 1:
         # Refused at most, by that one segment. Its times count from the machine's start.
-        connection = Connection.UNCONNECTED
-    met = connection is not Connection.UNCONNECTED
+        return View(state, Evidence.TCP_INFO, Connection.UNCONNECTED)
+    if connection is Connection.NOT_APPLICABLE:
+        return View(state, Evidence.TCP_INFO, connection)
     return View(
-        family=family_name(family),
-        type="SOCK_STREAM",
-        local=local_address(sock),
-        peer=peer_address(sock),
-        state=state,
-        evidence=Evidence.TCP_INFO,
-        connection=connection,
-        fin_for=acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
-        unread=_queued(fd, FIONREAD) if state is not State.LISTEN else None,
-        unsent=_queued(fd, TIOCOUTQ) if unacked or notsent else 0,
-        last_sent_for=sent / 1000 if met else None,
-        last_received_for=received / 1000 if met else None,
+        state,
+        Evidence.TCP_INFO,
+        connection,
+        acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
+        _queued(fd, FIONREAD),
+        _queued(fd, TIOCOUTQ) if unacked or notsent else 0,
+        sent / 1000,
+        received / 1000,
     )
 
 
 def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> View:
     """A stream that keeps no TCP states: the poll events are all there is to know."""
     return View(
-        family=family_name(family),
-        type="SOCK_STREAM",
-        local=local_address(sock),
-        peer=peer_address(sock),
         state=State.UNIX if family == socket.AF_UNIX else State.NONE,
         evidence=Evidence.POLL,
         connection=_stream_connection(sock, events),
@@ -156,18 +143,6 @@ def _stream_connection(sock: _socket.socket, events: int) -> Connection:
         return Connection.PEER_CLOSED
     # Hung up without an end of stream: it never was connected.
     return Connection.UNCONNECTED if events & select.POLLHUP else Connection.LIVE
-
-
-def _look_at_other(sock: _socket.socket, family: int, kind: int) -> View:
-    return View(
-        family=family_name(family),
-        type=kind_name(kind),
-        local=local_address(sock),
-        peer=peer_address(sock),
-        state=State.NONE,
-        evidence=Evidence.POLL,
-        connection=Connection.NOT_APPLICABLE,
-    )
 
 
 def _queued(fd: int, request: int) -> int | None:

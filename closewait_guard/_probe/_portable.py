@@ -10,17 +10,9 @@ import _socket
 import select
 import socket
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Collection, Iterable
 
-from closewait_guard._probe._view import (
-    Poller,
-    View,
-    family_name,
-    is_listening,
-    kind_name,
-    local_address,
-    peer_address,
-)
+from closewait_guard._probe._view import Poller, View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = ["look", "poller"]
@@ -49,17 +41,18 @@ class _PollPoller:
         self._poll = select.poll()
         self._watched: set[int] = set()
 
-    def suspects(self, fds: Set[int]) -> dict[int, int]:
-        for fd in self._watched - fds:
+    def suspects(self, fds: Collection[int]) -> dict[int, int]:
+        wanted = set(fds)
+        for fd in self._watched - wanted:
             self._poll.unregister(fd)
-        for fd in fds - self._watched:
+        for fd in wanted - self._watched:
             self._poll.register(fd, select.POLLIN)
-        self._watched = set(fds)
+        self._watched = wanted
         return dict(self._poll.poll(0))
 
 
 class _SelectPoller:
-    def suspects(self, fds: Set[int]) -> dict[int, int]:
+    def suspects(self, fds: Collection[int]) -> dict[int, int]:
         found: dict[int, int] = {}
         for some in _batches(sorted(fds)):
             readable, failed = _select(some)
@@ -92,17 +85,13 @@ def poller() -> Poller:
 
 
 def look(sock: _socket.socket, fd: int, events: int) -> View | None:
-    """Describe a socket by its poll events, its peer's name and, where that is safe, a peek."""
-    family, kind = _family(sock), _type(sock)
+    """Look at a socket by its poll events, its peer's name and, where that is safe, a peek."""
+    family = _family(sock)
     listening = is_listening(sock)
     connection, evidence, unread = Connection.NOT_APPLICABLE, Evidence.POLL, None
-    if kind == socket.SOCK_STREAM and family in _JUDGED and not listening:
+    if _type(sock) == socket.SOCK_STREAM and family in _JUDGED and not listening:
         connection, evidence, unread = _connection(sock, fd, events)
     view = View(
-        family=family_name(family),
-        type=kind_name(kind),
-        local=local_address(sock),
-        peer=peer_address(sock),
         state=State.UNIX if family == _UNIX else _state(connection, listening),
         evidence=evidence,
         connection=connection,

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import _socket
+import os
 import socket
-from collections.abc import Set
+import sys
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
+    "INVALID",
+    "Endpoint",
     "Poller",
     "Probe",
     "View",
-    "family_name",
+    "endpoint_of",
     "is_listening",
-    "kind_name",
-    "local_address",
-    "peer_address",
 ]
 
 
-class View(NamedTuple):
-    """What one look showed. Times are seconds ago."""
+# Among a poller's events: the number is that of no open descriptor. As poll has it.
+INVALID = 0x020
+
+
+class Endpoint(NamedTuple):
+    """What does not change while a connection lasts, nor after its end."""
 
     family: str
     type: str
     local: str | None
     peer: str | None
+    inode: int | None
+    tls: bool
+
+
+class View(NamedTuple):
+    """What one look showed. Times are seconds ago."""
+
     state: State
     evidence: Evidence
     connection: Connection
@@ -40,9 +52,9 @@ class View(NamedTuple):
 
 
 class Poller(Protocol):
-    """Remembers which descriptors it watches, so that a second look costs less."""
+    """Remembers which descriptors it watches: to be given the same object again costs less."""
 
-    def suspects(self, fds: Set[int], /) -> dict[int, int]:
+    def suspects(self, fds: Collection[int], /) -> dict[int, int]:
         """The descriptors on which something has happened, with the events."""
 
 
@@ -53,16 +65,16 @@ class Probe(Protocol):
         """A new poller, for one thread at a time."""
 
     def look(self, sock: _socket.socket, fd: int, events: int, /) -> View | None:
-        """Describe a socket; None if it is closed, or no longer owns the descriptor."""
+        """Look at a socket; None if it is closed, or no longer owns the descriptor."""
 
 
-_getsockname = _socket.socket.getsockname
-_getpeername = _socket.socket.getpeername
-_getsockopt = _socket.socket.getsockopt
+# Past the properties of Python's class, which make an enum of each number.
+_FAMILY = vars(_socket.socket)["family"].__get__
+_TYPE = vars(_socket.socket)["type"].__get__
 
 
 @lru_cache(64)
-def family_name(number: int) -> str:
+def _family_name(number: int) -> str:
     """`AF_INET` for 2; the number itself for one that Python does not know."""
     try:
         return socket.AddressFamily(number).name
@@ -71,7 +83,7 @@ def family_name(number: int) -> str:
 
 
 @lru_cache(64)
-def kind_name(number: int) -> str:
+def _kind_name(number: int) -> str:
     """`SOCK_STREAM` for 1."""
     try:
         return socket.SocketKind(number).name
@@ -79,18 +91,29 @@ def kind_name(number: int) -> str:
         return f"SOCK_{number}"
 
 
-def local_address(sock: _socket.socket) -> str | None:
-    """Our end as text, None where there is none."""
+def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
+    """Describe a socket; what cannot be told is None."""
+    ssl = sys.modules.get("ssl")
+    return Endpoint(
+        family=_family_name(_FAMILY(sock)),
+        type=_kind_name(_TYPE(sock)),
+        local=_told(_socket.socket.getsockname, sock),
+        peer=_told(_socket.socket.getpeername, sock),
+        inode=_inode(fd),
+        tls=ssl is not None and isinstance(sock, ssl.SSLSocket),
+    )
+
+
+def _told(ask: Callable[[_socket.socket], object], sock: _socket.socket) -> str | None:
     try:
-        return _address(_getsockname(sock))
+        return _address(ask(sock))
     except OSError:
         return None
 
 
-def peer_address(sock: _socket.socket) -> str | None:
-    """The other end as text, None where there is none."""
+def _inode(fd: int) -> int | None:
     try:
-        return _address(_getpeername(sock))
+        return os.fstat(fd).st_ino
     except OSError:
         return None
 
@@ -98,7 +121,7 @@ def peer_address(sock: _socket.socket) -> str | None:
 def is_listening(sock: _socket.socket) -> bool:
     """Whether the socket waits for connections."""
     try:
-        return bool(_getsockopt(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        return bool(_socket.socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
     except OSError:
         return False
 

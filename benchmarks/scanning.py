@@ -1,0 +1,131 @@
+"""One scan beside the tools that people use today, and how it grows with the sockets."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import closewait_guard as cwg
+from benchmarks.result import Result
+
+_CLOSED = 100
+# Fewer than the ephemeral ports that lie between one address and another.
+_OF_ONE_ADDRESS = 10_000
+_SPARE = 500
+
+# Accepts on as many loopback addresses as it takes, closes the first hundred, and waits.
+_PEER = f"""
+import resource, socket, sys
+count = int(sys.argv[1])
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+servers = [socket.create_server((f"127.0.1.{{number + 1}}", 0), backlog=4096)
+           for number in range(1 + (count - 1) // {_OF_ONE_ADDRESS})]
+print(*(server.getsockname()[1] for server in servers), flush=True)
+accepted = [servers[number // {_OF_ONE_ADDRESS}].accept()[0] for number in range(count)]
+for sock in accepted[:{_CLOSED}]:
+    sock.close()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def run(*, quick: bool) -> list[Result]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = hard - _SPARE
+    sizes = [size for size in (100, 1000, 10_000, 100_000) if size <= room]
+    if room < 100_000:
+        # As far as the hard limit on descriptors lets a process go.
+        sizes.append(room)
+    sizes = [100, 300] if quick else sizes
+    found: list[Result] = []
+    first: float | None = None
+    for size in sizes:
+        with _connected(size):
+            took = _scan_time(20)
+            first = first or took / size
+            name = f"scan of {size:,} sockets, {_CLOSED} in CLOSE_WAIT"
+            found.append(Result(name, took, "ms", took / size / first))
+            if size == (300 if quick else 10_000):
+                found += _beside_others(took)
+    return found
+
+
+@contextmanager
+def _connected(count: int) -> Iterator[None]:
+    """So many open connections, the peer in a process of its own, under an installed guard."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PEER, str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as peer:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        ports = [int(port) for port in peer.stdout.readline().split()]
+        cwg.install(grace=0)
+        socks = [
+            socket.create_connection((f"127.0.1.{place + 1}", ports[place]))
+            for place in (number // _OF_ONE_ADDRESS for number in range(count))
+        ]
+        assert peer.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            cwg.uninstall()
+            for sock in socks:
+                sock.close()
+            peer.stdin.close()
+
+
+def _scan_time(rounds: int) -> float:
+    """The median, in milliseconds; every scan must find what there is to find."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        report = cwg.scan()
+        times.append(time.perf_counter() - started)
+        assert len(report.accused) == _CLOSED, len(report.accused)
+    return statistics.median(times) * 1e3
+
+
+def _beside_others(ours: float) -> list[Result]:
+    pid = str(os.getpid())
+    lsof = ["lsof", "-nP", "-a", "-p", pid, "-iTCP", "-sTCP:CLOSE_WAIT"]
+    others: dict[str, Callable[[], object]] = {}
+    if shutil.which("lsof"):
+        others["lsof -nP -a -p PID -iTCP -sTCP:CLOSE_WAIT"] = lambda: _run(lsof)
+    if shutil.which("ss"):
+        others["ss -tnp state close-wait"] = lambda: _run(["ss", "-tnp", "state", "close-wait"])
+    try:
+        import psutil
+    except ImportError:
+        pass
+    else:
+        others["psutil net_connections"] = lambda: psutil.Process().net_connections("tcp")
+    return [_against(name, look, ours) for name, look in others.items()]
+
+
+def _against(name: str, look: Callable[[], object], ours: float) -> Result:
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        look()
+        times.append((time.perf_counter() - started) * 1e3)
+    theirs = statistics.median(times)
+    # The ratio is ours to theirs: a fiftieth is the most it is meant to be.
+    return Result(f"{name}; ours to it", theirs, "ms", ours / theirs, 1 / 50)
+
+
+def _run(command: list[str]) -> None:
+    # lsof answers 1 where it has found nothing of a kind that was asked for.
+    subprocess.run(command, capture_output=True, check=False)
