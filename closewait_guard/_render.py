@@ -32,8 +32,10 @@ def render_text(report: Report) -> str:
 
     Example:
         >>> from closewait_guard import scan
-        >>> print(render_text(scan()).splitlines()[0])  # doctest: +ELLIPSIS
-        closewait_guard: ... of ... open sockets; ... descriptors in use
+        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
+        closewait_guard: ... of ... open sockets; ... descriptors in use...
+        <BLANKLINE>
+        Cannot see: ...
     """
     blocks = [_headline(report)]
     blocks += ["\n".join(_alert_lines(report))] if report.alerts else []
@@ -44,10 +46,14 @@ def render_text(report: Report) -> str:
 
 def _headline(report: Report) -> str:
     verdicts = Counter(leak.verdict for leak in report.leaks)
-    accused = [f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict]]
+    accused = [f"{verdicts[verdict]} {_name(verdict)}" for verdict in Verdict if verdicts[verdict]]
     found = ", ".join(accused) or "no leak"
     sockets = f"closewait_guard: {found} of {count_of(report.open_sockets, 'open socket')}"
     return "\n".join(_folded(f"{sockets}; {_descriptors(report)}", "  "))
+
+
+def _name(verdict: Verdict) -> str:
+    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
 
 
 def _descriptors(report: Report) -> str:
@@ -85,7 +91,7 @@ def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
     """Verdict, kind of socket and peers."""
     first = seen[0]
     kinds = _distinct(_kind(observation) for observation in seen)
-    what = f"{group.verdict.upper()}  {', '.join(kinds)}"
+    what = f"{_name(group.verdict).upper()}  {', '.join(kinds)}"
     peers = [observation.peer for observation in seen if observation.peer]
     if peers:
         return (
@@ -123,9 +129,12 @@ def _kind(observation: Observation) -> str:
 def _story(seen: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and what lies unread."""
     told = [_ENDS[seen[0].connection]]
-    ages = [age for age in map(_age, seen) if age is not None]
-    if told[0] and ages:
-        told[0] += f" {span(min(ages), max(ages))} ago"
+    closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
+    if closed:
+        told[0] += f" {span(min(closed), max(closed))} ago"
+    traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
+    if traffic:
+        told.append(f"last traffic {span(min(traffic), max(traffic))} ago")
     if seen[0].close_called:
         told.append("close() was called")
     unread = sum(observation.unread or 0 for observation in seen)
@@ -146,10 +155,12 @@ _ENDS = {
 }
 
 
-def _age(observation: Observation) -> float | None:
-    if observation.connection is Connection.PEER_CLOSED:
-        return observation.peer_closed_for
-    return observation.suspect_for if observation.connection is Connection.GONE else None
+def _quiet_for(observation: Observation) -> float | None:
+    """For a connection whose end nobody has dated: since when nothing has gone over it."""
+    if observation.connection is not Connection.GONE:
+        return None
+    times = (observation.last_sent_for, observation.last_received_for)
+    return min((seconds for seconds in times if seconds is not None), default=None)
 
 
 def _origin(seen: Sequence[Observation]) -> str:
@@ -159,6 +170,8 @@ def _origin(seen: Sequence[Observation]) -> str:
     where = f" at {_place(parent)}" if parent is not None else ""
     match record.birth.origin, record.origin:
         case Origin.ACCEPTED, _:
+            if record.culprit is not record.birth:
+                return "accepted by library code"
             return f"accepted by the listener born{where}" if where else ""
         case _, Origin.DUPLICATED:
             return f"duplicated from the socket born{where}" if where else ""
@@ -174,12 +187,11 @@ def _origin(seen: Sequence[Observation]) -> str:
 
 
 def _born(record: SocketRecord) -> Iterator[str]:
-    site = record.site
+    site, culprit = record.site, record.culprit
     if site is None:
         return
-    yield from _call("  born at ", site)
-    stack = record.birth.stack
-    outer = stack[stack.index(site) + 1 :] if site in stack else ()
+    yield from _call("  born at " if culprit is record.birth else "  listener born at ", site)
+    outer = culprit.stack[culprit.stack.index(site) + 1 :]
     told = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
         run = list(frames)

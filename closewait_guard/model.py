@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,15 +87,22 @@ class SocketRecord:
         return record
 
     @property
-    def site(self) -> Frame | None:
-        """The line to look at: the innermost user frame, else the innermost outside the stdlib.
+    def culprit(self) -> SocketRecord:
+        """The record whose code is to blame: the birth's, or the listener's.
 
-        A socket that was accepted by library code alone is blamed on its listener's line.
+        A server of a library, or an event loop, accepts for the program: no line of the program
+        called `accept()`, so its listener's birth tells more.
         """
-        lineage = list(_lineage(self.birth))
-        frames = [frame for record in lineage for frame in record.stack]
+        birth = self.birth
+        if birth.origin is Origin.ACCEPTED and birth.parent and not _called_by_user(birth.stack):
+            return birth.parent.culprit if birth.parent.stack else birth
+        return birth
+
+    @property
+    def site(self) -> Frame | None:
+        """The line to look at: the innermost user frame, else the innermost outside the stdlib."""
         for kind in (FrameKind.USER, FrameKind.LIBRARY):
-            for frame in frames:
+            for frame in self.culprit.stack:
                 if frame.kind is kind:
                     return frame
         return None
@@ -104,10 +111,10 @@ class SocketRecord:
 _SAME_DESCRIPTOR = frozenset({Origin.WRAPPED, Origin.DETACHED, Origin.INHERITED})
 
 
-def _lineage(record: SocketRecord | None) -> Iterable[SocketRecord]:
-    while record is not None:
-        yield record
-        record = record.parent
+def _called_by_user(stack: tuple[Frame, ...]) -> bool:
+    """Whether the program itself called the standard library's socket code."""
+    callers = (frame.kind for frame in stack if frame.module not in ("socket", "ssl"))
+    return next(callers, None) is FrameKind.USER
 
 
 @dataclass(frozen=True, slots=True)

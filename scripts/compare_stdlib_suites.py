@@ -294,6 +294,10 @@ def _ended(command: list[str], output: int, limit: float) -> str:
         code = process.wait(limit)
         return f"exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
+        # faulthandler writes where it hangs.
+        process.send_signal(signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
         return f"ended after {limit:g} s"
     finally:
         with suppress(ProcessLookupError):
@@ -357,6 +361,8 @@ def compare(module: str, classes: tuple[str, ...], limit: float) -> Comparison:
 
 def describe(comparison: Comparison) -> Iterator[str]:
     """Say of every test that is not alike what happened on both sides."""
+    if reason := comparison.plain[0].details.get(f"test.{comparison.module}"):
+        yield f"{comparison.module} is skipped as a whole: {reason}"
     for verdict in ("differing", "not reproduced", "flaky"):
         for test in comparison.judged(verdict):
             yield f"{verdict}: {test}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import threading
 
@@ -10,6 +11,17 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import _patch
+
+
+def pytest_report_header():
+    return f"closewait_guard: {cwg.__file__}"
+
+
+def pytest_configure():
+    """The installed package is what must be tested, not a checkout that stands in front of it."""
+    if os.environ.get("EXPECT_INSTALLED"):
+        assert "site-packages" in cwg.__file__, cwg.__file__
+
 
 PRISTINE = dict(vars(_patch.SOCKET))
 

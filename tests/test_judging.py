@@ -9,12 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import closewait_guard as cwg
+import strategies
 from closewait_guard._hints import hint_for
 from closewait_guard._judge import judge, verdict_of
 from closewait_guard._probe import View
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
-
-from . import strategies
 
 RECORD = cwg.SocketRecord(1, 1, 0.0, "t", None, (), {}, cwg.Origin.CREATED, None, ())
 LEAKED = cwg.Observation(
