@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
+from closewait_guard import _patch
 from closewait_guard._guard import Guard
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard.exceptions import ConfigurationError
@@ -14,7 +14,6 @@ from closewait_guard.settings import Settings
 __all__ = ["install", "no_leaks", "report", "scan", "uninstall"]
 
 _guard: Guard | None = None
-_changing = threading.RLock()
 
 
 def install(
@@ -40,7 +39,7 @@ def install(
         >>> uninstall()
     """
     global _guard
-    with _changing:
+    with _patch.changing():
         if _guard is None:
             _guard = Guard(_merged(settings, overrides), reporters).install()
         else:
@@ -68,7 +67,7 @@ def _refuse_change(
 def uninstall() -> None:
     """Stop recording, and leave the socket class as it was found."""
     global _guard
-    with _changing:
+    with _patch.changing():
         if _guard is not None:
             _guard.uninstall()
             _guard = None

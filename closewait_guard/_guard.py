@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Iterable
@@ -61,7 +60,7 @@ class Guard:
 
     def install(self) -> Self:
         """Begin to record births; take in the sockets that are open already. Idempotent."""
-        with _changing:
+        with _patch.changing():
             if not self._installed:
                 self._installed = True
                 _guards.add(self)
@@ -71,7 +70,7 @@ class Guard:
 
     def uninstall(self) -> None:
         """Stop recording. The last guard to go leaves the socket class as it was found."""
-        with _changing:
+        with _patch.changing():
             if self._installed:
                 self._installed = False
                 _guards.discard(self)
@@ -191,11 +190,11 @@ class Guard:
         self._observer.after_fork()
 
 
-_changing = threading.RLock()
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    _patch.after_fork()
     for guard in list(_guards):
         guard._after_fork()
 

@@ -25,8 +25,8 @@ _ENDING = frozenset(
 )
 
 
-# The kernel counts in ticks of up to 10 ms, each of its times by itself.
-_TICK = 0.05
+# The kernel counts in ticks of up to 10 ms, and two of its times are compared.
+_TICK = 0.02
 
 
 class _Crowd(NamedTuple):

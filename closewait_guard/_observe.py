@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._birth import Birth
-from closewait_guard._living import Living
+from closewait_guard._living import Drop, Living
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._registry import Registry
@@ -42,6 +42,7 @@ class Observer:
         self._registry = registry
         self._probe = probe
         self._known: dict[int, _Known] = {}
+        self._seen_dropped: dict[int, Observation] = {}
         self._last_look = 0.0
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -67,7 +68,7 @@ class Observer:
         return Sight(
             open_sockets=len(living.stories) - closed,
             suspects=suspects,
-            dropped=tuple(self._dropped()),
+            dropped=self._dropped(),
             healthy=tuple(glance.describe(others, {})),
         )
 
@@ -90,12 +91,20 @@ class Observer:
                 self._registry.forget(fd, living.stories[fd])
         return len(closed)
 
-    def _dropped(self) -> Iterator[Observation]:
+    def _dropped(self) -> tuple[Observation, ...]:
+        """What was dropped stays as it was: each is described once."""
+        before, now = self._seen_dropped, {}
         for drop in self._registry.dropped():
-            evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-            view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
-            record = self._registry.record_of(drop.birth)
-            yield _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
+            serial = drop.birth.serial
+            now[serial] = before.get(serial) or self._describe_drop(drop)
+        self._seen_dropped = now
+        return tuple(now.values())
+
+    def _describe_drop(self, drop: Drop) -> Observation:
+        evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
+        view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
+        record = self._registry.record_of(drop.birth)
+        return _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
 
 
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)

@@ -12,7 +12,17 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["CALLER", "SOCKET", "Listener", "is_patched", "replaced_by", "subscribe", "unsubscribe"]
+__all__ = [
+    "CALLER",
+    "SOCKET",
+    "Listener",
+    "after_fork",
+    "changing",
+    "is_patched",
+    "replaced_by",
+    "subscribe",
+    "unsubscribe",
+]
 
 
 class Listener(Protocol):
@@ -48,12 +58,23 @@ SOCKET: type[Any] = next(
 )
 
 _listeners: list[Listener] = []
-_changing = threading.RLock()
+_lock = threading.RLock()
+
+
+def changing() -> threading.RLock:
+    """The one lock of installing and uninstalling. Nothing that happens to a socket takes it."""
+    return _lock
+
+
+def after_fork() -> None:
+    """In the child: a lock that another thread held at the fork would never be released."""
+    global _lock
+    _lock = threading.RLock()
 
 
 def subscribe(listener: Listener) -> None:
     """Tell `listener` of what happens to sockets from now on."""
-    with _changing:
+    with changing():
         if listener not in _listeners:
             _listeners.append(listener)
         _tell()
@@ -61,7 +82,7 @@ def subscribe(listener: Listener) -> None:
 
 def unsubscribe(listener: Listener) -> None:
     """Stop telling `listener`; the last one to go leaves the class as it was found."""
-    with _changing:
+    with changing():
         if listener in _listeners:
             _listeners.remove(listener)
         _tell()

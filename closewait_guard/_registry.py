@@ -264,6 +264,7 @@ class Registry:
     def after_fork(self) -> None:
         """In the child: from now on, births are our own, and those before are inherited."""
         self._pid = os.getpid()
+        self._dropped.clear()
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
 

@@ -184,9 +184,9 @@ class Coverage:
     """What the guard has seen, and what it could not.
 
     Attributes:
-        births: Sockets born since the guard was installed.
+        births: Sockets born since the guard was installed; in a forked child, since the fork.
         adopted: Open sockets that are older than the guard, so that their birth is unknown.
-        dropped: Sockets garbage-collected while open since the guard was installed.
+        dropped: Sockets garbage-collected while open, in the same time.
         forgotten: Those of the dropped whose records had to make room for younger ones.
         failures: Births or deaths that the guard failed to record.
         notes: One sentence for each thing the guard cannot see here.

@@ -112,7 +112,11 @@ def test_alerts_are_told_after_the_counts():
 def test_every_origin_is_told():
     report = leaky_report()
     leak = report.leaks[0]
-    parent = replace(leak.observation.record, pid=77)
+    stack = (
+        cwg.Frame("/lib/socket.py", 1, "accept", "socket", cwg.FrameKind.STDLIB),
+        cwg.Frame("/app/server.py", 2, "serve", "server"),
+    )
+    parent = replace(leak.observation.record, pid=77, stack=stack)
     told = {}
     for origin in cwg.Origin:
         record = replace(parent, origin=origin, parent=parent)
