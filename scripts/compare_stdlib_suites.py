@@ -73,8 +73,9 @@ QUICK: dict[str, tuple[str, ...]] = {
 HANGING = {"test_socket": ("ThreadedVSOCKSocketStreamTest",)}
 
 # Not "network" and "urlfetch", with which tests go out to the Internet. test_socketserver asks for
-# "network" as a whole, so it is skipped on both sides.
+# "network" as a whole, though it keeps to loopback.
 RESOURCES = ("cpu", "largefile", "subprocess", "walltime")
+MORE_RESOURCES = {"test_socketserver": ("network",)}
 
 # A module that ran through has this one more outcome.
 PROCESS = "<process>"
@@ -166,7 +167,7 @@ def run_here(module: str, classes: tuple[str, ...], results: Path, *, guarded: b
     _record_resource_warnings(recorder)
     sys.addaudithook(_stay_on_loopback)
     support: Any = importlib.import_module("test.support")
-    support.use_resources = list(RESOURCES)
+    support.use_resources = [*RESOURCES, *MORE_RESOURCES.get(module, ())]
     support.verbose = False
     support.record_original_stdout(sys.stdout)
     # Beside the results, so that it goes with them even if this process is killed.
