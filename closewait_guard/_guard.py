@@ -181,6 +181,7 @@ class Guard:
             notes=notes(
                 installed=self._installed,
                 replaced_by=_patch.replaced_by() if self._installed else None,
+                stand_in=_patch.stand_in(),
                 context_failure=self._context.failure if self._context else None,
             ),
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from closewait_guard._birth import Story, descended_from, holds, inode_of
-from closewait_guard._patch import SOCKET
+from closewait_guard._wrappers import SOCKET
 from closewait_guard.model import Origin
 
 __all__ = ["lineage"]

@@ -38,10 +38,10 @@ from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._living import Drop, Living
-from closewait_guard._patch import CALLER, SOCKET
 from closewait_guard._probe import Probe, endpoint_of
 from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard._tally import Tally
+from closewait_guard._wrappers import CALLER, SOCKET
 from closewait_guard.model import Origin, SocketRecord
 
 __all__ = ["Registry"]

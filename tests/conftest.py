@@ -11,6 +11,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import _patch
+from closewait_guard._wrappers import SOCKET
 
 
 def pytest_report_header():
@@ -23,14 +24,14 @@ def pytest_configure():
         assert "site-packages" in cwg.__file__, cwg.__file__
 
 
-PRISTINE = dict(vars(_patch.SOCKET))
+PRISTINE = dict(vars(SOCKET))
 
 
 def assert_pristine() -> None:
-    assert socket.socket is _patch.SOCKET
+    assert socket.socket is SOCKET
     assert not _patch.is_patched()
-    assert dict(vars(_patch.SOCKET)) == PRISTINE
-    assert all(vars(_patch.SOCKET)[name] is value for name, value in PRISTINE.items())
+    assert dict(vars(SOCKET)) == PRISTINE
+    assert all(vars(SOCKET)[name] is value for name, value in PRISTINE.items())
 
 
 @pytest.fixture(autouse=True)

@@ -184,6 +184,16 @@ def test_installing_while_the_name_is_mocked_patches_the_class_itself():
         guard.uninstall()
 
 
+def test_a_class_that_has_taken_the_place_of_ours_is_told(guard, monkeypatch):
+    class Cooperative:
+        pass
+
+    monkeypatch.setattr(socket, "socket", Cooperative)
+    notes = guard.scan().coverage.notes
+    assert any(note.endswith("which has taken the place of socket.socket") for note in notes)
+    assert "Cooperative" in " ".join(notes)
+
+
 def test_errors_are_the_programs_own():
     with cwg.Guard() as guard:
         with pytest.raises(TypeError, match="takes from 1 to 5 positional arguments"):

@@ -24,7 +24,7 @@ LAYERS = [
     ["_lineage", "_living"],
     ["_birth", "_probe"],
     ["_context", "_coverage", "_census", "_hints", "_labels", "_patch", "_stack", "_tally"],
-    ["_structlog", "_decorate", "_words"],
+    ["_structlog", "_decorate", "_words", "_wrappers"],
     ["settings"],
     ["exceptions"],
     ["model"],
