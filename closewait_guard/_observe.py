@@ -183,9 +183,15 @@ class _Glance:
             self.now,
         )
         self.known[birth.serial] = _Known(record, endpoint, sighting)
-        closed_for = peer_closed_for(view, sighting, self.now)
         return _observation(
-            record, fd, endpoint, view, closed_for, sighting, self.now, fd in self._in_use
+            record,
+            fd,
+            endpoint,
+            view,
+            peer_closed_for(view, sighting, self.now),
+            suspect_for(view, sighting, self.now),
+            close_called=sighting.ended[1],
+            in_use=fd in self._in_use,
         )
 
     def _at_most(self, birth: Birth, view: View) -> float:
@@ -204,9 +210,10 @@ def _observation(
     endpoint: Endpoint,
     view: View,
     closed_for: float | None,
-    sighting: Sighting | None,
-    now: float = 0.0,
-    in_use: bool = False,  # noqa: FBT002
+    suspicious_for: float | None,
+    *,
+    close_called: bool = False,
+    in_use: bool = False,
 ) -> Observation:
     # By position and in order: naming nineteen arguments takes as long as storing them.
     return Observation(
@@ -224,9 +231,9 @@ def _observation(
         view.last_sent_for,
         view.last_received_for,
         endpoint.tls,
-        sighting is not None and sighting.ended[1],
+        close_called,
         view.connection,
-        None if sighting is None else suspect_for(view, sighting, now),
+        suspicious_for,
         view.unsent,
         in_use,
     )

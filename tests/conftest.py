@@ -24,6 +24,12 @@ def pytest_configure():
         assert "site-packages" in cwg.__file__, cwg.__file__
 
 
+def pytest_collection_finish():
+    """What the imports have left behind stays; no collection between two tests need look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 PRISTINE = dict(vars(SOCKET))
 
 

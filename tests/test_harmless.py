@@ -212,7 +212,7 @@ def test_a_signal_handler_may_scan_while_a_scan_is_under_way():
         import signal, socket, time
         import closewait_guard as cwg
         guard = cwg.install()
-        socks = [socket.socket() for _ in range(500)]
+        socks = [socket.socket() for _ in range(100)]
         signal.signal(signal.SIGALRM, lambda *_: (guard.scan(full=True), guard.mark()))
         for step in range(1, 200):
             signal.setitimer(signal.ITIMER_REAL, step * 3e-5)
