@@ -218,6 +218,7 @@ def test_a_signal_handler_may_scan_while_a_scan_is_under_way():
             signal.setitimer(signal.ITIMER_REAL, step * 3e-5)
             guard.scan(full=True); guard.mark()
             time.sleep(0.001)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for s in socks: s.close()
         """
     )
