@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TypeVar
 
@@ -33,10 +33,9 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
 
     def __init__(self, *names: str) -> None:
         self._names = tuple(str(name) for name in names)
-        self._tokens: list[Token[tuple[str, ...]]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_labels.set(_labels.get() + self._names))
+        _labels.set(_labels.get() + self._names)
 
     def __exit__(
         self,
@@ -44,7 +43,9 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _labels.reset(self._tokens.pop())
+        # Without a token to keep, one label may serve many threads and tasks at once.
+        labels = _labels.get()
+        _labels.set(labels[: len(labels) - len(self._names)])
 
     def __call__(self, function: _F) -> _F:
         return around(function, lambda: label(*self._names))

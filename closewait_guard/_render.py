@@ -189,6 +189,8 @@ def _origin(seen: Sequence[Observation]) -> str:
 def _born(record: SocketRecord) -> Iterator[str]:
     site, culprit = record.site, record.culprit
     if site is None:
+        if record.born_at is not None and not culprit.stack:
+            yield "  born nobody knows where: stack_depth is 0"
         return
     yield from _call("  born at " if culprit is record.birth else "  listener born at ", site)
     outer = culprit.stack[culprit.stack.index(site) + 1 :]

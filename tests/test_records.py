@@ -103,6 +103,23 @@ def test_labels_nest_follow_tasks_and_end(guard):
         assert record_of(guard, s).labels == ()
 
 
+def test_one_label_serves_many_tasks_at_once(guard):
+    shared = cwg.label("shared")
+
+    async def work(number):
+        with cwg.label(f"task-{number}"), shared:
+            await asyncio.sleep(0.01 * (number % 3))
+            with socket.socket() as s:
+                return record_of(guard, s).labels
+
+    async def main():
+        return await asyncio.gather(*(work(number) for number in range(9)))
+
+    assert asyncio.run(main()) == [(f"task-{number}", "shared") for number in range(9)]
+    with cwg.label(), socket.socket() as s:
+        assert record_of(guard, s).labels == ()
+
+
 def test_a_generator_cannot_be_decorated():
     with pytest.raises(TypeError, match="is a generator"):
 
@@ -302,6 +319,12 @@ def test_the_stack_is_as_deep_as_asked(depth):
         record = record_of(guard, s)
     assert len(record.stack) == depth
     assert (record.site is None) == (depth == 0)
+
+
+def test_depth_0_is_said_in_the_report():
+    with cwg.Guard(cwg.Settings(stack_depth=0, grace=0)) as guard, socket.socket():
+        text = cwg.render_text(guard.scan())
+    assert "born nobody knows where: stack_depth is 0" in text
 
 
 def test_a_shallow_program_has_its_whole_stack(guard):
