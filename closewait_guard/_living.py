@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from closewait_guard._birth import SERIAL, Birth, Story
+from closewait_guard._birth import SERIAL, Story
 from closewait_guard._probe import Endpoint, View
 
 __all__ = ["Drop", "Living"]
@@ -13,7 +13,7 @@ __all__ = ["Drop", "Living"]
 class Drop(NamedTuple):
     """A socket that was finalized while it was open, and the kernel's last word on it."""
 
-    birth: Birth
+    story: Story
     fd: int
     collected: bool
     endpoint: Endpoint
@@ -25,12 +25,7 @@ class Living(NamedTuple):
 
     stories: dict[int, Story]
     close_called: set[int]
-    detached: dict[int, Birth]
-
-    def birth(self, fd: int) -> Birth | None:
-        """The birth of one of them."""
-        story = self.stories.get(fd)
-        return self.detached.get(fd) if story is None else Birth._make(story)
+    detached: set[int]
 
     def born_after(self, mark: int) -> set[int]:
         """Those that are younger than a mark."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._birth import Birth
+from closewait_guard._birth import SERIAL, SOCK, Story
 from closewait_guard._living import Drop, Living
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
@@ -95,7 +95,7 @@ class Observer:
         """What was dropped stays as it was: each is described once."""
         before, now = self._seen_dropped, {}
         for drop in self._registry.dropped():
-            serial = drop.birth.serial
+            serial = drop.story[SERIAL]
             now[serial] = before.get(serial) or self._describe_drop(drop)
         self._seen_dropped = now
         return tuple(now.values())
@@ -103,7 +103,7 @@ class Observer:
     def _describe_drop(self, drop: Drop) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
         view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
-        record = self._registry.record_of(drop.birth)
+        record = self._registry.record_of(drop.story)
         return _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
 
 
@@ -135,28 +135,26 @@ class _Glance:
     def describe(self, fds: Set[int], known: Mapping[int, _Known]) -> Iterator[Observation]:
         """Observations of the given descriptors; of none that is closed at this moment."""
         for fd in sorted(fds):
-            birth = self._living.birth(fd)
-            if birth is None:
-                continue
+            story = self._living.stories[fd]
+            before = known.get(story[SERIAL])
             if fd in self._living.detached:
-                observation = self._describe_detached(fd, birth, known)
+                observation = self._describe_detached(fd, story, before)
             else:
-                observation = self._describe(fd, birth, known)
+                observation = self._describe(fd, story, before)
             if observation is not None:
                 yield observation
 
-    def _describe(self, fd: int, birth: Birth, known: Mapping[int, _Known]) -> Observation | None:
-        sock = birth.sock()
+    def _describe(self, fd: int, story: Story, before: _Known | None) -> Observation | None:
+        sock = story[SOCK]()
         view = self._probe.look(sock, fd, self._events.get(fd, 0)) if sock is not None else None
         if sock is None or view is None:
             return None
-        before = known.get(birth.serial)
-        settled = before is not None and before.sighting.ended[0] in _FINAL
-        endpoint = before.endpoint if before and settled else endpoint_of(sock, fd)
-        return self._observed(fd, birth, view, endpoint, before)
+        if before is not None and before.sighting.ended[0] in _FINAL:
+            return self._observed(fd, story, view, before.endpoint, before)
+        return self._observed(fd, story, view, endpoint_of(sock, fd), before)
 
     def _describe_detached(
-        self, fd: int, birth: Birth, known: Mapping[int, _Known]
+        self, fd: int, story: Story, before: _Known | None
     ) -> Observation | None:
         try:
             with borrowed(fd) as sock:
@@ -167,22 +165,22 @@ class _Glance:
             return None
         if view is None:
             return None
-        observation = self._observed(fd, birth, view, endpoint, known.get(birth.serial))
+        observation = self._observed(fd, story, view, endpoint, before)
         record = replace(observation.record, origin=Origin.DETACHED, parent=observation.record)
         return replace(observation, record=record)
 
     def _observed(
-        self, fd: int, birth: Birth, view: View, endpoint: Endpoint, before: _Known | None
+        self, fd: int, story: Story, view: View, endpoint: Endpoint, before: _Known | None
     ) -> Observation:
-        record = self._registry.record_of(birth) if before is None else before.record
+        record = self._registry.record_of(story) if before is None else before.record
         sighting = notice(
             view,
             fd in self._living.close_called,
             None if before is None else before.sighting,
-            self._at_most(birth, view) if before is None else 0.0,
+            self._at_most(record, view) if before is None else 0.0,
             self.now,
         )
-        self.known[birth.serial] = _Known(record, endpoint, sighting)
+        self.known[story[SERIAL]] = _Known(record, endpoint, sighting)
         return _observation(
             record,
             fd,
@@ -194,13 +192,13 @@ class _Glance:
             in_use=fd in self._in_use,
         )
 
-    def _at_most(self, birth: Birth, view: View) -> float:
+    def _at_most(self, record: SocketRecord, view: View) -> float:
         """For how long a connection can have been ended that no look has seen so before."""
-        if (birth.born_at or 0.0) < self._last_look:
+        if (record.born_at or 0.0) < self._last_look:
             return 0.0
         bounds = [view.last_sent_for, view.last_received_for]
-        if birth.born_at is not None:
-            bounds.append(self.wall - birth.born_at)
+        if record.born_at is not None:
+            bounds.append(self.wall - record.born_at)
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
 
 

@@ -27,7 +27,6 @@ from closewait_guard._birth import (
     SERIAL,
     SOCK,
     STACK,
-    Birth,
     Story,
     holds,
     inode_of,
@@ -143,7 +142,7 @@ class Registry:
         # finalizes first.
         collected = story[SOCK]() is None
         endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
-        self._dropped.append(Drop(Birth._make(story), fd, collected, endpoint, view))
+        self._dropped.append(Drop(story, fd, collected, endpoint, view))
         self._drops.count()
 
     def failed(self) -> None:
@@ -199,13 +198,13 @@ class Registry:
         sock = story[SOCK]()
         return sock is not None and _fileno(sock) == fd and _file_objects(sock) > 0
 
-    def _still_detached(self) -> dict[int, Birth]:
+    def _still_detached(self) -> set[int]:
         """Descriptors that left their socket object and are still open, told by their inode."""
-        still: dict[int, Birth] = {}
+        still: set[int] = set()
         for fd, entry in self._detached.copy().items():
             story, inode = entry
             if self._births.get(fd) is story and inode_of(fd) == inode:
-                still[fd] = Birth._make(story)
+                still.add(fd)
             else:
                 _discard(self._detached, fd, entry)
         return still
@@ -222,9 +221,9 @@ class Registry:
         """How many were born under our eyes, how many dropped, and what went unrecorded."""
         return self._born.total(), self._drops.total(), self._failed.total()
 
-    def record_of(self, birth: Birth) -> SocketRecord:
+    def record_of(self, story: Story) -> SocketRecord:
         """The public record of a birth."""
-        return record_of(birth, self._pid)
+        return record_of(story, self._pid)
 
     def adopted_now(self) -> int:
         """How many of the open sockets are older than the guard."""

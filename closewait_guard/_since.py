@@ -48,11 +48,13 @@ def notice(
     if before is None or before.ended != ended:
         began = dated if dated is not None else now - (at_most if before is None else 0.0)
         return Sighting(ended, now, began, began, view.unread)
-    return before._replace(
+    return Sighting(
+        before.ended,
+        before.first_seen,
         # Our own sending makes the peer's last word look younger than its FIN.
-        since=before.since if dated is None else min(before.since, dated),
-        quiet_since=before.quiet_since if view.unread == before.unread else now,
-        unread=view.unread,
+        before.since if dated is None else min(before.since, dated),
+        before.quiet_since if view.unread == before.unread else now,
+        view.unread,
     )
 
 
