@@ -37,14 +37,15 @@ NO_STACK: Stack = []
 _known: dict[tuple[int, ...], _Known] = {}
 
 
-def capture(frame: FrameType | None, depth: int) -> Stack:
+def capture(frame: FrameType, depth: int) -> Stack:
     """Remember at most `depth` calls, from `frame` outwards: code and offset, never the frame."""
     stack: Stack = []
-    while frame is not None and depth:
+    for _ in range(depth):
         stack.append(frame.f_code)
         stack.append(frame.f_lasti)
-        frame = frame.f_back
-        depth -= 1
+        frame = frame.f_back  # type: ignore[assignment]
+        if frame is None:
+            break
     return stack
 
 

@@ -224,6 +224,43 @@ def test_a_signal_handler_may_scan_while_a_scan_is_under_way():
     )
 
 
+def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
+    import socket
+
+    import closewait_guard as cwg
+
+    guard = cwg.Guard().install()
+
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    listener = guard._registry
+    try:
+        for name in ("born", "detached", "got_file", "dying"):
+            setattr(listener, name, broken)
+        a, b = socket.socketpair()
+        a.makefile().close()
+        socket.socket(fileno=a.detach()).close()
+        b.close()
+        with pytest.warns(ResourceWarning):
+            socket.socket()
+        assert guard.scan().coverage.failures == 7
+        assert "7 births or deaths that failed" in cwg.render_text(guard.scan())
+    finally:
+        guard.uninstall()
+
+
+def test_sockets_made_without_their_constructor_are_passed_over():
+    import socket
+
+    import closewait_guard as cwg
+
+    empty = socket.socket.__new__(socket.socket)
+    with cwg.Guard() as guard:
+        assert guard.scan(full=True).coverage.failures == 0
+    assert empty.fileno() == -1
+
+
 def test_births_near_the_recursion_limit_are_the_programs_own_affair():
     run(
         """
