@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -79,15 +79,9 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        guard, is_ours, mark = self._open.pop()
-        try:
-            if error is None:
-                for wait in (settling := _Settling(guard, mark, self._grace)):
-                    time.sleep(wait)
-                self._judge(settling.report)
-        finally:
-            if is_ours:
-                guard.uninstall()
+        with self._ending(error) as waits:
+            for wait in waits:
+                time.sleep(wait)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -98,12 +92,21 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with self._ending(error) as waits:
+            for wait in waits:
+                await _sleep(wait)
+
+    @contextmanager
+    def _ending(self, error: BaseException | None) -> Iterator[Iterable[float]]:
+        """Hand out the waits of the end of the block, and judge after the last of them."""
         guard, is_ours, mark = self._open.pop()
         try:
-            if error is None:
-                for wait in (settling := _Settling(guard, mark, self._grace)):
-                    await _sleep(wait)
-                self._judge(settling.report)
+            if error is not None:
+                yield ()
+                return
+            settling = _Settling(guard, mark, self._grace)
+            yield settling
+            self._judge(settling.report)
         finally:
             if is_ours:
                 guard.uninstall()

@@ -127,8 +127,8 @@ class Registry:
         if story[ORIGIN] is Origin.WRAPPED and parent is not None and holds(parent, fd):
             self._births[fd] = parent
             self._has_news = True
-        else:
-            self._detached[fd] = (story, os.fstat(fd).st_ino)
+        elif (inode := inode_of(fd)) is not None:
+            self._detached[fd] = (story, inode)
 
     def dying(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)

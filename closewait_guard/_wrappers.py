@@ -55,6 +55,14 @@ class Audience:
     def __init__(self) -> None:
         self.listeners: tuple[Listener, ...] = ()
 
+    def tell(self, what: str, *told: object) -> None:
+        """Call a method of each listener. Births go without: the hottest path, two frames deep."""
+        for listener in self.listeners:
+            try:
+                getattr(listener, what)(*told)
+            except Exception:
+                listener.failed()
+
 
 def _wrap_init(original: Any, audience: Audience) -> Any:
     """A plain function, because it costs a fifth of what a bound function wrapper does."""
@@ -99,11 +107,7 @@ def _wrap_detach(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def detach(self: socket.socket) -> int:
         fd: int = original(self)
-        for listener in audience.listeners:
-            try:
-                listener.detached(self, fd)
-            except Exception:
-                listener.failed()
+        audience.tell("detached", self, fd)
         return fd
 
     return detach
@@ -113,11 +117,7 @@ def _wrap_makefile(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
         file = original(self, *args, **kwargs)
-        for listener in audience.listeners:
-            try:
-                listener.got_file(self)
-            except Exception:
-                listener.failed()
+        audience.tell("got_file", self)
         return file
 
     return makefile
@@ -147,11 +147,7 @@ class _Finalizer:
         fd = _fileno(sock)
         if fd < 0:
             return self._finished or self._bind(sock, owner)
-        for listener in self._audience.listeners:
-            try:
-                listener.dying(sock, fd)
-            except Exception:
-                listener.failed()
+        self._audience.tell("dying", sock, fd)
         return self._bind(sock, owner)
 
 

@@ -388,6 +388,8 @@ def test_a_descriptor_closed_under_its_object_is_not_accused(guard):
     wait()
     assert guard.scan().leaks == ()
     sock.detach()
+    assert guard.scan().coverage.failures == 0
+    assert guard.scan().open_sockets == 0
 
 
 def test_linux_and_portable_agree(request):
