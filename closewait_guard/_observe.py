@@ -55,7 +55,7 @@ class Observer:
             full: Describe the healthy sockets too.
             born_after: A mark; describe all sockets born after it, healthy or not.
         """
-        living = self._registry.living(thorough=full)
+        living = self._registry.living(thorough=full or born_after is not None)
         events = self._events(living)
         closed = self._forget_closed(living, events)
         glance = _Glance(self._registry, self._probe, living, events, self._last_look)

@@ -157,11 +157,13 @@ class Registry:
         only if there has been a birth since it was done last; otherwise the closed ones stay in
         until a poll shows that their numbers are free, and `forget` is told.
         """
+        known = self._known
         if self._has_news or thorough:
+            # Before the sweep: what is born meanwhile is news for the next one.
             self._has_news = False
             self._sweep()
-            self._known = self._births.copy()
-        return Living(self._known, self._close_called(), self._still_detached())
+            known = self._known = self._births.copy()
+        return Living(known, self._close_called(), self._still_detached())
 
     def _sweep(self) -> None:
         births = self._births.copy()
@@ -264,6 +266,8 @@ class Registry:
         """In the child: from now on, births are our own, and those before are inherited."""
         self._pid = os.getpid()
         self._dropped.clear()
+        # Another thread may have been in the middle of a sweep that nobody will finish.
+        self._has_news = True
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
 

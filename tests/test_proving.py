@@ -204,6 +204,27 @@ def test_blocks_nest_and_each_fails_for_its_own():
     assert len(outer.value.report.leaks) == 2
 
 
+def test_it_misses_nothing_while_another_thread_scans():
+    with cwg.Guard() as guard:
+        stop = threading.Event()
+
+        def scan():
+            while not stop.is_set():
+                guard.scan()
+
+        thread = threading.Thread(target=scan)
+        thread.start()
+        try:
+            for _ in range(200):
+                kept = []
+                with pytest.raises(cwg.SocketLeakError), guard.no_leaks(grace=0):
+                    kept.append(socket.socket())
+                kept[0].close()
+        finally:
+            stop.set()
+            thread.join()
+
+
 def test_it_uses_the_installed_guard_and_leaves_it_installed():
     guard = cwg.install(context=lambda: {"who": "me"})
     try:
