@@ -50,6 +50,8 @@ def install(
 def _merged(settings: Settings | None, overrides: dict[str, object]) -> Settings:
     if settings is None:
         return Settings.load(overrides)
+    if not isinstance(settings, Settings):
+        raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
     return settings.replaced(**overrides)
 
 
@@ -57,7 +59,7 @@ def _refuse_change(
     guard: Guard, settings: Settings | None, overrides: dict[str, object], reporters: object
 ) -> None:
     wanted = guard.settings if settings is None else settings
-    if reporters or wanted.replaced(**overrides) != guard.settings:
+    if reporters or _merged(wanted, overrides) != guard.settings:
         raise ConfigurationError(
             "install(): the guard is installed already, with other settings or reporters; "
             "call uninstall() first, or make a Guard of your own"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from closewait_guard._structlog import tell_failure
+from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
 
 __all__ = ["Delivery"]
@@ -15,7 +16,7 @@ class Delivery:
     """Hands reports to reporters; counts the failures, and tells of each reporter's first."""
 
     def __init__(self, reporters: Iterable[Reporter] = ()) -> None:
-        self.reporters = tuple(reporters)
+        self.reporters = tuple(_checked(reporters))
         self.failed = 0
         self._told: set[int] = set()
 
@@ -34,6 +35,17 @@ class Delivery:
         # The program's own structlog configuration may be broken; the count still tells.
         with suppress(Exception):
             tell_failure("a reporter failed", error, reporter=_name_of(reporter))
+
+
+def _checked(reporters: Iterable[Reporter]) -> Iterator[Reporter]:
+    if isinstance(reporters, str) or not isinstance(reporters, Iterable):
+        raise ConfigurationError(f"reporters must be several callables, not {reporters!r}")
+    for reporter in reporters:
+        if not callable(reporter):
+            raise ConfigurationError(
+                f"reporters: each must be callable with a report, not {reporter!r}"
+            )
+        yield reporter
 
 
 def _name_of(reporter: Reporter) -> str:

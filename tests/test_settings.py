@@ -150,6 +150,22 @@ def test_a_bad_setting_leaves_nothing_installed():
     cwg.uninstall()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"settings": "x"}, "settings must be a Settings, not 'x'"),
+        ({"reporters": "text"}, "reporters must be several callables, not 'text'"),
+        ({"reporters": 3}, "reporters must be several callables, not 3"),
+        ({"reporters": [print, 3]}, "each must be callable with a report, not 3"),
+    ],
+)
+def test_what_install_cannot_use_is_refused_and_nothing_is_installed(arguments, sentence):
+    with pytest.raises(cwg.ConfigurationError, match=sentence):
+        cwg.install(**arguments)
+    with pytest.raises(cwg.ConfigurationError, match=sentence):
+        cwg.Guard(**arguments)
+
+
 def test_every_error_has_the_one_base():
     for error in (cwg.ConfigurationError, cwg.ReportFormatError, cwg.SocketLeakError):
         assert issubclass(error, cwg.CloseWaitGuardError)
