@@ -41,25 +41,17 @@ def install(
     global _guard
     with _patch.changing():
         if _guard is None:
-            _guard = Guard(_merged(settings, overrides), reporters).install()
+            _guard = Guard(Settings.given(settings, overrides), reporters).install()
         else:
             _refuse_change(_guard, settings, overrides, reporters)
         return _guard
-
-
-def _merged(settings: Settings | None, overrides: dict[str, object]) -> Settings:
-    if settings is None:
-        return Settings.load(overrides)
-    if not isinstance(settings, Settings):
-        raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
-    return settings.replaced(**overrides)
 
 
 def _refuse_change(
     guard: Guard, settings: Settings | None, overrides: dict[str, object], reporters: object
 ) -> None:
     wanted = guard.settings if settings is None else settings
-    if reporters or _merged(wanted, overrides) != guard.settings:
+    if reporters or Settings.given(wanted, overrides) != guard.settings:
         raise ConfigurationError(
             "install(): the guard is installed already, with other settings or reporters; "
             "call uninstall() first, or make a Guard of your own"

@@ -20,7 +20,6 @@ from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._observe import Observer, Sight
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
-from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -44,9 +43,7 @@ class Guard:
     def __init__(
         self, settings: Settings | None = None, reporters: Iterable[Reporter] = ()
     ) -> None:
-        if settings is not None and not isinstance(settings, Settings):
-            raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
-        self.settings = Settings.load() if settings is None else settings
+        self.settings = Settings.given(settings)
         self._delivery = Delivery(reporters)
         self._context = PlainContext.of(self.settings)
         probe = _probe.choose(self.settings.probe)

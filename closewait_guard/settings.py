@@ -181,6 +181,17 @@ class Settings:
         )
         return cls(**values)
 
+    @classmethod
+    def given(
+        cls, settings: Settings | None, overrides: Mapping[str, object] | None = None
+    ) -> Settings:
+        """What a caller means by settings, or none, and keywords that win over them."""
+        if settings is None:
+            return cls.load(overrides)
+        if not isinstance(settings, Settings):
+            raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
+        return settings.replaced(**(overrides or {}))
+
     def replaced(self, **overrides: object) -> Settings:
         """The same settings but for some.
 
