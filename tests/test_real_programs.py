@@ -93,6 +93,17 @@ def test_a_response_never_read_is_blamed_on_the_programs_line(guard, fetch):
     assert guard.scan().accused == ()
 
 
+@pytest.mark.parametrize("fetch", [with_requests, with_httpx, with_http_client])
+def test_the_default_depth_reaches_user_code_with_ten_calls_to_spare(guard, fetch):
+    with serving() as port:
+        owner, response = fetch(f"http://127.0.0.1:{port}/")
+        stack = leaked_by(guard, cwg.Verdict.LEAKED, fetch.__name__).observation.record.stack
+        response.close()
+        owner.close()
+    library = next(n for n, frame in enumerate(stack) if frame.kind is cwg.FrameKind.USER)
+    assert library + 10 <= cwg.Settings().stack_depth
+
+
 def test_a_response_of_a_closed_connection_lingers(guard):
     def open_url(url):
         return urllib.request.urlopen(url)
