@@ -132,6 +132,8 @@ def _story(seen: Sequence[Observation]) -> str:
     closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
     if closed:
         told[0] += f" {span(min(closed), max(closed))} ago"
+    elif seen[0].connection is Connection.PEER_CLOSED:
+        told[0] += ", nobody saw when"
     traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
     if traffic:
         told.append(f"last traffic {span(min(traffic), max(traffic))} ago")
