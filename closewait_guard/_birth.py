@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _socket
-import os
 import socket
 import weakref
 from dataclasses import replace
@@ -24,7 +23,6 @@ __all__ = [
     "Story",
     "descended_from",
     "holds",
-    "inode_of",
     "record_of",
     "stranger",
 ]
@@ -109,11 +107,3 @@ def record_of(story: Story, pid: int) -> SocketRecord:
     if record.pid == pid:
         return record
     return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
-
-
-def inode_of(fd: int) -> int | None:
-    """What tells one open descriptor from the next that gets its number."""
-    try:
-        return os.fstat(fd).st_ino
-    except OSError:
-        return None

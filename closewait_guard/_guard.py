@@ -8,7 +8,6 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
 from closewait_guard import _census, _patch, _probe
@@ -79,12 +78,7 @@ class Guard:
     def __enter__(self) -> Self:
         return self.install()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.uninstall()
 
     def scan(self, *, full: bool = False) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import TracebackType
 from typing import TypeVar
 
 from closewait_guard._decorate import around
@@ -37,12 +36,7 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
     def __enter__(self) -> None:
         _labels.set(_labels.get() + self._names)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         # Without a token to keep, one label may serve many threads and tasks at once.
         labels = _labels.get()
         _labels.set(labels[: len(labels) - len(self._names)])

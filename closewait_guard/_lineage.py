@@ -7,7 +7,8 @@ import socket
 from collections.abc import Mapping
 from types import FrameType
 
-from closewait_guard._birth import Story, descended_from, holds, inode_of
+from closewait_guard._birth import Story, descended_from, holds
+from closewait_guard._probe import inode_of
 from closewait_guard._wrappers import SOCKET
 from closewait_guard.model import Origin
 

@@ -29,7 +29,6 @@ from closewait_guard._birth import (
     STACK,
     Story,
     holds,
-    inode_of,
     record_of,
     stranger,
 )
@@ -37,7 +36,7 @@ from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._living import Drop, Living
-from closewait_guard._probe import Probe, endpoint_of
+from closewait_guard._probe import Probe, endpoint_of, inode_of
 from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard._tally import Tally
 from closewait_guard._wrappers import CALLER, SOCKET
@@ -175,13 +174,16 @@ class Registry:
         sock = None
         for fd in closed:
             if not self._keeps_descriptor(fd, births[fd]):
-                self.forget(fd, births[fd])
+                self._let_go(fd, births[fd])
 
     def forget(self, fd: int, story: Story) -> None:
         """Let go of a birth whose descriptor is closed."""
+        self._let_go(fd, story)
+        self._has_news = True
+
+    def _let_go(self, fd: int, story: Story) -> None:
         if fd not in self._detached:
             _discard(self._births, fd, story)
-            self._has_news = True
 
     def _close_called(self) -> set[int]:
         """Descriptors that outlived a `close()`, because a file object keeps them."""

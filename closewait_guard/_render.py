@@ -94,11 +94,8 @@ def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
     what = f"{_name(group.verdict).upper()}  {', '.join(kinds)}"
     peers = [observation.peer for observation in seen if observation.peer]
     if peers:
-        return (
-            f"{what} from {addresses(peers)}"
-            if _is_accepted(first)
-            else (f"{what} to {addresses(peers)}")
-        )
+        preposition = "from" if _is_accepted(first) else "to"
+        return f"{what} {preposition} {addresses(peers)}"
     local = [
         observation.local
         for observation in seen
@@ -116,11 +113,8 @@ def _kind(observation: Observation) -> str:
         protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
         name = protocol or observation.type.removeprefix("SOCK_")
     elif observation.family == "AF_UNIX":
-        name = (
-            "UNIX"
-            if observation.type == "SOCK_STREAM"
-            else (f"UNIX {observation.type.removeprefix('SOCK_').lower()}")
-        )
+        kind = observation.type.removeprefix("SOCK_").lower()
+        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
     else:
         name = f"{observation.family.removeprefix('AF_')} {observation.type}"
     return f"TLS over {name}" if observation.tls else name

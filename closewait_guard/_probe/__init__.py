@@ -5,10 +5,28 @@ from __future__ import annotations
 import sys
 
 from closewait_guard._probe._borrow import borrowed
-from closewait_guard._probe._view import INVALID, Endpoint, Poller, Probe, View, endpoint_of
+from closewait_guard._probe._view import (
+    INVALID,
+    Endpoint,
+    Poller,
+    Probe,
+    View,
+    endpoint_of,
+    inode_of,
+)
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["INVALID", "Endpoint", "Poller", "Probe", "View", "borrowed", "choose", "endpoint_of"]
+__all__ = [
+    "INVALID",
+    "Endpoint",
+    "Poller",
+    "Probe",
+    "View",
+    "borrowed",
+    "choose",
+    "endpoint_of",
+    "inode_of",
+]
 
 
 def choose(name: str) -> Probe:

@@ -10,11 +10,8 @@ import _socket
 import select
 import socket
 import struct
-import sys
-from collections.abc import Collection
-from fcntl import ioctl
-from termios import FIONREAD, TIOCOUTQ
 
+from closewait_guard._probe._poll import PollPoller, unread, unsent
 from closewait_guard._probe._view import View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 
@@ -57,26 +54,9 @@ _type = _socket.socket.__dict__["type"].__get__
 _proto = _socket.socket.__dict__["proto"].__get__
 
 
-class _Poller:
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._given: object = None
-        self._watched: set[int] = set()
-
-    def suspects(self, fds: Collection[int]) -> dict[int, int]:
-        if fds is not self._given:
-            wanted = set(fds)
-            for fd in self._watched - wanted:
-                self._poll.unregister(fd)
-            for fd in wanted - self._watched:
-                self._poll.register(fd, select.POLLRDHUP)
-            self._given, self._watched = fds, wanted
-        return dict(self._poll.poll(0))
-
-
-def poller() -> _Poller:
+def poller() -> PollPoller:
     """A poller that asks for hang-ups only: unread data makes no suspect."""
-    return _Poller()
+    return PollPoller(select.POLLRDHUP)
 
 
 def look(sock: _socket.socket, fd: int, events: int) -> View | None:
@@ -116,8 +96,8 @@ def _look_at_tcp(sock: _socket.socket, fd: int) -> View | None:
         Evidence.TCP_INFO,
         connection,
         acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
-        _queued(fd, FIONREAD),
-        _queued(fd, TIOCOUTQ) if unacked or notsent else 0,
+        unread(fd),
+        unsent(fd) if unacked or notsent else 0,
         sent / 1000,
         received / 1000,
     )
@@ -129,8 +109,8 @@ def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> 
         state=State.UNIX if family == socket.AF_UNIX else State.NONE,
         evidence=Evidence.POLL,
         connection=_stream_connection(sock, events),
-        unread=_queued(fd, FIONREAD),
-        unsent=_queued(fd, TIOCOUTQ),
+        unread=unread(fd),
+        unsent=unsent(fd),
     )
 
 
@@ -143,10 +123,3 @@ def _stream_connection(sock: _socket.socket, events: int) -> Connection:
         return Connection.PEER_CLOSED
     # Hung up without an end of stream: it never was connected.
     return Connection.UNCONNECTED if events & select.POLLHUP else Connection.LIVE
-
-
-def _queued(fd: int, request: int) -> int | None:
-    try:
-        return int.from_bytes(ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
-        return None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import _socket
 import select
 import socket
-import sys
 from collections.abc import Collection, Iterable
 
+from closewait_guard._probe._poll import PollPoller, unread
 from closewait_guard._probe._view import Poller, View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 
@@ -34,21 +34,6 @@ _NEVER_WAITS = hasattr(socket, "MSG_DONTWAIT")
 _READABLE, _FAILED, _HUNG_UP = 0x001, 0x008, 0x010
 # Windows takes 512 descriptors in one select, others 1024.
 _SELECT_AT_ONCE = 500
-
-
-class _PollPoller:
-    def __init__(self) -> None:
-        self._poll = select.poll()
-        self._watched: set[int] = set()
-
-    def suspects(self, fds: Collection[int]) -> dict[int, int]:
-        wanted = set(fds)
-        for fd in self._watched - wanted:
-            self._poll.unregister(fd)
-        for fd in wanted - self._watched:
-            self._poll.register(fd, select.POLLIN)
-        self._watched = wanted
-        return dict(self._poll.poll(0))
 
 
 class _SelectPoller:
@@ -81,21 +66,21 @@ def _select(fds: list[int]) -> tuple[list[int], list[int]]:
 
 def poller() -> Poller:
     """Poll where there is poll, select on Windows."""
-    return _PollPoller() if hasattr(select, "poll") else _SelectPoller()
+    return PollPoller(select.POLLIN) if hasattr(select, "poll") else _SelectPoller()
 
 
 def look(sock: _socket.socket, fd: int, events: int) -> View | None:
     """Look at a socket by its poll events, its peer's name and, where that is safe, a peek."""
     family = _family(sock)
     listening = is_listening(sock)
-    connection, evidence, unread = Connection.NOT_APPLICABLE, Evidence.POLL, None
+    connection, evidence, waiting = Connection.NOT_APPLICABLE, Evidence.POLL, None
     if _type(sock) == socket.SOCK_STREAM and family in _JUDGED and not listening:
-        connection, evidence, unread = _connection(sock, fd, events)
+        connection, evidence, waiting = _connection(sock, fd, events)
     view = View(
         state=State.UNIX if family == _UNIX else _state(connection, listening),
         evidence=evidence,
         connection=connection,
-        unread=unread,
+        unread=waiting,
     )
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
     return view if _fileno(sock) == fd else None
@@ -124,16 +109,16 @@ def _connection(sock: _socket.socket, fd: int, events: int) -> _Finding:
         return _without_peer(events), Evidence.POLL, None
     if not events:
         return Connection.LIVE, Evidence.POLL, 0
-    unread = _unread(fd)
-    if unread:
+    waiting = unread(fd)
+    if waiting:
         # An end of stream behind the data shows only where poll tells of it.
         hung_up = events & _HUNG_UP
-        return Connection.PEER_CLOSED if hung_up else Connection.LIVE, Evidence.POLL, unread
+        return Connection.PEER_CLOSED if hung_up else Connection.LIVE, Evidence.POLL, waiting
     timeout = _gettimeout(sock)
     if timeout == 0 or (timeout is None and _NEVER_WAITS):
         return _peek(sock)
-    ended = unread == 0 and _is_readable(fd) and _unread(fd) == 0
-    return Connection.PEER_CLOSED if ended else Connection.LIVE, Evidence.POLL, unread
+    ended = waiting == 0 and _is_readable(fd) and unread(fd) == 0
+    return Connection.PEER_CLOSED if ended else Connection.LIVE, Evidence.POLL, waiting
 
 
 def _without_peer(events: int) -> Connection:
@@ -162,16 +147,6 @@ def _peek(sock: _socket.socket) -> _Finding:
     if data:
         return Connection.LIVE, Evidence.PEEK, None
     return Connection.PEER_CLOSED, Evidence.PEEK, 0
-
-
-def _unread(fd: int) -> int | None:
-    try:
-        from fcntl import ioctl
-        from termios import FIONREAD
-
-        return int.from_bytes(ioctl(fd, FIONREAD, b"\0\0\0\0"), sys.byteorder)
-    except (ImportError, OSError):
-        return None
 
 
 def _is_readable(fd: int) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "Probe",
     "View",
     "endpoint_of",
+    "inode_of",
     "is_listening",
 ]
 
@@ -99,7 +100,7 @@ def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
         type=_kind_name(_TYPE(sock)),
         local=_told(_socket.socket.getsockname, sock),
         peer=_told(_socket.socket.getpeername, sock),
-        inode=_inode(fd),
+        inode=inode_of(fd),
         tls=ssl is not None and isinstance(sock, ssl.SSLSocket),
     )
 
@@ -111,7 +112,8 @@ def _told(ask: Callable[[_socket.socket], object], sock: _socket.socket) -> str 
         return None
 
 
-def _inode(fd: int) -> int | None:
+def inode_of(fd: int) -> int | None:
+    """What tells one open descriptor from the next that gets its number."""
     try:
         return os.fstat(fd).st_ino
     except OSError:
