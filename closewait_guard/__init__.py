@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from closewait_guard.exceptions import (
         CloseWaitGuardError,
         ConfigurationError,
+        MissingExtraError,
         ReportFormatError,
         SocketLeakError,
     )
     from closewait_guard.model import (
         Alert,
         AlertKind,
+        AlertStatus,
+        Closed,
         Connection,
         Coverage,
         Evidence,
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Alert",
     "AlertKind",
+    "AlertStatus",
     "CloseWaitGuardError",
+    "Closed",
     "ConfigurationError",
     "Connection",
     "Coverage",
@@ -53,6 +58,7 @@ __all__ = [
     "FrameKind",
     "Guard",
     "Leak",
+    "MissingExtraError",
     "Observation",
     "Origin",
     "Report",
@@ -86,6 +92,7 @@ _HOMES = {
     "exceptions": (
         "CloseWaitGuardError",
         "ConfigurationError",
+        "MissingExtraError",
         "ReportFormatError",
         "SocketLeakError",
     ),

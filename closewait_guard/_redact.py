@@ -22,6 +22,7 @@ def redacted(report: Report, redactor: Redactor) -> Report:
     return replace(
         report,
         leaks=tuple(mask.leak(leak) for leak in report.leaks),
+        closed=tuple(replace(each, leak=mask.leak(each.leak)) for each in report.closed),
         observations=tuple(mask.observation(seen) for seen in report.observations),
     )
 

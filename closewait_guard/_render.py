@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
-from textwrap import wrap
+from typing import NamedTuple
 
-from closewait_guard._words import addresses, count_of, span
+from closewait_guard._block import block, name_of
+from closewait_guard._lines import folded
+from closewait_guard._words import count_of, span
 from closewait_guard.model import (
-    Connection,
+    Alert,
+    AlertStatus,
+    Closed,
     Coverage,
-    Frame,
-    FrameKind,
-    Observation,
-    Origin,
     Report,
+    Severity,
     SiteGroup,
-    SocketRecord,
     Verdict,
 )
 
-__all__ = ["render_text"]
+__all__ = ["Part", "parts", "render_text"]
 
-_WIDTH = 80
-_MOST_USER_FRAMES = 8
+
+class Part(NamedTuple):
+    """Some lines that belong together, and how bad what they tell is."""
+
+    severity: Severity | None
+    lines: list[str]
+    group: SiteGroup | None = None
 
 
 def render_text(report: Report) -> str:
@@ -37,23 +42,29 @@ def render_text(report: Report) -> str:
         <BLANKLINE>
         Cannot see: ...
     """
-    blocks = [_headline(report)]
-    blocks += ["\n".join(_alert_lines(report))] if report.alerts else []
-    blocks += ["\n".join(_block(group)) for group in report.by_site()]
-    blocks.append("\n".join(_cannot_see(report.coverage)))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join("\n".join(part.lines) for part in parts(report)) + "\n"
 
 
-def _headline(report: Report) -> str:
+def parts(report: Report) -> Iterator[Part]:
+    """What a report has to tell, part by part."""
+    yield Part(None, _headline(report))
+    for alert in report.alerts:
+        yield Part(alert.severity, _alert(alert))
+    for group in report.by_site():
+        yield Part(group.severity, list(block(group)), group)
+    if report.closed:
+        yield Part(None, list(_closed(report.closed)))
+    yield Part(None, _cannot_see(report.coverage))
+
+
+def _headline(report: Report) -> list[str]:
     verdicts = Counter(leak.verdict for leak in report.leaks)
-    accused = [f"{verdicts[verdict]} {_name(verdict)}" for verdict in Verdict if verdicts[verdict]]
-    found = ", ".join(accused) or "no leak"
+    told = [f"{verdicts[verdict]} {name_of(verdict)}" for verdict in Verdict if verdicts[verdict]]
+    if report.omitted:
+        told.append(f"{report.omitted} not told again")
+    found = ", ".join(told) or "no leak"
     sockets = f"closewait_guard: {found} of {count_of(report.open_sockets, 'open socket')}"
-    return "\n".join(_folded(f"{sockets}; {_descriptors(report)}", "  "))
-
-
-def _name(verdict: Verdict) -> str:
-    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
+    return folded(f"{sockets}; {_descriptors(report)}", "  ")
 
 
 def _descriptors(report: Report) -> str:
@@ -65,202 +76,22 @@ def _descriptors(report: Report) -> str:
     return f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
 
 
-def _alert_lines(report: Report) -> Iterator[str]:
-    for alert in report.alerts:
-        yield from _folded(f"{alert.severity.upper()}: {alert.message}", "  ")
+def _alert(alert: Alert) -> list[str]:
+    how = "RESOLVED" if alert.status is AlertStatus.RESOLVED else alert.severity.upper()
+    return folded(f"{how}  {alert.kind.upper()}: {alert.message}", "  ")
 
 
-def _block(group: SiteGroup) -> Iterator[str]:
-    seen = [leak.observation for leak in group.leaks]
-    record = seen[0].record
-    yield from _folded(f"{group.severity.upper()}  {len(seen):,} x {_what(group, seen)}", "  ")
-    for line in (_story(seen), _origin(seen)):
-        if line:
-            yield from _folded(f"  {line}", "    ")
-    yield from _born(record)
-    circumstances = _circumstances(observation.record for observation in seen)
-    if circumstances:
-        yield from _folded(f"  {circumstances}", "    ")
-    for holder in _distinct(holder for leak in group.leaks for holder in leak.holders):
-        yield from _folded(f"  held by {holder}", "    ")
-    if group.leaks[0].hint:
-        yield from _folded(f"  fix: {group.leaks[0].hint}", "    ")
+def _closed(closed: tuple[Closed, ...]) -> Iterator[str]:
+    """One sentence for each site."""
+    for place, group in groupby(sorted(closed, key=_place), key=_place):
+        kept = [each.after for each in group]
+        what = f"{count_of(len(kept), 'socket')} born at {place}"
+        yield from folded(f"CLOSED AFTER ALL, after {span(min(kept), max(kept))}: {what}", "  ")
 
 
-def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
-    """Verdict, kind of socket and peers."""
-    first = seen[0]
-    kinds = _distinct(_kind(observation) for observation in seen)
-    what = f"{_name(group.verdict).upper()}  {', '.join(kinds)}"
-    peers = [observation.peer for observation in seen if observation.peer]
-    if peers:
-        preposition = "from" if _is_accepted(first) else "to"
-        return f"{what} {preposition} {addresses(peers)}"
-    local = [
-        observation.local
-        for observation in seen
-        if observation.local and not observation.local.endswith(":0")
-    ]
-    return f"{what} at {addresses(local)}" if local else what
-
-
-def _is_accepted(observation: Observation) -> bool:
-    return observation.record.birth.origin is Origin.ACCEPTED
-
-
-def _kind(observation: Observation) -> str:
-    if observation.family in ("AF_INET", "AF_INET6"):
-        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
-        name = protocol or observation.type.removeprefix("SOCK_")
-    elif observation.family == "AF_UNIX":
-        kind = observation.type.removeprefix("SOCK_").lower()
-        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
-    else:
-        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
-    return f"TLS over {name}" if observation.tls else name
-
-
-def _story(seen: Sequence[Observation]) -> str:
-    """What happened to the connection, how long ago, and what lies unread."""
-    told = [_ENDS[seen[0].connection]]
-    closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
-    if closed:
-        told[0] += f" {span(min(closed), max(closed))} ago"
-    elif seen[0].connection is Connection.PEER_CLOSED:
-        told[0] += ", nobody saw when"
-    traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
-    if traffic:
-        told.append(f"last traffic {span(min(traffic), max(traffic))} ago")
-    if seen[0].close_called:
-        told.append("close() was called")
-    unread = sum(observation.unread or 0 for observation in seen)
-    if unread:
-        told.append(f"{count_of(unread, 'byte')} unread")
-    unsent = sum(observation.unsent or 0 for observation in seen)
-    if unsent:
-        told.append(f"{count_of(unsent, 'byte')} not yet taken by the peer")
-    return "; ".join(part for part in told if part)
-
-
-_ENDS = {
-    Connection.UNCONNECTED: "refused, or never connected",
-    Connection.LIVE: "",
-    Connection.PEER_CLOSED: "peer closed",
-    Connection.GONE: "connection reset or ended",
-    Connection.NOT_APPLICABLE: "",
-}
-
-
-def _quiet_for(observation: Observation) -> float | None:
-    """For a connection whose end nobody has dated: since when nothing has gone over it."""
-    if observation.connection is not Connection.GONE:
-        return None
-    times = (observation.last_sent_for, observation.last_received_for)
-    return min((seconds for seconds in times if seconds is not None), default=None)
-
-
-def _origin(seen: Sequence[Observation]) -> str:
-    """How the descriptor came to be, where that is more than a plain birth."""
-    record = seen[0].record
-    parent = record.parent.site if record.parent is not None else None
-    where = f" at {_place(parent)}" if parent is not None else ""
-    match record.birth.origin, record.origin:
-        case Origin.ACCEPTED, _:
-            if record.culprit is not record.birth:
-                return "accepted by library code"
-            return f"accepted by the listener born{where}" if where else ""
-        case _, Origin.DUPLICATED:
-            return f"duplicated from the socket born{where}" if where else ""
-        case _, Origin.DETACHED:
-            return "its socket object gave the descriptor away by detach()"
-        case _, Origin.INHERITED:
-            return (
-                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
-            )
-        case _, Origin.ADOPTED if not record.stack:
-            return "older than the guard: where it was born is unknown"
-    return ""
-
-
-def _born(record: SocketRecord) -> Iterator[str]:
-    site, culprit = record.site, record.culprit
-    if site is None:
-        if record.born_at is not None and not culprit.stack:
-            yield "  born nobody knows where: stack_depth is 0"
-        return
-    yield from _call("  born at " if culprit is record.birth else "  listener born at ", site)
-    outer = culprit.stack[culprit.stack.index(site) + 1 :]
-    told = 0
-    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
-        run = list(frames)
-        if not is_user:
-            yield f"    ({count_of(len(run), 'library call')})"
-            continue
-        for frame in run[: _MOST_USER_FRAMES - told]:
-            yield from _call("    from ", frame)
-        told += len(run)
-        if told > _MOST_USER_FRAMES:
-            yield f"    ({count_of(told - _MOST_USER_FRAMES, 'more call')})"
-            return
-
-
-def _call(prefix: str, frame: Frame) -> Iterator[str]:
-    yield _fitted(prefix, _place(frame), f" in {frame.function}()".replace(">()", ">"))
-    if frame.source:
-        yield _cut(" " * 8 + frame.source)
-
-
-def _place(frame: Frame) -> str:
-    return f"{frame.filename}:{frame.lineno}"
-
-
-def _fitted(prefix: str, path: str, suffix: str) -> str:
-    """One line; a path too long for it loses its beginning, never its end."""
-    room = _WIDTH - len(prefix) - len(suffix)
-    if len(path) > room >= 20:
-        path = "..." + path[-(room - 3) :]
-    return _cut(prefix + path + suffix)
-
-
-def _cut(line: str) -> str:
-    line = _printable(line)
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
-
-
-def _printable(text: str) -> str:
-    """Labels, paths and context come from outside: none of them may steer the terminal."""
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in text
-    )
-
-
-def _circumstances(records: Iterable[SocketRecord]) -> str:
-    """Threads, tasks, labels and context, each value once."""
-    births = [record.birth for record in records]
-    told = {
-        "thread": _distinct(record.thread for record in births if record.thread),
-        "task": _distinct(record.task for record in births if record.task),
-        "label": _distinct(label for record in births for label in record.labels),
-    }
-    parts = [f"{name} {_some(values)}" for name, values in told.items() if values]
-    names = _distinct(name for record in births for name in record.context)
-    for name in names:
-        values = _distinct(str(record.context[name]) for record in births if name in record.context)
-        parts.append(f"{name}={_some(values)}")
-    return ", ".join(parts)
-
-
-def _some(values: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(values[:most])
-    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _folded(text: str, indent: str) -> list[str]:
-    return wrap(_printable(text), _WIDTH, subsequent_indent=indent) or [text]
+def _place(closed: Closed) -> str:
+    site = closed.leak.observation.record.site
+    return site.place if site is not None else "an unknown place"
 
 
 def _cannot_see(coverage: Coverage) -> list[str]:
@@ -274,4 +105,4 @@ def _cannot_see(coverage: Coverage) -> list[str]:
         )
     if coverage.failures:
         notes.append(f"{coverage.failures:,} births or deaths that failed to be recorded")
-    return _folded(f"Cannot see: {'; '.join(notes)}.", "  ")
+    return folded(f"Cannot see: {'; '.join(notes)}.", "  ")

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 __all__ = [
     "AlertKind",
+    "AlertStatus",
     "Connection",
     "Evidence",
     "FrameKind",
@@ -129,3 +130,11 @@ class AlertKind(StrEnum):
     CHURN = "churn"
     FD_LIMIT = "fd_limit"
     FD_EXHAUSTED = "fd_exhausted"
+
+
+class AlertStatus(StrEnum):
+    """What there is to tell of an alert now. It is told once, and again only if this changes."""
+
+    RAISED = "raised"
+    CHANGED = "changed"
+    RESOLVED = "resolved"

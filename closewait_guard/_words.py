@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["addresses", "count_of", "seconds", "span"]
+__all__ = ["addresses", "count_of", "distinct", "seconds", "span"]
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -55,6 +55,11 @@ def addresses(peers: Iterable[str], most: int = 3) -> str:
     shown = [peer if times == 1 else f"{peer} ({times:,})" for peer, times in counted[:most]]
     more = len(counted) - most
     return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def distinct(values: Iterable[str]) -> list[str]:
+    """Each value once, in the order of its first appearance."""
+    return list(dict.fromkeys(values))
 
 
 def _short(number: float) -> str:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from closewait_guard.model import Report
 
-__all__ = ["CloseWaitGuardError", "ConfigurationError", "ReportFormatError", "SocketLeakError"]
+__all__ = [
+    "CloseWaitGuardError",
+    "ConfigurationError",
+    "MissingExtraError",
+    "ReportFormatError",
+    "SocketLeakError",
+]
 
 
 class CloseWaitGuardError(Exception):
@@ -16,6 +22,10 @@ class CloseWaitGuardError(Exception):
 
 class ConfigurationError(CloseWaitGuardError, ValueError):
     """A setting cannot be used; the text names the value and where it came from."""
+
+
+class MissingExtraError(CloseWaitGuardError, ImportError):
+    """A package is needed that is not installed; the text says how to install it."""
 
 
 class ReportFormatError(CloseWaitGuardError, ValueError):

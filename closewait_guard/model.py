@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import sha1
 from typing import Protocol
 
+from closewait_guard._socket_values import Frame, Observation, Scalar, SocketRecord
 from closewait_guard._vocabulary import (
     AlertKind,
+    AlertStatus,
     Connection,
     Evidence,
     FrameKind,
@@ -20,6 +23,8 @@ from closewait_guard._vocabulary import (
 __all__ = [
     "Alert",
     "AlertKind",
+    "AlertStatus",
+    "Closed",
     "Connection",
     "Coverage",
     "Evidence",
@@ -40,118 +45,6 @@ __all__ = [
 
 SCHEMA = "closewait-guard/1"
 
-Scalar = str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One call of a creation stack, with the source line where it could be read."""
-
-    filename: str
-    lineno: int
-    function: str
-    module: str
-    kind: FrameKind = FrameKind.USER
-    source: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SocketRecord:
-    """How a socket was born.
-
-    Attributes:
-        serial: Counts the births of one guard.
-        born_at: Seconds since the epoch; None for a socket older than the guard.
-        context: What `Settings.context` said at birth; read it, do not change it.
-        parent: The record this descriptor had before (TLS, dup, detach, fork), or the listener's.
-        stack: The innermost call first; empty with depth 0 and for adopted sockets.
-    """
-
-    serial: int
-    pid: int
-    born_at: float | None
-    thread: str
-    task: str | None
-    labels: tuple[str, ...]
-    context: Mapping[str, Scalar]
-    origin: Origin
-    parent: SocketRecord | None
-    stack: tuple[Frame, ...]
-
-    @property
-    def birth(self) -> SocketRecord:
-        """The record whose stack tells who opened the descriptor: through TLS and fork."""
-        record = self
-        while record.origin in _SAME_DESCRIPTOR and record.parent and record.parent.stack:
-            record = record.parent
-        return record
-
-    @property
-    def culprit(self) -> SocketRecord:
-        """The record whose code is to blame: the birth's, or the listener's.
-
-        A server of a library, or an event loop, accepts for the program: no line of the program
-        called `accept()`, so its listener's birth tells more.
-        """
-        birth = self.birth
-        if birth.origin is Origin.ACCEPTED and birth.parent and not _called_by_user(birth.stack):
-            return birth.parent.culprit if birth.parent.stack else birth
-        return birth
-
-    @property
-    def site(self) -> Frame | None:
-        """The line to look at: the innermost user frame, else the innermost outside the stdlib."""
-        for kind in (FrameKind.USER, FrameKind.LIBRARY):
-            for frame in self.culprit.stack:
-                if frame.kind is kind:
-                    return frame
-        return None
-
-
-_SAME_DESCRIPTOR = frozenset({Origin.WRAPPED, Origin.DETACHED, Origin.INHERITED})
-
-
-def _called_by_user(stack: tuple[Frame, ...]) -> bool:
-    """Whether the program itself called the standard library's socket code."""
-    callers = (frame.kind for frame in stack if frame.module not in ("socket", "ssl"))
-    return next(callers, None) is FrameKind.USER
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one look at the kernel showed of one socket.
-
-    Attributes:
-        peer_closed_for: Seconds since the peer's FIN; None when it has not closed, or nobody knows.
-        unread: Bytes that wait to be read; None where the platform does not say.
-        close_called: The program called `close()`, yet a file object keeps the descriptor.
-        connection: What is left of the connection.
-        suspect_for: For how long the connection has been ended, or `close()` been called, without
-            any sign of life; None while nothing is wrong.
-        unsent: Bytes or segments that the peer has not acknowledged yet.
-        in_use: A thread is reading from the file object of a closed socket at this moment.
-    """
-
-    record: SocketRecord
-    fd: int
-    inode: int | None
-    family: str
-    type: str
-    local: str | None
-    peer: str | None
-    state: State
-    evidence: Evidence
-    peer_closed_for: float | None
-    unread: int | None
-    last_sent_for: float | None
-    last_received_for: float | None
-    tls: bool
-    close_called: bool
-    connection: Connection = Connection.LIVE
-    suspect_for: float | None = None
-    unsent: int | None = None
-    in_use: bool = False
-
 
 @dataclass(frozen=True, slots=True)
 class Leak:
@@ -170,6 +63,18 @@ class Leak:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """A socket that was accused, as it was last seen, and that the program has closed after all.
+
+    Attributes:
+        after: Seconds that it was kept after it had become useless.
+    """
+
+    leak: Leak
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
 class Alert:
     """Something that a series of reports shows."""
 
@@ -177,6 +82,7 @@ class Alert:
     severity: Severity
     message: str
     data: Mapping[str, Scalar]
+    status: AlertStatus = AlertStatus.RAISED
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +115,14 @@ class SiteGroup:
     site: Frame | None
     leaks: tuple[Leak, ...]
 
+    @property
+    def fingerprint(self) -> str:
+        """Names verdict and creation stack: the same in every process that runs the same code."""
+        record = self.leaks[0].observation.record
+        calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
+        text = "|".join((self.verdict, record.origin, *calls))
+        return sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -220,7 +134,11 @@ class Report:
         fd_used: Descriptors that the process has open, of any kind; None where nobody knows.
         fd_limit: The soft limit on descriptors; None when there is none.
         leaks: Suspects, accused or explained. An object with nothing wrong is not among them.
+        alerts: What a series of reports shows, when it begins, gets worse and ends; in a scan,
+            which is no part of a series, the thresholds that are crossed at this moment.
         observations: The healthy sockets, of a full scan only.
+        closed: Those accused in the report before that have been closed since; none in a scan.
+        omitted: Accused leaks that were left out, because they were told before or matter less.
     """
 
     schema: str
@@ -235,7 +153,9 @@ class Report:
     coverage: Coverage
     leaks: tuple[Leak, ...]
     alerts: tuple[Alert, ...] = ()
-    observations: tuple[Observation, ...] = field(default=())
+    observations: tuple[Observation, ...] = ()
+    closed: tuple[Closed, ...] = ()
+    omitted: int = 0
 
     @property
     def accused(self) -> tuple[Leak, ...]:

@@ -6,92 +6,21 @@ Values come from keywords, from the environment (`CLOSEWAIT_GUARD_GRACE=2`), fro
 
 from __future__ import annotations
 
-import math
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from closewait_guard import _parse as parse
+from closewait_guard._parse import ContextProvider, Redactor
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Scalar
 
 __all__ = ["ContextProvider", "Redactor", "Settings"]
 
-ContextProvider = Callable[[], Mapping[str, object]]
-Redactor = Callable[[str], str]
-
 ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
-PROBES = ("auto", "linux", "portable")
-
-
-def _seconds(value: object) -> float:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number < 0:
-        raise ValueError("a number of seconds, zero or more")
-    return number
-
-
-def _count(value: object) -> int:
-    number = _number(value)
-    if number is None or not number.is_integer() or not 0 <= number <= 1_000_000_000:
-        raise ValueError("a whole number, zero or more")
-    return int(number)
-
-
-def _share(value: object) -> float:
-    number = _number(value)
-    if number is None or not 0 < number <= 1:
-        raise ValueError("a share above 0 and up to 1")
-    return number
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _probe(value: object) -> str:
-    if value not in PROBES:
-        raise ValueError(f"one of {', '.join(PROBES)}")
-    return str(value)
-
-
-def _context(value: object) -> ContextProvider | str | None:
-    return "structlog" if value == "structlog" else _callable(value, ' or "structlog"')
-
-
-def _redact(value: object) -> Redactor | None:
-    return _callable(value)
-
-
-def _callable(value: object, otherwise: str = "") -> Callable[..., Any] | None:
-    if value is None or callable(value):
-        return value
-    if isinstance(value, str) and ":" in value:
-        return _imported(value)
-    # A ValueError whatever the type: it becomes the sentence of a ConfigurationError.
-    raise ValueError(f'a callable or its "module:name"{otherwise}')
-
-
-def _imported(reference: str) -> Callable[..., Any]:
-    module, _, path = reference.partition(":")
-    try:
-        found: Any = import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"something that can be imported ({reason})") from error
-    if not callable(found):
-        raise ValueError("the name of a callable")
-    return found  # type: ignore[no-any-return]
 
 
 def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:
@@ -108,11 +37,11 @@ class Settings:
     """
 
     grace: float = _setting(
-        1.0, _seconds, "Seconds that a program has to close a socket before it is accused."
+        1.0, parse.seconds, "Seconds that a program has to close a socket before it is accused."
     )
     stack_depth: int = _setting(
         32,
-        _count,
+        parse.count,
         "Calls to remember of each birth. Between user code and the socket lie 1 call with "
         "create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; 32 "
         "leaves room for ten calls of the program's own. A shallow stack costs no more for a deep "
@@ -120,33 +49,70 @@ class Settings:
     )
     context: ContextProvider | str | None = _setting(
         None,
-        _context,
+        parse.context,
         'A callable that returns a mapping to keep with each birth, or "structlog" for the '
         "context variables bound there.",
     )
     redact: Redactor | None = _setting(
         None,
-        _redact,
+        parse.redact,
         "A callable from text to text, applied to addresses, labels, context and source lines "
         "before anything is reported.",
     )
-    probe: str = _setting("auto", _probe, "How to ask the kernel: auto, linux or portable.")
+    probe: str = _setting("auto", parse.probe, "How to ask the kernel: auto, linux or portable.")
     half_close_idle: float = _setting(
         30.0,
-        _seconds,
+        parse.seconds,
         "Seconds after its last sending for which a program that goes on sending to a peer that "
         "has closed its side is taken to be serving a half-closed connection.",
     )
     count_warning: int = _setting(
-        100, _count, "More sockets than this in CLOSE_WAIT make each a warning."
+        100, parse.count, "More sockets than this in CLOSE_WAIT make each a warning."
     )
     fd_share_critical: float = _setting(
-        0.5, _share, "A greater share of the descriptor limit in CLOSE_WAIT is critical."
+        0.5, parse.share, "A greater share of the descriptor limit in CLOSE_WAIT is critical."
     )
-    age_warning: float = _setting(300.0, _seconds, "Seconds in CLOSE_WAIT that make a warning.")
-    age_critical: float = _setting(1800.0, _seconds, "Seconds in CLOSE_WAIT that are critical.")
+    age_warning: float = _setting(
+        300.0, parse.seconds, "Seconds in CLOSE_WAIT that make a warning."
+    )
+    age_critical: float = _setting(
+        1800.0, parse.seconds, "Seconds in CLOSE_WAIT that are critical."
+    )
+    fd_used_critical: float = _setting(
+        0.8,
+        parse.share,
+        "A greater share of the descriptor limit in use, for anything, is critical.",
+    )
+    growth_window: int = _setting(
+        20,
+        parse.window,
+        "Reports over which a site must keep growing for a growth or churn alert; slower growth is "
+        "looked for over twice, four times ... as many. 0 looks for none.",
+    )
+    interval: float = _setting(60.0, parse.interval, "Seconds between two reports of a monitor.")
+    reporters: tuple[str, ...] = _setting(
+        (),
+        parse.names,
+        "Who is told, by name, when the program names nobody itself: text, console, structlog, "
+        "logging, json_lines:PATH, warn, or another that is installed.",
+    )
+    reporter_timeout: float = _setting(
+        10.0,
+        parse.interval,
+        "Seconds that a reporter may take before the others are told without waiting for it.",
+    )
+    at_exit: bool = _setting(
+        True,  # noqa: FBT003 - a default like the others
+        parse.switch,
+        "Whether a monitor reports once more at exit.",
+    )
+    signal: int | None = _setting(
+        None,
+        parse.signal,
+        "A signal, such as SIGUSR1, upon which install() prints a report to stderr.",
+    )
     dropped_kept: int = _setting(
-        1000, _count, "Records to keep of sockets that were garbage-collected while open."
+        1000, parse.count, "Records to keep of sockets that were garbage-collected while open."
     )
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ alerts = st.builds(
     severity=st.sampled_from(cwg.Severity),
     message=texts,
     data=contexts,
+    status=st.sampled_from(cwg.AlertStatus),
 )
 
 coverages = st.builds(
@@ -108,6 +109,8 @@ reports = st.builds(
     leaks=st.lists(leaks, max_size=3).map(tuple),
     alerts=st.lists(alerts, max_size=2).map(tuple),
     observations=st.lists(observations, max_size=2).map(tuple),
+    closed=st.lists(st.builds(cwg.Closed, leak=leaks, after=seconds), max_size=2).map(tuple),
+    omitted=counts,
 )
 
 settings = st.builds(

@@ -21,18 +21,20 @@ LAYERS = [
     ["_no_leaks", "_observe"],
     ["_registry"],
     ["_since", "_readers", "_deliver", "_redact", "_render", "_serial", "_judge"],
+    ["_block"],
     ["_lineage", "_living"],
     ["_birth", "_probe"],
     ["_context", "_coverage", "_census", "_hints", "_labels", "_patch", "_stack", "_tally"],
-    ["_structlog", "_decorate", "_words", "_wrappers"],
+    ["_rich", "_structlog", "_decorate", "_lines", "_words", "_wrappers"],
     ["settings"],
-    ["exceptions"],
+    ["exceptions", "_parse"],
     ["model"],
+    ["_socket_values"],
     ["_vocabulary"],
 ]
 HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}
 
-FOREIGN = {"wrapt": {"_patch"}, "structlog": {"_structlog"}}
+FOREIGN = {"wrapt": {"_patch"}, "structlog": {"_structlog"}, "rich": {"_rich"}}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 

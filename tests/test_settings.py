@@ -48,7 +48,7 @@ def test_every_setting_has_a_default_an_explanation_and_an_environment_variable(
         assert item.metadata["help"].endswith(".")
         value = getattr(Settings(), item.name)
         if value is not None:
-            environ = {f"CLOSEWAIT_GUARD_{item.name.upper()}": str(value)}
+            environ = {f"CLOSEWAIT_GUARD_{item.name.upper()}": "" if value == () else str(value)}
             assert getattr(load(tmp_path, environ=environ), item.name) == value
 
 

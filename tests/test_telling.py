@@ -106,7 +106,7 @@ def test_by_site_groups_the_same_verdict_and_stack_worst_first():
 def test_alerts_are_told_after_the_counts():
     alert = cwg.Alert(cwg.AlertKind.GROWTH, cwg.Severity.CRITICAL, "grows by 3 a minute", {})
     text = cwg.render_text(replace(leaky_report(), alerts=(alert,)))
-    assert text.split("\n\n")[1] == "CRITICAL: grows by 3 a minute"
+    assert text.split("\n\n")[1] == "CRITICAL  GROWTH: grows by 3 a minute"
 
 
 def test_every_origin_is_told():

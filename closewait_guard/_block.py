@@ -1,0 +1,190 @@
+"""One site's leaks as lines of text: what happened, where it was born, what to change. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from closewait_guard._lines import cut, fitted, folded
+from closewait_guard._words import addresses, count_of, distinct, span
+from closewait_guard.model import (
+    Connection,
+    Frame,
+    FrameKind,
+    Observation,
+    Origin,
+    SiteGroup,
+    SocketRecord,
+    Verdict,
+)
+
+__all__ = ["block", "name_of"]
+
+_MOST_USER_FRAMES = 8
+
+
+def block(group: SiteGroup) -> Iterator[str]:
+    """The lines of one site; the first says how bad, how many, what and with whom."""
+    seen = [leak.observation for leak in group.leaks]
+    record = seen[0].record
+    yield from folded(f"{group.severity.upper()}  {len(seen):,} x {_what(group, seen)}", "  ")
+    for line in (_story(seen), _origin(seen)):
+        if line:
+            yield from folded(f"  {line}", "    ")
+    yield from _born(record)
+    circumstances = _circumstances(observation.record for observation in seen)
+    if circumstances:
+        yield from folded(f"  {circumstances}", "    ")
+    for holder in distinct(holder for leak in group.leaks for holder in leak.holders):
+        yield from folded(f"  held by {holder}", "    ")
+    if group.leaks[0].hint:
+        yield from folded(f"  fix: {group.leaks[0].hint}", "    ")
+
+
+def name_of(verdict: Verdict) -> str:
+    """A verdict in words."""
+    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
+
+
+def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
+    """Verdict, kind of socket and peers."""
+    first = seen[0]
+    kinds = distinct(_kind(observation) for observation in seen)
+    what = f"{name_of(group.verdict).upper()}  {', '.join(kinds)}"
+    peers = [observation.peer for observation in seen if observation.peer]
+    if peers:
+        preposition = "from" if _is_accepted(first) else "to"
+        return f"{what} {preposition} {addresses(peers)}"
+    local = [
+        observation.local
+        for observation in seen
+        if observation.local and not observation.local.endswith(":0")
+    ]
+    return f"{what} at {addresses(local)}" if local else what
+
+
+def _is_accepted(observation: Observation) -> bool:
+    return observation.record.birth.origin is Origin.ACCEPTED
+
+
+def _kind(observation: Observation) -> str:
+    if observation.family in ("AF_INET", "AF_INET6"):
+        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
+        name = protocol or observation.type.removeprefix("SOCK_")
+    elif observation.family == "AF_UNIX":
+        kind = observation.type.removeprefix("SOCK_").lower()
+        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
+    else:
+        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
+    return f"TLS over {name}" if observation.tls else name
+
+
+def _story(seen: Sequence[Observation]) -> str:
+    """What happened to the connection, how long ago, and what lies unread."""
+    told = [_ENDS[seen[0].connection]]
+    closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
+    if closed:
+        told[0] += f" {span(min(closed), max(closed))} ago"
+    elif seen[0].connection is Connection.PEER_CLOSED:
+        told[0] += ", nobody saw when"
+    traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
+    if traffic:
+        told.append(f"last traffic {span(min(traffic), max(traffic))} ago")
+    if seen[0].close_called:
+        told.append("close() was called")
+    unread = sum(observation.unread or 0 for observation in seen)
+    if unread:
+        told.append(f"{count_of(unread, 'byte')} unread")
+    unsent = sum(observation.unsent or 0 for observation in seen)
+    if unsent:
+        told.append(f"{count_of(unsent, 'byte')} not yet taken by the peer")
+    return "; ".join(part for part in told if part)
+
+
+_ENDS = {
+    Connection.UNCONNECTED: "refused, or never connected",
+    Connection.LIVE: "",
+    Connection.PEER_CLOSED: "peer closed",
+    Connection.GONE: "connection reset or ended",
+    Connection.NOT_APPLICABLE: "",
+}
+
+
+def _quiet_for(observation: Observation) -> float | None:
+    """For a connection whose end nobody has dated: since when nothing has gone over it."""
+    if observation.connection is not Connection.GONE:
+        return None
+    times = (observation.last_sent_for, observation.last_received_for)
+    return min((seconds for seconds in times if seconds is not None), default=None)
+
+
+def _origin(seen: Sequence[Observation]) -> str:
+    """How the descriptor came to be, where that is more than a plain birth."""
+    record = seen[0].record
+    parent = record.parent.site if record.parent is not None else None
+    where = f" at {parent.place}" if parent is not None else ""
+    match record.birth.origin, record.origin:
+        case Origin.ACCEPTED, _:
+            if record.culprit is not record.birth:
+                return "accepted by library code"
+            return f"accepted by the listener born{where}" if where else ""
+        case _, Origin.DUPLICATED:
+            return f"duplicated from the socket born{where}" if where else ""
+        case _, Origin.DETACHED:
+            return "its socket object gave the descriptor away by detach()"
+        case _, Origin.INHERITED:
+            return (
+                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
+            )
+        case _, Origin.ADOPTED if not record.stack:
+            return "older than the guard: where it was born is unknown"
+    return ""
+
+
+def _born(record: SocketRecord) -> Iterator[str]:
+    site, culprit = record.site, record.culprit
+    if site is None:
+        if record.born_at is not None and not culprit.stack:
+            yield "  born nobody knows where: stack_depth is 0"
+        return
+    yield from _call("  born at " if culprit is record.birth else "  listener born at ", site)
+    outer = culprit.stack[culprit.stack.index(site) + 1 :]
+    told = 0
+    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
+        run = list(frames)
+        if not is_user:
+            yield f"    ({count_of(len(run), 'library call')})"
+            continue
+        for frame in run[: _MOST_USER_FRAMES - told]:
+            yield from _call("    from ", frame)
+        told += len(run)
+        if told > _MOST_USER_FRAMES:
+            yield f"    ({count_of(told - _MOST_USER_FRAMES, 'more call')})"
+            return
+
+
+def _call(prefix: str, frame: Frame) -> Iterator[str]:
+    yield fitted(prefix, frame.place, f" in {frame.function}()".replace(">()", ">"))
+    if frame.source:
+        yield cut(" " * 8 + frame.source)
+
+
+def _circumstances(records: Iterable[SocketRecord]) -> str:
+    """Threads, tasks, labels and context, each value once."""
+    births = [record.birth for record in records]
+    told = {
+        "thread": distinct(record.thread for record in births if record.thread),
+        "task": distinct(record.task for record in births if record.task),
+        "label": distinct(label for record in births for label in record.labels),
+    }
+    parts = [f"{name} {_some(values)}" for name, values in told.items() if values]
+    names = distinct(name for record in births for name in record.context)
+    for name in names:
+        values = distinct(str(record.context[name]) for record in births if name in record.context)
+        parts.append(f"{name}={_some(values)}")
+    return ", ".join(parts)
+
+
+def _some(values: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(values[:most])
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
