@@ -98,7 +98,7 @@ _HOMES = {
     ),
     "settings": ("Settings",),
 }
-_PUBLIC_MODULES = frozenset({"exceptions", "model", "settings", "testing"})
+_PUBLIC_MODULES = frozenset({"exceptions", "model", "reporters", "settings", "testing"})
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 

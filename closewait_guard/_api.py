@@ -17,7 +17,10 @@ _guard: Guard | None = None
 
 
 def install(
-    settings: Settings | None = None, *, reporters: Iterable[Reporter] = (), **overrides: object
+    settings: Settings | None = None,
+    *,
+    reporters: Iterable[Reporter | str] = (),
+    **overrides: object,
 ) -> Guard:
     """Begin to record where sockets are born. Idempotent; returns the process-wide guard.
 
@@ -26,7 +29,8 @@ def install(
     Args:
         settings: How to look and judge. Left out, the settings are read from the environment
             (`CLOSEWAIT_GUARD_*`) and from `[tool.closewait_guard]` in the nearest `pyproject.toml`.
-        reporters: Who is told by `report()`: anything that can be called with a `Report`.
+        reporters: Who is told by `report()`: anything that can be called with a `Report`, or the
+            name of a reporter, such as "structlog" or "json_lines:/var/log/leaks.jsonl".
         **overrides: Single settings that win over all other sources.
 
     Raises:

@@ -22,6 +22,7 @@ __all__ = [
     "Birth",
     "Story",
     "descended_from",
+    "discard",
     "holds",
     "record_of",
     "stranger",
@@ -107,3 +108,10 @@ def record_of(story: Story, pid: int) -> SocketRecord:
     if record.pid == pid:
         return record
     return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
+
+
+def discard(table: dict[int, Any], key: int, value: object) -> None:
+    """Remove an entry unless it has been replaced: another thread may register this moment."""
+    found = table.pop(key, None)
+    if found is not None and found is not value:
+        table.setdefault(key, found)

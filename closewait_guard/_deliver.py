@@ -1,11 +1,14 @@
-"""Call each reporter by itself: one that fails neither stops the others nor reaches the program."""
+"""Tell each reporter by itself: one that fails or blocks hurts nobody else."""
 
 from __future__ import annotations
 
+import contextvars
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from closewait_guard._structlog import tell_failure
+from closewait_guard._reporting import closed, described
+from closewait_guard._structlog import tell, tell_failure
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
 
@@ -13,40 +16,115 @@ __all__ = ["Delivery"]
 
 
 class Delivery:
-    """Hands reports to reporters; counts the failures, and tells of each reporter's first."""
+    """Hands reports to reporters; counts the failures, and tells of the first of each in a row.
 
-    def __init__(self, reporters: Iterable[Reporter] = ()) -> None:
-        self.reporters = tuple(_checked(reporters))
+    Args:
+        reporters: Callables, or names of reporters.
+        timeout: Seconds that a reporter may take before the next is told. One that takes longer
+            is left alone with its report, and told the next when it is done.
+    """
+
+    def __init__(self, reporters: Iterable[Reporter | str] = (), timeout: float = 10.0) -> None:
+        self._addressees = tuple(_Addressee(each) for each in _checked(reporters))
+        self._timeout = timeout
         self.failed = 0
-        self._told: set[int] = set()
+
+    @property
+    def reporters(self) -> tuple[Reporter, ...]:
+        """Who is told."""
+        return tuple(addressee.reporter for addressee in self._addressees)
 
     def __call__(self, report: Report) -> None:
-        for position, reporter in enumerate(self.reporters):
-            try:
-                reporter(report)
-            except Exception as error:
-                self._failed(position, reporter, error)
+        for addressee in self._addressees:
+            if addressee.is_busy():
+                self.failed += 1
+                continue
+            error = addressee.told(report, self._timeout)
+            if error is not None:
+                self._failed(addressee, error)
+            elif not addressee.is_busy():
+                addressee.is_failing = False
 
-    def _failed(self, position: int, reporter: Reporter, error: Exception) -> None:
+    def close(self) -> None:
+        """Let the reporters give back what they hold."""
+        for addressee in self._addressees:
+            try:
+                closed(addressee.reporter)
+            except Exception as error:
+                self._failed(addressee, error)
+
+    def _failed(self, addressee: _Addressee, error: BaseException) -> None:
+        if not isinstance(error, Exception) and _is_main_thread():
+            raise error
         self.failed += 1
-        if position in self._told:
+        if addressee.is_failing:
             return
-        self._told.add(position)
+        addressee.is_failing = True
         # The program's own structlog configuration may be broken; the count still tells.
         with suppress(Exception):
-            tell_failure("a reporter failed", error, reporter=_name_of(reporter))
+            if isinstance(error, _StillBusyError):
+                tell("a reporter blocks", reporter=addressee.name, seconds=self._timeout)
+            else:
+                tell_failure("a reporter failed", error, reporter=addressee.name)
 
 
-def _checked(reporters: Iterable[Reporter]) -> Iterator[Reporter]:
+class _StillBusyError(Exception):
+    """A reporter has not come back in time."""
+
+
+class _Addressee:
+    """One reporter, and the thread in which it is told: what blocks there blocks nobody else."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.name = described(reporter)
+        self.is_failing = False
+        self._thread: threading.Thread | None = None
+
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def told(self, report: Report, timeout: float) -> BaseException | None:
+        """Call the reporter; what it raised, or that it has not come back."""
+        raised: list[BaseException] = []
+
+        def tell_it() -> None:
+            try:
+                self.reporter(report)
+            except BaseException as error:
+                raised.append(error)
+
+        # What the program has bound with structlog is bound there too.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(tell_it,), name="closewait-guard-reporter", daemon=True
+        )
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # No thread is to be had: too many, or the interpreter shuts down.
+            self._thread = None
+            tell_it()
+        else:
+            self._thread.join(timeout)
+        return raised[0] if raised else _StillBusyError() if self.is_busy() else None
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _checked(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
     if isinstance(reporters, str) or not isinstance(reporters, Iterable):
-        raise ConfigurationError(f"reporters must be several callables, not {reporters!r}")
+        raise ConfigurationError(f"reporters must be several callables or names, not {reporters!r}")
     for reporter in reporters:
-        if not callable(reporter):
+        if isinstance(reporter, str):
+            from closewait_guard.reporters import named
+
+            yield named(reporter)
+        elif callable(reporter):
+            yield reporter
+        else:
             raise ConfigurationError(
-                f"reporters: each must be callable with a report, not {reporter!r}"
+                f"reporters: each must be callable with a report, or a name, not {reporter!r}"
             )
-        yield reporter
-
-
-def _name_of(reporter: Reporter) -> str:
-    return getattr(reporter, "__qualname__", None) or type(reporter).__qualname__

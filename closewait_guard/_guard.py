@@ -7,18 +7,22 @@ import socket
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Self
 
 from closewait_guard import _census, _patch, _probe
 from closewait_guard._context import PlainContext
 from closewait_guard._coverage import notes
 from closewait_guard._deliver import Delivery
+from closewait_guard._exhaustion import Exhaustion
+from closewait_guard._history import History
 from closewait_guard._judge import judge
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._observe import Observer, Sight
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
+from closewait_guard._thresholds import crossed
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -31,7 +35,9 @@ class Guard:
     Args:
         settings: How to look and judge; read from the environment and the nearest
             `pyproject.toml` when left out.
-        reporters: Who is told by `report()`.
+        reporters: Who is told by `report()`: callables, or names such as "structlog". None
+            given, those of the settings are told.
+        clock: Dates the reports of a series; seconds that never jump.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -40,16 +46,28 @@ class Guard:
     """
 
     def __init__(
-        self, settings: Settings | None = None, reporters: Iterable[Reporter] = ()
+        self,
+        settings: Settings | None = None,
+        reporters: Iterable[Reporter | str] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = Settings.given(settings)
-        self._delivery = Delivery(reporters)
+        self._delivery = Delivery(
+            reporters or self.settings.reporters, self.settings.reporter_timeout
+        )
         self._context = PlainContext.of(self.settings)
         probe = _probe.choose(self.settings.probe)
+        self._exhaustion = Exhaustion(self._report_exhausted, clock)
         self._registry = Registry(
-            probe, self.settings.stack_depth, self._context, self.settings.dropped_kept
+            probe,
+            self.settings.stack_depth,
+            self._context,
+            self.settings.dropped_kept,
+            self._exhaustion,
         )
         self._observer = Observer(self._registry, probe)
+        self._history = History(self._registry, self.settings, clock)
         self._installed = False
 
     @property
@@ -74,6 +92,7 @@ class Guard:
                 self._installed = False
                 _guards.discard(self)
                 _patch.unsubscribe(self._registry)
+                self._delivery.close()
 
     def __enter__(self) -> Self:
         return self.install()
@@ -96,14 +115,21 @@ class Guard:
         return self._report(sight, leaks, healthy, limit)
 
     def report(self) -> Report:
-        """Look, and tell the reporters."""
-        report = self.scan()
+        """Look, and tell the reporters.
+
+        The reports of a guard are a series: alerts tell what begins, gets worse and ends in it.
+        """
+        report = self._history.continued(self.scan(), self._exhaustion.times)
         self._delivery(report)
         return report
 
+    def _report_exhausted(self) -> None:
+        if self._installed and self._delivery.reporters:
+            self.report()
+
     @property
     def failed_reports(self) -> int:
-        """How many times a reporter has raised."""
+        """How many reports a reporter has failed to take."""
         return self._delivery.failed
 
     def mark(self) -> int:
@@ -161,6 +187,7 @@ class Guard:
             leaks=leaks,
             observations=observations,
         )
+        report = replace(report, alerts=crossed(report, self.settings))
         redactor = self.settings.redact
         return redacted(report, redactor) if redactor is not None else report
 
@@ -183,6 +210,8 @@ class Guard:
     def _after_fork(self) -> None:
         self._registry.after_fork()
         self._observer.after_fork()
+        self._history.after_fork()
+        self._exhaustion.after_fork()
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()

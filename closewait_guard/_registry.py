@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import Callable
 
 from closewait_guard._birth import (
     KEY,
@@ -28,6 +28,7 @@ from closewait_guard._birth import (
     SOCK,
     STACK,
     Story,
+    discard,
     holds,
     record_of,
     stranger,
@@ -36,9 +37,11 @@ from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._living import Drop, Living
+from closewait_guard._population import Population, populations
 from closewait_guard._probe import Probe, endpoint_of, inode_of
 from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard._tally import Tally
+from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER, SOCKET
 from closewait_guard.model import Origin, SocketRecord
 
@@ -57,8 +60,14 @@ class Registry:
     """Listens to the patch, and answers what it has heard."""
 
     def __init__(
-        self, probe: Probe, stack_depth: int, context: PlainContext | None, dropped_kept: int
+        self,
+        probe: Probe,
+        stack_depth: int,
+        context: PlainContext | None,
+        dropped_kept: int,
+        exhausted: Callable[[], None],
     ) -> None:
+        self.exhausted = exhausted
         self._probe = probe
         self._depth = stack_depth
         self._context = context
@@ -83,7 +92,7 @@ class Registry:
             origin, parent = _CREATED, None
         else:
             origin, parent = lineage(fd, sys._getframe(CALLER), self._births, self._detached)
-        thread = _threads.get(threading.get_ident())
+        thread = threads.get(threading.get_ident())
         asyncio = _modules.get("asyncio")
         serial = self._next_serial()
         # In the order of Birth, but plain: a named tuple takes three times as long to make.
@@ -94,7 +103,7 @@ class Registry:
             self._pid,
             _now(),
             thread._name if thread is not None else f"thread-{threading.get_ident()}",
-            _task_name(asyncio) if asyncio is not None else None,
+            task_name(asyncio) if asyncio is not None else None,
             current_labels(),
             self._context() if self._context is not None else NO_CONTEXT,
             origin,
@@ -183,7 +192,7 @@ class Registry:
 
     def _let_go(self, fd: int, story: Story) -> None:
         if fd not in self._detached:
-            _discard(self._births, fd, story)
+            discard(self._births, fd, story)
 
     def _close_called(self) -> set[int]:
         """Descriptors that outlived a `close()`, because a file object keeps them."""
@@ -210,7 +219,7 @@ class Registry:
             if self._births.get(fd) is story and inode_of(fd) == inode:
                 still.add(fd)
             else:
-                _discard(self._detached, fd, entry)
+                discard(self._detached, fd, entry)
         return still
 
     def dropped(self) -> tuple[Drop, ...]:
@@ -224,6 +233,15 @@ class Registry:
     def totals(self) -> tuple[int, int, int]:
         """How many were born under our eyes, how many dropped, and what went unrecorded."""
         return self._born.total(), self._drops.total(), self._failed.total()
+
+    def is_open(self, fd: int, serial: int) -> bool:
+        """Whether the socket of that birth is open yet."""
+        story = self._births.get(fd)
+        return story is not None and story[SERIAL] == serial and fd in self._known
+
+    def populations(self, mark: int) -> dict[str, Population]:
+        """The open sockets by the line that made them, and how many are older than a mark."""
+        return populations(self._known.values(), mark, self._pid)
 
     def record_of(self, story: Story) -> SocketRecord:
         """The public record of a birth."""
@@ -254,7 +272,7 @@ class Registry:
         known = self._births.get(fd)
         if fd >= 0 and not (known is not None and holds(known, fd)):
             if known is not None:
-                _discard(self._births, fd, known)
+                discard(self._births, fd, known)
             self._births.setdefault(fd, self._stranger(sock))
             self._has_news = True
             if _file_objects(sock) > 0:
@@ -273,27 +291,6 @@ class Registry:
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
 
-
-def _discard(table: dict[int, Any], key: int, value: object) -> None:
-    """Remove an entry unless it has been replaced: another thread may register this moment."""
-    found = table.pop(key, None)
-    if found is not None and found is not value:
-        table.setdefault(key, found)
-
-
-def _task_name(asyncio: Any) -> str | None:
-    try:
-        if asyncio._get_running_loop() is None:
-            return None
-        task = asyncio.current_task()
-        return task.get_name() if task is not None else None
-    except Exception:
-        # asyncio is being imported at this moment, or a task class of somebody's has no names.
-        return None
-
-
-# Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
-_threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 _modules = sys.modules
 _now = time.time

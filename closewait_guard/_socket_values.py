@@ -28,6 +28,11 @@ class Frame:
         """The file and the line."""
         return f"{self.filename}:{self.lineno}"
 
+    @property
+    def call(self) -> str:
+        """The place, and the function that stands there."""
+        return f"{self.place} in {self.function}()".replace(">()", ">")
+
 
 @dataclass(frozen=True, slots=True)
 class SocketRecord:

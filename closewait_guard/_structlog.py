@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["bound_context", "tell_failure"]
+__all__ = ["bound_context", "logger_of", "tell", "tell_failure"]
 
 
 def bound_context() -> Mapping[str, object]:
@@ -15,8 +15,18 @@ def bound_context() -> Mapping[str, object]:
     return get_contextvars()
 
 
-def tell_failure(event: str, error: BaseException, **facts: Any) -> None:
-    """Log one of our own failures, with its traceback, through the program's structlog."""
+def logger_of(name: str) -> Any:
+    """A logger after the program's own configuration, read when it is first used."""
     import structlog
 
-    structlog.get_logger("closewait_guard").error(event, exc_info=error, **facts)
+    return structlog.get_logger(name)
+
+
+def tell(event: str, **facts: Any) -> None:
+    """Log something that the program's owner should know of us."""
+    logger_of("closewait_guard").warning(event, **facts)
+
+
+def tell_failure(event: str, error: BaseException, **facts: Any) -> None:
+    """Log one of our own failures, with its traceback, through the program's structlog."""
+    logger_of("closewait_guard").error(event, exc_info=error, **facts)

@@ -6,6 +6,7 @@ Nothing that a listener raises reaches the program, whose own objects may be wha
 from __future__ import annotations
 
 import _socket
+import errno
 import functools
 import socket
 from collections.abc import Callable
@@ -31,6 +32,9 @@ class Listener(Protocol):
 
     def dying(self, sock: socket.socket, fd: int, /) -> None:
         """A socket is being finalized while it is open. Take no lock here."""
+
+    def exhausted(self) -> None:
+        """No descriptor was left for a socket to be made or accepted."""
 
     def failed(self) -> None:
         """One of the calls above raised."""
@@ -77,7 +81,11 @@ def _wrap_init(original: Any, audience: Audience) -> Any:
         proto: int = -1,
         fileno: int | None = None,
     ) -> None:
-        original(self, family, type, proto, fileno)
+        try:
+            original(self, family, type, proto, fileno)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
         for listener in audience.listeners:
             try:
                 listener.born(self, fileno)
@@ -92,7 +100,11 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
 
     @functools.wraps(original)
     def __init__(self: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(self, *args, **kwargs)
+        try:
+            original(self, *args, **kwargs)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
         fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
         for listener in audience.listeners:
             try:
@@ -101,6 +113,23 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
                 listener.failed()
 
     return __init__
+
+
+def _tell_if_exhausted(error: OSError, audience: Audience) -> None:
+    if error.errno in _EXHAUSTED:
+        audience.tell("exhausted")
+
+
+def _wrap_accept(original: Any, audience: Audience) -> Any:
+    @functools.wraps(original)
+    def accept(self: socket.socket) -> Any:
+        try:
+            return original(self)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
+
+    return accept
 
 
 def _wrap_detach(original: Any, audience: Audience) -> Any:
@@ -151,12 +180,14 @@ class _Finalizer:
         return self._bind(sock, owner)
 
 
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 _fileno = _socket.socket.fileno
 _do_nothing: Callable[[], Any] = [].copy
 _INIT_CODE = SOCKET.__init__.__code__
 
 WRAPPERS: dict[str, Callable[[Any, Audience], Any]] = {
     "__init__": _wrap_init,
+    "accept": _wrap_accept,
     "detach": _wrap_detach,
     "makefile": _wrap_makefile,
     "__del__": _Finalizer,

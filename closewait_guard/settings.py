@@ -84,7 +84,7 @@ class Settings:
         "A greater share of the descriptor limit in use, for anything, is critical.",
     )
     growth_window: int = _setting(
-        20,
+        30,
         parse.window,
         "Reports over which a site must keep growing for a growth or churn alert; slower growth is "
         "looked for over twice, four times ... as many. 0 looks for none.",

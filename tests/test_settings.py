@@ -154,9 +154,9 @@ def test_a_bad_setting_leaves_nothing_installed():
     ("arguments", "sentence"),
     [
         ({"settings": "x"}, "settings must be a Settings, not 'x'"),
-        ({"reporters": "text"}, "reporters must be several callables, not 'text'"),
-        ({"reporters": 3}, "reporters must be several callables, not 3"),
-        ({"reporters": [print, 3]}, "each must be callable with a report, not 3"),
+        ({"reporters": "text"}, "reporters must be several callables or names, not 'text'"),
+        ({"reporters": 3}, "reporters must be several callables or names, not 3"),
+        ({"reporters": [print, 3]}, "each must be callable with a report, or a name, not 3"),
     ],
 )
 def test_what_install_cannot_use_is_refused_and_nothing_is_installed(arguments, sentence):

@@ -1,0 +1,51 @@
+"""When no descriptor is left for a socket: count it, and have it reported at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from closewait_guard._tally import Tally
+
+__all__ = ["Exhaustion"]
+
+_SECONDS_BETWEEN = 60.0
+
+
+class Exhaustion:
+    """Called in the middle of the program's own failing call: quick, and takes no descriptor.
+
+    Args:
+        report: What to do at once, in a thread of its own; once a minute at most.
+        clock: Seconds that never jump.
+    """
+
+    def __init__(
+        self, report: Callable[[], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._report = report
+        self._clock = clock
+        self._tally = Tally()
+        self._last: float | None = None
+
+    @property
+    def times(self) -> int:
+        """How often there was none, so far."""
+        return self._tally.total()
+
+    def __call__(self) -> None:
+        self._tally.count()
+        now = self._clock()
+        if self._last is None or now - self._last >= _SECONDS_BETWEEN:
+            self._last = now
+            # Without a thread to be had, the count is in the next report.
+            with suppress(RuntimeError):
+                threading.Thread(
+                    target=self._report, name="closewait-guard-exhausted", daemon=True
+                ).start()
+
+    def after_fork(self) -> None:
+        """In the child."""
+        self._tally.after_fork()

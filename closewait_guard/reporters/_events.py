@@ -1,0 +1,115 @@
+"""A report as flat events: one for each site, each alert, and each site that closed after all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import NamedTuple
+
+from closewait_guard._words import addresses, count_of, seconds
+from closewait_guard.model import (
+    Alert,
+    AlertStatus,
+    Closed,
+    Leak,
+    Report,
+    Scalar,
+    Severity,
+    SiteGroup,
+)
+
+__all__ = ["Event", "events", "site_event"]
+
+
+class Event(NamedTuple):
+    """One line of a log: how bad, what it is called, a sentence, and what can be queried."""
+
+    severity: Severity
+    is_news: bool
+    name: str
+    sentence: str
+    facts: Mapping[str, Scalar]
+
+
+def events(report: Report) -> Iterator[Event]:
+    """Alerts first, then the sites, worst first, then those that closed after all."""
+    for alert in report.alerts:
+        yield _alert(alert, report.pid)
+    for group in report.by_site():
+        yield site_event(group, report.pid)
+    for _, closed in groupby(sorted(report.closed, key=_place), key=_place):
+        yield _closed(list(closed), report.pid)
+
+
+def _alert(alert: Alert, pid: int) -> Event:
+    resolved = alert.status is AlertStatus.RESOLVED
+    facts = {**alert.data, "kind": alert.kind, "status": alert.status, "severity": alert.severity}
+    return Event(
+        Severity.INFO if resolved else alert.severity,
+        True,  # noqa: FBT003 - an alert is told only when there is news
+        "socket_alert",
+        f"{alert.kind} {alert.status}: {alert.message}",
+        {name: _plain(value) for name, value in facts.items()}
+        | {"text": alert.message, "pid": pid},
+    )
+
+
+def site_event(group: SiteGroup, pid: int) -> Event:
+    """What there is to tell of one site."""
+    first = group.leaks[0]
+    oldest = max(_age(leak) for leak in group.leaks)
+    peers = addresses(leak.observation.peer for leak in group.leaks if leak.observation.peer)
+    facts: dict[str, Scalar] = {
+        "verdict": group.verdict.value,
+        "severity": group.severity.value,
+        "accused": group.verdict.accused,
+        "count": len(group.leaks),
+        "site": group.site.place if group.site is not None else None,
+        "function": group.site.function if group.site is not None else None,
+        "oldest_s": round(oldest, 3),
+        "peers": peers,
+        "hint": first.hint,
+        "fingerprint": group.fingerprint,
+        "pid": pid,
+    }
+    where = facts["site"] or "an unknown place"
+    sentence = (
+        f"{count_of(len(group.leaks), 'socket')} {group.verdict.replace('_', ' ')}, born at {where}"
+        f"{f' to {peers}' if peers else ''}, for up to {seconds(oldest)}: {first.hint}"
+    )
+    return Event(group.severity, group.verdict.accused, "socket_leak", sentence, facts)
+
+
+def _closed(closed: list[Closed], pid: int) -> Event:
+    site = closed[0].leak.observation.record.site
+    longest = max(each.after for each in closed)
+    where = site.place if site is not None else "an unknown place"
+    return Event(
+        Severity.INFO,
+        True,  # noqa: FBT003 - that it closed is told once
+        "socket_closed_after_all",
+        f"{count_of(len(closed), 'socket')} born at {where} closed after all, "
+        f"after up to {seconds(longest)}",
+        {
+            "count": len(closed),
+            "site": site.place if site is not None else None,
+            "function": site.function if site is not None else None,
+            "after_s": round(longest, 3),
+            "pid": pid,
+        },
+    )
+
+
+def _age(leak: Leak) -> float:
+    seen = leak.observation
+    return max(seen.peer_closed_for or 0.0, seen.suspect_for or 0.0)
+
+
+def _place(closed: Closed) -> str:
+    site = closed.leak.observation.record.site
+    return site.place if site is not None else ""
+
+
+def _plain(value: Scalar) -> Scalar:
+    # A subclass of str would be rendered by its own repr in some logs.
+    return str(value) if isinstance(value, str) else value

@@ -1,0 +1,54 @@
+"""Tell at most once in a while."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.model import Alert, Closed, Report, Reporter
+from closewait_guard.reporters._wrapping import Wrapping
+
+__all__ = ["every"]
+
+
+def every(
+    seconds: float, reporter: Reporter, *, clock: Callable[[], float] = time.monotonic
+) -> Reporter:
+    """Hand on the first report, and then one in so many seconds, whoever asks for more.
+
+    News is not lost: alerts, and sockets that closed after all, wait for the next report.
+
+    Example:
+        >>> from closewait_guard import reporters
+        >>> every(3600, reporters.text())
+        every(text.<locals>.text_reporter)
+    """
+    return _Every(seconds, reporter, clock)
+
+
+class _Every(Wrapping):
+    def __init__(self, seconds: float, reporter: Reporter, clock: Callable[[], float]) -> None:
+        super().__init__("every", reporter)
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not math.isfinite(seconds) or seconds < 0:
+            raise ConfigurationError(
+                f"every: seconds must be a number, zero or more, not {seconds!r}"
+            )
+        self._seconds = seconds
+        self._clock = clock
+        self._next = -math.inf
+        self._alerts: tuple[Alert, ...] = ()
+        self._closed: tuple[Closed, ...] = ()
+
+    def __call__(self, report: Report, /) -> None:
+        self._alerts += report.alerts
+        self._closed += report.closed
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + self._seconds
+            whole = replace(report, alerts=self._alerts, closed=self._closed)
+            self._alerts = self._closed = ()
+            self._reporter(whole)
