@@ -9,9 +9,18 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from closewait_guard._api import install, no_leaks, report, scan, uninstall
+    from closewait_guard._api import (
+        install,
+        no_leaks,
+        report,
+        scan,
+        uninstall,
+        watch,
+        watch_async,
+    )
     from closewait_guard._guard import Guard
     from closewait_guard._labels import label
+    from closewait_guard._monitor import Monitor
     from closewait_guard._render import render_text
     from closewait_guard._serial import from_dict, to_dict
     from closewait_guard.exceptions import (
@@ -59,6 +68,7 @@ __all__ = [
     "Guard",
     "Leak",
     "MissingExtraError",
+    "Monitor",
     "Observation",
     "Origin",
     "Report",
@@ -81,12 +91,23 @@ __all__ = [
     "scan",
     "to_dict",
     "uninstall",
+    "watch",
+    "watch_async",
 ]
 
 _HOMES = {
-    "_api": ("install", "no_leaks", "report", "scan", "uninstall"),
+    "_api": (
+        "install",
+        "no_leaks",
+        "report",
+        "scan",
+        "uninstall",
+        "watch",
+        "watch_async",
+    ),
     "_guard": ("Guard",),
     "_labels": ("label",),
+    "_monitor": ("Monitor",),
     "_render": ("render_text",),
     "_serial": ("from_dict", "to_dict"),
     "exceptions": (

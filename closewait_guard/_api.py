@@ -6,14 +6,16 @@ from collections.abc import Iterable
 
 from closewait_guard import _patch
 from closewait_guard._guard import Guard
+from closewait_guard._monitor import Monitor
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
 from closewait_guard.settings import Settings
 
-__all__ = ["install", "no_leaks", "report", "scan", "uninstall"]
+__all__ = ["install", "no_leaks", "report", "scan", "uninstall", "watch", "watch_async"]
 
 _guard: Guard | None = None
+_monitor: Monitor | None = None
 
 
 def install(
@@ -31,7 +33,8 @@ def install(
             (`CLOSEWAIT_GUARD_*`) and from `[tool.closewait_guard]` in the nearest `pyproject.toml`.
         reporters: Who is told by `report()`: anything that can be called with a `Report`, or the
             name of a reporter, such as "structlog" or "json_lines:/var/log/leaks.jsonl".
-        **overrides: Single settings that win over all other sources.
+        **overrides: Single settings that win over all other sources; `signal=SIGUSR1`, for one,
+            prints a report to stderr upon that signal, before the handler that was there.
 
     Raises:
         ConfigurationError: A setting cannot be used, or the guard is installed with others.
@@ -42,6 +45,12 @@ def install(
         True
         >>> uninstall()
     """
+    return _install(settings, reporters, overrides)
+
+
+def _install(
+    settings: Settings | None, reporters: Iterable[Reporter | str], overrides: dict[str, object]
+) -> Guard:
     global _guard
     with _patch.changing():
         if _guard is None:
@@ -63,12 +72,12 @@ def _refuse_change(
 
 
 def uninstall() -> None:
-    """Stop recording, and leave the socket class as it was found."""
+    """Stop recording, reporting and handling signals; leave everything as it was found."""
     global _guard
     with _patch.changing():
-        if _guard is not None:
-            _guard.uninstall()
-            _guard = None
+        guard, _guard = _guard, None
+    if guard is not None:
+        guard.uninstall()
 
 
 def scan(*, full: bool = False) -> Report:
@@ -86,6 +95,84 @@ def scan(*, full: bool = False) -> Report:
 def report() -> Report:
     """Look, and tell the reporters that `install()` was given."""
     return _current().report()
+
+
+def watch(
+    interval: float | None = None,
+    *,
+    settings: Settings | None = None,
+    reporters: Iterable[Reporter | str] = (),
+    at_exit: bool | None = None,
+    in_children: bool = False,
+    **overrides: object,
+) -> Monitor:
+    """Report at every interval from a daemon thread, until `stop()` or `uninstall()`.
+
+    Installs the guard if that has not been done.
+
+    Args:
+        interval: Seconds between two reports, 60 by default. Longer if a look would take more
+            than 1 % of it.
+        settings: As for `install()`, like the overrides.
+        reporters: Who is told beside those that `install()` was given.
+        at_exit: Report once more when the program, or a `with` block, ends; so by default.
+        in_children: Go on in forked children, each for itself.
+        **overrides: Single settings that win over all other sources.
+
+    Raises:
+        ConfigurationError: A setting cannot be used, or a monitor is running already.
+
+    Example:
+        >>> with watch(interval=60, reporters=["structlog"]) as monitor:
+        ...     monitor.running
+        True
+        >>> uninstall()
+    """
+    global _monitor
+    with _patch.changing():
+        if _monitor is not None and _monitor.running:
+            raise ConfigurationError("watch(): a monitor is running already; stop() it first")
+        guard = _told(settings, reporters, overrides)
+        _monitor = Monitor(guard, interval, at_exit=at_exit, in_children=in_children)
+        return _monitor.start()
+
+
+async def watch_async(
+    interval: float | None = None,
+    *,
+    settings: Settings | None = None,
+    reporters: Iterable[Reporter | str] = (),
+    at_exit: bool | None = None,
+    **overrides: object,
+) -> None:
+    """Report at every interval until cancelled, without a thread of its own; see `watch`.
+
+    Example:
+        >>> import asyncio
+        >>> async def main():
+        ...     reports = asyncio.create_task(watch_async(interval=60, reporters=["structlog"]))
+        ...     await asyncio.sleep(0)  # The program's own work.
+        ...     reports.cancel()
+        >>> asyncio.run(main())
+        >>> uninstall()
+    """
+    # asyncio takes long to import, and a program without it must not pay.
+    from closewait_guard._watch_async import reporting
+
+    with _patch.changing():
+        guard = _told(settings, reporters, overrides)
+    await reporting(guard, interval, at_exit)
+
+
+def _told(
+    settings: Settings | None, reporters: Iterable[Reporter | str], overrides: dict[str, object]
+) -> Guard:
+    """The process-wide guard, installed, and telling these reporters too."""
+    if _guard is None:
+        return _install(settings, reporters, overrides)
+    guard = _install(settings, (), overrides)
+    guard.tell_also(reporters)
+    return guard
 
 
 def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:

@@ -25,7 +25,8 @@ class Delivery:
     """
 
     def __init__(self, reporters: Iterable[Reporter | str] = (), timeout: float = 10.0) -> None:
-        self._addressees = tuple(_Addressee(each) for each in _checked(reporters))
+        self._addressees: tuple[_Addressee, ...] = ()
+        self.add(reporters)
         self._timeout = timeout
         self.failed = 0
 
@@ -33,6 +34,10 @@ class Delivery:
     def reporters(self) -> tuple[Reporter, ...]:
         """Who is told."""
         return tuple(addressee.reporter for addressee in self._addressees)
+
+    def add(self, reporters: Iterable[Reporter | str]) -> None:
+        """Tell these too."""
+        self._addressees += tuple(_Addressee(each) for each in _checked(reporters))
 
     def __call__(self, report: Report) -> None:
         for addressee in self._addressees:

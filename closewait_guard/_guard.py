@@ -8,6 +8,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Self
 
@@ -22,6 +23,9 @@ from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._observe import Observer, Sight
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
+from closewait_guard._render import render_text
+from closewait_guard._signal import Listening, SignalReport
+from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -69,6 +73,8 @@ class Guard:
         self._observer = Observer(self._registry, probe)
         self._history = History(self._registry, self.settings, clock)
         self._installed = False
+        self._signal: SignalReport | None = None
+        self._dependants: list[Callable[[], None]] = []
 
     @property
     def installed(self) -> bool:
@@ -83,12 +89,20 @@ class Guard:
                 _guards.add(self)
                 _patch.subscribe(self._registry)
                 self._registry.adopt()
+                if self.settings.signal is not None:
+                    self._signal = SignalReport(self.settings.signal, self._print)
         return self
 
     def uninstall(self) -> None:
-        """Stop recording. The last guard to go leaves the socket class as it was found."""
+        """Stop recording, and what depends on it. The last guard leaves the class as it was."""
+        # Without the lock: their threads may be in need of it.
+        while self._dependants:
+            self._dependants.pop()()
         with _patch.changing():
             if self._installed:
+                if self._signal is not None:
+                    self._signal.stop()
+                    self._signal = None
                 self._installed = False
                 _guards.discard(self)
                 _patch.unsubscribe(self._registry)
@@ -114,14 +128,37 @@ class Guard:
         healthy = (*sight.healthy, *spared) if full else ()
         return self._report(sight, leaks, healthy, limit)
 
-    def report(self) -> Report:
+    def report(self, *, notes: Iterable[str] = ()) -> Report:
         """Look, and tell the reporters.
 
         The reports of a guard are a series: alerts tell what begins, gets worse and ends in it.
+
+        Args:
+            notes: What else this report cannot see, in words to put into `Report.coverage`.
         """
         report = self._history.continued(self.scan(), self._exhaustion.times)
+        coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
+        report = replace(report, coverage=coverage)
         self._delivery(report)
         return report
+
+    def tell_also(self, reporters: Iterable[Reporter | str]) -> None:
+        """Tell these reporters too from now on."""
+        self._delivery.add(reporters)
+
+    def when_uninstalled(self, stop: Callable[[], None]) -> None:
+        """Have something stopped that depends on this guard, once."""
+        if stop not in self._dependants:
+            self._dependants.append(stop)
+
+    def listening(self) -> Listening | None:
+        """Let a thread hear the signal of the settings, if there is one and it can be heard."""
+        return self._signal.listening() if self._signal is not None else None
+
+    def _print(self) -> None:
+        """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
+        with suppress(Exception):
+            put(None, render_text(self.scan()))
 
     def _report_exhausted(self) -> None:
         if self._installed and self._delivery.reporters:

@@ -14,6 +14,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import _probe
 from closewait_guard._probe import _portable
+from closewait_guard._probe._select import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 GRACE = 0.05
@@ -422,7 +423,7 @@ def test_the_portable_probe_does_not_know_of_a_fin_behind_unread_data(request):
 
 
 def test_select_serves_where_there_is_no_poll(monkeypatch):
-    monkeypatch.delattr(select, "poll")
+    monkeypatch.delattr(untouched, "poll")
     poller = _portable.poller()
     with half_closed_pair() as (ours, theirs), connected_pair() as (healthy, _):
         fds = {ours.fileno(), healthy.fileno(), 100_000}

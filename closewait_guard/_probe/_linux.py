@@ -7,11 +7,11 @@ error that the program is to see.
 from __future__ import annotations
 
 import _socket
-import select
 import socket
 import struct
 
 from closewait_guard._probe._poll import PollPoller, unread, unsent
+from closewait_guard._probe._select import select
 from closewait_guard._probe._view import View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 

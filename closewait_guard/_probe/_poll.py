@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import select
 import sys
 from collections.abc import Collection
+
+from closewait_guard._probe._select import select
 
 try:
     import fcntl

@@ -7,11 +7,11 @@ an error pending it would eat the error, and on one with a timeout it could wait
 from __future__ import annotations
 
 import _socket
-import select
 import socket
 from collections.abc import Collection, Iterable
 
 from closewait_guard._probe._poll import PollPoller, unread
+from closewait_guard._probe._select import select
 from closewait_guard._probe._view import Poller, View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 

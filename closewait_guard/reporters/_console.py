@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from closewait_guard._render import Part, parts, render_text
+from closewait_guard._stream import checked_stream, put
 from closewait_guard._words import span
 from closewait_guard.model import Observation, Report, Reporter, Severity, SiteGroup
-from closewait_guard.reporters._stream import checked_stream, put
 
 if TYPE_CHECKING:
     from closewait_guard._rich import RenderableType, Table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TextIO
 
 from closewait_guard._render import render_text
+from closewait_guard._stream import checked_stream, put
 from closewait_guard.model import Report, Reporter
-from closewait_guard.reporters._stream import checked_stream, put
 
 __all__ = ["text"]
 

@@ -1,0 +1,134 @@
+"""Reports of a running program, one in every interval, from a daemon thread."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Self
+
+from closewait_guard._guard import Guard
+from closewait_guard._rounds import Rounds
+from closewait_guard._signal import Listening
+
+__all__ = ["Monitor"]
+
+_LONGEST_STOP = 2.0
+
+
+class Monitor:
+    """A daemon thread that tells a guard's reporters at every interval.
+
+    Args:
+        guard: Whose reports; it must be installed for births to be known.
+        interval: Seconds between two reports; `Settings.interval` when left out. Longer if a look
+            would take more than 1 % of it, which the reports then say.
+        at_exit: Report once more at the end of the `with` block, or of the program;
+            `Settings.at_exit` when left out.
+        in_children: Go on in the children that the program forks, each for itself.
+
+    Example:
+        >>> with Guard() as guard, Monitor(guard, interval=60) as monitor:
+        ...     monitor.running
+        True
+        >>> monitor.running
+        False
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        interval: float | None = None,
+        *,
+        at_exit: bool | None = None,
+        in_children: bool = False,
+    ) -> None:
+        self.guard = guard
+        self._rounds = Rounds(guard, interval)
+        self._at_exit = guard.settings.at_exit if at_exit is None else at_exit
+        self._in_children = in_children
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._is_last_wanted = False
+        self._listening: Listening | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether reports are to be expected."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> Self:
+        """Begin; the first report comes after one interval. Idempotent."""
+        if not self.running:
+            self._start_thread()
+            _monitors.add(self)
+            self.guard.when_uninstalled(self.stop)
+            if self._at_exit:
+                atexit.register(self._finish)
+        return self
+
+    def stop(self) -> None:
+        """End, without a last report. Idempotent; does not wait for a report that blocks."""
+        self._ended.set()
+        _monitors.discard(self)
+        atexit.unregister(self._finish)
+        if self._listening is not None:
+            self._listening.stop()
+        self._join(_LONGEST_STOP)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *failure: object) -> None:
+        if self._at_exit:
+            self._finish()
+        self.stop()
+
+    def _finish(self) -> None:
+        """One last report, made by the thread: at exit no new one could be started."""
+        self._is_last_wanted = True
+        self._ended.set()
+        self._join(self.guard.settings.reporter_timeout)
+
+    def _join(self, timeout: float) -> None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _start_thread(self) -> None:
+        self._ended = threading.Event()
+        self._is_last_wanted = False
+        self._thread = threading.Thread(
+            target=self._run, args=(self._ended,), name="closewait-guard-monitor", daemon=True
+        )
+        self._thread.start()
+        self._listening = self.guard.listening()
+
+    def _run(self, ended: threading.Event) -> None:
+        while not ended.wait(self._rounds.pause):
+            self._rounds.go()
+        if self._is_last_wanted:
+            self._rounds.go()
+
+    def _after_fork(self) -> None:
+        """In the child, which has no thread but its own."""
+        self._thread = None
+        if self._listening is not None:
+            self._listening.stop()
+        if self._in_children:
+            self._start_thread()
+        else:
+            _monitors.discard(self)
+
+
+_monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for monitor in list(_monitors):
+        monitor._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

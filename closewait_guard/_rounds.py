@@ -1,0 +1,56 @@
+"""The reports of one series, and the pauses between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from closewait_guard._guard import Guard
+from closewait_guard._pace import Pace
+from closewait_guard._structlog import tell_failure
+from closewait_guard.exceptions import ConfigurationError
+
+__all__ = ["Rounds"]
+
+
+class Rounds:
+    """When the next report is due, and how to make it."""
+
+    def __init__(self, guard: Guard, interval: float | None) -> None:
+        wanted = guard.settings.interval if interval is None else interval
+        is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+        if not is_number or not math.isfinite(wanted) or wanted <= 0:
+            raise ConfigurationError(
+                f"interval must be a number of seconds above zero, not {wanted!r}"
+            )
+        self._guard = guard
+        self._pace = Pace(wanted)
+        self._next = time.monotonic() + wanted
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next report is due."""
+        return max(0.0, self._next - time.monotonic())
+
+    def go(self) -> None:
+        """Report; nothing that goes wrong ends the series."""
+        note = self._pace.note
+        try:
+            with self._measured():
+                self._guard.report(notes=() if note is None else (note,))
+        except Exception as error:
+            with suppress(Exception):
+                tell_failure("a periodic report failed", error)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """What the look costs this thread; the reporters are told in others."""
+        begun, spent = time.monotonic(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._pace = self._pace._replace(cost=time.thread_time() - spent)
+            # Never a burst to make up for what was missed.
+            self._next = max(begun + self._pace.pause, time.monotonic())
