@@ -21,7 +21,7 @@ _CLOSED = 100
 _OF_ONE_ADDRESS = 10_000
 _SPARE = 500
 
-# Accepts on as many loopback addresses as it takes, closes the first hundred, and waits.
+# Accepts on as many loopback addresses as it takes, closes the first of them, and waits.
 _PEER = f"""
 import resource, socket, sys
 count = int(sys.argv[1])
@@ -31,7 +31,7 @@ servers = [socket.create_server((f"127.0.1.{{number + 1}}", 0), backlog=4096)
            for number in range(1 + (count - 1) // {_OF_ONE_ADDRESS})]
 print(*(server.getsockname()[1] for server in servers), flush=True)
 accepted = [servers[number // {_OF_ONE_ADDRESS}].accept()[0] for number in range(count)]
-for sock in accepted[:{_CLOSED}]:
+for sock in accepted[:int(sys.argv[2])]:
     sock.close()
 print("ready", flush=True)
 sys.stdin.read()
@@ -39,9 +39,7 @@ sys.stdin.read()
 
 
 def run(*, quick: bool) -> list[Result]:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    room = hard - _SPARE
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE
     sizes = [size for size in (100, 1000, 10_000, 100_000) if size <= room]
     if room < 100_000:
         # As far as the hard limit on descriptors lets a process go.
@@ -50,7 +48,7 @@ def run(*, quick: bool) -> list[Result]:
     found: list[Result] = []
     first: float | None = None
     for size in sizes:
-        with _connected(size):
+        with connected(size):
             took = _scan_time(20)
             first = first or took / size
             name = f"scan of {size:,} sockets, {_CLOSED} in CLOSE_WAIT"
@@ -61,10 +59,12 @@ def run(*, quick: bool) -> list[Result]:
 
 
 @contextmanager
-def _connected(count: int) -> Iterator[None]:
+def connected(count: int, closed: int = _CLOSED) -> Iterator[None]:
     """So many open connections, the peer in a process of its own, under an installed guard."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with subprocess.Popen(
-        [sys.executable, "-c", _PEER, str(count)],
+        [sys.executable, "-c", _PEER, str(count), str(closed)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

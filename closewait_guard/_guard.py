@@ -85,12 +85,12 @@ class Guard:
         """Begin to record births; take in the sockets that are open already. Idempotent."""
         with _patch.changing():
             if not self._installed:
+                if self.settings.signal is not None:
+                    self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
                 _guards.add(self)
                 _patch.subscribe(self._registry)
                 self._registry.adopt()
-                if self.settings.signal is not None:
-                    self._signal = SignalReport(self.settings.signal, self._print)
         return self
 
     def uninstall(self) -> None:
@@ -128,19 +128,28 @@ class Guard:
         healthy = (*sight.healthy, *spared) if full else ()
         return self._report(sight, leaks, healthy, limit)
 
-    def report(self, *, notes: Iterable[str] = ()) -> Report:
+    def report(self) -> Report:
         """Look, and tell the reporters.
 
         The reports of a guard are a series: alerts tell what begins, gets worse and ends in it.
+        """
+        report = self.next_report()
+        self.tell(report)
+        return report
+
+    def next_report(self, *, notes: Iterable[str] = ()) -> Report:
+        """Look, as the next of the series, and tell nobody yet.
 
         Args:
             notes: What else this report cannot see, in words to put into `Report.coverage`.
         """
         report = self._history.continued(self.scan(), self._exhaustion.times)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
-        report = replace(report, coverage=coverage)
+        return replace(report, coverage=coverage)
+
+    def tell(self, report: Report) -> None:
+        """Tell the reporters, each in isolation."""
         self._delivery(report)
-        return report
 
     def tell_also(self, reporters: Iterable[Reporter | str]) -> None:
         """Tell these reporters too from now on."""

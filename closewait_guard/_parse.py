@@ -56,8 +56,8 @@ def count(value: object) -> int:
 def window(value: object) -> int:
     """A window of reports that is long enough to tell growth from chance, or none."""
     number = _number(value)
-    if number is None or not number.is_integer() or not (number == 0 or 8 <= number <= 1000):
-        raise ValueError("a whole number from 8 to 1000, or 0")
+    if number is None or not number.is_integer() or not (number == 0 or 10 <= number <= 1000):
+        raise ValueError("a whole number from 10 to 1000, or 0")
     return int(number)
 
 

@@ -77,8 +77,9 @@ def _descriptors(report: Report) -> str:
 
 
 def _alert(alert: Alert) -> list[str]:
-    how = "RESOLVED" if alert.status is AlertStatus.RESOLVED else alert.severity.upper()
-    return folded(f"{how}  {alert.kind.upper()}: {alert.message}", "  ")
+    if alert.status is AlertStatus.RESOLVED:
+        return folded(f"RESOLVED  {alert.kind.upper()}: no longer so: {alert.message}", "  ")
+    return folded(f"{alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "  ")
 
 
 def _closed(closed: tuple[Closed, ...]) -> Iterator[str]:

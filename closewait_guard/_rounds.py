@@ -39,14 +39,15 @@ class Rounds:
         note = self._pace.note
         try:
             with self._measured():
-                self._guard.report(notes=() if note is None else (note,))
+                report = self._guard.next_report(notes=() if note is None else (note,))
+            self._guard.tell(report)
         except Exception as error:
             with suppress(Exception):
                 tell_failure("a periodic report failed", error)
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        """What the look costs this thread; the reporters are told in others."""
+        """What the look costs this thread; what the reporters cost is their own affair."""
         begun, spent = time.monotonic(), time.thread_time()
         try:
             yield

@@ -1,0 +1,31 @@
+"""What a monitor at an interval of one second costs a process with many healthy sockets."""
+
+from __future__ import annotations
+
+import time
+
+import closewait_guard as cwg
+from benchmarks.result import Result
+from benchmarks.scanning import connected
+
+_INTERVAL = 1.0
+
+
+def run(*, quick: bool) -> list[Result]:
+    size, rounds = (100, 2) if quick else (10_000, 10)
+    told: list[cwg.Report] = []
+    with connected(size, closed=0):
+        idle = _core_share(rounds)
+        with cwg.watch(_INTERVAL, reporters=[told.append], at_exit=False):
+            busy = _core_share(rounds)
+    assert len(told) >= rounds - 2, len(told)
+    assert not any(report.accused for report in told)
+    name = f"monitor at {_INTERVAL:.0f} s, {size:,} healthy sockets, of a core"
+    return [Result(name, (busy - idle) * 100, "%", busy - idle, 0.01)]
+
+
+def _core_share(rounds: int) -> float:
+    """How much of one core this process takes, with the main thread asleep."""
+    begun, spent = time.perf_counter(), time.process_time()
+    time.sleep((rounds + 0.5) * _INTERVAL)
+    return (time.process_time() - spent) / (time.perf_counter() - begun)

@@ -1,0 +1,28 @@
+"""A reporter in ten lines: anything that can be called with a report.
+
+python examples/custom_reporter.py
+"""
+
+from __future__ import annotations
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard.testing import half_closed_pair
+
+
+def page_somebody(report: cwg.Report) -> None:
+    for group in report.by_site():
+        where = group.site.call if group.site else "nobody knows where"
+        print(f"{group.severity}: {len(group.leaks)} x {group.verdict}, born at {where}")
+    for alert in report.alerts:
+        print(f"{alert.kind} {alert.status}: {alert.message}")
+    for closed in report.closed:
+        print(f"closed after all, after {closed.after:.1f} s")
+
+
+cwg.install(reporters=[reporters.changes(page_somebody)], grace=0)
+with half_closed_pair():
+    cwg.report()
+    cwg.report()  # Nothing new: nobody is told.
+cwg.report()
+cwg.uninstall()

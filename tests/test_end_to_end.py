@@ -1,0 +1,128 @@
+"""A leaking server under a monitor, its minutes made short: told once, growing, worse, and well."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard._monitor import Monitor
+from closewait_guard.testing import CapturingReporter
+
+# One second of the test is ten minutes of the series.
+FASTER = 600
+
+
+class LeakingServer:
+    """A thread for each connection; the handler forgets to close when the client has gone."""
+
+    def __init__(self):
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.forgotten = []
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            conn, _ = self.server.accept()
+            if conn.recv(4) == b"stop":
+                conn.close()
+                return
+            threading.Thread(target=self.handle, args=(conn,)).start()
+
+    def handle(self, conn):
+        while conn.recv(100):
+            pass
+        self.forgotten.append(conn)
+
+    def request(self, text=b"work"):
+        with socket.create_connection(self.server.getsockname()) as client:
+            client.sendall(text)
+
+    def repair(self):
+        while self.forgotten:
+            self.forgotten.pop().close()
+
+    def stop(self):
+        self.request(b"stop")
+        self.thread.join()
+        self.server.close()
+
+
+def run_for(seconds, work=None, pause=0.02):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if work is not None:
+            work()
+        time.sleep(pause)
+
+
+def test_a_leak_is_told_once_grows_gets_worse_and_is_told_as_closed():
+    everything, news = CapturingReporter(), CapturingReporter()
+    settings = cwg.Settings(
+        grace=0, growth_window=10, count_warning=40, age_warning=0.6, age_critical=1.5
+    )
+    guard = cwg.Guard(
+        settings,
+        [everything, reporters.changes(news)],
+        clock=lambda: time.monotonic() * FASTER,
+    )
+    with guard:
+        server = LeakingServer()
+        try:
+            with Monitor(guard, interval=0.1):
+                run_for(0.5)
+                run_for(3, server.request, 0.03)
+                run_for(0.5)
+                server.repair()
+                run_for(2)
+        finally:
+            server.stop()
+
+    assert_each_is_told_once_and_again_when_it_gets_worse(news.reports)
+    assert_growth_is_told_with_its_site(everything.reports)
+    assert_everything_recovers(everything.reports, news.reports)
+
+
+def assert_each_is_told_once_and_again_when_it_gets_worse(told):
+    steps = {}
+    for report in told:
+        for leak in report.leaks:
+            site = leak.observation.record.site
+            assert site is not None
+            assert site.function == "LeakingServer.serve"
+            steps.setdefault(leak.observation.record.serial, []).append(leak.severity)
+    assert len(steps) > 40
+    for severities in steps.values():
+        assert severities == sorted(set(severities), key=lambda severity: severity.rank)
+    assert ["info", "warning", "critical"] in steps.values()
+
+
+def assert_growth_is_told_with_its_site(reports):
+    alerts = [alert for report in reports for alert in report.alerts]
+    growth = [alert for alert in alerts if alert.kind == "growth"]
+    assert growth[0].status == "raised"
+    assert "test_end_to_end.py" in str(growth[0].data["site"])
+    assert growth[0].data["per_minute"] > 0
+    assert growth[0].data["limit_reached_in_s"] > 0
+    count = [alert.status for alert in alerts if alert.kind == "count"]
+    assert (count[0], count[-1]) == ("raised", "resolved")
+    severities = [alert.severity for alert in alerts if alert.kind == "age"]
+    assert severities == sorted(severities, key=lambda severity: severity.rank)
+    assert set(severities) == {"warning", "critical"}
+
+
+def assert_everything_recovers(reports, told):
+    standing = {}
+    for report in reports:
+        for alert in report.alerts:
+            standing[alert.kind, alert.data.get("site")] = alert.status
+    assert set(standing.values()) == {"resolved"}
+    closed = {each.leak.observation.record.serial for report in told for each in report.closed}
+    accused = {leak.observation.record.serial for report in told for leak in report.accused}
+    assert closed == accused
+    assert "CLOSED AFTER ALL" in "".join(cwg.render_text(report) for report in told)
+    # The last report is that of the end of the block.
+    assert not reports[-1].accused

@@ -1,0 +1,69 @@
+"""When no descriptor is left, a report is made at once, and the program sees its own error only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("resource")
+
+EXHAUSTED = """
+import errno, json, os, resource, socket, sys, time, traceback
+import closewait_guard as cwg
+
+told = []
+how, path = sys.argv[1:3]
+cwg.install(grace=0, reporters=[told.append, f"json_lines:{path}", "logging", "structlog", "text"])
+server = socket.create_server(("127.0.0.1", 0))
+kept = [socket.create_connection(server.getsockname()) for _ in range(5)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+files = []
+try:
+    while True:
+        files.append(os.dup(0))
+except OSError:
+    pass
+errors = []
+for _ in range(50):
+    try:
+        server.accept() if how == "accept" else socket.socket()
+    except OSError as error:
+        errors.append(error)
+assert [error.errno for error in errors] == [errno.EMFILE] * 50
+assert "closewait_guard" not in str(errors[0])
+end = time.monotonic() + 10
+while not told and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.5)
+for fd in files:
+    os.close(fd)
+[report] = told
+[alert] = [each for each in report.alerts if each.kind == "fd_exhausted"]
+assert alert.severity == "critical" and alert.status == "raised"
+assert report.fd_used >= 199 and report.fd_limit == 200, report
+cwg.report()
+cwg.uninstall()
+with open(path) as lines:
+    kinds = [[alert["kind"] for alert in json.loads(line)["alerts"]] for line in lines]
+assert kinds[0][0] == "fd_exhausted", kinds
+# Nobody but the program itself holds what it was refused.
+for sock in [*kept, server]:
+    sock.close()
+print("as it should be", len(kinds), told[-1].alerts)
+"""
+
+
+@pytest.mark.parametrize("how", ["create", "accept"])
+def test_a_report_is_made_at_once_without_a_descriptor_and_once_a_minute(how, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", EXHAUSTED, how, str(tmp_path / "leaks.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "as it should be 2" in done.stdout, done.stderr[-3000:]
+    assert "socket_alert" in done.stdout
+    assert "FD_EXHAUSTED" in done.stderr
+    assert "a reporter failed" not in done.stderr

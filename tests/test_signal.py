@@ -1,0 +1,214 @@
+"""A signal prints a report, calls the handler that was there, and is given back as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import closewait_guard as cwg
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no such signal")
+
+
+@pytest.fixture(autouse=True)
+def signals_are_as_before():
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    cwg.uninstall()
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def printed(capfd, seconds=5.0):
+    """What is on stderr as soon as a whole report is there."""
+    text, end = "", time.monotonic() + seconds
+    while "Cannot see" not in text:
+        assert time.monotonic() < end, text
+        time.sleep(0.01)
+        text += capfd.readouterr().err
+    return text
+
+
+def test_the_report_is_printed_and_the_handler_that_was_there_is_called(capfd):
+    called = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
+    try:
+        cwg.install(signal=signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert "no leak of" in printed(capfd)
+        assert called == [signal.SIGUSR1]
+        cwg.uninstall()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_without_a_handler_before_the_program_lives_on(capfd):
+    cwg.install(signal="USR1")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    printed(capfd)
+
+
+def test_one_signal_prints_one_report_while_a_monitor_listens(capfd):
+    cwg.install(signal="SIGUSR1")
+    with cwg.watch(interval=3600, at_exit=False):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        text = printed(capfd)
+        time.sleep(0.2)
+        text += capfd.readouterr().err
+    assert text.count("Cannot see") == 1
+
+
+STUCK = """
+import hashlib, os, signal, subprocess, sys, time
+import closewait_guard as cwg
+cwg.install(signal="SIGUSR1")
+if sys.argv[1] == "monitor":
+    cwg.watch(interval=3600, at_exit=False)
+subprocess.Popen([sys.executable, "-c",
+                  f"import os, time; time.sleep(0.3); os.kill({os.getpid()}, {signal.SIGUSR1})"])
+# One long call that releases the interpreter's lock, and that a signal does not end.
+hashlib.pbkdf2_hmac("sha256", b"x", b"y", int(sys.argv[2]))
+print("the call has ended", file=sys.stderr, flush=True)
+time.sleep(0.3)
+"""
+
+
+def iterations(seconds):
+    import hashlib
+
+    begun = time.perf_counter()
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 200_000)
+    return int(seconds * 200_000 / (time.perf_counter() - begun))
+
+
+@pytest.mark.parametrize("who", ["monitor", "nobody"])
+def test_a_main_thread_stuck_in_a_call_is_no_obstacle_if_a_monitor_runs(who):
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK, who, str(iterations(2))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    report, end = done.stderr.find("no leak of"), done.stderr.find("the call has ended")
+    assert min(report, end) >= 0, done.stderr
+    assert (report < end) is (who == "monitor")
+
+
+def test_an_event_loop_that_takes_the_wakeup_descriptor_is_left_alone(capfd):
+    heard = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR2, heard.append, 1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        while not heard:
+            await asyncio.sleep(0.01)
+        loop.remove_signal_handler(signal.SIGUSR2)
+
+    cwg.install(signal="SIGUSR1")
+    with cwg.watch(interval=3600, at_exit=False):
+        asyncio.run(asyncio.wait_for(main(), 5))
+        printed(capfd)
+        # The loop has left the descriptor to nobody; the next signal is heard all the same.
+        os.kill(os.getpid(), signal.SIGUSR1)
+        printed(capfd)
+    assert heard == [1]
+
+
+def test_a_loop_that_has_the_wakeup_descriptor_keeps_it(capfd):
+    heard = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR2, heard.append, 1)
+        with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1"):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while not heard:
+                await asyncio.sleep(0.01)
+        loop.remove_signal_handler(signal.SIGUSR2)
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+    printed(capfd)
+    assert heard == [1]
+
+
+def test_beneath_another_handler_ours_falls_silent_but_hands_on(capfd):
+    called = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append("before"))
+    try:
+        cwg.install(signal="SIGUSR1")
+        ours = signal.getsignal(signal.SIGUSR1)
+
+        def above(number, frame):
+            called.append("above")
+            ours(number, frame)
+
+        signal.signal(signal.SIGUSR1, above)
+        cwg.uninstall()
+        assert signal.getsignal(signal.SIGUSR1) is above
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.1)
+        assert called == ["above", "before"]
+        assert "Cannot see" not in capfd.readouterr().err
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_another_thread_cannot_install_it_and_nothing_is_installed():
+    raised = []
+
+    def install():
+        try:
+            cwg.install(signal="SIGUSR1")
+        except cwg.ConfigurationError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=install)
+    thread.start()
+    thread.join()
+    [sentence] = raised
+    assert sentence.startswith("signal: SIGUSR1 cannot be handled: signal only works in main")
+
+
+@pytest.mark.parametrize("name", ["SIGNONE", "99", "SIGKILL"])
+def test_a_signal_that_cannot_be_caught_is_refused_in_one_sentence(name):
+    with pytest.raises(cwg.ConfigurationError, match=r"signal"):
+        cwg.install(signal=name)
+
+
+def test_the_signal_can_be_named_in_the_environment(monkeypatch, capfd):
+    monkeypatch.setenv("CLOSEWAIT_GUARD_SIGNAL", "usr1")
+    cwg.install()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    printed(capfd)
+
+
+FORKS = """
+import os, signal, time
+import closewait_guard as cwg
+cwg.install(signal="SIGUSR1")
+cwg.watch(interval=3600, at_exit=False)
+child = os.fork()
+if child == 0:
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.5)
+    os._exit(0)
+os.waitpid(child, 0)
+time.sleep(0.2)
+"""
+
+
+def test_a_signal_to_a_forked_child_is_answered_by_the_child_alone():
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=30)
+    assert done.stderr.count("Cannot see") == 1, done.stderr
