@@ -3,8 +3,8 @@
 A leaked socket never goes away by itself, so what leaks shows in the floor beneath the counts. The
 floor must rise through a whole window of points: by its rank correlation with time (Kendall), at
 several distinct moments, in each third of the window, lately too, and to a level that was never
-seen before the window began. The slope is the median of all slopes between two points (Theil and
-Sen), so that no single report decides.
+seen before, neither in the window's first third nor before it began. The slope is the median of all
+slopes between two points (Theil and Sen), so that no single report decides.
 
 Slow growth needs a long window. Two points make one of the next tier, so that each tier looks twice
 as far back, coarsely, and some tens of points reach back as far as one likes.
@@ -47,7 +47,7 @@ class _Tier(NamedTuple):
     """The last points of one resolution, what they show, and what there was before them."""
 
     points: tuple[Point, ...] = ()
-    peak_before: int = 0
+    peak_before: int | None = None
     single: Point | None = None
     growth: Growth | None = None
 
@@ -57,7 +57,7 @@ class Series(NamedTuple):
 
     Example:
         >>> series = Series(window=20)
-        >>> for number in range(20):
+        >>> for number in range(21):
         ...     series = series.followed_by(60.0 * number, number)
         >>> series.growth
         Growth(per_minute=1.0, seconds=1140.0, risen=19)
@@ -105,9 +105,10 @@ def _extended(tier: _Tier, point: Point, window: int) -> tuple[_Tier, Point | No
     """The tier with a point more, and the point that it makes for the next tier, if any."""
     everything = (*tier.points, point)
     points, gone = everything[-window:], everything[:-window]
-    peak = max([tier.peak_before, *(each.peak for each in gone)])
-    is_news = len(points) == window and point.floor > peak
-    growth = _growth(points) if is_news else None
+    peaks = [each.peak for each in gone]
+    peak = max(peaks if tier.peak_before is None else [tier.peak_before, *peaks], default=None)
+    # A first window may be the rise of a saw tooth that is just as long: wait for what follows.
+    growth = _growth(points) if peak is not None and point.floor > peak else None
     if tier.single is None:
         return _Tier(points, peak, point, growth), None
     both = Point(point.at, min(tier.single.floor, point.floor), max(tier.single.peak, point.peak))
@@ -115,6 +116,8 @@ def _extended(tier: _Tier, point: Point, window: int) -> tuple[_Tier, Point | No
 
 
 def _growth(points: Sequence[Point]) -> Growth | None:
+    if points[-1].floor <= max(point.peak for point in points[: len(points) // 3]):
+        return None
     rises = list(_rises(points))
     if len(rises) < _FEWEST_RISES or not _is_spread(rises, len(points)):
         return None
