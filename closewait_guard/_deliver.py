@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from closewait_guard._reporting import closed, described
 from closewait_guard._structlog import tell, tell_failure
@@ -40,79 +40,120 @@ class Delivery:
         self._addressees += tuple(_Addressee(each) for each in _checked(reporters))
 
     def __call__(self, report: Report) -> None:
+        passing: BaseException | None = None
         for addressee in self._addressees:
-            if addressee.is_busy():
-                self.failed += 1
-                continue
             error = addressee.told(report, self._timeout)
-            if error is not None:
+            if isinstance(error, _StillBusyError):
                 self._failed(addressee, error)
-            elif not addressee.is_busy():
+            elif error is None:
                 addressee.is_failing = False
+            elif isinstance(error, Exception) or not _is_main_thread():
+                self._failed(addressee, error)
+            else:
+                passing = error
+        if passing is not None:
+            # The program's own wish to end; the other reporters have been told before.
+            raise passing
 
     def close(self) -> None:
-        """Let the reporters give back what they hold."""
+        """Let the reporters give back what they hold; one that is still busy keeps it."""
         for addressee in self._addressees:
-            try:
-                closed(addressee.reporter)
-            except Exception as error:
+            error = addressee.closed(self._timeout)
+            if error is not None:
                 self._failed(addressee, error)
 
+    def after_fork(self) -> None:
+        """In the child: the threads that told reporters are the parent's."""
+        for addressee in self._addressees:
+            addressee.after_fork()
+
     def _failed(self, addressee: _Addressee, error: BaseException) -> None:
-        if not isinstance(error, Exception) and _is_main_thread():
-            raise error
         self.failed += 1
         if addressee.is_failing:
             return
         addressee.is_failing = True
-        # The program's own structlog configuration may be broken; the count still tells.
-        with suppress(Exception):
-            if isinstance(error, _StillBusyError):
-                tell("a reporter blocks", reporter=addressee.name, seconds=self._timeout)
-            else:
-                tell_failure("a reporter failed", error, reporter=addressee.name)
+        if isinstance(error, _StillBusyError):
+            log = partial(tell, "a reporter blocks", seconds=self._timeout)
+        else:
+            log = partial(tell_failure, "a reporter failed", error)
+        # The program's own structlog configuration may be broken, or blocked by the reporter; the
+        # count still tells.
+        _Turn().call(partial(log, reporter=addressee.name), self._timeout)
 
 
 class _StillBusyError(Exception):
     """A reporter has not come back in time."""
 
 
-class _Addressee:
-    """One reporter, and the thread in which it is told: what blocks there blocks nobody else."""
+class _Turn:
+    """Calls in a thread of their own, one at a time: what blocks there blocks nobody else."""
 
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
-        self.name = described(reporter)
-        self.is_failing = False
+    def __init__(self) -> None:
+        self._is_taken = threading.Lock()
+        self._has_blocked = False
         self._thread: threading.Thread | None = None
 
-    def is_busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def told(self, report: Report, timeout: float) -> BaseException | None:
-        """Call the reporter; what it raised, or that it has not come back."""
+    def call(self, function: Callable[[], object], timeout: float) -> BaseException | None:
+        """What the function has raised, or that it has not come back, or could not begin yet."""
+        # One that blocks is waited for once; one that is told of its own report, never.
+        is_hopeless = self._has_blocked or self._thread is threading.current_thread()
+        if not self._is_taken.acquire(timeout=0 if is_hopeless else timeout):
+            return _StillBusyError()
         raised: list[BaseException] = []
+        is_done = threading.Event()
 
-        def tell_it() -> None:
+        def call_it() -> None:
             try:
-                self.reporter(report)
+                function()
             except BaseException as error:
                 raised.append(error)
+            finally:
+                is_done.set()
+                is_taken.release()
 
+        is_taken = self._is_taken
+        self._run(call_it, timeout)
+        self._has_blocked = not is_done.is_set()
+        return _StillBusyError() if self._has_blocked else next(iter(raised), None)
+
+    def _run(self, call_it: Callable[[], None], timeout: float) -> None:
         # What the program has bound with structlog is bound there too.
         context = contextvars.copy_context()
         self._thread = threading.Thread(
-            target=context.run, args=(tell_it,), name="closewait-guard-reporter", daemon=True
+            target=context.run, args=(call_it,), name="closewait-guard-reporter", daemon=True
         )
         try:
             self._thread.start()
         except RuntimeError:
             # No thread is to be had: too many, or the interpreter shuts down.
+            self._thread = threading.current_thread()
+            call_it()
             self._thread = None
-            tell_it()
         else:
             self._thread.join(timeout)
-        return raised[0] if raised else _StillBusyError() if self.is_busy() else None
+
+
+class _Addressee:
+    """One reporter, and whether it failed when it was told last."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.name = described(reporter)
+        self.is_failing = False
+        self._turn = _Turn()
+
+    def told(self, report: Report, timeout: float) -> BaseException | None:
+        """Call the reporter; what it raised, or that it has not come back."""
+        return self._turn.call(lambda: self.reporter(report), timeout)
+
+    def closed(self, timeout: float) -> BaseException | None:
+        """Let the reporter give back what it holds, unless it is in the middle of a report."""
+        if not callable(getattr(self.reporter, "close", None)):
+            return None
+        return self._turn.call(lambda: closed(self.reporter), timeout)
+
+    def after_fork(self) -> None:
+        self._turn = _Turn()
 
 
 def _is_main_thread() -> bool:

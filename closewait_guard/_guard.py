@@ -258,6 +258,7 @@ class Guard:
         self._observer.after_fork()
         self._history.after_fork()
         self._exhaustion.after_fork()
+        self._delivery.after_fork()
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
