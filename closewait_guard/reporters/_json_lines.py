@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -64,34 +65,45 @@ class _JsonLines:
         self._max_bytes = max_bytes
         self._backups = backups
         self._fd = -1
-        self._pid = 0
+        self._pid = os.getpid()
         self._file = (0, 0)
+        self._one_at_a_time = threading.RLock()
         try:
             # Absolute, because the program may change its directory.
-            self._path = os.path.abspath(os.fspath(path))  # noqa: PTH100 - it may be bytes
+            self._path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - it may be bytes
             self._open()
         except (OSError, TypeError, ValueError) as error:
             raise ConfigurationError(f"json_lines: {path!r} cannot be opened: {error}") from error
 
     def __call__(self, report: Report, /) -> None:
         line = json.dumps(to_dict(report), separators=(",", ":")).encode() + b"\n"
-        with self._locked():
-            size = os.fstat(self._fd).st_size
-            if self._max_bytes and size and size + len(line) > self._max_bytes:
-                self._rotate()
+        if self._pid != os.getpid():
+            # A lock belongs to an opened file: a forked child must open its own. And a thread
+            # that the child does not have may have been in the middle of a line.
+            self._one_at_a_time = threading.RLock()
+            self._let_go()
+            self._pid = os.getpid()
+        with self._one_at_a_time, self._locked():
+            failure = self._rotated(len(line))
             self._append(line)
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
+        with self._one_at_a_time:
+            self._let_go()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):
+            self._let_go()
+
+    def _let_go(self) -> None:
         fd, self._fd = self._fd, -1
         # A program that makes itself a daemon closes every number it knows nothing of, and ours
         # may be somebody else's by now.
         with suppress(OSError):
             if fd >= 0 and _identity(os.fstat(fd)) == self._file:
                 os.close(fd)
-
-    def __del__(self) -> None:
-        with suppress(AttributeError):
-            self.close()
 
     def __repr__(self) -> str:
         return f"json_lines({self._path!r})"
@@ -102,15 +114,14 @@ class _JsonLines:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", self._path)
-        self._fd, self._pid, self._file = fd, os.getpid(), _identity(os.fstat(fd))
+        self._fd, self._file = fd, _identity(os.fstat(fd))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the file that the path names now."""
         for _ in range(_MOST_REPLACEMENTS):
-            if self._fd < 0 or self._pid != os.getpid() or not self._is_current():
-                # A lock belongs to an opened file: a forked child must open its own.
-                self.close()
+            if self._fd < 0 or not self._is_current():
+                self._let_go()
                 self._open()
             _lock(self._fd)
             if self._is_current():
@@ -129,6 +140,17 @@ class _JsonLines:
             return False
         return _identity(named) == _identity(opened) == self._file
 
+    def _rotated(self, coming: int) -> OSError | None:
+        """Make room for so many bytes; why that cannot be is told when they are written."""
+        size = os.fstat(self._fd).st_size
+        if not self._max_bytes or not size or size + coming <= self._max_bytes:
+            return None
+        try:
+            self._rotate()
+        except OSError as error:
+            return error
+        return None
+
     def _rotate(self) -> None:
         """Put a new file in place of the full one, which keeps our lock until we are done."""
         for number in range(self._backups, 0, -1):
@@ -136,31 +158,30 @@ class _JsonLines:
             with suppress(FileNotFoundError):
                 os.replace(older, f"{self._path}.{number}")  # noqa: PTH105
         if not self._backups:
-            os.truncate(self._path, 0)
+            os.ftruncate(self._fd, 0)
             return
         full = self._fd
-        try:
+        # Without a descriptor for the new file, this line still goes to the one that we have.
+        with suppress(OSError):
             self._open()
-        except OSError:
-            # No descriptor for a new file: go on in the one that we have.
-            os.replace(f"{self._path}.1", self._path)  # noqa: PTH105
-            return
-        os.close(full)
-        _lock(self._fd)
+            # A forked child may have the full file open too, and with it the lock.
+            _unlock(full)
+            os.close(full)
+            _lock(self._fd)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             # Somebody else's writer was killed in the middle of a line.
             line = b"\n" + line
-        written = 0
+        rest = memoryview(line)
         try:
-            written = os.write(self._fd, line)
+            while rest:
+                # All at once, unless the disk is full: then the second attempt says so.
+                rest = rest[os.write(self._fd, rest) :]
         finally:
-            if 0 < written < len(line):
+            if 0 < len(rest) < len(line):
                 os.ftruncate(self._fd, size)
-        if written < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
