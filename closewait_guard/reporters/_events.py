@@ -18,7 +18,7 @@ from closewait_guard.model import (
     SiteGroup,
 )
 
-__all__ = ["Event", "events", "site_event"]
+__all__ = ["Event", "events"]
 
 
 class Event(NamedTuple):
@@ -36,9 +36,9 @@ def events(report: Report) -> Iterator[Event]:
     for alert in report.alerts:
         yield _alert(alert, report.pid)
     for group in report.by_site():
-        yield site_event(group, report.pid)
-    for _, closed in groupby(sorted(report.closed, key=_place), key=_place):
-        yield _closed(list(closed), report.pid)
+        yield _site(group, report.pid)
+    for fingerprint, closed in groupby(sorted(report.closed, key=_fingerprint), key=_fingerprint):
+        yield _closed(list(closed), fingerprint, report.pid)
 
 
 def _alert(alert: Alert, pid: int) -> Event:
@@ -54,8 +54,7 @@ def _alert(alert: Alert, pid: int) -> Event:
     )
 
 
-def site_event(group: SiteGroup, pid: int) -> Event:
-    """What there is to tell of one site."""
+def _site(group: SiteGroup, pid: int) -> Event:
     first = group.leaks[0]
     oldest = max(_age(leak) for leak in group.leaks)
     peers = addresses(leak.observation.peer for leak in group.leaks if leak.observation.peer)
@@ -80,8 +79,9 @@ def site_event(group: SiteGroup, pid: int) -> Event:
     return Event(group.severity, group.verdict.accused, "socket_leak", sentence, facts)
 
 
-def _closed(closed: list[Closed], pid: int) -> Event:
-    site = closed[0].leak.observation.record.site
+def _closed(closed: list[Closed], fingerprint: str, pid: int) -> Event:
+    leak = closed[0].leak
+    site = leak.observation.record.site
     longest = max(each.after for each in closed)
     where = site.place if site is not None else "an unknown place"
     return Event(
@@ -91,10 +91,12 @@ def _closed(closed: list[Closed], pid: int) -> Event:
         f"{count_of(len(closed), 'socket')} born at {where} closed after all, "
         f"after up to {seconds(longest)}",
         {
+            "verdict": leak.verdict.value,
             "count": len(closed),
             "site": site.place if site is not None else None,
             "function": site.function if site is not None else None,
             "after_s": round(longest, 3),
+            "fingerprint": fingerprint,
             "pid": pid,
         },
     )
@@ -105,9 +107,10 @@ def _age(leak: Leak) -> float:
     return max(seen.peer_closed_for or 0.0, seen.suspect_for or 0.0)
 
 
-def _place(closed: Closed) -> str:
-    site = closed.leak.observation.record.site
-    return site.place if site is not None else ""
+def _fingerprint(closed: Closed) -> str:
+    """That of the site as it was told when the socket was leaked."""
+    leak = closed.leak
+    return SiteGroup(leak.verdict, leak.severity, leak.observation.record.site, (leak,)).fingerprint
 
 
 def _plain(value: Scalar) -> Scalar:

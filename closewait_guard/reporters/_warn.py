@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 from closewait_guard.model import Frame, Report, Reporter, SiteGroup
-from closewait_guard.reporters._events import site_event
 
 __all__ = ["SocketLeakWarning", "warn"]
 
@@ -20,34 +19,56 @@ def warn() -> Reporter:
     """Warn of each accused site, at the site, so that filters by module and line work.
 
     Like every `ResourceWarning` it is ignored unless it is asked for, as with `-W default` or
-    `-W "default::ResourceWarning"`.
+    `-W "default::ResourceWarning"`. The text of a site stays the same from report to report, so
+    that a filter that shows a warning once shows it once.
     """
-
-    def warn_reporter(report: Report) -> None:
-        for group in report.by_site():
-            if group.verdict.accused:
-                _warn(group, site_event(group, report.pid).sentence)
-
-    return warn_reporter
+    return _Warner()
 
 
-def _warn(group: SiteGroup, sentence: str) -> None:
-    site = group.site or Frame("<unknown>", 0, "<unknown>", "<unknown>")
-    warnings.warn_explicit(
-        sentence,
-        SocketLeakWarning,
-        site.filename,
-        site.lineno,
-        module=site.module,
-        registry=_registry_of(site),
-    )
+class _Warner:
+    def __init__(self) -> None:
+        # For sites whose module is gone, or goes by another name: by file.
+        self._registries: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, report: Report, /) -> None:
+        failures = [
+            failure
+            for group in report.by_site()
+            if group.verdict.accused and (failure := self._failure_to_warn(group)) is not None
+        ]
+        if failures:
+            raise failures[0]
+
+    def __repr__(self) -> str:
+        return "warn()"
+
+    def _failure_to_warn(self, group: SiteGroup) -> Exception | None:
+        """A filter may turn the warning into an error, and the next site has one of its own."""
+        site = group.site or Frame("<unknown>", 0, "<unknown>", "<unknown>")
+        try:
+            warnings.warn_explicit(
+                _sentence(group),
+                SocketLeakWarning,
+                site.filename,
+                site.lineno,
+                module=site.module,
+                registry=self._registry_of(site),
+            )
+        except Exception as error:
+            return error
+        return None
+
+    def _registry_of(self, site: Frame) -> dict[Any, Any]:
+        """Where the interpreter itself notes which warnings this module has given."""
+        module = sys.modules.get(site.module)
+        names = vars(module) if module is not None else {}
+        if names.get("__file__") != site.filename:
+            return self._registries.setdefault(site.filename, {})
+        registry: dict[Any, Any] = names.setdefault("__warningregistry__", {})
+        return registry
 
 
-def _registry_of(site: Frame) -> dict[Any, Any]:
-    """Where the interpreter itself notes which warnings this module has given."""
-    module = sys.modules.get(site.module)
-    names = vars(module) if module is not None else {}
-    if names.get("__file__") != site.filename:
-        return {}
-    registry: dict[Any, Any] = names.setdefault("__warningregistry__", {})
-    return registry
+def _sentence(group: SiteGroup) -> str:
+    """Without counts, times and peers, which are others in every report."""
+    born = f", born in {group.site.function}()" if group.site is not None else ""
+    return f"{group.verdict} socket{born.replace('>()', '>')}: {group.leaks[0].hint}"
