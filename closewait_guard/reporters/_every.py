@@ -13,13 +13,16 @@ from closewait_guard.reporters._wrapping import Wrapping
 
 __all__ = ["every"]
 
+_MOST_WAITING = 1000
+
 
 def every(
     seconds: float, reporter: Reporter, *, clock: Callable[[], float] = time.monotonic
 ) -> Reporter:
     """Hand on the first report, and then one in so many seconds, whoever asks for more.
 
-    News is not lost: alerts, and sockets that closed after all, wait for the next report.
+    News is not lost: alerts, and sockets that closed after all, wait for the next report that the
+    reporter takes; the last thousand of each.
 
     Example:
         >>> from closewait_guard import reporters
@@ -44,11 +47,11 @@ class _Every(Wrapping):
         self._closed: tuple[Closed, ...] = ()
 
     def __call__(self, report: Report, /) -> None:
-        self._alerts += report.alerts
-        self._closed += report.closed
+        self._alerts = (*self._alerts, *report.alerts)[-_MOST_WAITING:]
+        self._closed = (*self._closed, *report.closed)[-_MOST_WAITING:]
         now = self._clock()
         if now >= self._next:
             self._next = now + self._seconds
-            whole = replace(report, alerts=self._alerts, closed=self._closed)
+            self._reporter(replace(report, alerts=self._alerts, closed=self._closed))
+            # Only now, because it may have failed.
             self._alerts = self._closed = ()
-            self._reporter(whole)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from closewait_guard._reporting import closed, described
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Reporter
+from closewait_guard.model import Leak, Reporter
 
-__all__ = ["Wrapping"]
+__all__ = ["Wrapping", "serial_of"]
 
 
 class Wrapping:
@@ -25,3 +25,8 @@ class Wrapping:
 
     def __repr__(self) -> str:
         return f"{self._name}({described(self._reporter)})"
+
+
+def serial_of(leak: Leak) -> int:
+    """What tells the socket of a leak from all others."""
+    return leak.observation.record.serial
