@@ -61,7 +61,7 @@ def _headline(report: Report) -> list[str]:
     verdicts = Counter(leak.verdict for leak in report.leaks)
     told = [f"{verdicts[verdict]} {name_of(verdict)}" for verdict in Verdict if verdicts[verdict]]
     if report.omitted:
-        told.append(f"{report.omitted} not told again")
+        told.append(f"{report.omitted:,} left out")
     found = ", ".join(told) or "no leak"
     sockets = f"closewait_guard: {found} of {count_of(report.open_sockets, 'open socket')}"
     return folded(f"{sockets}; {_descriptors(report)}", "  ")

@@ -61,11 +61,11 @@ def _fd_limit(report: Report, settings: Settings, active: Collection[str]) -> It
     waiting = _limit(AlertKind.FD_LIMIT, limit * settings.fd_share_critical, active)
     in_use = _limit(AlertKind.FD_LIMIT, limit * settings.fd_used_critical, active)
     if count > waiting or used > in_use:
-        message = (
-            f"{used:,} of {limit:,} descriptors are in use ({used / limit:.0%}), "
-            f"{count:,} of them in CLOSE_WAIT"
-        )
-        data = {"fd_used": used, "fd_limit": limit, "count": count}
+        in_use_now = f"{used:,} of {limit:,} descriptors are in use ({used / limit:.0%})"
+        if report.fd_used is None:
+            in_use_now = f"the limit is {limit:,} descriptors"
+        message = f"{in_use_now}, {count:,} of them in CLOSE_WAIT"
+        data = {"fd_used": report.fd_used, "fd_limit": limit, "count": count}
         alert = Alert(AlertKind.FD_LIMIT, Severity.CRITICAL, message, data)
         yield Standing(AlertKind.FD_LIMIT, max(used, count), alert)
 

@@ -48,7 +48,9 @@ def console(stream: TextIO | None = None) -> Reporter:
             put(stream, render_text(report))
             return
         screen = _rich.Console(file=target, highlight=False, soft_wrap=True)
-        screen.print(_rich.Group(*_pictures(report)))
+        with screen.capture() as picture:
+            screen.print(_rich.Group(*_pictures(report)))
+        put(target, picture.get())
 
     return console_reporter
 

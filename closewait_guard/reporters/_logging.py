@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging as standard
+from collections.abc import Mapping
 
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Report, Reporter, Severity
+from closewait_guard.model import Report, Reporter, Scalar, Severity
 from closewait_guard.reporters._events import events
 
 __all__ = ["logging"]
@@ -37,6 +38,18 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
     def logging_reporter(report: Report) -> None:
         for event in events(report):
             level = _LEVELS[event.severity] if event.is_news else standard.DEBUG
-            log.log(level, "%s", event.sentence, extra={"event": event.name, **event.facts})
+            _log(log, level, "%s", event.sentence, {"event": event.name, **event.facts})
 
     return logging_reporter
+
+
+def _log(
+    logger: _Logger, level: int, template: str, sentence: str, facts: Mapping[str, Scalar]
+) -> None:
+    if isinstance(logger, standard.LoggerAdapter):
+        # Before Python 3.13 an adapter puts its own facts in the place of those that it is given.
+        template, changed = logger.process(template, {"extra": facts})
+        facts = {**facts, **(changed.get("extra") or {})}
+        _log(logger.logger, level, template, sentence, facts)
+    else:
+        logger.log(level, template, sentence, extra=facts)

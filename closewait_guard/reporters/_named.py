@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
 from closewait_guard.exceptions import CloseWaitGuardError, ConfigurationError
-from closewait_guard.model import Reporter
+from closewait_guard.model import Reporter, Severity
 from closewait_guard.reporters._at_least import at_least
 from closewait_guard.reporters._changes import changes
 from closewait_guard.reporters._console import console
@@ -35,21 +35,24 @@ def named(name: str) -> Reporter:
         >>> named("at_least:warning:changes:text")
         at_least(changes(text.<locals>.text_reporter))
     """
-    word, colon, argument = name.partition(":")
+    word, colon, argument = name.strip().partition(":")
     make = _BUILT_IN.get(word)
     if make is not None:
         return make(argument)
     for point in entry_points(group=GROUP):
         if point.name == word:
             return _installed(point, [argument] if colon else [])
-    raise ConfigurationError(
-        f"reporters: nobody is called {word!r}; known are {', '.join(known_names())}"
-    )
+    raise _refused(f"nobody is called {word!r}")
 
 
 def known_names() -> list[str]:
     """The names that `named` understands."""
     return [*_BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*_BUILT_IN})]
+
+
+def _refused(why: str) -> ConfigurationError:
+    shapes = [_SHAPES.get(name, name) for name in known_names()]
+    return ConfigurationError(f"reporters: {why}; known are {', '.join(shapes)}")
 
 
 def _installed(point: EntryPoint, arguments: list[str]) -> Reporter:
@@ -73,7 +76,7 @@ def _installed(point: EntryPoint, arguments: list[str]) -> Reporter:
 def _alone(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]:
     def made(argument: str) -> Reporter:
         if argument:
-            raise ConfigurationError(f"reporters: {name} takes no argument, not {argument!r}")
+            raise _refused(f"{name} takes no argument, not {argument!r}")
         return make()
 
     return made
@@ -81,7 +84,7 @@ def _alone(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]
 
 def _json_lines(argument: str) -> Reporter:
     if not argument:
-        raise ConfigurationError("reporters: json_lines needs a path, as in json_lines:PATH")
+        raise _refused("json_lines needs a path")
     return json_lines(argument)
 
 
@@ -95,7 +98,9 @@ def _changes(argument: str) -> Reporter:
 
 def _at_least(argument: str) -> Reporter:
     severity, _, rest = argument.partition(":")
-    return at_least(severity, _wrapped(f"at_least:{severity or 'SEVERITY'}", rest))
+    if severity not in tuple(Severity):
+        raise _refused(f"at_least needs one of {', '.join(Severity)}, not {severity!r}")
+    return at_least(severity, _wrapped(f"at_least:{severity}", rest))
 
 
 def _every(argument: str) -> Reporter:
@@ -103,17 +108,24 @@ def _every(argument: str) -> Reporter:
     try:
         seconds = float(number)
     except ValueError:
-        raise ConfigurationError(
-            f"reporters: every needs seconds, as in every:3600:text, not {number!r}"
-        ) from None
+        raise _refused(f"every needs seconds, not {number!r}") from None
     return every(seconds, _wrapped(f"every:{number}", rest))
 
 
 def _wrapped(before: str, rest: str) -> Reporter:
     if not rest:
-        raise ConfigurationError(f"reporters: {before} needs another, as in {before}:text")
+        raise _refused(f"{before} needs another, as in {before}:text")
     return named(rest)
 
+
+# How a name is written that takes an argument.
+_SHAPES = {
+    "logging": "logging[:LOGGER]",
+    "json_lines": "json_lines:PATH",
+    "changes": "changes:REPORTER",
+    "at_least": "at_least:SEVERITY:REPORTER",
+    "every": "every:SECONDS:REPORTER",
+}
 
 _BUILT_IN: dict[str, Callable[[str], Reporter]] = {
     "text": _alone("text", text),
