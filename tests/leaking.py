@@ -1,0 +1,55 @@
+"""Real leaks for tests of reporters: sockets in CLOSE_WAIT, and what is told of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+
+import closewait_guard as cwg
+from closewait_guard.testing import half_closed_pair
+
+PRELUDE = """
+import os, resource, socket, sys, time
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard.testing import half_closed_pair
+"""
+
+
+def fetch(stack, unread=b""):
+    ours, _ = stack.enter_context(half_closed_pair(unread))
+    return ours
+
+
+@contextmanager
+def leaking_guard(*reporters, count=1, **settings):
+    """A guard that tells reporters of so many sockets that one line has leaked."""
+    with ExitStack() as stack, cwg.Guard(cwg.Settings(grace=0, **settings), reporters) as guard:
+        for _ in range(count):
+            fetch(stack, b"abc")
+        # The kernel dates the end of a connection in ticks of 10 ms.
+        time.sleep(0.03)
+        yield guard
+
+
+def told(*reporters, count=1, **settings):
+    """One report of real leaks, told to reporters."""
+    with leaking_guard(*reporters, count=count, **settings) as guard:
+        return guard.report()
+
+
+def run(code, *arguments, options=(), **environment):
+    """A program of its own; what it wrote to stdout and stderr."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, *options, "-c", PRELUDE + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr

@@ -1,0 +1,250 @@
+"""One event for each site and each alert, through the program's own structlog or logging."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import structlog
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard.testing import CapturingReporter, half_closed_pair
+from leaking import fetch, leaking_guard, run, told
+
+KEYS = {
+    "verdict",
+    "severity",
+    "accused",
+    "count",
+    "site",
+    "function",
+    "oldest_s",
+    "peers",
+    "hint",
+    "fingerprint",
+    "pid",
+}
+
+
+@pytest.fixture
+def own_structlog():
+    """A program's own configuration: JSON lines with levels and bound context variables."""
+    stream = io.StringIO()
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.bind_contextvars(request="r7")
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    structlog.contextvars.clear_contextvars()
+    structlog.configure(**before)
+
+
+def all_at_once(report):
+    """The report with every kind of event in it."""
+    leak = report.leaks[0]
+    alert = cwg.Alert(cwg.AlertKind.COUNT, cwg.Severity.WARNING, "many", {"count": 7})
+    return replace(
+        report,
+        alerts=(alert, replace(alert, status=cwg.AlertStatus.RESOLVED)),
+        closed=(cwg.Closed(leak, 9.5), cwg.Closed(leak, 12.25)),
+    )
+
+
+def test_structlog_tells_one_event_for_each_site_with_flat_keys(own_structlog):
+    report = told(reporters.structlog(), count=3)
+    [event] = own_structlog()
+    leak = report.leaks[0]
+    assert event.keys() == KEYS | {"event", "level", "request"}
+    assert event["event"] == "socket_leak"
+    assert (event["verdict"], event["severity"], event["accused"]) == ("leaked", "info", True)
+    assert (event["count"], event["pid"]) == (3, os.getpid())
+    assert event["site"] == leak.observation.record.site.place
+    assert event["function"] == "fetch"
+    assert event["oldest_s"] == pytest.approx(
+        max(leak.observation.peer_closed_for for leak in report.leaks), abs=0.001
+    )
+    assert all(leak.observation.peer in event["peers"] for leak in report.leaks)
+    assert event["hint"] == leak.hint
+    assert event["fingerprint"] == report.by_site()[0].fingerprint
+    assert event["request"] == "r7"
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [({}, "info"), ({"age_warning": 0}, "warning"), ({"age_critical": 0}, "critical")],
+)
+def test_the_level_comes_from_the_severity(own_structlog, settings, level):
+    with leaking_guard(**settings) as guard:
+        report = replace(guard.report(), alerts=())
+    reporters.structlog()(report)
+    [event] = own_structlog()
+    assert event["level"] == event["severity"] == level
+
+
+def test_what_is_explained_rather_than_accused_is_told_at_debug_level(own_structlog, caplog):
+    caplog.set_level(logging.DEBUG)
+    with half_closed_pair() as (ours, _), cwg.Guard(cwg.Settings(grace=60)) as guard:
+        ours.send(b"still sending")
+        report = guard.scan()
+    assert [leak.accused for leak in report.leaks] == [False]
+    reporters.structlog()(report)
+    reporters.logging()(report)
+    [event] = own_structlog()
+    assert (event["level"], event["accused"]) == ("debug", False)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+
+
+def test_alerts_and_sockets_closed_after_all_are_events_too(own_structlog):
+    report = all_at_once(told(CapturingReporter()))
+    reporters.structlog()(report)
+    raised, resolved, leak, closed = own_structlog()
+    assert raised == {
+        "event": "socket_alert",
+        "level": "warning",
+        "kind": "count",
+        "status": "raised",
+        "severity": "warning",
+        "text": "many",
+        "count": 7,
+        "pid": os.getpid(),
+        "request": "r7",
+    }
+    assert (resolved["status"], resolved["level"]) == ("resolved", "info")
+    assert closed["event"] == "socket_closed_after_all"
+    assert (closed["count"], closed["after_s"], closed["level"]) == (2, 12.25, "info")
+    for key in ("site", "function", "fingerprint", "verdict", "pid"):
+        assert closed[key] == leak[key]
+
+
+def test_every_value_is_a_plain_scalar():
+    report = all_at_once(told(CapturingReporter()))
+    with structlog.testing.capture_logs() as events:
+        reporters.structlog()(report)
+    values = [value for event in events for value in event.values()]
+    assert {type(value) for value in values} <= {str, int, float, bool, type(None)}
+
+
+def test_a_leak_that_nobody_saw_born_is_told_without_a_site(own_structlog):
+    with half_closed_pair():
+        told(reporters.structlog())
+    adopted = [event for event in own_structlog() if event["site"] is None]
+    assert [event["function"] for event in adopted] == [None]
+
+
+def test_a_logger_of_the_program_s_own_is_used():
+    logger = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
+    logger = logger.bind(service="shop")
+    told(reporters.structlog(logger))
+    [call] = logger._logger.calls
+    assert call.method_name == "info"
+    assert call.kwargs["service"] == "shop"
+
+
+@pytest.mark.parametrize("logger", [3, "name", object()])
+def test_what_is_no_structlog_logger_is_refused(logger):
+    with pytest.raises(cwg.ConfigurationError, match="logger must be a structlog logger"):
+        reporters.structlog(logger)
+
+
+def test_a_configuration_made_after_the_reporter_counts(own_structlog):
+    reporter = reporters.structlog()
+    stream = io.StringIO()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(stream))
+    told(reporter)
+    assert json.loads(stream.getvalue())["event"] == "socket_leak"
+    assert own_structlog() == []
+
+
+def test_neither_structlog_nor_logging_is_configured_or_imported_before_it_is_needed():
+    code = """
+import logging
+assert "structlog" not in sys.modules
+with cwg.Guard(cwg.Settings(grace=0), ["logging"]) as guard, half_closed_pair():
+    assert "structlog" not in sys.modules, "logging needs no structlog"
+    reporters.structlog()
+    time.sleep(0.03)
+    guard.report()
+import structlog
+assert not structlog.is_configured()
+assert logging.getLogger().handlers == logging.getLogger("closewait_guard").handlers == []
+assert logging.getLogger("closewait_guard").level == logging.NOTSET
+"""
+    assert run(code) == ("", "")
+
+
+def test_logging_tells_a_sentence_and_the_facts_as_extra(caplog):
+    caplog.set_level(logging.INFO)
+    report = told(reporters.logging(), count=2)
+    [record] = caplog.records
+    site = report.leaks[0].observation.record.site.place
+    assert record.name == "closewait_guard"
+    assert record.getMessage().startswith(f"2 sockets leaked, born at {site} to 127.0.0.1:")
+    assert record.event == "socket_leak"
+    assert {name: getattr(record, name) for name in KEYS}["count"] == 2
+
+
+@pytest.mark.parametrize("given", ["shop.sockets", logging.getLogger("shop.sockets")])
+def test_logging_goes_to_the_logger_that_was_given(caplog, given):
+    caplog.set_level(logging.INFO, logger="shop.sockets")
+    told(reporters.logging(given))
+    assert [record.name for record in caplog.records] == ["shop.sockets"]
+
+
+def test_an_adapter_adds_its_facts_to_those_of_the_event(caplog):
+    class Prefixing(logging.LoggerAdapter):
+        def process(self, msg, kwargs):
+            msg, kwargs = super().process(msg, kwargs)
+            return f"[shop] {msg}", kwargs
+
+    caplog.set_level(logging.INFO)
+    told(reporters.logging(Prefixing(logging.getLogger("shop"), {"service": "shop"})))
+    [record] = caplog.records
+    assert record.getMessage().startswith("[shop] 1 socket leaked")
+    assert (record.service, record.event, record.count) == ("shop", "socket_leak", 1)
+
+
+def test_logging_respects_the_levels_that_are_set(caplog):
+    caplog.set_level(logging.ERROR)
+    told(reporters.logging())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("logger", [3, object(), print])
+def test_what_is_no_logger_is_refused(logger):
+    with pytest.raises(cwg.ConfigurationError, match="logger must be a logger or its name"):
+        reporters.logging(logger)
+
+
+def test_facts_never_clash_with_what_a_log_record_has_of_its_own(caplog):
+    """The alerts of a real series bring facts of their own, and all of them are told."""
+    caplog.set_level(logging.DEBUG)
+    clock = iter(range(0, 10**6, 60)).__next__
+    settings = cwg.Settings(
+        grace=0, growth_window=10, count_warning=1, age_warning=0, fd_used_critical=1e-6
+    )
+    with ExitStack() as stack, cwg.Guard(settings, ["logging"], clock=clock) as guard:
+        for _ in range(14):
+            fetch(stack)
+            time.sleep(0.02)
+            guard.report()
+        try:
+            socket.socket(fileno=stack.enter_context(socket.socket()).fileno()).detach()
+        finally:
+            assert guard.failed_reports == 0
+    kinds = {record.kind for record in caplog.records if record.event == "socket_alert"}
+    assert kinds == {"count", "age", "fd_limit", "growth"}

@@ -1,0 +1,189 @@
+"""Plain text to a stream, and the same story in colour on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import struct
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from leaking import leaking_guard, run, told
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@contextmanager
+def terminal(columns=80):
+    """A pseudo-terminal to write to, and what has come out on its other side."""
+    import fcntl
+    import termios
+
+    outside, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    shown = []
+
+    def read():
+        try:
+            while data := os.read(outside, 65536):
+                shown.append(data)
+        except OSError:
+            pass  # Linux says so when the last writer has gone.
+
+    reader = threading.Thread(target=read)
+    with os.fdopen(inside, "w", encoding="utf-8") as stream:
+        reader.start()
+        yield stream, lambda: b"".join(shown).decode().replace("\r\n", "\n")
+    reader.join(10)
+    os.close(outside)
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_text_goes_to_the_stream_that_was_given():
+    stream = io.StringIO()
+    report = told(reporters.text(stream))
+    assert stream.getvalue() == cwg.render_text(report)
+    assert "1 x LEAKED" in stream.getvalue()
+
+
+def test_text_goes_to_whatever_stderr_is_at_the_moment(monkeypatch):
+    with leaking_guard(reporters.text()) as guard:
+        for _ in range(2):
+            stream = io.StringIO()
+            monkeypatch.setattr(sys, "stderr", stream)
+            guard.report()
+            assert "1 x LEAKED" in stream.getvalue()
+
+
+def test_a_program_without_stderr_is_told_nothing_and_fails_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with leaking_guard("text", "console") as guard:
+        guard.report()
+        assert guard.failed_reports == 0
+
+
+def test_a_stream_that_cannot_show_a_letter_shows_its_number(tmp_path):
+    (tmp_path / "tüte.py").write_text("import socket\ndef make(): return socket.socket()\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        make = __import__("tüte").make
+    finally:
+        sys.path.remove(str(tmp_path))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with cwg.Guard(cwg.Settings(grace=0), [reporters.text(stream)]) as guard, make():
+        guard.report()
+        assert guard.failed_reports == 0
+    shown = stream.buffer.getvalue().decode("ascii")
+    assert r"t\xfcte.py:2 in make()" in shown.replace("\n    ", "")
+
+
+@pytest.mark.parametrize("make", [reporters.text, reporters.console])
+@pytest.mark.parametrize("stream", ["stderr", 3, object()])
+def test_what_is_no_stream_is_refused(make, stream):
+    with pytest.raises(cwg.ConfigurationError, match=r"stream must have write\(\) and flush\(\)"):
+        make(stream)
+
+
+def test_console_tells_the_same_in_colour_on_a_terminal():
+    with terminal() as (stream, shown):
+        report = told(reporters.console(stream), count=3)
+    text = shown()
+    assert ESCAPE.search(text)
+    plain = ESCAPE.sub("", text)
+    for line in cwg.render_text(report).splitlines():
+        assert line in plain
+    assert all(len(line.rstrip()) <= 80 for line in plain.splitlines())
+
+
+def test_console_shows_how_bad_a_site_is_by_its_colour():
+    starts = {}
+    for severity, settings in {
+        "INFO": {},
+        "WARNING": {"age_warning": 0},
+        "CRITICAL": {"age_critical": 0},
+    }.items():
+        with terminal() as (stream, shown):
+            told(reporters.console(stream), **settings)
+        [starts[severity]] = re.findall(rf"\x1b\[([0-9;]*)m{severity}  1 x LEAKED", shown())
+    assert starts == {"INFO": "36", "WARNING": "33", "CRITICAL": "1;31"}
+
+
+def test_console_folds_library_calls_and_dims_them():
+    def through_a_library(function):
+        return re.sub("x", lambda match: function() or "", "x")
+
+    with terminal() as (stream, shown):
+        through_a_library(lambda: told(reporters.console(stream)) and "")
+    assert re.search(r"\x1b\[2m    \(\d+ library calls?\)", shown())
+
+
+def test_console_has_a_table_of_the_peers_worst_first():
+    with terminal() as (stream, shown):
+        told(reporters.console(stream), count=12)
+    lines = ESCAPE.sub("", shown()).splitlines()
+    head = [line.split() for line in lines].index(["peer", "sockets", "closed", "unread"])
+    rows = lines[head + 1 : head + 12]
+    for row in rows[:10]:
+        assert re.fullmatch(r"\s*127\.0\.0\.1:\d+\s+1\s+0(\.\d)? s ago\s+3\s*", row), row
+    assert rows[10].split() == ["and", "2", "more"]
+
+
+@pytest.mark.parametrize("why", ["NO_COLOR", "no terminal", "dumb"])
+def test_console_is_plain_where_colour_is_not_wanted(monkeypatch, why):
+    if why == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+    if why == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
+    if why == "no terminal":
+        stream = io.StringIO()
+        report = told(reporters.console(stream))
+        text = stream.getvalue()
+    else:
+        with terminal() as (stream, shown):
+            report = told(reporters.console(stream))
+        text = shown()
+    assert "\x1b" not in text
+    for line in cwg.render_text(report).splitlines():
+        assert line in text
+
+
+def test_an_empty_no_color_asks_for_nothing(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "")
+    with terminal() as (stream, shown):
+        told(reporters.console(stream))
+    assert ESCAPE.search(shown())
+
+
+def test_labels_can_neither_steer_the_terminal_nor_write_markup():
+    with terminal() as (stream, shown), cwg.label("[bold]\x1b[2J"):
+        told(reporters.console(stream))
+    assert "\x1b[2J" not in shown()
+    assert r"[bold]\x1b[2J" in shown()
+
+
+@pytest.mark.parametrize("make", ["reporters.console()", "reporters.named('console')"])
+def test_without_rich_console_says_in_one_sentence_how_to_get_it(make):
+    code = f"""
+sys.modules["rich"] = sys.modules["rich.console"] = None
+try:
+    {make}
+except cwg.MissingExtraError as error:
+    print(error)
+"""
+    stdout, stderr = run(code)
+    assert stderr == ""
+    assert stdout.count("\n") == 1
+    assert stdout.endswith("install it with: pip install 'closewait_guard[cli]'\n")
