@@ -83,11 +83,8 @@ class _JsonLines:
             self._one_at_a_time = threading.RLock()
             self._let_go()
             self._pid = os.getpid()
-        with self._one_at_a_time, self._locked():
-            failure = self._rotated(len(line))
-            self._append(line)
-        if failure is not None:
-            raise failure
+        with self._one_at_a_time:
+            self._write(line)
 
     def close(self) -> None:
         with self._one_at_a_time:
@@ -140,34 +137,32 @@ class _JsonLines:
             return False
         return _identity(named) == _identity(opened) == self._file
 
-    def _rotated(self, coming: int) -> OSError | None:
-        """Make room for so many bytes; why that cannot be is told when they are written."""
+    def _write(self, line: bytes) -> None:
+        for attempt in range(_MOST_REPLACEMENTS):
+            with self._locked():
+                if attempt == _MOST_REPLACEMENTS - 1 or self._has_room(len(line)):
+                    self._append(line)
+                    return
+                try:
+                    self._rotate()
+                except OSError:
+                    # Too large a file is better than a lost report, and the reason is told.
+                    self._append(line)
+                    raise
+
+    def _has_room(self, coming: int) -> bool:
         size = os.fstat(self._fd).st_size
-        if not self._max_bytes or not size or size + coming <= self._max_bytes:
-            return None
-        try:
-            self._rotate()
-        except OSError as error:
-            return error
-        return None
+        return not self._max_bytes or not size or size + coming <= self._max_bytes
 
     def _rotate(self) -> None:
-        """Put a new file in place of the full one, which keeps our lock until we are done."""
+        """Move the full file out of the way; whoever comes first makes the new one."""
+        if not self._backups:
+            os.ftruncate(self._fd, 0)
+            return
         for number in range(self._backups, 0, -1):
             older = f"{self._path}.{number - 1}" if number > 1 else self._path
             with suppress(FileNotFoundError):
                 os.replace(older, f"{self._path}.{number}")  # noqa: PTH105
-        if not self._backups:
-            os.ftruncate(self._fd, 0)
-            return
-        full = self._fd
-        # Without a descriptor for the new file, this line still goes to the one that we have.
-        with suppress(OSError):
-            self._open()
-            # A forked child may have the full file open too, and with it the lock.
-            _unlock(full)
-            os.close(full)
-            _lock(self._fd)
 
     def _append(self, line: bytes) -> None:
         size = os.fstat(self._fd).st_size
