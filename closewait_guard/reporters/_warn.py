@@ -11,6 +11,9 @@ from closewait_guard.model import Frame, Report, Reporter, SiteGroup
 __all__ = ["SocketLeakWarning", "warn"]
 
 
+_NOWHERE = Frame("<unknown>", 0, "<unknown>", "<unknown>")
+
+
 class SocketLeakWarning(ResourceWarning):
     """A socket was leaked; the warning is attributed to the line that made it."""
 
@@ -31,23 +34,24 @@ class _Warner:
         self._registries: dict[str, dict[Any, Any]] = {}
 
     def __call__(self, report: Report, /) -> None:
-        failures = [
-            failure
+        # Several stacks may lead to one line, which is warned of once.
+        warned = {
+            (group.site or _NOWHERE, _sentence(group)): None
             for group in report.by_site()
-            if group.verdict.accused and (failure := self._failure_to_warn(group)) is not None
-        ]
-        if failures:
-            raise failures[0]
+            if group.verdict.accused
+        }
+        failures = [self._failure_to_warn(site, sentence) for site, sentence in warned]
+        for failure in filter(None, failures):
+            raise failure
 
     def __repr__(self) -> str:
         return "warn()"
 
-    def _failure_to_warn(self, group: SiteGroup) -> Exception | None:
+    def _failure_to_warn(self, site: Frame, sentence: str) -> Exception | None:
         """A filter may turn the warning into an error, and the next site has one of its own."""
-        site = group.site or Frame("<unknown>", 0, "<unknown>", "<unknown>")
         try:
             warnings.warn_explicit(
-                _sentence(group),
+                sentence,
                 SocketLeakWarning,
                 site.filename,
                 site.lineno,

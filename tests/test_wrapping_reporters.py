@@ -1,0 +1,317 @@
+"""Reporters that wrap another: only what is new, what is bad enough, or once in a while."""
+
+from __future__ import annotations
+
+import io
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard.testing import CapturingReporter, half_closed_pair
+from leaking import fetch, leaking_guard
+
+Severity, Status, Kind = cwg.Severity, cwg.AlertStatus, cwg.AlertKind
+
+
+class Unreliable(CapturingReporter):
+    """Fails as often as it is asked to."""
+
+    failures = 0
+
+    def __call__(self, report):
+        if self.failures:
+            self.failures -= 1
+            raise OSError("try again later")
+        super().__call__(report)
+
+
+class Watched:
+    """A guard that looks and tells one reporter, with a little time between."""
+
+    def __init__(self, stack, wrap, **settings):
+        self.told = Unreliable()
+        self.stack = stack
+        settings = {"grace": 0, **settings}
+        self.guard = stack.enter_context(cwg.Guard(cwg.Settings(**settings), [wrap(self.told)]))
+
+    def leak(self, count=1):
+        return [fetch(self.stack) for _ in range(count)]
+
+    def report(self):
+        """What the reporter was told, or None."""
+        time.sleep(0.03)
+        before = len(self.told.reports)
+        self.guard.report()
+        assert len(self.told.reports) <= before + 1
+        return self.told.reports[-1] if len(self.told.reports) > before else None
+
+
+@pytest.fixture
+def watched():
+    with ExitStack() as stack:
+        yield lambda wrap, **settings: Watched(stack, wrap, **settings)
+
+
+# changes
+
+
+def test_changes_tells_a_leak_once_and_then_what_is_new(watched):
+    it = watched(reporters.changes)
+    assert it.report() is None
+    it.leak(2)
+    assert len(it.report().leaks) == 2
+    assert it.report() is None
+    it.leak(1)
+    third = it.report()
+    assert (len(third.leaks), third.omitted) == (1, 2)
+    assert "1 leaked, 2 left out of 3 open sockets" in cwg.render_text(third)
+
+
+def test_changes_tells_when_it_got_worse_and_not_when_it_got_better_again(watched):
+    it = watched(reporters.changes, count_warning=2)
+    it.leak(2)
+    assert {leak.severity for leak in it.report().leaks} == {"info"}
+    [third] = it.leak(1)
+    assert [leak.severity for leak in it.report().leaks] == ["warning"] * 3
+    third.close()
+    better = it.report()
+    assert better.leaks == ()
+    assert len(better.closed) == 1
+    it.leak(1)
+    again = it.report()
+    assert len(again.leaks) == 1, "those that were told as warnings are as they were told"
+
+
+def test_changes_tells_what_closed_after_all_and_after_how_long(watched):
+    it = watched(reporters.changes)
+    [sock] = it.leak(1)
+    it.leak(1)
+    leak = it.report().leaks[0]
+    sock.close()
+    [closed] = it.report().closed
+    assert closed.leak.observation.record == leak.observation.record
+    assert 0.05 < closed.after < 5
+    text = cwg.render_text(it.told.reports[-1])
+    assert "CLOSED AFTER ALL, after 0." in text
+    assert "1 socket born at" in text
+    assert it.report() is None
+
+
+def test_changes_does_not_tell_the_end_of_what_it_never_told(watched):
+    it = watched(reporters.changes)
+    [sock] = it.leak(1)
+    it.told.failures = 1
+    assert it.report() is None
+    sock.close()
+    assert it.report() is None
+
+
+def test_changes_takes_what_is_explained_along_but_for_no_news(watched):
+    it = watched(reporters.changes, grace=60)
+    with half_closed_pair() as (ours, _):
+        time.sleep(0.03)
+        ours.send(b"still sending")
+        assert [leak.accused for leak in it.guard.scan().leaks] == [False]
+        assert it.report() is None
+
+
+def test_changes_tells_alerts_whatever_the_leaks(watched):
+    it = watched(reporters.changes, count_warning=0)
+    it.leak(1)
+    assert [alert.kind for alert in it.report().alerts] == ["count"]
+    assert it.report() is None
+    it.stack.pop_all().close()
+    end = it.told.reports[-1]
+    assert end.alerts[0].status == "raised"
+
+
+def test_a_leak_that_could_not_be_told_is_news_in_the_next_report(watched):
+    it = watched(reporters.changes)
+    it.leak(1)
+    it.told.failures = 1
+    assert it.report() is None
+    assert it.guard.failed_reports == 1
+    assert len(it.report().leaks) == 1
+
+
+# at_least
+
+
+@pytest.mark.parametrize(
+    ("severity", "settings", "expected"),
+    [
+        ("info", {}, 2),
+        ("warning", {}, None),
+        ("warning", {"count_warning": 1}, 2),
+        (Severity.CRITICAL, {"count_warning": 1}, None),
+        ("critical", {"age_critical": 0}, 2),
+    ],
+)
+def test_at_least_tells_what_is_bad_enough_or_nothing(watched, severity, settings, expected):
+    it = watched(lambda told: reporters.at_least(severity, told), **settings)
+    it.leak(2)
+    report = it.report()
+    assert (report and len(report.leaks)) == expected
+
+
+def test_at_least_counts_what_it_leaves_out(watched):
+    it = watched(lambda told: reporters.at_least("warning", told), age_warning=0.15)
+    it.leak(1)
+    time.sleep(0.2)
+    it.leak(1)
+    report = it.report()
+    assert ([leak.severity for leak in report.leaks], report.omitted) == (["warning"], 1)
+
+
+def test_at_least_tells_the_end_of_what_it_told_even_if_it_was_better_by_then(watched):
+    it = watched(lambda told: reporters.at_least("warning", told), count_warning=1)
+    first, second = it.leak(2)
+    assert len(it.report().leaks) == 2
+    first.close()
+    assert len(it.report().closed) == 1
+    assert it.report() is None, "one socket is no warning"
+    second.close()
+    assert len(it.report().closed) == 1
+
+
+def test_at_least_does_not_tell_the_end_of_what_it_never_told(watched):
+    it = watched(lambda told: reporters.at_least("warning", told))
+    [sock] = it.leak(1)
+    assert it.report() is None
+    sock.close()
+    assert it.report() is None
+
+
+def alerts_told(severity, *steps):
+    """What `at_least` hands on of alerts that come one in each report."""
+    told = CapturingReporter()
+    reporter = reporters.at_least(severity, told)
+    with cwg.Guard() as guard:
+        report = guard.scan()
+    for kind, how_bad, status, site in steps:
+        alert = cwg.Alert(kind, how_bad, "", {"site": site}, status)
+        reporter(replace(report, leaks=(), alerts=(alert,)))
+    return [(report.alerts[0].severity, report.alerts[0].status) for report in told.reports]
+
+
+def test_at_least_tells_that_an_alert_got_better_to_whoever_was_told_of_it():
+    steps = [
+        (Kind.AGE, Severity.WARNING, Status.RAISED, "a"),
+        (Kind.AGE, Severity.CRITICAL, Status.CHANGED, "b"),
+        (Kind.AGE, Severity.WARNING, Status.CHANGED, "c"),
+        (Kind.AGE, Severity.WARNING, Status.RESOLVED, "c"),
+    ]
+    assert alerts_told("critical", *steps) == [("critical", "changed"), ("warning", "changed")]
+    assert len(alerts_told("warning", *steps)) == 4
+
+
+def test_at_least_tells_the_alerts_of_two_sites_apart():
+    steps = [
+        (Kind.GROWTH, Severity.CRITICAL, Status.RAISED, "a"),
+        (Kind.GROWTH, Severity.WARNING, Status.RAISED, "b"),
+        (Kind.GROWTH, Severity.WARNING, Status.RESOLVED, "b"),
+        (Kind.GROWTH, Severity.CRITICAL, Status.RESOLVED, "a"),
+    ]
+    assert alerts_told("critical", *steps) == [("critical", "raised"), ("critical", "resolved")]
+
+
+# every
+
+
+def test_every_tells_the_first_report_and_then_one_in_so_many_seconds(watched):
+    now = [1000.0]
+    it = watched(lambda told: reporters.every(60, told, clock=lambda: now[0]))
+    it.leak(1)
+    assert it.report() is not None
+    for seconds, is_told in ((30, False), (29, False), (1, True), (59, False), (120, True)):
+        now[0] += seconds
+        assert (it.report() is not None) is is_told
+
+
+def test_every_keeps_alerts_and_ends_for_the_next_report_that_is_told(watched):
+    now = [0.0]
+    it = watched(lambda told: reporters.every(60, told, clock=lambda: now[0]), count_warning=0)
+    it.report()
+    [sock] = it.leak(1)
+    assert it.report() is None
+    sock.close()
+    assert it.report() is None
+    now[0] = 60
+    it.told.failures = 1
+    assert it.report() is None, "it failed, and nothing is lost"
+    now[0] = 120
+    report = it.report()
+    assert [alert.status for alert in report.alerts] == ["raised", "resolved"]
+    assert len(report.closed) == 1
+    now[0] = 180
+    assert it.report().alerts == ()
+
+
+def test_what_waits_is_bounded():
+    told = CapturingReporter()
+    now = [0.0]
+    reporter = reporters.every(60, told, clock=lambda: now[0])
+    with leaking_guard() as guard:
+        report = guard.report()
+    alert = cwg.Alert(Kind.COUNT, Severity.WARNING, "", {})
+    closed = cwg.Closed(report.leaks[0], 1)
+    reporter(report)
+    for number in range(30):
+        reporter(replace(report, alerts=(replace(alert, message=str(number)),) * 100))
+        reporter(replace(report, closed=(closed,) * 100))
+    now[0] = 60
+    reporter(report)
+    assert (len(told.reports[-1].alerts), len(told.reports[-1].closed)) == (1000, 1000)
+    assert told.reports[-1].alerts[-1].message == "29"
+
+
+def test_changes_within_every_loses_nothing(watched):
+    now = [0.0]
+    it = watched(lambda told: reporters.every(60, reporters.changes(told), clock=lambda: now[0]))
+    first, second = it.leak(2)
+    assert len(it.report().leaks) == 2
+    now[0] = 30
+    second.close()
+    it.leak(1)
+    assert it.report() is None
+    now[0] = 60
+    report = it.report()
+    assert (len(report.leaks), len(report.closed), report.omitted) == (1, 1, 1)
+
+
+# All of them.
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        reporters.changes,
+        lambda reporter: reporters.at_least("info", reporter),
+        lambda reporter: reporters.every(1, reporter),
+    ],
+)
+def test_what_wraps_refuses_what_is_no_reporter_and_closes_what_is_one(wrap, tmp_path):
+    with pytest.raises(cwg.ConfigurationError, match="reporter must be callable with a report"):
+        wrap("text")
+    inner = reporters.json_lines(tmp_path / "leaks.jsonl")
+    wrapped = wrap(inner)
+    assert repr(inner) in repr(wrapped)
+    wrapped.close()
+    assert inner._fd == -1
+    wrap(reporters.text(io.StringIO())).close()
+
+
+@pytest.mark.parametrize("severity", ["bad", "", None, 3, "WARNING"])
+def test_an_unknown_severity_is_refused_with_the_known_ones(severity):
+    with pytest.raises(cwg.ConfigurationError, match="one of info, warning, critical, not"):
+        reporters.at_least(severity, print)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "60", None, True])
+def test_what_is_no_time_is_refused(seconds):
+    with pytest.raises(cwg.ConfigurationError, match="seconds must be a number, zero or more"):
+        reporters.every(seconds, print)
