@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -122,15 +123,12 @@ class _Turn:
         self._thread = threading.Thread(
             target=context.run, args=(call_it,), name="closewait-guard-reporter", daemon=True
         )
-        try:
-            self._thread.start()
-        except RuntimeError:
-            # No thread is to be had: too many, or the interpreter shuts down.
+        if _is_started(self._thread):
+            self._thread.join(timeout)
+        else:
             self._thread = threading.current_thread()
             call_it()
             self._thread = None
-        else:
-            self._thread.join(timeout)
 
 
 class _Addressee:
@@ -154,6 +152,18 @@ class _Addressee:
 
     def after_fork(self) -> None:
         self._turn = _Turn()
+
+
+def _is_started(thread: threading.Thread) -> bool:
+    """Start a thread, if one is to be had: there may be too many, or the interpreter ends."""
+    if sys.is_finalizing():
+        # It would seem to start, and never run.
+        return False
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_main_thread() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,7 +39,9 @@ class Exhaustion:
     def __call__(self) -> None:
         self._tally.count()
         now = self._clock()
-        if self._last is None or now - self._last >= _SECONDS_BETWEEN:
+        is_due = self._last is None or now - self._last >= _SECONDS_BETWEEN
+        # A thread that is started while the interpreter ends never runs, and is waited for.
+        if is_due and not sys.is_finalizing():
             self._last = now
             # Without a thread to be had, the count is in the next report.
             with suppress(RuntimeError):

@@ -1,0 +1,201 @@
+"""A reporter has a name wherever a name is accepted; a name of nobody gives one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from leaking import leaking_guard, run
+
+KNOWN = (
+    "known are text, console, structlog, logging[:LOGGER], json_lines:PATH, warn, "
+    "changes:REPORTER, at_least:SEVERITY:REPORTER, every:SECONDS:REPORTER"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("text", "text.<locals>.text_reporter"),
+        ("text:", "text.<locals>.text_reporter"),
+        (" text ", "text.<locals>.text_reporter"),
+        ("console", "console.<locals>.console_reporter"),
+        ("structlog", "structlog.<locals>.structlog_reporter"),
+        ("logging", "logging.<locals>.logging_reporter"),
+        ("logging:shop.sockets", "logging.<locals>.logging_reporter"),
+        ("warn", "warn()"),
+        ("changes:text", "changes(text.<locals>.text_reporter)"),
+        ("at_least:warning:text", "at_least(text.<locals>.text_reporter)"),
+        ("every:3600:text", "every(text.<locals>.text_reporter)"),
+        ("every:.5:at_least:critical:changes:warn", "every(at_least(changes(warn())))"),
+    ],
+)
+def test_a_name_makes_a_reporter(name, made):
+    from closewait_guard._reporting import described
+
+    assert described(reporters.named(name)) == made
+
+
+def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
+    path = tmp_path / "a:b,c.jsonl"
+    with leaking_guard(f"changes:json_lines:{path}") as guard:
+        guard.report()
+    assert json.loads(path.read_text())["leaks"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nobody", "reporters: nobody is called 'nobody'; "),
+        ("", "reporters: nobody is called ''; "),
+        ("TEXT", "reporters: nobody is called 'TEXT'; "),
+        (":text", "reporters: nobody is called ''; "),
+        ("text:stdout", "reporters: text takes no argument, not 'stdout'; "),
+        ("json_lines", "reporters: json_lines needs a path; "),
+        ("json_lines:", "reporters: json_lines needs a path; "),
+        ("changes", "reporters: changes needs another, as in changes:text; "),
+        ("changes:nobody", "reporters: nobody is called 'nobody'; "),
+        ("every", "reporters: every needs seconds, not ''; "),
+        ("every:soon:text", "reporters: every needs seconds, not 'soon'; "),
+        ("every:60", "reporters: every:60 needs another, as in every:60:text; "),
+        ("at_least", "reporters: at_least needs one of info, warning, critical, not ''; "),
+        ("at_least:text", "reporters: at_least needs one of info, warning, critical, not 'text'; "),
+        ("at_least:info", "reporters: at_least:info needs another, as in at_least:info:text; "),
+    ],
+)
+def test_an_unknown_name_or_a_bad_argument_gives_one_sentence_with_the_known_names(name, sentence):
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        reporters.named(name)
+    assert str(caught.value) == sentence + KNOWN
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        cwg.install(reporters=[name])
+    assert str(caught.value) == sentence + KNOWN
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("every:-1:text", "every: seconds must be a number, zero or more, not -1.0"),
+        ("every:nan:text", "every: seconds must be a number, zero or more, not nan"),
+        ("json_lines:/no/such/x", "json_lines: '/no/such/x' cannot be opened: .*No such file"),
+    ],
+)
+def test_an_argument_that_will_not_do_is_told_by_the_reporter_itself(name, sentence):
+    with pytest.raises(cwg.ConfigurationError, match=sentence):
+        reporters.named(name)
+
+
+def test_names_of_the_environment_and_of_pyproject_are_told_if_the_program_names_nobody(tmp_path):
+    code = """
+with cwg.Guard() as guard, half_closed_pair():
+    time.sleep(0.03)
+    guard.report()
+    print(guard.settings.reporters)
+"""
+    path = tmp_path / "leaks.jsonl"
+    environment = {
+        "CLOSEWAIT_GUARD_REPORTERS": f"text, json_lines:{path}",
+        "CLOSEWAIT_GUARD_GRACE": "0",
+    }
+    stdout, stderr = run(code, **environment)
+    assert stdout == f"('text', 'json_lines:{path}')\n"
+    assert "1 x LEAKED" in stderr
+    assert path.read_text().count("\n") == 1
+
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.closewait_guard]\ngrace = 0\nreporters = ['text']\n"
+    )
+    stdout, stderr = run("os.chdir(sys.argv[1])" + code, tmp_path)
+    assert "1 x LEAKED" in stderr
+
+
+def test_reporters_that_the_program_names_win_over_those_of_its_settings():
+    stream = io.StringIO()
+    with leaking_guard(reporters.text(stream), reporters=("nobody",)) as guard:
+        guard.report()
+    assert "1 x LEAKED" in stream.getvalue()
+    with pytest.raises(cwg.ConfigurationError, match="nobody is called 'nobody'"):
+        cwg.Guard(cwg.Settings(reporters=("nobody",)))
+
+
+# Reporters that somebody has installed.
+
+PLUGIN = '''
+"""What somebody's package might hold."""
+
+from closewait_guard.exceptions import ConfigurationError
+
+TOLD = []
+
+def pager(number="112"):
+    if not number.isdigit():
+        raise ConfigurationError(f"pager: {number!r} is no number")
+    return lambda report: TOLD.append((number, len(report.accused)))
+
+def broken():
+    raise OSError("no route to pager")
+
+def returns_nothing():
+    pass
+'''
+POINTS = """[closewait_guard.reporters]
+pager = somebodys:pager
+broken = somebodys:broken
+nothing = somebodys:returns_nothing
+missing = somebodys:no_such_thing
+text = somebodys:broken
+"""
+
+
+@pytest.fixture
+def somebodys(tmp_path, monkeypatch):
+    """A package as an installer leaves it, with entry points."""
+    (tmp_path / "somebodys.py").write_text(PLUGIN)
+    info = tmp_path / "somebodys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield __import__("somebodys")
+    del sys.modules["somebodys"]
+
+
+def test_an_installed_reporter_has_a_name_and_an_argument(somebodys):
+    with leaking_guard("pager", "changes:pager:911", count=2) as guard:
+        guard.report()
+        guard.report()
+    assert somebodys.TOLD == [("112", 2), ("911", 2), ("112", 2)]
+
+
+def test_installed_names_are_known_and_hide_none_of_ours(somebodys):
+    assert reporters.known_names()[-4:] == ["broken", "missing", "nothing", "pager"]
+    assert reporters.known_names().count("text") == 1
+    assert reporters.named("text").__module__ == "closewait_guard.reporters._text"
+    with pytest.raises(cwg.ConfigurationError, match=r"broken, missing, nothing, pager$"):
+        reporters.named("nobody")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("pager:x", "pager: 'x' is no number"),
+        (
+            "broken",
+            r"reporters: 'broken' \(somebodys:broken\) cannot be made: OSError: no route to pager",
+        ),
+        ("broken:now", r"cannot be made: TypeError: broken\(\) takes 0 positional arguments"),
+        ("missing", "cannot be made: AttributeError: .*no_such_thing"),
+        ("nothing", r"'nothing' \(somebodys:returns_nothing\) made no reporter, but None"),
+    ],
+)
+def test_an_installed_reporter_that_cannot_be_made_is_told_in_one_sentence(
+    somebodys, name, sentence
+):
+    with pytest.raises(cwg.ConfigurationError, match=sentence) as caught:
+        reporters.named(name)
+    assert "\n" not in str(caught.value)
