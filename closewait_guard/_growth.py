@@ -2,9 +2,9 @@
 
 A leaked socket never goes away by itself, so what leaks shows in the floor beneath the counts. The
 floor must rise through a whole window of points: by its rank correlation with time (Kendall), at
-several distinct moments, in each third of the window, lately too, and to a level that was never
-seen before, neither in the window's first third nor before it began. The slope is the median of all
-slopes between two points (Theil and Sen), so that no single report decides.
+several distinct moments, in each third of the window, lately too, by far more than it ever fell
+meanwhile, and to a level that was never seen before the window began. The slope is the median of
+all slopes between two points (Theil and Sen), so that no single report decides.
 
 Slow growth needs a long window. Two points make one of the next tier, so that each tier looks twice
 as far back, coarsely, and some tens of points reach back as far as one likes.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import accumulate, combinations, pairwise
 from statistics import median
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ __all__ = ["Growth", "Point", "Series"]
 # One chance in some ten thousand that counts in random order look so ordered.
 _SURE = 3.8
 _FEWEST_RISES = 4
+# By so many times the count has risen more than it ever fell meanwhile.
+_STEADY = 3
 # With one report a second the last tier looks back for a year.
 _MOST_TIERS = 20
 
@@ -69,7 +71,12 @@ class Series(NamedTuple):
     @property
     def growth(self) -> Growth | None:
         """What the finest tier that shows any shows."""
-        return next((tier.growth for tier in self.tiers if tier.growth is not None), None)
+        return next((tier.growth for tier in self.tiers if self._still_shows(tier)), None)
+
+    def _still_shows(self, tier: _Tier) -> bool:
+        """A coarse tier's last point may be hours old: what has been closed since ends growth."""
+        fallen = tier.points[-1].floor - self.last
+        return tier.growth is not None and tier.growth.risen >= _STEADY * fallen
 
     @property
     def last(self) -> int:
@@ -116,7 +123,7 @@ def _extended(tier: _Tier, point: Point, window: int) -> tuple[_Tier, Point | No
 
 
 def _growth(points: Sequence[Point]) -> Growth | None:
-    if points[-1].floor <= max(point.peak for point in points[: len(points) // 3]):
+    if points[-1].floor - points[0].floor < _STEADY * _deepest_fall(points):
         return None
     rises = list(_rises(points))
     if len(rises) < _FEWEST_RISES or not _is_spread(rises, len(points)):
@@ -129,6 +136,12 @@ def _growth(points: Sequence[Point]) -> Growth | None:
     # With few steps in a long window most pairs are level, and their median says nothing.
     slope = _median_slope(points) or risen / seconds
     return Growth(slope * 60, seconds, risen)
+
+
+def _deepest_fall(points: Sequence[Point]) -> int:
+    """By how much the count came down at most from the highest that it had been."""
+    highest = accumulate((point.floor for point in points), max)
+    return max(high - point.floor for high, point in zip(highest, points, strict=True))
 
 
 def _median_slope(points: Sequence[Point]) -> float:
@@ -152,10 +165,10 @@ def _rises(points: Sequence[Point]) -> Iterator[int]:
 
 
 def _is_spread(rises: Sequence[int], length: int) -> bool:
-    """Whether it has risen in each third, and not stopped: three usual pauses without a rise."""
+    """Whether it has risen from one end to the other: at most three usual pauses without a rise."""
+    longest = 3 * median(later - sooner for sooner, later in pairwise(rises))
     thirds = {place * 3 // length for place in rises}
-    pauses = [later - sooner for sooner, later in pairwise(rises)]
-    return len(thirds) == 3 and length - 1 - rises[-1] <= 3 * median(pauses)
+    return len(thirds) == 3 and rises[0] <= longest and length - 1 - rises[-1] <= longest
 
 
 def _kendall(counts: Sequence[int]) -> float:
