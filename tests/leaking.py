@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import ExitStack, contextmanager
 
 import closewait_guard as cwg
@@ -40,10 +42,15 @@ def told(*reporters, count=1, **settings):
         return guard.report()
 
 
+def fork():
+    """Python 3.12 warns of any fork while threads run, and eventlet of any fork."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def run(code, *arguments, options=(), **environment):
     """A program of its own; what it wrote to stdout and stderr."""
-    import os
-
     done = subprocess.run(
         [sys.executable, *options, "-c", PRELUDE + code, *map(str, arguments)],
         capture_output=True,

@@ -7,14 +7,13 @@ import os
 import socket
 import threading
 import time
-import warnings
 
 import pytest
 import structlog
 
 import closewait_guard as cwg
 from closewait_guard.testing import CapturingReporter, half_closed_pair
-from leaking import run
+from leaking import fork, run
 
 
 def test_reporters_are_told_by_report_and_not_by_scan():
@@ -293,10 +292,7 @@ def test_a_child_forked_while_a_reporter_is_busy_tells_it_too():
     with cwg.Guard(cwg.Settings(reporter_timeout=0.05), [blocking]) as guard:
         with structlog.testing.capture_logs():
             guard.report()
-        with warnings.catch_warnings():
-            # Python 3.12 warns of any fork while threads run.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
+        child = fork()
         if child == 0:
             blocking.may_go_on = threading.Event()
             blocking.may_go_on.set()

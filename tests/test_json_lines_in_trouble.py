@@ -14,7 +14,7 @@ import structlog
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from leaking import leaking_guard, run, told
+from leaking import fork, leaking_guard, run, told
 
 
 def lines(path):
@@ -159,7 +159,7 @@ def test_a_forked_child_writes_lines_of_its_own_and_leaves_its_parent_s_lock(pat
     report = one_report()
     reporter(report)
     hold, release = os.pipe()
-    silent = os.fork()
+    silent = fork()
     if silent == 0:
         os.close(release)
         os.read(hold, 1)
@@ -169,7 +169,7 @@ def test_a_forked_child_writes_lines_of_its_own_and_leaves_its_parent_s_lock(pat
         reporter(report)
         other(report)
         reporter(report)
-        child = os.fork()
+        child = fork()
         if child == 0:
             status = 1
             try:
