@@ -120,15 +120,15 @@ class _Turn:
     def _run(self, call_it: Callable[[], None], timeout: float) -> None:
         # What the program has bound with structlog is bound there too.
         context = contextvars.copy_context()
-        self._thread = threading.Thread(
+        self._thread = thread = threading.Thread(
             target=context.run, args=(call_it,), name="closewait-guard-reporter", daemon=True
         )
-        if _is_started(self._thread):
-            self._thread.join(timeout)
+        if _is_started(thread):
+            # From here on the next turn may have begun, in another thread.
+            thread.join(timeout)
         else:
             self._thread = threading.current_thread()
             call_it()
-            self._thread = None
 
 
 class _Addressee:
