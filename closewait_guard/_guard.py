@@ -23,7 +23,7 @@ from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._observe import Observer, Sight
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
-from closewait_guard._render import render_text
+from closewait_guard._render import dated
 from closewait_guard._signal import Listening, SignalReport
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
@@ -167,7 +167,7 @@ class Guard:
     def _print(self) -> None:
         """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
         with suppress(Exception):
-            put(None, render_text(self.scan()))
+            put(None, dated(self.scan()))
 
     def _report_exhausted(self) -> None:
         if self._installed and self._delivery.reporters:

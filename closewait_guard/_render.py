@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
 from closewait_guard._block import block, name_of
-from closewait_guard._lines import folded
+from closewait_guard._lines import cut, folded
 from closewait_guard._words import count_of, span
 from closewait_guard.model import (
     Alert,
@@ -21,7 +22,7 @@ from closewait_guard.model import (
     Verdict,
 )
 
-__all__ = ["Part", "parts", "render_text"]
+__all__ = ["Part", "dated", "dated_parts", "parts", "render_text"]
 
 
 class Part(NamedTuple):
@@ -43,6 +44,22 @@ def render_text(report: Report) -> str:
         Cannot see: ...
     """
     return "\n\n".join("\n".join(part.lines) for part in parts(report)) + "\n"
+
+
+def dated(report: Report) -> str:
+    """The same below a line that says when and by whom it was made, for a log of many reports."""
+    return f"{_date_line(report)}\n{render_text(report)}\n"
+
+
+def dated_parts(report: Report) -> Iterator[Part]:
+    """Part by part, that line first."""
+    yield Part(None, [_date_line(report)])
+    yield from parts(report)
+
+
+def _date_line(report: Report) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(report.taken_at))
+    return cut(f"== {at}  process {report.pid} on {report.host}: {report.command}")
 
 
 def parts(report: Report) -> Iterator[Part]:

@@ -55,7 +55,8 @@ def plain_environment(monkeypatch):
 def test_text_goes_to_the_stream_that_was_given():
     stream = io.StringIO()
     report = told(reporters.text(stream))
-    assert stream.getvalue() == cwg.render_text(report)
+    assert stream.getvalue().endswith(f"\n{cwg.render_text(report)}\n")
+    assert f"process {os.getpid()} on " in stream.getvalue().partition("\n")[0]
     assert "1 x LEAKED" in stream.getvalue()
 
 

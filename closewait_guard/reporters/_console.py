@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from closewait_guard._render import Part, parts, render_text
+from closewait_guard._render import Part, dated, dated_parts
 from closewait_guard._stream import checked_stream, put
 from closewait_guard._words import span
 from closewait_guard.model import Observation, Report, Reporter, Severity, SiteGroup
@@ -45,7 +45,7 @@ def console(stream: TextIO | None = None) -> Reporter:
     def console_reporter(report: Report) -> None:
         target = stream if stream is not None else sys.stderr
         if os.environ.get("NO_COLOR") or not _is_terminal(target):
-            put(stream, render_text(report))
+            put(stream, dated(report))
             return
         screen = _rich.Console(file=target, highlight=False, soft_wrap=True)
         with screen.capture() as picture:
@@ -62,7 +62,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def _pictures(report: Report) -> Iterator[RenderableType]:
     from closewait_guard._rich import Text
 
-    for part in parts(report):
+    for part in dated_parts(report):
         yield Text("\n").join(Text(line, style) for line, style in _styled(part))
         if (
             part.group is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TextIO
 
-from closewait_guard._render import render_text
+from closewait_guard._render import dated
 from closewait_guard._stream import checked_stream, put
 from closewait_guard.model import Report, Reporter
 
@@ -12,18 +12,19 @@ __all__ = ["text"]
 
 
 def text(stream: TextIO | None = None) -> Reporter:
-    """Write each report as plain text; to stderr by default.
+    """Write each report as plain text, with time and process; to stderr by default.
 
     Example:
         >>> import sys
         >>> from closewait_guard import Guard
         >>> with Guard(reporters=[text(sys.stdout)]) as guard:
         ...     _ = guard.report()  # doctest: +ELLIPSIS
+        == ...
         closewait_guard: ...
     """
     stream = checked_stream("text", stream)
 
     def text_reporter(report: Report) -> None:
-        put(stream, render_text(report))
+        put(stream, dated(report))
 
     return text_reporter
