@@ -51,9 +51,10 @@ class LeakingServer:
         self.server.close()
 
 
-def run_for(seconds, work=None, pause=0.02):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def run_until(condition, work=None, pause=0.03):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
         if work is not None:
             work()
         time.sleep(pause)
@@ -73,17 +74,34 @@ def test_a_leak_is_told_once_grows_gets_worse_and_is_told_as_closed():
         server = LeakingServer()
         try:
             with Monitor(guard, interval=0.1):
-                run_for(0.5)
-                run_for(3, server.request, 0.03)
-                run_for(0.5)
+                run_until(lambda: everything.reports)
+                run_until(lambda: {"growth", "count"} <= told_kinds(everything), server.request)
+                run_until(lambda: "critical" in told_severities(everything, "age"))
                 server.repair()
-                run_for(2)
+                run_until(lambda: all_resolved(everything))
         finally:
             server.stop()
 
     assert_each_is_told_once_and_again_when_it_gets_worse(news.reports)
     assert_growth_is_told_with_its_site(everything.reports)
     assert_everything_recovers(everything.reports, news.reports)
+
+
+def told_kinds(reporter):
+    return {alert.kind for report in reporter.reports for alert in report.alerts}
+
+
+def told_severities(reporter, kind):
+    alerts = (alert for report in reporter.reports for alert in report.alerts)
+    return [alert.severity for alert in alerts if alert.kind == kind]
+
+
+def all_resolved(reporter):
+    last = {}
+    for report in reporter.reports:
+        for alert in report.alerts:
+            last[alert.kind, alert.data.get("site")] = alert.status
+    return set(last.values()) == {"resolved"}
 
 
 def assert_each_is_told_once_and_again_when_it_gets_worse(told):
@@ -115,11 +133,6 @@ def assert_growth_is_told_with_its_site(reports):
 
 
 def assert_everything_recovers(reports, told):
-    standing = {}
-    for report in reports:
-        for alert in report.alerts:
-            standing[alert.kind, alert.data.get("site")] = alert.status
-    assert set(standing.values()) == {"resolved"}
     closed = {each.leak.observation.record.serial for report in told for each in report.closed}
     accused = {leak.observation.record.serial for report in told for leak in report.accused}
     assert closed == accused
