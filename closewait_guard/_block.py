@@ -18,7 +18,7 @@ from closewait_guard.model import (
     Verdict,
 )
 
-__all__ = ["block", "name_of"]
+__all__ = ["block", "kind_of", "name_of", "story"]
 
 _MOST_USER_FRAMES = 8
 
@@ -28,7 +28,7 @@ def block(group: SiteGroup) -> Iterator[str]:
     seen = [leak.observation for leak in group.leaks]
     record = seen[0].record
     yield from folded(f"{group.severity.upper()}  {len(seen):,} x {_what(group, seen)}", "  ")
-    for line in (_story(seen), _origin(seen)):
+    for line in (story(seen), _origin(seen)):
         if line:
             yield from folded(f"  {line}", "    ")
     yield from _born(record)
@@ -49,7 +49,7 @@ def name_of(verdict: Verdict) -> str:
 def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
     """Verdict, kind of socket and peers."""
     first = seen[0]
-    kinds = distinct(_kind(observation) for observation in seen)
+    kinds = distinct(kind_of(observation) for observation in seen)
     what = f"{name_of(group.verdict).upper()}  {', '.join(kinds)}"
     peers = [observation.peer for observation in seen if observation.peer]
     if peers:
@@ -67,7 +67,8 @@ def _is_accepted(observation: Observation) -> bool:
     return observation.record.birth.origin is Origin.ACCEPTED
 
 
-def _kind(observation: Observation) -> str:
+def kind_of(observation: Observation) -> str:
+    """The kind of socket, as people say it: TCP, UDP, UNIX, TLS over TCP."""
     if observation.family in ("AF_INET", "AF_INET6"):
         protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
         name = protocol or observation.type.removeprefix("SOCK_")
@@ -79,7 +80,7 @@ def _kind(observation: Observation) -> str:
     return f"TLS over {name}" if observation.tls else name
 
 
-def _story(seen: Sequence[Observation]) -> str:
+def story(seen: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and what lies unread."""
     told = [_ENDS[seen[0].connection]]
     closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]

@@ -73,6 +73,7 @@ class Evidence(StrEnum):
     TCP_INFO = "tcp_info"
     POLL = "poll"
     PEEK = "peek"
+    TABLE = "table"
     FINALIZED = "finalized"
     COLLECTED = "collected"
 

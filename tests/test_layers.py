@@ -14,7 +14,10 @@ NAME = PACKAGE.name
 
 # From the top down: a module may import what stands below its own line, never beside or above.
 LAYERS = [
-    ["__init__"],
+    ["__init__", "__main__"],
+    ["commands"],
+    ["_preload"],
+    ["_outside"],
     ["testing"],
     ["_api"],
     ["_monitor", "_watch_async"],
@@ -62,7 +65,13 @@ LAYERS = [
 ]
 HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}
 
-FOREIGN = {"wrapt": {"_patch"}, "structlog": {"_structlog"}, "rich": {"_rich"}}
+FOREIGN = {
+    "wrapt": {"_patch"},
+    "structlog": {"_structlog"},
+    "rich": {"_rich"},
+    "psutil": {"_outside"},
+    "argcomplete": {"commands"},
+}
 STANDARD = set(__import__("sys").stdlib_module_names)
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import _socket
 import socket
 import struct
+from collections.abc import Callable
+from functools import partial
 
 from closewait_guard._probe._poll import PollPoller, unread, unsent
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import View, is_listening
 from closewait_guard.model import Connection, Evidence, State
 
-__all__ = ["look", "poller"]
+__all__ = ["CONNECTIONS", "STATES", "TCP_INFO_SIZE", "look", "poller", "tcp_view"]
 
-_STATES = (
+# In the order of the kernel's numbers.
+STATES = (
     State.NONE,
     State.ESTABLISHED,
     State.SYN_SENT,
@@ -32,7 +35,7 @@ _STATES = (
     State.CLOSING,
     State.NEW_SYN_RECV,
 )
-_CONNECTIONS = {
+CONNECTIONS = {
     State.CLOSE_WAIT: Connection.PEER_CLOSED,
     State.CLOSE: Connection.GONE,
     State.LISTEN: Connection.NOT_APPLICABLE,
@@ -46,6 +49,7 @@ _STREAM_FAMILIES = frozenset({socket.AF_UNIX, socket.AF_VSOCK})
 # tcpi_last_data_recv at 52, tcpi_last_ack_recv at 56, tcpi_bytes_acked at 120, tcpi_segs_in at 140,
 # tcpi_notsent_bytes at 144. Kernels before 4.6 end earlier: what they lack reads as zero.
 _TCP_INFO = struct.Struct("=B 23x I 16x I 4x I I 60x Q 12x I I")
+TCP_INFO_SIZE = _TCP_INFO.size
 
 _fileno = _socket.socket.fileno
 _getsockopt = _socket.socket.getsockopt
@@ -78,14 +82,22 @@ _OTHER = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 
 def _look_at_tcp(sock: _socket.socket, fd: int) -> View | None:
     try:
-        raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
     except OSError:
         return None
+    return tcp_view(raw, partial(unread, fd), partial(unsent, fd))
+
+
+_Queue = Callable[[], int | None]
+
+
+def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> View:
+    """Read a `struct tcp_info`, whoever the kernel gave it to."""
     number, unacked, sent, received, acknowledged, acked, segments, notsent = _TCP_INFO.unpack(
-        raw.ljust(_TCP_INFO.size, b"\0")
+        raw[:TCP_INFO_SIZE].ljust(TCP_INFO_SIZE, b"\0")
     )
-    state = _STATES[number] if number < len(_STATES) else State.NONE
-    connection = _CONNECTIONS.get(state, Connection.LIVE)
+    state = STATES[number] if number < len(STATES) else State.NONE
+    connection = CONNECTIONS.get(state, Connection.LIVE)
     if connection is Connection.GONE and not acked and segments <= 1:
         # Refused at most, by that one segment. Its times count from the machine's start.
         return View(state, Evidence.TCP_INFO, Connection.UNCONNECTED)
@@ -96,8 +108,8 @@ def _look_at_tcp(sock: _socket.socket, fd: int) -> View | None:
         Evidence.TCP_INFO,
         connection,
         acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
-        unread(fd),
-        unsent(fd) if unacked or notsent else 0,
+        unread(),
+        unsent() if unacked or notsent else 0,
         sent / 1000,
         received / 1000,
     )

@@ -1,0 +1,9 @@
+"""Sockets of other processes, seen from outside: one file for each way to look."""
+
+from __future__ import annotations
+
+from closewait_guard._outside._onlooker import Found, Glance, Onlooker
+from closewait_guard._outside._sight import Refusal
+from closewait_guard._outside._told import told, user
+
+__all__ = ["Found", "Glance", "Onlooker", "Refusal", "told", "user"]

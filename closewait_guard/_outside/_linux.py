@@ -1,0 +1,184 @@
+"""Linux: which process has which connection, from /proc and the kernel's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from closewait_guard._outside import _network, _processes
+from closewait_guard._outside._entry import CLOSE_WAIT, Entry, view_of
+from closewait_guard._outside._network import Network
+from closewait_guard._outside._process import Process
+from closewait_guard._outside._sight import Copy, Descriptor, Everything, Refusal, Sight, Stray
+from closewait_guard._outside._untabled import Untabled
+from closewait_guard._probe._linux import STATES
+
+__all__ = ["descendants", "look"]
+
+
+def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
+    """Look at some processes, or at all that there are."""
+    processes, refused = _read(_processes.all_pids() if pids is None else pids)
+    networks = _Networks(processes, everything=everything)
+    looks = [_Look(process, networks.of(process), everything) for process in processes]
+    copies = _copies(processes, looks, complete=pids is None)
+    if pids is None:
+        # Processes end all the time: only who was asked for is missed.
+        refused = [each for each in refused if each.exists]
+    return Everything(
+        [look.sight(copies) for look in looks],
+        refused,
+        list(_strays(networks, refused, complete=pids is None)),
+    )
+
+
+def descendants(pids: Sequence[int]) -> list[int]:
+    """The processes, with all those that they have started, and so on."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in _processes.parents():
+        children.setdefault(parent, []).append(pid)
+    found = dict.fromkeys(pids)
+    waiting = list(found)
+    while waiting:
+        young = [pid for pid in children.get(waiting.pop(), ()) if pid not in found]
+        found |= dict.fromkeys(young)
+        waiting += young
+    return list(found)
+
+
+def _read(pids: Iterable[int]) -> tuple[list[Process], list[Refusal]]:
+    found, refused = [], []
+    for pid in dict.fromkeys(pids):
+        try:
+            found.append(_processes.read(pid))
+        except ProcessLookupError:
+            refused.append(Refusal(pid, "", None, exists=False))
+        except PermissionError:
+            with suppress(OSError):
+                uid = _processes.user_of(pid)
+                refused.append(Refusal(pid, _processes.program(pid), uid, exists=True))
+    return found, refused
+
+
+class _Networks:
+    """The networks that processes live in, each asked once."""
+
+    def __init__(self, processes: Sequence[Process], *, everything: bool) -> None:
+        own = _processes.namespace_of("self")
+        # Where nobody may know, it is most likely ours.
+        self._homes = {each.pid: _processes.namespace_of(each.pid) or own for each in processes}
+        residents: dict[int | None, list[Process]] = {own: []}
+        for process in processes:
+            residents.setdefault(self._homes[process.pid], []).append(process)
+        self._networks = {
+            home: _network.of_process(
+                living[0].pid if living else None,
+                {inode for process in living for inode in process.sockets.values()},
+                own=home == own,
+                dated=everything,
+            )
+            for home, living in residents.items()
+        }
+        self.own = self._networks[own]
+
+    def of(self, process: Process) -> Network:
+        return self._networks[self._homes[process.pid]]
+
+
+class _Look:
+    """One process's sockets, sorted."""
+
+    def __init__(self, process: Process, network: Network, everything: bool) -> None:
+        self.states: Counter[str] = Counter()
+        self.ended: list[Descriptor] = []
+        self._others: list[Descriptor] = []
+        self._process = process
+        self._network = network
+        untabled = Untabled(process)
+        for fd, inode in process.sockets.items():
+            row = network.rows.get(inode)
+            if row is None:
+                self._take_untabled(untabled, fd, inode, everything)
+                continue
+            state = row[1]
+            self.states[STATES[state]] += 1
+            if state == CLOSE_WAIT:
+                self.ended.append(_descriptor(fd, Entry(*row), network))
+            elif everything:
+                self._others.append(_descriptor(fd, Entry(*row), network))
+
+    def _take_untabled(self, untabled: Untabled, fd: int, inode: int, everything: bool) -> None:
+        protocol = untabled.protocol(fd)
+        if protocol is None:
+            return
+        found = untabled.unconnected(fd, inode, protocol)
+        self.states[found.view.state if found else protocol.partition("-")[0]] += 1
+        if found:
+            self.ended.append(found)
+        elif everything:
+            self._others.append(untabled.described(fd, inode, protocol))
+
+    def sight(self, copies: Mapping[int, Sequence[Copy]]) -> Sight:
+        inodes = {each.inode for each in self.ended}
+        return Sight(
+            self._process,
+            self.states,
+            self.ended,
+            self._others,
+            {inode: found for inode, found in copies.items() if inode in inodes},
+            self._backlog(),
+            self._network.dated,
+        )
+
+    def _backlog(self) -> Counter[str]:
+        own = set(self._process.sockets.values())
+        return Counter(
+            entry.local
+            for entry in self._network.strays
+            if entry.inode == 0 and self._network.listener_of(entry) in own
+        )
+
+
+def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
+    """A table's entry as one process has it."""
+    return Descriptor(
+        fd,
+        entry.inode,
+        entry.family_name,
+        "SOCK_STREAM",
+        entry.local,
+        entry.peer,
+        view_of(entry),
+        network.listener_of(entry) is not None,
+    )
+
+
+def _copies(
+    processes: Sequence[Process], looks: Iterable[_Look], *, complete: bool
+) -> dict[int, list[Copy]]:
+    """Who has the ended sockets open, in whatever process that may be looked into."""
+    ended = [each for look in looks for each in look.ended]
+    if not ended:
+        return {}
+    inodes = {each.inode for each in ended}
+    known = {process.pid: process.sockets for process in processes}
+    # A fork's copy keeps the number; a program that is started on a socket has it as 0, 1 or 2.
+    likely = frozenset({0, 1, 2, *(each.fd for each in ended)})
+    others = [] if complete else set(_processes.all_pids()) - known.keys()
+    found: dict[int, list[Copy]] = {}
+    for pid, sockets in (*known.items(), *_processes.some_sockets_of(others, likely)):
+        mine = {fd: inode for fd, inode in sockets.items() if inode in inodes}
+        with suppress(OSError):
+            program = _processes.program(pid) if mine else ""
+            for fd, inode in mine.items():
+                found.setdefault(inode, []).append(Copy(pid, program, fd))
+    return found
+
+
+def _strays(networks: _Networks, refused: Sequence[Refusal], *, complete: bool) -> Iterator[Stray]:
+    """Sockets in CLOSE_WAIT of those who may not be looked into, or are not to be seen."""
+    users = {each.uid for each in refused if each.exists}
+    for entry in networks.own.strays:
+        if entry.inode and (complete or entry.uid in users):
+            yield Stray(entry.uid, _descriptor(-1, entry, networks.own))

@@ -1,0 +1,97 @@
+"""Looks from outside, one after the other, and what is remembered from one to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import NamedTuple
+
+from closewait_guard._outside._choose import choose
+from closewait_guard._outside._judged import Known, judged, observed, record_of
+from closewait_guard._outside._sight import Refusal
+from closewait_guard._redact import redacted
+from closewait_guard.model import Observation, Origin, Report, State
+from closewait_guard.settings import Settings
+
+__all__ = ["Found", "Glance", "Onlooker"]
+
+
+class Glance(NamedTuple):
+    """One process: its report, and what a report has no room for.
+
+    Attributes:
+        states: How many sockets are in each TCP state; other sockets by their protocol.
+        backlog: Connections that the peer has closed before anybody accepted them, by address.
+        narrowed: The report has been cut down to some states.
+    """
+
+    report: Report
+    states: Mapping[str, int]
+    backlog: Mapping[str, int]
+    narrowed: bool = False
+
+    def only(self, states: Set[str]) -> Glance:
+        """The same, of the sockets in some states."""
+        leaks = tuple(leak for leak in self.report.leaks if leak.observation.state in states)
+        others = tuple(seen for seen in self.report.observations if seen.state in states)
+        report = replace(self.report, leaks=leaks, observations=others)
+        return self._replace(report=report, narrowed=True)
+
+
+class Found(NamedTuple):
+    """What one look found.
+
+    Attributes:
+        refused: Processes that are none, or may not be looked into.
+        strays: By user, sockets in CLOSE_WAIT whose process may not be seen.
+        undated: There are connections whose end nobody has dated: a second look can tell whether
+            the grace time has passed.
+    """
+
+    glances: tuple[Glance, ...]
+    refused: Sequence[Refusal]
+    strays: Mapping[int, Sequence[Observation]]
+    undated: bool
+
+
+class Onlooker:
+    """Looks at processes from outside, and remembers since when the undated have been as they are.
+
+    Args:
+        settings: The thresholds, and the probe: `portable` asks psutil on Linux, too.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._looker = choose(settings.probe)
+        self._known: Known = {}
+
+    def with_descendants(self, pids: Sequence[int]) -> list[int]:
+        """The processes, with all those that they have started, and so on."""
+        return self._looker.descendants(pids)
+
+    def look(self, pids: Sequence[int] | None = None, *, everything: bool = False) -> Found:
+        """Look once.
+
+        Args:
+            pids: The processes to look at; None for all.
+            everything: Describe the healthy sockets too.
+        """
+        seen = self._looker.look(pids, everything=everything)
+        now, known = time.monotonic(), self._known
+        self._known = {}
+        glances = []
+        for sight in seen.sights:
+            report = judged(sight, self._settings, known, self._known, now, everything=everything)
+            if self._settings.redact is not None:
+                report = redacted(report, self._settings.redact)
+            glances.append(Glance(report, sight.states, sight.backlog))
+        strays: dict[int, list[Observation]] = {}
+        for stray in seen.strays:
+            origin = Origin.ACCEPTED if stray.descriptor.accepted else Origin.NATIVE
+            closed_for = stray.descriptor.view.fin_for
+            observation = observed(stray.descriptor, record_of(0, origin), closed_for)
+            strays.setdefault(stray.uid, []).append(observation)
+        undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
+        return Found(tuple(glances), seen.refused, strays, undated)

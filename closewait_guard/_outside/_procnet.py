@@ -1,0 +1,71 @@
+"""Linux: the tables of sockets as text, which every process may read for its namespace.
+
+That of TCP dates nothing, and costs the kernel more than netlink; it is what remains where the
+namespace of another process may not be entered, or the kernel answers no diagnostics.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from closewait_guard._outside._entry import Entry
+
+__all__ = ["addresses", "table"]
+
+
+def table(pid: int | str) -> Iterator[Entry]:
+    """Every TCP connection of the network that a process lives in."""
+    for family, line in _lines(pid, {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}):
+        yield _entry(family, line.split())
+
+
+def _entry(family: int, words: list[str]) -> Entry:
+    local_host, local_port = _address(words[1])
+    peer_host, peer_port = _address(words[2])
+    sent, received = (int(queue, 16) for queue in words[4].split(":"))
+    return Entry(
+        family,
+        int(words[3], 16),
+        local_port,
+        peer_port,
+        local_host,
+        peer_host,
+        received,
+        sent,
+        int(words[7]),
+        int(words[9]),
+    )
+
+
+def _address(text: str) -> tuple[bytes, bytes]:
+    """Words of 32 bits in the machine's own order; the port as a number."""
+    host, port = text.split(":")
+    words = (host[start : start + 8] for start in range(0, len(host), 8))
+    return b"".join(struct.pack("=I", int(word, 16)) for word in words), bytes.fromhex(port)
+
+
+def addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
+    """Of UDP and UNIX sockets in a process's network, by inode: this end and the other."""
+    found: dict[int, tuple[str | None, str | None]] = {}
+    for family, line in _lines(pid, {"udp": socket.AF_INET, "udp6": socket.AF_INET6}):
+        entry = _entry(family, line.split())
+        connected = entry.peer if any(entry.peer_port) else None
+        found[entry.inode] = entry.local, connected
+    for _, line in _lines(pid, {"unix": socket.AF_UNIX}):
+        # Number, references, protocol, flags, type, state, inode, and the path if it has one.
+        words = line.split(maxsplit=7)
+        found[int(words[6])] = words[7].rstrip("\n") if len(words) > 7 else None, None
+    return found
+
+
+def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    for name, family in files.items():
+        path = Path(f"/proc/{pid}/net/{name}")
+        if path.exists():
+            with path.open(encoding="utf-8", errors="backslashreplace") as lines:
+                next(lines, None)
+                for line in lines:
+                    yield family, line

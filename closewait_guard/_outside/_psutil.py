@@ -1,0 +1,146 @@
+"""macOS, Windows and everywhere else: through psutil, the only place that imports it.
+
+It dates nothing and counts no unread bytes, and shows what the platform lets it see.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+from closewait_guard._outside._process import Process, program_of
+from closewait_guard._outside._sight import Descriptor, Everything, Refusal, Sight
+from closewait_guard._probe import View
+from closewait_guard.exceptions import MissingExtraError
+from closewait_guard.model import Connection, Evidence, State
+
+__all__ = ["descendants", "look"]
+
+
+def _psutil() -> ModuleType:
+    try:
+        import psutil
+    except ImportError as missing:
+        raise MissingExtraError(
+            f"to look at processes on this platform needs psutil, which cannot be imported "
+            f"({missing}); install it with: pip install 'closewait_guard[cli]'"
+        ) from missing
+    return psutil  # type: ignore[no-any-return]
+
+
+def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
+    """Look at some processes, or at all that there are."""
+    psutil = _psutil()
+    sights: list[Sight] = []
+    refused: list[Refusal] = []
+    for pid in dict.fromkeys(psutil.pids() if pids is None else pids):
+        try:
+            sights.append(_sight(psutil.Process(pid), everything=everything))
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            if pids is not None:
+                refused.append(Refusal(pid, "", None, exists=False))
+        except (psutil.AccessDenied, PermissionError):
+            refused.append(_refusal(psutil, pid))
+    return Everything(sights, refused, ())
+
+
+def descendants(pids: Sequence[int]) -> list[int]:
+    """The processes, with all those that they have started, and so on."""
+    psutil = _psutil()
+    found = dict.fromkeys(pids)
+    for pid in pids:
+        with suppress(psutil.Error):
+            found |= {each.pid: None for each in psutil.Process(pid).children(recursive=True)}
+    return list(found)
+
+
+def _refusal(psutil: ModuleType, pid: int) -> Refusal:
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        uid = process.uids().real if hasattr(process, "uids") else None
+        return Refusal(pid, process.name(), uid, exists=True)
+    return Refusal(pid, "", None, exists=True)
+
+
+def _sight(process: Any, *, everything: bool) -> Sight:
+    connections = process.net_connections("all")
+    listening = {each.laddr.port for each in connections if each.status == "LISTEN"}
+    found = list(_descriptors(connections, listening))
+    ended = [each for each in found if each.view.connection in _ENDED]
+    return Sight(
+        _described(process, found),
+        Counter(_label(each) for each in found),
+        ended,
+        [each for each in found if each.view.connection not in _ENDED] if everything else (),
+        copies={},
+        backlog={},
+        dated=False,
+    )
+
+
+def _label(each: Descriptor) -> str:
+    if each.view.state in _TCP:
+        return each.view.state
+    return "UNIX" if each.family == "AF_UNIX" else "UDP"
+
+
+_ENDED = frozenset({Connection.PEER_CLOSED, Connection.UNCONNECTED})
+_TCP = frozenset(State) - {State.UNIX, State.NONE}
+
+
+def _described(process: Any, found: Sequence[Descriptor]) -> Process:
+    command = process.cmdline()
+    name = program_of(command) or process.name()
+    return Process(
+        pid=process.pid,
+        program=name,
+        python="?" if name.lower().startswith("python") else "",
+        parent=process.ppid(),
+        fd_used=process.num_fds() if hasattr(process, "num_fds") else None,
+        fd_limit=_limit(process),
+        sockets={each.fd: 0 for each in found},
+    )
+
+
+def _limit(process: Any) -> int | None:
+    """Linux and FreeBSD tell the limits of another process."""
+    if not hasattr(process, "rlimit"):
+        return None
+    import resource
+
+    soft, _ = process.rlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else int(soft)
+
+
+def _descriptors(connections: Iterable[Any], listening: set[int]) -> Iterator[Descriptor]:
+    for each in connections:
+        state = _STATES.get(each.status, State.NONE)
+        family, kind = each.family.name, each.type.name
+        if family == "AF_UNIX":
+            state, local, peer = State.UNIX, each.laddr or None, each.raddr or None
+        else:
+            local, peer = _address(each.laddr), _address(each.raddr)
+        accepted = bool(peer) and family != "AF_UNIX" and each.laddr.port in listening
+        connection = _CONNECTIONS.get(state, Connection.LIVE)
+        view = View(state, Evidence.TABLE, connection)
+        yield Descriptor(each.fd, None, family, kind, local, peer, view, accepted)
+
+
+_STATES = {state.value: state for state in State}
+_CONNECTIONS = {
+    State.CLOSE_WAIT: Connection.PEER_CLOSED,
+    State.CLOSE: Connection.UNCONNECTED,
+    State.LISTEN: Connection.NOT_APPLICABLE,
+    State.UNIX: Connection.NOT_APPLICABLE,
+    State.NONE: Connection.NOT_APPLICABLE,
+}
+
+
+def _address(address: Any) -> str | None:
+    if not address:
+        return None
+    host = f"[{address.ip}]" if ":" in address.ip else address.ip
+    return f"{host}:{address.port}"

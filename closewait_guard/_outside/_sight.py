@@ -1,0 +1,96 @@
+"""What one look at a process from outside showed: values that every platform fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from closewait_guard._outside._process import Process
+from closewait_guard._probe import View
+
+__all__ = ["Copy", "Descriptor", "Everything", "Looker", "Refusal", "Sight", "Stray"]
+
+
+class Descriptor(NamedTuple):
+    """A descriptor that is a socket.
+
+    Attributes:
+        accepted: Its address is that of a listener, so that it must have come from one.
+    """
+
+    fd: int
+    inode: int | None
+    family: str
+    type: str
+    local: str | None
+    peer: str | None
+    view: View
+    accepted: bool
+
+
+class Copy(NamedTuple):
+    """The same socket, elsewhere."""
+
+    pid: int
+    program: str
+    fd: int
+
+
+class Sight(NamedTuple):
+    """One process.
+
+    Attributes:
+        states: How many sockets are in each TCP state; other sockets by their protocol.
+        ended: The TCP sockets whose connection is no more.
+        others: The rest, where they were asked for.
+        copies: For inodes of the ended: who else has them open.
+        backlog: Connections that the peer has closed before anybody accepted them, by address.
+        dated: The kernel said when the peers have closed.
+    """
+
+    process: Process
+    states: Mapping[str, int]
+    ended: Sequence[Descriptor]
+    others: Sequence[Descriptor]
+    copies: Mapping[int, Sequence[Copy]]
+    backlog: Mapping[str, int]
+    dated: bool
+
+
+class Stray(NamedTuple):
+    """A socket in CLOSE_WAIT whose process may not be seen."""
+
+    uid: int
+    descriptor: Descriptor
+
+
+class Refusal(NamedTuple):
+    """A process that may not be looked into, or is none."""
+
+    pid: int
+    program: str
+    uid: int | None
+    exists: bool
+
+
+class Everything(NamedTuple):
+    """All that one look showed."""
+
+    sights: Sequence[Sight]
+    refused: Sequence[Refusal]
+    strays: Sequence[Stray]
+
+
+class Looker(Protocol):
+    """One platform's way to look at processes."""
+
+    def look(self, pids: Sequence[int] | None, /, *, everything: bool) -> Everything:
+        """Look at some processes, or at all.
+
+        Args:
+            pids: Their numbers; None for all that there are.
+            everything: Describe the healthy sockets too.
+        """
+
+    def descendants(self, pids: Sequence[int], /) -> list[int]:
+        """The processes, with all those that they have started, and so on."""
