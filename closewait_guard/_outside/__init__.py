@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from closewait_guard._outside._onlooker import Found, Glance, Onlooker
 from closewait_guard._outside._sight import Refusal
-from closewait_guard._outside._told import told, user
+from closewait_guard._outside._told import peer_of, told, user
 
-__all__ = ["Found", "Glance", "Onlooker", "Refusal", "told", "user"]
+__all__ = ["Found", "Glance", "Onlooker", "Refusal", "peer_of", "told", "user"]
