@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 from closewait_guard.exceptions import MissingExtraError
 
 try:
     from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Table
     from rich.text import Text
 except ImportError as missing:
@@ -14,4 +18,15 @@ except ImportError as missing:
         "install it with: pip install 'closewait_guard[cli]'"
     ) from missing
 
-__all__ = ["Console", "Group", "RenderableType", "Table", "Text"]
+__all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "progress"]
+
+
+def progress(what: str, items: Collection[str]) -> Iterator[str]:
+    """Each item in turn, with a bar on stderr that goes away in the end."""
+    columns = (TextColumn("{task.description:<32}"), BarColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=len(items))
+        for item in items:
+            bar.update(task, description=f"{what}: {item}")
+            yield item
+            bar.advance(task)

@@ -45,10 +45,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and tell."""
     if arguments.file is None and not arguments.diff:
         parser.error("FILE is needed, or --diff A B")
-    if arguments.diff:
-        reports = _told_difference(arguments)
-    else:
-        reports = _told_reports(arguments)
+    reports = _told_difference(arguments) if arguments.diff else _told_reports(arguments)
     leaks = any(report.accused for report in reports)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
 
