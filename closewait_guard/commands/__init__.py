@@ -58,7 +58,13 @@ def _run(given: list[str]) -> int:
         from closewait_guard.commands._completion import complete
 
         complete(parser)
+    target: list[str] = []
+    if given[:1] == ["run"]:
+        from closewait_guard.commands._run import split
+
+        given, target = split(given)
     parsed = parser.parse_args(given)
+    parsed.target = target
     code: int = parsed.run(parsed)
     return code
 

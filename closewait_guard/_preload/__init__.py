@@ -1,0 +1,10 @@
+"""How a guard gets into a program before its first import.
+
+This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize` in it as it starts.
+"""
+
+from __future__ import annotations
+
+from closewait_guard._preload._handover import Handover
+
+__all__ = ["Handover"]

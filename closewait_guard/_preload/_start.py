@@ -1,0 +1,85 @@
+"""In the program's process: install the guard, and report at the end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from closewait_guard._guard import Guard
+from closewait_guard._monitor import Monitor
+from closewait_guard._preload._handover import Handover
+from closewait_guard._render import render_text
+from closewait_guard._stream import put
+from closewait_guard.model import Report, Verdict
+from closewait_guard.settings import Settings
+
+__all__ = ["start"]
+
+
+def start() -> None:
+    """Guard this process and those that it forks; whatever goes wrong, the program runs."""
+    try:
+        handover = Handover.taken(os.environ)
+        # One of our own: the program may install the process-wide one, with its own settings.
+        guard = Guard(Settings.load(), handover.reporters).install()
+    except Exception as error:
+        put(None, f"closewait-guard: process {os.getpid()} is not guarded: {error}\n")
+        return
+    ending = _Ending(guard, handover)
+    # Before all that the program registers, and so called after all of that.
+    atexit.register(ending)
+    _at_end_of_workers(ending)
+    if handover.watched:
+        Monitor(guard, at_exit=bool(handover.reporters), in_children=True).start()
+
+
+class _Ending:
+    """The last report of a process, when all that the program does at exit is done."""
+
+    def __init__(self, guard: Guard, handover: Handover) -> None:
+        self._guard = guard
+        self._handover = handover
+
+    def __call__(self) -> None:
+        with suppress(Exception):
+            report = _final(self._guard)
+            if report.accused and self._handover.verdict:
+                # By its name: there may be no descriptor left.
+                os.truncate(self._handover.verdict, 1)
+            if self._guard.settings.at_exit:
+                _tell(report)
+
+
+def _final(guard: Guard) -> Report:
+    """Without a grace time: what is not closed by now never will be."""
+    report = guard.check(0)
+    wrong = tuple(leak for leak in report.leaks if leak.verdict is not Verdict.OPEN)
+    return replace(report, leaks=wrong)
+
+
+def _tell(report: Report) -> None:
+    """The program itself always; a child of it only when it has leaked."""
+    is_main = Handover.is_main(os.environ, os.getpid())
+    if is_main or report.accused:
+        which = "" if is_main else f"Process {report.pid}, {report.command or sys.executable}:\n"
+        put(None, which + render_text(report))
+
+
+def _at_end_of_workers(ending: Callable[[], object]) -> None:
+    """The children of multiprocessing end without atexit, but have hooks of their own."""
+
+    def in_child() -> None:
+        util: Any = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            # It forgets all hooks in the child, then calls this, which makes one anew.
+            util.register_after_fork(
+                ending, lambda _: util.Finalize(None, ending, exitpriority=-1_000_000)
+            )
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)

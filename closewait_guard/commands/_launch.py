@@ -1,0 +1,122 @@
+"""Start another program in this one's place, or wait for it as if it were this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from closewait_guard._preload import Handover
+
+__all__ = ["become", "command_of", "end_like", "waited_for"]
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+
+def command_of(target: Sequence[str]) -> list[str]:
+    """The command that TARGET stands for: Python's own for a script and for `-m MODULE`."""
+    first = target[0]
+    if first == "-m" or _is_script(first):
+        return [sys.executable, *target]
+    # A program of this environment is meant, where the guard is installed, even if the
+    # environment is not on the PATH.
+    beside = Path(sys.executable).with_name(first)
+    if os.sep not in first and beside.is_file():
+        return [str(beside), *target[1:]]
+    return list(target)
+
+
+def _is_script(name: str) -> bool:
+    path = Path(name)
+    if path.suffix in (".py", ".pyw", ".pyz"):
+        return True
+    if path.is_dir():
+        return (path / "__main__.py").is_file()
+    return path.is_file() and not os.access(path, os.X_OK)
+
+
+def become(command: list[str], environ: dict[str, str]) -> int:
+    """Go on as the program; comes back only where that cannot be done."""
+    if os.name != "posix":
+        # Elsewhere another process would take our place, and the shell would not wait for it.
+        return subprocess.call(  # noqa: S603 - what the user asks for
+            command, env=Handover.marked_main(environ, os.getpid())
+        )
+    _flush()
+    return _exec(command, environ)
+
+
+def _exec(command: list[str], environ: dict[str, str]) -> int:
+    _restore_signals()
+    try:
+        os.execvpe(command[0], command, Handover.marked_main(environ, os.getpid()))  # noqa: S606
+    except OSError as error:
+        print(f"closewait-guard: {command[0]}: {error.strerror}", file=sys.stderr)
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _restore_signals() -> None:
+    """Python ignores some, and what is ignored stays so in the program that is started."""
+    for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def waited_for(command: list[str], environ: dict[str, str]) -> int:
+    """Wait for the program, and hand signals on to it; below zero, the signal that ended it."""
+    if not hasattr(signal, "sigwaitinfo"):
+        return subprocess.call(command, env=environ)  # noqa: S603 - what the user asks for
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON | {signal.SIGCHLD})
+    _flush()
+    pid = os.fork()
+    if not pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os._exit(_exec(command, environ))
+    status = _waited(pid)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return os.waitstatus_to_exitcode(status)
+
+
+_HANDED_ON = frozenset(
+    {signal.SIGTERM, signal.SIGINT}
+    | {
+        signal.Signals[name]
+        for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM", "SIGCONT")
+        if name in signal.Signals.__members__
+    }
+)
+
+
+def _waited(pid: int) -> int:
+    """The status with which the program has ended."""
+    while True:
+        info = signal.sigwaitinfo(_HANDED_ON | {signal.SIGCHLD})
+        if info.si_signo == signal.SIGCHLD:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return status
+        elif info.si_code <= 0:
+            # Sent by a process, to this one. What comes from the terminal comes to both.
+            os.kill(pid, info.si_signo)
+
+
+def end_like(code: int) -> int:
+    """The exit code, or the end by the same signal, without leaving a core of our own."""
+    if code >= 0 or os.name != "posix":
+        return code
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if -code not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+    return 128 - code
