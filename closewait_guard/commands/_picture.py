@@ -1,0 +1,85 @@
+"""The picture that `watch` draws on a terminal: states with sparklines, then the offenders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from closewait_guard._lines import printable
+from closewait_guard._rich import Console, Group, RenderableType, Table, Text
+from closewait_guard._words import count_of, seconds
+from closewait_guard.commands._history import History, Offender, sparkline
+from closewait_guard.model import Severity
+
+__all__ = ["picture"]
+
+_COLOURS = {Severity.INFO: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
+# What stands beside a sparkline, and the lines that are neither states nor offenders.
+_BESIDE, _AROUND = 30, 6
+
+
+def picture(history: History, console: Console, interval: float) -> RenderableType:
+    """Everything at this moment, as large as the terminal."""
+    width, height = console.size
+    states = _states(history, width - _BESIDE, plain=console.options.ascii_only)
+    room = max(1, height - _AROUND - len(history.states))
+    parts: list[RenderableType] = [_title(history, interval), Text(), states, Text()]
+    parts.append(_offenders(history.offenders[:room]) if history.offenders else _nothing())
+    if len(history.offenders) > room:
+        parts.append(Text(f"and {len(history.offenders) - room:,} more", style="dim"))
+    return Group(*parts)
+
+
+def _title(history: History, interval: float) -> Text:
+    title = Text("closewait-guard watch", style="bold", no_wrap=True, overflow="ellipsis")
+    processes = "1 process" if history.processes == 1 else f"{history.processes:,} processes"
+    told = f"{count_of(history.sockets, 'socket')} in {processes}"
+    title.append(
+        f"  {time.strftime('%H:%M:%S')}, {told}, every {interval:g} s; q quits", style="not bold"
+    )
+    return title
+
+
+def _states(history: History, width: int, *, plain: bool) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True, min_width=12)
+    table.add_column(justify="right", min_width=7)
+    table.add_column(justify="right", min_width=7)
+    table.add_column(no_wrap=True)
+    for state, counts in sorted(history.states.items(), key=lambda item: -item[1][-1]):
+        style = "bold" if state == "CLOSE_WAIT" else ""
+        line = sparkline(counts, width, plain=plain)
+        now = Text(f"{counts[-1]:,}", style=style)
+        table.add_row(Text(state, style=style), now, _change(history.change(state)), line)
+    return table
+
+
+def _change(change: int) -> Text:
+    return Text(f"{change:+,}", style="bold reverse") if change else Text()
+
+
+def _offenders(offenders: list[Offender]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=True)
+    for name in ("PROGRAM", "PID", "VERDICT", "COUNT", "", "PEER", "SINCE", "UNREAD"):
+        right = name in ("PID", "COUNT", "", "SINCE", "UNREAD")
+        table.add_column(
+            name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis"
+        )
+    for each in offenders:
+        table.add_row(*_cells(each), style=_COLOURS[each.severity])
+    return table
+
+
+def _cells(each: Offender) -> Iterator[Text]:
+    yield Text(printable(each.program))
+    yield Text(str(each.pid))
+    yield Text(each.verdict)
+    yield Text(f"{each.many:,}")
+    yield _change(each.change)
+    yield Text(printable(each.peer))
+    yield Text("?" if each.oldest is None else seconds(each.oldest))
+    yield Text(f"{each.unread:,}" if each.unread else "")
+
+
+def _nothing() -> Text:
+    return Text("no leak", style="green")
