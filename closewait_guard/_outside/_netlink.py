@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 
 from closewait_guard._outside._entry import Row
 
-__all__ = ["dump", "opened"]
+__all__ = ["answers", "dump", "opened"]
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -45,6 +45,16 @@ def opened(namespace: str | None = None) -> socket.socket:
     if namespace is None:
         return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     return _opened_within(namespace)
+
+
+def answers() -> bool:
+    """Whether the kernel answers such questions, for this process."""
+    try:
+        with opened() as sock:
+            list(dump(sock, 0, dated=False))
+    except OSError:
+        return False
+    return True
 
 
 def _opened_within(namespace: str) -> socket.socket:

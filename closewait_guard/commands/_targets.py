@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from closewait_guard._outside import Found, Onlooker
 
-__all__ = ["add_targets", "complain", "pids_of", "state"]
+__all__ = ["add_targets", "complain", "pid", "pids_of", "state"]
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which processes to look at."""
     pids = parser.add_argument(
-        "pids", nargs="*", type=_pid, metavar="PID", help="a process; all of them if left out"
+        "pids", nargs="*", type=pid, metavar="PID", help="a process; all of them if left out"
     )
     pids.completer = _numbers  # type: ignore[attr-defined]
     parser.add_argument("--tree", action="store_true", help="their descendants, too")
 
 
-def _pid(text: str) -> int:
+def pid(text: str) -> int:
+    """The number of a process, as it is typed."""
     if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 1 << 31:
         raise argparse.ArgumentTypeError(f"not the number of a process: {text!r}")
     return int(text)
