@@ -14,7 +14,7 @@ from closewait_guard._outside._onlooker import Found, Glance
 from closewait_guard._words import count_of, distinct
 from closewait_guard.model import Leak, Observation, Origin, Report, Severity, State, Verdict
 
-__all__ = ["host_of", "peer_of", "told", "told_states"]
+__all__ = ["host_of", "peer_of", "told", "told_missing", "user"]
 
 _MOST_PEERS = 12
 _MOST_PROCESSES = 8
@@ -29,8 +29,20 @@ def told(found: Found, *, only: Sequence[Glance]) -> str:
     ]
     programs.sort(key=_badness, reverse=True)
     blocks = ["\n".join(_program(glances)) for glances in programs]
-    blocks += ["\n".join(lines) for lines in (_strays(found), _unseen(only), _rest(found, only))]
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    blocks += ["\n".join(lines) for lines in (_unseen(only), _rest(found, only))]
+    blocks.append(told_missing(found))
+    return "".join(f"{block}\n" for block in _apart(blocks))
+
+
+def _apart(blocks: Iterable[str]) -> Iterator[str]:
+    """Those with anything in them, a blank line between two."""
+    for place, block in enumerate(filter(None, blocks)):
+        yield f"\n{block}" if place else block
+
+
+def told_missing(found: Found) -> str:
+    """What may not be seen; of its sockets, what the kernel tells everybody."""
+    return "\n".join(_apart(["\n".join(_strays(found)), "\n".join(_refused(found))]))
 
 
 def _badness(glances: Sequence[Glance]) -> tuple[int, int]:
@@ -246,13 +258,15 @@ def _rest(found: Found, only: Sequence[Glance]) -> Iterator[str]:
         yield from folded(
             f"Nothing wrong with {count_of(sockets, 'socket')} of {_processes(len(rest))}.", "  "
         )
+
+
+def _refused(found: Found) -> list[str]:
     users = Counter(user(each.uid) for each in found.refused if each.exists)
-    if users:
-        names = ", ".join(sorted(users))
-        yield from folded(
-            f"Not permitted to look into {_processes(sum(users.values()))} of {names}{_HOW}.",
-            "  ",
-        )
+    if not users:
+        return []
+    names = ", ".join(sorted(users))
+    many = _processes(sum(users.values()))
+    return folded(f"Not permitted to look into {many} of {names}{_HOW}.", "  ")
 
 
 # Even root may be kept from some, in a container for instance.

@@ -35,4 +35,4 @@ if __name__ == "sitecustomize":
     _leave_no_trace()
     _install()
     # If there is none, this raises the very error that Python expects then.
-    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+    __import__("sitecustomize")

@@ -44,7 +44,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Look, and tell."""
-    from closewait_guard._outside import Onlooker
+    from closewait_guard._outside import Onlooker, told, told_missing
     from closewait_guard.settings import Settings
 
     # Nothing that is made here is garbage before the end: to look for any is a third of the time.
@@ -55,11 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     found = _looked(onlooker, pids, settings.grace, everything=arguments.all or arguments.state)
     chosen = _chosen(found, arguments)
     missed = complain(found, arguments.pids)
+    # Of those that were asked for, each has been complained of.
+    found = found._replace(refused=[] if arguments.pids else found.refused)
     if arguments.json:
         _print_json(chosen)
-    elif chosen or pids is None:
-        from closewait_guard._outside import told
-
+        if missing := told_missing(found):
+            print(missing, file=sys.stderr)
+    else:
         print(told(found, only=chosen), end="")
     if any(glance.report.accused for glance in chosen):
         return LEAKS_FOUND

@@ -1,0 +1,319 @@
+"""`scan`: from outside, what lsof, netstat and ss show, and what is to be thought of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import closewait_guard as cwg
+from command_line import COMMAND, LEAKY, WAIT, call, documents, program
+
+ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not ROOT, reason="only root may become somebody else")
+needs_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks the kernel")
+
+# Accepts, and is stopped before it can see that the peers have gone: any server that hangs.
+STUCK = "exec 2>&1; exec redis-server --port {port} --save '' --daemonize no"
+
+
+@pytest.fixture(scope="module")
+def leaky():
+    """A program that has been leaking for longer than the grace time."""
+    with program() as running:
+        time.sleep(1.2)
+        yield running
+
+
+def told_by_lsof(pid):
+    found = subprocess.run(
+        ["lsof", "-nP", "-a", "-p", str(pid), "-iTCP"], capture_output=True, text=True, check=True
+    )
+    return [line.split() for line in found.stdout.splitlines()[1:]]
+
+
+@needs_linux
+def test_it_tells_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
+    text = call("scan", leaky.pid, code=1).stdout
+    port = leaky.first_line
+    assert f", process {leaky.pid}\n" in text
+    assert "5 leaked of 8 open sockets: CLOSE_WAIT 5, ESTABLISHED 2, LISTEN 1" in text
+    assert f"INFO  3 x LEAKED  TCP to 127.0.0.1:{port}\n    peer closed " in text
+    assert "6 bytes unread" in text
+    assert "INFO  2 x LEAKED  TCP from 127.0.0.1\n" in text
+    assert " in CLOSE_WAIT (" in text
+    assert " descriptors in use (" in text
+    assert "close it where it is used up" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@needs_linux
+@pytest.mark.skipif(not shutil.which("lsof"), reason="lsof is not installed")
+def test_it_counts_the_states_as_lsof_does(leaky):
+    theirs = told_by_lsof(leaky.pid)
+    (report,) = documents(call("scan", leaky.pid, "--json", "--all", code=1).stdout)
+    seen = [leak.observation for leak in report.leaks] + list(report.observations)
+    ours = {(each.fd, each.state) for each in seen if each.family == "AF_INET" and each.local}
+    assert ours == {(int(line[3].rstrip("u")), line[-1].strip("()")) for line in theirs}
+
+
+@needs_linux
+def test_the_kernel_dates_the_end_from_before_the_look():
+    with program() as running:
+        time.sleep(2.0)
+        (report,) = documents(call("scan", running.pid, "--json", code=1).stdout)
+    ages = [leak.observation.peer_closed_for for leak in report.leaks]
+    assert len(ages) == 5
+    assert all(1.9 < age < 10 for age in ages)
+    assert {leak.observation.evidence for leak in report.leaks} == {cwg.Evidence.TCP_INFO}
+
+
+@needs_linux
+def test_unread_bytes_are_counted_without_the_fin(leaky):
+    (report,) = documents(call("scan", leaky.pid, "--json", code=1).stdout)
+    unread = sorted(leak.observation.unread for leak in report.leaks)
+    assert unread == [0, 0, 2, 2, 2]
+
+
+@needs_linux
+def test_an_end_within_the_grace_time_is_no_leak():
+    with program() as running:
+        (report,) = documents(
+            call("scan", running.pid, "--json", code=0, CLOSEWAIT_GUARD_GRACE="30").stdout
+        )
+    assert {leak.verdict for leak in report.leaks} == {cwg.Verdict.CLOSING}
+
+
+@needs_linux
+def test_the_thresholds_are_those_of_the_settings(leaky):
+    text = call(
+        "scan",
+        leaky.pid,
+        code=1,
+        CLOSEWAIT_GUARD_AGE_WARNING="0.5",
+        CLOSEWAIT_GUARD_AGE_CRITICAL="1",
+    ).stdout
+    assert "CRITICAL  3 x LEAKED" in text
+
+
+@needs_linux
+def test_without_a_number_it_tells_who_leaks_and_counts_the_rest(leaky):
+    text = call("scan", code=1).stdout
+    assert str(leaky.pid) in text
+    assert "Nothing wrong with " in text
+
+
+@needs_linux
+def test_a_healthy_process_is_told_when_it_is_asked_for():
+    source = "import socket, sys\nserver = socket.create_server(('127.0.0.1', 0))" + WAIT
+    with program(source) as running:
+        text = call("scan", running.pid, code=0).stdout
+        assert "no leak of 1 open socket: LISTEN 1" in text
+        assert str(running.pid) not in call("scan").stdout
+
+
+@needs_linux
+@pytest.mark.parametrize("spelling", ["ESTABLISHED", "established", "estab"])
+def test_only_sockets_of_a_state_are_told(leaky, spelling):
+    (report,) = documents(call("scan", leaky.pid, "--json", "--state", spelling, code=0).stdout)
+    assert not report.leaks
+    assert {seen.state for seen in report.observations} == {cwg.State.ESTABLISHED}
+    text = call("scan", leaky.pid, "--state", spelling, code=0).stdout
+    assert "ESTABLISHED       1 x TCP to 127.0.0.1:" in text
+    assert "LEAKED" not in text
+
+
+@needs_linux
+def test_a_state_as_ss_spells_it_finds_the_leaks(leaky):
+    (report,) = documents(call("scan", "--state", "close-wait", "--json", leaky.pid, code=1).stdout)
+    assert len(report.accused) == 5
+    assert not report.observations
+
+
+@needs_linux
+def test_a_copy_over_fork_is_told_with_who_else_holds_it():
+    source = LEAKY + "if not os.fork():\n    sys.stdin.read()\n    os._exit(0)\n" + WAIT
+    with program(source) as running:
+        time.sleep(1.2)
+        reports = documents(call("scan", running.pid, "--tree", "--json", code=1).stdout)
+        parent, child = sorted(reports, key=lambda report: report.pid != running.pid)
+        assert parent.pid == running.pid
+        assert {leak.verdict for leak in parent.leaks} == {cwg.Verdict.LEAKED}
+        assert {leak.verdict for leak in child.leaks} == {cwg.Verdict.INHERITED}
+        for leak in parent.leaks:
+            assert leak.holders == (f"process {child.pid} ({child.command}) too",)
+        assert child.leaks[0].observation.record.parent.pid == parent.pid
+        # Of one process alone, the copies are told as well.
+        text = call("scan", running.pid, code=1).stdout
+        assert f"held by process {child.pid} (" in text
+        assert (
+            f"inherited over fork() from process {parent.pid}"
+            in call("scan", child.pid, code=1).stdout
+        )
+
+
+@needs_linux
+def test_a_duplicate_in_the_same_process_is_told():
+    with program(LEAKY + "again = kept[0].dup()\n" + WAIT) as running:
+        time.sleep(1.2)
+        (report,) = documents(call("scan", running.pid, "--json", code=1).stdout)
+    held = [leak.holders for leak in report.leaks if leak.holders]
+    assert len(held) == 2
+    assert all(text.endswith("of the same process too") for (text,) in held)
+
+
+@needs_linux
+def test_connections_that_nobody_accepts_are_told_and_accuse_nobody():
+    source = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
+"""
+    with program(source + WAIT) as running:
+        text = call("scan", running.pid, code=0).stdout
+        assert (
+            f"1 connection in CLOSE_WAIT in the backlog of 127.0.0.1:{running.first_line}" in text
+        )
+
+
+@needs_linux
+def test_a_socket_without_a_connection_is_counted_and_not_accused_at_first_sight():
+    source = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+never = socket.socket()
+"""
+    with program(source + WAIT) as running:
+        done = call("scan", running.pid, "--all", code=0).stdout
+        assert "CLOSE 1" in done
+        assert "1 TCP socket without a connection" in " ".join(done.split())
+
+
+@needs_linux
+def test_ipv6_and_other_protocols_are_told():
+    source = """
+import socket, sys
+server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+client = socket.create_connection(server.getsockname()[:2])
+accepted, _ = server.accept()
+accepted.close()
+datagrams = socket.socket(type=socket.SOCK_DGRAM)
+datagrams.bind(("127.0.0.1", 0))
+named = socket.socket(socket.AF_UNIX)
+named.bind(sys.argv[1])
+"""
+    path = f"/tmp/closewait-guard-test-{os.getpid()}"
+    try:
+        with program(source + WAIT, path) as running:
+            time.sleep(1.2)
+            (report,) = documents(call("scan", running.pid, "--json", "--all", code=1).stdout)
+    finally:
+        os.unlink(path)
+    (leak,) = report.accused
+    assert leak.observation.peer == f"[::1]:{running.first_line}"
+    assert leak.observation.family == "AF_INET6"
+    others = {(seen.family, seen.type): seen for seen in report.observations}
+    assert others["AF_INET", "SOCK_DGRAM"].local.startswith("127.0.0.1:")
+    assert others["AF_UNIX", "SOCK_STREAM"].local == path
+
+
+@needs_linux
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
+def test_a_program_in_c_is_told_like_any_other():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            clients = [connected(port) for _ in range(4)]
+            for client in clients:
+                client.sendall(b"PING\r\n")
+                client.recv(10)
+            # It hangs, and does not see that they leave.
+            server.send_signal(signal.SIGSTOP)
+            for client in clients:
+                client.close()
+            time.sleep(1.2)
+            done = call("scan", server.pid, code=1).stdout
+            (report,) = documents(call("scan", server.pid, "--json", code=1).stdout)
+        finally:
+            server.send_signal(signal.SIGCONT)
+            server.terminate()
+    assert done.startswith(f"redis-server 127.0.0.1:{port}, process {server.pid}\n")
+    assert "4 x LEAKED  TCP from 127.0.0.1\n" in done
+    assert report.python == ""
+    assert report.command == f"redis-server 127.0.0.1:{port}"
+
+
+def connected(port):
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@needs_linux
+@needs_root
+@pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
+def test_the_network_of_a_container_is_entered_to_date_the_ends():
+    source = "import os; os.system('ip link set lo up')\n" + LEAKY + WAIT
+    with program(source, prefix=["unshare", "--net"]) as running:
+        time.sleep(1.2)
+        (report,) = documents(call("scan", running.pid, "--json", code=1).stdout)
+    assert len(report.accused) == 5
+    assert all(leak.observation.peer_closed_for > 1 for leak in report.leaks)
+
+
+@needs_linux
+@needs_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+def test_where_the_network_may_not_be_entered_its_table_is_read(tmp_path):
+    """A process of ours in a network of its own, and no right to enter that."""
+    source = "import os; os.system('ip link set lo up')\n" + LEAKY + WAIT
+    weak = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]
+    with program(source, prefix=["unshare", "--net"]) as running:
+        done = call("scan", running.pid, "--json", command=[*weak, *COMMAND], code=1)
+        (report,) = documents(done.stdout)
+        text = call("scan", running.pid, command=[*weak, *COMMAND], code=1).stdout
+    assert len(report.accused) == 5
+    assert {leak.observation.peer_closed_for for leak in report.leaks} == {None}
+    assert {leak.observation.evidence for leak in report.leaks} == {cwg.Evidence.TABLE}
+    assert "since when the peers have closed" in " ".join(text.split())
+
+
+# As nobody, who may not even read where Python is installed: what is needed is imported before.
+AS_NOBODY = """
+import contextlib, heapq, io, os, sys, pwd
+from closewait_guard.commands import main
+with contextlib.redirect_stdout(io.StringIO()):
+    main(["scan", sys.argv[1], "--state", "listen"])
+    main(["scan", sys.argv[1], "--json"])
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@needs_linux
+@needs_root
+def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
+    nobody = [sys.executable, "-c", AS_NOBODY, str(leaky.pid)]
+    done = call("scan", leaky.pid, command=nobody, code=2)
+    assert done.stderr == (
+        f"closewait-guard: not permitted to look into process {leaky.pid} (python -c) "
+        "of user root: run as root, or as that user\n"
+    )
+    told = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())
+    assert "sockets in CLOSE_WAIT of user root, whose processes may not be looked into" in told
+    assert f"3 x TCP to 127.0.0.1:{leaky.first_line}: peer closed" in told
+    told = call("scan", command=nobody).stdout
+    assert "Not permitted to look into " in told
+    assert ": run as root to see them." in " ".join(told.split())
