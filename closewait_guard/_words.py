@@ -14,10 +14,12 @@ def count_of(number: int, noun: str) -> str:
     """`1 socket`, `2 sockets`.
 
     Example:
-        >>> count_of(1, "byte"), count_of(12_000, "byte")
-        ('1 byte', '12,000 bytes')
+        >>> count_of(1, "byte"), count_of(12_000, "byte"), count_of(2, "process")
+        ('1 byte', '12,000 bytes', '2 processes')
     """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun}" + ("es" if noun.endswith("s") else "s")
 
 
 def seconds(duration: float) -> str:

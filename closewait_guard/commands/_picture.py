@@ -32,7 +32,7 @@ def picture(history: History, console: Console, interval: float) -> RenderableTy
 
 def _title(history: History, interval: float) -> Text:
     title = Text("closewait-guard watch", style="bold", no_wrap=True, overflow="ellipsis")
-    processes = "1 process" if history.processes == 1 else f"{history.processes:,} processes"
+    processes = count_of(history.processes, "process")
     told = f"{count_of(history.sockets, 'socket')} in {processes}"
     title.append(
         f"  {time.strftime('%H:%M:%S')}, {told}, every {interval:g} s; q quits", style="not bold"
