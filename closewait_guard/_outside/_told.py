@@ -133,7 +133,6 @@ def _rest(found: Found, only: Sequence[Glance]) -> Iterator[str]:
     rest = [glance for glance in found.glances if glance.report.pid not in shown]
     sockets = sum(glance.report.open_sockets for glance in rest)
     if sockets or not only:
-        yield from folded(
-            f"Nothing wrong with {count_of(sockets, 'socket')} of {count_of(len(rest), 'process')}.",
-            "  ",
-        )
+        processes = count_of(len(rest), "process")
+        text = f"Nothing wrong with {count_of(sockets, 'socket')} of {processes}."
+        yield from folded(text, "  ")

@@ -35,9 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command; the process's exit code is what it returns."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = _run(given)
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(given)
+        finally:
+            # Also after a help text, and while there still is somebody who can notice.
+            sys.stdout.flush()
     except BrokenPipeError:
         return _died_of("SIGPIPE")
     except KeyboardInterrupt:

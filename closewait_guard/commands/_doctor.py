@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from closewait_guard._lines import folded
     from closewait_guard.commands._examined import findings
 
-    for topic, text in findings(arguments.pid):
+    # All of it first: a process that is none is told instead of everything else.
+    for topic, text in list(findings(arguments.pid)):
         print("\n".join(folded(f"{topic + ':':<13} {text}", " " * 14)))
     return FINE

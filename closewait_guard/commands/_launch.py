@@ -23,9 +23,10 @@ def command_of(target: Sequence[str]) -> list[str]:
         return [sys.executable, *target]
     # A program of this environment is meant, where the guard is installed, even if the
     # environment is not on the PATH.
-    beside = Path(sys.executable).with_name(first)
-    if os.sep not in first and beside.is_file():
-        return [str(beside), *target[1:]]
+    if first and not os.path.dirname(first):  # noqa: PTH120 - pathlib takes "." for no folder
+        beside = Path(sys.executable).with_name(first)
+        if beside.is_file():
+            return [str(beside), *target[1:]]
     return list(target)
 
 

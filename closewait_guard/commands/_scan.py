@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         _print_json(chosen)
         if missing := told_missing(found):
             print(missing, file=sys.stderr)
-    else:
+    elif chosen or found.strays or not arguments.pids:
         print(told(found, only=chosen), end="")
     if any(glance.report.accused for glance in chosen):
         return LEAKS_FOUND

@@ -1,0 +1,264 @@
+"""What the commands have in common: help, errors, pipes, extras, completion; demo and doctor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+from command_line import COMMAND, Terminal, call, environment, program
+
+COMMANDS = ["run", "scan", "watch", "show", "demo", "doctor", "completion"]
+HEAVY = ["rich", "psutil", "wrapt", "structlog", "dataclasses", "closewait_guard.model", "shutil"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_fits_a_screen_and_shows_an_example(arguments):
+    text = call(*arguments, code=0, COLUMNS="200").stdout
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert "example" in text
+    assert "closewait-guard" in text.partition("example")[2]
+
+
+def test_the_top_help_names_every_command_and_exit_code():
+    text = call("--help", code=0).stdout
+    for name in (*COMMANDS, "exit codes", "86"):
+        assert name in text
+
+
+def test_help_imports_nothing_that_it_can_do_without():
+    code = (
+        "import sys\nfrom closewait_guard.commands import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert call("-c", code, command=[sys.executable], code=0).stdout.endswith("[]\n")
+
+
+def test_the_installed_command_is_the_same():
+    beside = os.path.join(os.path.dirname(sys.executable), "closewait-guard")
+    told = call("--version", command=[beside], code=0).stdout
+    assert (
+        told
+        == call("--version", code=0).stdout
+        == f"closewait-guard {version('closewait_guard')}\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["scan", "--nonsense"], ["scan", "-1"]])
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments):
+    done = call(*arguments, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("usage: closewait-guard")
+    assert ": error: " in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scan", "999999999"], "no such process: 999999999"),
+        (["scan", "--state", "OPEN"], "not a TCP state: 'OPEN'"),
+        (["doctor", "999999999"], "no such process"),
+    ],
+)
+def test_what_is_not_there_gets_one_sentence(arguments, sentence):
+    done = call(*arguments, code=2)
+    assert sentence in done.stderr
+    assert done.stdout == ""
+
+
+def test_one_process_that_is_not_there_does_not_hide_another():
+    with program() as running:
+        done = call("scan", running.pid, 999999999, code=1, CLOSEWAIT_GUARD_GRACE="0")
+    assert "5 leaked" in done.stdout
+    assert done.stderr == "closewait-guard: no such process: 999999999\n"
+
+
+def test_a_bad_setting_gets_one_sentence_that_says_where_it_comes_from():
+    done = call("scan", code=2, CLOSEWAIT_GUARD_GRACE="soon")
+    assert done.stderr.startswith("closewait-guard: environment variable CLOSEWAIT_GUARD_GRACE: ")
+
+
+@pytest.mark.parametrize("arguments", ["scan --all", "--help", "doctor", "demo --source"])
+def test_a_broken_pipe_is_silent_and_ends_as_by_its_signal(arguments):
+    command = [*COMMAND, *arguments.split()]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment())
+    finally:
+        os.close(writing)
+    assert done.stderr == b""
+    assert done.returncode == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("arguments", [["demo"], ["watch", "--interval", "60"]])
+def test_ctrl_c_is_silent_and_ends_as_by_its_signal(arguments):
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as running:
+        time.sleep(1.0)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=10)
+    assert told == b""
+    assert running.returncode == -signal.SIGINT
+
+
+@pytest.fixture
+def without_extras(tmp_path):
+    for name in ("rich", "psutil", "argcomplete"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here')")
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_without_the_extra_what_can_work_does(without_extras, tmp_path):
+    assert "6 leaked" in call("demo", code=0, **without_extras).stdout
+    assert "not installed" not in call("run", "--", "true", code=0, **without_extras).stderr
+    assert "Python:" in call("doctor", code=0, **without_extras).stdout
+    if sys.platform == "linux":
+        call("scan", os.getpid(), "--json", **without_extras)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["completion", "bash"], ["run", "--report", "console", "true"]]
+)
+def test_without_the_extra_the_rest_says_what_to_install(without_extras, arguments):
+    done = call(*arguments, code=2, **without_extras)
+    assert "pip install 'closewait_guard[cli]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_psutil_looks_where_the_kernel_cannot_be_asked(without_extras):
+    portable = {"CLOSEWAIT_GUARD_PROBE": "portable", "CLOSEWAIT_GUARD_GRACE": "0.2"}
+    with program() as running:
+        text = call("scan", running.pid, code=1, **portable).stdout
+        assert "5 leaked of 8 open sockets: CLOSE_WAIT 5, ESTABLISHED 2, LISTEN 1" in text
+        assert f"3 x LEAKED  TCP to 127.0.0.1:{running.first_line}" in text
+        assert "2 x LEAKED  TCP from 127.0.0.1\n" in text
+        assert "peer closed, nobody saw when" in text
+        done = call("scan", running.pid, code=2, **portable, **without_extras)
+        assert "pip install 'closewait_guard[cli]'" in done.stderr
+    assert "no such process" in call("scan", "999999999", code=2, **portable).stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_completion_script(shell):
+    text = call("completion", shell, code=0).stdout
+    assert "closewait-guard" in text
+    assert "_ARGCOMPLETE" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("closewait-guard ", COMMANDS),
+        ("closewait-guard sc", ["scan"]),
+        ("closewait-guard scan --", ["--all", "--tree", "--state", "--json"]),
+        ("closewait-guard completion ", ["bash", "zsh", "fish"]),
+        ("closewait-guard run --stack", ["--stack-depth"]),
+        ("closewait-guard scan ", [str(os.getpid())]),
+    ],
+)
+def test_bash_completes_commands_options_and_process_numbers(line, wanted, tmp_path):
+    script = (
+        'eval "$(closewait-guard completion bash)"\n'
+        f"COMP_LINE={line!r} COMP_POINT={len(line)} COMP_TYPE=9\n"
+        f"COMP_WORDS=({line}) COMP_CWORD={len(line.split(' ')) - 1}\n"
+        f"_python_argcomplete closewait-guard\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    done = call("-c", script, command=["bash"], PATH=path)
+    found = {word.strip() for word in done.stdout.splitlines()}
+    assert set(wanted) <= found
+
+
+def test_the_demonstration_leaks_in_every_way_it_names():
+    done = call("demo", code=0)
+    ways = "missing_close response_not_read makefile_kept pool_idle place_order dropped"
+    for way in ways.split():
+        assert f"in {way}" in done.stdout.replace("<locals>.", "").replace("thread_stuck.", "")
+    assert "6 leaked, 1 dropped, 2 lingering of 9 open sockets" in done.stdout
+    assert done.stderr == ""
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_the_demonstration_takes_five_seconds_at_most():
+    started = time.monotonic()
+    call("demo", code=0)
+    assert time.monotonic() - started < 5
+
+
+def test_the_demonstration_shows_its_progress_on_a_terminal_and_takes_it_away():
+    with Terminal(*COMMAND, "demo", lines=200) as terminal:
+        terminal.until("leaking: missing close")
+        text = terminal.until("leaking: dropped")
+        assert "━" in text
+        assert terminal.wait() == 0
+        assert "leaking:" not in terminal.text()
+        assert "6 leaked" in terminal.text()
+
+
+def test_the_demonstration_without_rich_names_each_way_on_a_terminal(without_extras):
+    with Terminal(*COMMAND, "demo", lines=200, **without_extras) as terminal:
+        assert terminal.wait() == 0
+        assert "leaking: thread stuck\n" in terminal.text()
+
+
+def test_the_demonstration_shows_its_source():
+    assert "Nobody closes it." in call("demo", "--source", code=0).stdout
+
+
+def test_the_doctor_tells_every_topic_in_plain_words():
+    text = call("doctor", code=0).stdout
+    for topic in (
+        "Python",
+        "Platform",
+        "Settings",
+        "Probe",
+        "Descriptors",
+        "Keepalive",
+        "From outside",
+        "Unseen",
+        "Socket class",
+        "Extras",
+    ):
+        assert f"\n{topic}:" in f"\n{text}"
+    assert "It does not end CLOSE_WAIT for the program" in " ".join(text.split())
+    assert "tcp_keepalive_time=" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_the_doctor_finds_who_has_replaced_the_socket_class(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def connect(self, address): ...\n"
+        "socket.socket.connect = connect\n"
+        "class Fake(socket.socket): ...\n"
+        "socket.socket = Fake\n"
+    )
+    text = "".join(call("doctor", code=0, PYTHONPATH=str(tmp_path)).stdout.split())
+    file = f"{tmp_path}/sitecustomize.py"
+    assert f"socket.socketissitecustomize.Fake({file})" in text
+    assert f"socket.socket.connectissitecustomize.connect({file}:2)" in text
+
+
+def test_the_doctor_finds_native_libraries_installed_and_loaded(tmp_path):
+    package = tmp_path / "uvloop"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('it must not be imported')")
+    text = call("doctor", os.getpid(), code=0, PYTHONPATH=str(tmp_path)).stdout
+    assert "uvloop of unknown version: an event loop on libuv" in " ".join(text.split())
+    assert f"Process {os.getpid()}:" in text
+
+
+def test_the_doctor_survives_settings_that_cannot_be_used():
+    text = call("doctor", code=0, CLOSEWAIT_GUARD_GRACE="soon").stdout
+    assert "cannot be used: environment variable CLOSEWAIT_GUARD_GRACE" in " ".join(text.split())

@@ -1,0 +1,316 @@
+"""`run`: the guard is in the program from before its first import, and changes nothing of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import closewait_guard as cwg
+from command_line import COMMAND, Terminal, call, documents, environment
+
+RUN = [*COMMAND, "run"]
+
+# Ends with one connection that the peer has closed.
+LEAK = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+kept = socket.create_connection(server.getsockname())
+server.accept()[0].close()
+"""
+SELF = """
+import json, os, signal, sys
+print(json.dumps({
+    "argv": sys.argv, "orig_argv": sys.orig_argv[1:], "name": __name__, "path": sys.path,
+    "file": globals().get("__file__"), "spec": str(__spec__ and __spec__.name),
+    "flags": str(sys.flags), "stdin": sys.stdin.read(), "executable": sys.executable,
+    "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
+    "usercustomize": getattr(sys.modules.get("usercustomize"), "__file__", None),
+    "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+    "ignored": [line for line in open("/proc/self/status") if line.startswith("Sig")],
+    "threads": __import__("threading").active_count(),
+    "cwd": os.getcwd(), "warnings": __import__("warnings").filters,
+}, default=str))
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(source, name="program.py"):
+        path = tmp_path / name
+        path.write_text(source)
+        return path
+
+    return write
+
+
+def bare(*command, **options):
+    """The same, without us."""
+    return call(*command, command=[sys.executable], **options)
+
+
+@pytest.mark.parametrize("form", ["script", "module", "command", "directory"])
+def test_the_program_sees_itself_as_without_us(script, tmp_path, form):
+    path = script(SELF, "itself.py")
+    script(SELF, "__main__.py")
+    target = {
+        "script": ["itself.py", "a", "--b"],
+        "module": ["-m", "itself", "a", "--b"],
+        "command": [sys.executable, "-X", "dev", str(path), "--", "-m"],
+        "directory": [".", "a"],
+    }[form]
+    plain = target[1:] if form == "command" else target
+    expected = json.loads(bare(*plain, stdin="typed\n", cwd=tmp_path, code=0).stdout)
+    seen = json.loads(call("run", "--", *target, stdin="typed\n", cwd=tmp_path, code=0).stdout)
+    assert seen == expected
+
+
+def test_an_existing_sitecustomize_and_usercustomize_are_imported(script, tmp_path):
+    script("import sys\nsys.chained = __file__", "sitecustomize.py")
+    path = script("import sys; print(sys.chained, sys.modules['sitecustomize'].__file__)")
+    done = call("run", path, code=0, PYTHONPATH=str(tmp_path))
+    assert done.stdout.split() == [str(tmp_path / "sitecustomize.py")] * 2
+
+
+def test_a_broken_sitecustomize_breaks_as_without_us(script, tmp_path):
+    script("raise RuntimeError('broken')", "sitecustomize.py")
+    path = script("print('on it goes')")
+    done = subprocess.run(
+        [sys.executable, path],
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    ours = subprocess.run(
+        [*RUN, "--no-at-exit", path],
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert ours.stdout == done.stdout == "on it goes\n"
+    # Once for the launcher, which is a Python program like any other.
+    assert ours.stderr == done.stderr * 2
+
+
+def test_the_guard_is_there_before_the_first_import(script):
+    script("import socket\nborn = socket.socket()", "early.py")
+    path = script("import early\n" + LEAK)
+    done = call("run", path, code=0)
+    assert "1 leaked, 1 dead of 3 open sockets" in done.stderr
+    assert "early.py:2 in <module>" in done.stderr
+
+
+def test_the_last_report_goes_to_stderr_and_names_the_line(script):
+    done = call("run", script(LEAK), code=0)
+    assert done.stdout == ""
+    assert "1 leaked of 2 open sockets" in done.stderr
+    assert "program.py:4 in <module>" in done.stderr
+
+
+def test_the_last_report_can_be_left_out(script):
+    assert call("run", "--no-at-exit", script(LEAK), code=0).stderr == ""
+
+
+@pytest.mark.parametrize("how", ["sys.exit(3)", "raise SystemExit('told')", "1 / 0", "os._exit(4)"])
+@pytest.mark.parametrize("options", [[], ["--fail-on-leak"]])
+def test_the_exit_code_is_the_programs_own(script, how, options):
+    path = script(f"import os, sys\n{LEAK}\n{how}\n")
+    expected = subprocess.run(
+        [sys.executable, path], env=environment(), capture_output=True
+    ).returncode
+    ours = subprocess.run([*RUN, *options, path], env=environment(), capture_output=True)
+    assert ours.returncode == expected != 0
+
+
+def test_a_success_with_leaks_exits_with_86_when_asked_to(script):
+    assert call("run", "--fail-on-leak", script(LEAK)).returncode == 86
+    assert call("run", "--fail-on-leak", script("import socket")).returncode == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_leak_in_a_worker_process_counts(script, method):
+    source = f"""
+import multiprocessing
+
+def work():
+    global server, kept
+    {LEAK.strip().replace(chr(10), chr(10) + "    ")}
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context({method!r}).Process(target=work)
+    worker.start()
+    worker.join()
+"""
+    done = call("run", "--fail-on-leak", script(source), code=86)
+    assert "Process " in done.stderr
+    assert "program.py:8 in work()" in done.stderr
+    assert "no leak of 0 open sockets" in done.stderr
+
+
+def test_python_children_are_guarded_and_those_without_a_leak_are_silent(script):
+    child = script(LEAK, "child.py")
+    path = script(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, {str(child)!r}])\n"
+        "subprocess.run([sys.executable, '-c', 'pass'])\n"
+    )
+    done = call("run", path, code=0)
+    assert done.stderr.count("closewait_guard:") == 2
+    assert "child.py:4 in <module>" in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--fail-on-leak"]])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGKILL])
+def test_a_signal_ends_the_program_as_without_us(script, options, number):
+    path = script("import sys\nprint('up', flush=True)\nsys.stdin.read()")
+    command = [*RUN, "--no-at-exit", *options, path]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(number)
+        assert running.wait(10) == -number
+
+
+def test_a_handler_of_the_programs_own_is_called(script):
+    path = script(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "print('up', flush=True)\ntime.sleep(20)"
+    )
+    for options in ([], ["--fail-on-leak"]):
+        with subprocess.Popen(
+            [*RUN, "--no-at-exit", *options, path], stdout=subprocess.PIPE, env=environment()
+        ) as running:
+            running.stdout.readline()
+            running.terminate()
+            assert running.wait(10) == 7
+
+
+def test_ctrl_c_reaches_the_program_once(script):
+    path = script(
+        "import signal, sys, time\nseen = []\n"
+        "signal.signal(signal.SIGINT, lambda *_: seen.append(1))\nprint('up', flush=True)\n"
+        "time.sleep(0.6)\nprint('times', len(seen), flush=True)"
+    )
+    with Terminal(*RUN, "--no-at-exit", "--fail-on-leak", str(path)) as terminal:
+        terminal.until("up")
+        terminal.type("\x03")
+        assert "times 1" in terminal.until("times")
+        assert terminal.wait() == 0
+
+
+def test_a_command_that_is_no_python_is_run_as_it_is():
+    done = call("run", "--", "sh", "-c", "echo $0 $@; exit 5", "a", "--help", code=5)
+    assert done.stdout == "a --help\n"
+    assert done.stderr == ""
+
+
+def test_sigpipe_is_not_left_ignored():
+    told = call("run", "--", "sh", "-c", "trap '' USR1; grep SigIgn /proc/self/status", code=0)
+    ignored = int(told.stdout.split()[1], 16)
+    assert not ignored >> (signal.SIGPIPE - 1) & 1
+
+
+def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tmp_path):
+    path = script(LEAK + "import time\ntime.sleep(1.3)\n")
+    done = call(
+        "run",
+        "--interval",
+        "0.5",
+        "--grace",
+        "0.1",
+        "--report",
+        "json_lines:leaks.jsonl",
+        path,
+        code=0,
+        cwd=tmp_path,
+    )
+    reports = documents((tmp_path / "leaks.jsonl").read_text())
+    assert len(reports) == 3
+    assert all(report.accused[0].observation.record.site.lineno == 4 for report in reports)
+    assert "1 leaked" in done.stderr
+
+
+def test_settings_reach_the_program(script):
+    done = call("run", "--stack-depth", "0", script(LEAK), code=0)
+    assert "born nobody knows where: stack_depth is 0" in done.stderr
+
+
+def test_a_program_with_a_guard_of_its_own_is_not_disturbed(script):
+    source = LEAK + "import closewait_guard\nguard = closewait_guard.install(grace=3.0)\n"
+    done = call("run", "--grace", "2", script(source), code=0)
+    assert "1 leaked" in done.stderr
+
+
+def test_an_interpreter_without_the_package_runs_unguarded_and_says_so(script, tmp_path):
+    hide = "import sys\nsys.modules['closewait_guard'] = None\n"
+    site = tmp_path / "hidden"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("")
+    other = tmp_path / "python-elsewhere"
+    other.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    other.chmod(0o755)
+    # Without site-packages there is no package to be found, but sitecustomize is asked for.
+    path = script(hide + "import site; site.execsitecustomize(); print('on it goes')")
+    done = call("run", "--", other, path, code=0)
+    assert done.stdout == "on it goes\n"
+    assert "is not guarded" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--interval", "0", "x.py"], 2, "run --interval: interval must be a number of seconds"),
+        (["--grace", "soon", "x.py"], 2, "run --grace: grace must be a number of seconds"),
+        (["--report", "nobody", "x.py"], 2, "nobody is called 'nobody'"),
+        (["--report", "json_lines:/nowhere/x", "x.py"], 2, "cannot be opened"),
+        (["--signal", "SIGNOTHING", "x.py"], 2, "run --signal: signal must be the name"),
+        ([], 2, "TARGET is missing"),
+        (["no-such-command"], 127, "no-such-command: No such file or directory"),
+        (["--fail-on-leak", "no-such-command"], 127, "no-such-command: No such file"),
+        (["/etc"], 126, "/etc: Permission denied"),
+    ],
+)
+def test_a_bad_start_gets_one_sentence(arguments, code, sentence):
+    done = call("run", *arguments, code=code)
+    assert sentence in done.stderr
+    assert done.stderr.startswith("closewait-guard: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_pytest_is_guarded_with_the_outcome_it_has(script, tmp_path):
+    script(
+        "import socket\n"
+        "def test_leaks():\n"
+        "    global server, kept\n"
+        "    server = socket.create_server(('127.0.0.1', 0))\n"
+        "    kept = socket.create_connection(server.getsockname())\n"
+        "    server.accept()[0].close()\n",
+        "test_it.py",
+    )
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    done = call("run", "--fail-on-leak", "--", "pytest", *options, cwd=tmp_path, code=86)
+    assert "1 passed" in done.stdout
+    assert "test_it.py:5 in test_leaks()" in done.stderr
+
+
+def test_temporary_files_are_removed(script, tmp_path):
+    for path in (script(LEAK), script("import os\nos.kill(os.getpid(), 15)", "dies.py")):
+        call("run", "--fail-on-leak", path, TMPDIR=str(tmp_path))
+    assert not list(tmp_path.glob("closewait-guard-*"))
+
+
+def test_the_reports_name_the_line_whatever_directory_the_program_goes_to(script, tmp_path):
+    path = script("import os\nos.chdir('/')\n" + LEAK)
+    call("run", "--report", "json_lines:told.jsonl", path, cwd=tmp_path, code=0)
+    (report,) = documents((tmp_path / "told.jsonl").read_text())
+    assert report.leaks[0].verdict in (cwg.Verdict.LEAKED, cwg.Verdict.CLOSING)

@@ -1,0 +1,178 @@
+"""`show`: saved reports are told again, and compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard.testing import half_closed_pair
+from command_line import call, program
+
+
+@pytest.fixture
+def reports(guard):
+    """Three real reports: of no leak, of one, and of three."""
+    found = [guard.scan()]
+    with half_closed_pair(b"ab"):
+        wait_for_grace()
+        found.append(guard.scan())
+        with half_closed_pair(), half_closed_pair():
+            wait_for_grace()
+            found.append(guard.scan())
+    assert [len(report.accused) for report in found] == [0, 1, 3]
+    return found
+
+
+def wait_for_grace():
+    time.sleep(0.1)
+
+
+@pytest.fixture
+def saved(tmp_path, reports):
+    path = tmp_path / "leaks.jsonl"
+    lines = [json.dumps(cwg.to_dict(report)) for report in reports]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_the_last_of_several_is_told_as_it_was(saved, reports):
+    done = call("show", saved, code=0)
+    assert done.stdout.endswith(cwg.render_text(reports[-1]))
+    assert done.stdout.startswith("Report 3 of 3 of 20")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--range", "1"], [1]),
+        (["--range", "1:2"], [1, 2]),
+        (["--range", "2:"], [2, 3]),
+        (["--range", "2:99"], [2, 3]),
+        (["--range=-2:-1"], [2, 3]),
+        (["--last", "2"], [2, 3]),
+        (["--last", "99"], [1, 2, 3]),
+        (["--every"], [1, 2, 3]),
+    ],
+)
+def test_one_the_last_or_a_range_is_told(saved, reports, option, told):
+    done = call("show", saved, *option, code=0)
+    for number in (1, 2, 3):
+        assert (f"Report {number} of 3 " in done.stdout) is (number in told)
+        assert (cwg.render_text(reports[number - 1]) in done.stdout) is (number in told)
+
+
+def test_a_document_of_many_lines_is_told(tmp_path, reports):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(cwg.to_dict(reports[1]), indent=2))
+    done = call("show", path, code=0)
+    assert done.stdout.endswith(cwg.render_text(reports[1]))
+    assert done.stdout.startswith("Report of ")
+
+
+def test_stdin_is_read(saved, reports):
+    done = call("show", "-", stdin=saved.read_text(), code=0)
+    assert done.stdout.endswith(cwg.render_text(reports[-1]))
+
+
+def test_leaks_fail_only_when_that_is_asked_for(saved):
+    assert call("show", saved, "--fail-on-leak").returncode == 1
+    assert call("show", saved, "--range", "1", "--fail-on-leak").returncode == 0
+    assert call("show", saved, "--diff", "2", "1", "--fail-on-leak").returncode == 0
+
+
+def test_a_difference_tells_what_is_new_and_what_is_gone(saved):
+    text = call("show", saved, "--diff", "1", "2", code=0).stdout
+    assert "Sites: 1 new; " in text
+    assert "NEW:\nINFO  1 x LEAKED  TCP to 127.0.0.1:" in text
+    assert "test_show.py:" in text
+    back = call("show", saved, "--diff", "-1", "1", code=0).stdout
+    assert "GONE:" in back
+    assert "NEW" not in back
+    # Two more were born at another line of the same test, as one site.
+    text = call("show", saved, "--diff", "2", "3", code=0).stdout
+    assert "Sites: 1 new, 1 unchanged; " in text
+    same = call("show", saved, "--diff", "2", "2", code=0).stdout
+    assert "Sites: 1 unchanged; " in same
+    assert "NEW" not in same
+
+
+def test_a_difference_between_two_files_is_that_of_their_last_reports(tmp_path, guard):
+    paths = [tmp_path / "before.json", tmp_path / "after.json"]
+    with ExitStack() as kept:
+        for path in paths:
+            for _ in range(2):
+                kept.enter_context(half_closed_pair())
+            wait_for_grace()
+            path.write_text(json.dumps(cwg.to_dict(guard.scan())))
+    text = call("show", "--diff", *paths, code=0).stdout
+    assert "Sites: 1 growing; " in text
+    assert "GROWING, from 2 to 4 (+2):\nINFO  4 x LEAKED" in text
+    text = call("show", "--diff", *reversed(paths), code=0).stdout
+    assert "SHRINKING, from 4 to 2 (-2):\nINFO  2 x LEAKED" in text
+
+
+def test_what_was_cut_off_in_the_last_line_loses_nothing_else(saved, reports):
+    with saved.open("a") as file:
+        file.write('{"schema": "closewait-guard/1", "taken')
+    done = call("show", saved, code=0)
+    assert done.stdout.endswith(cwg.render_text(reports[-1]))
+    assert done.stderr.startswith(f"closewait-guard: {saved}, line 4: not a report, and no JSON")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+        (b"hello\n", "no JSON"),
+        (b"\x00\xff\xfe", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"{}", "not a report of schema"),
+        (b'{"schema": "closewait-guard/2"}', "not a report of schema"),
+        (b'{"schema": "closewait-guard/1"}', "report lacks taken_at"),
+        (b"[1, 2]", "not a report of schema"),
+        (b"3", "not a report of schema"),
+    ],
+)
+def test_what_is_no_report_gets_one_sentence_that_names_the_file(tmp_path, content, sentence):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    done = call("show", path, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"closewait-guard: {path}")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["/nowhere"], "/nowhere cannot be read: No such file or directory"),
+        (["/"], "/ cannot be read: Is a directory"),
+        (["FILE", "--range", "9"], "has 3 reports: none is 9"),
+        (["FILE", "--range", "0"], "not the number of a report: '0'"),
+        (["FILE", "--range", "1:x"], "not the number of a report: 'x'"),
+        (["FILE", "--last", "x"], "not the number of a report: 'x'"),
+        (["FILE", "--diff", "1", "x"], "not the number of a report: 'x'"),
+        (["--diff", "FILE", "/nowhere"], "/nowhere cannot be read"),
+        ([], "FILE is needed"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(saved, arguments, sentence):
+    done = call("show", *(saved if each == "FILE" else each for each in arguments), code=2)
+    assert sentence in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_scan_has_saved_is_told():
+    with program() as running:
+        wait_for_grace()
+        lines = call("scan", running.pid, "--json", CLOSEWAIT_GUARD_GRACE="0").stdout
+    text = call("show", "-", stdin=lines, code=0).stdout
+    assert f"process {running.pid} on " in text
+    assert "5 leaked of 8 open sockets" in text
