@@ -53,7 +53,7 @@ def environment(**variables):
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("CLOSEWAIT_GUARD_", "_CLOSEWAIT_GUARD_", "PYTEST_", "COV_"))
-        and name not in ("COLUMNS", "LINES", "PYTHONPATH")
+        and name not in ("COLUMNS", "LINES", "PYTHONPATH", "PYTHONUNBUFFERED")
     }
     return kept | {"PYTHONWARNINGS": "ignore::ResourceWarning"} | variables
 
