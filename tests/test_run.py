@@ -239,6 +239,20 @@ def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tm
     assert "1 leaked" in done.stderr
 
 
+def test_with_an_interval_alone_the_reports_go_to_stderr(script):
+    path = script(LEAK + "import time\ntime.sleep(0.8)\n")
+    done = call("run", "--interval", "0.3", "--grace", "0.1", path, code=0)
+    # Two at their interval, and one in the end.
+    assert done.stderr.count("closewait_guard: 1 leaked") == 3
+
+
+def test_reporters_of_the_settings_are_told(script, tmp_path):
+    path = script(LEAK)
+    name = f"json_lines:{tmp_path / 'told.jsonl'}"
+    call("run", path, code=0, CLOSEWAIT_GUARD_REPORTERS=name)
+    assert len(documents((tmp_path / "told.jsonl").read_text())) == 1
+
+
 def test_settings_reach_the_program(script):
     done = call("run", "--stack-depth", "0", script(LEAK), code=0)
     assert "born nobody knows where: stack_depth is 0" in done.stderr

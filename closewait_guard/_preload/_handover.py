@@ -20,14 +20,12 @@ class Handover(NamedTuple):
     """What settings have no name for.
 
     Attributes:
-        reporters: Who is told, by name.
-        watched: Report at every interval, not only at exit.
+        reporters: Who is told at every interval, by name.
         verdict: A file that is made longer when a process has leaked; empty if nobody wants to
             know.
     """
 
     reporters: tuple[str, ...]
-    watched: bool
     verdict: str
 
     def environment(
@@ -47,8 +45,8 @@ class Handover(NamedTuple):
     @classmethod
     def taken(cls, environ: Mapping[str, str]) -> Self:
         """What the launcher has handed over."""
-        reporters, watched, verdict = json.loads(environ[_VARIABLE])
-        return cls(tuple(reporters), watched, verdict)
+        reporters, verdict = json.loads(environ[_VARIABLE])
+        return cls(tuple(reporters), verdict)
 
     @staticmethod
     def marked_main(environ: dict[str, str], pid: int) -> dict[str, str]:

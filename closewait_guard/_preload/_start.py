@@ -34,8 +34,11 @@ def start() -> None:
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
     _at_end_of_workers(ending)
-    if handover.watched:
-        Monitor(guard, at_exit=bool(handover.reporters), in_children=True).start()
+    reporters = handover.reporters or guard.settings.reporters
+    if reporters:
+        # As text the last report comes from us.
+        at_exit = guard.settings.at_exit and reporters != ("text",)
+        Monitor(guard, at_exit=at_exit, in_children=True).start()
 
 
 class _Ending:

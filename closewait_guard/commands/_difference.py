@@ -49,6 +49,9 @@ def _by_name(report: Report) -> dict[str, SiteGroup]:
     """By what names a site in whatever process; without a stack, the peers tell sites apart."""
     groups: dict[str, SiteGroup] = {}
     for group in report.by_site():
+        if not group.verdict.accused:
+            # What is closing at one moment is gone at the next, and no news.
+            continue
         if group.site is None:
             groups |= {f"{group.fingerprint} {peer}": part for peer, part in _by_peer(group)}
         else:

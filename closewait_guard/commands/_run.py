@@ -98,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     command = command_of(arguments.target)
     settings = _settings(arguments)
     reporters = tuple(_checked(name) for name in arguments.report or ())
-    handover = Handover(
-        reporters, watched=bool(reporters) or arguments.interval is not None, verdict=""
-    )
+    if arguments.interval is not None and not reporters:
+        reporters = Settings.load().reporters or ("text",)
+    handover = Handover(reporters, verdict="")
     if not arguments.fail_on_leak:
         return become(command, handover.environment(settings, os.environ))
     with tempfile.NamedTemporaryFile(prefix="closewait-guard-") as verdict:
