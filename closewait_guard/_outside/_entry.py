@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from closewait_guard._probe import View
@@ -40,14 +41,14 @@ class Entry(NamedTuple):
     @property
     def local(self) -> str:
         """The address of this end."""
-        return f"{self._host(self.local_host)}:{int.from_bytes(self.local_port)}"
+        return f"{_host(self.family, self.local_host)}:{int.from_bytes(self.local_port)}"
 
     @property
     def peer(self) -> str | None:
         """The address of the other end; None while there is none."""
         if self.state == LISTEN:
             return None
-        return f"{self._host(self.peer_host)}:{int.from_bytes(self.peer_port)}"
+        return f"{_host(self.family, self.peer_host)}:{int.from_bytes(self.peer_port)}"
 
     @property
     def family_name(self) -> str:
@@ -66,10 +67,12 @@ class Entry(NamedTuple):
         """Bytes that the peer has not acknowledged."""
         return 0 if self.state == LISTEN else self.sent
 
-    def _host(self, raw: bytes) -> str:
-        if self.family == socket.AF_INET6:
-            return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]"
-        return socket.inet_ntop(socket.AF_INET, raw[:4])
+
+@lru_cache(4096)
+def _host(family: int, raw: bytes) -> str:
+    if family == socket.AF_INET6:
+        return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]"
+    return socket.inet_ntop(socket.AF_INET, raw[:4])
 
 
 def view_of(entry: Entry) -> View:

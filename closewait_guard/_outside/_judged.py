@@ -130,7 +130,7 @@ class _Records:
 
     def of(self, each: Descriptor) -> SocketRecord:
         copies = self._copies.get(each.inode or 0, ())
-        if len(copies) > 1 and any(copy.pid == self._parent for copy in copies):
+        if copies and any(copy.pid == self._parent for copy in copies):
             return self._inherited[each.accepted]
         return self._plain[each.accepted]
 
@@ -138,7 +138,7 @@ class _Records:
 def _held(leak: Leak, sight: Sight) -> Leak:
     """Who else has the same socket open: the peer hears of no end until all have closed it."""
     copies = sight.copies.get(leak.observation.inode or 0, ())
-    if len(copies) < 2:
+    if not copies:
         return leak
     fd, own = leak.observation.fd, sight.process.pid
     others = [copy for copy in copies if (copy.pid, copy.fd) != (own, fd)]

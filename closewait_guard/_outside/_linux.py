@@ -120,13 +120,12 @@ class _Look:
             self._others.append(untabled.described(fd, inode, protocol))
 
     def sight(self, copies: Mapping[int, Sequence[Copy]]) -> Sight:
-        inodes = {each.inode for each in self.ended}
         return Sight(
             self._process,
             self.states,
             self.ended,
             self._others,
-            {inode: found for inode, found in copies.items() if inode in inodes},
+            copies,
             self._backlog(),
             self._network.dated,
         )
@@ -173,7 +172,7 @@ def _copies(
             program = _processes.program(pid) if mine else ""
             for fd, inode in mine.items():
                 found.setdefault(inode, []).append(Copy(pid, program, fd))
-    return found
+    return {inode: copies for inode, copies in found.items() if len(copies) > 1}
 
 
 def _strays(networks: _Networks, refused: Sequence[Refusal], *, complete: bool) -> Iterator[Stray]:

@@ -137,17 +137,29 @@ def _answers(sock: socket.socket, rows: Callable[[bytes], Iterable[Row]]) -> Ite
 def _plain(data: bytes) -> Iterable[Row]:
     """Most often all messages are of one length: then one call of C takes them apart."""
     length, _ = _START.unpack_from(data)
-    if len(data) % length == 0 and length % 4 == 0:
-        padded = struct.Struct(f"{_MESSAGE.format}{length - _MESSAGE.size}x")
-        found = list(padded.iter_unpack(data))
-        if all(row[0] == length for row in found):
-            return (row[2:] for row in found)
+    found = _uniform(data, length, f"{length - _MESSAGE.size}x")
+    if found is not None:
+        return (row[2:] for row in found)
     return (row for row, _ in _one_by_one(data))
 
 
-def _dated(data: bytes) -> Iterator[Row]:
-    for row, end in _one_by_one(data):
-        yield (*row, _attribute(data, end))
+def _dated(data: bytes) -> Iterable[Row]:
+    """The same, with `struct tcp_info` in the same place of each."""
+    length, _ = _START.unpack_from(data)
+    start, end = _attribute(data, _MESSAGE.size, length)
+    header = _ATTRIBUTE.size
+    shape = f"{start - header - _MESSAGE.size}x HH {end - start}s {length - end}x"
+    found = _uniform(data, length, shape) if start else None
+    if found is not None and all(row[-2] == _INET_DIAG_INFO for row in found):
+        return ((*row[2:-3], row[-1]) for row in found)
+    return ((*row, _info(data, *place)) for row, place in _one_by_one(data))
+
+
+def _uniform(data: bytes, length: int, rest: str) -> list[Row] | None:
+    if len(data) % length or length % 4:
+        return None
+    found = list(struct.Struct(f"{_MESSAGE.format} {rest}").iter_unpack(data))
+    return found if all(row[0] == length for row in found) else None
 
 
 def _one_by_one(data: bytes) -> Iterator[tuple[Row, tuple[int, int]]]:
@@ -160,11 +172,16 @@ def _one_by_one(data: bytes) -> Iterator[tuple[Row, tuple[int, int]]]:
         offset += (length + 3) & ~3
 
 
-def _attribute(data: bytes, place: tuple[int, int]) -> bytes | None:
-    offset, end = place
+def _info(data: bytes, offset: int, end: int) -> bytes | None:
+    start, end = _attribute(data, offset, end)
+    return data[start:end] if start else None
+
+
+def _attribute(data: bytes, offset: int, end: int) -> tuple[int, int]:
+    """Where `struct tcp_info` begins and ends; nowhere is 0."""
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if kind == _INET_DIAG_INFO:
-            return data[offset + _ATTRIBUTE.size : offset + length]
+            return offset + _ATTRIBUTE.size, offset + length
         offset += (length + 3) & ~3
-    return None
+    return 0, 0

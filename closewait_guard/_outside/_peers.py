@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from closewait_guard._block import kind_of, name_of, story
 from closewait_guard._lines import cut, folded
-from closewait_guard._words import distinct
+from closewait_guard._words import count_of, distinct
 from closewait_guard.model import Leak, Observation, Origin, Report, Severity, State, Verdict
 
 __all__ = ["group_lines", "groups_of", "healthy_lines", "peer_of"]
@@ -68,10 +68,9 @@ def group_lines(group: Sequence[Leak], *, several: bool) -> Iterator[str]:
     yield from folded(f"  {_severity(group).upper()}  {len(group):,} x {what.rstrip()}", "    ")
     yield from folded(f"    {story(seen)}", "      ")
     if several:
-        pids = distinct(str(each.record.pid) for each in seen)
-        yield from folded(f"    {_some('process', pids)}", "      ")
+        yield from _numbers("process", distinct(str(each.record.pid) for each in seen))
     else:
-        yield from folded(f"    {_some('descriptor', [str(each.fd) for each in seen])}", "      ")
+        yield from _numbers("descriptor", [each.fd for each in seen])
     parent = seen[0].record.parent
     if parent is not None:
         yield f"    inherited over fork() from process {parent.pid}"
@@ -79,12 +78,11 @@ def group_lines(group: Sequence[Leak], *, several: bool) -> Iterator[str]:
         yield from folded(f"    held by {holder}", "      ")
 
 
-def _some(noun: str, numbers: Sequence[str]) -> str:
-    shown = ", ".join(numbers[:_MOST_NUMBERS])
+def _numbers(noun: str, numbers: Sequence[object]) -> list[str]:
+    shown = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
     more = len(numbers) - _MOST_NUMBERS
-    plural = {"process": "processes", "descriptor": "descriptors"}[noun]
-    word = noun if len(numbers) == 1 else plural
-    return f"{word} {shown}" + (f" and {more:,} more" if more > 0 else "")
+    word = count_of(len(numbers), noun).partition(" ")[2]
+    return folded(f"    {word} {shown}" + (f" and {more:,} more" if more > 0 else ""), "      ")
 
 
 def _some_of(holders: Sequence[str], most: int = 3) -> Iterator[str]:

@@ -61,22 +61,30 @@ def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dic
     folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
     try:
         names = os.listdir(folder)  # noqa: PTH208 - pathlib reads no open folder
-        numbers: Iterable[int] = map(int, names)
+        wanted: Iterable[str] = names
         if likely is not None and len(names) > max(_FEW, len(likely)):
-            numbers = likely.intersection(numbers)
-        sockets: dict[int, int] = {}
-        for fd in numbers:
-            # It may have been closed since the folder was read.
-            with suppress(FileNotFoundError):
-                target = os.readlink(f"{fd}", dir_fd=folder)
-                if target.startswith("socket:["):
-                    sockets[fd] = int(target[8:-1])
+            wanted = {str(fd) for fd in likely}.intersection(names)
+        sockets = _inodes(folder, wanted)
     finally:
         os.close(folder)
     return len(names), sockets
 
 
 _FEW = 200
+
+
+def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
+    readlink = os.readlink
+    sockets: dict[int, int] = {}
+    for name in names:
+        try:
+            target = readlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            # It has been closed since the folder was read.
+            continue
+        if target.startswith("socket:["):
+            sockets[int(name)] = int(target[8:-1])
+    return sockets
 
 
 def some_sockets_of(

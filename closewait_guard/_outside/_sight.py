@@ -43,7 +43,7 @@ class Sight(NamedTuple):
         states: How many sockets are in each TCP state; other sockets by their protocol.
         ended: The TCP sockets whose connection is no more.
         others: The rest, where they were asked for.
-        copies: For inodes of the ended: who else has them open.
+        copies: By inode, all who have the same socket open, where that is more than one.
         backlog: Connections that the peer has closed before anybody accepted them, by address.
         dated: The kernel said when the peers have closed.
     """

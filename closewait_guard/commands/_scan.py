@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -91,6 +90,8 @@ def _chosen(found: Found, arguments: argparse.Namespace) -> list[Glance]:
 
 
 def _print_json(glances: list[Glance]) -> None:
+    import json
+
     from closewait_guard._serial import to_dict
 
     for glance in glances:
