@@ -64,6 +64,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments):
     ("arguments", "sentence"),
     [
         (["scan", "999999999"], "no such process: 999999999"),
+        (["scan", "--tree"], "whose descendants?"),
         (["scan", "--state", "OPEN"], "not a TCP state: 'OPEN'"),
         (["doctor", "999999999"], "no such process"),
     ],

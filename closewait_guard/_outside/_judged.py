@@ -1,4 +1,4 @@
-"""From what was seen of a process to its report, by the same rules as from inside: pure."""
+"""From what was seen of a process to its report, by the same rules as from inside."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from closewait_guard._judge import judge
 from closewait_guard._outside._sight import Copy, Descriptor, Sight
 from closewait_guard._since import Sighting, notice, suspect_for
+from closewait_guard._thresholds import crossed
 from closewait_guard._words import count_of
 from closewait_guard.model import (
     SCHEMA,
@@ -65,11 +66,12 @@ def judged(
     leaks = judge(ended, settings, sight.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     healthy = [observed(each, records.of(each)) for each in sight.others]
-    return _report(
+    report = _report(
         sight,
         tuple([_held(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]),
         (*spared, *healthy) if everything else (),
     )
+    return replace(report, alerts=crossed(report, settings))
 
 
 def observed(

@@ -46,6 +46,10 @@ def _program(glances: Sequence[Glance]) -> Iterator[str]:
     many = "process" if len(reports) == 1 else f"{len(reports)} processes:"
     yield from folded(f"{name}, {many} {pids}" + (f" and {more} more" if more > 0 else ""), "  ")
     yield from _numbers(glances)
+    for alert in (alert for report in reports for alert in report.alerts):
+        yield from folded(
+            f"  {alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "    "
+        )
     groups = groups_of(reports)
     for group in groups[:_MOST_PEERS]:
         yield ""

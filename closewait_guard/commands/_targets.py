@@ -52,7 +52,11 @@ def state(text: str) -> str:
 
 def pids_of(arguments: argparse.Namespace, onlooker: Onlooker) -> list[int] | None:
     """The processes to look at; None for all."""
+    from closewait_guard.exceptions import ConfigurationError
+
     if not arguments.pids:
+        if arguments.tree:
+            raise ConfigurationError("--tree: whose descendants? Name a PID")
         return None
     pids: list[int] = arguments.pids
     return onlooker.with_descendants(pids) if arguments.tree else pids
