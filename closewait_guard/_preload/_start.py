@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from closewait_guard._guard import Guard
@@ -70,19 +71,19 @@ def _tell(report: Report) -> None:
     is_main = Handover.is_main(os.environ, os.getpid())
     if is_main or report.accused:
         which = "" if is_main else f"Process {report.pid}, {report.command or sys.executable}:\n"
-        put(None, which + render_text(report))
+        # Not what the program has put in the place of stderr, such as a logger.
+        put(sys.__stderr__, which + render_text(report))
 
 
 def _at_end_of_workers(ending: Callable[[], object]) -> None:
-    """The children of multiprocessing end without atexit, but have hooks of their own."""
+    """Workers of multiprocessing end without atexit, but have hooks of their own."""
 
     def in_child() -> None:
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None:
             # It forgets all hooks in the child, then calls this, which makes one anew.
-            util.register_after_fork(
-                ending, lambda _: util.Finalize(None, ending, exitpriority=-1_000_000)
-            )
+            hook = partial(util.Finalize, None, ending, exitpriority=-1_000_000)
+            util.register_after_fork(ending, lambda _: hook())
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=in_child)
