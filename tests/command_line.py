@@ -108,6 +108,14 @@ def documents(text):
     return found
 
 
+# What is typed as Ctrl-C becomes a signal only of a session's own terminal.
+CONTROLLED = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """A command on a pseudo-terminal, and what a person sees there."""
 
@@ -118,13 +126,11 @@ class Terminal:
         self._fd, theirs = os.openpty()
         self.resize(columns, lines)
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", CONTROLLED, *command],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # What is typed as Ctrl-C becomes a signal of the session's own terminal only.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=environment(TERM="xterm-256color", **variables),
         )
         os.close(theirs)

@@ -145,7 +145,7 @@ if __name__ == "__main__":
     worker.join()
 """
     done = call("run", "--fail-on-leak", script(source), code=86)
-    assert "Process " in done.stderr
+    assert "== " in done.stderr
     assert "program.py:8 in work()" in done.stderr
     assert "no leak of 0 open sockets" in done.stderr
 

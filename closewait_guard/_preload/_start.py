@@ -14,9 +14,9 @@ from typing import Any
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload._handover import Handover
-from closewait_guard._render import render_text
+from closewait_guard._render import dated, render_text
 from closewait_guard._stream import put
-from closewait_guard.model import Report, Verdict
+from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
 __all__ = ["start"]
@@ -27,7 +27,7 @@ def start() -> None:
     try:
         handover = Handover.taken(os.environ)
         # One of our own: the program may install the process-wide one, with its own settings.
-        guard = Guard(Settings.load(), handover.reporters).install()
+        guard = Guard(Settings.load(), _reporters(handover)).install()
     except Exception as error:
         put(None, f"closewait-guard: process {os.getpid()} is not guarded: {error}\n")
         return
@@ -40,6 +40,15 @@ def start() -> None:
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and reporters != ("text",)
         Monitor(guard, at_exit=at_exit, in_children=True).start()
+
+
+def _reporters(handover: Handover) -> list[Reporter | str]:
+    """Text goes to stderr itself, not to what the program puts in its place, such as a logger."""
+    if "text" not in handover.reporters:
+        return list(handover.reporters)
+    from closewait_guard.reporters import text
+
+    return [text(sys.__stderr__) if name == "text" else name for name in handover.reporters]
 
 
 class _Ending:
@@ -70,9 +79,7 @@ def _tell(report: Report) -> None:
     """The program itself always; a child of it only when it has leaked."""
     is_main = Handover.is_main(os.environ, os.getpid())
     if is_main or report.accused:
-        which = "" if is_main else f"Process {report.pid}, {report.command or sys.executable}:\n"
-        # Not what the program has put in the place of stderr, such as a logger.
-        put(sys.__stderr__, which + render_text(report))
+        put(sys.__stderr__, render_text(report) if is_main else dated(report))
 
 
 def _at_end_of_workers(ending: Callable[[], object]) -> None:
