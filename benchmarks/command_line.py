@@ -21,9 +21,11 @@ def run(*, quick: bool) -> list[Result]:
     found = []
     if shutil.which("lsof"):
         lsof, scan = ["lsof", "-nP", "-p", pid], [*_COMMAND, "scan", pid]
-        with connected(sockets):
-            names = ("lsof -nP -p PID", f"closewait-guard scan PID, {sockets:,} sockets")
-            found += _compared(names, (lsof, scan), 3 if quick else 11, 1.0)
+        for closed in (min(100, sockets), sockets):
+            with connected(sockets, closed):
+                told = f"{sockets:,} sockets, {closed:,} in CLOSE_WAIT"
+                names = (f"lsof -nP -p PID, {told}", f"scan PID, {told}")
+                found += _compared(names, (lsof, scan), 3 if quick else 11, 1.0)
     bare = [sys.executable, "-c", "import argparse"]
     names = ('python -c "import argparse"', "closewait-guard --help")
     found += _compared(names, (bare, [*_COMMAND, "--help"]), 3 if quick else 25, 1.5)

@@ -17,7 +17,13 @@ __all__ = [
 ]
 
 
-class FrameKind(StrEnum):
+class _Word(StrEnum):
+    """Hashed in C, as the text that it is: Enum's own hash would be a call of Python."""
+
+    __hash__ = str.__hash__
+
+
+class FrameKind(_Word):
     """Whose code a frame is."""
 
     USER = "user"
@@ -25,7 +31,7 @@ class FrameKind(StrEnum):
     STDLIB = "stdlib"
 
 
-class Origin(StrEnum):
+class Origin(_Word):
     """How a descriptor came into the program's hands."""
 
     CREATED = "created"
@@ -38,7 +44,7 @@ class Origin(StrEnum):
     NATIVE = "native"
 
 
-class State(StrEnum):
+class State(_Word):
     """The kernel's TCP states, and two for what has none."""
 
     ESTABLISHED = "ESTABLISHED"
@@ -57,7 +63,7 @@ class State(StrEnum):
     NONE = "none"
 
 
-class Connection(StrEnum):
+class Connection(_Word):
     """What is left of the connection, whatever its protocol calls that."""
 
     UNCONNECTED = "unconnected"
@@ -67,7 +73,7 @@ class Connection(StrEnum):
     NOT_APPLICABLE = "not_applicable"
 
 
-class Evidence(StrEnum):
+class Evidence(_Word):
     """What an observation rests on."""
 
     TCP_INFO = "tcp_info"
@@ -78,7 +84,7 @@ class Evidence(StrEnum):
     COLLECTED = "collected"
 
 
-class Verdict(StrEnum):
+class Verdict(_Word):
     """What is to be thought of a socket; the first five accuse the program."""
 
     LEAKED = "leaked"
@@ -106,7 +112,7 @@ _VERDICTS = tuple(Verdict)
 _ACCUSED = frozenset(_VERDICTS[:5])
 
 
-class Severity(StrEnum):
+class Severity(_Word):
     """How bad it is; `rank` orders."""
 
     INFO = "info"
@@ -122,7 +128,7 @@ class Severity(StrEnum):
 _SEVERITIES = tuple(Severity)
 
 
-class AlertKind(StrEnum):
+class AlertKind(_Word):
     """What an alert is about."""
 
     COUNT = "count"
@@ -133,7 +139,7 @@ class AlertKind(StrEnum):
     FD_EXHAUSTED = "fd_exhausted"
 
 
-class AlertStatus(StrEnum):
+class AlertStatus(_Word):
     """What there is to tell of an alert now. It is told once, and again only if this changes."""
 
     RAISED = "raised"

@@ -31,14 +31,15 @@ __all__ = ["Known", "judged", "observed", "record_of"]
 _TLS = _CLOSE_CALLED = False
 
 # By process, descriptor and inode.
-Known = dict[tuple[int, int, int | None], Sighting]
+_Key = tuple[int, int, int | None]
+Known = dict[_Key, Sighting]
 
 
 def judged(
     sight: Sight,
     settings: Settings,
     before: Known,
-    after: Known,
+    after: Known | None,
     now: float,
     *,
     everything: bool,
@@ -49,7 +50,7 @@ def judged(
         sight: What was seen.
         settings: The thresholds.
         before: What the look before has remembered.
-        after: Takes what this one remembers.
+        after: Takes what this one remembers; None if it is the last.
         now: The monotonic time of the look.
         everything: Tell the healthy sockets too.
     """
@@ -57,11 +58,7 @@ def judged(
     records = _Records(sight)
     ended = []
     for each in sight.ended:
-        key = (pid, each.fd, each.inode)
-        sighting = after[key] = notice(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
-        # A look from outside that is the first to see an end knows nothing of its age.
-        closed_for = None if each.view.fin_for is None else now - sighting.since
-        suspicious_for = suspect_for(each.view, sighting, now)
+        closed_for, suspicious_for = _ages(each, (pid, each.fd, each.inode), before, after, now)
         ended.append(observed(each, records.of(each), closed_for, suspicious_for))
     leaks = judge(ended, settings, sight.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
@@ -72,6 +69,21 @@ def judged(
         (*spared, *healthy) if everything else (),
     )
     return replace(report, alerts=crossed(report, settings))
+
+
+def _ages(
+    each: Descriptor, key: _Key, before: Known, after: Known | None, now: float
+) -> tuple[float | None, float | None]:
+    """For how long the peer has been gone, and nothing been done about it."""
+    dated = each.view.fin_for
+    if dated is not None and after is None:
+        return dated, dated
+    sighting = notice(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
+    if after is not None:
+        after[key] = sighting
+    # A look from outside that is the first to see an end knows nothing of its age.
+    closed_for = None if dated is None else now - sighting.since
+    return closed_for, suspect_for(each.view, sighting, now)
 
 
 def observed(

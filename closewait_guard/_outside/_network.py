@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
-from itertools import chain
 
 from closewait_guard._outside import _netlink, _procnet
 from closewait_guard._outside._entry import CLOSE_WAIT, LISTEN, Entry, Row
@@ -12,31 +11,44 @@ __all__ = ["Network", "of_process"]
 
 # All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
 # kernel's own. The closed and unconnected are in no table.
-_OWNED = sum(1 << number for number in (1, 2, 4, 5, 9, LISTEN, 11))
+_OPEN = sum(1 << number for number in (1, 2, LISTEN))
+_ENDING = sum(1 << number for number in (4, 5, 9, 11))
 
 
 class Network:
     """Connections by inode.
 
+    Args:
+        wanted: The inodes that matter.
+        dated: The kernel says when the peers have closed.
+
     Attributes:
         rows: Of the wanted sockets.
         strays: In CLOSE_WAIT, and not of the wanted.
-        dated: The kernel said when the peers have closed.
     """
 
-    def __init__(self, rows: Iterable[Row], wanted: Set[int], *, dated: bool) -> None:
+    def __init__(self, wanted: Set[int], *, dated: bool) -> None:
         self.rows: dict[int, Row] = {}
         self.strays: list[Entry] = []
         self.dated = dated
+        self._wanted = wanted
         self._listeners: dict[bytes, int] = {}
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Take in some connections; of one that has been seen before, this is the later state."""
+        wanted, found = self._wanted, self.rows
         for row in rows:
-            _, state, local_port, *_, inode = row[:10]
+            state, inode = row[1], row[9]
             if inode in wanted:
-                self.rows[inode] = row
+                found[inode] = row
             if state == LISTEN:
-                self._listeners[local_port] = inode
+                self._listeners[row[2]] = inode
             elif state == CLOSE_WAIT and inode not in wanted:
                 self.strays.append(Entry(*row))
+
+    def is_complete(self) -> bool:
+        """Whether each wanted socket has been seen."""
+        return len(self.rows) == len(self._wanted)
 
     def listener_of(self, entry: Entry) -> int | None:
         """The inode of the listener whose address a connection has."""
@@ -56,13 +68,16 @@ def of_process(pid: int | None, wanted: Set[int], *, own: bool, dated: bool) -> 
     """
     try:
         with _netlink.opened(None if own else f"/proc/{pid}/ns/net") as sock:
-            rows = chain(
-                _netlink.dump(sock, _OWNED, dated=dated),
-                _netlink.dump(sock, 1 << CLOSE_WAIT, dated=True),
-            )
-            return Network(rows, wanted, dated=True)
+            network = Network(wanted, dated=True)
+            network.take(_netlink.dump(sock, _OPEN, dated=dated))
+            network.take(_netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
+            # Most of these are the kernel's own, of sockets that were closed long ago.
+            if not network.is_complete():
+                network.take(_netlink.dump(sock, _ENDING, dated=dated))
     except OSError:
-        return Network(_readable(pid or "self"), wanted, dated=False)
+        network = Network(wanted, dated=False)
+        network.take(_readable(pid or "self"))
+    return network
 
 
 def _readable(pid: int | str) -> Iterator[Entry]:

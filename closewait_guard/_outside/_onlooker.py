@@ -60,10 +60,12 @@ class Onlooker:
 
     Args:
         settings: The thresholds, and the probe: `portable` asks psutil on Linux, too.
+        in_series: Each look is to be followed by another, so that all is remembered.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, in_series: bool = False) -> None:
         self._settings = settings
+        self._in_series = in_series
         self._looker = choose(settings.probe)
         self._known: Known = {}
 
@@ -83,7 +85,9 @@ class Onlooker:
         self._known = {}
         glances = []
         for sight in seen.sights:
-            report = judged(sight, self._settings, known, self._known, now, everything=everything)
+            # What the kernel dates needs no memory, but for progress in reading.
+            after = self._known if self._in_series or not sight.dated else None
+            report = judged(sight, self._settings, known, after, now, everything=everything)
             if self._settings.redact is not None:
                 report = redacted(report, self._settings.redact)
             glances.append(Glance(report, sight.states, sight.backlog))

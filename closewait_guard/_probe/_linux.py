@@ -93,8 +93,10 @@ _Queue = Callable[[], int | None]
 
 def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> View:
     """Read a `struct tcp_info`, whoever the kernel gave it to."""
-    number, unacked, sent, received, acknowledged, acked, segments, notsent = _TCP_INFO.unpack(
-        raw[:TCP_INFO_SIZE].ljust(TCP_INFO_SIZE, b"\0")
+    if len(raw) < TCP_INFO_SIZE:
+        raw = raw.ljust(TCP_INFO_SIZE, b"\0")
+    number, unacked, sent, received, acknowledged, acked, segments, notsent = _TCP_INFO.unpack_from(
+        raw
     )
     state = STATES[number] if number < len(STATES) else State.NONE
     connection = CONNECTIONS.get(state, Connection.LIVE)

@@ -76,7 +76,7 @@ def _looks(arguments: argparse.Namespace, history: History) -> Iterator[Found]:
     from closewait_guard._outside import Onlooker
     from closewait_guard.settings import Settings
 
-    onlooker = Onlooker(Settings.load())
+    onlooker = Onlooker(Settings.load(), in_series=True)
     taken = 0
     while arguments.count is None or taken < arguments.count:
         found = onlooker.look(pids_of(arguments, onlooker))
