@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha1
 from typing import Protocol
 
 from closewait_guard._socket_values import Frame, Observation, Scalar, SocketRecord
@@ -118,6 +117,9 @@ class SiteGroup:
     @property
     def fingerprint(self) -> str:
         """Names verdict and creation stack: the same in every process that runs the same code."""
+        # It loads OpenSSL, and most programs never ask.
+        from hashlib import sha1
+
         record = self.leaks[0].observation.record
         calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
         text = "|".join((self.verdict, record.origin, *calls))

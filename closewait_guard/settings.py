@@ -7,7 +7,6 @@ Values come from keywords, from the environment (`CLOSEWAIT_GUARD_GRACE=2`), fro
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -211,6 +210,9 @@ def _from_pyproject(directory: Path) -> _Given:
     path = _nearest_pyproject(directory)
     if path is None:
         return
+    # Where there is no such file, nobody waits for its parser.
+    import tomllib
+
     try:
         table = tomllib.loads(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -30,7 +30,7 @@ def _weight(group: Sequence[Leak]) -> tuple[int, int, int]:
 
 
 def _severity(group: Sequence[Leak]) -> Severity:
-    return max((leak.severity for leak in group), key=attrgetter("rank"))
+    return max({leak.severity for leak in group}, key=attrgetter("rank"))
 
 
 def peer_of(seen: Observation) -> str:

@@ -35,7 +35,8 @@ def told(found: Found, *, only: Sequence[Glance]) -> str:
 
 def _badness(glances: Sequence[Glance]) -> tuple[int, int]:
     leaks = [leak for glance in glances for leak in glance.report.accused]
-    return max((leak.severity.rank for leak in leaks), default=-1), len(leaks)
+    severities = {leak.severity for leak in leaks}
+    return max((severity.rank for severity in severities), default=-1), len(leaks)
 
 
 def _program(glances: Sequence[Glance]) -> Iterator[str]:
