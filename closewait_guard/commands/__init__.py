@@ -1,34 +1,18 @@
 """The command line: one file for each command, imported only when it is called.
 
-Nothing here imports what `--help` can do without: it is to answer as fast as argparse loads.
+`--help` answers before even argparse is imported: that takes as long as all the rest.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 from closewait_guard.commands._codes import USAGE
+from closewait_guard.commands._help import completing, help_text
 
 __all__ = ["main"]
-
-_COMMANDS = {
-    "run": "run a program under the guard, without touching its code",
-    "scan": "look at processes from outside: who leaks, since when",
-    "watch": "the same, live",
-    "show": "tell saved reports, or what has changed between two",
-    "demo": "leak sockets in the classic ways, and tell them",
-    "doctor": "what the guard can and cannot see on this machine",
-    "completion": "print the completion script of a shell",
-}
-_EPILOG = """\
-exit codes: 0 fine, 1 leaks found, 2 usage or nothing to look at,
-86 leaks found by `run --fail-on-leak`; `run` passes on those of its program
-
-example:  closewait-guard scan --state CLOSE_WAIT"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,65 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    completing = "_ARGCOMPLETE" in os.environ
-    parser = _parser(_COMMANDS if completing else given[:1])
-    if completing:
-        from closewait_guard.commands._completion import complete
+    if given[:1] in (["-h"], ["--help"]) and not completing():
+        print(help_text())
+        return 0
+    from closewait_guard.commands._parser import parsed
 
-        complete(parser)
-    target: list[str] = []
-    if given[:1] == ["run"]:
-        from closewait_guard.commands._run import split
-
-        given, target = split(given)
-    parsed = parser.parse_args(given)
-    parsed.target = target
-    code: int = parsed.run(parsed)
+    arguments = parsed(given)
+    code: int = arguments.run(arguments)
     return code
-
-
-def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
-    """The parser; only the wanted commands know their own arguments."""
-    parser = argparse.ArgumentParser(
-        prog="closewait-guard",
-        description="Finds leaked sockets: which, since when, born where, and what to change.",
-        epilog=_EPILOG,
-        formatter_class=_formatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
-    for name, summary in _COMMANDS.items():
-        known = name in wanted
-        command = commands.add_parser(
-            name,
-            help=summary,
-            formatter_class=_formatter,
-            allow_abbrev=False,
-            add_help=known,
-        )
-        if known:
-            import_module(f"closewait_guard.commands._{name}").prepare(command)
-    return parser
-
-
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    """Left to itself, argparse loads half of shutil to learn the terminal's width."""
-    try:
-        columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(1).columns
-    except (OSError, ValueError):
-        columns = 80
-    return argparse.RawDescriptionHelpFormatter(prog, width=max(40, min(columns, 80) - 2))
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print("closewait-guard", version("closewait_guard"))
-        parser.exit()
 
 
 def _died_of(name: str) -> int:

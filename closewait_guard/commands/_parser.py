@@ -1,0 +1,73 @@
+"""The parser of the command line: of the other commands it knows only the names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from importlib import import_module
+
+from closewait_guard.commands._help import COMMANDS, DESCRIPTION, EPILOG, completing
+
+__all__ = ["parsed"]
+
+
+def parsed(given: list[str]) -> argparse.Namespace:
+    """The arguments as they are meant; on an error says so, and exits with 2."""
+    if completing():
+        from closewait_guard.commands._completion import complete
+
+        complete(_parser(COMMANDS))
+    target: list[str] = []
+    parser = _parser(given[:1])
+    if given[:1] == ["run"]:
+        from closewait_guard.commands._run import split
+
+        given, target = split(given)
+    arguments = parser.parse_args(given)
+    arguments.target = target
+    return arguments
+
+
+def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
+    """The parser; only the wanted commands know their own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="closewait-guard",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    for name, summary in COMMANDS.items():
+        known = name in wanted
+        command = commands.add_parser(
+            name,
+            help=summary,
+            formatter_class=_formatter,
+            allow_abbrev=False,
+            add_help=known,
+        )
+        if known:
+            import_module(f"closewait_guard.commands._{name}").prepare(command)
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """Left to itself, argparse loads half of shutil to learn the terminal's width."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(1).columns
+    except (OSError, ValueError):
+        columns = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=max(40, min(columns, 80) - 2))
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print("closewait-guard", version("closewait_guard"))
+        parser.exit()
