@@ -18,7 +18,7 @@ from closewait_guard.model import (
     Verdict,
 )
 
-__all__ = ["block", "kind_of", "name_of", "story"]
+__all__ = ["block", "call", "kind_of", "name_of", "story"]
 
 _MOST_USER_FRAMES = 8
 
@@ -148,7 +148,7 @@ def _born(record: SocketRecord) -> Iterator[str]:
         if record.born_at is not None and not culprit.stack:
             yield "  born nobody knows where: stack_depth is 0"
         return
-    yield from _call("  born at " if culprit is record.birth else "  listener born at ", site)
+    yield from call("  born at " if culprit is record.birth else "  listener born at ", site)
     outer = culprit.stack[culprit.stack.index(site) + 1 :]
     told = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
@@ -157,14 +157,15 @@ def _born(record: SocketRecord) -> Iterator[str]:
             yield f"    ({count_of(len(run), 'library call')})"
             continue
         for frame in run[: _MOST_USER_FRAMES - told]:
-            yield from _call("    from ", frame)
+            yield from call("    from ", frame)
         told += len(run)
         if told > _MOST_USER_FRAMES:
             yield f"    ({count_of(told - _MOST_USER_FRAMES, 'more call')})"
             return
 
 
-def _call(prefix: str, frame: Frame) -> Iterator[str]:
+def call(prefix: str, frame: Frame) -> Iterator[str]:
+    """One call of a stack, and its source line."""
     yield fitted(prefix, frame.place, f" in {frame.function}()".replace(">()", ">"))
     if frame.source:
         yield cut(" " * 8 + frame.source)

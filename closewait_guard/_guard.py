@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from types import CodeType
 from typing import Self
 
 from closewait_guard import _census, _patch, _probe
+from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
 from closewait_guard._coverage import notes
 from closewait_guard._deliver import Delivery
@@ -25,8 +27,10 @@ from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
 from closewait_guard._signal import Listening, SignalReport
+from closewait_guard._stack import capture_within
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
+from closewait_guard._unfinished import unfinished
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -42,6 +46,7 @@ class Guard:
         reporters: Who is told by `report()`: callables, or names such as "structlog". None
             given, those of the settings are told.
         clock: Dates the reports of a series; seconds that never jump.
+        ends_of_stacks: Functions, by their code, from which on outwards no call is remembered.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -55,6 +60,7 @@ class Guard:
         reporters: Iterable[Reporter | str] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
+        ends_of_stacks: Iterable[CodeType] = (),
     ) -> None:
         self.settings = Settings.given(settings)
         self._delivery = Delivery(
@@ -70,6 +76,8 @@ class Guard:
             self.settings.dropped_kept,
             self._exhaustion,
         )
+        if ends := tuple(ends_of_stacks):
+            self._registry.capture = capture_within(ends)
         self._observer = Observer(self._registry, probe)
         self._history = History(self._registry, self.settings, clock)
         self._installed = False
@@ -202,6 +210,10 @@ class Guard:
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)
         young = [seen for seen in everything if seen.record.serial > since]
         return self._report(sight, judge(young, self.settings.replaced(grace=0), limit), (), limit)
+
+    def unfinished(self, since: int) -> list[Birth]:
+        """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
+        return unfinished(self._registry, since)
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""

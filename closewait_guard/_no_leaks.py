@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
@@ -13,14 +12,13 @@ from typing import Protocol, TypeVar
 
 from closewait_guard._decorate import around
 from closewait_guard._render import render_text
+from closewait_guard._settling import Settling
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
-from closewait_guard.model import Report, Verdict
+from closewait_guard.model import Report
 
 __all__ = ["NoLeaks"]
 
 _F = TypeVar("_F", bound=Callable[..., object])
-
-_FIRST_WAIT = 0.001
 
 
 class _Guard(Protocol):
@@ -104,7 +102,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             if error is not None:
                 yield ()
                 return
-            settling = _Settling(guard, mark, self._grace)
+            settling = Settling(lambda: guard.check(mark), self._grace)
             yield settling
             self._judge(settling.report)
         finally:
@@ -116,35 +114,6 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         if guilty:
             report = replace(report, leaks=guilty)
             raise SocketLeakError(render_text(report), report)
-
-
-class _Settling:
-    """Yields how long to wait before each further look; `report` is the last one's."""
-
-    def __init__(self, guard: _Guard, mark: int, grace: float) -> None:
-        self._guard = guard
-        self._mark = mark
-        self._deadline = time.monotonic() + grace
-        self.report: Report
-
-    def __iter__(self) -> Generator[float, None, None]:
-        wait, collected = _FIRST_WAIT, False
-        while not self._settled():
-            left = self._deadline - time.monotonic()
-            if left <= 0 and collected:
-                return
-            if left > 0:
-                yield min(wait, left)
-            if not collected:
-                # After one short wait: what closes by itself never costs a collection.
-                gc.collect()
-                collected = True
-            wait *= 2
-
-    def _settled(self) -> bool:
-        """Whether waiting can change nothing: all is closed, but for what was dropped."""
-        self.report = self._guard.check(self._mark)
-        return all(leak.verdict is Verdict.DROPPED for leak in self.report.leaks)
 
 
 async def _sleep(seconds: float) -> None:

@@ -39,7 +39,7 @@ from closewait_guard._lineage import lineage
 from closewait_guard._living import Drop, Living
 from closewait_guard._population import Population, populations
 from closewait_guard._probe import Probe, endpoint_of, inode_of
-from closewait_guard._stack import NO_STACK, capture, settle
+from closewait_guard._stack import NO_STACK, Capture, capture, settle
 from closewait_guard._tally import Tally
 from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER, SOCKET
@@ -69,8 +69,8 @@ class Registry:
     ) -> None:
         self.exhausted = exhausted
         self._probe = probe
-        self._depth = stack_depth
-        self._context = context
+        self._depth, self._context = stack_depth, context
+        self.capture: Capture = capture
         self._pid = os.getpid()
         self._born, self._drops, self._failed = Tally(), Tally(), Tally()
         self._births: dict[int, Story] = {}
@@ -108,7 +108,7 @@ class Registry:
             self._context() if self._context is not None else NO_CONTEXT,
             origin,
             parent,
-            capture(sys._getframe(CALLER), self._depth) if self._depth else NO_STACK,
+            self.capture(sys._getframe(CALLER), self._depth) if self._depth else NO_STACK,
         )
         self._has_news = True
         if serial >= self._settle_at:

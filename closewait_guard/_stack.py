@@ -5,14 +5,25 @@ from __future__ import annotations
 import linecache
 import sys
 import sysconfig
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from operator import is_
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from closewait_guard.model import Frame, FrameKind
 
-__all__ = ["NO_STACK", "Stack", "capture", "kind_of", "resolve", "settle"]
+__all__ = [
+    "NO_STACK",
+    "Capture",
+    "Stack",
+    "capture",
+    "capture_within",
+    "kind_of",
+    "resolve",
+    "settle",
+]
 
 # Bounds what the table of known stacks can hold; a program with more starts the table anew.
 _MOST_STACKS = 10_000
@@ -34,6 +45,8 @@ Stack = list[Any]
 
 NO_STACK: Stack = []
 
+Capture = Callable[[FrameType, int], Stack]
+
 _known: dict[tuple[int, ...], _Known] = {}
 
 
@@ -49,6 +62,27 @@ def capture(frame: FrameType, depth: int) -> Stack:
     return stack
 
 
+def capture_within(ends: Iterable[CodeType]) -> Capture:
+    """Like `capture`, but no further out than the first call of any of `ends`, left out itself."""
+    # By the identity of the code, because a code object hashes its constants.
+    known = {id(code): code for code in ends}
+
+    def capture(frame: FrameType, depth: int) -> Stack:
+        stack: Stack = []
+        for _ in range(depth):
+            code = frame.f_code
+            if id(code) in known:
+                break
+            stack.append(code)
+            stack.append(frame.f_lasti)
+            frame = frame.f_back  # type: ignore[assignment]
+            if frame is None:
+                break
+        return stack
+
+    return capture
+
+
 def settle(stack: Stack) -> None:
     """Make a stack small, in place, by sharing what is equal.
 
@@ -59,7 +93,8 @@ def settle(stack: Stack) -> None:
         return
     codes, offsets = stack[::2], tuple(stack[1::2])
     known = _known.get(offsets)
-    if known is None or known.codes != codes:
+    # By identity: code objects of two files are equal where the files read alike.
+    if known is None or not all(map(is_, known.codes, codes)):
         if len(_known) >= _MOST_STACKS:
             _known.clear()
         known = _known[offsets] = _Known(codes, offsets)

@@ -20,6 +20,8 @@ from closewait_guard.model import Scalar
 __all__ = ["ContextProvider", "Redactor", "Settings"]
 
 ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
+# Variables that begin alike and belong to the pytest plugin.
+PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
 
 
 def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:
@@ -201,7 +203,7 @@ _FIELDS = {item.name: item for item in fields(Settings) if item.default is not M
 
 def _from_environment(environ: Mapping[str, str]) -> _Given:
     for key, value in environ.items():
-        if key.startswith(ENVIRONMENT_PREFIX):
+        if key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(PLUGIN_PREFIX):
             name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
             yield name, value, f"environment variable {key}"
 

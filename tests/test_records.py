@@ -450,3 +450,20 @@ def test_a_script_without_any_package_is_its_own_site(tmp_path):
         [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == [str(script), "3", "<module>", "__main__"]
+
+
+def test_files_that_read_alike_are_told_apart(guard):
+    """Code objects compare equal whatever file they are from."""
+    source = "import socket\n\n\ndef make():\n    return socket.socket()\n"
+    made = []
+    for filename in ("/one/pool.py", "/two/pool.py"):
+        scope = {}
+        exec(compile(source, filename, "exec"), scope)
+        made.append(scope["make"]())
+    leaks = guard.check(0).leaks
+    assert [leak.observation.record.site.filename for leak in leaks] == [
+        "/one/pool.py",
+        "/two/pool.py",
+    ]
+    for sock in made:
+        sock.close()
