@@ -1,6 +1,6 @@
 """Run every benchmark, print a table, write JSON.
 
-python -m benchmarks                 # all of it, under two minutes
+python -m benchmarks                 # all of it, some minutes
 python -m benchmarks --quick         # small sizes: shows that they run, judges nothing
 python -m benchmarks --json out.json
 """
@@ -13,7 +13,7 @@ import os
 import platform
 from pathlib import Path
 
-from benchmarks import command_line, footprint, hot_path, importing, monitoring, scanning
+from benchmarks import command_line, footprint, hot_path, importing, monitoring, plugin, scanning
 from benchmarks.result import Result, table
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latest.json"))
     arguments = parser.parse_args()
     results: list[Result] = []
-    for benchmark in (importing, footprint, hot_path, scanning, monitoring, command_line):
+    for benchmark in (importing, footprint, hot_path, scanning, monitoring, command_line, plugin):
         found = benchmark.run(quick=arguments.quick)
         print(table(found), flush=True)
         results += found

@@ -12,6 +12,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import _patch
 from closewait_guard._wrappers import SOCKET
+from suites import suite  # noqa: F401 - a fixture
 
 
 def pytest_report_header():

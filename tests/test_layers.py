@@ -18,13 +18,13 @@ LAYERS = [
     ["commands"],
     ["_preload"],
     ["_outside"],
-    ["testing"],
+    ["pytest_plugin", "testing"],
     ["_api"],
     ["_monitor", "_watch_async"],
     ["_rounds"],
     ["_guard"],
-    ["_history", "_no_leaks", "_observe"],
-    ["_registry"],
+    ["_history", "_no_leaks", "_observe", "_unfinished"],
+    ["_registry", "_settling"],
     ["_trend"],
     ["_rising"],
     ["_since", "_readers", "_deliver", "_population", "_redact", "_judge", "_thresholds"],
@@ -71,6 +71,7 @@ FOREIGN = {
     "rich": {"_rich"},
     "psutil": {"_outside"},
     "argcomplete": {"commands"},
+    "pytest": {"pytest_plugin"},
 }
 STANDARD = set(__import__("sys").stdlib_module_names)
 

@@ -1,0 +1,95 @@
+"""What the pytest plugin adds to a suite: whole processes, with and without it in turns."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.result import Result
+
+_TESTS_A_FILE = 100
+_TRIVIAL = "def test_{0}():\n    assert {0} == {0}\n\n\n"
+_BUSY = "def test_{0}():\n    for _ in range(10):\n        socket.socket().close()\n\n\n"
+_WITHOUT = ("-p", "no:closewait_guard")
+_OFF: tuple[str, ...] = ()
+_FAIL = ("--socket-leaks=fail",)
+
+
+def run(*, quick: bool) -> list[Result]:
+    tests, rounds = (200, 1) if quick else (2000, 9)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        trivial = _suite(Path(folder) / "trivial", "", _TRIVIAL, tests)
+        busy = _suite(Path(folder) / "busy", "import socket\n\n\n", _BUSY, tests)
+        results += _compared(f"{tests:,} tests without sockets", trivial, rounds, 1.03)
+        results += _compared(f"{tests:,} tests, ten sockets each", busy, rounds, 1.10)
+        results.append(_version(rounds, Path(folder)))
+    return results
+
+
+def _suite(folder: Path, head: str, test: str, tests: int) -> Path:
+    folder.mkdir()
+    for number in range(tests // _TESTS_A_FILE):
+        body = "".join(test.format(each) for each in range(_TESTS_A_FILE))
+        (folder / f"test_{number}.py").write_text(head + body, encoding="utf-8")
+    return folder
+
+
+def _compared(name: str, folder: Path, rounds: int, bound: float) -> list[Result]:
+    times: dict[tuple[str, ...], list[float]] = {_WITHOUT: [], _OFF: [], _FAIL: []}
+    for options in times:
+        _seconds(folder, options)
+    for number in range(rounds):
+        # None is always the first, whom a machine that has just slept serves best.
+        order = list(times)[number % 3 :] + list(times)[: number % 3]
+        for options in order:
+            times[options].append(_seconds(folder, options))
+    bare = statistics.median(times[_WITHOUT])
+    return [
+        Result(f"{name}, without the plugin", bare, "s", 1.0),
+        *(
+            Result(f"{name}, {label}", statistics.median(times[options]), "s", ratio, bound)
+            for label, options in (("off", _OFF), ("fail", _FAIL))
+            for ratio in (_ratio(times[options], times[_WITHOUT]),)
+        ),
+    ]
+
+
+def _ratio(ours: list[float], bare: list[float]) -> float:
+    """Of runs that followed each other, because the machine's speed changes with time."""
+    return statistics.median(one / other for one, other in zip(ours, bare, strict=True))
+
+
+def _version(rounds: int, folder: Path) -> Result:
+    pairs = [
+        [_seconds(folder, (*options, "--version")) for options in (_WITHOUT, _OFF)]
+        for _ in range(max(3, rounds))
+    ]
+    added = statistics.median(ours - bare for bare, ours in pairs)
+    return Result("pytest --version, what the plugin adds", added * 1e3, "ms", bound=5)
+
+
+def _seconds(folder: Path, options: tuple[str, ...]) -> float:
+    """One run of pytest, with the plugins that it comes with and ours."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *options,
+        str(folder),
+    ]
+    ours = ("-p", "closewait_guard.pytest_plugin") if options[:2] != _WITHOUT else ()
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    started = time.perf_counter()
+    subprocess.run(
+        [*command, *ours], check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL
+    )
+    return time.perf_counter() - started

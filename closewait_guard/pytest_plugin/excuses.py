@@ -1,0 +1,57 @@
+"""Sockets that are open for a reason that is no fault of the test's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from closewait_guard.model import Frame, SocketRecord
+
+__all__ = ["is_ignored", "is_of_default_loop", "kept_by_failure"]
+
+
+def is_ignored(record: SocketRecord, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the file, the function or the module of any call of the birth."""
+    frames = {*record.stack, *record.birth.stack, *record.culprit.stack}
+    return any(_fits(frame, pattern) for frame in frames for pattern in patterns)
+
+
+def _fits(frame: Frame, pattern: str) -> bool:
+    filename = frame.filename.replace("\\", "/")
+    names = (frame.module, frame.function, frame.function.rpartition(".")[2], filename)
+    return any(fnmatchcase(name, pattern) for name in names) or fnmatchcase(
+        filename, f"*/{pattern}"
+    )
+
+
+def is_of_default_loop(record: SocketRecord) -> bool:
+    """Whether asyncio made it for the loop that it gives a thread which asks and has none.
+
+    That loop is the thread's own and stays for whoever asks next.
+    """
+    return any(
+        frame.module == "asyncio.events" and frame.function.endswith("Policy.get_event_loop")
+        for frame in record.birth.stack
+    )
+
+
+def kept_by_failure(failures: Iterable[BaseException]) -> Iterator[object]:
+    """The local variables that the tracebacks of failures keep alive, for who debugs them."""
+    for error in _with_causes(failures):
+        trace = error.__traceback__
+        while trace is not None:
+            if not trace.tb_frame.f_globals.get("__name__", "").startswith(("_pytest.", "pluggy.")):
+                yield from trace.tb_frame.f_locals.values()
+            trace = trace.tb_next
+
+
+def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:
+    waiting, seen = list(failures), set[int]()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        further = [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+        waiting += [each for each in further if isinstance(each, BaseException)]

@@ -1,0 +1,124 @@
+"""Whose socket is it? Each birth keeps the name of the test or the fixture that it happened in."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from closewait_guard.pytest_plugin import threads
+
+__all__ = ["BORN_IN", "NOBODY", "Owner", "Ownership"]
+
+# The name under which a birth's context tells its owner.
+BORN_IN = "born_in"
+
+
+@dataclass(eq=False, slots=True)
+class Owner:
+    """A test or a wider fixture.
+
+    Attributes:
+        name: What reports call it; no two owners of a run have the same.
+        nodeid: The test, or where the fixture lives.
+        mark: What was born before is older than this mark of the guard's.
+        over: It has been finished, and checked.
+    """
+
+    name: str
+    nodeid: str
+    mark: int
+    over: bool = False
+    context: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.context = {BORN_IN: self.name}
+
+
+# What pytest itself and its plugins do between tests.
+NOBODY = Owner("", "", 0)
+
+
+class Ownership:
+    """Knows at every moment whose turn it is, in each thread and each task.
+
+    A context variable carries the owner into tasks, callbacks and `asyncio.to_thread`. A thread
+    without one belongs to whoever started it.
+    """
+
+    def __init__(self) -> None:
+        self.present = NOBODY
+        # What else the program wants to be kept with a birth.
+        self.further: Callable[[], Mapping[str, object]] | None = None
+        self._owners: dict[str, Owner] = {}
+        self._of_context: ContextVar[Owner | None] = ContextVar("socket_owner", default=None)
+        self._of_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def begin(self) -> None:
+        """Take note of threads from now on."""
+        threads.watch(self._started)
+
+    def end(self) -> None:
+        """Leave everything as it was found."""
+        threads.unwatch(self._started)
+        self._of_context.set(None)
+
+    def new(self, name: str, nodeid: str, mark: int) -> Owner:
+        """An owner; one that comes for the second time is told from the first."""
+        unique, run = name, 1
+        while unique in self._owners:
+            run += 1
+            unique = f"{name} (run {run})"
+        owner = self._owners[unique] = Owner(unique, nodeid, mark)
+        return owner
+
+    def turn_of(self, owner: Owner) -> None:
+        """From now on, what happens in this thread is the owner's."""
+        self.present = owner
+        self._of_context.set(owner)
+
+    @contextmanager
+    def turn(self, owner: Owner) -> Iterator[None]:
+        """The owner's turn is inside somebody else's."""
+        before, of_context = self.present, self._of_context.get()
+        self.turn_of(owner)
+        try:
+            yield
+        finally:
+            self.present = before
+            self._of_context.set(of_context)
+
+    def context(self) -> Mapping[str, object]:
+        """What to keep with a birth."""
+        owner = self._of_context.get() or self._by_thread()
+        return owner.context if self.further is None else {**self.further(), **owner.context}
+
+    def called(self, name: object) -> Owner:
+        """The owner of that name, as a birth has kept it."""
+        return self._owners.get(str(name), NOBODY)
+
+    def _started(self, thread: threading.Thread) -> None:
+        self._of_thread[thread] = self._of_context.get() or self._by_thread()
+
+    def _by_thread(self) -> Owner:
+        thread = _active.get(threading.get_ident())
+        owner = self._of_thread.get(thread) if thread is not None else None
+        if owner is None or (owner.over and _works_for_all(thread)):
+            return self.present
+        return owner
+
+
+def _works_for_all(thread: object) -> bool:
+    """A worker of an executor serves whoever submits, not who happened to be the first."""
+    target = getattr(thread, "_target", None)
+    return getattr(target, "__module__", None) == "concurrent.futures.thread"
+
+
+# Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
+_active: dict[int, Any] = threading._active  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""The test that runs at this moment."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from closewait_guard.pytest_plugin.options import Plan
+from closewait_guard.pytest_plugin.ownership import Owner
+
+if TYPE_CHECKING:
+    from closewait_guard.pytest_plugin.finding import Finding
+
+__all__ = ["Running"]
+
+
+@dataclass(slots=True)
+class Running:
+    """One run of a test, from its set-up to the end of its teardown.
+
+    Attributes:
+        called: Its body came to its end.
+        in_teardown: Its own teardown has begun, perhaps ended.
+        checked: Its sockets have been looked at.
+        blame: What to fail it with.
+    """
+
+    item: pytest.Item
+    plan: Plan
+    owner: Owner
+    failures: list[BaseException] = field(default_factory=list)
+    called: bool = False
+    in_teardown: bool = False
+    checked: bool = False
+    blame: str = ""
+
+    def all_failures(self) -> list[BaseException]:
+        """What went wrong so far, and is kept for a debugger."""
+        # Where pytest keeps what has failed in the body of the test, for debuggers.
+        last = getattr(sys, "last_value", None)
+        return [*self.failures, *([last] if isinstance(last, BaseException) else [])]
+
+    def take(self, finding: Finding, *, whole_stacks: bool) -> None:
+        """Remember what to fail the test with, and what to tell of it in XML."""
+        from closewait_guard.pytest_plugin.blame import failure_text, properties
+
+        if finding.report is not None and self.plan.allowed is None:
+            self.item.user_properties += properties(finding)
+        if finding.fails:
+            self.blame = failure_text(finding, whole_stacks=whole_stacks)
+
+    def has_unused_waiver(self) -> bool:
+        """Whether it is allowed to leak, has run to its end, and has left nothing behind."""
+        return self.plan.allowed is not None and self.called and not self.all_failures()
+
+    def unused_waiver(self) -> Finding:
+        """That its marker is not needed any more."""
+        from closewait_guard.pytest_plugin.finding import Finding, Outcome
+
+        return Finding(
+            owner=self.owner.name,
+            nodeid=self.owner.nodeid,
+            kind="test",
+            outcome=Outcome.UNUSED_WAIVER,
+            reason=self.plan.allowed,
+        )
+
+    def own_calls(self) -> frozenset[tuple[str, str]]:
+        """File and name of its function, and of the fixtures that are made for it alone."""
+        functions = (inspect.unwrap(function) for function in _functions(self.item))
+        codes = (getattr(function, "__code__", None) for function in functions)
+        return frozenset((code.co_filename, code.co_qualname) for code in codes if code is not None)
+
+
+def _functions(item: pytest.Item) -> Iterator[Any]:
+    function = getattr(item, "function", None)
+    if function is not None:
+        yield function
+    known = getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {})
+    for definitions in known.values():
+        if definitions[-1].scope == "function":
+            yield definitions[-1].func

@@ -1,0 +1,253 @@
+"""The hooks around tests and fixtures: whose turn it is, and when to look.
+
+Nothing of the guard is imported here before a socket is born.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from closewait_guard.pytest_plugin.keepers import Keeper, name_of
+from closewait_guard.pytest_plugin.options import Mode, Plan, plan_of
+from closewait_guard.pytest_plugin.ownership import NOBODY, Owner, Ownership
+from closewait_guard.pytest_plugin.running import Running
+from closewait_guard.pytest_plugin.tripwire import Tripwire
+
+if TYPE_CHECKING:
+    from closewait_guard._guard import Guard
+    from closewait_guard.pytest_plugin.finding import Finding
+    from closewait_guard.pytest_plugin.trial import Trial
+
+__all__ = ["Desk", "Watch"]
+
+_PLAN = pytest.StashKey[Plan]()
+
+
+class Desk(Protocol):
+    """Where findings go: the ledger of this process, or the wire to the controller."""
+
+    def with_report(self, report: pytest.TestReport, findings: list[Finding]) -> None:
+        """What has been found up to the end of this test."""
+
+    def late(self, session: pytest.Session, findings: list[Finding]) -> None:
+        """What was found when no test was left."""
+
+
+class Watch:
+    """Watches the tests of one process."""
+
+    def __init__(self, config: pytest.Config, plan: Plan, desk: Desk) -> None:
+        self._config = config
+        self._plan = plan
+        self._desk = desk
+        self.ownership = Ownership()
+        self._tripwire = Tripwire(self._load)
+        self._trial: Trial | None = None
+        self._keepers: list[Keeper] = []
+        self._running: Running | None = None
+        self._findings: list[Finding] = []
+        self._of_fixtures: list[Finding] = []
+        self._began = False
+
+    def plan(self, items: Iterable[pytest.Item]) -> None:
+        """Note which tests are to be watched in another way than all."""
+        for item in items:
+            item.stash[_PLAN] = plan_of(item, self._plan)
+
+    def watched(self, item: pytest.Item) -> Guard:
+        """The guard, once it watches this test, be it from now on only."""
+        if self._running is None:
+            self._start(item, replace(plan_of(item, self._plan), mode=Mode.FAIL))
+        return self._load().guard
+
+    def end(self) -> None:
+        """Leave everything as it was found."""
+        if self._began:
+            self._began = False
+            self.ownership.end()
+            if self._trial is not None:
+                self._trial.guard.uninstall()
+            # Last: the guard may have been put over the wire.
+            self._tripwire.take_down()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        if self._plan.mode is not Mode.OFF:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            self.ownership.begin()
+            if self._trial is None:
+                self._tripwire.put_up()
+            else:
+                self._trial.guard.install()
+
+    def _load(self) -> Trial:
+        from closewait_guard.pytest_plugin.trial import Trial
+
+        self._tripwire.take_down()
+        if self._trial is None:
+            worker = getattr(self._config, "workerinput", {}).get("workerid")
+            self._trial = Trial(self._plan, self.ownership, worker, _callers(self._config))
+        return self._trial
+
+    def _new_owner(self, name: str, nodeid: str) -> Owner:
+        mark = self._trial.guard.mark() if self._trial is not None else 0
+        return self.ownership.new(name, nodeid, mark)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        plan = item.stash.get(_PLAN, self._plan)
+        if self._began or plan.mode is not Mode.OFF:
+            self._start(item, plan)
+
+    def _start(self, item: pytest.Item, plan: Plan) -> None:
+        self._begin()
+        owner = self._new_owner(item.nodeid, item.nodeid)
+        self.ownership.turn_of(owner)
+        self._running = Running(item, plan, owner)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, None, None]:
+        running = self._running
+        if running is None:
+            yield
+            return
+        self.ownership.turn_of(running.owner)
+        yield
+        running.called = True
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
+        if self._running is not None and call.excinfo is not None:
+            self._running.failures.append(call.excinfo.value)
+
+    # Innermost, so that output is still captured while sockets settle.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_teardown(self) -> Generator[None, None, None]:
+        running = self._running
+        if running is None:
+            yield
+            return
+        running.in_teardown = True
+        self.ownership.turn_of(running.owner)
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
+            raise
+        except BaseException as error:
+            running.failures.append(error)
+            if text := self._conclude(running):
+                running.item.add_report_section("teardown", "socket leaks", text)
+            raise
+        if text := self._conclude(running):
+            pytest.fail(text, pytrace=False)
+
+    def _conclude(self, running: Running) -> str:
+        """Check the test if that has not been done yet; what to fail it with."""
+        self._check(running)
+        running.owner.over = True
+        self._running = None
+        self.ownership.turn_of(NOBODY)
+        if self._plan.mode is Mode.OFF:
+            self.end()
+        return running.blame
+
+    def _check(self, running: Running) -> None:
+        if running.checked:
+            return
+        running.checked = True
+        finding = self._trial.of_test(running, self._keepers) if self._trial is not None else None
+        if finding is not None:
+            self._findings.append(finding)
+            running.take(finding, whole_stacks=self._verbose)
+        elif running.has_unused_waiver():
+            self._findings.append(running.unused_waiver())
+
+    @property
+    def _verbose(self) -> bool:
+        return bool(self._config.getoption("verbose") > 0)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        if fixturedef.scope == "function" or not self._began:
+            return (yield)
+        owner = self._new_owner(name_of(fixturedef, request), request.node.nodeid)
+        keeper = Keeper(owner, fixturedef, request)
+        turn = ExitStack()
+        fixturedef.addfinalizer(partial(self._end_fixture, keeper, turn))
+        with self.ownership.turn(owner):
+            value = yield
+        keeper.set_up()
+        self._keepers.append(keeper)
+        self._keepers.sort(key=lambda each: each.rank)
+        fixturedef.addfinalizer(partial(self._begin_to_finish, keeper, turn))
+        return value
+
+    def _begin_to_finish(self, keeper: Keeper, turn: ExitStack) -> None:
+        """The first of a fixture's finalizers: a test that is over is checked before it goes."""
+        if self._running is not None and self._running.in_teardown:
+            self._check(self._running)
+        turn.enter_context(self.ownership.turn(keeper.owner))
+
+    def _end_fixture(self, keeper: Keeper, turn: ExitStack) -> None:
+        """The last of a fixture's finalizers: whatever it has not closed by now, it leaks."""
+        turn.close()
+        if keeper in self._keepers:
+            self._keepers.remove(keeper)
+        keeper.owner.over = True
+        if self._trial is None or not self._began:
+            return
+        finding = self._trial.of_fixture(keeper, self._keepers)
+        if finding is not None:
+            self._findings.append(finding)
+            self._of_fixtures += [finding] if finding.fails else []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Hand on with a test's last report what has been found since the one before.
+
+        What other plugins do to pass a report on is no part of the test.
+        """
+        self.ownership.turn_of(NOBODY)
+        if self._findings and report.when == "teardown":
+            findings, self._findings = self._findings, []
+            self._desk.with_report(report, findings)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Fixtures that have leaked fail on their own: the last test to use one is not to blame.
+
+        The error has that test's id all the same: that is where `--lf` finds the fixture again.
+        """
+        while self._of_fixtures:
+            from closewait_guard.pytest_plugin.blame import as_report
+
+            finding = self._of_fixtures.pop(0)
+            report = as_report(finding, nodeid, whole_stacks=self._verbose)
+            self._config.hook.pytest_runtest_logreport(report=report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Tell of fixtures that a stopped run finishes, and of tests that leaked later."""
+        late, self._findings = self._findings, []
+        if self._began and self._trial is not None and exitstatus != pytest.ExitCode.INTERRUPTED:
+            late += self._trial.of_leftovers()
+        if late:
+            self._desk.late(session, late)
+
+
+def _callers(config: pytest.Config) -> list[Any]:
+    """The code of whatever calls tests and fixtures: what is further out is pytest's business."""
+    hook = config.hook
+    callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
+    functions = (each.function for caller in callers for each in caller.get_hookimpls())
+    return [function.__code__ for function in functions if hasattr(function, "__code__")]

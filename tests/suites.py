@@ -1,0 +1,98 @@
+"""Suites that leak, run inside the test; their sockets are closed afterwards."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import sys
+
+import pytest
+
+PRELUDE = """\
+import asyncio, gc, socket, threading, time
+import pytest
+
+KEPT = []
+
+
+def keep(thing):
+    KEPT.append(thing)
+    return thing
+
+
+def listener():
+    return socket.create_server(("127.0.0.1", 0))
+
+
+class Pool:
+    def __init__(self):
+        self.server = listener()
+        self.free = []
+
+    def connection(self):
+        if not self.free:
+            self.free.append(socket.create_connection(self.server.getsockname()))
+        return self.free[0]
+
+    def close(self):
+        for sock in (self.server, *self.free):
+            sock.close()
+
+
+"""
+QUIET = ("-p", "no:cacheprovider", "-W", "ignore")
+PLUGIN = "closewait_guard.pytest_plugin"
+
+
+def open_sockets():
+    """Sockets, and what tests keep them by, that this process has at this moment."""
+    return {id(thing): thing for thing in gc.get_objects() if type(thing) is socket.socket}
+
+
+class Suite:
+    """Runs pytest on a test module that begins with the prelude."""
+
+    def __init__(self, pytester):
+        self.pytester = pytester
+        self.run_apart = pytester.runpytest_subprocess
+
+    def write(self, source, name="test_it"):
+        self.pytester.makepyfile(**{name: PRELUDE + source})
+
+    def fail(self, source, *options, **kwargs):
+        """With `--socket-leaks=fail` and a short grace time."""
+        return self.run(
+            source, "--socket-leaks=fail", "--socket-leaks-grace=0.05", *options, **kwargs
+        )
+
+    def run(self, source, *options, apart=False):
+        if source is not None:
+            self.write(source)
+        if apart:
+            return self.run_apart(*QUIET, *options)
+        return self.pytester.runpytest_inprocess(*QUIET, "-p", PLUGIN, *options)
+
+    def leaks(self, source, *options):
+        """The lines of the JSON file, of a run that fails tests."""
+        self.fail(source, "--socket-leaks-json=leaks.jsonl", *options)
+        text = (self.pytester.path / "leaks.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def suite(pytester, monkeypatch):
+    """A place for a suite of its own. What it leaks is closed at the end of the test."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    # Only what a test names: it is faster, and it is known what runs.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    before = open_sockets()
+    yield Suite(pytester)
+    # Some hang on the traceback of the last failure of the inner run.
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
+    for address, sock in open_sockets().items():
+        if before.get(address) is not sock:
+            while sock._io_refs:
+                sock._decref_socketios()
+            sock.close()

@@ -1,0 +1,186 @@
+"""Which sockets are leaks of a test, and which are not."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def errors_of(result):
+    return result.parseoutcomes().get("errors", 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("keep(socket.socket())", "test_it.py::test_it leaked 1 socket*"),
+        ("socket.socket()", "*1 x DROPPED  TCP"),
+        ("a, b = socket.socketpair(); keep(a); b.close()", "*1 x LEAKED  UNIX"),
+        (
+            "server = listener(); keep(socket.create_connection(server.getsockname()));"
+            "server.accept()[0].close(); server.close()",
+            "*1 x LEAKED  TCP to 127.0.0.1:*",
+        ),
+        ("a, b = socket.socketpair(); keep((a.makefile(), b)); a.close()", "*1 x LINGERING  UNIX"),
+        ("keep(socket.socket(type=socket.SOCK_DGRAM))", "*1 x STILL OPEN  UDP"),
+        ("keep(listener())", "*1 x STILL OPEN  TCP at 127.0.0.1:*"),
+        ("keep(socket.socket().detach())", "*its socket object gave the descriptor away*"),
+    ],
+    ids=["open", "dropped", "left_by_its_peer", "close_wait", "makefile", "udp", "listener", "fd"],
+)
+def test_a_socket_of_a_test_that_is_left_behind_is_an_error_of_that_test(suite, body, told):
+    result = suite.fail(f"def test_it():\n    {body}\n\ndef test_other(): pass\n")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", told])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "socket.socket().close()",
+        "with socket.socket(): pass",
+        "a, b = socket.socketpair(); a.close(); b.detach() and __import__('os').close(4000)",
+    ][:2],
+)
+def test_a_socket_that_is_closed_is_none(suite, body):
+    result = suite.fail(f"def test_it():\n    {body}\n")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*socket leaks*")
+
+
+def test_a_socket_of_a_function_scoped_fixture_is_its_tests(suite):
+    result = suite.fail(
+        """
+@pytest.fixture
+def sock():
+    return keep(socket.socket())
+
+@pytest.fixture
+def closing():
+    with socket.socket() as sock:
+        yield sock
+
+def test_it(sock, closing): pass
+def test_other(closing): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["test_it.py::test_it leaked 1 socket*", "*in sock()"])
+
+
+def test_a_socket_in_a_reference_cycle_is_told_as_alive_until_collected(suite):
+    result = suite.fail(
+        """
+class Node: pass
+
+def test_it():
+    node = Node()
+    node.itself, node.sock = node, socket.socket()
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*1 x DROPPED*", "*kept in a reference cycle until the garbage*"])
+
+
+def test_sockets_of_an_import_or_between_tests_are_nobodys(suite):
+    suite.pytester.makeconftest(
+        """
+import socket
+KEPT = [socket.socket()]
+def pytest_runtest_logreport(report):
+    KEPT.append(socket.socket())
+"""
+    )
+    result = suite.fail("keep(socket.socket())\ndef test_it(): pass\ndef test_other(): pass\n")
+    result.assert_outcomes(passed=2)
+
+
+def test_the_loop_that_asyncio_gives_whoever_asks_is_nobodys(suite):
+    result = suite.fail(
+        """
+@pytest.mark.skipif("sys.version_info >= (3, 14)")
+def test_it():
+    asyncio.set_event_loop_policy(None)
+    asyncio.get_event_loop_policy().get_event_loop()
+def test_other():
+    asyncio.get_event_loop_policy().set_event_loop(None)
+    gc.collect()
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_a_loop_that_a_test_makes_and_forgets_is_its_own(suite):
+    result = suite.fail("def test_it():\n    keep(asyncio.new_event_loop())\n")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*leaked 2 sockets*"])
+
+
+def test_what_the_traceback_of_a_failure_keeps_is_no_second_error(suite):
+    result = suite.fail(
+        """
+def test_it():
+    sock = socket.socket()
+    assert sock is None
+
+@pytest.mark.xfail
+def test_known():
+    sock = socket.socket()
+    assert sock is None
+
+def test_fails_and_leaks():
+    keep(socket.socket())
+    assert 0
+
+def test_last(): gc.collect()
+"""
+    )
+    result.assert_outcomes(failed=2, xfailed=1, passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_fails_and_leaks*"])
+
+
+def test_a_teardown_that_fails_tells_of_the_leak_too(suite):
+    result = suite.fail(
+        """
+@pytest.fixture
+def bad():
+    yield
+    raise ValueError("of the teardown")
+
+def test_it(bad): keep(socket.socket())
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ValueError: of the teardown*", "*leaked 1 socket*"])
+
+
+def test_one_leak_fails_no_other_test(suite):
+    result = suite.fail(
+        """
+def test_leaks(): keep(socket.socket())
+def test_drops_it(): KEPT.clear(); gc.collect()
+def test_last(): pass
+"""
+    )
+    result.assert_outcomes(passed=3, errors=1)
+
+
+def test_a_dropped_socket_is_that_tests_whose_it_was_whenever_it_is_noticed(suite):
+    result = suite.fail(
+        """
+PROCEED, DONE = threading.Event(), threading.Event()
+
+def late():
+    PROCEED.wait(5)
+    socket.socket()
+    DONE.set()
+
+def test_a(): threading.Thread(target=late).start()
+def test_b():
+    PROCEED.set()
+    assert DONE.wait(5)
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_it.py::test_a*"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,370 @@
+"""A wider fixture's sockets are its own: by who made them, by what keeps them, by the thread."""
+
+from __future__ import annotations
+
+import pytest
+
+SERVER = """
+@pytest.fixture(scope="module")
+def server():
+    server, stop = listener(), []
+
+    def serve():
+        while True:
+            conn, _ = server.accept()
+            if stop:
+                conn.close()
+                return
+            SERVED(conn)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server.getsockname()
+    stop.append(True)
+    socket.create_connection(server.getsockname()).close()
+    thread.join()
+    server.close()
+"""
+
+
+@pytest.mark.parametrize("scope", ["class", "module", "package", "session"])
+def test_a_wider_fixture_that_leaks_is_blamed_by_name(suite, scope):
+    result = suite.fail(
+        f"""
+@pytest.fixture(scope="{scope}")
+def client():
+    yield keep(socket.socket())
+
+class TestIt:
+    def test_first(self, client): pass
+    def test_last(self, client): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [f"*ERROR at teardown of {scope} fixture 'client'*", f"{scope} fixture 'client'* leaked 1*"]
+    )
+    result.stdout.no_fnmatch_line("*test_last leaked*")
+
+
+def test_a_wider_fixture_that_closes_what_it_opened_is_fine(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="session")
+def client():
+    with socket.socket() as sock:
+        yield sock
+
+def test_first(client): pass
+def test_last(client): pass
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_each_parameter_of_a_fixture_is_checked_when_it_is_finalized(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module", params=["good", "bad"])
+def client(request):
+    sock = keep(socket.socket())
+    yield sock
+    if request.param == "good":
+        sock.close()
+
+def test_it(client): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of module fixture 'client'?'bad'?*"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "pool",
+        "[pool]",
+        "{'deep': ({'in': pool},)}",
+        "lambda: pool",
+        "pool.connection",
+        "__import__('functools').partial(pool.connection)",
+        "__import__('types').SimpleNamespace(pool=pool)",
+    ],
+)
+def test_a_socket_that_a_wider_fixtures_value_keeps_is_that_fixtures(suite, value):
+    result = suite.fail(
+        f"""
+@pytest.fixture(scope="session")
+def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
+
+@pytest.fixture(scope="session")
+def value(pool):
+    return {value}
+
+def test_first(value, pool): pool.connection()
+def test_last(value, pool): pool.connection()
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_the_generator_of_a_fixture_keeps_what_its_value_does_not(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def connect():
+    pool = Pool()
+    yield lambda weak=__import__("weakref").ref(pool): weak().connection() and None
+    pool.close()
+
+def test_it(connect): connect()
+def test_other(): pass
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_a_pool_that_is_not_closed_is_its_fixtures_leak_though_a_test_filled_it(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def pool():
+    pool = keep(Pool())
+    yield pool
+    pool.server.close()
+
+def test_fills(pool): pool.connection()
+def test_uses(pool): pool.connection()
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        ["module fixture 'pool' of test_it.py leaked 1 socket*", "*from *in test_fills()"]
+    )
+
+
+def test_a_dropped_socket_of_a_pool_that_is_not_closed_is_its_fixtures_too(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def pool():
+    pool = Pool()
+    yield pool
+    pool.server.close()
+    pool.free.clear()
+
+def test_fills(pool): pool.connection()
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["module fixture 'pool' of test_it.py leaked 1 socket", "*DROPPED*"]
+    )
+
+
+def test_a_response_that_reads_from_a_closed_socket_is_found_by_its_file(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def responses():
+    kept = []
+    yield kept
+    for file in kept:
+        file.close()
+
+def test_it(responses):
+    ours, theirs = socket.socketpair()
+    responses.append(ours.makefile("rb"))
+    ours.close()
+    theirs.close()
+"""
+    )
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("where", ["unittest", "setup_class", "setup_module", "autouse"])
+def test_what_the_set_up_of_a_class_or_module_assigns_is_its_own(suite, where):
+    test = "def test_it(self): {0}pool.connection()\n    def test_other(self): {0}pool.connection()"
+    sources = {
+        "unittest": f"""
+import unittest
+class TestIt(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): cls.pool = Pool()
+    @classmethod
+    def tearDownClass(cls): cls.pool.close()
+    {test.format("self.")}
+""",
+        "setup_class": f"""
+class TestIt:
+    @classmethod
+    def setup_class(cls): cls.pool = Pool()
+    @classmethod
+    def teardown_class(cls): cls.pool.close()
+    {test.format("self.")}
+""",
+        "setup_module": f"""
+def setup_module():
+    global pool
+    pool = Pool()
+def teardown_module(): pool.close()
+class TestIt:
+    {test.format("")}
+""",
+        "autouse": f"""
+class TestIt:
+    @pytest.fixture(scope="class", autouse=True)
+    def pooling(self, request):
+        request.cls.pool = Pool()
+        yield
+        request.cls.pool.close()
+    {test.format("self.")}
+""",
+    }
+    suite.fail(sources[where]).assert_outcomes(passed=2)
+    result = suite.fail(sources[where].replace(".close()", ".server.close()"))
+    result.assert_outcomes(passed=2, errors=1)
+    names = {"unittest": "setUpClass of test_it.py::TestIt", "autouse": "class fixture 'pooling'"}
+    result.stdout.fnmatch_lines([f"*{names.get(where, where)}* leaked 1 socket*"])
+
+
+def test_a_test_case_that_leaves_its_socket_is_told_like_any_test(suite):
+    result = suite.fail(
+        """
+import unittest
+class TestIt(unittest.TestCase):
+    def setUp(self): self.sock = socket.socket()
+    def test_leaks(self): pass
+    def test_closes(self): self.sock.close()
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of TestIt.test_leaks*", "*in TestIt.setUp()"])
+
+
+def test_what_the_thread_of_a_wider_fixture_accepts_is_that_fixtures(suite):
+    closing = "import time\nSERVED = lambda conn: time.sleep(0.2) or conn.close()\n"
+    test = """
+def test_it(server):
+    with socket.create_connection(server): time.sleep(0.05)
+def test_other(): pass
+"""
+    suite.fail(closing + SERVER + test).assert_outcomes(passed=2)
+    result = suite.fail("SERVED = keep\n" + SERVER + test)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["module fixture 'server' of test_it.py leaked 1 socket*"])
+
+
+def test_threads_of_a_fixtures_threads_are_that_fixtures(suite):
+    handler = """
+def handle(conn):
+    keep(socket.socket())
+    conn.close()
+SERVED = lambda conn: threading.Thread(target=handle, args=(conn,)).start()
+"""
+    result = suite.fail(
+        handler
+        + SERVER
+        + """
+def test_it(server):
+    with socket.create_connection(server) as sock: sock.recv(1)
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["module fixture 'server' of test_it.py leaked 1 socket*"])
+
+
+def test_a_thread_of_the_test_is_the_tests(suite):
+    result = suite.fail(
+        """
+def test_it():
+    thread = threading.Thread(target=lambda: keep(socket.socket()))
+    thread.start()
+    thread.join()
+def test_other(): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["test_it.py::test_it leaked 1 socket*"])
+
+
+def test_a_worker_of_a_shared_executor_serves_the_test_that_submits(suite):
+    result = suite.fail(
+        """
+from concurrent.futures import ThreadPoolExecutor
+
+@pytest.fixture(scope="session")
+def executor():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+def test_first(executor): executor.submit(int).result()
+def test_second(executor): executor.submit(lambda: keep(socket.socket()) and None).result()
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["test_it.py::test_second leaked 1 socket*"])
+
+
+def test_a_wide_fixture_that_is_set_up_within_a_test_is_still_a_wide_fixture(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def client():
+    with socket.socket() as sock:
+        yield sock
+
+def test_first(request): request.getfixturevalue("client")
+def test_last(): pass
+"""
+    )
+    result.assert_outcomes(passed=2)
+
+
+def test_a_fixture_whose_set_up_fails_is_not_blamed_for_what_its_traceback_keeps(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def client():
+    sock = socket.socket()
+    raise ValueError(sock)
+
+def test_first(client): pass
+def test_last(client): pass
+"""
+    )
+    result.assert_outcomes(errors=2)
+    result.stdout.no_fnmatch_line("*leaked*")
+
+
+def test_a_large_value_is_walked_for_a_bounded_time(suite, monkeypatch):
+    monkeypatch.setattr("closewait_guard.pytest_plugin.reach._MOST_OBJECTS", 100)
+    result = suite.fail(
+        """
+@pytest.fixture(scope="session")
+def large(): return [[] for _ in range(1000)] + [KEPT]
+
+def test_it(large): keep(socket.socket())
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+
+
+def test_the_last_test_of_a_module_is_judged_like_any_other(suite):
+    """Before the fixtures go whose teardown would close its sockets by chance."""
+    result = suite.fail(
+        """
+@pytest.fixture(scope="module")
+def janitor():
+    yield
+    for sock in KEPT:
+        sock.close()
+
+def test_it(janitor): keep(socket.socket())
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["test_it.py::test_it leaked 1 socket*"])

@@ -1,0 +1,160 @@
+"""Sockets get their time to close; nobody waits, or collects garbage, for nothing."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from closewait_guard.pytest_plugin import threads
+
+
+def test_a_socket_that_another_thread_closes_in_time_is_none(suite):
+    result = suite.fail(
+        """
+def test_it():
+    sock = socket.socket()
+    threading.Timer(0.1, sock.close).start()
+""",
+        "--socket-leaks-grace=5",
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_the_callbacks_of_an_idle_loop_get_their_turn(suite):
+    result = suite.fail(
+        """
+@pytest.fixture(scope="session")
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+def test_it(loop):
+    async def connect():
+        with listener() as server:
+            _, writer = await asyncio.open_connection(*server.getsockname())
+            writer.close()
+    loop.run_until_complete(connect())
+
+def test_other(loop): pass
+""",
+        "--socket-leaks-grace=2",
+    )
+    result.assert_outcomes(passed=2)
+
+
+COUNTED = """
+COLLECTIONS = []
+SLEEPS = []
+
+def pytest_sessionstart():
+    import gc, time
+    original, slept = gc.collect, time.sleep
+    gc.collect = lambda *given: COLLECTIONS.append(given) or original(*given)
+    time.sleep = lambda wait: SLEEPS.append(wait) or slept(wait)
+
+def pytest_runtest_logfinish():
+    print("COUNTED", len(COLLECTIONS), SLEEPS)
+    COLLECTIONS.clear(), SLEEPS.clear()
+
+def pytest_unconfigure():
+    import gc, time
+    gc.collect = gc.collect.__closure__[0].cell_contents
+    time.sleep = time.sleep.__closure__[0].cell_contents
+"""
+
+
+@pytest.fixture
+def counted(suite, monkeypatch):
+    """Runs one test; the number of collections, and the waits, at its end."""
+
+    def run(body, grace="0.05"):
+        monkeypatch.setattr(gc, "collect", gc.collect)
+        monkeypatch.setattr(time, "sleep", time.sleep)
+        suite.pytester.makeconftest(COUNTED)
+        result = suite.fail(body, f"--socket-leaks-grace={grace}", "-s")
+        [line] = [line for line in result.outlines if "COUNTED" in line]
+        _, collections, waits = line[line.index("COUNTED") :].split(" ", 2)
+        return int(collections), [float(wait) for wait in re_split(waits)]
+
+    return run
+
+
+def re_split(waits):
+    return [wait for wait in waits.strip("[]").split(", ") if wait]
+
+
+def test_when_nothing_is_suspect_nobody_waits_or_collects(counted):
+    assert counted("def test_it(): socket.socket().close()\n") == (0, [])
+
+
+def test_what_a_wider_fixture_keeps_is_not_waited_for(counted):
+    pool = """
+@pytest.fixture(scope="session")
+def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
+def test_it(pool): pool.connection()
+"""
+    assert counted(pool) == (0, [])
+
+
+def test_a_dropped_socket_is_certain_at_once(counted):
+    assert counted("def test_it(): socket.socket()\n") == (0, [])
+
+
+def test_waits_double_up_to_the_grace_time_and_garbage_is_collected_once(counted):
+    collections, waits = counted("def test_it(): keep(socket.socket())\n", grace="0.2")
+    assert collections == 1
+    assert waits[0] == 0.001
+    assert all(later == pytest.approx(2 * wait) for wait, later in pairwise(waits[:-1]))
+    assert sum(waits) <= 0.2
+
+
+def test_a_failed_look_into_a_loop_is_no_failure_of_the_test(suite):
+    """A loop of a class of somebody's own, without the parts that asyncio's have."""
+    result = suite.fail(
+        """
+class Strange(asyncio.AbstractEventLoop):
+    def is_running(self): return False
+    def is_closed(self): return False
+KEPT.append(Strange())
+
+def test_it(): keep(socket.socket())
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+
+
+def test_who_starts_a_thread_is_watched_without_a_trace():
+    found, seen = threading.Thread.start, []
+    threads.watch(seen.append)
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    assert seen == [thread]
+    threads.unwatch(seen.append)
+    assert threading.Thread.start is found
+
+
+def test_somebody_elses_patch_of_threads_stays_over_ours():
+    found, seen = threading.Thread.start, []
+    threads.watch(seen.append)
+    ours = threading.Thread.start
+    theirs = lambda self: ours(self)  # noqa: E731
+    threading.Thread.start = theirs
+    threads.unwatch(seen.append)
+    assert threading.Thread.start is theirs
+    threads.watch(seen.append)
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    assert seen == [thread]
+    threading.Thread.start = ours
+    threads.unwatch(seen.append)
+    assert threading.Thread.start is found

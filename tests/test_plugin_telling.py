@@ -1,0 +1,153 @@
+"""The terminal, JSON lines, junit XML, annotations."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard.pytest_plugin.finding import Finding, Outcome
+
+SCHEMA = json.loads((Path(cwg.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
+
+HELPED = """
+def helper():
+    return keep(socket.socket())
+
+def test_one(): helper()
+def test_two(): helper()
+def test_three(): socket.socket()
+"""
+
+
+def test_the_stack_shows_the_tests_own_calls_and_none_of_pytests(suite):
+    result = suite.fail(HELPED)
+    text = result.stdout.str()
+    block = text[text.index("test_one leaked") : text.index("ERROR at teardown of test_two")]
+    assert re.search(r"born at \S+test_it.py:\d+ in helper\(\)\n +return keep", block)
+    assert re.search(r"from \S+test_it.py:\d+ in test_one\(\)\n +def test_one", block)
+    assert "library call" not in block
+    assert "born_in" not in block
+
+
+@pytest.mark.parametrize("mode", ["warn", "fail"])
+def test_verbose_shows_whole_stacks(suite, mode):
+    source = "def test_it(): keep(socket.create_server(('127.0.0.1', 0)))\n"
+    result = suite.fail(source, f"--socket-leaks={mode}", "-v")
+    result.stdout.fnmatch_lines(
+        ["*the whole stack, innermost call first:", "*socket.py:* in create_server()", "*test_it()"]
+    )
+
+
+def test_warnings_are_told_in_the_summary_only(suite):
+    result = suite.fail(HELPED, "--socket-leaks=warn")
+    result.assert_outcomes(passed=3)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["*= socket leaks =*", "*leaked (socket_leaks=warn) by 2 tests"])
+    result.stdout.no_fnmatch_line("*ERROR*")
+
+
+def test_the_summary_groups_by_birth_site_and_tells_waits_and_blind_spots(suite):
+    result = suite.fail(HELPED, "--socket-leaks-grace=0.1")
+    result.stdout.fnmatch_lines(
+        [
+            "*= socket leaks =*",
+            "test_it.py:*: 2 sockets (2 dead) leaked by 2 tests",
+            "    test_it.py::test_one",
+            "    test_it.py::test_two",
+            "test_it.py:*: 1 socket (1 dropped) leaked by 1 test",
+            "    test_it.py::test_three",
+            "Slowest to settle: 0.* s test_it.py::test_*",
+            "Cannot see: sockets that native code opens*",
+        ]
+    )
+
+
+def test_many_tests_at_one_site_are_counted_not_listed(suite):
+    tests = "".join(f"def test_{n}(): leak()\n" for n in range(6))
+    result = suite.fail("def leak(): socket.socket()\n" + tests)
+    result.stdout.fnmatch_lines(["*6 sockets (6 dropped) leaked by 6 tests", "    and 3 more"])
+
+
+def test_a_run_that_leaks_nothing_tells_nothing(suite):
+    result = suite.fail("def test_it(): socket.socket().close()\n")
+    result.stdout.no_fnmatch_line("*socket*")
+
+
+def test_json_has_one_line_for_each_leaking_test_and_fixture(suite):
+    found = suite.leaks(
+        HELPED
+        + """
+@pytest.mark.allow_socket_leaks(reason="old")
+def test_allowed(): keep(socket.socket())
+@pytest.mark.allow_socket_leaks(reason="gone")
+def test_waiver(): pass
+@pytest.fixture(scope="session")
+def client(): return keep(socket.socket())
+def test_client(client): pass
+"""
+    )
+    assert [(line["owner"], line["kind"], line["outcome"], line["reason"]) for line in found] == [
+        ("test_it.py::test_one", "test", "failed", None),
+        ("test_it.py::test_two", "test", "failed", None),
+        ("test_it.py::test_three", "test", "failed", None),
+        ("test_it.py::test_allowed", "test", "allowed", "old"),
+        ("session fixture 'client'", "fixture", "failed", None),
+    ]
+    for line in found:
+        assert line["schema"] == "closewait-guard-pytest/1"
+        jsonschema.validate(line["report"], SCHEMA)
+        [leak] = cwg.from_dict(line["report"]).leaks
+        assert leak.observation.record.context == {"born_in": line["owner"]}
+        assert Finding.of(line).plain() == line
+
+
+def test_a_finding_survives_the_wire():
+    finding = Finding("a", "a", "test", Outcome.ALLOWED, 0.5, "why", cwg.scan(), "gw0")
+    assert Finding.of(json.loads(json.dumps(finding.plain()))) == finding
+
+
+def test_the_json_file_is_there_though_nothing_leaks(suite):
+    suite.fail("def test_it(): pass\n", "--socket-leaks-json=deep/er/leaks.jsonl")
+    assert (suite.pytester.path / "deep" / "er" / "leaks.jsonl").read_text() == ""
+
+
+def test_a_json_file_that_cannot_be_written_is_a_usage_error(suite):
+    result = suite.fail(HELPED, "--socket-leaks-json=/proc/no/file")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: socket_leaks_json: /proc/no/file cannot be written: *"])
+
+
+def test_junit_xml_has_the_error_and_properties(suite):
+    suite.fail(HELPED, "--junitxml=junit.xml")
+    root = ET.parse(suite.pytester.path / "junit.xml").getroot()
+    for case in root.iter("testcase"):
+        [error] = case.findall("error")
+        assert "leaked 1 socket" in error.get("message")
+        properties = {each.get("name"): each.get("value") for each in case.iter("property")}
+        assert properties["socket_leaks"] == "1"
+        assert re.fullmatch(r"(dead|dropped) born at .*test_it\.py:\d+", properties["socket_leak"])
+
+
+def test_github_annotates_the_line(suite, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(suite.pytester.path.parent))
+    result = suite.fail(HELPED)
+    folder = suite.pytester.path.name
+    result.stdout.re_match_lines(
+        [
+            rf"::error file={folder}/test_it.py,line=\d+::2 sockets born here leaked by 2 tests;",
+            rf"::error file={folder}/test_it.py,line=\d+::1 socket .* by test_it.py::test_three;",
+        ]
+    )
+    result = suite.fail(HELPED, "--socket-leaks=warn")
+    result.stdout.re_match_lines(["::warning file="])
+
+
+def test_without_github_there_are_no_annotations(suite):
+    suite.fail(HELPED).stdout.no_fnmatch_line("::error*")
