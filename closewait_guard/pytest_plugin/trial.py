@@ -48,7 +48,6 @@ class Trial:
         )
         self.guard = Guard(settings, ends_of_stacks=callers)
         self._inspector = Inspector(self.guard, ownership)
-        self.guard.install()
         self._mark = self.guard.mark()
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:

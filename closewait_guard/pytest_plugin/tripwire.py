@@ -52,13 +52,19 @@ class Tripwire:
             self.take_down()
             try:
                 self._sprung()
-            except Exception:
-                # Imports can fail in the middle of a test that mocks the file system.
-                self._is_up = True
-                if was_on_top:
-                    SOCKET.__init__ = self._ours
+            except BaseException as error:
+                self._put_back(on_top=was_on_top)
+                # Imports can fail in the middle of a test that mocks the file system. What stops
+                # a test, such as its timeout, must stop it here too.
+                if not isinstance(error, Exception):
+                    raise
                 return None
             return SOCKET.__init__ if was_on_top else None
+
+    def _put_back(self, *, on_top: bool) -> None:
+        self._is_up = True
+        if on_top and vars(SOCKET)["__init__"] is self._found:
+            SOCKET.__init__ = self._ours
 
 
 def _wire(found: Any, spring: Callable[[], Any]) -> Any:

@@ -97,6 +97,8 @@ class Watch:
         if self._trial is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
             self._trial = Trial(self._plan, self.ownership, worker, _callers(self._config))
+        # Apart: a timeout may strike in between, and what is installed must be uninstalled.
+        self._trial.guard.install()
         return self._trial
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:

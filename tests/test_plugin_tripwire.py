@@ -1,0 +1,93 @@
+"""Until the first socket is born nothing of the guard is there; then nothing of the wire is."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from closewait_guard._wrappers import SOCKET
+from closewait_guard.pytest_plugin.tripwire import Tripwire
+
+
+@pytest.fixture
+def found():
+    found = vars(SOCKET)["__init__"]
+    yield found
+    SOCKET.__init__ = found
+
+
+def test_it_springs_once_and_is_gone(found):
+    sprung = []
+    wire = Tripwire(lambda: sprung.append(vars(SOCKET)["__init__"] is found))
+    wire.put_up()
+    socket.socket().close()
+    assert sprung == [True]
+    assert vars(SOCKET)["__init__"] is found
+    socket.socket().close()
+    assert sprung == [True]
+
+
+def test_it_is_taken_down_without_a_trace(found):
+    wire = Tripwire(lambda: pytest.fail("nothing was born"))
+    wire.put_up()
+    wire.take_down()
+    assert vars(SOCKET)["__init__"] is found
+    socket.socket().close()
+
+
+def test_a_failure_to_load_reaches_nobody_and_is_tried_again(found):
+    tries = []
+
+    def load():
+        tries.append(1)
+        if len(tries) == 1:
+            raise ImportError("a mocked file system")
+
+    Tripwire(load).put_up()
+    for expected in (1, 2, 2):
+        socket.socket().close()
+        assert len(tries) == expected
+    assert vars(SOCKET)["__init__"] is found
+
+
+def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
+    def load():
+        raise KeyboardInterrupt
+
+    wire = Tripwire(load)
+    wire.put_up()
+    with pytest.raises(KeyboardInterrupt):
+        socket.socket()
+    wire.take_down()
+    assert vars(SOCKET)["__init__"] is found
+
+
+def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
+    made, sprung = [], []
+    wire = Tripwire(lambda: sprung.append(1))
+    wire.put_up()
+    ours = vars(SOCKET)["__init__"]
+
+    def theirs(self, *given, **named):
+        made.append(1)
+        ours(self, *given, **named)
+
+    SOCKET.__init__ = theirs
+    for _ in range(2):
+        socket.socket().close()
+    assert (made, sprung) == ([1, 1], [1])
+    assert vars(SOCKET)["__init__"] is theirs
+    SOCKET.__init__ = ours
+    wire.take_down()
+    assert vars(SOCKET)["__init__"] is found
+
+
+def test_the_first_socket_has_its_line_and_its_origin(suite):
+    [line] = suite.leaks("def test_it(): keep(socket.socketpair()[0])\n")
+    [first, second] = line["report"]["leaks"]
+    for leak in (first, second):
+        record = leak["observation"]["record"]
+        assert record["origin"] == "created"
+        assert record["stack"][0]["function"] == "socketpair"
+        assert record["stack"][-1]["function"] == "test_it"
