@@ -34,6 +34,13 @@ _HINTS: tuple[tuple[Verdict, Origin | None, Evidence | None, str], ...] = (
     ),
     (
         Verdict.LEAKED,
+        Origin.NATIVE,
+        _ANY,
+        "its owner must call close() on it when reading returns 0 bytes, which says that the peer "
+        "has closed",
+    ),
+    (
+        Verdict.LEAKED,
         _ANY,
         _ANY,
         "close it where it is used up: `with` around the socket, response, session or client, "

@@ -249,6 +249,8 @@ def test_a_program_in_c_is_told_like_any_other():
             server.terminate()
     assert done.startswith(f"redis-server 127.0.0.1:{port}, process {server.pid}\n")
     assert "4 x LEAKED  TCP from 127.0.0.1\n" in done
+    assert "its owner must call close() on it" in done
+    assert "closewait-guard run" not in done
     assert report.python == ""
     assert report.command == f"redis-server 127.0.0.1:{port}"
 

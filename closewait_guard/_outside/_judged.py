@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+from closewait_guard._hints import hint_for
 from closewait_guard._judge import judge
 from closewait_guard._outside._sight import Copy, Descriptor, Sight
 from closewait_guard._since import Sighting, notice, suspect_for
@@ -63,9 +64,10 @@ def judged(
     leaks = judge(ended, settings, sight.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     healthy = [observed(each, records.of(each)) for each in sight.others]
+    wrong = [_held(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
         sight,
-        tuple([_held(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]),
+        tuple(wrong if sight.process.python else map(_without_python, wrong)),
         (*spared, *healthy) if everything else (),
     )
     return replace(report, alerts=crossed(report, settings))
@@ -159,6 +161,12 @@ def _held(leak: Leak, sight: Sight) -> Leak:
     return replace(leak, holders=tuple(_told(copy, own) for copy in others))
 
 
+def _without_python(leak: Leak) -> Leak:
+    """What to change in a program in C, for instance."""
+    seen = leak.observation
+    return replace(leak, hint=hint_for(leak.verdict, Origin.NATIVE, seen.evidence))
+
+
 def _told(copy: Copy, own: int) -> str:
     if copy.pid == own:
         return f"descriptor {copy.fd} of the same process too"
@@ -184,7 +192,8 @@ def _report(sight: Sight, leaks: tuple[Leak, ...], observations: tuple[Observati
 
 
 def _notes(sight: Sight) -> Iterator[str]:
-    yield "from outside where a socket was born: for that start it by `closewait-guard run`"
+    how = ": for that start it by `closewait-guard run`" if sight.process.python else ""
+    yield f"from outside where a socket was born{how}"
     if not sight.dated and sight.states.get(State.CLOSE_WAIT):
         yield "since when the peers have closed, which the kernel has told nobody"
     closed = sight.states.get(State.CLOSE, 0)
