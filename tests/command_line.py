@@ -20,7 +20,8 @@ import pyte
 import closewait_guard as cwg
 
 SCHEMA = Path(cwg.__file__).with_name("report.schema.json")
-COMMAND = [sys.executable, "-m", "closewait_guard"]
+# Not the checkout that the tests may stand in, but what is installed.
+COMMAND = [sys.executable, "-P", "-m", "closewait_guard"]
 
 # Leaks three connections that it made, with two unread bytes each, and two that it accepted;
 # keeps one that is well. Ends when its stdin does.
