@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import socket
 import sys
 
@@ -69,9 +70,9 @@ class Suite:
     def run(self, source, *options, apart=False):
         if source is not None:
             self.write(source)
-        if apart:
-            return self.run_apart(*QUIET, *options)
-        return self.pytester.runpytest_inprocess(*QUIET, "-p", PLUGIN, *options)
+        ours = ("-p", PLUGIN) if "PYTEST_DISABLE_PLUGIN_AUTOLOAD" in os.environ else ()
+        run = self.run_apart if apart else self.pytester.runpytest_inprocess
+        return run(*QUIET, *ours, *options)
 
     def leaks(self, source, *options):
         """The lines of the JSON file, of a run that fails tests."""

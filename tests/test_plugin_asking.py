@@ -41,7 +41,7 @@ def test_it():
     assert threading.Thread.start.__module__ == "threading"
     assert not hasattr(threading.Thread.start, "__wrapped__")
 """
-    suite.run(source, "-p", "closewait_guard.pytest_plugin", apart=True).assert_outcomes(passed=1)
+    suite.run(source, apart=True).assert_outcomes(passed=1)
 
 
 def test_the_front_door_opens_in_a_moment():

@@ -105,13 +105,14 @@ def test_it():
 def test_other():
     asyncio.get_event_loop_policy().set_event_loop(None)
     gc.collect()
-"""
+""",
+        apart=True,
     )
     result.assert_outcomes(passed=2)
 
 
 def test_a_loop_that_a_test_makes_and_forgets_is_its_own(suite):
-    result = suite.fail("def test_it():\n    keep(asyncio.new_event_loop())\n")
+    result = suite.fail("def test_it():\n    keep(asyncio.new_event_loop())\n", apart=True)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*leaked 2 sockets*"])
 
