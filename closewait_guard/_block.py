@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
@@ -21,6 +22,8 @@ from closewait_guard.model import (
 __all__ = ["block", "call", "kind_of", "name_of", "story"]
 
 _MOST_USER_FRAMES = 8
+_MOST_HOLDERS = 4
+_INDEX = re.compile(r"\[[^]]*\]")
 
 
 def block(group: SiteGroup) -> Iterator[str]:
@@ -35,10 +38,21 @@ def block(group: SiteGroup) -> Iterator[str]:
     circumstances = _circumstances(observation.record for observation in seen)
     if circumstances:
         yield from folded(f"  {circumstances}", "    ")
-    for holder in distinct(holder for leak in group.leaks for holder in leak.holders):
-        yield from folded(f"  held by {holder}", "    ")
+    yield from _held(group)
     if group.leaks[0].hint:
         yield from folded(f"  fix: {group.leaks[0].hint}", "    ")
+
+
+def _held(group: SiteGroup) -> Iterator[str]:
+    """Who holds them; those that differ by an index or a key are told once."""
+    alike: dict[str, list[str]] = {}
+    for holder in distinct(holder for leak in group.leaks for holder in leak.holders):
+        alike.setdefault(_INDEX.sub("[]", holder), []).append(holder)
+    for first, *others in list(alike.values())[:_MOST_HOLDERS]:
+        more = f", and {len(others):,} more like it" if others else ""
+        yield from folded(f"  held by {first}{more}", "    ")
+    if len(alike) > _MOST_HOLDERS:
+        yield f"    (and by {len(alike) - _MOST_HOLDERS:,} more)"
 
 
 def name_of(verdict: Verdict) -> str:

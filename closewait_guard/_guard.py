@@ -19,6 +19,7 @@ from closewait_guard._context import PlainContext
 from closewait_guard._coverage import notes
 from closewait_guard._deliver import Delivery
 from closewait_guard._exhaustion import Exhaustion
+from closewait_guard._explain import Explainer
 from closewait_guard._history import History
 from closewait_guard._judge import judge
 from closewait_guard._no_leaks import NoLeaks
@@ -80,6 +81,7 @@ class Guard:
             self._registry.capture = capture_within(ends)
         self._observer = Observer(self._registry, probe)
         self._history = History(self._registry, self.settings, clock)
+        self._explainer = Explainer(self._registry)
         self._installed = False
         self._signal: SignalReport | None = None
         self._dependants: list[Callable[[], None]] = []
@@ -134,7 +136,7 @@ class Guard:
         leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
         spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
         healthy = (*sight.healthy, *spared) if full else ()
-        return self._report(sight, leaks, healthy, limit)
+        return self._report(sight, self._explainer.explain(leaks), healthy, limit)
 
     def report(self) -> Report:
         """Look, and tell the reporters.
@@ -190,10 +192,14 @@ class Guard:
         """A baseline for `check`: the sockets born from now on are above it."""
         return self._registry.mark()
 
-    def check(self, since: int) -> Report:
+    def check(self, since: int, *, explain: bool = True) -> Report:
         """Look only at the sockets born after a mark: the accused, and all that are still open.
 
         No grace is given: whoever asks has waited.
+
+        Args:
+            since: The mark.
+            explain: Find out who holds them, which goes through the whole heap.
 
         Example:
             >>> with Guard() as guard:
@@ -209,7 +215,10 @@ class Guard:
         limit = _census.fd_limit()
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)
         young = [seen for seen in everything if seen.record.serial > since]
-        return self._report(sight, judge(young, self.settings.replaced(grace=0), limit), (), limit)
+        leaks = judge(young, self.settings.replaced(grace=0), limit)
+        if explain:
+            leaks = self._explainer.explain(leaks, everything=True)
+        return self._report(sight, leaks, (), limit)
 
     def unfinished(self, since: int) -> list[Birth]:
         """The births after a mark whose sockets are open, or were dropped: asks no kernel."""

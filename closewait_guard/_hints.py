@@ -1,114 +1,243 @@
-"""What to change in the program, by verdict and by how the descriptor came to be: data only."""
+"""What to change in the program, by verdict, origin, evidence and holder: data only."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 from closewait_guard.model import Evidence, Origin, Verdict
 
-__all__ = ["hint_for"]
+__all__ = ["HINTS", "Hint", "hint_for"]
 
-_ANY = None
 
-# The first entry that fits is taken: from (verdict, origin, evidence) to a sentence.
-_HINTS: tuple[tuple[Verdict, Origin | None, Evidence | None, str], ...] = (
-    (
+class Hint(NamedTuple):
+    """One row: where everything that is given fits, the sentence is told.
+
+    Attributes:
+        holder: The name of a type that holds the socket, such as `requests.models.Response`, or of
+            a package: then any of its types.
+    """
+
+    verdict: Verdict
+    sentence: str
+    origin: Origin | None = None
+    evidence: Evidence | None = None
+    holder: str | None = None
+
+    def fits(
+        self, verdict: Verdict, origin: Origin, evidence: Evidence, holders: Iterable[str]
+    ) -> bool:
+        """Whether the row is for such a socket."""
+        return (
+            self.verdict is verdict
+            and self.origin in (None, origin)
+            and self.evidence in (None, evidence)
+            and (self.holder is None or any(_is_of(name, self.holder) for name in holders))
+        )
+
+
+def _is_of(name: str, holder: str) -> bool:
+    return name == holder or name.startswith(holder + ".")
+
+
+def _held(holder: str, sentence: str) -> tuple[Hint, ...]:
+    """For a socket that is open too long while something of a library holds it."""
+    return tuple(
+        Hint(verdict, sentence, holder=holder)
+        for verdict in (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
+    )
+
+
+# The first row that fits is taken: what a program holds before what that holds in turn.
+HINTS: tuple[Hint, ...] = (
+    *_held(
+        "traceback",
+        "an exception that is kept keeps its frames and their variables: close the socket in a "
+        "finally block, and do not store the exception longer than needed",
+    ),
+    *_held(
+        "requests.models.Response",
+        "read the response to its end, or use `with session.get(..., stream=True) as response:`, "
+        "or call response.close()",
+    ),
+    *_held(
+        "requests.sessions.Session",
+        "make one session and keep it, or use `with requests.Session() as session:`",
+    ),
+    *_held(
+        "botocore.response.StreamingBody",
+        "read the body to its end, or call body.close(); `with contextlib.closing(body):` does",
+    ),
+    *_held(
+        "urllib3.response.HTTPResponse",
+        "read the response to its end and call response.release_conn(), or response.close()",
+    ),
+    *_held(
+        "httpx.Response",
+        "use `with client.stream(...) as response:` (`async with` for an AsyncClient), or call "
+        "response.close() (`await response.aclose()`)",
+    ),
+    *_held(
+        "httpx.Client",
+        "make one client and keep it, or use `with httpx.Client() as client:`",
+    ),
+    *_held(
+        "httpx.AsyncClient",
+        "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
+    ),
+    *_held(
+        "aiohttp.client_reqrep.ClientResponse",
+        "use `async with session.get(...) as response:`, or call response.release() when it is "
+        "read or not wanted",
+    ),
+    *_held(
+        "aiohttp.client.ClientSession",
+        "make one session and keep it, or use `async with aiohttp.ClientSession() as session:`; "
+        "at the end `await session.close()`",
+    ),
+    *_held(
+        "redis",
+        "give the connection back: call client.close() (`await client.aclose()`), or use "
+        "`with redis.Redis(...) as client:`; a pubsub or pipeline has a close() or reset() too",
+    ),
+    *_held(
+        "sqlalchemy.engine.base.Connection",
+        "use `with engine.connect() as connection:`, or call connection.close(), which gives it "
+        "back to the pool",
+    ),
+    *_held(
+        "psycopg",
+        "use `with psycopg.connect(...) as connection:`, or call connection.close()",
+    ),
+    *_held(
+        "psycopg2",
+        "call connection.close(): `with connection:` ends the transaction only; "
+        "`with contextlib.closing(psycopg2.connect(...)) as connection:` closes",
+    ),
+    *_held(
+        "pycurl.Curl",
+        "call curl.close() when the handle is not used again",
+    ),
+    *_held(
+        "websockets",
+        "use `async with connect(...) as websocket:` (`with` for the threaded client), or "
+        "`await websocket.close()`",
+    ),
+    *_held(
+        "trio",
+        "use `async with stream:`, or `await stream.aclose()`",
+    ),
+    *_held(
+        "http.client.HTTPResponse",
+        "read the response to its end, or use `with` around it, or call response.close()",
+    ),
+    *_held(
+        "http.client.HTTPConnection",
+        "call connection.close(), which does not close a response that is being read: close the "
+        "response too; `with contextlib.closing(connection):` helps",
+    ),
+    Hint(
         Verdict.LEAKED,
+        "the handler of this connection must end it: `writer.close()` and "
+        "`await writer.wait_closed()` in a finally block",
         Origin.ACCEPTED,
-        _ANY,
+        holder="asyncio",
+    ),
+    *_held(
+        "asyncio",
+        "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
+        "transport transport.close()",
+    ),
+    *_held(
+        "uvloop",
+        "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
+        "transport transport.close()",
+    ),
+    Hint(
+        Verdict.LEAKED,
         "the handler of this connection must close it when recv() returns b'': use "
         "`with conn:` around the handler, error paths included",
+        Origin.ACCEPTED,
     ),
-    (
+    Hint(
         Verdict.LEAKED,
-        Origin.DUPLICATED,
-        _ANY,
         "a duplicate has a descriptor of its own: close it too, or do not duplicate",
+        Origin.DUPLICATED,
     ),
-    (
+    Hint(
         Verdict.LEAKED,
-        Origin.DETACHED,
-        _ANY,
         "the descriptor was handed over by detach(): whoever took it must close it, "
         "by close() of its new owner or os.close(fd)",
+        Origin.DETACHED,
     ),
-    (
+    Hint(
         Verdict.LEAKED,
-        Origin.NATIVE,
-        _ANY,
         "its owner must call close() on it when reading returns 0 bytes, which says that the peer "
         "has closed",
+        Origin.NATIVE,
     ),
-    (
+    Hint(
         Verdict.LEAKED,
-        _ANY,
-        _ANY,
         "close it where it is used up: `with` around the socket, response, session or client, "
         "or close() in a finally block, also when the response is not read to its end",
     ),
-    (
+    Hint(
         Verdict.DEAD,
-        _ANY,
-        _ANY,
         "the connection failed or ended, the descriptor is still taken: call close() in the "
         "error path, e.g. in an `except OSError` or a finally block",
     ),
-    (
+    Hint(
         Verdict.DROPPED,
-        _ANY,
-        Evidence.COLLECTED,
         "it was kept in a reference cycle until the garbage collector ran, often by an "
         "exception's traceback: close() it before the last variable goes",
+        evidence=Evidence.COLLECTED,
     ),
-    (
+    Hint(
         Verdict.DROPPED,
-        _ANY,
-        _ANY,
         "the last variable that held it went without a close(): use `with`, or close() in a "
         "finally block",
     ),
-    (
+    Hint(
         Verdict.LINGERING,
-        _ANY,
-        _ANY,
         "close() was called, but a file object from makefile() keeps the descriptor: close that "
         "too, or the response that reads from it",
     ),
-    (
+    Hint(
         Verdict.INHERITED,
-        _ANY,
-        _ANY,
         "this copy came over fork(): close it in the child, or open it after the fork",
     ),
-    (
+    Hint(
+        Verdict.STALE_POOL,
+        "the pool will replace it when it is next used: nothing to do; to have fewer of them, "
+        "let the client's idle time be shorter than the server's",
+    ),
+    Hint(
         Verdict.HALF_CLOSED,
-        _ANY,
-        _ANY,
         "the peer has closed its side and we are still sending: nothing to do unless it stays",
     ),
-    (
+    Hint(
         Verdict.CLOSING,
-        _ANY,
-        _ANY,
         "the connection is ending at this moment: nothing to do unless it stays",
     ),
-    (
+    Hint(
         Verdict.OPEN,
-        _ANY,
-        _ANY,
         "it was opened here and is still open: close() it, or use `with`",
     ),
 )
 
 
-@lru_cache(None)
-def hint_for(verdict: Verdict, origin: Origin, evidence: Evidence) -> str:
-    """One sentence that says what to change."""
-    for wanted, wanted_origin, wanted_evidence, text in _HINTS:
-        if (
-            wanted is verdict
-            and wanted_origin in (_ANY, origin)
-            and wanted_evidence in (_ANY, evidence)
-        ):
-            return text
-    return ""
+@lru_cache(4096)
+def hint_for(
+    verdict: Verdict, origin: Origin, evidence: Evidence, holders: tuple[str, ...] = ()
+) -> str:
+    """One sentence that says what to change.
+
+    Args:
+        verdict: What is thought of the socket.
+        origin: How the descriptor came to be.
+        evidence: What the verdict rests on.
+        holders: The names of the types that hold it.
+    """
+    fitting = (row.sentence for row in HINTS if row.fits(verdict, origin, evidence, holders))
+    return next(fitting, "")

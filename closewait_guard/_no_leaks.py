@@ -14,7 +14,7 @@ from closewait_guard._decorate import around
 from closewait_guard._render import render_text
 from closewait_guard._settling import Settling
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
-from closewait_guard.model import Report
+from closewait_guard.model import Leak, Report
 
 __all__ = ["NoLeaks"]
 
@@ -29,7 +29,7 @@ class _Guard(Protocol):
     def install(self) -> object: ...
     def uninstall(self) -> None: ...
     def mark(self) -> int: ...
-    def check(self, since: int) -> Report: ...
+    def check(self, since: int, *, explain: bool = ...) -> Report: ...
 
 
 class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
@@ -102,18 +102,22 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             if error is not None:
                 yield ()
                 return
-            settling = Settling(lambda: guard.check(mark), self._grace)
+            settling = Settling(lambda: guard.check(mark, explain=False), self._grace)
             yield settling
-            self._judge(settling.report)
+            if self._guilty(settling.report):
+                # Once more, to say also who holds what is still open.
+                self._judge(guard.check(mark))
         finally:
             if is_ours:
                 guard.uninstall()
 
     def _judge(self, report: Report) -> None:
-        guilty = tuple(leak for leak in report.leaks if leak.accused or not self._allow_open)
-        if guilty:
+        if guilty := self._guilty(report):
             report = replace(report, leaks=guilty)
             raise SocketLeakError(render_text(report), report)
+
+    def _guilty(self, report: Report) -> tuple[Leak, ...]:
+        return tuple(leak for leak in report.leaks if leak.accused or not self._allow_open)
 
 
 async def _sleep(seconds: float) -> None:

@@ -14,7 +14,7 @@ _WITHHELD = "[withheld: the redact callable failed]"
 
 
 def redacted(report: Report, redactor: Redactor) -> Report:
-    """The report with addresses, labels, context and source lines as the redactor wants them.
+    """The report with addresses, labels, context, sources and holders as the redactor wants them.
 
     Where the redactor raises, or returns no text, nothing of the original is told.
     """
@@ -32,7 +32,8 @@ class _Mask:
         self._redactor = redactor
 
     def leak(self, leak: Leak) -> Leak:
-        return replace(leak, observation=self.observation(leak.observation))
+        holders = tuple(self._text(holder) for holder in leak.holders)
+        return replace(leak, observation=self.observation(leak.observation), holders=holders)
 
     def observation(self, seen: Observation) -> Observation:
         return replace(

@@ -222,6 +222,14 @@ class Registry:
                 discard(self._detached, fd, entry)
         return still
 
+    def socket_of(self, fd: int, serial: int) -> socket.socket | None:
+        """The socket of a record, if it is still there."""
+        story = self._births.get(fd)
+        if story is None or story[SERIAL] != serial:
+            return None
+        sock: socket.socket | None = story[SOCK]()
+        return sock
+
     def dropped(self) -> tuple[Drop, ...]:
         """The youngest of the sockets that were finalized while open."""
         return tuple(self._dropped.copy())

@@ -20,6 +20,7 @@ __all__ = [
     "Stack",
     "capture",
     "capture_within",
+    "is_ours",
     "kind_of",
     "resolve",
     "settle",
@@ -110,7 +111,7 @@ def resolve(stack: Stack) -> tuple[Frame, ...]:
     if known.frames is None:
         calls = zip(known.codes, known.offsets, strict=True)
         known.frames = tuple(
-            _frame(code, offset) for code, offset in calls if not _is_ours(code.co_filename)
+            _frame(code, offset) for code, offset in calls if not is_ours(code.co_filename)
         )
     return known.frames
 
@@ -144,7 +145,7 @@ def kind_of(filename: str) -> FrameKind:
     return FrameKind.USER
 
 
-def _is_ours(filename: str) -> bool:
+def is_ours(filename: str) -> bool:
     return _normal(filename).startswith(_ours())
 
 

@@ -23,7 +23,7 @@ LAYERS = [
     ["_monitor", "_watch_async"],
     ["_rounds"],
     ["_guard"],
-    ["_history", "_no_leaks", "_observe", "_unfinished"],
+    ["_history", "_no_leaks", "_observe", "_unfinished", "_explain"],
     ["_registry", "_settling"],
     ["_trend"],
     ["_rising"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["reporters"],
     ["_render", "_serial"],
     ["_block", "_reporting"],
-    ["_lineage", "_living"],
+    ["_lineage", "_living", "_holders"],
     ["_birth", "_probe"],
     [
         "_context",

@@ -1,0 +1,109 @@
+"""Who holds the accused: asked rarely, because it goes through the whole heap; then remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from closewait_guard._hints import hint_for
+from closewait_guard._holders import Holding, holdings
+from closewait_guard._registry import Registry
+from closewait_guard.model import Frame, Leak, Verdict
+
+__all__ = ["Explainer"]
+
+_MOST_AT_ONCE = 20
+_MOST_TIME = 0.4
+# The share of the time that searching may take, but for leaks of a kind that is new.
+_SHARE = 0.05
+_REFRESH_AFTER = 30.0
+
+_Site = tuple[Verdict, Frame | None]
+
+
+class _Told(NamedTuple):
+    """What is remembered of one socket."""
+
+    site: _Site
+    holding: Holding
+    at: float
+
+
+class Explainer:
+    """Adds to leaks who holds them, and the hint that fits the holder."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._told: dict[int, _Told] = {}
+        self._rests_until = 0.0
+
+    def explain(self, leaks: Iterable[Leak], *, everything: bool = False) -> tuple[Leak, ...]:
+        """The leaks with their holders, as far as these are known or found in the time there is.
+
+        Args:
+            leaks: All that will be told; what is remembered of others is forgotten.
+            everything: Explain the innocent too.
+        """
+        leaks = tuple(leaks)
+        wanted = [leak for leak in leaks if everything or leak.accused]
+        now = time.monotonic()
+        self._told = self._remembered(wanted)
+        batches = self._batches(wanted, now)
+        while batches and time.monotonic() < now + _MOST_TIME:
+            self._search(batches.pop(), now + _MOST_TIME)
+        took = time.monotonic() - now
+        self._rests_until = max(self._rests_until, now + took / _SHARE)
+        return tuple(map(self._explained, leaks))
+
+    def _remembered(self, leaks: list[Leak]) -> dict[int, _Told]:
+        told = self._told
+        serials = (leak.observation.record.serial for leak in leaks)
+        return {serial: told[serial] for serial in serials if serial in told}
+
+    def _batches(self, wanted: list[Leak], now: float) -> list[list[Leak]]:
+        """What to look for: last the batch to begin with, in which each site has its turn."""
+        sites = {told.site for told in self._told.values()}
+        new: list[Leak] = []
+        others: list[Leak] = []
+        for leak in wanted:
+            if self._is_unknown(leak, now):
+                (others if _site_of(leak) in sites else new).append(leak)
+                sites.add(_site_of(leak))
+        asked = new if now < self._rests_until else new + others
+        starts = range(0, len(asked), _MOST_AT_ONCE)
+        return [asked[start : start + _MOST_AT_ONCE] for start in starts][::-1]
+
+    def _is_unknown(self, leak: Leak, now: float) -> bool:
+        if leak.verdict is Verdict.DROPPED:
+            return False
+        told = self._told.get(leak.observation.record.serial)
+        return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
+
+    def _search(self, leaks: list[Leak], deadline: float) -> None:
+        socks: list[object] = []
+        found: list[Leak] = []
+        for leak in leaks:
+            seen = leak.observation
+            sock = self._registry.socket_of(seen.fd, seen.record.serial)
+            if sock is not None:
+                socks.append(sock)
+                found.append(leak)
+        # The list is to be the only thing that refers to them.
+        sock = None
+        now = time.monotonic()
+        for leak, holding in zip(found, holdings(socks, deadline), strict=True):
+            self._told[leak.observation.record.serial] = _Told(_site_of(leak), holding, now)
+
+    def _explained(self, leak: Leak) -> Leak:
+        record = leak.observation.record
+        told = self._told.get(record.serial)
+        if told is None:
+            return leak
+        hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, told.holding.owners)
+        return replace(leak, holders=told.holding.sentences, hint=hint)
+
+
+def _site_of(leak: Leak) -> _Site:
+    return leak.verdict, leak.observation.record.site

@@ -1,0 +1,45 @@
+"""Why is this object still alive: who holds it, as a sentence that reads as code."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from closewait_guard._holders._roots import Roots
+from closewait_guard._holders._search import Path, paths
+from closewait_guard._holders._tell import owners_of, sentence_of, users_of
+
+__all__ = ["Holding", "holdings"]
+
+
+class Holding(NamedTuple):
+    """What was found of one object. Plain text: it keeps nothing alive.
+
+    Attributes:
+        sentences: Who holds it.
+        owners: The names of the types on the way, the outermost holder's first.
+    """
+
+    sentences: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+
+
+def holdings(targets: list[object], deadline: float) -> list[Holding]:
+    """Find out who holds each of some objects, all at once.
+
+    Args:
+        targets: The only thing of the caller's that refers to them; it comes back empty.
+        deadline: The monotonic time after which the search goes no further.
+    """
+    found = [Holding()] * len(targets)
+
+    def tell(place: int, ways: list[Path]) -> None:
+        best = [way for way in ways if way.rank == ways[0].rank]
+        sentences = dict.fromkeys([*map(sentence_of, best), *users_of(ways)])
+        owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))
+        found[place] = Holding(tuple(sentences), tuple(owners))
+
+    try:
+        paths(targets, Roots(), deadline, tell)
+    finally:
+        targets.clear()
+    return found

@@ -1,0 +1,218 @@
+"""Backwards from some objects to what holds them: one pass over the heap a level, for all at once.
+
+Asking the interpreter costs the same for twenty objects as for one, so that all paths grow
+together, each to its shortest end, until the time is up.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
+from typing import NamedTuple
+
+from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
+from closewait_guard._stack import is_ours
+
+__all__ = ["Path", "paths"]
+
+_MOST_LEVELS = 18
+# The interpreter compares each reference of the heap with every object that it is asked about.
+_MOST_AT_ONCE = 80
+_MOST_ENDS = 3
+# For how many more levels a better end is looked for.
+_PATIENCE = {OWN: 0, FOREIGN: 2, FALLBACK: 5}
+
+_CODE_OF = {
+    FrameType: "f_code",
+    GeneratorType: "gi_code",
+    CoroutineType: "cr_code",
+    AsyncGeneratorType: "ag_code",
+}
+
+
+class Path(NamedTuple):
+    """From an end, or from the last object that was found, to the object that is held.
+
+    Attributes:
+        root: The end; None where there was none to be found.
+        things: The objects, the outermost first. Only valid until `paths` goes on.
+        is_unseen: Something that cannot be seen refers to the outermost object.
+        is_cycle: Nothing but itself refers to any of what leads to the object.
+    """
+
+    root: Root | None
+    things: tuple[object, ...]
+    is_unseen: bool = False
+    is_cycle: bool = False
+
+    @property
+    def rank(self) -> int | None:
+        """That of the end."""
+        return None if self.root is None else self.root.rank
+
+
+class _Node:
+    """An object, and by target the next one on the way to it."""
+
+    __slots__ = ("level", "next", "thing")
+
+    def __init__(self, thing: object, level: int) -> None:
+        self.thing = thing
+        self.level = level
+        self.next: dict[int, _Node | None] = {}
+
+    def is_of_traceback(self) -> bool:
+        return isinstance(self.thing, FrameType | TracebackType)
+
+
+class _Search:
+    def __init__(self, targets: list[object], roots: Roots, deadline: float) -> None:
+        self._roots = roots
+        self._deadline = deadline
+        self._nodes = {id(thing): _Node(thing, 0) for thing in targets}
+        self._ignored = {id(targets)}
+        self._targets = list(self._nodes)
+        self._ends: dict[int, list[tuple[int, int, Root, _Node]]] = {key: [] for key in self._nodes}
+        self._last_level = dict.fromkeys(self._nodes, _MOST_LEVELS)
+        self._cut_short: set[int] = set()
+        for key, node in self._nodes.items():
+            node.next[key] = None
+
+    def run(self) -> None:
+        frontier = {key: {key} for key in self._targets}
+        frontier = self._rooted(frontier, 0)
+        for level in range(1, _MOST_LEVELS):
+            frontier = self._still_wanted(frontier, level)
+            if not frontier:
+                return
+            if time.monotonic() > self._deadline:
+                break
+            frontier = self._rooted(self._referrers(frontier, level), level)
+        self._cut_short.update(*frontier.values())
+
+    def _still_wanted(self, frontier: dict[int, set[int]], level: int) -> dict[int, set[int]]:
+        wanted: dict[int, set[int]] = {}
+        for key, targets in frontier.items():
+            still = {target for target in targets if self._last_level[target] >= level}
+            if still and len(wanted) == _MOST_AT_ONCE:
+                self._cut_short |= still
+            elif still:
+                wanted[key] = still
+        return wanted
+
+    def _referrers(self, frontier: dict[int, set[int]], level: int) -> dict[int, set[int]]:
+        """The objects that refer to the frontier, each with the targets that it newly leads to."""
+        found: dict[int, set[int]] = {}
+        things = gc.get_referrers(*[self._nodes[key].thing for key in frontier])
+        for thing in things:
+            if not self._is_internal(thing):
+                children = frontier.keys() & set(map(id, gc.get_referents(thing)))
+                gained = self._linked(thing, children, frontier, level)
+                if gained:
+                    found[id(thing)] = gained
+        return found
+
+    def _linked(
+        self, thing: object, children: Iterable[int], frontier: dict[int, set[int]], level: int
+    ) -> set[int]:
+        node = self._nodes.setdefault(id(thing), _Node(thing, level))
+        gained: set[int] = set()
+        for child in children:
+            for target in frontier[child] - node.next.keys():
+                node.next[target] = self._nodes[child]
+                gained.add(target)
+        return gained
+
+    def _is_internal(self, thing: object) -> bool:
+        kind = type(thing)
+        if kind is _Node or id(thing) in self._ignored:
+            return True
+        code = _CODE_OF.get(kind)
+        return code is not None and is_ours(getattr(thing, code).co_filename)
+
+    def _rooted(self, found: dict[int, set[int]], level: int) -> dict[int, set[int]]:
+        """Note the ends; what is not one is looked at further."""
+        further: dict[int, set[int]] = {}
+        for key, targets in found.items():
+            node = self._nodes[key]
+            root = self._roots.of(node.thing)
+            if root is None:
+                further[key] = targets
+                continue
+            for target in targets:
+                self._ends[target].append((root.rank, level, root, node))
+                last = level + _PATIENCE[root.rank]
+                self._last_level[target] = min(self._last_level[target], last)
+            if not root.is_barrier:
+                further[key] = targets
+        return further
+
+    def paths(self, target: int) -> list[Path]:
+        """The best ways that were found to one object."""
+        ends = sorted(self._ends[target], key=lambda end: end[:2])
+        if ends:
+            best = [end for end in ends if end[0] == ends[0][0]][:_MOST_ENDS]
+            best += [end for end in ends if end[2].thread is not None and end not in best][:1]
+            return [Path(root, self._way(node, target)) for _, _, root, node in best]
+        leading = [node for node in self._nodes.values() if target in node.next]
+        held = [] if target in self._cut_short else self._held_unseen(leading)
+        if held or target in self._cut_short:
+            outermost = held[0] if held else max(leading, key=lambda node: node.level)
+            return [Path(None, self._way(outermost, target), is_unseen=bool(held))]
+        farthest = max(leading, key=lambda node: (node.is_of_traceback(), node.level))
+        return [Path(None, self._way(farthest, target), is_cycle=True)]
+
+    def _way(self, node: _Node | None, target: int) -> tuple[object, ...]:
+        things: list[object] = []
+        while node is not None:
+            things.append(node.thing)
+            node = node.next[target]
+        return tuple(things)
+
+    def _held_unseen(self, leading: list[_Node]) -> list[_Node]:
+        """Those to which more refers than the collector knows: native code, or a running call."""
+        wanted = {id(node.thing) for node in leading}
+        known = Counter(
+            key
+            for node in leading
+            for key in map(id, gc.get_referents(node.thing))
+            if key in wanted
+        )
+        # Our own: the node, the argument, and the list of targets.
+        return [
+            node
+            for node in leading
+            if sys.getrefcount(node.thing) > 2 + (node.level == 0) + known[id(node.thing)]
+        ]
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for node in self._nodes.values():
+            node.thing = None
+            node.next.clear()
+        for ends in self._ends.values():
+            ends.clear()
+
+
+def paths(
+    targets: list[object], roots: Roots, deadline: float, tell: Callable[[int, list[Path]], None]
+) -> None:
+    """Find the shortest meaningful paths to each of some objects, and tell them, by its place.
+
+    Args:
+        targets: What is held. The caller keeps no other list of them.
+        roots: What counts as an end.
+        deadline: The monotonic time after which no further level is begun.
+        tell: Called with the paths of each; what it keeps of the objects stays alive.
+    """
+    search = _Search(targets, roots, deadline)
+    try:
+        search.run()
+        for place in range(len(targets)):
+            tell(place, search.paths(id(targets[place])))
+    finally:
+        search.close()

@@ -1,0 +1,158 @@
+"""What every thread and greenlet has in its local variables, and where it is now."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from functools import lru_cache
+from pathlib import PurePath
+from types import FrameType
+from typing import Any, NamedTuple
+
+from closewait_guard._holders._locals import locals_of
+from closewait_guard._stack import is_ours, kind_of
+from closewait_guard._whereabouts import threads
+from closewait_guard.model import FrameKind
+
+__all__ = [
+    "Call",
+    "Local",
+    "calls_of",
+    "current_calls",
+    "place",
+    "running_locals",
+    "thread_name",
+    "where",
+]
+
+# Bounds the time that a process with thousands of threads takes.
+_MOST_FRAMES = 5000
+_MOST_CALLS = 200
+
+
+class Local(NamedTuple):
+    """A variable of a call that is under way. Plain data: it keeps nothing alive."""
+
+    is_library: bool
+    name: str
+    function: str
+    runner: str
+    thread: int | None
+
+
+class Call(NamedTuple):
+    """One call of a stack."""
+
+    function: str
+    filename: str
+    lineno: int
+
+    @property
+    def is_user(self) -> bool:
+        """Whether the program's own code is called."""
+        return _kind_of(self.filename) is FrameKind.USER
+
+
+def place(call: Call) -> str:
+    """`prices.py:88 in wait()`, with the folder that the file lies in."""
+    path = PurePath(call.filename)
+    folder = path.parent.name
+    where = f"{folder}/{path.name}" if folder and not call.filename.startswith("<") else path.name
+    return f"{where}:{call.lineno} in {call.function}()".replace(">()", ">")
+
+
+def where(calls: list[Call]) -> str:
+    """Where a stack is now: the program's innermost line, and what it has called there."""
+    user = next((call for call in calls if call.is_user), None)
+    if not calls or user is None:
+        return place(calls[0]) if calls else "an unknown place"
+    inside = "" if user is calls[0] else f", inside {calls[0].function}()".replace(">()", ">")
+    return place(user) + inside
+
+
+def calls_of(frame: FrameType | None) -> list[Call]:
+    """The calls of a stack, innermost first, without the guard's own."""
+    calls: list[Call] = []
+    while frame is not None and len(calls) < _MOST_CALLS:
+        code = frame.f_code
+        if not is_ours(code.co_filename):
+            calls.append(Call(code.co_qualname, code.co_filename, frame.f_lineno or 0))
+        frame = frame.f_back
+    return calls
+
+
+def current_calls(thread: int) -> list[Call]:
+    """What a thread is doing at this moment."""
+    return calls_of(sys._current_frames().get(thread))
+
+
+def running_locals() -> dict[int, Local]:
+    """By the identity of the value: the variables of all calls that are under way.
+
+    Where several have the same value, the program's own come before a library's, and inner calls
+    before outer ones.
+    """
+    found: dict[int, Local] = {}
+    left = _MOST_FRAMES
+    for ident, frame in sys._current_frames().items():
+        runner = f"thread {thread_name(ident)}"
+        left -= _take(frame, runner, ident, found, left)
+    for greenlet in _greenlets():
+        left -= _take(greenlet.gr_frame, greenlet_name(greenlet), None, found, left)
+    return found
+
+
+def thread_name(ident: int) -> str:
+    """The name of a thread; its number where Python has not started it."""
+    thread = threads.get(ident)
+    return str(ident) if thread is None else str(thread.name)
+
+
+def greenlet_name(greenlet: Any) -> str:
+    """What gevent calls it, or its address."""
+    name = getattr(greenlet, "name", None)
+    return f"greenlet {name if isinstance(name, str) else hex(id(greenlet))}"
+
+
+def _greenlets() -> list[Any]:
+    """The suspended ones: their frames belong to no thread."""
+    module = sys.modules.get("greenlet")
+    kind = getattr(module, "greenlet", None)
+    if not isinstance(kind, type):
+        return []
+    kinds = tuple(_with_subclasses(kind))
+    return [
+        thing
+        for thing in gc.get_referrers(*kinds)
+        if type(thing) in kinds and thing.gr_frame is not None and thing
+    ]
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    found = [kind]
+    for cls in found:
+        subclasses: list[type] = type.__subclasses__(cls)
+        found += [sub for sub in subclasses if sub not in found]
+    return found
+
+
+def _take(
+    frame: FrameType | None, runner: str, thread: int | None, found: dict[int, Local], most: int
+) -> int:
+    count = 0
+    while frame is not None and count < most:
+        code = frame.f_code
+        if not is_ours(code.co_filename):
+            is_library = _kind_of(code.co_filename) is not FrameKind.USER
+            for name, value in locals_of(frame).items():
+                known = found.get(id(value))
+                if known is None or (known.is_library and not is_library):
+                    found[id(value)] = Local(is_library, name, code.co_qualname, runner, thread)
+        frame = frame.f_back
+        count += 1
+    return count
+
+
+@lru_cache(4096)
+def _kind_of(filename: str) -> FrameKind:
+    return kind_of(filename)

@@ -1,0 +1,447 @@
+"""Who holds a leaked socket: told as code that a person recognises, and held by no telling."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+import weakref
+from collections import deque
+from typing import ClassVar, NamedTuple
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard._hints import HINTS, hint_for
+from closewait_guard._holders import holdings
+from closewait_guard.testing import connected_pair, half_closed_pair
+
+# Leaving sockets behind is what this is about.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+class Connection:
+    def __init__(self, sock):
+        self.sock = sock
+
+
+class Slotted:
+    __slots__ = ("conn",)
+
+
+class Entry(NamedTuple):
+    name: str
+    sock: object
+
+
+made = weakref.WeakSet()
+
+
+def make():
+    sock = socket.socket()
+    made.add(sock)
+    return sock
+
+
+def close_all():
+    for sock in list(made):
+        sock.close()
+
+
+@pytest.fixture
+def module():
+    """A module of the program's own, in which to leave things."""
+    module = sys.modules["app.prices"] = types.ModuleType("app.prices")
+    module.__file__ = "/srv/app/prices.py"
+    yield module
+    close_all()
+    del sys.modules["app.prices"]
+    vars(module).clear()
+
+
+def held_by(ref):
+    """The sentences about the socket of a weak reference, and proof that it is let go again."""
+    before = sys.getrefcount(ref())
+    [holding] = holdings([ref()], time.monotonic() + 5)
+    after = sys.getrefcount(ref())
+    assert after == before
+    return holding.sentences
+
+
+def put(place):
+    """Make a socket, hand it to a callable that keeps it, and know it by weak reference only."""
+    sock = make()
+    place(sock)
+    return weakref.ref(sock)
+
+
+@pytest.fixture(autouse=True)
+def closing():
+    """Whatever a test has left open is closed, wherever it is held."""
+    yield
+    close_all()
+
+
+def test_a_module_global_with_keys_attributes_and_indexes(module):
+    ref = put(lambda sock: setattr(module, "_cache", {"EUR": [None, Connection(sock)]}))
+    assert held_by(ref) == ("app.prices._cache['EUR'][1].sock (module global)",)
+
+
+def test_slots_named_tuples_deques_partials_and_methods(module):
+    module.queue = deque([Slotted()])
+    ref = put(lambda sock: setattr(module.queue[0], "conn", Entry("x", sock)))
+    assert held_by(ref) == ("app.prices.queue[0].conn.sock (module global)",)
+    ref = put(lambda sock: setattr(module, "call", functools.partial(print, sock)))
+    assert held_by(ref) == ("app.prices.call.args[0] (module global)",)
+    ref = put(lambda sock: setattr(module, "close", sock.close))
+    assert held_by(ref) == ("app.prices.close (module global)",)
+    ref = put(lambda sock: setattr(module, "open", {sock}))
+    assert held_by(ref) == ("app.prices.open{...} (module global)",)
+
+
+def test_a_class_attribute():
+    class Registered:
+        everything: ClassVar[list] = []
+
+    name = f"{__name__}.{Registered.__qualname__}"
+    ref = put(Registered.everything.append)
+    assert held_by(ref) == (f"{name}.everything[0] (class attribute)",)
+    Registered.everything.clear()
+
+
+def test_keys_are_shortened_and_never_asked_for_their_repr(module):
+    class Secret:
+        def __repr__(self):
+            raise AssertionError
+
+    ref = put(lambda sock: setattr(module, "a", {"k" * 100: sock}))
+    assert held_by(ref) == (f"app.prices.a['{'k' * 37}...'] (module global)",)
+    ref = put(lambda sock: setattr(module, "a", {Secret(): sock}))
+    assert held_by(ref)[0].startswith("app.prices.a[<")
+    ref = put(lambda sock: setattr(module, "a", {(1, "b", None): sock}))
+    assert held_by(ref) == ("app.prices.a[1, 'b', None] (module global)",)
+
+
+def test_no_code_of_the_program_is_run(module):
+    class Hostile:
+        def __init__(self, sock):
+            object.__setattr__(self, "kept", sock)
+
+        def __getattribute__(self, name):
+            raise AssertionError(name)
+
+        __class__ = property(lambda self: 1 / 0)
+        __dict__ = property(lambda self: 1 / 0)
+        __eq__ = __bool__ = __len__ = __iter__ = __hash__ = lambda *_: 1 / 0
+
+    ref = put(lambda sock: setattr(module, "proxy", Hostile(sock)))
+    assert held_by(ref)[0].startswith("app.prices.proxy")
+
+
+def test_a_local_of_a_running_call_with_its_thread_and_line():
+    refs, stop = [], threading.Event()
+
+    def fetch():
+        resp = Connection(Connection(make()))
+        refs.append(weakref.ref(resp.sock.sock))
+        stop.wait()
+
+    thread = threading.Thread(target=fetch, name="worker-3")
+    thread.start()
+    while not refs:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    first, calls = held_by(refs[0])
+    assert first.startswith("local 'resp' of ")
+    assert "fetch() in thread worker-3, now at tests/test_holders.py:" in first
+    assert ", inside Condition.wait(): resp.sock.sock" in first
+    assert calls.startswith("thread worker-3, whose calls now are ")
+    assert "Event.wait(), tests/test_holders.py:" in calls
+    assert "_bootstrap" not in calls
+    stop.set()
+    thread.join()
+    assert refs[0]() is None
+
+
+def test_a_thread_that_blocks_on_a_socket_is_told_beside_its_owner(module):
+    ours, theirs = socket.socketpair()
+    module.shared = ours
+
+    def wait(conn):
+        conn.recv(1)
+
+    thread = threading.Thread(target=wait, args=(ours,), name="reader")
+    thread.start()
+    ref = weakref.ref(ours)
+    del ours
+    time.sleep(0.05)
+    sentences = held_by(ref)
+    assert any("local 'conn' of" in sentence for sentence in sentences)
+    assert any(sentence.startswith("thread reader, whose calls now are") for sentence in sentences)
+    theirs.close()
+    thread.join()
+
+
+def test_the_locals_of_the_caller_are_seen_and_not_kept():
+    mine = {"a": make()}
+    ref = weakref.ref(mine["a"])
+    assert "mine['a']" in held_by(ref)[0]
+    mine["a"].close()
+    mine = None
+    assert ref() is None
+
+
+def test_the_dict_of_a_function_that_asks_for_its_locals_is_left_alone():
+    def asks():
+        sock = make()
+        kept = locals()
+        later = make()
+        [holding] = holdings([weakref.ref(sock)()], time.monotonic() + 5)
+        return list(kept), holding, sock, later
+
+    kept, holding, *_ = asks()
+    assert kept == ["sock"]
+    assert holding.sentences
+
+
+def test_a_debugger_finds_all_variables_as_they_were():
+    seen = []
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_name == "traced" and event == "line":
+            ref = weakref.ref(frame.f_locals["sock"]) if "sock" in frame.f_locals else None
+            if ref is not None:
+                thread = threading.Thread(target=lambda: seen.append(held_by(ref)))
+                thread.start()
+                thread.join()
+        return trace
+
+    def traced():
+        sock = make()
+        name = "kept"
+        sock.close()
+        return name
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        assert traced() == "kept"
+    finally:
+        sys.settrace(before)
+    assert seen
+
+
+def test_a_suspended_generator_and_who_holds_it(module):
+    def rows():
+        resp = Connection(make())
+        yield weakref.ref(resp.sock)
+        yield
+
+    module.jobs = [rows()]
+    [sentence] = held_by(next(module.jobs[0]))
+    assert sentence.startswith("app.prices.jobs[0] (module global): local 'resp' of ")
+    assert "rows(), suspended at tests/test_holders.py:" in sentence
+    assert sentence.endswith(": resp.sock")
+    module.jobs[0].close()
+
+
+def test_a_closure(module):
+    def make(sock):
+        module.handler = lambda: sock
+
+    [sentence] = held_by(put(make))
+    assert sentence.startswith("app.prices.handler (module global): variable 'sock' in the closure")
+
+
+def test_a_suspended_task():
+    async def main():
+        refs = []
+
+        async def pause():
+            await asyncio.sleep(60)
+
+        async def refresh():
+            conn = Connection(make())
+            refs.append(weakref.ref(conn.sock))
+            await pause()
+
+        task = asyncio.create_task(refresh(), name="refresh-7")
+        await asyncio.sleep(0.01)
+        [sentence] = held_by(refs[0])
+        assert sentence.startswith("task 'refresh-7' suspended at tests/test_holders.py:")
+        assert "pause(), inside sleep(): local 'conn' of" in sentence
+        assert sentence.endswith("refresh(): conn.sock")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_call_that_the_event_loop_has_scheduled():
+    async def main():
+        ref = put(lambda sock: asyncio.get_running_loop().call_later(0.2, sock.close))
+        [sentence] = held_by(ref)
+        assert sentence == "nobody but the event loop, which waits to call socket.close()"
+
+    asyncio.run(main())
+
+
+def test_a_reference_cycle():
+    def cycle(sock):
+        a, b = Connection(sock), Connection(None)
+        a.other, b.other = b, a
+
+    gc.disable()
+    try:
+        [sentence] = held_by(put(cycle))
+    finally:
+        gc.enable()
+    assert sentence.startswith("reference cycle of Connection")
+    assert sentence.endswith("nothing else holds it")
+
+
+def test_a_reference_cycle_through_a_traceback():
+    def fail(sock):
+        try:
+            raise ValueError
+        except ValueError as error:
+            kept = error
+        return None if kept else kept
+
+    gc.disable()
+    try:
+        [sentence] = held_by(put(fail))
+    finally:
+        gc.enable()
+    assert sentence.startswith("reference cycle through an exception's traceback: local 'sock' of ")
+    assert "fail()" in sentence
+
+
+def test_an_exception_that_is_kept(module):
+    def fail(sock):
+        try:
+            raise ValueError
+        except ValueError as error:
+            module.last = error
+
+    [sentence] = held_by(put(fail))
+    assert sentence.startswith("app.prices.last.__traceback__ (module global): local 'sock' of")
+    assert sentence.endswith("kept by an exception's traceback")
+
+
+def test_what_no_variable_has_is_said_so():
+    def last():
+        return next(weakref.ref(sock) for sock in made if sock.fileno() >= 0)
+
+    _, [sentence] = make(), held_by(last())
+    assert "native code, or a call under way that has no name for it" in sentence
+
+
+def test_many_at_once_each_with_its_own(module):
+    module.all = [Connection(make()) for _ in range(50)]
+    found = holdings([conn.sock for conn in module.all], time.monotonic() + 5)
+    assert [holding.sentences for holding in found] == [
+        (f"app.prices.all[{number}].sock (module global)",) for number in range(50)
+    ]
+
+
+def test_a_path_that_is_too_long_is_told_as_far_as_it_was_found(module):
+    module.chain = Connection(make())
+    ref = weakref.ref(module.chain.sock)
+    for _ in range(40):
+        module.chain = Connection(module.chain)
+    [sentence] = held_by(ref)
+    assert sentence.endswith("(what holds that was not found in time)")
+    assert len(sentence) < 200
+
+
+def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_second():
+    code = """
+        import gc, socket, time
+        from closewait_guard._holders import holdings
+
+        class Node:
+            def __init__(self, value):
+                self.value = value
+                self.more = {"a": [value]}
+
+        nodes = [Node([number]) for number in range(250_000)]
+        assert len(gc.get_objects()) >= 1_000_000
+        kept = [{"x": [Node(Node(socket.socket()))]} for _ in range(20)]
+        best = 9
+        for _ in range(3):
+            socks = [each["x"][0].value.value for each in kept]
+            started = time.perf_counter()
+            found = holdings(socks, time.monotonic() + 0.4)
+            best = min(best, time.perf_counter() - started)
+        assert all("kept[" in holding.sentences[0] for holding in found), found[0]
+        for each in kept:
+            each["x"][0].value.value.close()
+        print(best)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5
+
+
+# What a guard makes of it.
+
+
+def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
+    asked = []
+    import closewait_guard._explain as explain
+
+    monkeypatch.setattr(
+        explain,
+        "holdings",
+        lambda socks, deadline: asked.append(len(socks)) or holdings(socks, deadline),
+    )
+    with connected_pair(), half_closed_pair() as (ours, _):
+        guard.scan()
+        assert asked == []
+        time.sleep(0.1)
+        [leak] = guard.scan().leaks
+        assert leak.holders[0].startswith("local 'ours' of test_the_accused")
+        assert asked == [1]
+        for _ in range(5):
+            assert guard.scan().leaks[0].holders == leak.holders
+        assert asked == [1]
+        assert "held by local 'ours' of" in cwg.render_text(guard.scan()).replace("\n", " ")
+    assert guard.scan().accused == ()
+
+
+def test_holders_pass_through_the_redactor():
+    settings = cwg.Settings(grace=0.05, redact=lambda text: text.replace("ours", "***"))
+    with cwg.Guard(settings) as guard, half_closed_pair() as (ours, _):
+        time.sleep(0.1)
+        assert guard.scan().leaks[0].holders[0].startswith("local '***'")
+
+
+def test_a_proof_names_the_holder(module):
+    with pytest.raises(cwg.SocketLeakError) as caught:
+        with cwg.no_leaks(grace=0):
+            module.kept = make()
+    assert caught.value.report.leaks[0].holders == ("app.prices.kept (module global)",)
+    module.kept.close()
+
+
+def test_every_hint_can_be_told():
+    for row in HINTS:
+        origin = row.origin or cwg.Origin.CREATED
+        evidence = row.evidence or cwg.Evidence.TCP_INFO
+        holders = () if row.holder is None else (row.holder,)
+        assert hint_for(row.verdict, origin, evidence, holders) == row.sentence
+    assert hint_for(
+        cwg.Verdict.LEAKED, cwg.Origin.CREATED, cwg.Evidence.POLL, ("redisx.Client",)
+    ) == hint_for(cwg.Verdict.LEAKED, cwg.Origin.CREATED, cwg.Evidence.POLL)
