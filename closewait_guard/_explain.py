@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._hints import hint_for
 from closewait_guard._holders import Holding, holdings
 from closewait_guard._registry import Registry
+from closewait_guard.integrations import PoolUse
 from closewait_guard.model import Frame, Leak, Verdict
 
 __all__ = ["Explainer"]
@@ -39,11 +40,14 @@ class Explainer:
         self._told: dict[int, _Told] = {}
         self._rests_until = 0.0
 
-    def explain(self, leaks: Iterable[Leak], *, everything: bool = False) -> tuple[Leak, ...]:
+    def explain(
+        self, leaks: Iterable[Leak], pools: Mapping[int, PoolUse], *, everything: bool = False
+    ) -> tuple[Leak, ...]:
         """The leaks with their holders, as far as these are known or found in the time there is.
 
         Args:
             leaks: All that will be told; what is remembered of others is forgotten.
+            pools: What is known of their places in pools, by serial.
             everything: Explain the innocent too.
         """
         leaks = tuple(leaks)
@@ -55,7 +59,7 @@ class Explainer:
             self._search(batches.pop(), now + _MOST_TIME)
         took = time.monotonic() - now
         self._rests_until = max(self._rests_until, now + took / _SHARE)
-        return tuple(map(self._explained, leaks))
+        return tuple(self._explained(leak, pools) for leak in leaks)
 
     def _remembered(self, leaks: list[Leak]) -> dict[int, _Told]:
         told = self._told
@@ -96,13 +100,16 @@ class Explainer:
         for leak, holding in zip(found, holdings(socks, deadline), strict=True):
             self._told[leak.observation.record.serial] = _Told(_site_of(leak), holding, now)
 
-    def _explained(self, leak: Leak) -> Leak:
+    def _explained(self, leak: Leak, pools: Mapping[int, PoolUse]) -> Leak:
         record = leak.observation.record
-        told = self._told.get(record.serial)
-        if told is None:
+        told, pool = self._told.get(record.serial), pools.get(record.serial)
+        if told is None and pool is None:
             return leak
-        hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, told.holding.owners)
-        return replace(leak, holders=told.holding.sentences, hint=hint)
+        sentences, owners = told.holding if told is not None else Holding()
+        if pool is not None:
+            sentences, owners = (*sentences, pool.sentence), (*owners, pool.library)
+        hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, owners)
+        return replace(leak, holders=sentences, hint=hint)
 
 
 def _site_of(leak: Leak) -> _Site:

@@ -24,6 +24,7 @@ from closewait_guard._history import History
 from closewait_guard._judge import judge
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._observe import Observer, Sight
+from closewait_guard._pools import Pools
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
@@ -32,6 +33,7 @@ from closewait_guard._stack import capture_within
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
 from closewait_guard._unfinished import unfinished
+from closewait_guard.integrations import PoolUse
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -81,6 +83,7 @@ class Guard:
             self._registry.capture = capture_within(ends)
         self._observer = Observer(self._registry, probe)
         self._history = History(self._registry, self.settings, clock)
+        self._pools = Pools()
         self._explainer = Explainer(self._registry)
         self._installed = False
         self._signal: SignalReport | None = None
@@ -132,11 +135,11 @@ class Guard:
         """
         sight = self._look(full=full)
         limit = _census.fd_limit()
-        judged = judge((*sight.suspects, *sight.dropped), self.settings, limit)
+        judged, pools = self._judged((*sight.suspects, *sight.dropped), self.settings, limit)
         leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
         spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
         healthy = (*sight.healthy, *spared) if full else ()
-        return self._report(sight, self._explainer.explain(leaks), healthy, limit)
+        return self._report(sight, self._explainer.explain(leaks, pools), healthy, limit)
 
     def report(self) -> Report:
         """Look, and tell the reporters.
@@ -215,9 +218,12 @@ class Guard:
         limit = _census.fd_limit()
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)
         young = [seen for seen in everything if seen.record.serial > since]
-        leaks = judge(young, self.settings.replaced(grace=0), limit)
+        settings = self.settings.replaced(grace=0)
         if explain:
-            leaks = self._explainer.explain(leaks, everything=True)
+            leaks, pools = self._judged(young, settings, limit)
+            leaks = self._explainer.explain(leaks, pools, everything=True)
+        else:
+            leaks = judge(young, settings, limit)
         return self._report(sight, leaks, (), limit)
 
     def unfinished(self, since: int) -> list[Birth]:
@@ -232,6 +238,17 @@ class Guard:
         if not self._installed:
             self._registry.adopt()
         return self._observer.look(full=full, born_after=born_after)
+
+    def _judged(
+        self, seen: Iterable[Observation], settings: Settings, limit: int | None
+    ) -> tuple[tuple[Leak, ...], dict[int, PoolUse]]:
+        """The verdicts, once the pools have been asked about the accused."""
+        seen = tuple(seen)
+        leaks = judge(seen, settings, limit)
+        accused = (leak for leak in leaks if leak.accused and leak.verdict is not Verdict.DROPPED)
+        pools = self._pools.uses(leak.observation for leak in accused)
+        idle = {serial for serial, use in pools.items() if use.is_idle and not use.is_surplus}
+        return (judge(seen, settings, limit, idle) if idle else leaks), pools
 
     def _report(
         self,

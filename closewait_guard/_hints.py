@@ -209,6 +209,30 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.STALE_POOL,
+        "nothing is lost: the pool replaces it when it is next used; to have fewer of them, let "
+        "the client's idle time end first: httpx.Limits(keepalive_expiry=...)",
+        holder="httpcore",
+    ),
+    Hint(
+        Verdict.STALE_POOL,
+        "nothing is lost: the pool replaces it when it is next used; to have fewer of them, let "
+        "the client's idle time end first: TCPConnector(keepalive_timeout=...)",
+        holder="aiohttp",
+    ),
+    Hint(
+        Verdict.STALE_POOL,
+        "nothing is lost: the pool replaces it when it is next used; health_check_interval=... "
+        "finds it earlier, and the server's `timeout` decides how long it keeps idle clients",
+        holder="redis",
+    ),
+    Hint(
+        Verdict.STALE_POOL,
+        "the next query on it would fail: create_engine(..., pool_pre_ping=True) lets the pool "
+        "replace it, pool_recycle=... ends it before the server does",
+        holder="sqlalchemy",
+    ),
+    Hint(
+        Verdict.STALE_POOL,
         "the pool will replace it when it is next used: nothing to do; to have fewer of them, "
         "let the client's idle time be shorter than the server's",
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from closewait_guard._hints import hint_for
@@ -24,6 +24,7 @@ _ENDING = frozenset(
     {State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK, State.TIME_WAIT}
 )
 
+_DEALT_WITH_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
 
 # The kernel counts in ticks of up to 10 ms, and two of its times are compared.
 _TICK = 0.02
@@ -37,12 +38,21 @@ class _Crowd(NamedTuple):
 
 
 def judge(
-    observations: Iterable[Observation], settings: Settings, fd_limit: int | None
+    observations: Iterable[Observation],
+    settings: Settings,
+    fd_limit: int | None,
+    pooled: Collection[int] = (),
 ) -> tuple[Leak, ...]:
     """Give every observation its verdict, severity and hint.
 
     Severity rises with the number of sockets in CLOSE_WAIT among all that are given, so give all
     of a report at once.
+
+    Args:
+        observations: What was seen.
+        settings: The thresholds.
+        fd_limit: How many descriptors the process may have; None if as many as it likes.
+        pooled: The serials of those that wait in a pool, which will deal with them.
     """
     everything: Sequence[Observation] = tuple(observations)
     close_wait = sum(observation.state is State.CLOSE_WAIT for observation in everything)
@@ -50,11 +60,15 @@ def judge(
         close_wait > settings.count_warning,
         fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,
     )
-    return tuple([_leak(observation, settings, crowd) for observation in everything])
+    return tuple([_leak(seen, settings, crowd, pooled) for seen in everything])
 
 
-def _leak(observation: Observation, settings: Settings, crowd: _Crowd) -> Leak:
+def _leak(
+    observation: Observation, settings: Settings, crowd: _Crowd, pooled: Collection[int]
+) -> Leak:
     verdict = verdict_of(observation, settings)
+    if verdict in _DEALT_WITH_BY_POOLS and observation.record.serial in pooled:
+        verdict = Verdict.STALE_POOL
     severity = _severity(verdict, observation, settings, crowd)
     hint = hint_for(verdict, observation.record.origin, observation.evidence)
     return Leak(observation, verdict, severity, (), hint)
@@ -108,9 +122,11 @@ def _still_sending(observation: Observation, settings: Settings) -> bool:
 def _severity(
     verdict: Verdict, observation: Observation, settings: Settings, crowd: _Crowd
 ) -> Severity:
-    if not verdict.accused:
+    is_pooled = verdict is Verdict.STALE_POOL
+    if not verdict.accused and not is_pooled:
         return Severity.INFO
-    age = max(observation.peer_closed_for or 0.0, observation.suspect_for or 0.0)
+    # A pool may keep a connection for as long as it likes; how many there are still matters.
+    age = max(observation.peer_closed_for or 0.0, observation.suspect_for or 0.0) * (not is_pooled)
     in_crowd = observation.state is State.CLOSE_WAIT
     if age > settings.age_critical or (in_crowd and crowd.is_critical):
         return Severity.CRITICAL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from functools import lru_cache
 from pathlib import PurePath
@@ -10,6 +9,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from closewait_guard._holders._locals import locals_of
+from closewait_guard._instances import instances_of, loaded
 from closewait_guard._stack import is_ours, kind_of
 from closewait_guard._whereabouts import threads
 from closewait_guard.model import FrameKind
@@ -116,24 +116,8 @@ def greenlet_name(greenlet: Any) -> str:
 
 def _greenlets() -> list[Any]:
     """The suspended ones: their frames belong to no thread."""
-    module = sys.modules.get("greenlet")
-    kind = getattr(module, "greenlet", None)
-    if not isinstance(kind, type):
-        return []
-    kinds = tuple(_with_subclasses(kind))
-    return [
-        thing
-        for thing in gc.get_referrers(*kinds)
-        if type(thing) in kinds and thing.gr_frame is not None and thing
-    ]
-
-
-def _with_subclasses(kind: type) -> list[type]:
-    found = [kind]
-    for cls in found:
-        subclasses: list[type] = type.__subclasses__(cls)
-        found += [sub for sub in subclasses if sub not in found]
-    return found
+    found = instances_of(loaded(["greenlet:greenlet"]))
+    return [greenlet for greenlet in found if greenlet.gr_frame is not None]
 
 
 def _take(

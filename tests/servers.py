@@ -1,0 +1,174 @@
+"""Real servers on loopback: HTTP that closes when it is told to, Redis, PostgreSQL."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trustme
+
+DEADLINE = 20.0
+
+
+class Web:
+    """HTTP/1.1 with keep-alive. `hang_up()` closes every connection from the server's side."""
+
+    def __init__(self, context=None):
+        self.connections = set()
+        web = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self):
+                super().setup()
+                web.connections.add(self.request)
+
+            def finish(self):
+                super().finish()
+                web.connections.discard(self.request)
+
+            def do_GET(self):
+                whole = self.path != "/partial"
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"x" * (1000 if whole else 10))
+                self.wfile.flush()
+                self.close_connection = not whole
+
+            def log_message(self, *_):
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            # Closing the server waits for its handlers.
+            daemon_threads = False
+
+            def get_request(self):
+                sock, address = super().get_request()
+                return (context.wrap_socket(sock, server_side=True) if context else sock), address
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        scheme, host = ("https", "localhost") if context else ("http", "127.0.0.1")
+        self.url = f"{scheme}://{host}:{self.port}"
+
+    def hang_up(self):
+        for sock in list(self.connections):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def web(context=None):
+    served = Web(context)
+    thread = threading.Thread(target=served.server.serve_forever, args=(0.01,), name="web")
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.server.shutdown()
+        thread.join()
+        for sock in list(served.connections):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        served.server.server_close()
+
+
+def authority():
+    """A certificate authority's contexts: the server's, the client's, and its file's bytes."""
+    made = trustme.CA()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.issue_cert("localhost").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    made.configure_trust(ours)
+    return theirs, ours, made.cert_pem.bytes()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
+
+
+@contextmanager
+def _running(command, port, **options):
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options
+    )
+    try:
+        _wait_for(port)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def _wait_for(port):
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
+@contextmanager
+def redis_server():
+    """The port of a Redis that keeps nothing."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    port = free_port()
+    command = [
+        program,
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]
+    with _running(command, port):
+        yield port
+
+
+@contextmanager
+def postgres(folder):
+    """The port of a PostgreSQL with a database `postgres` that trusts everybody on loopback."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed")
+    binaries = programs[-1].parent
+    as_user = {}
+    if os.geteuid() == 0:
+        # It refuses to run as root.
+        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        for parent in (folder, *folder.parents[:3]):
+            if parent.owner() == "root" and str(parent).startswith("/tmp/"):
+                parent.chmod(0o755)
+        shutil.chown(folder, "postgres", "postgres")
+    data = folder / "data"
+    subprocess.run(
+        [binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        **as_user,
+    )
+    port = free_port()
+    command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-F"]
+    with _running([*command, "-k", folder], port, cwd=folder, **as_user):
+        yield port

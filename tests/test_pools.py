@@ -1,0 +1,270 @@
+"""An idle connection of a pool is explained, one that was never returned is accused."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import aiohttp
+import botocore.config
+import botocore.session
+import httpx
+import pytest
+import redis
+import redis.asyncio
+import requests
+import urllib3
+
+import closewait_guard as cwg
+from servers import redis_server, web
+
+
+def told(guard, verdict, count=1, deadline=10.0):
+    """The leaks of a verdict, as soon as there are so many."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        found = [leak for leak in guard.scan().leaks if leak.verdict is verdict]
+        if len(found) >= count:
+            return found
+        time.sleep(0.03)
+    raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+
+async def told_async(guard, verdict, count=1):
+    return await asyncio.to_thread(told, guard, verdict, count)
+
+
+def ours(leaks, site):
+    """Those that were born in a function of this file."""
+    return [
+        leak
+        for leak in leaks
+        if (found := leak.observation.record.site) and found.function.endswith(site)
+    ]
+
+
+HINT_OF = {
+    "urllib3": "the pool will replace it",
+    "httpcore": "keepalive_expiry",
+    "aiohttp": "keepalive_timeout",
+    "redis": "health_check_interval",
+    "SQLAlchemy": "pool_pre_ping",
+}
+
+
+def is_explained(guard, leak, sentence):
+    assert not leak.accused
+    assert leak.severity is cwg.Severity.INFO
+    assert sentence in leak.holders[-1]
+    library = leak.holders[-1].split()[0]
+    assert HINT_OF[library] in leak.hint
+    assert "held by" in cwg.render_text(guard.scan())
+
+
+def test_urllib3_idle_is_stale_and_unread_is_leaked(guard):
+    with web() as server, urllib3.PoolManager(maxsize=7) as manager:
+        manager.request("GET", server.url)
+        unread = manager.request("GET", server.url + "/partial", preload_content=False)
+        server.hang_up()
+        [idle] = [] if unread._connection is None else told(guard, cwg.Verdict.LEAKED)
+        assert any("urllib3" in holder and "checked out" in holder for holder in idle.holders)
+        assert "at most 7" in idle.holders[-1]
+        assert "release_conn" in idle.hint
+        unread.close()
+        manager.request("GET", server.url)
+        server.hang_up()
+        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 7)")
+
+
+def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, monkeypatch):
+    with web() as server, requests.Session() as session:
+        session.get(server.url)
+        server.hang_up()
+        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        is_explained(guard, stale, "idle in the pool (at most 10)")
+        assert guard.scan().accused == ()
+        import closewait_guard._pools as pools
+
+        monkeypatch.setattr(pools, "_present", lambda: pytest.fail("went through the heap again"))
+        assert [leak.verdict for leak in guard.scan().leaks] == ["stale_pool"]
+
+
+def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds(guard):
+    kept = []
+
+    def call(url):
+        session = requests.Session()
+        kept.append(session)
+        return session.get(url).content
+
+    with web() as server:
+        for _ in range(40):
+            call(server.url)
+        server.hang_up()
+        leaks = ours(told(guard, cwg.Verdict.LEAKED, 40), "call")
+        assert len(leaks) == 40
+        assert "one of 40 pools for this address" in leaks[0].holders[-1]
+        assert any("kept[" in holder for holder in leaks[0].holders)
+        assert "make one session and keep it" in leaks[0].hint
+        for session in kept:
+            session.close()
+    assert guard.scan().accused == ()
+
+
+def test_a_session_for_each_thread_is_explained(guard):
+    with web() as server:
+        done, stop = threading.Semaphore(0), threading.Event()
+
+        def work():
+            with requests.Session() as session:
+                session.get(server.url)
+                done.release()
+                stop.wait()
+
+        threads = [threading.Thread(target=work) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            done.acquire()
+        server.hang_up()
+        told(guard, cwg.Verdict.STALE_POOL, 20)
+        assert guard.scan().accused == ()
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_httpx_idle_is_stale_and_a_stream_never_closed_is_leaked(guard):
+    with web() as server, httpx.Client() as client:
+        client.get(server.url)
+        server.hang_up()
+        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        is_explained(
+            guard, stale, "httpcore pool of an httpx client: idle in the pool (at most 20)"
+        )
+        response = client.send(client.build_request("GET", server.url + "/partial"), stream=True)
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert "checked out of the pool" in leak.holders[-1]
+        assert "client.stream" in leak.hint
+        response.close()
+    assert guard.scan().accused == ()
+
+
+def test_httpx_async_idle_is_stale(guard):
+    async def main(server):
+        async with httpx.AsyncClient() as client:
+            await client.get(server.url)
+            server.hang_up()
+            leaks = await told_async(guard, cwg.Verdict.STALE_POOL)
+            is_explained(guard, leaks[0], "httpcore pool of an httpx client: idle in the pool")
+
+    with web() as server:
+        asyncio.run(main(server))
+
+
+def test_aiohttp_closes_idle_connections_itself_and_names_unread_responses(guard):
+    async def main(server):
+        async with aiohttp.ClientSession() as session:
+            async with session.get(server.url) as response:
+                await response.read()
+            server.hang_up()
+            await asyncio.sleep(0.2)
+            assert guard.scan().accused == ()
+            response = await session.get(server.url + "/partial")
+            response.connection.protocol.transport.pause_reading()
+            [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+            assert "aiohttp TCPConnector: checked out of the pool (at most 100)" in leak.holders[-1]
+            assert "`async with session.get(...) as response:`" in leak.hint
+            response.close()
+
+    with web() as server:
+        asyncio.run(main(server))
+
+
+def test_aiohttp_idle_that_the_loop_has_not_noticed_is_stale(guard):
+    async def main(server):
+        async with aiohttp.ClientSession() as session:
+            async with session.get(server.url) as response:
+                await response.read()
+            server.hang_up()
+            # The loop is busy with something else, so that it cannot see the end.
+            [leak] = told(guard, cwg.Verdict.STALE_POOL)
+            is_explained(guard, leak, "aiohttp TCPConnector: idle in the pool (at most 100)")
+
+    with web() as server:
+        asyncio.run(main(server))
+
+
+def test_botocore_idle_is_stale_and_an_unread_body_is_leaked(guard, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    with web() as server:
+        config = botocore.config.Config(
+            s3={"addressing_style": "path"}, response_checksum_validation="when_required"
+        )
+        client = botocore.session.Session().create_client(
+            "s3", "us-east-1", endpoint_url=server.url, config=config
+        )
+        client.get_object(Bucket="bucket", Key="key")["Body"].read()
+        server.hang_up()
+        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 10)")
+        body = client.get_object(Bucket="bucket", Key="key")["Body"]
+        server.hang_up()
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert "body.close()" in leak.hint
+        body.close()
+        client.close()
+    assert guard.scan().accused == ()
+
+
+@pytest.fixture(scope="module")
+def redis_port():
+    with redis_server() as port:
+        yield port
+
+
+def hang_up_redis(port):
+    with redis.Redis(port=port, client_name="killer") as admin:
+        admin.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, redis_port):
+    with redis.Redis(port=redis_port, max_connections=5) as client:
+        client.ping()
+        hang_up_redis(redis_port)
+        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        is_explained(
+            guard, stale, f"redis pool of localhost:{redis_port}: idle in the pool (at most 5)"
+        )
+        taken = client.connection_pool.get_connection()
+        hang_up_redis(redis_port)
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert "checked out of the pool (at most 5)" in leak.holders[-1]
+        assert "give the connection back" in leak.hint
+        client.connection_pool.release(taken)
+    assert guard.scan().accused == ()
+
+
+def test_redis_asyncio_idle_is_stale(guard, redis_port):
+    async def main():
+        async with redis.asyncio.Redis(port=redis_port) as client:
+            await client.ping()
+            hang_up_redis(redis_port)
+            [leak] = told(guard, cwg.Verdict.STALE_POOL)
+            is_explained(guard, leak, f"redis pool of localhost:{redis_port}: idle in the pool")
+
+    asyncio.run(main())
+
+
+def test_a_crowd_of_stale_connections_is_severe_all_the_same():
+    with cwg.Guard(cwg.Settings(grace=0.05, count_warning=2, age_critical=0)) as guard:
+        with web() as server, requests.Session() as session:
+            responses = [session.get(server.url, stream=True) for _ in range(3)]
+            for response in responses:
+                response.content  # noqa: B018 - reading it gives the connection back
+            server.hang_up()
+            leaks = told(guard, cwg.Verdict.STALE_POOL, 3)
+            assert {leak.severity for leak in leaks} == {cwg.Severity.WARNING}
