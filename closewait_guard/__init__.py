@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from closewait_guard._api import (
+        attribute,
         install,
         no_leaks,
         report,
@@ -82,6 +83,7 @@ __all__ = [
     "State",
     "Verdict",
     "__version__",
+    "attribute",
     "from_dict",
     "install",
     "label",
@@ -97,6 +99,7 @@ __all__ = [
 
 _HOMES = {
     "_api": (
+        "attribute",
         "install",
         "no_leaks",
         "report",

@@ -12,7 +12,16 @@ from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
 from closewait_guard.settings import Settings
 
-__all__ = ["install", "no_leaks", "report", "scan", "uninstall", "watch", "watch_async"]
+__all__ = [
+    "attribute",
+    "install",
+    "no_leaks",
+    "report",
+    "scan",
+    "uninstall",
+    "watch",
+    "watch_async",
+]
 
 _guard: Guard | None = None
 _monitor: Monitor | None = None
@@ -78,6 +87,29 @@ def uninstall() -> None:
         guard, _guard = _guard, None
     if guard is not None:
         guard.uninstall()
+
+
+def attribute(*names: str) -> None:
+    """Know where sockets are born that native code opens: libpq, libcurl, libuv and the like.
+
+    The callables that open them are wrapped until `uninstall()`. A socket that appears during the
+    call, and that no socket object is known for, is born where the call was made.
+
+    Args:
+        *names: `"module:callable"`, or a library that is known: psycopg, psycopg2, pycurl, uvloop.
+
+    Raises:
+        ConfigurationError: There is no such callable, the guard is not installed, or what is
+            named cannot be wrapped because it is written in C.
+
+    Example:
+        >>> guard = install()
+        >>> attribute("http.client:HTTPConnection.connect")
+        >>> uninstall()
+    """
+    if _guard is None:
+        raise ConfigurationError("attribute(): call install() first")
+    _guard.attribute(*names)
 
 
 def scan(*, full: bool = False) -> Report:

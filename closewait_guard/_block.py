@@ -151,6 +151,8 @@ def _origin(seen: Sequence[Observation]) -> str:
             return (
                 f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
             )
+        case _, Origin.NATIVE if not record.stack:
+            return "opened by native code, or received as a number: nobody knows where"
         case _, Origin.ADOPTED if not record.stack:
             return "older than the guard: where it was born is unknown"
     return ""
@@ -159,7 +161,7 @@ def _origin(seen: Sequence[Observation]) -> str:
 def _born(record: SocketRecord) -> Iterator[str]:
     site, culprit = record.site, record.culprit
     if site is None:
-        if record.born_at is not None and not culprit.stack:
+        if record.born_at is not None and not culprit.stack and record.origin is not Origin.NATIVE:
             yield "  born nobody knows where: stack_depth is 0"
         return
     yield from call("  born at " if culprit is record.birth else "  listener born at ", site)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 __all__ = ["notes"]
 
-_ALWAYS = "sockets that native code opens (libuv, libpq, libcurl, grpc) or _socket makes directly"
+_NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
 
 
 def notes(
     *,
     installed: bool,
+    natives: int | None,
     replaced_by: str | None,
     stand_in: str | None,
     context_failure: str | None,
 ) -> tuple[str, ...]:
-    """One phrase for each blind spot of this moment."""
-    found = [_ALWAYS]
+    """One phrase for each blind spot of this moment.
+
+    Args:
+        installed: Whether births are recorded.
+        natives: How many sockets no object is known for; None where nobody says.
+        replaced_by: The module that has wrapped the socket class after us.
+        stand_in: What the name of the socket class stands for.
+        context_failure: Why the context of births is unknown.
+    """
+    if natives is None:
+        found = [f"sockets that {_NATIVE} opens"]
+    else:
+        found = [f"where {_NATIVE} opens sockets: {natives:,} such are open"]
     if not installed:
         found.append("where sockets were born, because the guard is not installed")
     if replaced_by is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from closewait_guard._hints import hint_for
 from closewait_guard._holders import Holding, holdings
+from closewait_guard._owners import owners_of
 from closewait_guard._registry import Registry
 from closewait_guard.integrations import PoolUse
 from closewait_guard.model import Frame, Leak, Verdict
@@ -18,7 +19,7 @@ __all__ = ["Explainer"]
 _MOST_AT_ONCE = 20
 _MOST_TIME = 0.4
 # The share of the time that searching may take, but for leaks of a kind that is new.
-_SHARE = 0.05
+_SHARE = 0.01
 _REFRESH_AFTER = 30.0
 
 _Site = tuple[Verdict, Frame | None]
@@ -86,19 +87,28 @@ class Explainer:
         return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
 
     def _search(self, leaks: list[Leak], deadline: float) -> None:
-        socks: list[object] = []
+        found, held = self._objects(leaks)
+        now = time.monotonic()
+        for leak, holding in zip(found, holdings(held, deadline), strict=True):
+            self._told[leak.observation.record.serial] = _Told(_site_of(leak), holding, now)
+
+    def _objects(self, leaks: list[Leak]) -> tuple[list[Leak], list[object]]:
+        """The objects that have the sockets, in a list that is the only thing to hold them."""
         found: list[Leak] = []
+        held: list[object] = []
+        without: dict[int, Leak] = {}
         for leak in leaks:
             seen = leak.observation
             sock = self._registry.socket_of(seen.fd, seen.record.serial)
-            if sock is not None:
-                socks.append(sock)
+            if sock is None:
+                without[seen.fd] = leak
+            else:
                 found.append(leak)
-        # The list is to be the only thing that refers to them.
-        sock = None
-        now = time.monotonic()
-        for leak, holding in zip(found, holdings(socks, deadline), strict=True):
-            self._told[leak.observation.record.serial] = _Told(_site_of(leak), holding, now)
+                held.append(sock)
+        for fd, owner in (owners_of(without.keys()) if without else {}).items():
+            found.append(without[fd])
+            held.append(owner)
+        return found, held
 
     def _explained(self, leak: Leak, pools: Mapping[int, PoolUse]) -> Leak:
         record = leak.observation.record

@@ -19,12 +19,11 @@ from closewait_guard._context import PlainContext
 from closewait_guard._coverage import notes
 from closewait_guard._deliver import Delivery
 from closewait_guard._exhaustion import Exhaustion
-from closewait_guard._explain import Explainer
 from closewait_guard._history import History
-from closewait_guard._judge import judge
+from closewait_guard._jury import Jury
+from closewait_guard._lookout import Lookout
 from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._observe import Observer, Sight
-from closewait_guard._pools import Pools
+from closewait_guard._observe import Sight
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
@@ -33,7 +32,6 @@ from closewait_guard._stack import capture_within
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
 from closewait_guard._unfinished import unfinished
-from closewait_guard.integrations import PoolUse
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -81,10 +79,9 @@ class Guard:
         )
         if ends := tuple(ends_of_stacks):
             self._registry.capture = capture_within(ends)
-        self._observer = Observer(self._registry, probe)
+        self._lookout = Lookout(self._registry, probe, self.settings.stack_depth)
+        self._jury = Jury(self._registry)
         self._history = History(self._registry, self.settings, clock)
-        self._pools = Pools()
-        self._explainer = Explainer(self._registry)
         self._installed = False
         self._signal: SignalReport | None = None
         self._dependants: list[Callable[[], None]] = []
@@ -104,6 +101,7 @@ class Guard:
                 _guards.add(self)
                 _patch.subscribe(self._registry)
                 self._registry.adopt()
+                self._lookout.take_census()
         return self
 
     def uninstall(self) -> None:
@@ -120,6 +118,11 @@ class Guard:
                 _guards.discard(self)
                 _patch.unsubscribe(self._registry)
                 self._delivery.close()
+            self._lookout.close()
+
+    def attribute(self, *names: str) -> None:
+        """Know where native sockets are born; see `closewait_guard.attribute`."""
+        self._lookout.attribute(*names)
 
     def __enter__(self) -> Self:
         return self.install()
@@ -135,11 +138,11 @@ class Guard:
         """
         sight = self._look(full=full)
         limit = _census.fd_limit()
-        judged, pools = self._judged((*sight.suspects, *sight.dropped), self.settings, limit)
+        judged = self._jury.leaks((*sight.suspects, *sight.dropped), self.settings, limit)
         leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
         spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
         healthy = (*sight.healthy, *spared) if full else ()
-        return self._report(sight, self._explainer.explain(leaks, pools), healthy, limit)
+        return self._report(sight, leaks, healthy, limit)
 
     def report(self) -> Report:
         """Look, and tell the reporters.
@@ -191,18 +194,22 @@ class Guard:
         """How many reports a reporter has failed to take."""
         return self._delivery.failed
 
+    @property
+    def spent_on_holders(self) -> float:
+        """Seconds of processor time for finding out who holds the accused, so far."""
+        return self._jury.spent
+
     def mark(self) -> int:
         """A baseline for `check`: the sockets born from now on are above it."""
+        # What is open by now must not look younger than the mark.
+        self._lookout.take_census()
         return self._registry.mark()
 
     def check(self, since: int, *, explain: bool = True) -> Report:
         """Look only at the sockets born after a mark: the accused, and all that are still open.
 
-        No grace is given: whoever asks has waited.
-
-        Args:
-            since: The mark.
-            explain: Find out who holds them, which goes through the whole heap.
+        No grace is given: whoever asks has waited. Without `explain` it is not asked who holds
+        them, which goes through the whole heap.
 
         Example:
             >>> with Guard() as guard:
@@ -219,11 +226,7 @@ class Guard:
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)
         young = [seen for seen in everything if seen.record.serial > since]
         settings = self.settings.replaced(grace=0)
-        if explain:
-            leaks, pools = self._judged(young, settings, limit)
-            leaks = self._explainer.explain(leaks, pools, everything=True)
-        else:
-            leaks = judge(young, settings, limit)
+        leaks = self._jury.leaks(young, settings, limit, everything=True, explain=explain)
         return self._report(sight, leaks, (), limit)
 
     def unfinished(self, since: int) -> list[Birth]:
@@ -237,18 +240,7 @@ class Guard:
     def _look(self, *, full: bool = False, born_after: int | None = None) -> Sight:
         if not self._installed:
             self._registry.adopt()
-        return self._observer.look(full=full, born_after=born_after)
-
-    def _judged(
-        self, seen: Iterable[Observation], settings: Settings, limit: int | None
-    ) -> tuple[tuple[Leak, ...], dict[int, PoolUse]]:
-        """The verdicts, once the pools have been asked about the accused."""
-        seen = tuple(seen)
-        leaks = judge(seen, settings, limit)
-        accused = (leak for leak in leaks if leak.accused and leak.verdict is not Verdict.DROPPED)
-        pools = self._pools.uses(leak.observation for leak in accused)
-        idle = {serial for serial, use in pools.items() if use.is_idle and not use.is_surplus}
-        return (judge(seen, settings, limit, idle) if idle else leaks), pools
+        return self._lookout.look(full=full, born_after=born_after)
 
     def _report(
         self,
@@ -276,24 +268,18 @@ class Guard:
         return redacted(report, redactor) if redactor is not None else report
 
     def _coverage(self) -> Coverage:
-        births, dropped, failures = self._registry.totals()
-        return Coverage(
-            births=births,
-            adopted=self._registry.adopted_now(),
-            dropped=dropped,
-            forgotten=dropped - len(self._registry.dropped()),
-            failures=failures,
-            notes=notes(
-                installed=self._installed,
-                replaced_by=_patch.replaced_by() if self._installed else None,
-                stand_in=_patch.stand_in(),
-                context_failure=self._context.failure if self._context else None,
-            ),
+        blind_spots = notes(
+            installed=self._installed,
+            natives=self._lookout.natives,
+            replaced_by=_patch.replaced_by() if self._installed else None,
+            stand_in=_patch.stand_in(),
+            context_failure=self._context.failure if self._context else None,
         )
+        return self._lookout.coverage(blind_spots)
 
     def _after_fork(self) -> None:
         self._registry.after_fork()
-        self._observer.after_fork()
+        self._lookout.after_fork()
         self._history.after_fork()
         self._exhaustion.after_fork()
         self._delivery.after_fork()

@@ -87,6 +87,9 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     if _still_sending(observation, settings):
         return Verdict.HALF_CLOSED
     unconnected = observation.connection is Connection.UNCONNECTED
+    if unconnected and observation.record.origin is Origin.NATIVE:
+        # Native code prepares its sockets out of our sight.
+        return Verdict.OPEN
     if not _late(observation, settings):
         return Verdict.OPEN if unconnected else Verdict.CLOSING
     if observation.record.origin is Origin.INHERITED:

@@ -1,23 +1,12 @@
-"""What the registry answers a scan with: those that are open, and those that were dropped."""
+"""What the registry answers a scan with: those that are open at one moment."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from closewait_guard._birth import SERIAL, Story
-from closewait_guard._probe import Endpoint, View
 
-__all__ = ["Drop", "Living"]
-
-
-class Drop(NamedTuple):
-    """A socket that was finalized while it was open, and the kernel's last word on it."""
-
-    story: Story
-    fd: int
-    collected: bool
-    endpoint: Endpoint
-    view: View | None
+__all__ = ["Living"]
 
 
 class Living(NamedTuple):

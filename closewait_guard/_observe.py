@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from closewait_guard._birth import SERIAL, SOCK, Story
-from closewait_guard._living import Drop, Living
+from closewait_guard._drops import Drop
+from closewait_guard._living import Living
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
-from closewait_guard._registry import Registry
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
@@ -26,6 +26,19 @@ class Sight(NamedTuple):
     dropped: tuple[Observation, ...]
     healthy: tuple[Observation, ...]
 
+    def only(self, wanted: Callable[[Observation], bool]) -> Sight:
+        """Without what is not wanted."""
+        return self._replace(
+            suspects=tuple(filter(wanted, self.suspects)),
+            healthy=tuple(filter(wanted, self.healthy)),
+        )
+
+    def with_natives(self, natives: Sight) -> Sight:
+        """Both, but for the count, which is of tracked sockets."""
+        return self._replace(
+            suspects=self.suspects + natives.suspects, healthy=self.healthy + natives.healthy
+        )
+
 
 class _Known(NamedTuple):
     """What is kept of a suspect from one look to the next."""
@@ -35,11 +48,20 @@ class _Known(NamedTuple):
     sighting: Sighting
 
 
-class Observer:
-    """Looks at what a registry knows. Keeps what is known of the suspects between two looks."""
+class Source(Protocol):
+    """Where births are known: the registry, or what is known of native sockets."""
 
-    def __init__(self, registry: Registry, probe: Probe) -> None:
-        self._registry = registry
+    def living(self, *, thorough: bool = ...) -> Living: ...
+    def forget(self, fd: int, story: Story) -> None: ...
+    def dropped(self) -> tuple[Drop, ...]: ...
+    def record_of(self, story: Story) -> SocketRecord: ...
+
+
+class Observer:
+    """Looks at what a source knows. Keeps what is known of the suspects between two looks."""
+
+    def __init__(self, source: Source, probe: Probe) -> None:
+        self._source = source
         self._probe = probe
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
@@ -55,10 +77,10 @@ class Observer:
             full: Describe the healthy sockets too.
             born_after: A mark; describe all sockets born after it, healthy or not.
         """
-        living = self._registry.living(thorough=full or born_after is not None)
+        living = self._source.living(thorough=full or born_after is not None)
         events = self._events(living)
         closed = self._forget_closed(living, events)
-        glance = _Glance(self._registry, self._probe, living, events, self._last_look)
+        glance = _Glance(self._source, self._probe, living, events, self._last_look)
         suspects = tuple(glance.describe(living.close_called.union(events), self._known))
         self._known, self._last_look = glance.known, glance.wall
         others = set(living.stories) if full else set()
@@ -88,13 +110,13 @@ class Observer:
         for fd in closed:
             del events[fd]
             if fd in living.stories:
-                self._registry.forget(fd, living.stories[fd])
+                self._source.forget(fd, living.stories[fd])
         return len(closed)
 
     def _dropped(self) -> tuple[Observation, ...]:
         """What was dropped stays as it was: each is described once."""
         before, now = self._seen_dropped, {}
-        for drop in self._registry.dropped():
+        for drop in self._source.dropped():
             serial = drop.story[SERIAL]
             now[serial] = before.get(serial) or self._describe_drop(drop)
         self._seen_dropped = now
@@ -103,7 +125,7 @@ class Observer:
     def _describe_drop(self, drop: Drop) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
         view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
-        record = self._registry.record_of(drop.story)
+        record = self._source.record_of(drop.story)
         return _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
 
 
@@ -117,7 +139,7 @@ class _Glance:
 
     def __init__(
         self,
-        registry: Registry,
+        source: Source,
         probe: Probe,
         living: Living,
         events: Mapping[int, int],
@@ -125,7 +147,7 @@ class _Glance:
     ) -> None:
         self.now, self.wall = time.monotonic(), time.time()
         self.known: dict[int, _Known] = {}
-        self._registry = registry
+        self._source = source
         self._probe = probe
         self._living = living
         self._events = events
@@ -166,13 +188,15 @@ class _Glance:
         if view is None:
             return None
         observation = self._observed(fd, story, view, endpoint, before)
+        if observation.record.birth.origin is Origin.NATIVE:
+            return observation
         record = replace(observation.record, origin=Origin.DETACHED, parent=observation.record)
         return replace(observation, record=record)
 
     def _observed(
         self, fd: int, story: Story, view: View, endpoint: Endpoint, before: _Known | None
     ) -> Observation:
-        record = self._registry.record_of(story) if before is None else before.record
+        record = self._source.record_of(story) if before is None else before.record
         sighting = notice(
             view,
             fd in self._living.close_called,

@@ -15,6 +15,7 @@ from closewait_guard._wrappers import SOCKET, WRAPPERS, Audience, Listener
 __all__ = [
     "after_fork",
     "changing",
+    "interpose",
     "is_patched",
     "replaced_by",
     "stand_in",
@@ -78,6 +79,33 @@ def stand_in() -> str | None:
         return None
     module = getattr(socket.socket, "__module__", None) or type(socket.socket).__module__
     return f"{module}.{getattr(socket.socket, '__qualname__', 'socket')}"
+
+
+def interpose(place: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    """Wrap a callable of a module or class; returns what takes the wrapper out again.
+
+    Args:
+        place: Where the callable is an attribute.
+        name: Its name there.
+        around: Called with the callable, what it is bound to, and its arguments.
+    """
+    import wrapt
+
+    if not callable(getattr(place, name)):
+        raise TypeError("it cannot be called")
+    was_own, found = name in vars(place), vars(place).get(name)
+    wrapt.wrap_function_wrapper(place, name, around)
+    ours = vars(place)[name]
+
+    def restore() -> None:
+        if vars(place).get(name) is not ours:
+            return
+        if was_own:
+            setattr(place, name, found)
+        else:
+            delattr(place, name)
+
+    return restore
 
 
 class _Layer(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any
 
-from closewait_guard._instances import instances_of, loaded
+from closewait_guard._heap import instances_of, loaded
 from closewait_guard._whereabouts import threads
 from closewait_guard.integrations import POOLS, PoolKind, PoolUse
 from closewait_guard.model import Observation

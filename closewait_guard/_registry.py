@@ -8,7 +8,6 @@ Nothing here takes a lock: births and deaths happen inside finalizers and signal
 from __future__ import annotations
 
 import _socket
-import gc
 import itertools
 import os
 import socket
@@ -16,7 +15,6 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 
 from closewait_guard._birth import (
@@ -34,11 +32,13 @@ from closewait_guard._birth import (
     stranger,
 )
 from closewait_guard._context import PlainContext
+from closewait_guard._drops import Drop, Drops
+from closewait_guard._heap import instances_of, kinds_of
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
-from closewait_guard._living import Drop, Living
+from closewait_guard._living import Living
 from closewait_guard._population import Population, populations
-from closewait_guard._probe import Probe, endpoint_of, inode_of
+from closewait_guard._probe import Probe, inode_of
 from closewait_guard._stack import NO_STACK, Capture, capture, settle
 from closewait_guard._tally import Tally
 from closewait_guard._whereabouts import task_name, threads
@@ -68,16 +68,15 @@ class Registry:
         exhausted: Callable[[], None],
     ) -> None:
         self.exhausted = exhausted
-        self._probe = probe
         self._depth, self._context = stack_depth, context
         self.capture: Capture = capture
         self._pid = os.getpid()
-        self._born, self._drops, self._failed = Tally(), Tally(), Tally()
+        self._born, self._failed = Tally(), Tally()
+        self._drops = Drops(probe, dropped_kept)
         self._births: dict[int, Story] = {}
         # Those of the last sweep. The same object for as long as there was nothing new.
         self._known: dict[int, Story] = {}
         self._detached: dict[int, tuple[Story, int]] = {}
-        self._dropped: deque[Drop] = deque(maxlen=dropped_kept)
         self._has_adopted = self._has_news = False
         self._with_files: set[int] = set()
         self._settle_at = _SETTLE_AFTER
@@ -146,12 +145,7 @@ class Registry:
             # Nobody else can have been given this number: its owner is still open.
             self._births.pop(fd, None)
             self._has_news = True
-        # The collector clears weak references before it finalizes; a last reference that goes
-        # finalizes first.
-        collected = story[SOCK]() is None
-        endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
-        self._dropped.append(Drop(story, fd, collected, endpoint, view))
-        self._drops.count()
+        self._drops.add(story, sock, fd)
 
     def failed(self) -> None:
         self._failed.count()
@@ -225,14 +219,16 @@ class Registry:
     def socket_of(self, fd: int, serial: int) -> socket.socket | None:
         """The socket of a record, if it is still there."""
         story = self._births.get(fd)
-        if story is None or story[SERIAL] != serial:
-            return None
-        sock: socket.socket | None = story[SOCK]()
-        return sock
+        return None if story is None or story[SERIAL] != serial else story[SOCK]()
+
+    def knows(self, fd: int) -> bool:
+        """Whether a descriptor is that of a socket object, or has left one."""
+        story = self._births.get(fd)
+        return story is not None and (fd in self._detached or holds(story, fd))
 
     def dropped(self) -> tuple[Drop, ...]:
         """The youngest of the sockets that were finalized while open."""
-        return tuple(self._dropped.copy())
+        return self._drops.youngest()
 
     def mark(self) -> int:
         """A number above the serial of every socket born so far, and below the next."""
@@ -240,7 +236,7 @@ class Registry:
 
     def totals(self) -> tuple[int, int, int]:
         """How many were born under our eyes, how many dropped, and what went unrecorded."""
-        return self._born.total(), self._drops.total(), self._failed.total()
+        return self._born.total(), self._drops.tally.total(), self._failed.total()
 
     def is_open(self, fd: int, serial: int) -> bool:
         """Whether the socket of that birth is open yet."""
@@ -265,11 +261,9 @@ class Registry:
 
     def adopt(self) -> None:
         """Take in every open socket object that is not known yet, its birth unknown."""
-        for thing in gc.get_objects():
-            # The type, not isinstance: that would wake proxies, which pose as what they stand for.
-            if SOCKET in type(thing).__mro__:
-                self._adopt(thing)
-                self._has_adopted = True
+        for sock in instances_of(kinds_of(SOCKET)):
+            self._adopt(sock)
+            self._has_adopted = True
 
     def _adopt(self, sock: socket.socket) -> None:
         try:
@@ -293,7 +287,6 @@ class Registry:
     def after_fork(self) -> None:
         """In the child: from now on, births are our own, and those before are inherited."""
         self._pid = os.getpid()
-        self._dropped.clear()
         # Another thread may have been in the middle of a sweep that nobody will finish.
         self._has_news = True
         for tally in (self._born, self._drops, self._failed):

@@ -48,10 +48,12 @@ class Rounds:
     @contextmanager
     def _measured(self) -> Iterator[None]:
         """What the look costs this thread; what the reporters cost is their own affair."""
-        begun, spent = time.monotonic(), time.thread_time()
+        begun, spent = time.monotonic(), time.thread_time() - self._guard.spent_on_holders
         try:
             yield
         finally:
-            self._pace = self._pace._replace(cost=time.thread_time() - spent)
+            # Finding out who holds the accused keeps to a share of its own.
+            cost = time.thread_time() - self._guard.spent_on_holders - spent
+            self._pace = self._pace._replace(cost=max(0.0, cost))
             # Never a burst to make up for what was missed.
             self._next = max(begun + self._pace.pause, time.monotonic())

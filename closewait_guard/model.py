@@ -94,6 +94,8 @@ class Coverage:
         dropped: Sockets garbage-collected while open, in the same time.
         forgotten: Those of the dropped whose records had to make room for younger ones.
         failures: Births or deaths that the guard failed to record.
+        native: Open sockets that no socket object is known for, because native code opened them or
+            they came as a number; None where nobody says.
         notes: One sentence for each thing the guard cannot see here.
     """
 
@@ -103,6 +105,7 @@ class Coverage:
     forgotten: int
     failures: int
     notes: tuple[str, ...]
+    native: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Any, cast
 __all__ = ["attribute_dict", "attribute_of", "class_dict", "item_of", "kin_of", "type_name"]
 
 _mro = type.__dict__["__mro__"].__get__
+_module = type.__dict__["__module__"].__get__
 _vars = type.__dict__["__dict__"].__get__
 
 _MOST_ITEMS = 200_000
@@ -42,12 +43,8 @@ _C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
 
 def type_name(thing: object) -> str:
     """`urllib3.response.HTTPResponse`; built-in types without their module."""
-    cls = type(thing)
-    module = _vars(cls).get("__module__")
-    name = cls.__qualname__
-    return (
-        name if module in (None, "builtins") or not isinstance(module, str) else f"{module}.{name}"
-    )
+    module, name = _module(type(thing)), type(thing).__qualname__
+    return f"{module}.{name}" if isinstance(module, str) and module != "builtins" else name
 
 
 def kin_of(thing: object) -> tuple[type, ...]:

@@ -10,10 +10,12 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
+from itertools import islice
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
 from typing import NamedTuple
 
+from closewait_guard._heap import referrers, referrers_through_tuples
 from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
 from closewait_guard._stack import is_ours
 
@@ -32,6 +34,10 @@ _CODE_OF = {
     CoroutineType: "cr_code",
     AsyncGeneratorType: "ag_code",
 }
+
+
+# By the identity of an object: the targets that it leads to.
+_Leading = dict[int, set[int]]
 
 
 class Path(NamedTuple):
@@ -83,19 +89,43 @@ class _Search:
             node.next[key] = None
 
     def run(self) -> None:
-        frontier = {key: {key} for key in self._targets}
-        frontier = self._rooted(frontier, 0)
+        frontier = self._rooted({key: {key} for key in self._targets}, 0)
+        dead_ends: _Leading = {}
         for level in range(1, _MOST_LEVELS):
             frontier = self._still_wanted(frontier, level)
-            if not frontier:
-                return
-            if time.monotonic() > self._deadline:
+            if not frontier or time.monotonic() > self._deadline:
                 break
-            frontier = self._rooted(self._referrers(frontier, level), level)
+            found = self._linked(referrers(self._things(frontier)), frontier, level)
+            reached = set().union(*found.values())
+            for key, targets in frontier.items():
+                if not targets <= reached:
+                    dead_ends[key] = dead_ends.get(key, set()) | targets
+            frontier = self._rooted(found, level)
+            stuck = self._stuck(frontier)
+            if stuck:
+                beyond = {key: still for key, led in dead_ends.items() if (still := led & stuck)}
+                dead_ends = {key: led for key, led in dead_ends.items() if key not in beyond}
+                frontier |= self._rooted(self._beyond_tuples(beyond, level), level)
         self._cut_short.update(*frontier.values())
 
-    def _still_wanted(self, frontier: dict[int, set[int]], level: int) -> dict[int, set[int]]:
-        wanted: dict[int, set[int]] = {}
+    def _things(self, leading: _Leading) -> tuple[object, ...]:
+        # A list would be one more thing that refers to them.
+        return tuple([self._nodes[key].thing for key in leading])
+
+    def _stuck(self, frontier: _Leading) -> set[int]:
+        """The targets for which there is no end yet, and nothing more to look at."""
+        ended = {key for key, ends in self._ends.items() if any(end[0] != FALLBACK for end in ends)}
+        return set(self._targets) - ended - set().union(*frontier.values())
+
+    def _beyond_tuples(self, dead_ends: _Leading, level: int) -> _Leading:
+        """What holds dead ends by way of tuples; few at a time, for it takes two passes."""
+        some = dict(islice(dead_ends.items(), _MOST_AT_ONCE))
+        if not some or time.monotonic() > self._deadline:
+            return {}
+        return self._linked(referrers_through_tuples(self._things(some)), some, level)
+
+    def _still_wanted(self, frontier: _Leading, level: int) -> _Leading:
+        wanted: _Leading = {}
         for key, targets in frontier.items():
             still = {target for target in targets if self._last_level[target] >= level}
             if still and len(wanted) == _MOST_AT_ONCE:
@@ -104,24 +134,30 @@ class _Search:
                 wanted[key] = still
         return wanted
 
-    def _referrers(self, frontier: dict[int, set[int]], level: int) -> dict[int, set[int]]:
-        """The objects that refer to the frontier, each with the targets that it newly leads to."""
-        found: dict[int, set[int]] = {}
-        things = gc.get_referrers(*[self._nodes[key].thing for key in frontier])
+    def _linked(self, things: list[object], frontier: _Leading, level: int) -> _Leading:
+        """Those of some objects that lead to the frontier, each with the targets newly reached."""
+        found: _Leading = {}
         for thing in things:
-            if not self._is_internal(thing):
-                children = frontier.keys() & set(map(id, gc.get_referents(thing)))
-                gained = self._linked(thing, children, frontier, level)
-                if gained:
-                    found[id(thing)] = gained
+            if self._is_internal(thing):
+                continue
+            referents = gc.get_referents(thing)
+            gained = self._gained(thing, frontier.keys() & set(map(id, referents)), frontier, level)
+            for each in referents:
+                # What an object refers to is a finished tuple.
+                if type(each) is tuple and (inner := frontier.keys() & set(map(id, each))):
+                    through = self._gained(each, inner, frontier, level)
+                    gained |= self._gained(thing, {id(each)}, {id(each): through}, level)
+            if gained:
+                found[id(thing)] = gained
         return found
 
-    def _linked(
-        self, thing: object, children: Iterable[int], frontier: dict[int, set[int]], level: int
+    def _gained(
+        self, thing: object, children: Set[int], frontier: _Leading, level: int
     ) -> set[int]:
-        node = self._nodes.setdefault(id(thing), _Node(thing, level))
+        """Note the way from an object to each target that it did not lead to before."""
         gained: set[int] = set()
         for child in children:
+            node = self._nodes.setdefault(id(thing), _Node(thing, level))
             for target in frontier[child] - node.next.keys():
                 node.next[target] = self._nodes[child]
                 gained.add(target)
@@ -134,9 +170,9 @@ class _Search:
         code = _CODE_OF.get(kind)
         return code is not None and is_ours(getattr(thing, code).co_filename)
 
-    def _rooted(self, found: dict[int, set[int]], level: int) -> dict[int, set[int]]:
+    def _rooted(self, found: _Leading, level: int) -> _Leading:
         """Note the ends; what is not one is looked at further."""
-        further: dict[int, set[int]] = {}
+        further: _Leading = {}
         for key, targets in found.items():
             node = self._nodes[key]
             root = self._roots.of(node.thing)

@@ -84,8 +84,8 @@ def _stack_of(thread: int) -> str | None:
 
 
 def owners_of(path: Path) -> tuple[str, ...]:
-    """The types of the instances on a path, the outermost first."""
-    return tuple(dict.fromkeys(type_name(thing) for thing in path.things[:-1]))
+    """The types of the objects on a path, the outermost first."""
+    return tuple(dict.fromkeys(type_name(thing) for thing in path.things))
 
 
 def _cycle_of(things: tuple[object, ...]) -> str:
@@ -106,6 +106,7 @@ class _Text:
     def __init__(self, path: Path) -> None:
         outermost = path.things[0]
         self.expression = path.root.expression if path.root else _short_name(outermost)
+        self._is_rooted = path.root is not None
         self._steps: list[str] = []
         self._done: list[str] = []
         # The dict that holds the attributes of the object before, or a module's variables.
@@ -135,7 +136,8 @@ class _Text:
     def _enter(self, name: str, call: str) -> None:
         """A variable of a call: what follows is told from there."""
         if name:
-            self._done += [self._finished()] if self._steps else []
+            # Where nobody knows what holds the call, nor does it matter what its object is.
+            self._done += [self._finished()] if self._steps and self._is_rooted else []
             self._done.append(call)
             self.expression, self._steps = name, []
 

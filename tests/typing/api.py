@@ -22,6 +22,8 @@ def use() -> str:
     cwg.install(cwg.Settings(stack_depth=0, context=lambda: {"a": 1}, redact=str.upper))
     with cwg.label("x"), cwg.no_leaks(grace=1.0), guard.no_leaks():
         report = cwg.scan(full=True)
+    cwg.attribute("psycopg", "app.db:connect")
+    guard.attribute("uvloop")
     cwg.uninstall()
     again: cwg.Report = cwg.from_dict(cwg.to_dict(report))
     return cwg.render_text(again)

@@ -1,0 +1,17 @@
+"""psycopg and psycopg2: connections whose sockets libpq has opened."""
+
+from __future__ import annotations
+
+from closewait_guard.integrations._owner import OwnerKind, own_fileno
+
+__all__ = ["ATTRIBUTED", "OWNERS"]
+
+OWNERS = (
+    OwnerKind(("psycopg:Connection", "psycopg:AsyncConnection"), own_fileno),
+    OwnerKind(("psycopg2.extensions:connection",), own_fileno),
+)
+
+ATTRIBUTED = {
+    "psycopg": ("psycopg:connect", "psycopg:Connection.connect", "psycopg:AsyncConnection.connect"),
+    "psycopg2": ("psycopg2:connect",),
+}

@@ -1,0 +1,356 @@
+"""Sockets that no socket object is known for: found, probed, named by who holds them."""
+
+from __future__ import annotations
+
+import _socket
+import array
+import asyncio
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import psycopg
+import psycopg2
+import pycurl
+import pytest
+import sqlalchemy
+import uvloop
+
+import closewait_guard as cwg
+from closewait_guard.testing import connected_pair
+from servers import postgres, web
+from test_pools import told, told_async
+
+
+@pytest.fixture(scope="module")
+def postgres_port(tmp_path_factory):
+    with postgres(tmp_path_factory.mktemp("postgres")) as port:
+        yield port
+
+
+def hang_up_postgres(port):
+    with psycopg.connect(host="127.0.0.1", port=port, user="postgres") as admin:
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where pid <> pg_backend_pid() and backend_type = 'client backend'"
+        )
+
+
+def dsn(port):
+    return f"host=127.0.0.1 port={port} user=postgres"
+
+
+def received():
+    """A descriptor that comes as a number, and the other end of its connection."""
+    sender, receiver = socket.socketpair()
+    with sender, receiver, connected_pair() as (ours, theirs):
+        fds = array.array("i", [ours.fileno()])
+        sender.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        _, control, _, _ = receiver.recvmsg(1, socket.CMSG_LEN(fds.itemsize))
+        [number] = array.array("i", control[0][2])
+        return number, theirs.dup()
+
+
+def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
+    fd, theirs = received()
+    report = guard.scan(full=True)
+    [seen] = [seen for seen in report.observations if seen.fd == fd]
+    assert seen.record.origin is cwg.Origin.NATIVE
+    assert seen.state is cwg.State.ESTABLISHED
+    assert report.coverage.native == 1
+    assert "1 such are open" in cwg.render_text(report)
+    name = "{}:{}".format(*theirs.getsockname())
+    theirs.close()
+    [leak] = told(guard, cwg.Verdict.LEAKED)
+    assert (leak.observation.fd, leak.observation.peer) == (fd, name)
+    assert leak.observation.state is cwg.State.CLOSE_WAIT
+    assert leak.observation.record.born_at is not None
+    assert "nobody knows where" in cwg.render_text(guard.scan())
+    os.close(fd)
+    report = guard.scan(full=True)
+    assert report.accused == ()
+    assert report.coverage.native == 0
+
+
+def test_a_bare_c_socket_is_found(guard):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept = {"bare": _socket.socket()}
+        kept["bare"].connect(server.getsockname())
+        server.accept()[0].close()
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.origin is cwg.Origin.NATIVE
+        # The collector does not know such an object before Python 3.12.
+        assert [holder.rpartition(": ")[2] for holder in leak.holders] == ["kept['bare']"] * (
+            sys.version_info >= (3, 12)
+        )
+        kept["bare"].close()
+    assert guard.scan(full=True).coverage.native == 0
+
+
+@pytest.mark.parametrize("library", [psycopg, psycopg2], ids=lambda library: library.__name__)
+def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, library):
+    before = library.connect
+    guard.attribute(library.__name__)
+
+    def connect():
+        return library.connect(dsn(postgres_port))
+
+    db = {"main": connect()}
+    hang_up_postgres(postgres_port)
+    [leak] = told(guard, cwg.Verdict.LEAKED)
+    record = leak.observation.record
+    assert record.origin is cwg.Origin.NATIVE
+    assert record.site.function.endswith("connect")
+    assert record.born_at == pytest.approx(time.time(), abs=30)
+    assert leak.observation.peer == f"127.0.0.1:{postgres_port}"
+    assert leak.holders[0].endswith("db['main']")
+    assert "connection.close()" in leak.hint
+    db.pop("main").close()
+    assert guard.scan(full=True).coverage.native == 0
+    guard.uninstall()
+    assert library.connect == before
+
+
+def test_asynchronous_psycopg_is_attributed_too(guard, postgres_port):
+    guard.attribute("psycopg")
+
+    async def connect():
+        return await psycopg.AsyncConnection.connect(dsn(postgres_port))
+
+    async def main():
+        mine = await connect()
+        other = socket.socket()
+        await asyncio.to_thread(hang_up_postgres, postgres_port)
+        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.site.function.endswith("connect")
+        assert "'mine' of" in leak.holders[0]
+        await mine.close()
+        other.close()
+
+    asyncio.run(main())
+
+
+def test_sqlalchemy_idle_is_stale_and_checked_out_is_leaked(guard, postgres_port):
+    engine = sqlalchemy.create_engine(
+        f"postgresql+psycopg://postgres@127.0.0.1:{postgres_port}/postgres", pool_size=3
+    )
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("select 1"))
+    hang_up_postgres(postgres_port)
+    [stale] = told(guard, cwg.Verdict.STALE_POOL)
+    assert not stale.accused
+    assert "SQLAlchemy QueuePool: idle in the pool (at most 13)" in stale.holders[-1]
+    assert "pool_pre_ping" in stale.hint
+    engine.dispose()
+    taken = engine.connect()
+    hang_up_postgres(postgres_port)
+    [leak] = told(guard, cwg.Verdict.LEAKED)
+    assert "checked out of the pool (at most 13)" in leak.holders[-1]
+    assert "'taken' of" in leak.holders[0]
+    assert "engine.connect()" in leak.hint
+    taken.invalidate()
+    taken.close()
+    engine.dispose()
+
+
+def test_a_curl_handle_that_keeps_its_connection_is_attributed(guard):
+    guard.attribute("pycurl")
+
+    def make(url):
+        curl = pycurl.Curl()
+        curl.setopt(curl.URL, url)
+        curl.setopt(curl.WRITEFUNCTION, lambda _: None)
+        return curl
+
+    with web() as server:
+        handle = make(server.url)
+        assert isinstance(handle, pycurl.Curl)
+        handle.perform()
+        server.hang_up()
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.site.function.endswith("make")
+        assert "'handle' of" in leak.holders[0]
+        assert "curl.close()" in leak.hint
+        handle.close()
+
+
+def test_uvloop_streams_are_attributed_and_held(guard):
+    guard.attribute("uvloop")
+
+    async def main(port):
+        async def connect():
+            return await asyncio.open_connection("127.0.0.1", port)
+
+        reader, writer = await connect()
+        writer.write(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.transport.pause_reading()
+        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.origin is cwg.Origin.NATIVE
+        assert leak.observation.record.site.function.endswith("connect")
+        assert any("'writer' of" in holder or "'reader' of" in holder for holder in leak.holders)
+        assert "writer.wait_closed()" in leak.hint
+        writer.close()
+        await writer.wait_closed()
+
+    with web() as server:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main(server.port))
+    told_nothing(guard)
+
+
+def told_nothing(guard):
+    assert guard.scan(full=True).accused == (), cwg.render_text(guard.scan())
+
+
+def test_what_uvloop_accepts_is_found_with_its_protocol(guard):
+    async def main():
+        kept = []
+
+        async def handle(reader, writer):
+            writer.transport.pause_reading()
+            kept.append(writer)
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()):
+            while not kept:
+                await asyncio.sleep(0.01)
+        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.origin is cwg.Origin.NATIVE
+        assert "'kept' of" in leak.holders[0] or "kept[0]" in leak.holders[0]
+        kept[0].close()
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_pipe_end_of_multiprocessing_keeps_its_birth_and_names_the_connection(guard):
+    def make():
+        return multiprocessing.Pipe()
+
+    mine, theirs = make()
+    theirs.close()
+    [leak] = told(guard, cwg.Verdict.LEAKED)
+    assert leak.observation.record.origin is cwg.Origin.DETACHED
+    assert leak.observation.record.site.function.endswith("make")
+    assert "'mine' of" in leak.holders[0]
+    mine.close()
+
+
+def test_two_threads_that_open_at_once_are_each_told_by_their_result(guard, postgres_port):
+    guard.attribute("psycopg")
+    made = {}
+
+    def first():
+        made["first"] = psycopg.connect(dsn(postgres_port))
+
+    def second():
+        made["second"] = psycopg.connect(dsn(postgres_port))
+
+    for _ in range(5):
+        threads = [threading.Thread(target=first), threading.Thread(target=second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        births = {
+            seen.fd: seen.record.site.function.rpartition(".")[2]
+            for seen in guard.scan(full=True).observations
+            if seen.record.origin is cwg.Origin.NATIVE and seen.record.site
+        }
+        for name, connection in made.items():
+            assert births[connection.fileno()] == name
+            connection.close()
+
+
+def test_any_callable_can_be_attributed_and_a_failure_passes_unchanged(guard):
+    module = sys.modules[__name__]
+    guard.attribute(f"{__name__}:received", f"{__name__}:received")
+    fd, theirs = module.received()
+    [seen] = [seen for seen in guard.scan(full=True).observations if seen.fd == fd]
+    assert seen.record.site.function.startswith("test_any_callable")
+    os.close(fd)
+    theirs.close()
+    guard.attribute(f"{__name__}:failing")
+    with pytest.raises(ZeroDivisionError):
+        module.failing()
+
+
+def failing():
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nowhere:connect",
+        "os:nothing",
+        "os:sep",
+        "psycopg2.extensions:connection.cursor",
+        "json",
+        "",
+    ],
+)
+def test_what_cannot_be_attributed_is_refused_in_one_sentence(guard, name):
+    with pytest.raises(cwg.ConfigurationError, match=f"attribute\\({name!r}\\): ") as caught:
+        guard.attribute(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_attribute_wants_an_installed_guard():
+    with pytest.raises(cwg.ConfigurationError, match="install"):
+        cwg.attribute("psycopg")
+
+
+def test_no_leaks_accepts_idle_native_sockets_and_refuses_attributed_ones(guard, postgres_port):
+    with guard.no_leaks(grace=0):
+        connection = psycopg.connect(dsn(postgres_port))
+    connection.close()
+    guard.attribute("psycopg")
+    with pytest.raises(cwg.SocketLeakError, match="no_leaks_accepts_idle"):
+        with guard.no_leaks(grace=0):
+            connection = psycopg.connect(dsn(postgres_port))
+    connection.close()
+
+
+def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, monkeypatch):
+    import closewait_guard._natives as natives
+
+    asked = []
+
+    def slow(_):
+        asked.append(1)
+        time.sleep(0.05)
+        return {}
+
+    monkeypatch.setattr(natives, "sockets_besides", slow)
+    for _ in range(5):
+        guard.scan(full=True)
+    for _ in range(20):
+        guard.scan()
+    assert len(asked) == 5
+
+
+def test_standard_streams_that_are_sockets_are_not_accused():
+    code = """
+        import time
+        import closewait_guard as cwg
+        cwg.install(grace=0)
+        time.sleep(0.2)
+        assert cwg.scan(full=True).accused == ()
+        """
+    ours, theirs = socket.socketpair()
+    with ours:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)], stdin=theirs, stderr=subprocess.PIPE
+        )
+        theirs.close()
+        ours.shutdown(socket.SHUT_RDWR)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
