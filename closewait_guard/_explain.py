@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from closewait_guard._hints import hint_for
 from closewait_guard._holders import Holding, holdings
 from closewait_guard._owners import owners_of
 from closewait_guard._registry import Registry
+from closewait_guard._relatives import other_holders
 from closewait_guard.integrations import PoolUse
-from closewait_guard.model import Frame, Leak, Verdict
+from closewait_guard.model import Frame, Leak, Observation, Origin, Verdict
 
 __all__ = ["Explainer"]
 
@@ -81,16 +83,23 @@ class Explainer:
         return [asked[start : start + _MOST_AT_ONCE] for start in starts][::-1]
 
     def _is_unknown(self, leak: Leak, now: float) -> bool:
-        if leak.verdict is Verdict.DROPPED:
+        if leak.verdict in (Verdict.DROPPED, Verdict.STOLEN):
             return False
         told = self._told.get(leak.observation.record.serial)
         return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
 
     def _search(self, leaks: list[Leak], deadline: float) -> None:
         found, held = self._objects(leaks)
+        serials = [leak.observation.record.serial for leak in found]
+        known = dict(zip(serials, holdings(held, deadline), strict=True))
+        copies = _copies_of([leak.observation for leak in leaks])
         now = time.monotonic()
-        for leak, holding in zip(found, holdings(held, deadline), strict=True):
-            self._told[leak.observation.record.serial] = _Told(_site_of(leak), holding, now)
+        for leak in leaks:
+            seen = leak.observation
+            holding = known.get(seen.record.serial, Holding())
+            sentences = (*holding.sentences, *copies.get(seen.inode or 0, ()))
+            holding = holding._replace(sentences=sentences)
+            self._told[seen.record.serial] = _Told(_site_of(leak), holding, now)
 
     def _objects(self, leaks: list[Leak]) -> tuple[list[Leak], list[object]]:
         """The objects that have the sockets, in a list that is the only thing to hold them."""
@@ -111,6 +120,8 @@ class Explainer:
         return found, held
 
     def _explained(self, leak: Leak, pools: Mapping[int, PoolUse]) -> Leak:
+        if leak.verdict is Verdict.STOLEN:
+            return replace(leak, holders=(_thief_of(leak.observation.fd),))
         record = leak.observation.record
         told, pool = self._told.get(record.serial), pools.get(record.serial)
         if told is None and pool is None:
@@ -124,3 +135,17 @@ class Explainer:
 
 def _site_of(leak: Leak) -> _Site:
     return leak.verdict, leak.observation.record.site
+
+
+def _copies_of(seen: list[Observation]) -> dict[int, list[str]]:
+    of_parent = any(each.record.origin is Origin.INHERITED for each in seen)
+    return other_holders({each.inode for each in seen if each.inode}, of_parent=of_parent)
+
+
+def _thief_of(fd: int) -> str:
+    """What has the number of a stolen descriptor now."""
+    try:
+        what = Path(f"/proc/self/fd/{fd}").readlink()
+    except OSError:
+        return f"nobody: descriptor {fd} is closed"
+    return f"nobody: descriptor {fd} is now {what}"

@@ -208,6 +208,12 @@ HINTS: tuple[Hint, ...] = (
         "this copy came over fork(): close it in the child, or open it after the fork",
     ),
     Hint(
+        Verdict.STOLEN,
+        "something has called os.close() on the number of this socket, or closed another object "
+        "made of the same number: its own close() will now close what has the number since; let "
+        "one owner close it, and use sock.detach() to hand the number over",
+    ),
+    Hint(
         Verdict.STALE_POOL,
         "nothing is lost: the pool replaces it when it is next used; to have fewer of them, let "
         "the client's idle time end first: httpx.Limits(keepalive_expiry=...)",

@@ -78,6 +78,8 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     """What is to be thought of one socket."""
     if observation.evidence in (Evidence.FINALIZED, Evidence.COLLECTED):
         return Verdict.DROPPED
+    if observation.evidence is Evidence.INODE:
+        return Verdict.STOLEN
     if observation.connection is Connection.NOT_APPLICABLE:
         return Verdict.OPEN
     if observation.close_called:
@@ -125,6 +127,8 @@ def _still_sending(observation: Observation, settings: Settings) -> bool:
 def _severity(
     verdict: Verdict, observation: Observation, settings: Settings, crowd: _Crowd
 ) -> Severity:
+    if verdict is Verdict.STOLEN:
+        return Severity.WARNING
     is_pooled = verdict is Verdict.STALE_POOL
     if not verdict.accused and not is_pooled:
         return Severity.INFO

@@ -13,6 +13,7 @@ from closewait_guard._living import Living
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
+from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
 __all__ = ["Observer", "Sight"]
@@ -65,6 +66,7 @@ class Observer:
         self._probe = probe
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
+        self._thefts = Thefts()
         self._last_look = 0.0
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -79,17 +81,20 @@ class Observer:
         """
         living = self._source.living(thorough=full or born_after is not None)
         events = self._events(living)
+        looked_at = set(living.stories) if full else set(events)
+        stolen = self._thefts.notice(living.stories, events, looked_at)
         closed = self._forget_closed(living, events)
         glance = _Glance(self._source, self._probe, living, events, self._last_look)
-        suspects = tuple(glance.describe(living.close_called.union(events), self._known))
+        suspected = living.close_called.union(events) - stolen
+        suspects = tuple(glance.describe(suspected, self._known))
         self._known, self._last_look = glance.known, glance.wall
         others = set(living.stories) if full else set()
         if born_after is not None:
             others |= living.born_after(born_after)
-        others -= events.keys() | living.close_called
+        others -= events.keys() | living.close_called | stolen
         return Sight(
             open_sockets=len(living.stories) - closed,
-            suspects=suspects,
+            suspects=(*suspects, *self._stolen()),
             dropped=self._dropped(),
             healthy=tuple(glance.describe(others, {})),
         )
@@ -112,6 +117,14 @@ class Observer:
             if fd in living.stories:
                 self._source.forget(fd, living.stories[fd])
         return len(closed)
+
+    def _stolen(self) -> Iterator[Observation]:
+        for theft in self._thefts.standing():
+            endpoint = theft.endpoint()
+            if endpoint is not None:
+                record = self._source.record_of(theft.story)
+                view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
+                yield _observation(record, theft.fd, endpoint, view, None, None)
 
     def _dropped(self) -> tuple[Observation, ...]:
         """What was dropped stays as it was: each is described once."""

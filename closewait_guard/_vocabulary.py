@@ -82,6 +82,7 @@ class Evidence(_Word):
     TABLE = "table"
     FINALIZED = "finalized"
     COLLECTED = "collected"
+    INODE = "inode"
 
 
 class Verdict(_Word):
@@ -92,6 +93,7 @@ class Verdict(_Word):
     DROPPED = "dropped"
     LINGERING = "lingering"
     INHERITED = "inherited"
+    STOLEN = "stolen"
     STALE_POOL = "stale_pool"
     HALF_CLOSED = "half_closed"
     CLOSING = "closing"

@@ -33,7 +33,7 @@ LAYERS = [
     ["_render", "_serial"],
     ["_block", "_reporting"],
     ["_natives"],
-    ["_lineage", "_living", "_drops", "_holders"],
+    ["_lineage", "_living", "_drops", "_thefts", "_holders"],
     ["_owners"],
     ["_birth", "_probe"],
     [
@@ -53,6 +53,7 @@ LAYERS = [
         "_structlog",
         "_decorate",
         "_heap",
+        "_relatives",
         "_lines",
         "_signal",
         "_stream",

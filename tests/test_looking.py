@@ -389,7 +389,7 @@ def test_a_descriptor_closed_under_its_object_is_not_accused(guard):
     sock = socket.socket()
     os.close(sock.fileno())
     wait()
-    assert guard.scan().leaks == ()
+    assert guard.scan().accused == ()
     sock.detach()
     assert guard.scan().coverage.failures == 0
     assert guard.scan().open_sockets == 0

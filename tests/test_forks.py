@@ -1,0 +1,179 @@
+"""Sockets that came over a fork: whose birth, and which other process holds them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+
+from servers import free_port
+
+PREAMBLE = """
+import os, socket, sys, time
+import closewait_guard as cwg
+
+def told(guard, verdict):
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        found = [leak for leak in guard.scan().leaks if leak.verdict == verdict]
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+def connect():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        return ours, server.accept()[0]
+"""
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_child_tells_the_parents_birth_and_the_parent_that_still_holds_it():
+    run(
+        """
+        guard = cwg.install(grace=0)
+        ours, theirs = connect()
+        parent = os.getpid()
+        child = os.fork()
+        if child == 0:
+            theirs.close()
+            time.sleep(0.3)
+            [leak] = told(guard, "inherited")
+            record = leak.observation.record
+            assert record.parent.pid == parent
+            assert record.site.function == "connect"
+            assert any(f"process {parent} (" in holder for holder in leak.holders), leak.holders
+            os._exit(0)
+        theirs.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """
+    )
+
+
+def test_the_parent_tells_the_children_that_hold_a_copy():
+    run(
+        """
+        import subprocess
+        guard = cwg.install(grace=0)
+        ours, theirs = connect()
+        fd = ours.fileno()
+        os.set_inheritable(fd, True)
+        command = [sys.executable, "-c", "input()"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False)
+        theirs.close()
+        time.sleep(0.3)
+        [leak] = told(guard, "leaked")
+        assert any(f"process {child.pid} (" in holder for holder in leak.holders), leak.holders
+        child.communicate(b"x")
+        command = [sys.executable, "-c", "import time; time.sleep(30)"]
+        pid = os.posix_spawn(sys.executable, command, {})
+        guard = cwg.Guard(cwg.Settings(grace=0)).install()
+        [leak] = told(guard, "leaked")
+        assert any(f"process {pid} (" in holder for holder in leak.holders), leak.holders
+        guard.uninstall()
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        ours.close()
+        """
+    )
+
+
+def test_a_worker_of_multiprocessing_inherits_and_says_so():
+    run(
+        """
+        import multiprocessing
+        guard = cwg.install(grace=0)
+        ours, theirs = connect()
+
+        def work(queue):
+            theirs.close()
+            [leak] = told(guard, "inherited")
+            queue.put((leak.hint, leak.observation.record.site.function))
+
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        process = context.Process(target=work, args=(queue,))
+        process.start()
+        theirs.close()
+        hint, function = queue.get()
+        process.join()
+        assert "fork()" in hint and function == "connect"
+        ours.close()
+        """
+    )
+
+
+GUNICORN = """
+import json, socket, time
+import closewait_guard as cwg
+from gunicorn.app.base import BaseApplication
+
+guard = cwg.install(grace=0)
+server = socket.create_server(("127.0.0.1", 0))
+
+def connect():
+    return socket.create_connection(server.getsockname())
+
+shared = connect()
+peer = server.accept()[0]
+
+def app(environ, start_response):
+    peer.close()
+    end = time.monotonic() + 5
+    found = []
+    while time.monotonic() < end and not found:
+        found = [leak for leak in guard.scan().leaks if leak.verdict == "inherited"]
+        time.sleep(0.02)
+    told = [[leak.observation.record.site.function, list(leak.holders)] for leak in found]
+    start_response("200 OK", [])
+    return [json.dumps(told).encode()]
+
+class Application(BaseApplication):
+    def load_config(self):
+        self.cfg.set("bind", "127.0.0.1:PORT")
+        self.cfg.set("workers", 1)
+
+        def close_peer(server):
+            peer.close()
+
+        self.cfg.set("when_ready", close_peer)
+
+    def load(self):
+        return app
+
+Application().run()
+"""
+
+
+def test_a_gunicorn_worker_tells_what_it_inherited_from_the_master(tmp_path):
+    port = free_port()
+    script = tmp_path / "serve.py"
+    script.write_text(GUNICORN.replace("PORT", str(port)))
+    master = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                    told = json.loads(answer.read())
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+    finally:
+        master.terminate()
+        master.wait(20)
+    functions = dict(told)
+    assert any(f"process {master.pid} (" in holder for holder in functions["connect"])

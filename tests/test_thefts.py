@@ -1,0 +1,137 @@
+"""A number that was closed under a socket object: told as such, and the next owner not accused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard._probe import inode_of
+from closewait_guard.testing import connected_pair, half_closed_pair
+
+GRACE = 0.05
+
+
+def told(report):
+    return {leak.observation.record.serial: leak.verdict for leak in report.leaks}
+
+
+def serial_of(guard, sock):
+    [seen] = [seen for seen in guard.scan(full=True).observations if seen.fd == sock.fileno()]
+    return seen.record.serial
+
+
+@pytest.fixture
+def pair():
+    with connected_pair() as (ours, theirs):
+        inode = os.fstat(ours.fileno()).st_ino
+        yield ours, theirs
+        if ours.fileno() >= 0 and inode_of(ours.fileno()) != inode:
+            ours.detach()
+
+
+def test_a_number_that_is_free_is_told(guard, pair):
+    victim, theirs = pair
+    serial, fd = serial_of(guard, victim), victim.fileno()
+    theirs.close()
+    os.close(fd)
+    report = guard.scan()
+    [leak] = report.leaks
+    assert told(report) == {serial: cwg.Verdict.STOLEN}
+    assert not leak.accused
+    assert leak.severity is cwg.Severity.WARNING
+    assert leak.holders == (f"nobody: descriptor {fd} is closed",)
+    assert "os.close()" in leak.hint
+    assert "STOLEN" in cwg.render_text(report)
+    assert told(guard.scan()) == {serial: cwg.Verdict.STOLEN}
+    victim.detach()
+    assert guard.scan().leaks == ()
+
+
+def test_a_stranger_with_a_socket_object_is_judged_by_its_own_birth(guard, pair):
+    victim, theirs = pair
+    serial, fd = serial_of(guard, victim), victim.fileno()
+    theirs.close()
+    os.close(fd)
+    with half_closed_pair() as (ours, _):
+        # The pair takes the lowest free numbers, of which this is one.
+        guard.scan()
+        time.sleep(GRACE * 2.5)
+        verdicts = told(guard.scan())
+        assert verdicts.pop(serial) is cwg.Verdict.STOLEN
+        assert list(verdicts.values()) == [cwg.Verdict.LEAKED]
+        assert serial not in verdicts
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_file_that_has_the_number_is_not_accused(guard, pair, tmp_path, full):
+    victim, theirs = pair
+    serial, fd = serial_of(guard, victim), victim.fileno()
+    theirs.close()
+    with (tmp_path / "file").open("w") as file:
+        os.dup2(file.fileno(), fd)
+        report = guard.scan(full=full)
+        assert report.accused == ()
+        if full:
+            assert told(report) == {serial: cwg.Verdict.STOLEN}
+            assert report.leaks[0].holders[0].endswith("/file")
+        victim.detach()
+
+
+def test_a_native_socket_that_has_the_number_and_leaks_is_not_the_objects(guard, pair):
+    victim, _ = pair
+    serial, fd = serial_of(guard, victim), victim.fileno()
+    other, end = socket.socketpair()
+    number = other.detach()
+    os.dup2(number, fd)
+    os.close(number)
+    end.close()
+    time.sleep(GRACE * 2.5)
+    report = guard.scan()
+    assert told(report)[serial] is cwg.Verdict.STOLEN
+    assert all(leak.observation.record.serial != serial for leak in report.accused)
+    victim.close()
+
+
+def test_closing_detaching_and_wrapping_are_no_thefts(guard, pair):
+    victim, _ = pair
+    for sock in (socket.socket(), socket.socket()):
+        guard.scan()
+        fd = sock.detach()
+        guard.scan()
+        again = socket.socket(fileno=fd)
+        guard.scan(full=True)
+        again.close()
+        guard.scan()
+    copy = socket.socket(fileno=victim.fileno())
+    guard.scan(full=True)
+    copy.detach()
+    file = victim.makefile()
+    victim.close()
+    guard.scan(full=True)
+    file.close()
+    assert not [leak for leak in guard.scan(full=True).leaks if leak.verdict == "stolen"]
+
+
+def test_sockets_that_come_and_go_in_another_thread_are_no_thefts(guard):
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            for sock in [*socket.socketpair(), *socket.socketpair()]:
+                sock.close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        verdicts = {leak.verdict for leak in guard.scan().leaks}
+        assert cwg.Verdict.STOLEN not in verdicts
+    stop.set()
+    for thread in threads:
+        thread.join()
