@@ -1,0 +1,264 @@
+"""Event loops, TLS and green threads: what leaks through each is found, and named."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+
+import aiohttp
+import anyio
+import httpx
+import pytest
+import requests
+import trio
+import websockets.asyncio.client
+import websockets.asyncio.server
+
+import closewait_guard as cwg
+from servers import authority, web
+from test_pools import told, told_async
+
+# Leaving sockets behind is what this is about.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+async def told_meanwhile(guard, sleep, wanted=lambda _: True):
+    """As `told_async`, in any event loop."""
+    for _ in range(300):
+        for leak in guard.scan().leaks:
+            if leak.verdict is cwg.Verdict.LEAKED and wanted(leak):
+                return leak
+        await sleep(0.03)
+    raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+
+def test_trio_names_the_stream_and_its_task(guard):
+    async def hold(port, opened):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
+        opened.set()
+        await trio.sleep_forever()
+
+    async def main(port):
+        opened = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold, port, opened, name="holder-1")
+            await opened.wait()
+            leak = await told_meanwhile(guard, trio.sleep)
+            # trio connects in tasks of its own: the holder tells more than the birth.
+            assert leak.holders[0].startswith("task 'holder-1' suspended at ")
+            assert "'stream' of" in leak.holders[0]
+            assert "await stream.aclose()" in leak.hint
+            nursery.cancel_scope.cancel()
+
+    with web() as server:
+        trio.run(main, server.port)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_anyio_streams_are_named_with_their_holder(guard, backend):
+    async def main(port):
+        mine = await anyio.connect_tcp("127.0.0.1", port)
+        await mine.send(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
+        leak = await told_meanwhile(guard, anyio.sleep)
+        assert any("'mine' of" in holder for holder in leak.holders)
+        await mine.aclose()
+
+    with web() as server:
+        anyio.run(main, server.port, backend=backend)
+    assert guard.scan().accused == ()
+
+
+def test_a_websocket_never_closed_is_held_and_a_closing_handshake_is_no_leak(guard):
+    async def main():
+        async def hang_up(connection):
+            await connection.recv()
+            connection.transport.abort()
+
+        async def silent(connection):
+            await connection.wait_closed()
+
+        async def connect(port):
+            return await websockets.asyncio.client.connect(f"ws://127.0.0.1:{port}")
+
+        async with websockets.asyncio.server.serve(silent, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            mine = await connect(port)
+            closing = asyncio.create_task(mine.close())
+            while not closing.done():
+                assert guard.scan().accused == ()
+                await asyncio.sleep(0)
+            mine = await connect(port)
+            mine.transport.pause_reading()
+            for connection in list(server.connections):
+                connection.transport.write_eof()
+            leak = await told_meanwhile(
+                guard, asyncio.sleep, lambda leak: leak.observation.record.origin == "created"
+            )
+            assert leak.observation.record.site.function.endswith("connect")
+            assert any("'mine' of" in holder for holder in leak.holders)
+            assert "`await websocket.close()`" in leak.hint
+            mine.transport.abort()
+
+    asyncio.run(main())
+
+
+def test_requests_and_httpx_over_tls_are_blamed_on_the_programs_line(guard, tmp_path):
+    theirs, ours, certificate = authority()
+    (tmp_path / "ca.pem").write_bytes(certificate)
+
+    def with_requests(url):
+        session = requests.Session()
+        return session, session.get(url, stream=True, verify=tmp_path / "ca.pem")
+
+    def with_httpx(url):
+        client = httpx.Client(verify=ours)
+        return client, client.send(client.build_request("GET", url), stream=True)
+
+    with web(theirs) as server:
+        for fetch, hint in ((with_requests, "session.get"), (with_httpx, "client.stream")):
+            owner, response = fetch(server.url + "/partial")
+            [leak] = told(guard, cwg.Verdict.LEAKED)
+            assert leak.observation.tls
+            assert leak.observation.record.site.function.endswith(fetch.__name__)
+            assert any("'response' of" in holder for holder in leak.holders), leak.holders
+            assert hint in leak.hint
+            response.close()
+            owner.close()
+    assert guard.scan().accused == ()
+
+
+def test_tls_over_asyncio_and_aiohttp_is_seen_through_its_transport(guard):
+    theirs, ours, _ = authority()
+
+    async def main(server):
+        async def connect():
+            return await asyncio.open_connection("localhost", server.port, ssl=ours)
+
+        _, mine = await connect()
+        mine.write(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
+        mine.transport.pause_reading()
+        leaks = await told_async(guard, cwg.Verdict.LEAKED)
+        assert leaks[0].observation.record.site.function.endswith("connect")
+        assert "main(): " in leaks[0].holders[0]
+        assert "writer.close()" in leaks[0].hint
+        mine.transport.abort()
+        async with aiohttp.ClientSession() as session:
+            async with session.get(server.url, ssl=ours) as response:
+                await response.read()
+        await asyncio.sleep(0.1)
+        assert guard.scan().accused == ()
+
+    with web(theirs) as server:
+        asyncio.run(main(server))
+
+
+def test_wrapping_before_the_connect_and_unwrapping(guard):
+    theirs, ours, _ = authority()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with theirs.wrap_socket(server.accept()[0], server_side=True) as peer:
+                with peer.unwrap():
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+
+        def connect():
+            sock = ours.wrap_socket(socket.socket(), server_hostname="localhost")
+            sock.connect(server.getsockname())
+            return sock
+
+        wrapped = connect()
+        plain = wrapped.unwrap()
+        thread.join()
+        [leak] = told(guard, cwg.Verdict.LEAKED)
+        assert leak.observation.record.site.function.endswith("connect")
+        plain.close()
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+GREEN = """
+    import sys, time
+    {first}
+    {second}
+    import socket
+    import closewait_guard as cwg
+    guard = cwg.install(grace=0)
+
+    def connect():
+        server = socket.create_server(("127.0.0.1", 0))
+        mine = socket.create_connection(server.getsockname())
+        server.accept()[0].close()
+        server.close()
+        return mine
+
+    kept = {{"mine": connect()}}
+    end = time.monotonic() + 10
+    leaks = ()
+    while not leaks and time.monotonic() < end:
+        leaks = guard.scan().accused
+        time.sleep(0.02)
+    [leak] = leaks
+    report = guard.scan()
+    text = cwg.render_text(report)
+    seen = leak.observation.record.site is not None
+    replaced = any("has taken the place of socket.socket" in note for note in report.coverage.notes)
+    assert leak.verdict == "leaked", text
+    # With its birth, or found among the descriptors and said so.
+    assert seen or (leak.observation.record.origin == "native" and replaced), text
+    kept["mine"].close()
+    assert guard.scan(full=True).accused == ()
+"""
+PATCHES = {
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
+INSTALL = "import closewait_guard; closewait_guard.install(grace=0)"
+
+
+@pytest.mark.parametrize("library", PATCHES)
+@pytest.mark.parametrize("guard_first", [True, False])
+def test_green_sockets_are_found_whoever_came_first(library, guard_first):
+    patch = PATCHES[library]
+    first, second = (INSTALL, patch) if guard_first else (patch, INSTALL)
+    run(GREEN.format(first=first, second=second))
+
+
+def test_a_suspended_greenlet_is_told_with_its_variable():
+    run(
+        """
+        import gevent, socket
+        import closewait_guard as cwg
+        guard = cwg.install(grace=0)
+
+        def hold(address):
+            mine = socket.create_connection(address)
+            gevent.sleep(60)
+
+        server = socket.create_server(("127.0.0.1", 0))
+        task = gevent.spawn(hold, server.getsockname())
+        gevent.sleep(0.1)
+        server.accept()[0].close()
+        gevent.sleep(0.3)
+        [leak] = guard.scan().accused
+        assert leak.holders[0].startswith("local 'mine' of hold() in greenlet "), leak.holders
+        task.kill()
+        """
+    )
