@@ -41,6 +41,8 @@ __all__ = ["owners_of", "sentence_of", "users_of"]
 
 _MOST_STEPS = 12
 _MOST_CALLS = 8
+# From a variable to the socket: the connection or file that has it, and what wraps that.
+_CLOSE = 3
 _BY_TRACEBACK = ", kept by an exception's traceback"
 
 
@@ -66,8 +68,9 @@ def sentence_of(path: Path) -> str:
 
 
 def users_of(paths: list[Path]) -> list[str]:
-    """What the other threads are doing that have the object in a variable."""
-    threads = [path.root.thread for path in paths if path.root is not None]
+    """What the other threads are doing that have the object in a variable, or close to one."""
+    near = [path for path in paths if len(path.things) <= _CLOSE]
+    threads = [path.root.thread for path in near if path.root is not None]
     others = {thread for thread in threads if thread not in (None, threading.get_ident())}
     return [told for thread in others if thread is not None and (told := _stack_of(thread))]
 
