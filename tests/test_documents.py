@@ -20,7 +20,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
-    "custom_reporter": "closed after all, after 0.0 s",
+    "custom_reporter": "closed after all, after 0.",
     "demo": "born at",
     "prove_no_leaks": "born at",
     "structlog_json": '"event": "socket_leak", "level": "info"',
