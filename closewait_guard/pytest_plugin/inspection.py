@@ -70,8 +70,11 @@ class Inspector:
         for wait in settling:
             turns()
             time.sleep(wait)
-        self._done |= _serials(settling.report)
-        return Result(settling.report, time.monotonic() - began)
+        waited = time.monotonic() - began
+        # Only now is it asked who holds them, which goes through the whole heap.
+        report = self._look(owner, suspects, explain=True) if settling.report.leaks else None
+        self._done |= suspects
+        return Result(report or settling.report, waited)
 
     def adopt(self, owner: Owner) -> None:
         """Accuse nobody of what this owner has left behind so far."""
@@ -116,8 +119,8 @@ class Inspector:
         self._done |= excused
         return suspects - excused
 
-    def _look(self, owner: Owner, suspects: set[int]) -> Report:
-        report = self._guard.check(owner.mark)
+    def _look(self, owner: Owner, suspects: set[int], *, explain: bool = False) -> Report:
+        report = self._guard.check(owner.mark, explain=explain)
         leaks = (leak for leak in report.leaks if leak.observation.record.serial in suspects)
         return replace(report, leaks=tuple(leaks))
 
@@ -135,10 +138,6 @@ _SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
 def _targets(births: Iterable[Birth]) -> dict[int, int]:
     """The sockets that are alive, by the address of the object."""
     return {birth.key: birth.serial for birth in births if birth.sock() is not None}
-
-
-def _serials(report: Report) -> set[int]:
-    return {leak.observation.record.serial for leak in report.leaks}
 
 
 def _is_below(birth: Birth, calls: frozenset[tuple[str, str]]) -> bool:
