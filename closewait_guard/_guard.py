@@ -199,10 +199,12 @@ class Guard:
         """Seconds of processor time for finding out who holds the accused, so far."""
         return self._jury.spent
 
-    def mark(self) -> int:
-        """A baseline for `check`: the sockets born from now on are above it."""
-        # What is open by now must not look younger than the mark.
-        self._lookout.take_census()
+    def mark(self, *, natives: bool = True) -> int:
+        """A baseline for `check`: the sockets born from now on are above it, and so, without
+        `natives`, may be native ones of before: not to look for them costs next to nothing.
+        """  # noqa: D205
+        if natives:
+            self._lookout.take_census()
         return self._registry.mark()
 
     def check(self, since: int, *, explain: bool = True) -> Report:

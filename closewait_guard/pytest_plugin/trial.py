@@ -48,7 +48,7 @@ class Trial:
         )
         self.guard = Guard(settings, ends_of_stacks=callers)
         self._inspector = Inspector(self.guard, ownership)
-        self._mark = self.guard.mark()
+        self._mark = self.guard.mark(natives=False)
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:
         """What a test has left behind at its end."""
@@ -56,7 +56,7 @@ class Trial:
         if plan.mode is Mode.OFF:
             self._inspector.adopt(owner)
             return None
-        if self.guard.mark() == owner.mark + 1:
+        if self.guard.mark(natives=False) == owner.mark + 1:
             # No socket has been born since: nothing to look at.
             return None
         around = Circumstances(plan, keepers, running.all_failures, running.own_calls)

@@ -102,7 +102,7 @@ class Watch:
         return self._trial
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:
-        mark = self._trial.guard.mark() if self._trial is not None else 0
+        mark = self._trial.guard.mark(natives=False) if self._trial is not None else 0
         return self.ownership.new(name, nodeid, mark)
 
     @pytest.hookimpl(tryfirst=True)
