@@ -11,10 +11,32 @@ import argparse
 import json
 import os
 import platform
+import resource
+import time
 from pathlib import Path
 
-from benchmarks import command_line, footprint, hot_path, importing, monitoring, plugin, scanning
+from benchmarks import (
+    command_line,
+    footprint,
+    hot_path,
+    http_workload,
+    importing,
+    monitoring,
+    plugin,
+    scanning,
+)
 from benchmarks.result import Result, table
+
+_BENCHMARKS = (
+    importing,
+    footprint,
+    hot_path,
+    http_workload,
+    scanning,
+    monitoring,
+    command_line,
+    plugin,
+)
 
 
 def main() -> None:
@@ -22,23 +44,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latest.json"))
     arguments = parser.parse_args()
-    results: list[Result] = []
-    for benchmark in (importing, footprint, hot_path, scanning, monitoring, command_line, plugin):
-        found = benchmark.run(quick=arguments.quick)
-        print(table(found), flush=True)
-        results += found
+    results: dict[str, list[Result]] = {}
+    for benchmark in _BENCHMARKS:
+        name = benchmark.__name__.rpartition(".")[2]
+        results[name] = benchmark.run(quick=arguments.quick)
+        print(table(results[name]), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(_document(results), indent=2) + "\n", encoding="utf-8")
     print(f"written to {arguments.json}")
 
 
-def _document(results: list[Result]) -> dict[str, object]:
+def _document(results: dict[str, list[Result]]) -> dict[str, object]:
     return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}",
+        "measured_on": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+        "processor": _cpuinfo("model name") or platform.machine(),
+        "virtual": "hypervisor" in _cpuinfo("flags").split(),
         "cores": os.cpu_count(),
-        "results": [result._asdict() for result in results],
+        "descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        "load": round(os.getloadavg()[0], 1),
+        "results": {name: [each._asdict() for each in found] for name, found in results.items()},
     }
+
+
+def _cpuinfo(name: str) -> str:
+    """What Linux says of the first processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python examples/demo.py
 from __future__ import annotations
 
 import socket
-import sys
 import time
 import warnings
 
@@ -57,5 +56,4 @@ def main() -> int:
     return 0 if len(report.accused) == 6 else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""What the README, the guide and the examples say is run, and true."""
+"""What the README, the pages and the examples say is run, and true."""
 
 from __future__ import annotations
 
@@ -16,13 +16,25 @@ import pytest
 import closewait_guard as cwg
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    path
+    for path in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")))
+    if path.name != "CHANGELOG.md"
+]
+WITH_CODE = [path for path in DOCUMENTS if "```python\n" in path.read_text(encoding="utf-8")]
+WITH_OUTPUT = [path for path in DOCUMENTS if "<!-- output: " in path.read_text(encoding="utf-8")]
+# A program with a name is run by the command whose output the page shows, and only there.
+PLAIN_CODE = re.compile(r"(?<!-->\n)```python\n(.*?)```", re.DOTALL)
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
+    "asyncio_server": "mended: 0 leaks",
     "custom_reporter": "closed after all, after 0.",
     "demo": "born at",
+    "gunicorn_workers": "in app()",
+    "leaking_client": "mended: sold out",
     "prove_no_leaks": "born at",
+    "requests_and_httpx": "in is_there()",
     "structlog_json": '"event": "socket_leak", "level": "info"',
     "web_application": "in price()",
 }
@@ -31,12 +43,26 @@ MODULES = ["closewait_guard"] + [
 ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", WITH_CODE, ids=lambda path: path.name)
 def test_code_blocks_run(document):
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+    blocks = PLAIN_CODE.findall(document.read_text(encoding="utf-8"))
     program = "\n".join(["import closewait_guard as cwg", *blocks])
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True)
+
+
+@pytest.mark.parametrize("document", WITH_OUTPUT, ids=lambda path: path.name)
+def test_a_page_shows_what_its_programs_print(document):
+    done = script("page_programs.py", "--check", str(document))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_program_of_a_page_is_run_by_a_command_of_the_page():
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        commands = " ".join(re.findall(r"<!-- output: (.*?) -->", text))
+        for name in re.findall(r"<!-- program: (\S+) -->", text):
+            run = name in commands or re.search(rf"\bimport {name.removesuffix('.py')}\b", text)
+            assert run, (document, name)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -47,7 +73,7 @@ def test_examples_run(example):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert SHOWN[example.stem] in done.stdout
-    assert example.read_text(encoding="utf-8").count("\n") <= 65
+    assert example.read_text(encoding="utf-8").count("\n") < 60
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -57,17 +83,57 @@ def test_docstrings_run(name):
     assert failed == 0
 
 
-def test_the_guide_lists_every_setting_as_it_is():
-    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+def test_the_page_of_settings_lists_every_setting_as_it_is():
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for item in fields(cwg.Settings):
         default = getattr(cwg.Settings(), item.name)
         assert f"| `{item.name}` | `{default!r}` | {item.metadata['help']} |" in text
+    assert script("settings_page.py", "--check").returncode == 0
 
 
-def test_the_guide_lists_every_verdict_that_is_given():
-    text = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+def test_the_tables_of_the_performance_page_are_what_was_measured():
+    done = script("performance_page.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"auto(?:function|class):: (?:\w+\.)*(\w+)", text))
+    modules = re.findall(r"automodule:: (\S+)\n   :members:", text)
+    for module in modules:
+        listed |= set(importlib.import_module(module).__all__)
+    assert set(cwg.__all__) - {"__version__"} <= listed
+
+
+def test_every_page_is_in_a_table_of_contents():
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    contents = "\n".join(
+        block
+        for page in pages
+        for block in re.findall(r"```{toctree}\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ).split()
+    for page in pages:
+        name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        assert name == "index" or {name, name.removeprefix("cookbook/")} & {*contents}, name
+
+
+def test_the_page_of_verdicts_lists_every_one_that_is_given():
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     for verdict in set(cwg.Verdict) - {cwg.Verdict.STALE_POOL}:
         assert f"| `{verdict}` | {'yes' if verdict.accused else 'no'} |" in text
+
+
+def test_the_readme_is_two_screens():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 100
+
+
+def script(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_links_within_the_repository_lead_somewhere():

@@ -1,0 +1,127 @@
+"""Run the programs that a page shows, and put what they print beneath them.
+
+python scripts/page_programs.py                    # every page: write what is printed now
+python scripts/page_programs.py --check README.md  # only say whether the page is true
+
+In a page, `<!-- program: NAME -->` before a block of code gives the program its name, and
+`<!-- output: COMMAND -->` before a block of text says what prints it, with the programs in the
+working directory. Numbers that no two runs have in common are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import unified_diff
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# A place with as many letters as the real one, so that lines break where they broke.
+_SHOWN = "/srv/shop"
+_PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTALL)
+_OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n+```\w*\n)(.*?)(```)", re.DOTALL)
+_TIMEOUT = 60
+
+# What differs from run to run, from machine to machine, and from one Python to the next.
+_VARYING = (
+    (r":\d{4,5}\b", ":PORT"),
+    (r"\b\d+(\.\d+)? (s|min|h|ms)\b", "TIME"),
+    (r"TIME to TIME", "TIME"),
+    (r"[\d,]+ of [\d,]+ descriptors in use \(\d+%\)", "DESCRIPTORS"),
+    (r"[\d,]+ bytes? unread", "N bytes unread"),
+    (r"\([\d,]+ library calls?\)", "(LIBRARY CALLS)"),
+    (r"of [\d,]+ open sockets?", "of N open sockets"),
+    (r"\.py:\d+", ".py:LINE"),
+    (r"0x[0-9a-f]+", "ADDRESS"),
+    (r"\bpid \d+|process \d+", "PROCESS"),
+    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d]*Z?", "MOMENT"),
+    (r"\s+", " "),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pages", nargs="*", type=Path, help="all pages when left out")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if not true")
+    arguments = parser.parse_args()
+    pages = arguments.pages or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return max(_visit(page, check=arguments.check) for page in pages)
+
+
+def _visit(page: Path, *, check: bool) -> int:
+    text = page.read_text(encoding="utf-8")
+    renewed = _renewed(text)
+    if not check:
+        page.write_text(renewed, encoding="utf-8")
+        return 0
+    if _comparable(text) == _comparable(renewed):
+        return 0
+    told = unified_diff(text.splitlines(), renewed.splitlines(), "the page", "a run", lineterm="")
+    print(f"{page} does not show what its programs print:", *told, sep="\n")
+    return 1
+
+
+def _renewed(text: str) -> str:
+    """The page with the output of this moment."""
+    if not _OUTPUT.search(text):
+        return text
+    with _workplace() as folder:
+        for name, source in _PROGRAM.findall(text):
+            (folder / name).write_text(source, encoding="utf-8")
+        return _OUTPUT.sub(lambda found: found[1] + _printed(found[2], folder) + found[4], text)
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    letters = len(_SHOWN) - len("/tmp/")
+    while True:
+        folder = Path("/tmp", "".join(random.choices(string.ascii_lowercase, k=letters)))
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _printed(command: str, folder: Path) -> str:
+    here = str(Path(sys.executable).parent)
+    environment = {
+        "PATH": os.pathsep.join([here, os.environ["PATH"]]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "80",
+    }
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_TIMEOUT,
+        check=False,
+    )
+    return done.stdout.rstrip().replace(str(folder), _SHOWN) + "\n"
+
+
+def _comparable(text: str) -> str:
+    for pattern, word in _VARYING:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Fill the tables of docs/performance.md, and draw its pictures, from what was measured.
+
+python -m benchmarks --json docs/performance.json && python scripts/performance_page.py
+python scripts/performance_page.py --check  # 1 if the tables are not those of the figures
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, FIGURES, PICTURES = DOCS / "performance.md", DOCS / "performance.json", DOCS / "pictures"
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> int:
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    text = PAGE.read_text(encoding="utf-8")
+    renewed = _filled(text, figures)
+    if "--check" in sys.argv[1:]:
+        return int(text != renewed)
+    PAGE.write_text(renewed, encoding="utf-8")
+    _draw(figures["results"])
+    return 0
+
+
+def _filled(text: str, figures: Mapping[str, Any]) -> str:
+    for name, lines in _PARTS.items():
+        told = "\n".join(lines(figures))
+        block = f"<!-- {name} -->\n{told}\n<!-- end of {name} -->"
+        pattern = f"<!-- {name} -->.*<!-- end of {name} -->"
+        text = re.sub(pattern, lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
+    return text
+
+
+def _machine(figures: Mapping[str, Any]) -> Iterator[str]:
+    virtual = " in a virtual machine" if figures["virtual"] else ""
+    yield (
+        f"Measured on {figures['measured_on']} with {figures['python']} on {figures['system']}, "
+        f"{figures['cores']} cores of {figures['processor']}{virtual} (load {figures['load']} at "
+        f"the end), at most {figures['descriptor_limit']:,} descriptors for a "
+        "process. Yours will differ; the ratios less so."
+    )
+
+
+def _hot_path(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("a socket's life", "time", "to bare", "meant to be")
+    for row in figures["results"]["hot_path"]:
+        yield _row(row["name"], _figure(row), f"{row['ratio']:.2f}", _bound(row))
+
+
+def _http(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("server, client", "guard in", "requests", "", "CPU time of both", "p99")
+    rows = figures["results"]["http_workload"]
+    for rate, cpu, p99 in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        programs, variant = _http_names(rate)
+        yield _row(
+            programs,
+            variant,
+            f"{rate['figure']:,.0f}/s",
+            "" if variant == "none" else _percent(1 / rate["ratio"]),
+            f"{cpu['figure']:.0f} µs" + _also(cpu, variant),
+            f"{p99['figure']:.1f} ms" + _also(p99, variant),
+        )
+
+
+def _also(row: Mapping[str, Any], variant: str) -> str:
+    return "" if variant == "none" else f" ({_percent(row['ratio'])})"
+
+
+def _http_names(row: Mapping[str, Any]) -> tuple[str, str]:
+    programs, _, variant = row["name"].removeprefix("requests: ").rpartition(", ")
+    place = variant.partition(";")[0].removeprefix("guard in ").removeprefix("the ")
+    return programs, place.replace("bare", "none")
+
+
+def _scans(figures: Mapping[str, Any]) -> Iterator[str]:
+    by_tool = _by_tool(figures["results"]["scanning"])
+    sizes = sorted(by_tool["scan()"])
+    yield from _head("sockets", *(f"`{tool}`" for tool in by_tool))
+    for size in sizes:
+        yield _row(f"{size:,}", *(f"{times[size]:,.1f} ms" for times in by_tool.values()))
+
+
+def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
+    """Milliseconds by tool and number of sockets."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        tool = "scan()" if row["name"].startswith("scan") else row["name"].partition(", ")[0]
+        found.setdefault(tool, {})[row["size"]] = row["figure"]
+    return found
+
+
+def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("", "measured", "meant to be at most")
+    results = figures["results"]
+    for row in (*results["footprint"], *results["importing"], *results["monitoring"]):
+        yield _row(row["name"], _figure(row), _bound_of_figure(row))
+
+
+def _bound_of_figure(row: Mapping[str, Any]) -> str:
+    if row["bound"] is None:
+        return ""
+    return f"{row['bound'] * (100 if row['unit'] == '%' else 1):g} {row['unit']}"
+
+
+_PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+    "machine": _machine,
+    "birth and close": _hot_path,
+    "http": _http,
+    "scans": _scans,
+    "memory": _rest,
+}
+
+
+def _head(*cells: str) -> Iterator[str]:
+    yield _row(*cells)
+    yield "|" + "---|" * len(cells)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    places = 2 if row["figure"] < 10 else 1
+    return f"{row['figure']:,.{places}f} {row['unit']}".replace(" us", " µs")
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    return "" if row["bound"] is None else f"at most {row['bound']:g}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{(ratio - 1) * 100:+.1f} %"
+
+
+def _draw(results: Mapping[str, Rows]) -> None:
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    mpl.use("svg")
+    plt.rcParams.update({"svg.hashsalt": "closewait_guard", "svg.fonttype": "none"})
+    for name, draw in (("births", _draw_births), ("scans", _draw_scans), ("http", _draw_http)):
+        figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+        draw(axes, results)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def _draw_births(axes: Any, results: Mapping[str, Rows]) -> None:
+    rows = results["hot_path"][::-1]
+    colours = ["#3572a5" if "guard" in row["name"] else "#a0a8b0" for row in rows]
+    bars = axes.barh([row["name"] for row in rows], [row["figure"] for row in rows], color=colours)
+    axes.bar_label(bars, [f" {row['ratio']:.2f} x" for row in rows])
+    axes.set_xlabel("µs")
+
+
+def _draw_scans(axes: Any, results: Mapping[str, Rows]) -> None:
+    for tool, times in _by_tool(results["scanning"]).items():
+        width = 2.5 if tool == "scan()" else 1.2
+        axes.loglog(list(times), list(times.values()), marker="o", label=tool, linewidth=width)
+    axes.set_xlabel("sockets, 100 of them in CLOSE_WAIT")
+    axes.set_ylabel("ms")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def _draw_http(axes: Any, results: Mapping[str, Rows]) -> None:
+    rows = results["http_workload"][::3][::-1]
+    names = ["{}: {}".format(*_http_names(row)) for row in rows]
+    colours = ["#a0a8b0" if name.endswith("none") else "#3572a5" for name in names]
+    bars = axes.barh(names, [row["figure"] for row in rows], color=colours)
+    axes.bar_label(bars, [f" {1 / row['ratio']:.1%}" for row in rows])
+    axes.set_xlabel("requests a second")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
