@@ -73,14 +73,13 @@ def _renewed(text: str) -> str:
     """The page with the output of this moment."""
     if not _OUTPUT.search(text):
         return text
-    with _workplace() as folder:
-        for name, source in _PROGRAM.findall(text):
-            (folder / name).write_text(source, encoding="utf-8")
+    with workplace(text) as folder:
         return _OUTPUT.sub(lambda found: found[1] + _printed(found[2], folder) + found[4], text)
 
 
 @contextmanager
-def _workplace() -> Iterator[Path]:
+def workplace(text: str) -> Iterator[Path]:
+    """A folder with the programs of a page, and the examples."""
     letters = len(_SHOWN) - len("/tmp/")
     while True:
         folder = Path("/tmp", "".join(random.choices(string.ascii_lowercase, k=letters)))
@@ -91,30 +90,37 @@ def _workplace() -> Iterator[Path]:
             continue
     shutil.copytree(ROOT / "examples", folder / "examples")
     try:
+        for name, source in _PROGRAM.findall(text):
+            (folder / name).write_text(source, encoding="utf-8")
         yield folder
     finally:
         shutil.rmtree(folder)
 
 
 def _printed(command: str, folder: Path) -> str:
-    here = str(Path(sys.executable).parent)
-    environment = {
-        "PATH": os.pathsep.join([here, os.environ["PATH"]]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-        "COLUMNS": "80",
-    }
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
-        env=environment,
+        env=environment() | {"NO_COLOR": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=_TIMEOUT,
         check=False,
     )
-    return done.stdout.rstrip().replace(str(folder), _SHOWN) + "\n"
+    return shown(done.stdout, folder) + "\n"
+
+
+def environment() -> dict[str, str]:
+    """Next to nothing of this machine's, but this Python's commands first."""
+    here = str(Path(sys.executable).parent)
+    path = os.pathsep.join([here, os.environ["PATH"]])
+    return {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "80"}
+
+
+def shown(output: str, folder: Path) -> str:
+    """What was printed in a folder, as if that were a plain place."""
+    return output.rstrip().replace(str(folder), _SHOWN)
 
 
 def _comparable(text: str) -> str:
