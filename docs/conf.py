@@ -20,6 +20,8 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]
+# The docstrings mark code by single quotes, as Markdown does.
+default_role = "literal"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -19,6 +19,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from difflib import unified_diff
 from pathlib import Path
@@ -29,11 +30,12 @@ _SHOWN = "/srv/shop"
 _PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTALL)
 _OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n+```\w*\n)(.*?)(```)", re.DOTALL)
 _TIMEOUT = 60
+_AT_ONCE = 3
 
 # What differs from run to run, from machine to machine, and from one Python to the next.
 _VARYING = (
     (r":\d{4,5}\b", ":PORT"),
-    (r"\b\d+(\.\d+)? (s|min|h|ms)\b", "TIME"),
+    (r"\b\d+(\.\d+)? ?(s|min|h|ms)\b", "TIME"),
     (r"TIME to TIME", "TIME"),
     (r"[\d,]+ of [\d,]+ descriptors in use \(\d+%\)", "DESCRIPTORS"),
     (r"[\d,]+ bytes? unread", "N bytes unread"),
@@ -53,7 +55,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not true")
     arguments = parser.parse_args()
     pages = arguments.pages or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return max(_visit(page, check=arguments.check) for page in pages)
+    # The programs mostly wait: for a peer to close, for a grace time to pass.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return max(pool.map(lambda page: _visit(page, check=arguments.check), pages))
 
 
 def _visit(page: Path, *, check: bool) -> int:
@@ -65,7 +69,7 @@ def _visit(page: Path, *, check: bool) -> int:
     if _comparable(text) == _comparable(renewed):
         return 0
     told = unified_diff(text.splitlines(), renewed.splitlines(), "the page", "a run", lineterm="")
-    print(f"{page} does not show what its programs print:", *told, sep="\n")
+    print("\n".join((f"{page} does not show what its programs print:", *told)))
     return 1
 
 
@@ -89,6 +93,7 @@ def workplace(text: str) -> Iterator[Path]:
         except FileExistsError:
             continue
     shutil.copytree(ROOT / "examples", folder / "examples")
+    shutil.copy(ROOT / "docs" / "cookbook" / "service.py", folder)
     try:
         for name, source in _PROGRAM.findall(text):
             (folder / name).write_text(source, encoding="utf-8")
@@ -115,12 +120,19 @@ def environment() -> dict[str, str]:
     """Next to nothing of this machine's, but this Python's commands first."""
     here = str(Path(sys.executable).parent)
     path = os.pathsep.join([here, os.environ["PATH"]])
-    return {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "80"}
+    return {
+        "PATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "COLUMNS": "80",
+        "PYTEST_ADDOPTS": "-p no:cacheprovider -p no:asyncio -p no:randomly",
+    }
 
 
 def shown(output: str, folder: Path) -> str:
     """What was printed in a folder, as if that were a plain place."""
-    return output.rstrip().replace(str(folder), _SHOWN)
+    plain = output.rstrip().replace(str(folder), _SHOWN)
+    # Who holds a socket is told with the last folder only.
+    return plain.replace(f"{folder.name}/", f"{Path(_SHOWN).name}/")
 
 
 def _comparable(text: str) -> str:
