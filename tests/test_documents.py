@@ -21,10 +21,10 @@ DOCUMENTS = [
     for path in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")))
     if path.name != "CHANGELOG.md"
 ]
-WITH_CODE = [path for path in DOCUMENTS if "```python\n" in path.read_text(encoding="utf-8")]
 WITH_OUTPUT = [path for path in DOCUMENTS if "<!-- output: " in path.read_text(encoding="utf-8")]
 # A program with a name is run by the command whose output the page shows, and only there.
 PLAIN_CODE = re.compile(r"(?<!-->\n)```python\n(.*?)```", re.DOTALL)
+WITH_CODE = [path for path in DOCUMENTS if PLAIN_CODE.search(path.read_text(encoding="utf-8"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
