@@ -29,8 +29,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
     "asyncio_server": "mended: 0 leaks",
-    "custom_reporter": "closed after all, after 0.",
-    "demo": "born at",
+    "custom_reporter": "closed after all, after 0.0 s",
     "gunicorn_workers": "in app()",
     "leaking_client": "mended: sold out",
     "prove_no_leaks": "born at",
