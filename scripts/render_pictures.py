@@ -9,16 +9,23 @@ import io
 import os
 import pty
 import re
+import select
+import signal
 import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyte
 from page_programs import ROOT, environment, shown, workplace
 from rich.console import Console
 from rich.text import Text
 
 PICTURES = ROOT / "docs" / "pictures"
-_COLUMNS = 80
+_LINES, _COLUMNS = 14, 80
 # A picture fetches nothing from elsewhere.
 _FETCHED_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
@@ -26,12 +33,27 @@ _FETCHED_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 _HEADING = re.compile(r"^\S*== .*\n\s*\n")
 
 
+_GROWING = """
+import socket, time
+server, kept = socket.create_server(("127.0.0.1", 0)), []
+for _ in range(40):
+    kept.append(socket.create_connection(server.getsockname()))
+    server.accept()[0].close()
+    time.sleep(0.25)
+"""
+
+
 class Picture(NamedTuple):
-    """A command, the page whose programs it runs, and its title."""
+    """A command, the page whose programs it runs, and its title.
+
+    Attributes:
+        seconds: When to look at the screen of a command that does not end by itself.
+    """
 
     command: str
     page: Path
     title: str
+    seconds: float | None = None
 
 
 _PICTURES = {
@@ -43,48 +65,85 @@ _PICTURES = {
         ROOT / "docs" / "reading-a-report.md",
         "closewait_guard",
     ),
+    "watch": Picture(
+        f"python -c '{_GROWING}' & exec closewait-guard watch $! --interval 0.5",
+        ROOT / "docs" / "command-line.md",
+        "closewait-guard watch",
+        seconds=6,
+    ),
 }
 
 
 def main() -> None:
     for name, picture in _PICTURES.items():
         with workplace(picture.page.read_text(encoding="utf-8")) as folder:
-            printed = shown(_on_a_terminal(picture.command, folder), folder)
-        (PICTURES / f"{name}.svg").write_text(
-            _svg(name, picture.title, _HEADING.sub("", printed)), encoding="utf-8"
-        )
+            printed = _on_a_terminal(picture, folder)
+            text = _screen(printed) if picture.seconds else Text.from_ansi(_plain(printed, folder))
+        (PICTURES / f"{name}.svg").write_text(_svg(name, picture.title, text), encoding="utf-8")
 
 
-def _on_a_terminal(command: str, folder: Path) -> str:
-    """Everything that a command writes to a terminal of 80 columns."""
+def _on_a_terminal(picture: Picture, folder: Path) -> bytes:
+    """Everything that a command writes to a terminal."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (_LINES, _COLUMNS))
+    deadline = time.monotonic() + (picture.seconds or 60)
     with subprocess.Popen(
-        ["bash", "-c", command],
+        ["bash", "-c", picture.command],
         cwd=folder,
-        env=environment() | {"TERM": "xterm-256color", "LINES": "50"},
+        env=environment() | {"TERM": "xterm-256color"},
         stdin=theirs,
         stdout=theirs,
         stderr=subprocess.DEVNULL,
-    ):
+        start_new_session=True,
+    ) as process:
         os.close(theirs)
         parts = []
-        while part := _read(ours):
+        while part := _read(ours, deadline):
             parts.append(part)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
     os.close(ours)
-    return b"".join(parts).decode().replace("\r\n", "\n")
+    return b"".join(parts)
 
 
-def _read(fd: int) -> bytes:
+def _read(fd: int, deadline: float) -> bytes:
+    """Nothing when it is enough, or when the other end has been closed."""
+    left = max(0, deadline - time.monotonic())
     try:
-        return os.read(fd, 65536)
+        return os.read(fd, 65536) if select.select([fd], [], [], left)[0] else b""
     except OSError:
-        # The other end has been closed: what a terminal says instead of nothing.
         return b""
 
 
-def _svg(name: str, title: str, printed: str) -> str:
+def _plain(printed: bytes, folder: Path) -> str:
+    return _HEADING.sub("", shown(printed.decode().replace("\r\n", "\n"), folder))
+
+
+def _screen(printed: bytes) -> Text:
+    """What stands on the screen after all that, in its styles."""
+    screen = pyte.Screen(_COLUMNS, _LINES)
+    pyte.ByteStream(screen).feed(printed)
+    return Text("\n").join(
+        Text.assemble(*_runs([screen.buffer[line][column] for column in range(_COLUMNS)]))
+        for line in range(_LINES)
+    )
+
+
+def _runs(cells: list[Any]) -> Iterator[tuple[str, str]]:
+    for style, alike in groupby(cells, _style):
+        yield "".join(cell.data for cell in alike), style
+
+
+def _style(cell: Any) -> str:
+    colour = {"default": "", "brown": "yellow"}.get(cell.fg, cell.fg)
+    marks = [name for name in ("bold", "reverse") if getattr(cell, name)]
+    return " ".join([*marks, colour]).strip()
+
+
+def _svg(name: str, title: str, text: Text) -> str:
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(printed))
+    text.rstrip()
+    console.print(text)
     return _FETCHED_FONTS.sub("", console.export_svg(title=title, unique_id=name))
 
 
