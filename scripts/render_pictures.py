@@ -1,4 +1,4 @@
-"""Draw what commands print on a terminal, as SVG: python scripts/render_pictures.py.
+"""Draw what commands print on a terminal, as SVG: python scripts/render_pictures.py [FOLDER].
 
 Each command runs under a pseudo-terminal, in the folder of the page that the picture is for.
 """
@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -69,17 +70,18 @@ _PICTURES = {
         f"python -c '{_GROWING}' & exec closewait-guard watch $! --interval 0.5",
         ROOT / "docs" / "command-line.md",
         "closewait-guard watch",
-        seconds=6,
+        seconds=4,
     ),
 }
 
 
-def main() -> None:
+def main(folder_of_pictures: Path) -> None:
     for name, picture in _PICTURES.items():
         with workplace(picture.page.read_text(encoding="utf-8")) as folder:
             printed = _on_a_terminal(picture, folder)
             text = _screen(printed) if picture.seconds else Text.from_ansi(_plain(printed, folder))
-        (PICTURES / f"{name}.svg").write_text(_svg(name, picture.title, text), encoding="utf-8")
+        drawn = _svg(name, picture.title, text)
+        (folder_of_pictures / f"{name}.svg").write_text(drawn, encoding="utf-8")
 
 
 def _on_a_terminal(picture: Picture, folder: Path) -> bytes:
@@ -148,4 +150,4 @@ def _svg(name: str, title: str, text: Text) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURES)

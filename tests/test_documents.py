@@ -94,6 +94,14 @@ def test_the_tables_of_the_performance_page_are_what_was_measured():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_pictures_of_terminals_show_what_is_written_there(tmp_path):
+    done = script("render_pictures.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name, word in (("report", "place_order"), ("watch", "CLOSE_WAIT")):
+        assert word in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+        assert word in (ROOT / "docs" / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
+
+
 def test_every_public_name_is_in_the_reference():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"auto(?:function|class):: (?:\w+\.)*(\w+)", text))
