@@ -1,6 +1,7 @@
 """Run every benchmark, print a table, write JSON.
 
-python -m benchmarks                 # all of it, some minutes
+python -m benchmarks                 # all of it but plugin, two minutes
+python -m benchmarks plugin          # whole suites, some minutes
 python -m benchmarks --quick         # small sizes: shows that they run, judges nothing
 python -m benchmarks --json out.json
 """
@@ -27,27 +28,35 @@ from benchmarks import (
 )
 from benchmarks.result import Result, table
 
-_BENCHMARKS = (
-    importing,
-    footprint,
-    hot_path,
-    http_workload,
-    scanning,
-    monitoring,
-    command_line,
-    plugin,
-)
+_BENCHMARKS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        importing,
+        footprint,
+        hot_path,
+        http_workload,
+        scanning,
+        monitoring,
+        command_line,
+        plugin,
+    )
+}
+# Whole runs of whole suites take minutes.
+_BY_NAME_ONLY = {"plugin"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(_BENCHMARKS)}")
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latest.json"))
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - {*_BENCHMARKS}:
+        parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
     results: dict[str, list[Result]] = {}
-    for benchmark in _BENCHMARKS:
-        name = benchmark.__name__.rpartition(".")[2]
-        results[name] = benchmark.run(quick=arguments.quick)
+    usual = [name for name in _BENCHMARKS if arguments.quick or name not in _BY_NAME_ONLY]
+    for name in arguments.names or usual:
+        results[name] = _BENCHMARKS[name].run(quick=arguments.quick)
         print(table(results[name]), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(_document(results), indent=2) + "\n", encoding="utf-8")

@@ -49,10 +49,16 @@ def _machine(figures: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _hot_path(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield from _head("a socket's life", "time", "to bare", "meant to be")
-    for row in figures["results"]["hot_path"]:
-        yield _row(row["name"], _figure(row), f"{row['ratio']:.2f}", _bound(row))
+def _ratios(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
+    """A table of figures beside the first of their kind."""
+
+    def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+        yield from _head("", "time", "ratio", "meant to be")
+        for row in figures["results"][benchmark]:
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            yield _row(row["name"], _figure(row), ratio, _bound(row))
+
+    return lines
 
 
 def _http(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -112,10 +118,11 @@ def _bound_of_figure(row: Mapping[str, Any]) -> str:
 
 _PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "machine": _machine,
-    "birth and close": _hot_path,
+    "birth and close": _ratios("hot_path"),
     "http": _http,
     "scans": _scans,
     "memory": _rest,
+    "command line": _ratios("command_line"),
 }
 
 
