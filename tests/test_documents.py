@@ -34,6 +34,7 @@ SHOWN = {
     "gunicorn_workers": "in app()",
     "leaking_client": "mended: sold out",
     "prove_no_leaks": "born at",
+    "pytest_project": "ERROR at teardown of test_forgets_a_client",
     "requests_and_httpx": "in is_there()",
     "structlog_json": '"event": "socket_leak", "level": "info"',
     "web_application": "in price()",
