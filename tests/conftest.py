@@ -31,6 +31,35 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+# They start programs and servers, or run whole pages: minutes, not seconds.
+WHOLE_PROGRAMS = {
+    f"test_{name}"
+    for name in (
+        "command_line",
+        "documents",
+        "event_loops",
+        "forks",
+        "natives",
+        "plugin_neighbours",
+        "pools",
+        "real_programs",
+        "root_causes",
+        "run",
+        "scan",
+        "soak",
+        "watch",
+    )
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`pytest` runs the others; `pytest -m whole_program` these."""
+    for item in items:
+        if item.path.stem in WHOLE_PROGRAMS:
+            item.add_marker("whole_program")
+
+
 PRISTINE = dict(vars(SOCKET))
 
 
@@ -44,7 +73,6 @@ def assert_pristine() -> None:
 @pytest.fixture(autouse=True)
 def nothing_stays_patched():
     """No test begins or ends with the socket class patched, or with a thread left over."""
-    gc.collect()
     assert_pristine()
     threads = set(threading.enumerate())
     yield
