@@ -20,7 +20,7 @@ from closewait_guard.model import Origin, SocketRecord
 __all__ = ["Natives"]
 
 # The share of the time that listing the descriptors may take, unless a scan is to be full.
-_SHARE = 0.05
+_SHARE = 0.002
 # Standard input, output and error are whoever's started us.
 _FIRST = 3
 

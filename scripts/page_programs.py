@@ -41,7 +41,7 @@ _VARYING = (
     (r"\b\d+(\.\d+)? ?(s|min|h|ms)\b", "TIME"),
     (r"TIME to TIME", "TIME"),
     (r"[\d,]+ of [\d,]+ descriptors in use \(\d+%\)", "DESCRIPTORS"),
-    (r"[\d,]+ bytes? unread", "N bytes unread"),
+    (r";\s+[\d,]+\s+bytes?\s+unread", ""),
     (r"\([\d,]+ library calls?\)", "(LIBRARY CALLS)"),
     (r"of [\d,]+ open sockets?", "of N open sockets"),
     (r"\.py:\d+", ".py:LINE"),

@@ -229,13 +229,13 @@ def test_an_event_loop_can_report_without_being_blocked(told):
             await reports
 
     def slow(report):
-        time.sleep(0.3)
+        time.sleep(1)
 
     try:
         asyncio.run(main())
     finally:
         cwg.uninstall()
-    assert max(gaps) < 0.25
+    assert max(gaps) < 0.8
 
 
 def test_an_event_loop_reports_once_more_when_it_is_cancelled(told):
@@ -321,8 +321,8 @@ else:
 import threading, time
 import closewait_guard as cwg
 told, gaps = [], []
-with cwg.watch(interval=0.1, reporters=[told.append], at_exit=False):
-    while len(told) < 3:
+with cwg.watch(interval=1, reporters=[told.append], at_exit=False):
+    while len(told) < 2:
         begun = time.monotonic()
         time.sleep(0.01)
         gaps.append(time.monotonic() - begun)
@@ -338,7 +338,7 @@ def test_green_threads_go_on_while_it_waits(library):
     done = run(GREEN, library)
     assert done.returncode == 0, done.stderr
     # Far below the interval: nobody has waited for the monitor.
-    assert float(done.stdout) < 0.08
+    assert float(done.stdout) < 0.6
 
 
 def test_no_descriptor_is_left():
