@@ -73,6 +73,8 @@ def assert_pristine() -> None:
 @pytest.fixture(autouse=True)
 def nothing_stays_patched():
     """No test begins or ends with the socket class patched, or with a thread left over."""
+    # What the test before has left in cycles, and pytest has let go of only after its end.
+    gc.collect()
     assert_pristine()
     threads = set(threading.enumerate())
     yield
