@@ -12,7 +12,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import _patch
 from closewait_guard._wrappers import SOCKET
-from suites import suite  # noqa: F401 - a fixture
+from suites import descriptors, suite  # noqa: F401 - a fixture
 
 
 def pytest_report_header():
@@ -72,15 +72,16 @@ def assert_pristine() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_patched():
-    """No test begins or ends with the socket class patched, or with a thread left over."""
+    """No test leaves the socket class patched, or a thread or a descriptor behind."""
     # What the test before has left in cycles, and pytest has let go of only after its end.
     gc.collect()
     assert_pristine()
-    threads = set(threading.enumerate())
+    threads, numbers = set(threading.enumerate()), descriptors()
     yield
     gc.collect()
     assert_pristine()
     assert set(threading.enumerate()) <= threads
+    assert descriptors().items() <= numbers.items()
 
 
 @pytest.fixture

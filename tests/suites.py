@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -51,6 +52,16 @@ def open_sockets():
     return {id(thing): thing for thing in gc.get_objects() if type(thing) is socket.socket}
 
 
+def descriptors():
+    """What is open, and as what: only where the system tells (Linux)."""
+    opened = {}
+    for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        # The listing's own descriptor is gone by now.
+        with contextlib.suppress(OSError):
+            opened[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+    return opened
+
+
 class Suite:
     """Runs pytest on a test module that begins with the prelude."""
 
@@ -87,7 +98,7 @@ def suite(pytester, monkeypatch):
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     # Only what a test names: it is faster, and it is known what runs.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    before = open_sockets()
+    before, numbers = open_sockets(), descriptors()
     yield Suite(pytester)
     # Some hang on the traceback of the last failure of the inner run.
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
@@ -97,3 +108,6 @@ def suite(pytester, monkeypatch):
             while sock._io_refs:
                 sock._decref_socketios()
             sock.close()
+    for number, target in descriptors().items():
+        if target.startswith("socket:") and numbers.get(number) != target:
+            os.close(number)

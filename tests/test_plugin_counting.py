@@ -39,8 +39,8 @@ def test_a_socket_of_a_test_that_is_left_behind_is_an_error_of_that_test(suite, 
     [
         "socket.socket().close()",
         "with socket.socket(): pass",
-        "a, b = socket.socketpair(); a.close(); b.detach() and __import__('os').close(4000)",
-    ][:2],
+        "import os; a, b = socket.socketpair(); a.close(); os.close(b.detach())",
+    ],
 )
 def test_a_socket_that_is_closed_is_none(suite, body):
     result = suite.fail(f"def test_it():\n    {body}\n")

@@ -79,7 +79,7 @@ def test_a_file_that_has_the_number_is_not_accused(guard, pair, tmp_path, full):
         if full:
             assert told(report) == {serial: cwg.Verdict.STOLEN}
             assert report.leaks[0].holders[0].endswith("/file")
-        victim.detach()
+        os.close(victim.detach())
 
 
 def test_a_native_socket_that_has_the_number_and_leaks_is_not_the_objects(guard, pair):
