@@ -133,7 +133,7 @@ def _severity(
     if not verdict.accused and not is_pooled:
         return Severity.INFO
     # A pool may keep a connection for as long as it likes; how many there are still matters.
-    age = max(observation.peer_closed_for or 0.0, observation.suspect_for or 0.0) * (not is_pooled)
+    age = 0.0 if is_pooled else observation.useless_for
     in_crowd = observation.state is State.CLOSE_WAIT
     if age > settings.age_critical or (in_crowd and crowd.is_critical):
         return Severity.CRITICAL

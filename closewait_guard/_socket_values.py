@@ -130,3 +130,8 @@ class Observation:
     suspect_for: float | None = None
     unsent: int | None = None
     in_use: bool = False
+
+    @property
+    def useless_for(self) -> float:
+        """Seconds since the peer closed, or for which nobody has done anything about it."""
+        return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)

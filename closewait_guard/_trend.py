@@ -134,6 +134,4 @@ def _closed(trend: Trend, moment: Moment) -> Iterator[Closed]:
     now = {leak.observation.record.serial for leak in moment.report.leaks}
     for serial, (leak, at) in trend.accused.items():
         if serial not in now and serial not in moment.still_open:
-            seen = leak.observation
-            kept = max(seen.peer_closed_for or 0.0, seen.suspect_for or 0.0)
-            yield Closed(leak, kept + moment.at - at)
+            yield Closed(leak, leak.observation.useless_for + moment.at - at)

@@ -60,6 +60,17 @@ class Leak:
         """Whether the program should have closed this socket."""
         return self.verdict.accused
 
+    @property
+    def fingerprint(self) -> str:
+        """Names verdict and creation stack: the same in every process that runs the same code."""
+        # It loads OpenSSL, and most programs never ask.
+        from hashlib import sha1
+
+        record = self.observation.record
+        calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
+        text = "|".join((self.verdict, record.origin, *calls))
+        return sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+
 
 @dataclass(frozen=True, slots=True)
 class Closed:
@@ -119,14 +130,8 @@ class SiteGroup:
 
     @property
     def fingerprint(self) -> str:
-        """Names verdict and creation stack: the same in every process that runs the same code."""
-        # It loads OpenSSL, and most programs never ask.
-        from hashlib import sha1
-
-        record = self.leaks[0].observation.record
-        calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
-        text = "|".join((self.verdict, record.origin, *calls))
-        return sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+        """That of each of the leaks."""
+        return self.leaks[0].fingerprint
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from closewait_guard.model import (
     Alert,
     AlertStatus,
     Closed,
-    Leak,
     Report,
     Scalar,
     Severity,
@@ -56,7 +55,7 @@ def _alert(alert: Alert, pid: int) -> Event:
 
 def _site(group: SiteGroup, pid: int) -> Event:
     first = group.leaks[0]
-    oldest = max(_age(leak) for leak in group.leaks)
+    oldest = max(leak.observation.useless_for for leak in group.leaks)
     peers = addresses(leak.observation.peer for leak in group.leaks if leak.observation.peer)
     facts: dict[str, Scalar] = {
         "verdict": group.verdict.value,
@@ -102,15 +101,9 @@ def _closed(closed: list[Closed], fingerprint: str, pid: int) -> Event:
     )
 
 
-def _age(leak: Leak) -> float:
-    seen = leak.observation
-    return max(seen.peer_closed_for or 0.0, seen.suspect_for or 0.0)
-
-
 def _fingerprint(closed: Closed) -> str:
     """That of the site as it was told when the socket was leaked."""
-    leak = closed.leak
-    return SiteGroup(leak.verdict, leak.severity, leak.observation.record.site, (leak,)).fingerprint
+    return closed.leak.fingerprint
 
 
 def _plain(value: Scalar) -> Scalar:
