@@ -6,7 +6,6 @@ import os
 import select
 import sys
 import time
-from types import TracebackType
 from typing import Any, Self
 
 try:
@@ -37,12 +36,7 @@ class Keyboard:
             self._fd = -1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._fd >= 0:
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
 
