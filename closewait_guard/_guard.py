@@ -110,15 +110,15 @@ class Guard:
         while self._dependants:
             self._dependants.pop()()
         with _patch.changing():
-            if self._installed:
-                if self._signal is not None:
-                    self._signal.stop()
-                    self._signal = None
-                self._installed = False
-                _guards.discard(self)
-                _patch.unsubscribe(self._registry)
-                self._delivery.close()
-            self._lookout.close()
+            was_installed, self._installed = self._installed, False
+            _guards.discard(self)
+            _patch.unsubscribe(self._registry)
+            signal, self._signal = self._signal, None
+        self._lookout.close()
+        if signal is not None:
+            signal.stop()
+        if was_installed:
+            self._delivery.close()
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are born; see `closewait_guard.attribute`."""
