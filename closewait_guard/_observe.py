@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from closewait_guard._birth import SERIAL, SOCK, Story
 from closewait_guard._drops import Drop
 from closewait_guard._living import Living
+from closewait_guard._observed import observed
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
@@ -124,7 +125,7 @@ class Observer:
             if endpoint is not None:
                 record = self._source.record_of(theft.story)
                 view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
-                yield _observation(record, theft.fd, endpoint, view, None, None)
+                yield observed(record, theft.fd, endpoint, view)
 
     def _dropped(self) -> tuple[Observation, ...]:
         """What was dropped stays as it was: each is described once."""
@@ -139,7 +140,7 @@ class Observer:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
         view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
         record = self._source.record_of(drop.story)
-        return _observation(record, drop.fd, drop.endpoint, view, view.fin_for, None)
+        return observed(record, drop.fd, drop.endpoint, view, view.fin_for)
 
 
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
@@ -218,7 +219,7 @@ class _Glance:
             self.now,
         )
         self.known[story[SERIAL]] = _Known(record, endpoint, sighting)
-        return _observation(
+        return observed(
             record,
             fd,
             endpoint,
@@ -237,38 +238,3 @@ class _Glance:
         if record.born_at is not None:
             bounds.append(self.wall - record.born_at)
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
-
-
-def _observation(
-    record: SocketRecord,
-    fd: int,
-    endpoint: Endpoint,
-    view: View,
-    closed_for: float | None,
-    suspicious_for: float | None,
-    *,
-    close_called: bool = False,
-    in_use: bool = False,
-) -> Observation:
-    # By position and in order: naming nineteen arguments takes as long as storing them.
-    return Observation(
-        record,
-        fd,
-        endpoint.inode,
-        endpoint.family,
-        endpoint.type,
-        endpoint.local,
-        endpoint.peer,
-        view.state,
-        view.evidence,
-        closed_for,
-        view.unread,
-        view.last_sent_for,
-        view.last_received_for,
-        endpoint.tls,
-        close_called,
-        view.connection,
-        suspicious_for,
-        view.unsent,
-        in_use,
-    )

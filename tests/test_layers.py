@@ -33,7 +33,7 @@ LAYERS = [
     ["_render", "_serial"],
     ["_block", "_reporting"],
     ["_natives"],
-    ["_lineage", "_living", "_drops", "_thefts", "_holders"],
+    ["_lineage", "_living", "_drops", "_observed", "_thefts", "_holders"],
     ["_owners"],
     ["_birth", "_probe"],
     [

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from closewait_guard._hints import hint_for
 from closewait_guard._judge import judge
+from closewait_guard._observed import observed
 from closewait_guard._outside._sight import Copy, Descriptor, Sight
 from closewait_guard._since import Sighting, notice, suspect_for
 from closewait_guard._thresholds import crossed
@@ -26,10 +27,10 @@ from closewait_guard.model import (
 )
 from closewait_guard.settings import Settings
 
-__all__ = ["Known", "judged", "observed", "record_of"]
+__all__ = ["Known", "judged", "record_of"]
 
-# Neither shows from outside.
-_TLS = _CLOSE_CALLED = False
+# It does not show from outside.
+_CLOSE_CALLED = False
 
 # By process, descriptor and inode.
 _Key = tuple[int, int, int | None]
@@ -59,11 +60,14 @@ def judged(
     records = _Records(sight)
     ended = []
     for each in sight.ended:
-        closed_for, suspicious_for = _ages(each, (pid, each.fd, each.inode), before, after, now)
-        ended.append(observed(each, records.of(each), closed_for, suspicious_for))
+        key = (pid, each.fd, each.endpoint.inode)
+        ages = _ages(each, key, before, after, now)
+        ended.append(observed(records.of(each), each.fd, each.endpoint, each.view, *ages))
     leaks = judge(ended, settings, sight.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
-    healthy = [observed(each, records.of(each)) for each in sight.others]
+    healthy = [
+        observed(records.of(each), each.fd, each.endpoint, each.view) for each in sight.others
+    ]
     wrong = [_held(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
         sight,
@@ -86,37 +90,6 @@ def _ages(
     # A look from outside that is the first to see an end knows nothing of its age.
     closed_for = None if dated is None else now - sighting.since
     return closed_for, suspect_for(each.view, sighting, now)
-
-
-def observed(
-    each: Descriptor,
-    record: SocketRecord,
-    closed_for: float | None = None,
-    suspicious_for: float | None = None,
-) -> Observation:
-    """A descriptor as every stage after this one knows it."""
-    view = each.view
-    # By position and in order: naming nineteen arguments takes as long as storing them.
-    return Observation(
-        record,
-        each.fd,
-        each.inode,
-        each.family,
-        each.type,
-        each.local,
-        each.peer,
-        view.state,
-        view.evidence,
-        closed_for,
-        view.unread,
-        view.last_sent_for,
-        view.last_received_for,
-        _TLS,
-        _CLOSE_CALLED,
-        view.connection,
-        suspicious_for,
-        view.unsent,
-    )
 
 
 def record_of(pid: int, origin: Origin, parent: SocketRecord | None = None) -> SocketRecord:
@@ -145,7 +118,7 @@ class _Records:
         }
 
     def of(self, each: Descriptor) -> SocketRecord:
-        copies = self._copies.get(each.inode or 0, ())
+        copies = self._copies.get(each.endpoint.inode or 0, ())
         if copies and any(copy.pid == self._parent for copy in copies):
             return self._inherited[each.accepted]
         return self._plain[each.accepted]

@@ -12,6 +12,7 @@ from closewait_guard._outside._network import Network
 from closewait_guard._outside._process import Process
 from closewait_guard._outside._sight import Copy, Descriptor, Everything, Refusal, Sight, Stray
 from closewait_guard._outside._untabled import Untabled
+from closewait_guard._probe import Endpoint
 from closewait_guard._probe._linux import STATES
 
 __all__ = ["descendants", "look"]
@@ -141,16 +142,8 @@ class _Look:
 
 def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
     """A table's entry as one process has it."""
-    return Descriptor(
-        fd,
-        entry.inode,
-        entry.family_name,
-        "SOCK_STREAM",
-        entry.local,
-        entry.peer,
-        view_of(entry),
-        network.listener_of(entry) is not None,
-    )
+    endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
+    return Descriptor(fd, endpoint, view_of(entry), network.listener_of(entry) is not None)
 
 
 def _copies(
@@ -160,7 +153,7 @@ def _copies(
     ended = [each for look in looks for each in look.ended]
     if not ended:
         return {}
-    inodes = {each.inode for each in ended}
+    inodes = {each.endpoint.inode for each in ended}
     known = {process.pid: process.sockets for process in processes}
     # A fork's copy keeps the number; a program that is started on a socket has it as 0, 1 or 2.
     likely = frozenset({0, 1, 2, *(each.fd for each in ended)})

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
+from closewait_guard._observed import observed
 from closewait_guard._outside._choose import choose
-from closewait_guard._outside._judged import Known, judged, observed, record_of
+from closewait_guard._outside._judged import Known, judged, record_of
 from closewait_guard._outside._sight import Refusal
 from closewait_guard._redact import redacted
 from closewait_guard.model import Observation, Origin, Report, State
@@ -93,9 +94,10 @@ class Onlooker:
             glances.append(Glance(report, sight.states, sight.backlog))
         strays: dict[int, list[Observation]] = {}
         for stray in seen.strays:
-            origin = Origin.ACCEPTED if stray.descriptor.accepted else Origin.NATIVE
-            closed_for = stray.descriptor.view.fin_for
-            observation = observed(stray.descriptor, record_of(0, origin), closed_for)
+            found = stray.descriptor
+            record = record_of(0, Origin.ACCEPTED if found.accepted else Origin.NATIVE)
+            view = found.view
+            observation = observed(record, found.fd, found.endpoint, view, view.fin_for)
             strays.setdefault(stray.uid, []).append(observation)
         undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
         return Found(tuple(glances), seen.refused, strays, undated)

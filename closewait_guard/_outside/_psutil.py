@@ -13,7 +13,7 @@ from typing import Any
 
 from closewait_guard._outside._process import Process, program_of
 from closewait_guard._outside._sight import Descriptor, Everything, Refusal, Sight
-from closewait_guard._probe import View
+from closewait_guard._probe import Endpoint, View
 from closewait_guard.exceptions import MissingExtraError
 from closewait_guard.model import Connection, Evidence, State
 
@@ -84,7 +84,7 @@ def _sight(process: Any, *, everything: bool) -> Sight:
 def _label(each: Descriptor) -> str:
     if each.view.state in _TCP:
         return each.view.state
-    return "UNIX" if each.family == "AF_UNIX" else "UDP"
+    return "UNIX" if each.endpoint.family == "AF_UNIX" else "UDP"
 
 
 _ENDED = frozenset({Connection.PEER_CLOSED, Connection.UNCONNECTED})
@@ -126,7 +126,7 @@ def _descriptors(connections: Iterable[Any], listening: set[int]) -> Iterator[De
         accepted = bool(peer) and family != "AF_UNIX" and each.laddr.port in listening
         connection = _CONNECTIONS.get(state, Connection.LIVE)
         view = View(state, Evidence.TABLE, connection)
-        yield Descriptor(each.fd, None, family, kind, local, peer, view, accepted)
+        yield Descriptor(each.fd, Endpoint(family, kind, local, peer), view, accepted)
 
 
 _STATES = {state.value: state for state in State}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from closewait_guard._outside._process import Process
-from closewait_guard._probe import View
+from closewait_guard._probe import Endpoint, View
 
 __all__ = ["Copy", "Descriptor", "Everything", "Looker", "Refusal", "Sight", "Stray"]
 
@@ -19,11 +19,7 @@ class Descriptor(NamedTuple):
     """
 
     fd: int
-    inode: int | None
-    family: str
-    type: str
-    local: str | None
-    peer: str | None
+    endpoint: Endpoint
     view: View
     accepted: bool
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from closewait_guard._outside import _processes, _procnet
 from closewait_guard._outside._process import Process
 from closewait_guard._outside._sight import Descriptor
-from closewait_guard._probe import View
+from closewait_guard._probe import Endpoint, View
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = ["Untabled"]
@@ -41,7 +41,8 @@ class Untabled:
         family = _TCP.get(protocol)
         if family is None:
             return None
-        return Descriptor(fd, inode, family, "SOCK_STREAM", None, None, _CLOSED, accepted=False)
+        endpoint = Endpoint(family, "SOCK_STREAM", None, None, inode)
+        return Descriptor(fd, endpoint, _CLOSED, accepted=False)
 
     def described(self, fd: int, inode: int, protocol: str) -> Descriptor:
         """A socket of another protocol, with its addresses as far as there are any."""
@@ -49,7 +50,7 @@ class Untabled:
         state = State.UNIX if family == "AF_UNIX" else State.NONE
         view = View(state, Evidence.TABLE, Connection.NOT_APPLICABLE)
         local, peer = self._addresses.get(inode, (None, None))
-        return Descriptor(fd, inode, family, kind, local, peer, view, accepted=False)
+        return Descriptor(fd, Endpoint(family, kind, local, peer, inode), view, accepted=False)
 
     @cached_property
     def _addresses(self) -> dict[int, tuple[str | None, str | None]]:

@@ -35,8 +35,8 @@ class Endpoint(NamedTuple):
     type: str
     local: str | None
     peer: str | None
-    inode: int | None
-    tls: bool
+    inode: int | None = None
+    tls: bool = False
 
 
 class View(NamedTuple):
