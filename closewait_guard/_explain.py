@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from closewait_guard._hints import hint_for
-from closewait_guard._holders import Holding, holdings
+from closewait_guard._holders import Holding, Roots, holdings
 from closewait_guard._owners import owners_of
 from closewait_guard._registry import Registry
 from closewait_guard._relatives import other_holders
@@ -89,9 +89,10 @@ class Explainer:
         return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
 
     def _search(self, leaks: list[Leak], deadline: float) -> None:
+        roots = Roots()
         found, held = self._objects(leaks)
         serials = [leak.observation.record.serial for leak in found]
-        known = dict(zip(serials, holdings(held, deadline), strict=True))
+        known = dict(zip(serials, holdings(held, deadline, roots), strict=True))
         copies = _copies_of([leak.observation for leak in leaks])
         now = time.monotonic()
         for leak in leaks:
@@ -103,21 +104,19 @@ class Explainer:
 
     def _objects(self, leaks: list[Leak]) -> tuple[list[Leak], list[object]]:
         """The objects that have the sockets, in a list that is the only thing to hold them."""
-        found: list[Leak] = []
-        held: list[object] = []
-        without: dict[int, Leak] = {}
+        without = {leak.observation.fd: leak for leak in leaks if self._socket_of(leak) is None}
+        owners = owners_of(without.keys()) if without else {}
+        found = [without[fd] for fd in owners]
+        held = list(owners.values())
         for leak in leaks:
-            seen = leak.observation
-            sock = self._registry.socket_of(seen.fd, seen.record.serial)
-            if sock is None:
-                without[seen.fd] = leak
-            else:
+            sock = self._socket_of(leak)
+            if sock is not None:
                 found.append(leak)
                 held.append(sock)
-        for fd, owner in (owners_of(without.keys()) if without else {}).items():
-            found.append(without[fd])
-            held.append(owner)
         return found, held
+
+    def _socket_of(self, leak: Leak) -> object | None:
+        return self._registry.socket_of(leak.observation.fd, leak.observation.record.serial)
 
     def _explained(self, leak: Leak, pools: Mapping[int, PoolUse]) -> Leak:
         if leak.verdict is Verdict.STOLEN:

@@ -20,7 +20,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard._hints import HINTS, hint_for
-from closewait_guard._holders import holdings
+from closewait_guard._holders import Roots, holdings
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 # Leaving sockets behind is what this is about.
@@ -367,7 +367,7 @@ def test_a_path_that_is_too_long_is_told_as_far_as_it_was_found(module):
 def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_second():
     code = """
         import gc, socket, time
-        from closewait_guard._holders import holdings
+        from closewait_guard._holders import Roots, holdings
 
         class Node:
             def __init__(self, value):
@@ -398,6 +398,32 @@ def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_seco
     assert float(done.stdout) < 0.5
 
 
+def test_a_collection_at_the_begin_of_the_search_takes_no_cycle_apart():
+    class Node:
+        pass
+
+    def cycle(_):
+        node = Node()
+        node.itself, node.held = node, Node()
+        return weakref.ref(node.held)
+
+    def held():
+        return [ref() for ref in refs]
+
+    roots, thresholds = Roots(), gc.get_threshold()
+    gc.collect()
+    refs = list(map(cycle, range(20)))
+    try:
+        gc.set_threshold(120, 2, 2)
+        found = holdings(held(), time.monotonic() + 5, roots)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert None not in held()
+    assert all(holding.sentences[0].startswith("reference cycle") for holding in found)
+    gc.collect()
+    assert not any(held())
+
+
 # What a guard makes of it.
 
 
@@ -408,7 +434,7 @@ def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
     monkeypatch.setattr(
         explain,
         "holdings",
-        lambda socks, deadline: asked.append(len(socks)) or holdings(socks, deadline),
+        lambda socks, *rest: asked.append(len(socks)) or holdings(socks, *rest),
     )
     with connected_pair(), half_closed_pair() as (ours, _):
         guard.scan()

@@ -8,7 +8,7 @@ from closewait_guard._holders._roots import Roots
 from closewait_guard._holders._search import Path, paths
 from closewait_guard._holders._tell import owners_of, sentence_of, users_of
 
-__all__ = ["Holding", "holdings"]
+__all__ = ["Holding", "Roots", "holdings"]
 
 
 class Holding(NamedTuple):
@@ -23,12 +23,14 @@ class Holding(NamedTuple):
     owners: tuple[str, ...] = ()
 
 
-def holdings(targets: list[object], deadline: float) -> list[Holding]:
+def holdings(targets: list[object], deadline: float, roots: Roots | None = None) -> list[Holding]:
     """Find out who holds each of some objects, all at once.
 
     Args:
         targets: The only thing of the caller's that refers to them; it comes back empty.
         deadline: The monotonic time after which the search goes no further.
+        roots: What counts as an end. Best made before the targets are taken out of weak
+            references: a collection meanwhile would take the cycle apart that a target is in.
     """
     found = [Holding()] * len(targets)
 
@@ -38,8 +40,5 @@ def holdings(targets: list[object], deadline: float) -> list[Holding]:
         owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))
         found[place] = Holding(tuple(sentences), tuple(owners))
 
-    try:
-        paths(targets, Roots(), deadline, tell)
-    finally:
-        targets.clear()
+    paths(targets, Roots() if roots is None else roots, deadline, tell)
     return found

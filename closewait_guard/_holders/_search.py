@@ -77,6 +77,9 @@ class _Node:
 
 class _Search:
     def __init__(self, targets: list[object], roots: Roots, deadline: float) -> None:
+        # First of all: a collection would take the cycle of a target apart, if nothing but the
+        # target were held.
+        self._nearest = [referrers(tuple(targets))]
         self._roots = roots
         self._deadline = deadline
         self._nodes = {id(thing): _Node(thing, 0) for thing in targets}
@@ -95,7 +98,7 @@ class _Search:
             frontier = self._still_wanted(frontier, level)
             if not frontier or time.monotonic() > self._deadline:
                 break
-            found = self._linked(referrers(self._things(frontier)), frontier, level)
+            found = self._linked(self._holding(frontier), frontier, level)
             reached = set().union(*found.values())
             for key, targets in frontier.items():
                 if not targets <= reached:
@@ -107,6 +110,9 @@ class _Search:
                 dead_ends = {key: led for key, led in dead_ends.items() if key not in beyond}
                 frontier |= self._rooted(self._beyond_tuples(beyond, level), level)
         self._cut_short.update(*frontier.values())
+
+    def _holding(self, leading: _Leading) -> list[object]:
+        return self._nearest.pop() if self._nearest else referrers(self._things(leading))
 
     def _things(self, leading: _Leading) -> tuple[object, ...]:
         # A list would be one more thing that refers to them.
@@ -240,7 +246,7 @@ def paths(
     """Find the shortest meaningful paths to each of some objects, and tell them, by its place.
 
     Args:
-        targets: What is held. The caller keeps no other list of them.
+        targets: What is held. The caller keeps no other list of them, and finds it empty.
         roots: What counts as an end.
         deadline: The monotonic time after which no further level is begun.
         tell: Called with the paths of each; what it keeps of the objects stays alive.
@@ -251,4 +257,6 @@ def paths(
         for place in range(len(targets)):
             tell(place, search.paths(id(targets[place])))
     finally:
+        # First the targets, while what refers to them is held: a cycle stays whole.
+        targets.clear()
         search.close()
