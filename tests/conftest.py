@@ -72,7 +72,7 @@ def assert_pristine() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_patched():
-    """No test leaves the socket class patched, or a thread or a descriptor behind."""
+    """No test leaves the socket class patched, or a thread or an open socket behind."""
     # What the test before has left in cycles, and pytest has let go of only after its end.
     gc.collect()
     assert_pristine()

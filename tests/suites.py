@@ -53,13 +53,13 @@ def open_sockets():
 
 
 def descriptors():
-    """What is open, and as what: only where the system tells (Linux)."""
+    """The sockets that are open, by number: only where the system tells (Linux)."""
     opened = {}
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         # The listing's own descriptor is gone by now.
         with contextlib.suppress(OSError):
             opened[int(number)] = os.readlink(f"/proc/self/fd/{number}")
-    return opened
+    return {number: what for number, what in opened.items() if what.startswith("socket:")}
 
 
 class Suite:
@@ -108,6 +108,5 @@ def suite(pytester, monkeypatch):
             while sock._io_refs:
                 sock._decref_socketios()
             sock.close()
-    for number, target in descriptors().items():
-        if target.startswith("socket:") and numbers.get(number) != target:
-            os.close(number)
+    for number, _ in descriptors().items() - numbers.items():
+        os.close(number)

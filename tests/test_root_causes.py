@@ -227,7 +227,10 @@ def test_a_server_that_ignores_the_end_of_a_bare_connection(guard):
     async def main():
         async def handle(reader, writer):
             await reader.read()
-            await asyncio.sleep(60)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                writer.close()
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         socket.create_connection(server.sockets[0].getsockname()).close()
