@@ -127,7 +127,7 @@ class Explainer:
             return leak
         sentences, owners = told.holding if told is not None else Holding()
         if pool is not None:
-            sentences, owners = (*sentences, pool.sentence), (*owners, pool.library)
+            sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
         hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, owners)
         return replace(leak, holders=sentences, hint=hint)
 

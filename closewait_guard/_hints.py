@@ -16,7 +16,8 @@ class Hint(NamedTuple):
 
     Attributes:
         holder: The name of a type that holds the socket, such as `requests.models.Response`, or of
-            a package: then any of its types.
+            a package: then any of its types. "X for each call": pools of the library X, more than
+            a program has reason to make.
     """
 
     verdict: Verdict
@@ -74,6 +75,10 @@ HINTS: tuple[Hint, ...] = (
         "read the response to its end and call response.release_conn(), or response.close()",
     ),
     *_held(
+        "urllib3 for each call",
+        "make one PoolManager, session or client and keep it, or close it when it is used up",
+    ),
+    *_held(
         "httpx.Response",
         "use `with client.stream(...) as response:` (`async with` for an AsyncClient), or call "
         "response.close() (`await response.aclose()`)",
@@ -87,6 +92,11 @@ HINTS: tuple[Hint, ...] = (
         "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
     ),
     *_held(
+        "httpcore for each call",
+        "make one client and keep it, or use `with httpx.Client() as client:` (`async with` for an "
+        "AsyncClient)",
+    ),
+    *_held(
         "aiohttp.client_reqrep.ClientResponse",
         "use `async with session.get(...) as response:`, or call response.release() when it is "
         "read or not wanted",
@@ -97,6 +107,16 @@ HINTS: tuple[Hint, ...] = (
         "at the end `await session.close()`",
     ),
     *_held(
+        "aiohttp for each call",
+        "make one session and keep it, or use `async with aiohttp.ClientSession() as session:`; "
+        "at the end `await session.close()`",
+    ),
+    *_held(
+        "redis for each call",
+        "make one client and keep it: it has a pool of connections; or call client.close() "
+        "(`await client.aclose()`)",
+    ),
+    *_held(
         "redis",
         "give the connection back: call client.close() (`await client.aclose()`), or use "
         "`with redis.Redis(...) as client:`; a pubsub or pipeline has a close() or reset() too",
@@ -105,6 +125,10 @@ HINTS: tuple[Hint, ...] = (
         "sqlalchemy.engine.base.Connection",
         "use `with engine.connect() as connection:`, or call connection.close(), which gives it "
         "back to the pool",
+    ),
+    *_held(
+        "sqlalchemy for each call",
+        "make one engine and keep it, or call engine.dispose() when it is used up",
     ),
     *_held(
         "psycopg",

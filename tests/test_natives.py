@@ -158,6 +158,71 @@ def test_sqlalchemy_idle_is_stale_and_checked_out_is_leaked(guard, postgres_port
     engine.dispose()
 
 
+def test_an_engine_for_each_call_is_leaked(guard, postgres_port):
+    address = f"postgresql+psycopg://postgres@127.0.0.1:{postgres_port}/postgres"
+    engines = [sqlalchemy.create_engine(address, pool_size=1, max_overflow=0) for _ in range(25)]
+    for engine in engines:
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("select 1"))
+    hang_up_postgres(postgres_port)
+    leaks = told(guard, cwg.Verdict.LEAKED, 25)
+    assert "one of 25 pools for this address" in leaks[0].holders[-1]
+    assert all("engine.dispose()" in leak.hint for leak in leaks)
+    for engine in engines:
+        engine.dispose()
+
+
+# Each opens connections in threads of its own, and must not be in a process that forks.
+FOREIGN = {
+    "grpc": """
+import grpc
+channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+coming = grpc.channel_ready_future(channel)
+end = channel.close
+""",
+    "zmq": """
+import zmq
+context = zmq.Context()
+link = context.socket(zmq.DEALER)
+link.connect(f"tcp://127.0.0.1:{port}")
+end = context.destroy
+""",
+}
+FOREIGN_FRAME = """
+import socket, time
+import closewait_guard as cwg
+
+def natives():
+    seen = guard.scan(full=True).observations
+    return [each for each in seen if each.record.origin is cwg.Origin.NATIVE]
+
+def wait_for(wanted):
+    deadline = time.monotonic() + 10
+    while len(natives()) != wanted:
+        assert time.monotonic() < deadline, natives()
+        time.sleep(0.05)
+
+with cwg.Guard() as guard, socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+    {}
+    with server.accept()[0]:
+        wait_for(1)
+        [seen] = natives()
+        print(seen.state, seen.peer.rpartition(":")[2] == str(port), seen.record.site)
+    end()
+    wait_for(0)
+"""
+
+
+@pytest.mark.parametrize("library", FOREIGN)
+def test_what_other_native_libraries_open_is_found_with_state_and_peer(library):
+    script = FOREIGN_FRAME.format(textwrap.indent(FOREIGN[library], "    ").strip())
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "ESTABLISHED True None\n", done.stderr
+
+
 def test_a_curl_handle_that_keeps_its_connection_is_attributed(guard):
     guard.attribute("pycurl")
 

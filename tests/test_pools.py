@@ -113,6 +113,67 @@ def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds
     assert guard.scan().accused == ()
 
 
+@pytest.mark.parametrize("library", ["urllib3", "httpx"])
+def test_a_client_for_each_call_is_leaked(guard, library):
+    kept = []
+
+    def with_urllib3(url):
+        kept.append(urllib3.PoolManager(maxsize=2))
+        return kept[-1].request("GET", url).data
+
+    def with_httpx(url):
+        kept.append(httpx.Client())
+        return kept[-1].get(url).content
+
+    call, hint = {
+        "urllib3": (with_urllib3, "make one PoolManager"),
+        "httpx": (with_httpx, "`with httpx.Client() as client:`"),
+    }[library]
+    with web() as server:
+        for _ in range(25):
+            call(server.url)
+        server.hang_up()
+        leaks = ours(told(guard, cwg.Verdict.LEAKED, 25), call.__name__)
+        assert "one of 25 pools for this address" in leaks[0].holders[-1]
+        assert all(hint in leak.hint for leak in leaks)
+        for client in kept:
+            client.clear() if library == "urllib3" else client.close()
+    assert guard.scan().accused == ()
+
+
+@pytest.mark.parametrize("library", ["httpx", "aiohttp"])
+def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
+    kept = []
+
+    async def with_httpx(url):
+        kept.append(httpx.AsyncClient())
+        return await kept[-1].get(url)
+
+    async def with_aiohttp(url):
+        kept.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=5)))
+        async with kept[-1].get(url) as response:
+            return await response.read()
+
+    async def main(server):
+        for _ in range(25):
+            await call(server.url)
+        server.hang_up()
+        # The loop is busy with something else, so that it cannot see the end.
+        leaks = told(guard, cwg.Verdict.LEAKED, 25)
+        assert "one of 25 pools for this address" in leaks[0].holders[-1]
+        assert all(hint in leak.hint for leak in leaks)
+        for client in kept:
+            await (client.aclose() if library == "httpx" else client.close())
+
+    call, hint = {
+        "httpx": (with_httpx, "make one client and keep it"),
+        "aiohttp": (with_aiohttp, "`await session.close()`"),
+    }[library]
+    with web() as server:
+        asyncio.run(main(server))
+    assert guard.scan().accused == ()
+
+
 def test_a_session_for_each_thread_is_explained(guard):
     with web() as server:
         done, stop = threading.Semaphore(0), threading.Event()
@@ -245,6 +306,19 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
         assert "checked out of the pool (at most 5)" in leak.holders[-1]
         assert "give the connection back" in leak.hint
         client.connection_pool.release(taken)
+    assert guard.scan().accused == ()
+
+
+def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
+    clients = [redis.Redis(port=redis_port, max_connections=5) for _ in range(25)]
+    for client in clients:
+        client.ping()
+    hang_up_redis(redis_port)
+    leaks = told(guard, cwg.Verdict.LEAKED, 25)
+    assert "one of 25 pools for this address" in leaks[0].holders[-1]
+    assert all("make one client and keep it: it has a pool" in leak.hint for leak in leaks)
+    for client in clients:
+        client.close()
     assert guard.scan().accused == ()
 
 

@@ -32,6 +32,11 @@ class PoolUse(NamedTuple):
     is_surplus: bool = False
 
     @property
+    def owner(self) -> str:
+        """What the table of hints knows it by."""
+        return f"{self.library} for each call" if self.is_surplus else self.library
+
+    @property
     def sentence(self) -> str:
         """Where the connection is."""
         where = "idle in" if self.is_idle else "checked out of"
