@@ -39,6 +39,7 @@ def block(group: SiteGroup) -> Iterator[str]:
     if circumstances:
         yield from folded(f"  {circumstances}", "    ")
     yield from _held(group)
+    yield from _superseded(group)
     if group.leaks[0].hint:
         yield from folded(f"  fix: {group.leaks[0].hint}", "    ")
 
@@ -53,6 +54,15 @@ def _held(group: SiteGroup) -> Iterator[str]:
         yield from folded(f"  held by {first}{more}", "    ")
     if len(alike) > _MOST_HOLDERS:
         yield f"    (and by {len(alike) - _MOST_HOLDERS:,} more)"
+
+
+def _superseded(group: SiteGroup) -> Iterator[str]:
+    """How many have been replaced by a younger connection."""
+    successors = [leak.superseded_by for leak in group.leaks if leak.superseded_by is not None]
+    if successors:
+        some = f"{len(successors):,} of them " if len(successors) < len(group.leaks) else ""
+        told = f"{some}superseded by #{max(successors)}: the same line has connected to the same "
+        yield from folded(f"  {told}peer since", "    ")
 
 
 def name_of(verdict: Verdict) -> str:

@@ -13,6 +13,7 @@ from closewait_guard._holders import Holding, Roots, holdings
 from closewait_guard._owners import owners_of
 from closewait_guard._registry import Registry
 from closewait_guard._relatives import other_holders
+from closewait_guard._succession import successors
 from closewait_guard.integrations import PoolUse
 from closewait_guard.model import Frame, Leak, Observation, Origin, Verdict
 
@@ -33,6 +34,10 @@ class _Told(NamedTuple):
     site: _Site
     holding: Holding
     at: float
+    successor: int | None
+
+
+_NOTHING = _Told((Verdict.OPEN, None), Holding(), 0.0, None)
 
 
 class Explainer:
@@ -93,14 +98,17 @@ class Explainer:
         found, held = self._objects(leaks)
         serials = [leak.observation.record.serial for leak in found]
         known = dict(zip(serials, holdings(held, deadline, roots), strict=True))
-        copies = _copies_of([leak.observation for leak in leaks])
+        observations = [leak.observation for leak in leaks]
+        copies = _copies_of(observations)
+        followed = successors(observations, self._registry, time.time())
         now = time.monotonic()
         for leak in leaks:
             seen = leak.observation
             holding = known.get(seen.record.serial, Holding())
             sentences = (*holding.sentences, *copies.get(seen.inode or 0, ()))
             holding = holding._replace(sentences=sentences)
-            self._told[seen.record.serial] = _Told(_site_of(leak), holding, now)
+            successor = followed.get(seen.record.serial)
+            self._told[seen.record.serial] = _Told(_site_of(leak), holding, now, successor)
 
     def _objects(self, leaks: list[Leak]) -> tuple[list[Leak], list[object]]:
         """The objects that have the sockets, in a list that is the only thing to hold them."""
@@ -122,14 +130,17 @@ class Explainer:
         if leak.verdict is Verdict.STOLEN:
             return replace(leak, holders=(_thief_of(leak.observation.fd),))
         record = leak.observation.record
-        told, pool = self._told.get(record.serial), pools.get(record.serial)
-        if told is None and pool is None:
+        told = self._told.get(record.serial, _NOTHING)
+        pool = pools.get(record.serial)
+        if told is _NOTHING and pool is None:
             return leak
-        sentences, owners = told.holding if told is not None else Holding()
+        sentences, owners = told.holding
+        if told.successor is not None:
+            owners = (*owners, "reconnect")
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
         hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, owners)
-        return replace(leak, holders=sentences, hint=hint)
+        return replace(leak, holders=sentences, hint=hint, superseded_by=told.successor)
 
 
 def _site_of(leak: Leak) -> _Site:

@@ -2,161 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
 
+from closewait_guard._hint_row import Hint, held
 from closewait_guard.model import Evidence, Origin, Verdict
 
-__all__ = ["HINTS", "Hint", "hint_for"]
-
-
-class Hint(NamedTuple):
-    """One row: where everything that is given fits, the sentence is told.
-
-    Attributes:
-        holder: The name of a type that holds the socket, such as `requests.models.Response`, or of
-            a package: then any of its types. "X for each call": pools of the library X, more than
-            a program has reason to make.
-    """
-
-    verdict: Verdict
-    sentence: str
-    origin: Origin | None = None
-    evidence: Evidence | None = None
-    holder: str | None = None
-
-    def fits(
-        self, verdict: Verdict, origin: Origin, evidence: Evidence, holders: Iterable[str]
-    ) -> bool:
-        """Whether the row is for such a socket."""
-        return (
-            self.verdict is verdict
-            and self.origin in (None, origin)
-            and self.evidence in (None, evidence)
-            and (self.holder is None or any(_is_of(name, self.holder) for name in holders))
-        )
-
-
-def _is_of(name: str, holder: str) -> bool:
-    return name == holder or name.startswith(holder + ".")
-
-
-def _held(holder: str, sentence: str) -> tuple[Hint, ...]:
-    """For a socket that is open too long while something of a library holds it."""
-    return tuple(
-        Hint(verdict, sentence, holder=holder)
-        for verdict in (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
-    )
-
+__all__ = ["HINTS", "hint_for"]
 
 # The first row that fits is taken: what a program holds before what that holds in turn.
 HINTS: tuple[Hint, ...] = (
-    *_held(
+    *held(
         "traceback",
         "an exception that is kept keeps its frames and their variables: close the socket in a "
         "finally block, and do not store the exception longer than needed",
     ),
-    *_held(
+    *held(
         "requests.models.Response",
         "read the response to its end, or use `with session.get(..., stream=True) as response:`, "
         "or call response.close()",
     ),
-    *_held(
+    *held(
         "requests.sessions.Session",
         "make one session and keep it, or use `with requests.Session() as session:`",
     ),
-    *_held(
+    *held(
         "botocore.response.StreamingBody",
         "read the body to its end, or call body.close(); `with contextlib.closing(body):` does",
     ),
-    *_held(
+    *held(
         "urllib3.response.HTTPResponse",
         "read the response to its end and call response.release_conn(), or response.close()",
     ),
-    *_held(
+    *held(
         "urllib3 for each call",
         "make one PoolManager, session or client and keep it, or close it when it is used up",
     ),
-    *_held(
+    *held(
         "httpx.Response",
         "use `with client.stream(...) as response:` (`async with` for an AsyncClient), or call "
         "response.close() (`await response.aclose()`)",
     ),
-    *_held(
+    *held(
         "httpx.Client",
         "make one client and keep it, or use `with httpx.Client() as client:`",
     ),
-    *_held(
+    *held(
         "httpx.AsyncClient",
         "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
     ),
-    *_held(
+    *held(
         "httpcore for each call",
         "make one client and keep it, or use `with httpx.Client() as client:` (`async with` for an "
         "AsyncClient)",
     ),
-    *_held(
+    *held(
         "aiohttp.client_reqrep.ClientResponse",
         "use `async with session.get(...) as response:`, or call response.release() when it is "
         "read or not wanted",
     ),
-    *_held(
+    *held(
         "aiohttp.client.ClientSession",
         "make one session and keep it, or use `async with aiohttp.ClientSession() as session:`; "
         "at the end `await session.close()`",
     ),
-    *_held(
+    *held(
         "aiohttp for each call",
         "make one session and keep it, or use `async with aiohttp.ClientSession() as session:`; "
         "at the end `await session.close()`",
     ),
-    *_held(
+    *held(
         "redis for each call",
         "make one client and keep it: it has a pool of connections; or call client.close() "
         "(`await client.aclose()`)",
     ),
-    *_held(
+    *held(
         "redis",
         "give the connection back: call client.close() (`await client.aclose()`), or use "
         "`with redis.Redis(...) as client:`; a pubsub or pipeline has a close() or reset() too",
     ),
-    *_held(
+    *held(
         "sqlalchemy.engine.base.Connection",
         "use `with engine.connect() as connection:`, or call connection.close(), which gives it "
         "back to the pool",
     ),
-    *_held(
+    *held(
         "sqlalchemy for each call",
         "make one engine and keep it, or call engine.dispose() when it is used up",
     ),
-    *_held(
+    *held(
         "psycopg",
         "use `with psycopg.connect(...) as connection:`, or call connection.close()",
     ),
-    *_held(
+    *held(
         "psycopg2",
         "call connection.close(): `with connection:` ends the transaction only; "
         "`with contextlib.closing(psycopg2.connect(...)) as connection:` closes",
     ),
-    *_held(
+    *held(
         "pycurl.Curl",
         "call curl.close() when the handle is not used again",
     ),
-    *_held(
+    *held(
         "websockets",
         "use `async with connect(...) as websocket:` (`with` for the threaded client), or "
         "`await websocket.close()`",
     ),
-    *_held(
+    *held(
         "trio",
         "use `async with stream:`, or `await stream.aclose()`",
     ),
-    *_held(
+    *held(
         "http.client.HTTPResponse",
         "read the response to its end, or use `with` around it, or call response.close()",
     ),
-    *_held(
+    *held(
         "http.client.HTTPConnection",
         "call connection.close(), which does not close a response that is being read: close the "
         "response too; `with contextlib.closing(connection):` helps",
@@ -168,12 +127,12 @@ HINTS: tuple[Hint, ...] = (
         Origin.ACCEPTED,
         holder="asyncio",
     ),
-    *_held(
+    *held(
         "asyncio",
         "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
         "transport transport.close()",
     ),
-    *_held(
+    *held(
         "uvloop",
         "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
         "transport transport.close()",
@@ -183,6 +142,11 @@ HINTS: tuple[Hint, ...] = (
         "the handler of this connection must close it when recv() returns b'': use "
         "`with conn:` around the handler, error paths included",
         Origin.ACCEPTED,
+    ),
+    *held(
+        "reconnect",
+        "the same line has connected again since: close a connection when it is used up, by "
+        "`with` or in a finally block, and in any case before a new one takes its place",
     ),
     Hint(
         Verdict.LEAKED,

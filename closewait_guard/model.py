@@ -47,13 +47,21 @@ SCHEMA = "closewait-guard/1"
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A verdict on one socket, and what to do about it."""
+    """A verdict on one socket, and what to do about it.
+
+    Attributes:
+        holders: Who keeps it alive, as code that a person would recognise.
+        hint: What to change.
+        superseded_by: The serial of a younger socket, that the same line has connected to the same
+            peer since this one became useless.
+    """
 
     observation: Observation
     verdict: Verdict
     severity: Severity
     holders: tuple[str, ...]
     hint: str
+    superseded_by: int | None = None
 
     @property
     def accused(self) -> bool:

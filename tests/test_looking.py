@@ -44,6 +44,7 @@ def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
     seen = leak.observation
     assert leak.verdict is cwg.Verdict.LEAKED
     assert leak.accused
+    assert leak.superseded_by is None
     assert seen.state is cwg.State.CLOSE_WAIT
     assert seen.connection is cwg.Connection.PEER_CLOSED
     assert seen.family == ("AF_INET" if host == "127.0.0.1" else "AF_INET6")

@@ -265,6 +265,14 @@ def test_a_reconnect_that_forgets_to_close_the_old_connection(guard):
         peers.append(server.accept()[0])
         leak = only(guard, cwg.Verdict.LEAKED, "connect")
         assert "client.history[0]" in leak.holders[0]
+        assert "before a new one takes its place" in leak.hint
+        [young] = [
+            seen.record.serial
+            for seen in guard.scan(full=True).observations
+            if seen.fd == client.sock.fileno()
+        ]
+        assert leak.superseded_by == young
+        assert f"superseded by #{young}: the same line" in cwg.render_text(guard.scan())
         for sock in [*client.history, *peers]:
             sock.close()
 

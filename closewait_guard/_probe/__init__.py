@@ -13,6 +13,7 @@ from closewait_guard._probe._view import (
     View,
     endpoint_of,
     inode_of,
+    peer_of,
 )
 from closewait_guard.exceptions import ConfigurationError
 
@@ -26,6 +27,7 @@ __all__ = [
     "choose",
     "endpoint_of",
     "inode_of",
+    "peer_of",
 ]
 
 

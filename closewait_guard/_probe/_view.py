@@ -99,10 +99,15 @@ def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
         family=_family_name(_FAMILY(sock)),
         type=_kind_name(_TYPE(sock)),
         local=_told(_socket.socket.getsockname, sock),
-        peer=_told(_socket.socket.getpeername, sock),
+        peer=peer_of(sock),
         inode=inode_of(fd),
         tls=ssl is not None and isinstance(sock, ssl.SSLSocket),
     )
+
+
+def peer_of(sock: _socket.socket) -> str | None:
+    """The address of the other end, if there is one."""
+    return _told(_socket.socket.getpeername, sock)
 
 
 def _told(ask: Callable[[_socket.socket], object], sock: _socket.socket) -> str | None:
