@@ -63,7 +63,7 @@ def run_until(condition, work=None, pause=0.03):
 def test_a_leak_is_told_once_grows_gets_worse_and_is_told_as_closed():
     everything, news = CapturingReporter(), CapturingReporter()
     settings = cwg.Settings(
-        grace=0, growth_window=10, count_warning=40, age_warning=0.6, age_critical=1.5
+        grace=0, growth_window=10, count_warning=40, age_warning=0.6, age_critical=3
     )
     guard = cwg.Guard(
         settings,

@@ -240,6 +240,33 @@ def test_a_debugger_finds_all_variables_as_they_were():
     assert seen
 
 
+COVERED = """
+import socket
+import closewait_guard as cwg
+
+def work():
+    ours = socket.socket()
+    [leak] = guard.check(mark).leaks
+    print(leak.holders[0])
+
+with cwg.Guard() as guard:
+    mark = guard.mark()
+    work()
+"""
+
+
+def test_variables_are_found_while_coverage_is_measured(tmp_path):
+    (tmp_path / "program.py").write_text(COVERED)
+    done = subprocess.run(
+        [sys.executable, "-m", "coverage", "run", "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("local 'ours' of work()"), done.stderr
+
+
 def test_a_suspended_generator_and_who_holds_it(module):
     def rows():
         resp = Connection(make())

@@ -31,7 +31,7 @@ def locals_of(frame: FrameType) -> dict[str, Any]:
         return {}
     if not _KEEPS_DICT:
         return dict(frame.f_locals)
-    if frame.f_trace is not None or _asks_for_locals(frame.f_code) or _is_hooked():
+    if _is_python(frame.f_trace) or _asks_for_locals(frame.f_code) or _is_hooked():
         return {}
     kept = frame.f_locals
     found = dict(kept)
@@ -47,7 +47,12 @@ def _asks_for_locals(code: CodeType) -> bool:
 def _is_hooked() -> bool:
     """Whether a tracer or profiler written in Python may be reading locals at this moment."""
     hooks = (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile())
-    return any(_is_python(hook) for hook in hooks if hook is not None)
+    return any(_is_python(hook) and not _is_replaced_at_once(hook) for hook in hooks)
+
+
+def _is_replaced_at_once(hook: object) -> bool:
+    """What coverage gives to new threads sets the tracer in C at its first event."""
+    return getattr(hook, "__module__", None) == "coverage.collector"
 
 
 def _is_python(hook: object) -> bool:
