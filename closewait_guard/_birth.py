@@ -8,8 +8,9 @@ import weakref
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from closewait_guard._socket_values import Scalar, SocketRecord
 from closewait_guard._stack import NO_STACK, Stack, resolve
-from closewait_guard.model import Origin, Scalar, SocketRecord
+from closewait_guard._vocabulary import Origin
 
 __all__ = [
     "KEY",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard.model import Scalar
+from closewait_guard._socket_values import Scalar
 from closewait_guard.settings import ContextProvider, Settings
 
 __all__ = ["PlainContext"]
@@ -19,6 +19,8 @@ class PlainContext:
     def of(cls, settings: Settings) -> PlainContext | None:
         """The one that the settings ask for, or None."""
         provider = settings.context
+        if isinstance(provider, PlainContext):
+            return provider
         if provider == "structlog":
             from closewait_guard._structlog import bound_context
 

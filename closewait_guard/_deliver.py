@@ -7,11 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from closewait_guard._reporting import closed, described
 from closewait_guard._structlog import tell, tell_failure
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Report, Reporter
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Report, Reporter
 
 __all__ = ["Delivery"]
 

@@ -1,39 +1,30 @@
-"""The only composer: a guard installs, looks, judges, and hands the report on."""
+"""The only composer: a guard installs and records, has it examined, and hands the report on."""
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from types import CodeType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from closewait_guard import _census, _patch, _probe
+from closewait_guard import _patch, _probe
 from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
-from closewait_guard._coverage import notes
 from closewait_guard._deliver import Delivery
 from closewait_guard._exhaustion import Exhaustion
-from closewait_guard._history import History
-from closewait_guard._jury import Jury
-from closewait_guard._lookout import Lookout
-from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._observe import Sight
-from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
-from closewait_guard._render import dated
-from closewait_guard._signal import Listening, SignalReport
 from closewait_guard._stack import capture_within
-from closewait_guard._stream import put
-from closewait_guard._thresholds import crossed
 from closewait_guard._unfinished import unfinished
-from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Reporter, Verdict
 from closewait_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from closewait_guard._examiner import Examiner
+    from closewait_guard._no_leaks import NoLeaks
+    from closewait_guard._signal import Listening, SignalReport
+    from closewait_guard.model import Report, Reporter
 
 __all__ = ["Guard"]
 
@@ -48,6 +39,8 @@ class Guard:
             given, those of the settings are told.
         clock: Dates the reports of a series; seconds that never jump.
         ends_of_stacks: Functions, by their code, from which on outwards no call is remembered.
+        lean: Load what makes reports with the first, not at `install()`. The first may then fail
+            where no descriptor is left to load it by.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -62,16 +55,18 @@ class Guard:
         *,
         clock: Callable[[], float] = time.monotonic,
         ends_of_stacks: Iterable[CodeType] = (),
+        lean: bool = False,
     ) -> None:
         self.settings = Settings.given(settings)
         self._delivery = Delivery(
             reporters or self.settings.reporters, self.settings.reporter_timeout
         )
         self._context = PlainContext.of(self.settings)
-        probe = _probe.choose(self.settings.probe)
+        self._probe = _probe.choose(self.settings.probe)
+        self._clock = clock
         self._exhaustion = Exhaustion(self._report_exhausted, clock)
         self._registry = Registry(
-            probe,
+            self._probe,
             self.settings.stack_depth,
             self._context,
             self.settings.dropped_kept,
@@ -79,9 +74,8 @@ class Guard:
         )
         if ends := tuple(ends_of_stacks):
             self._registry.capture = capture_within(ends)
-        self._lookout = Lookout(self._registry, probe, self.settings.stack_depth)
-        self._jury = Jury(self._registry)
-        self._history = History(self._registry, self.settings, clock)
+        self._examined: Examiner | None = None
+        self._is_lean = lean
         self._installed = False
         self._signal: SignalReport | None = None
         self._dependants: list[Callable[[], None]] = []
@@ -96,12 +90,15 @@ class Guard:
         with _patch.changing():
             if not self._installed:
                 if self.settings.signal is not None:
+                    from closewait_guard._signal import SignalReport
+
                     self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
                 _guards.add(self)
                 _patch.subscribe(self._registry)
                 self._registry.adopt()
-                self._lookout.take_census()
+                if not self._is_lean:
+                    self._examiner.lookout.take_census()
         return self
 
     def uninstall(self) -> None:
@@ -114,7 +111,8 @@ class Guard:
             _guards.discard(self)
             _patch.unsubscribe(self._registry)
             signal, self._signal = self._signal, None
-        self._lookout.close()
+        if self._examined is not None:
+            self._examined.lookout.close()
         if signal is not None:
             signal.stop()
         if was_installed:
@@ -122,7 +120,7 @@ class Guard:
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are born; see `closewait_guard.attribute`."""
-        self._lookout.attribute(*names)
+        self._examiner.lookout.attribute(*names)
 
     def __enter__(self) -> Self:
         return self.install()
@@ -136,13 +134,7 @@ class Guard:
         Args:
             full: Describe the healthy open sockets too, in `Report.observations`.
         """
-        sight = self._look(full=full)
-        limit = _census.fd_limit()
-        judged = self._jury.leaks((*sight.suspects, *sight.dropped), self.settings, limit)
-        leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
-        spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
-        healthy = (*sight.healthy, *spared) if full else ()
-        return self._report(sight, leaks, healthy, limit)
+        return self._examiner.scan(full=full)
 
     def report(self) -> Report:
         """Look, and tell the reporters.
@@ -159,9 +151,7 @@ class Guard:
         Args:
             notes: What else this report cannot see, in words to put into `Report.coverage`.
         """
-        report = self._history.continued(self.scan(), self._exhaustion.times)
-        coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
-        return replace(report, coverage=coverage)
+        return self._examiner.next_report(self._exhaustion.times, notes)
 
     def tell(self, report: Report) -> None:
         """Tell the reporters, each in isolation."""
@@ -183,7 +173,7 @@ class Guard:
     def _print(self) -> None:
         """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
         with suppress(Exception):
-            put(None, dated(self.scan()))
+            self._examiner.print()
 
     def _report_exhausted(self) -> None:
         if self._installed and self._delivery.reporters:
@@ -197,14 +187,14 @@ class Guard:
     @property
     def spent_on_holders(self) -> float:
         """Seconds of processor time for finding out who holds the accused, so far."""
-        return self._jury.spent
+        return self._examiner.spent_on_holders
 
     def mark(self, *, natives: bool = True) -> int:
         """A baseline for `check`: the sockets born from now on are above it, and so, without
         `natives`, may be native ones of before: not to look for them costs next to nothing.
         """  # noqa: D205
         if natives:
-            self._lookout.take_census()
+            self._examiner.lookout.take_census()
         return self._registry.mark()
 
     def check(self, since: int, *, explain: bool = True) -> Report:
@@ -223,13 +213,7 @@ class Guard:
             >>> before, after
             ([<Verdict.DEAD: 'dead'>], ())
         """
-        sight = self._look(born_after=since)
-        limit = _census.fd_limit()
-        everything = (*sight.suspects, *sight.dropped, *sight.healthy)
-        young = [seen for seen in everything if seen.record.serial > since]
-        settings = self.settings.replaced(grace=0)
-        leaks = self._jury.leaks(young, settings, limit, everything=True, explain=explain)
-        return self._report(sight, leaks, (), limit)
+        return self._examiner.check(since, explain=explain)
 
     def unfinished(self, since: int) -> list[Birth]:
         """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
@@ -237,52 +221,29 @@ class Guard:
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
+        from closewait_guard._no_leaks import NoLeaks
+
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
-    def _look(self, *, full: bool = False, born_after: int | None = None) -> Sight:
-        if not self._installed:
-            self._registry.adopt()
-        return self._lookout.look(full=full, born_after=born_after)
+    @property
+    def _examiner(self) -> Examiner:
+        if self._examined is None:
+            from closewait_guard._examiner import Examiner
 
-    def _report(
-        self,
-        sight: Sight,
-        leaks: tuple[Leak, ...],
-        observations: tuple[Observation, ...],
-        limit: int | None,
-    ) -> Report:
-        report = Report(
-            schema=SCHEMA,
-            taken_at=time.time(),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            command=sys.argv[0] if sys.argv else "",
-            python=sys.version.split()[0],
-            open_sockets=sight.open_sockets,
-            fd_used=_census.fd_used(),
-            fd_limit=limit,
-            coverage=self._coverage(),
-            leaks=leaks,
-            observations=observations,
-        )
-        report = replace(report, alerts=crossed(report, self.settings))
-        redactor = self.settings.redact
-        return redacted(report, redactor) if redactor is not None else report
-
-    def _coverage(self) -> Coverage:
-        blind_spots = notes(
-            installed=self._installed,
-            natives=self._lookout.natives,
-            replaced_by=_patch.replaced_by() if self._installed else None,
-            stand_in=_patch.stand_in(),
-            context_failure=self._context.failure if self._context else None,
-        )
-        return self._lookout.coverage(blind_spots)
+            self._examined = Examiner(
+                self._registry,
+                self._probe,
+                self.settings,
+                self._context,
+                self._clock,
+                lambda: self._installed,
+            )
+        return self._examined
 
     def _after_fork(self) -> None:
         self._registry.after_fork()
-        self._lookout.after_fork()
-        self._history.after_fork()
+        if self._examined is not None:
+            self._examined.after_fork()
         self._exhaustion.after_fork()
         self._delivery.after_fork()
 

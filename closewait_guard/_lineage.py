@@ -9,8 +9,8 @@ from types import FrameType
 
 from closewait_guard._birth import Story, descended_from, holds
 from closewait_guard._probe import inode_of
+from closewait_guard._vocabulary import Origin
 from closewait_guard._wrappers import SOCKET
-from closewait_guard.model import Origin
 
 __all__ = ["lineage"]
 

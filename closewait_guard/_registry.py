@@ -39,11 +39,12 @@ from closewait_guard._lineage import lineage
 from closewait_guard._living import Living
 from closewait_guard._population import Population, populations
 from closewait_guard._probe import Probe, inode_of
+from closewait_guard._socket_values import SocketRecord
 from closewait_guard._stack import NO_STACK, Capture, capture, settle
 from closewait_guard._tally import Tally
+from closewait_guard._vocabulary import Origin
 from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER, SOCKET
-from closewait_guard.model import Origin, SocketRecord
 
 __all__ = ["Registry"]
 

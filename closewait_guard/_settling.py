@@ -5,8 +5,12 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
-from closewait_guard.model import Report, Verdict
+from closewait_guard._vocabulary import Verdict
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
 
 __all__ = ["Settling"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-from closewait_guard.model import Frame, FrameKind
+from closewait_guard._socket_values import Frame
+from closewait_guard._vocabulary import FrameKind
 
 __all__ = [
     "NO_STACK",

@@ -14,8 +14,8 @@ from typing import Any
 
 from closewait_guard import _parse as parse
 from closewait_guard._parse import ContextProvider, Redactor
+from closewait_guard._socket_values import Scalar
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Scalar
 
 __all__ = ["ContextProvider", "Redactor", "Settings"]
 

@@ -15,7 +15,7 @@ from functools import partial
 from closewait_guard._probe._poll import PollPoller, unread, unsent
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import View, is_listening
-from closewait_guard.model import Connection, Evidence, State
+from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = ["CONNECTIONS", "STATES", "TCP_INFO_SIZE", "look", "poller", "tcp_view"]
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from closewait_guard._probe._poll import PollPoller, unread
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import Poller, View, is_listening
-from closewait_guard.model import Connection, Evidence, State
+from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = ["look", "poller"]
 

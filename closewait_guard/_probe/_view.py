@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from closewait_guard.model import Connection, Evidence, State
+from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = [
     "INVALID",

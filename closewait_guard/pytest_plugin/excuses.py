@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from closewait_guard.model import Frame, SocketRecord
+from closewait_guard._socket_values import Frame, SocketRecord
 
 __all__ = ["is_ignored", "is_of_default_loop", "kept_by_failure"]
 

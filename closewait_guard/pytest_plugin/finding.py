@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from closewait_guard.model import Report
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
 
 __all__ = ["SCHEMA", "Finding", "Outcome"]
 

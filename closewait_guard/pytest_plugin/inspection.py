@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from closewait_guard._birth import Birth
 from closewait_guard._guard import Guard
 from closewait_guard._settling import Settling
 from closewait_guard._stack import resolve
-from closewait_guard.model import Report
 from closewait_guard.pytest_plugin.excuses import is_ignored, is_of_default_loop, kept_by_failure
 from closewait_guard.pytest_plugin.keepers import Keeper
 from closewait_guard.pytest_plugin.options import Plan
 from closewait_guard.pytest_plugin.ownership import BORN_IN, Owner, Ownership
 from closewait_guard.pytest_plugin.reach import reached
 from closewait_guard.pytest_plugin.turns import Turns
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
 
 __all__ = ["Circumstances", "Inspector", "Result"]
 

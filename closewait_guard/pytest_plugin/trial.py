@@ -7,6 +7,7 @@ from types import CodeType
 
 from closewait_guard._context import PlainContext
 from closewait_guard._guard import Guard
+from closewait_guard._socket_values import Scalar
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
 from closewait_guard.pytest_plugin.inspection import Circumstances, Inspector
 from closewait_guard.pytest_plugin.keepers import Keeper
@@ -22,6 +23,13 @@ _DROPPED_KEPT = 100_000
 
 # What is worth telling of a test whose sockets were closed in time.
 _LONG_SETTLE = 0.01
+
+
+class _OwnersContext(PlainContext):
+    """Hands on what is plain already, and never changes: a test may open many sockets."""
+
+    def __call__(self) -> dict[str, Scalar]:
+        return self._provider()  # type: ignore[return-value]
 
 
 class Trial:
@@ -44,9 +52,9 @@ class Trial:
         kept = max(settings.dropped_kept, _DROPPED_KEPT)
         # The program's own reporters and its signal are for its own guard.
         settings = settings.replaced(
-            context=ownership.context, dropped_kept=kept, reporters=(), signal=None
+            context=_OwnersContext(ownership.context), dropped_kept=kept, reporters=(), signal=None
         )
-        self.guard = Guard(settings, ends_of_stacks=callers)
+        self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
         self._inspector = Inspector(self.guard, ownership)
         self._mark = self.guard.mark(natives=False)
 

@@ -1,0 +1,146 @@
+"""What a guard finds out from what it has recorded: looks, verdicts, and the series of reports.
+
+Apart from recording, because a run of tests that closes its sockets never needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from closewait_guard import _census, _patch
+from closewait_guard._context import PlainContext
+from closewait_guard._coverage import notes
+from closewait_guard._history import History
+from closewait_guard._jury import Jury
+from closewait_guard._lookout import Lookout
+from closewait_guard._observe import Sight
+from closewait_guard._probe import Probe
+from closewait_guard._redact import redacted
+from closewait_guard._registry import Registry
+from closewait_guard._render import dated
+from closewait_guard._stream import put
+from closewait_guard._thresholds import crossed
+from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
+from closewait_guard.settings import Settings
+
+__all__ = ["Examiner"]
+
+
+class Examiner:
+    """Looks at what a registry knows, and judges.
+
+    Args:
+        registry: Where births are recorded.
+        probe: How to ask the kernel.
+        settings: How to look and judge.
+        context: What calls the program's context provider, if it has one.
+        clock: Dates the reports of a series.
+        installed: Whether births are being recorded.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        probe: Probe,
+        settings: Settings,
+        context: PlainContext | None,
+        clock: Callable[[], float],
+        installed: Callable[[], bool],
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._context = context
+        self._installed = installed
+        self._jury = Jury(registry)
+        self._history = History(registry, settings, clock)
+        self.lookout = Lookout(registry, probe, settings.stack_depth)
+
+    @property
+    def spent_on_holders(self) -> float:
+        """Seconds of processor time for finding out who holds the accused, so far."""
+        return self._jury.spent
+
+    def scan(self, *, full: bool = False) -> Report:
+        """Look at all sockets."""
+        sight = self._look(full=full)
+        limit = _census.fd_limit()
+        judged = self._jury.leaks((*sight.suspects, *sight.dropped), self._settings, limit)
+        leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
+        spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
+        healthy = (*sight.healthy, *spared) if full else ()
+        return self._report(sight, leaks, healthy, limit)
+
+    def next_report(self, times_exhausted: int, further_notes: Iterable[str]) -> Report:
+        """Look, as the next of a series.
+
+        Args:
+            times_exhausted: How often there was no descriptor left, so far.
+            further_notes: What else this report cannot see.
+        """
+        report = self._history.continued(self.scan(), times_exhausted)
+        coverage = replace(report.coverage, notes=(*report.coverage.notes, *further_notes))
+        return replace(report, coverage=coverage)
+
+    def check(self, since: int, *, explain: bool) -> Report:
+        """Look only at the sockets born after a mark, without any grace."""
+        sight = self._look(born_after=since)
+        limit = _census.fd_limit()
+        everything = (*sight.suspects, *sight.dropped, *sight.healthy)
+        young = [seen for seen in everything if seen.record.serial > since]
+        settings = self._settings.replaced(grace=0)
+        leaks = self._jury.leaks(young, settings, limit, everything=True, explain=explain)
+        return self._report(sight, leaks, (), limit)
+
+    def print(self) -> None:
+        """Look, and print the report."""
+        put(None, dated(self.scan()))
+
+    def after_fork(self) -> None:
+        """In the child."""
+        self.lookout.after_fork()
+        self._history.after_fork()
+
+    def _look(self, *, full: bool = False, born_after: int | None = None) -> Sight:
+        if not self._installed():
+            self._registry.adopt()
+        return self.lookout.look(full=full, born_after=born_after)
+
+    def _report(
+        self,
+        sight: Sight,
+        leaks: tuple[Leak, ...],
+        observations: tuple[Observation, ...],
+        limit: int | None,
+    ) -> Report:
+        report = Report(
+            schema=SCHEMA,
+            taken_at=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            command=sys.argv[0] if sys.argv else "",
+            python=sys.version.split()[0],
+            open_sockets=sight.open_sockets,
+            fd_used=_census.fd_used(),
+            fd_limit=limit,
+            coverage=self._coverage(),
+            leaks=leaks,
+            observations=observations,
+        )
+        report = replace(report, alerts=crossed(report, self._settings))
+        redactor = self._settings.redact
+        return redacted(report, redactor) if redactor is not None else report
+
+    def _coverage(self) -> Coverage:
+        blind_spots = notes(
+            installed=self._installed(),
+            natives=self.lookout.natives,
+            replaced_by=_patch.replaced_by() if self._installed() else None,
+            stand_in=_patch.stand_in(),
+            context_failure=self._context.failure if self._context else None,
+        )
+        return self.lookout.coverage(blind_spots)
