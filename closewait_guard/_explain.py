@@ -140,7 +140,9 @@ class Explainer:
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
         hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, owners)
-        return replace(leak, holders=sentences, hint=hint, superseded_by=told.successor)
+        # Not by replace(), which takes a tenth of a scan of those that are told in every report.
+        seen, verdict, severity = leak.observation, leak.verdict, leak.severity
+        return Leak(seen, verdict, severity, sentences, hint, told.successor)
 
 
 def _site_of(leak: Leak) -> _Site:
