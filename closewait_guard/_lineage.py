@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import _socket
 import socket
+import threading
 from collections.abc import Mapping
 from types import FrameType
 
-from closewait_guard._birth import Story, descended_from, holds
+from closewait_guard._birth import SOCK, Story, descended_from, holds
 from closewait_guard._probe import inode_of
 from closewait_guard._vocabulary import Origin
-from closewait_guard._wrappers import SOCKET
+from closewait_guard._wrappers import SOCKET, accepting
 
 __all__ = ["lineage"]
 
@@ -26,7 +27,10 @@ _MAKERS: dict[int, tuple[Origin, str | None]] = {
     )
 }
 
+_ACCEPTED = Origin.ACCEPTED
 _c_socket = _socket.socket
+_fileno = _socket.socket.fileno
+_get_ident = threading.get_ident
 
 
 def lineage(
@@ -49,6 +53,8 @@ def lineage(
         maker = _MAKERS.get(id(caller.f_code))
     if maker is not None:
         origin, name = maker
+        if origin is _ACCEPTED and (listener := accepting.get(_get_ident())) is not None:
+            return origin, _of_socket(listener, births)
         return origin, _named_by(caller, name, births) if name else None
     story = births.get(fd)
     if story is None:
@@ -59,6 +65,11 @@ def lineage(
     if handed is not None and handed[0] is story and handed[1] == inode_of(fd):
         return Origin.DETACHED, descended_from(story)
     return Origin.ADOPTED, None
+
+
+def _of_socket(sock: socket.socket, births: Mapping[int, Story]) -> Story | None:
+    story = births.get(_fileno(sock))
+    return descended_from(story) if story is not None and story[SOCK]() is sock else None
 
 
 def _beyond_init(frame: FrameType) -> FrameType:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from closewait_guard._wrappers import SOCKET, WRAPPERS, Audience, Listener
+from closewait_guard._wrappers import SOCKET, WRAPPERS, Audience, Listener, accepting
 
 __all__ = [
     "after_fork",
@@ -34,9 +34,13 @@ def changing() -> threading.RLock:
 
 
 def after_fork() -> None:
-    """In the child: a lock that another thread held at the fork would never be released."""
+    """In the child: a lock that another thread held at the fork would never be released.
+
+    Nor would the listeners be let go of that other threads were accepting from.
+    """
     global _lock
     _lock = threading.RLock()
+    accepting.clear()
 
 
 def subscribe(listener: Listener) -> None:

@@ -91,8 +91,8 @@ class Registry:
         if descriptor is None:
             origin, parent = _CREATED, None
         else:
-            origin, parent = lineage(fd, sys._getframe(CALLER), self._births, self._detached)
-        thread = threads.get(threading.get_ident())
+            origin, parent = lineage(fd, _getframe(CALLER), self._births, self._detached)
+        thread = threads.get(_get_ident())
         asyncio = _modules.get("asyncio")
         serial = self._next_serial()
         # In the order of Birth, but plain: a named tuple takes three times as long to make.
@@ -102,13 +102,13 @@ class Registry:
             serial,
             self._pid,
             _now(),
-            thread._name if thread is not None else f"thread-{threading.get_ident()}",
+            thread._name if thread is not None else f"thread-{_get_ident()}",
             task_name(asyncio) if asyncio is not None else None,
             current_labels(),
             self._context() if self._context is not None else NO_CONTEXT,
             origin,
             parent,
-            self.capture(sys._getframe(CALLER), self._depth) if self._depth else NO_STACK,
+            self.capture(_getframe(CALLER), self._depth) if self._depth else NO_STACK,
         )
         self._has_news = True
         if serial >= self._settle_at:
@@ -295,5 +295,6 @@ class Registry:
 
 
 _modules = sys.modules
+_get_ident, _getframe = threading.get_ident, sys._getframe
 _now = time.time
 _ref = weakref.ref

@@ -9,10 +9,11 @@ import _socket
 import errno
 import functools
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["CALLER", "SOCKET", "WRAPPERS", "Audience", "Listener"]
+__all__ = ["CALLER", "SOCKET", "WRAPPERS", "Audience", "Listener", "accepting"]
 
 
 class Listener(Protocol):
@@ -123,11 +124,15 @@ def _tell_if_exhausted(error: OSError, audience: Audience) -> None:
 def _wrap_accept(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def accept(self: socket.socket) -> Any:
+        thread = _get_ident()
         try:
+            accepting[thread] = self
             return original(self)
         except OSError as error:
             _tell_if_exhausted(error, audience)
             raise
+        finally:
+            accepting.pop(thread, None)
 
     return accept
 
@@ -180,6 +185,11 @@ class _Finalizer:
         return self._bind(sock, owner)
 
 
+# By thread, the listener that is in its accept(): who is born meanwhile need not look for it among
+# the variables of a call, which takes longer than all the rest of a birth.
+accepting: dict[int, socket.socket] = {}
+
+_get_ident = threading.get_ident
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 _fileno = _socket.socket.fileno
 _do_nothing: Callable[[], Any] = [].copy

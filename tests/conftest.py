@@ -11,7 +11,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import _patch
-from closewait_guard._wrappers import SOCKET
+from closewait_guard._wrappers import SOCKET, accepting
 from suites import descriptors, suite  # noqa: F401 - a fixture
 
 
@@ -66,6 +66,7 @@ PRISTINE = dict(vars(SOCKET))
 def assert_pristine() -> None:
     assert socket.socket is SOCKET
     assert not _patch.is_patched()
+    assert not accepting
     assert dict(vars(SOCKET)) == PRISTINE
     assert all(vars(SOCKET)[name] is value for name, value in PRISTINE.items())
 

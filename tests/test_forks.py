@@ -64,6 +64,37 @@ def test_the_child_tells_the_parents_birth_and_the_parent_that_still_holds_it():
     )
 
 
+def test_a_listener_that_another_thread_was_accepting_from_is_not_kept_alive_in_the_child():
+    run(
+        """
+        import gc, threading, weakref, warnings
+        warnings.simplefilter("ignore")
+        cwg.install()
+
+        def serve():
+            server = socket.create_server(("127.0.0.1", 0))
+            refs.append((weakref.ref(server), server.getsockname()))
+            server.accept()
+
+        refs = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        while not refs:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        [(ref, address)] = refs
+        child = os.fork()
+        if child == 0:
+            # The frame of the other thread is still there: only what is ours is looked at.
+            from closewait_guard._wrappers import accepting
+            os._exit(len(accepting))
+        socket.create_connection(address)
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """
+    )
+
+
 def test_the_parent_tells_the_children_that_hold_a_copy():
     run(
         """

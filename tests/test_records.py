@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import pickle
+import signal
 import socket
 import ssl
 import subprocess
@@ -177,6 +178,50 @@ def test_an_accepted_socket_knows_its_listener(guard):
     assert record.origin is cwg.Origin.ACCEPTED
     assert record.parent == listener
     assert record.site.source == "accepted, _ = server.accept()"
+
+
+def test_threads_that_wait_for_connections_at_once_each_know_their_listener(guard):
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    born = {}
+
+    def accept(listener):
+        with listener.accept()[0] as conn:
+            born[listener] = record_of(guard, conn).parent
+
+    threads = [threading.Thread(target=accept, args=(each,)) for each in listeners]
+    for thread in threads:
+        thread.start()
+    for listener in reversed(listeners):
+        socket.create_connection(listener.getsockname()).close()
+    for thread in threads:
+        thread.join()
+    assert born == {listener: record_of(guard, listener) for listener in listeners}
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_handler_that_accepts_in_the_middle_of_an_accept_confuses_nobody(guard):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as outer,
+        socket.create_server(("127.0.0.1", 0)) as inner,
+        socket.create_connection(inner.getsockname()),
+    ):
+        taken, clients = [], []
+
+        def handle(*_):
+            taken.append(inner.accept()[0])
+            clients.append(socket.create_connection(outer.getsockname()))
+
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            taken.append(outer.accept()[0])
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        parents = [record_of(guard, sock).parent for sock in taken]
+        assert parents == [record_of(guard, inner), record_of(guard, outer)]
+        for sock in taken + clients:
+            sock.close()
 
 
 def test_an_accepted_socket_without_user_frames_is_blamed_on_its_listeners_line(guard):
