@@ -22,7 +22,7 @@ from benchmarks.http_programs import PROGRAMS
 from benchmarks.result import Result
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WARM_UP, _REQUESTS = 20, 100
+_WARM_UP, _REQUESTS = 20, 25
 
 # Whether the guard is on in the client, and in the server.
 _VARIANTS = {
@@ -47,7 +47,7 @@ _Cycle = dict[str, _Round]
 
 def run(*, quick: bool) -> list[Result]:
     found: list[Result] = []
-    for name, cycles in (("http.server, http.client", 50), ("uvicorn, requests", 20)):
+    for name, cycles in (("http.server, http.client", 120), ("uvicorn, requests", 60)):
         with _server(name) as server:
             measured = _measured(name, server, 2 if quick else cycles)
         for variant in _VARIANTS:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from types import FrameType
 
-from closewait_guard._birth import SOCK, Story, descended_from, holds
+from closewait_guard._birth import PARENT, SOCK, Story, descended_from, holds
 from closewait_guard._probe import inode_of
 from closewait_guard._vocabulary import Origin
 from closewait_guard._wrappers import SOCKET, accepting
@@ -54,7 +54,10 @@ def lineage(
     if maker is not None:
         origin, name = maker
         if origin is _ACCEPTED and (listener := accepting.get(_get_ident())) is not None:
-            return origin, _of_socket(listener, births)
+            story = births.get(_fileno(listener))
+            if story is None or story[SOCK]() is not listener:
+                return origin, None
+            return origin, story if story[PARENT] is None else descended_from(story)
         return origin, _named_by(caller, name, births) if name else None
     story = births.get(fd)
     if story is None:
@@ -65,11 +68,6 @@ def lineage(
     if handed is not None and handed[0] is story and handed[1] == inode_of(fd):
         return Origin.DETACHED, descended_from(story)
     return Origin.ADOPTED, None
-
-
-def _of_socket(sock: socket.socket, births: Mapping[int, Story]) -> Story | None:
-    story = births.get(_fileno(sock))
-    return descended_from(story) if story is not None and story[SOCK]() is sock else None
 
 
 def _beyond_init(frame: FrameType) -> FrameType:
