@@ -60,11 +60,11 @@ class Explainer:
         """
         leaks = tuple(leaks)
         wanted = [leak for leak in leaks if everything or leak.accused]
-        now = time.monotonic()
+        now, wall = time.monotonic(), time.time()
         self._told = self._remembered(wanted)
         batches = self._batches(wanted, now)
         while batches and time.monotonic() < now + _MOST_TIME:
-            self._search(batches.pop(), now + _MOST_TIME)
+            self._search(batches.pop(), now + _MOST_TIME, wall)
         took = time.monotonic() - now
         self._rests_until = max(self._rests_until, now + took / _SHARE)
         return tuple(self._explained(leak, pools) for leak in leaks)
@@ -93,14 +93,14 @@ class Explainer:
         told = self._told.get(leak.observation.record.serial)
         return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
 
-    def _search(self, leaks: list[Leak], deadline: float) -> None:
+    def _search(self, leaks: list[Leak], deadline: float, wall: float) -> None:
         roots = Roots()
         found, held = self._objects(leaks)
         serials = [leak.observation.record.serial for leak in found]
         known = dict(zip(serials, holdings(held, deadline, roots), strict=True))
         observations = [leak.observation for leak in leaks]
         copies = _copies_of(observations)
-        followed = successors(observations, self._registry, time.time())
+        followed = successors(observations, self._registry, wall)
         now = time.monotonic()
         for leak in leaks:
             seen = leak.observation

@@ -159,7 +159,7 @@ class _Glance:
         events: Mapping[int, int],
         last_look: float,
     ) -> None:
-        self.now, self.wall = time.monotonic(), time.time()
+        self.wall = time.time()
         self.known: dict[int, _Known] = {}
         self._source = source
         self._probe = probe
@@ -210,13 +210,15 @@ class _Glance:
     def _observed(
         self, fd: int, story: Story, view: View, endpoint: Endpoint, before: _Known | None
     ) -> Observation:
+        # After the kernel was asked: it says how long ago, and this thread may have had to wait.
+        now = time.monotonic()
         record = self._source.record_of(story) if before is None else before.record
         sighting = notice(
             view,
             fd in self._living.close_called,
             None if before is None else before.sighting,
             self._at_most(record, view) if before is None else 0.0,
-            self.now,
+            now,
         )
         self.known[story[SERIAL]] = _Known(record, endpoint, sighting)
         return observed(
@@ -224,8 +226,8 @@ class _Glance:
             fd,
             endpoint,
             view,
-            peer_closed_for(view, sighting, self.now),
-            suspect_for(view, sighting, self.now),
+            peer_closed_for(view, sighting, now),
+            suspect_for(view, sighting, now),
             close_called=sighting.ended[1],
             in_use=fd in self._in_use,
         )

@@ -15,8 +15,8 @@ __all__ = ["successors"]
 
 # Of all that were born since, only the youngest are looked at.
 _MOST = 200
-# The kernel dates the end by its own ticks.
-_TICK = 0.02
+# The kernel dates the end by its own ticks, and the look was a while ago.
+_LEEWAY = 0.1
 
 
 def successors(ended: Iterable[Observation], registry: Registry, wall: float) -> dict[int, int]:
@@ -25,10 +25,10 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
     Args:
         ended: Sockets that nobody uses any more.
         registry: Knows those that were born since.
-        wall: The time of the look, in seconds since the epoch.
+        wall: About the time of the look, in seconds since the epoch.
     """
     old = {
-        seen.record.serial: (wall - seen.useless_for - _TICK, seen.peer, seen.record.site)
+        seen.record.serial: (wall - seen.useless_for - _LEEWAY, seen.peer, seen.record.site)
         for seen in ended
         if seen.record.origin is Origin.CREATED and seen.peer
     }

@@ -13,7 +13,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import _probe
-from closewait_guard._probe import _portable
+from closewait_guard._probe import _linux, _portable
 from closewait_guard._probe._select import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
@@ -92,6 +92,26 @@ def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
             assert guard.scan().accused == ()
             time.sleep(GRACE / 2)
         wait()
+        assert verdicts(guard.scan()) == ["leaked"]
+
+
+def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sending(
+    guard, monkeypatch
+):
+    look = _linux.look
+
+    def late(*args):
+        time.sleep(0.1)
+        return look(*args)
+
+    with connected_pair() as (ours, theirs):
+        ours.sendall(b"request")
+        theirs.recv(100)
+        theirs.close()
+        wait()
+        with monkeypatch.context() as busy:
+            busy.setattr(_linux, "look", late)
+            guard.scan()
         assert verdicts(guard.scan()) == ["leaked"]
 
 
@@ -179,7 +199,9 @@ def test_a_connection_found_dead_after_being_found_well_has_its_grace_time(guard
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
         select.select([ours], [], [], 5)
-        assert only(guard.scan()).verdict is cwg.Verdict.CLOSING
+        leak = only(guard.scan())
+        assert leak.verdict is cwg.Verdict.CLOSING
+        assert "ending at this moment" in leak.hint
         wait()
         assert only(guard.scan()).verdict is cwg.Verdict.DEAD
 
@@ -236,6 +258,7 @@ def test_data_that_the_peer_has_not_taken_yet_means_we_are_still_sending(guard):
         wait()
         leak = only(guard.scan())
         assert leak.verdict is cwg.Verdict.HALF_CLOSED
+        assert "we are still sending" in leak.hint
         assert leak.observation.unsent > 0
 
 
@@ -302,6 +325,7 @@ def test_a_closed_socket_kept_open_by_a_file_object_lingers(probed_guard):
         wait()
         leak = only(probed_guard.scan())
         assert leak.verdict is cwg.Verdict.LINGERING
+        assert "makefile()" in leak.hint
         assert leak.observation.close_called
         file.close()
         assert probed_guard.scan().accused == ()

@@ -109,6 +109,16 @@ def test_a_close_that_is_never_reached_because_the_goodbye_failed(guard):
         sock.close()
 
 
+def test_an_answer_that_is_never_asked_for(guard):
+    with web() as server:
+        connection = http.client.HTTPConnection(*server.url.removeprefix("http://").split(":"))
+        connection.request("GET", "/partial")
+        leak = only(guard, cwg.Verdict.LEAKED, "test_an_answer_that_is_never_asked_for")
+        assert "connection" in leak.holders[0]
+        assert "call connection.close()" in leak.hint
+        connection.close()
+
+
 def test_a_close_that_a_response_puts_off(guard):
     def fetch(url):
         return urllib.request.urlopen(url + "/partial")
