@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,12 +23,14 @@ def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
     """Look at some processes, or at all that there are."""
     processes, refused = _read(_processes.all_pids() if pids is None else pids)
     networks = _Networks(processes, everything=everything)
+    at = time.monotonic()
     looks = [_Look(process, networks.of(process), everything) for process in processes]
     copies = _copies(processes, looks, complete=pids is None)
     if pids is None:
         # Processes end all the time: only who was asked for is missed.
         refused = [each for each in refused if each.exists]
     return Everything(
+        at,
         [look.sight(copies) for look in looks],
         refused,
         list(_strays(networks, refused, complete=pids is None)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
@@ -82,7 +81,7 @@ class Onlooker:
             everything: Describe the healthy sockets too.
         """
         seen = self._looker.look(pids, everything=everything)
-        now, known = time.monotonic(), self._known
+        now, known = seen.at, self._known
         self._known = {}
         glances = []
         for sight in seen.sights:

@@ -5,6 +5,7 @@ It dates nothing and counts no unread bytes, and shows what the platform lets it
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -44,7 +45,7 @@ def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
                 refused.append(Refusal(pid, "", None, exists=False))
         except (psutil.AccessDenied, PermissionError):
             refused.append(_refusal(psutil, pid))
-    return Everything(sights, refused, ())
+    return Everything(time.monotonic(), sights, refused, ())
 
 
 def descendants(pids: Sequence[int]) -> list[int]:

@@ -70,8 +70,13 @@ class Refusal(NamedTuple):
 
 
 class Everything(NamedTuple):
-    """All that one look showed."""
+    """All that one look showed.
 
+    Attributes:
+        at: The monotonic time when the kernel said how long ago everything was.
+    """
+
+    at: float
     sights: Sequence[Sight]
     refused: Sequence[Refusal]
     strays: Sequence[Stray]
