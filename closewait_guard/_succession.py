@@ -15,8 +15,9 @@ __all__ = ["successors"]
 
 # Of all that were born since, only the youngest are looked at.
 _MOST = 200
-# The kernel dates the end by its own ticks, and the look was a while ago.
-_LEEWAY = 0.1
+# So much later at least: calls that follow each other at once do not take each other's place, and
+# the end is dated by the kernel's ticks and by a look that was a while ago.
+_PAUSE = 0.1
 
 
 def successors(ended: Iterable[Observation], registry: Registry, wall: float) -> dict[int, int]:
@@ -28,7 +29,7 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
         wall: About the time of the look, in seconds since the epoch.
     """
     old = {
-        seen.record.serial: (wall - seen.useless_for - _LEEWAY, seen.peer, seen.record.site)
+        seen.record.serial: (wall - seen.useless_for + _PAUSE, seen.peer, seen.record.site)
         for seen in ended
         if seen.record.origin is Origin.CREATED and seen.peer
     }

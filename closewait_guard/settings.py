@@ -233,4 +233,12 @@ def _nearest_pyproject(directory: Path) -> Path | None:
     except OSError:
         return None
     candidates = (folder / "pyproject.toml" for folder in (here, *here.parents))
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if _is_there(path)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # A folder that this user may not look into: it is not their project.
+        return False

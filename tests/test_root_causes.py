@@ -271,6 +271,7 @@ def test_a_reconnect_that_forgets_to_close_the_old_connection(guard):
         client = Client(server.getsockname())
         peers = [server.accept()[0]]
         peers.pop().close()
+        time.sleep(0.3)
         client.connect()
         peers.append(server.accept()[0])
         leak = only(guard, cwg.Verdict.LEAKED, "connect")

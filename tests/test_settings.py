@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -211,3 +212,11 @@ def test_the_census_counts_by_listing_where_the_folder_has_no_size(monkeypatch):
 
         monkeypatch.setattr("pathlib.Path.stat", refuse)
         assert fd_used() == expected
+
+
+def test_a_folder_that_may_not_be_looked_into_is_nobodys_project(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert cwg.Settings.load(directory=tmp_path) == cwg.Settings()
