@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -311,8 +312,8 @@ def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
     nobody = [sys.executable, "-c", AS_NOBODY, str(leaky.pid)]
     done = call("scan", leaky.pid, command=nobody, code=2)
     assert done.stderr == (
-        f"closewait-guard: not permitted to look into process {leaky.pid} (python -c) "
-        "of user root: run as root, or as that user\n"
+        f"closewait-guard: not permitted to look into process {leaky.pid} "
+        f"({Path(sys.executable).name} -c) of user root: run as root, or as that user\n"
     )
     told = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())
     assert "sockets in CLOSE_WAIT of user root, whose processes may not be looked into" in told
