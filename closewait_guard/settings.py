@@ -14,6 +14,7 @@ from typing import Any
 
 from closewait_guard import _parse as parse
 from closewait_guard._parse import ContextProvider, Redactor
+from closewait_guard._pyproject import nearest_pyproject
 from closewait_guard._socket_values import Scalar
 from closewait_guard.exceptions import ConfigurationError
 
@@ -209,7 +210,7 @@ def _from_environment(environ: Mapping[str, str]) -> _Given:
 
 
 def _from_pyproject(directory: Path) -> _Given:
-    path = _nearest_pyproject(directory)
+    path = nearest_pyproject(directory)
     if path is None:
         return
     # Where there is no such file, nobody waits for its parser.
@@ -225,20 +226,3 @@ def _from_pyproject(directory: Path) -> _Given:
             raise ConfigurationError(f"{path}: [{name}] must be a table, not {table!r}")
     for name, value in table.items():
         yield name, value, f"[tool.closewait_guard] in {path}"
-
-
-def _nearest_pyproject(directory: Path) -> Path | None:
-    try:
-        here = directory.resolve()
-    except OSError:
-        return None
-    candidates = (folder / "pyproject.toml" for folder in (here, *here.parents))
-    return next((path for path in candidates if _is_there(path)), None)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        # A folder that this user may not look into: it is not their project.
-        return False

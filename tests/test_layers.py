@@ -67,7 +67,7 @@ LAYERS = [
     ],
     ["integrations"],
     ["settings"],
-    ["exceptions", "_parse"],
+    ["exceptions", "_parse", "_pyproject"],
     ["model"],
     ["_socket_values"],
     ["_vocabulary"],

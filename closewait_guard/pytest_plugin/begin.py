@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from closewait_guard._pyproject import nearest_pyproject
 from closewait_guard.pytest_plugin.carrier import Carrier
 from closewait_guard.pytest_plugin.ledger import Ledger
 from closewait_guard.pytest_plugin.options import Mode, options_of
@@ -59,7 +60,5 @@ def _check_settings() -> None:
 
 
 def _is_in_pyproject() -> bool:
-    here = Path.cwd()
-    paths = (folder / "pyproject.toml" for folder in (here, *here.parents))
-    nearest = next((path for path in paths if path.is_file()), None)
+    nearest = nearest_pyproject(Path())
     return nearest is not None and b"closewait_guard" in nearest.read_bytes()
