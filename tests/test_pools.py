@@ -44,6 +44,12 @@ def ours(leaks, site):
     ]
 
 
+def are_of_a_pool_for_each_call(leaks, hint):
+    assert len(leaks) == 25
+    assert "one of 25 pools for this address" in leaks[0].holders[-1]
+    assert all(hint in leak.hint for leak in leaks)
+
+
 HINT_OF = {
     "urllib3": "the pool will replace it",
     "httpcore": "keepalive_expiry",
@@ -134,8 +140,7 @@ def test_a_client_for_each_call_is_leaked(guard, library):
             call(server.url)
         server.hang_up()
         leaks = ours(told(guard, cwg.Verdict.LEAKED, 25), call.__name__)
-        assert "one of 25 pools for this address" in leaks[0].holders[-1]
-        assert all(hint in leak.hint for leak in leaks)
+        are_of_a_pool_for_each_call(leaks, hint)
         for client in kept:
             client.clear() if library == "urllib3" else client.close()
     assert guard.scan().accused == ()
@@ -160,8 +165,7 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
         server.hang_up()
         # The loop is busy with something else, so that it cannot see the end.
         leaks = told(guard, cwg.Verdict.LEAKED, 25)
-        assert "one of 25 pools for this address" in leaks[0].holders[-1]
-        assert all(hint in leak.hint for leak in leaks)
+        are_of_a_pool_for_each_call(leaks, hint)
         for client in kept:
             await (client.aclose() if library == "httpx" else client.close())
 
@@ -315,8 +319,7 @@ def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
         client.ping()
     hang_up_redis(redis_port)
     leaks = told(guard, cwg.Verdict.LEAKED, 25)
-    assert "one of 25 pools for this address" in leaks[0].holders[-1]
-    assert all("make one client and keep it: it has a pool" in leak.hint for leak in leaks)
+    are_of_a_pool_for_each_call(leaks, "make one client and keep it: it has a pool")
     for client in clients:
         client.close()
     assert guard.scan().accused == ()
