@@ -73,6 +73,46 @@ def test_the_summary_groups_by_birth_site_and_tells_waits_and_blind_spots(suite)
     )
 
 
+SHORT = """
+@pytest.fixture(scope="module")
+def client():
+    sockets = socket.socketpair()
+    yield
+    keep(sockets)
+
+def test_four(client):
+    for number in range(4): keep(
+        socket.socket())
+    keep(socket.socket())
+    keep(socket.socket())
+    keep(socket.socket())
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n1", "-p", "xdist")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("ci", [False, True], ids=["desk", "ci"])
+def test_the_short_summary_has_a_line_for_each_error_that_names_the_guilty_ones(
+    suite, monkeypatch, ci, options
+):
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
+    if ci:
+        monkeypatch.setenv("CI", "true")
+    # Away from a CI server, lines are cut to the width of the terminal.
+    monkeypatch.setenv("COLUMNS", "200")
+    result = suite.fail(SHORT, *options, apart=bool(options))
+    lines = (suite.pytester.path / "test_it.py").read_text(encoding="utf-8").splitlines()
+    places = [f"test_it.py:{n}" for n, line in enumerate(lines, 1) if "socket.socket" in line]
+    pair, *others = places
+    begun = next(n for n, line in enumerate(result.outlines) if "= short test summary" in line)
+    told = result.outlines[begun + 1 :]
+    assert told[:2] == [
+        f"ERROR test_it.py::test_four - leaked 7 sockets: {', '.join(others[:3])}, 1 more line",
+        f"ERROR test_it.py::test_four - module fixture 'client' of test_it.py leaked 2 sockets: {pair}",
+    ]
+    assert "2 errors" in told[2]
+
+
 def test_many_tests_at_one_site_are_counted_not_listed(suite):
     tests = "".join(f"def test_{n}(): leak()\n" for n in range(6))
     result = suite.fail("def leak(): socket.socket()\n" + tests)
@@ -133,7 +173,8 @@ def test_junit_xml_has_the_error_and_properties(suite):
     root = ET.parse(suite.pytester.path / "junit.xml").getroot()
     for case in root.iter("testcase"):
         [error] = case.findall("error")
-        assert "leaked 1 socket" in error.get("message")
+        assert re.search(r"leaked 1 socket: test_it\.py:\d+\"?$", error.get("message"))
+        assert "born at" in error.text
         properties = {each.get("name"): each.get("value") for each in case.iter("property")}
         assert properties["socket_leaks"] == "1"
         assert re.fullmatch(r"(dead|dropped) born at .*test_it\.py:\d+", properties["socket_leak"])

@@ -1,19 +1,21 @@
-"""How a leak becomes an error that pytest, its terminal and its XML file understand."""
+"""What a test or fixture that leaked is told: the report, a line of it, and properties."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-
-import pytest
+from pathlib import Path
 
 from closewait_guard._words import count_of, seconds
 from closewait_guard.model import Frame, FrameKind, Leak, Report, SocketRecord
 from closewait_guard.pytest_plugin.blocks import blocks
 from closewait_guard.pytest_plugin.finding import Finding
 from closewait_guard.pytest_plugin.ownership import BORN_IN
+from closewait_guard.pytest_plugin.sites import place, sites
 
-__all__ = ["as_report", "failure_text", "properties", "trimmed"]
+__all__ = ["failure_text", "headline", "properties", "trimmed"]
+
+_MOST_PLACES = 3
 
 # Where pytest calls a test, a doctest or a fixture.
 _CALLS_OF_PYTEST = frozenset(
@@ -32,6 +34,18 @@ def failure_text(finding: Finding, *, whole_stacks: bool = False) -> str:
     return "\n".join([head, "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
 
 
+def headline(finding: Finding, root: Path) -> str:
+    """The one line of it that pytest's short summary has room for."""
+    if finding.report is None:
+        return ""
+    found = sites([finding])
+    places = [place(site.frame, root) for site in found[:_MOST_PLACES]]
+    if len(found) > _MOST_PLACES:
+        places.append(count_of(len(found) - _MOST_PLACES, "more line"))
+    who = "" if finding.kind == "test" else f"{finding.owner} "
+    return f"{who}leaked {count_of(len(finding.report.leaks), 'socket')}: {', '.join(places)}"
+
+
 def properties(finding: Finding) -> list[tuple[str, object]]:
     """What the XML file tells of a leaking test: how many, and each verdict with its line."""
     leaks = finding.report.leaks if finding.report is not None else ()
@@ -41,20 +55,6 @@ def properties(finding: Finding) -> list[tuple[str, object]]:
         place = f" born at {site.filename}:{site.lineno}" if site is not None else ""
         found.append(("socket_leak", f"{leak.verdict}{place}"))
     return found
-
-
-def as_report(finding: Finding, nodeid: str, *, whole_stacks: bool) -> pytest.TestReport:
-    """An error of its own: for a fixture, or for a test whose reports have been made already."""
-    path = (finding.nodeid or nodeid).partition("::")[0]
-    return pytest.TestReport(
-        nodeid=nodeid,
-        location=(path, None, finding.owner),
-        keywords={},
-        outcome="failed",
-        longrepr=failure_text(finding, whole_stacks=whole_stacks),
-        when="teardown",
-        user_properties=properties(finding),
-    )
 
 
 def trimmed(report: Report) -> Report:

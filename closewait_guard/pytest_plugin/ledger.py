@@ -57,10 +57,11 @@ class Ledger:
         for finding in findings:
             self._take([finding])
             if finding.fails:
-                from closewait_guard.pytest_plugin.blame import as_report
+                from closewait_guard.pytest_plugin.failure import as_report, failure_of
 
                 name = finding.nodeid or finding.owner
-                report = as_report(finding, name, whole_stacks=self._verbose)
+                failure = failure_of(finding, self._config.rootpath, whole_stacks=self._verbose)
+                report = as_report(finding, name, failure)
                 self._config.hook.pytest_runtest_logreport(report=report)
 
     @property

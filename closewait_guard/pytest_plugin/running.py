@@ -14,6 +14,7 @@ from closewait_guard.pytest_plugin.options import Plan
 from closewait_guard.pytest_plugin.ownership import Owner
 
 if TYPE_CHECKING:
+    from closewait_guard.pytest_plugin.failure import Failure
     from closewait_guard.pytest_plugin.finding import Finding
 
 __all__ = ["Running"]
@@ -27,7 +28,7 @@ class Running:
         called: Its body came to its end.
         in_teardown: Its own teardown has begun, perhaps ended.
         checked: Its sockets have been looked at.
-        blame: What to fail it with.
+        failure: What to fail it with.
     """
 
     item: pytest.Item
@@ -37,7 +38,7 @@ class Running:
     called: bool = False
     in_teardown: bool = False
     checked: bool = False
-    blame: str = ""
+    failure: Failure | None = None
 
     def all_failures(self) -> list[BaseException]:
         """What went wrong so far, and is kept for a debugger."""
@@ -47,12 +48,14 @@ class Running:
 
     def take(self, finding: Finding, *, whole_stacks: bool) -> None:
         """Remember what to fail the test with, and what to tell of it in XML."""
-        from closewait_guard.pytest_plugin.blame import failure_text, properties
+        from closewait_guard.pytest_plugin.blame import properties
+        from closewait_guard.pytest_plugin.failure import failure_of
 
         if finding.report is not None and self.plan.allowed is None:
             self.item.user_properties += properties(finding)
         if finding.fails:
-            self.blame = failure_text(finding, whole_stacks=whole_stacks)
+            root = self.item.config.rootpath
+            self.failure = failure_of(finding, root, whole_stacks=whole_stacks)
 
     def has_unused_waiver(self) -> bool:
         """Whether it is allowed to leak, has run to its end, and has left nothing behind."""

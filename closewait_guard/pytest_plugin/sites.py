@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from closewait_guard._words import count_of
 from closewait_guard.model import Frame, Leak
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
 
-__all__ = ["Site", "sites"]
+__all__ = ["Site", "place", "sites"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +51,11 @@ def sites(findings: Iterable[Finding]) -> list[Site]:
     ]
     order = list(Outcome)
     return sorted(found, key=lambda site: (order.index(site.outcome), -len(site.owners)))
+
+
+def place(frame: Frame | None, root: Path) -> str:
+    """File and line, as pytest writes them: from its root folder on."""
+    if frame is None:
+        return "an unknown place"
+    path = os.path.relpath(frame.filename, root)
+    return f"{frame.filename if path.startswith('..') else path}:{frame.lineno}"

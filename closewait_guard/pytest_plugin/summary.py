@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from closewait_guard._words import count_of, seconds
-from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin.blocks import blocks, cannot_see
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
-from closewait_guard.pytest_plugin.sites import Site, sites
+from closewait_guard.pytest_plugin.sites import Site, place, sites
 
 __all__ = ["summary"]
 
@@ -39,12 +37,12 @@ def summary(findings: Sequence[Finding], root: Path, *, whole_stacks: bool = Fal
 
 
 def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
-    place = _place(site.frame, root) if site.frame else "an unknown place"
     verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.leaks)
     told = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     kinds = Counter(finding.kind for finding in site.owners)
     by = " and ".join(count_of(number, kind) for kind, number in kinds.items())
-    yield f"{place}: {count_of(len(site.leaks), 'socket')} ({told}) {_SAID[site.outcome]} by {by}"
+    sockets = f"{count_of(len(site.leaks), 'socket')} ({told})"
+    yield f"{place(site.frame, root)}: {sockets} {_SAID[site.outcome]} by {by}"
     for finding in site.owners[:_MOST_OWNERS]:
         notes = ", ".join(note for note in (finding.worker, finding.reason) if note)
         yield f"    {finding.owner}" + (f" ({notes})" if notes else "")
@@ -54,11 +52,6 @@ def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
     if whole_stacks and first is not None:
         report = replace(first, leaks=site.leaks)
         yield from ("  " + line for line in blocks(report, whole_stacks=True))
-
-
-def _place(frame: Frame, root: Path) -> str:
-    path = os.path.relpath(frame.filename, root)
-    return f"{frame.filename if path.startswith('..') else path}:{frame.lineno}"
 
 
 def _waivers(findings: Sequence[Finding]) -> Iterator[str]:

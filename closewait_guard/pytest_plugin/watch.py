@@ -21,6 +21,7 @@ from closewait_guard.pytest_plugin.tripwire import Tripwire
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
+    from closewait_guard.pytest_plugin.failure import Failure
     from closewait_guard.pytest_plugin.finding import Finding
     from closewait_guard.pytest_plugin.trial import Trial
 
@@ -53,6 +54,7 @@ class Watch:
         self._running: Running | None = None
         self._findings: list[Finding] = []
         self._of_fixtures: list[Finding] = []
+        self._raised: Failure | None = None
         self._began = False
 
     def plan(self, items: Iterable[pytest.Item]) -> None:
@@ -115,6 +117,7 @@ class Watch:
         self._begin()
         owner = self._new_owner(item.nodeid, item.nodeid)
         self.ownership.turn_of(owner)
+        self._raised = None
         self._running = Running(item, plan, owner)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -146,13 +149,14 @@ class Watch:
             raise
         except BaseException as error:
             running.failures.append(error)
-            if text := self._conclude(running):
-                running.item.add_report_section("teardown", "socket leaks", text)
+            if failure := self._conclude(running):
+                running.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
-        if text := self._conclude(running):
-            pytest.fail(text, pytrace=False)
+        if failure := self._conclude(running):
+            self._raised = failure
+            pytest.fail(failure.text, pytrace=False)
 
-    def _conclude(self, running: Running) -> str:
+    def _conclude(self, running: Running) -> Failure | None:
         """Check the test if that has not been done yet; what to fail it with."""
         self._check(running)
         running.owner.over = True
@@ -160,7 +164,7 @@ class Watch:
         self.ownership.turn_of(NOBODY)
         if self._plan.mode is Mode.OFF:
             self.end()
-        return running.blame
+        return running.failure
 
     def _check(self, running: Running) -> None:
         if running.checked:
@@ -222,6 +226,11 @@ class Watch:
         """
         self.ownership.turn_of(NOBODY)
         if self._findings and report.when == "teardown":
+            if self._raised is not None:
+                from closewait_guard.pytest_plugin.failure import point_out
+
+                point_out(report, self._raised)
+                self._raised = None
             findings, self._findings = self._findings, []
             self._desk.with_report(report, findings)
 
@@ -231,10 +240,12 @@ class Watch:
         The error has that test's id all the same: that is where `--lf` finds the fixture again.
         """
         while self._of_fixtures:
-            from closewait_guard.pytest_plugin.blame import as_report
+            from closewait_guard.pytest_plugin.failure import as_report, failure_of
 
             finding = self._of_fixtures.pop(0)
-            report = as_report(finding, nodeid, whole_stacks=self._verbose)
+            root = self._config.rootpath
+            failure = failure_of(finding, root, whole_stacks=self._verbose)
+            report = as_report(finding, nodeid, failure)
             self._config.hook.pytest_runtest_logreport(report=report)
 
     @pytest.hookimpl(trylast=True)
