@@ -106,9 +106,10 @@ def test_the_short_summary_has_a_line_for_each_error_that_names_the_guilty_ones(
     pair, *others = places
     begun = next(n for n, line in enumerate(result.outlines) if "= short test summary" in line)
     told = result.outlines[begun + 1 :]
+    who = "ERROR test_it.py::test_four -"
     assert told[:2] == [
-        f"ERROR test_it.py::test_four - leaked 7 sockets: {', '.join(others[:3])}, 1 more line",
-        f"ERROR test_it.py::test_four - module fixture 'client' of test_it.py leaked 2 sockets: {pair}",
+        f"{who} leaked 7 sockets: {', '.join(others[:3])}, 1 more line",
+        f"{who} module fixture 'client' of test_it.py leaked 2 sockets: {pair}",
     ]
     assert "2 errors" in told[2]
 
