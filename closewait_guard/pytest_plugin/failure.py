@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,18 +21,19 @@ class Failure(NamedTuple):
     frame: Frame | None
 
 
-def failure_of(finding: Finding, root: Path, *, whole_stacks: bool) -> Failure:
+def failure_of(finding: Finding, config: pytest.Config) -> Failure:
     """What a test or fixture that leaked fails with."""
     leaks = finding.report.leaks if finding.report is not None else ()
     return Failure(
-        failure_text(finding, whole_stacks=whole_stacks),
-        headline(finding, root),
+        failure_text(finding, whole_stacks=config.getoption("verbose") > 0),
+        headline(finding, config.rootpath),
         leaks[0].observation.record.site if leaks else None,
     )
 
 
-def as_report(finding: Finding, nodeid: str, failure: Failure) -> pytest.TestReport:
+def as_report(finding: Finding, nodeid: str, config: pytest.Config) -> pytest.TestReport:
     """An error of its own: for a fixture, or for a test whose reports have been made already."""
+    failure = failure_of(finding, config)
     path = (finding.nodeid or nodeid).partition("::")[0]
     try:
         pytest.fail(failure.text, pytrace=False)

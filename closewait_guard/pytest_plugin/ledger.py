@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from closewait_guard.pytest_plugin.json_file import JsonFile
 from closewait_guard.pytest_plugin.options import Options
-from closewait_guard.pytest_plugin.wire import received, received_late
+from closewait_guard.pytest_plugin.wire import Receiver
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.finding import Finding
@@ -26,42 +26,36 @@ class Ledger:
         self._file = JsonFile(config, options.json) if options.json is not None else None
         self._findings: list[Finding] = []
 
+    def pytest_sessionstart(self) -> None:
+        """Only now is it known whether workers of pytest-xdist run the tests."""
+        if self._config.pluginmanager.has_plugin("dsession"):
+            self._config.pluginmanager.register(Receiver(self), "closewait_guard_receiver")
+
     def with_report(self, report: pytest.TestReport, findings: Iterable[Finding]) -> None:  # noqa: ARG002
         """From the tests of this process."""
-        self._take(findings)
+        self.take(findings)
 
     def late(self, session: pytest.Session, findings: Iterable[Finding]) -> None:
         """The same, when no test is left whose failing could tell the outcome of the run."""
-        self._fail(findings)
+        self.fail(findings)
         if session.testsfailed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """A worker of pytest-xdist has ended."""
-        self._fail(received_late(node))
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """From a worker of pytest-xdist."""
-        if report.when == "teardown":
-            self._take(received(report))
-
-    def _take(self, findings: Iterable[Finding]) -> None:
+    def take(self, findings: Iterable[Finding]) -> None:
+        """Keep them to be told at the end, and in the file."""
         for finding in findings:
             self._findings.append(finding)
             if self._file is not None and finding.report is not None:
                 self._file.write(finding.plain())
 
-    def _fail(self, findings: Iterable[Finding]) -> None:
+    def fail(self, findings: Iterable[Finding]) -> None:
         """Fail with an error of its own each that was found when no test was left to tell it."""
         for finding in findings:
-            self._take([finding])
+            self.take([finding])
             if finding.fails:
-                from closewait_guard.pytest_plugin.failure import as_report, failure_of
+                from closewait_guard.pytest_plugin.failure import as_report
 
-                name = finding.nodeid or finding.owner
-                failure = failure_of(finding, self._config.rootpath, whole_stacks=self._verbose)
-                report = as_report(finding, name, failure)
+                report = as_report(finding, finding.nodeid or finding.owner, self._config)
                 self._config.hook.pytest_runtest_logreport(report=report)
 
     @property

@@ -46,7 +46,7 @@ class Running:
         last = getattr(sys, "last_value", None)
         return [*self.failures, *([last] if isinstance(last, BaseException) else [])]
 
-    def take(self, finding: Finding, *, whole_stacks: bool) -> None:
+    def take(self, finding: Finding) -> None:
         """Remember what to fail the test with, and what to tell of it in XML."""
         from closewait_guard.pytest_plugin.blame import properties
         from closewait_guard.pytest_plugin.failure import failure_of
@@ -54,8 +54,7 @@ class Running:
         if finding.report is not None and self.plan.allowed is None:
             self.item.user_properties += properties(finding)
         if finding.fails:
-            root = self.item.config.rootpath
-            self.failure = failure_of(finding, root, whole_stacks=whole_stacks)
+            self.failure = failure_of(finding, self.item.config)
 
     def has_unused_waiver(self) -> bool:
         """Whether it is allowed to leak, has run to its end, and has left nothing behind."""

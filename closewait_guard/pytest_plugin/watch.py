@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,21 +23,12 @@ if TYPE_CHECKING:
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin.failure import Failure
     from closewait_guard.pytest_plugin.finding import Finding
+    from closewait_guard.pytest_plugin.outbox import Desk, Outbox
     from closewait_guard.pytest_plugin.trial import Trial
 
-__all__ = ["Desk", "Watch"]
+__all__ = ["Watch"]
 
 _PLAN = pytest.StashKey[Plan]()
-
-
-class Desk(Protocol):
-    """Where findings go: the ledger of this process, or the wire to the controller."""
-
-    def with_report(self, report: pytest.TestReport, findings: list[Finding]) -> None:
-        """What has been found up to the end of this test."""
-
-    def late(self, session: pytest.Session, findings: list[Finding]) -> None:
-        """What was found when no test was left."""
 
 
 class Watch:
@@ -52,9 +43,7 @@ class Watch:
         self._trial: Trial | None = None
         self._keepers: list[Keeper] = []
         self._running: Running | None = None
-        self._findings: list[Finding] = []
-        self._of_fixtures: list[Finding] = []
-        self._raised: Failure | None = None
+        self._outbox: Outbox | None = None
         self._began = False
 
     def plan(self, items: Iterable[pytest.Item]) -> None:
@@ -107,28 +96,35 @@ class Watch:
         mark = self._trial.guard.mark(natives=False) if self._trial is not None else 0
         return self.ownership.new(name, nodeid, mark)
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+    # What other plugins do between the phases, such as to pass on a report, is no part of the test.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         plan = item.stash.get(_PLAN, self._plan)
         if self._began or plan.mode is not Mode.OFF:
             self._start(item, plan)
+        try:
+            return (yield)
+        finally:
+            self.ownership.turn_of(NOBODY)
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         self._begin()
         owner = self._new_owner(item.nodeid, item.nodeid)
         self.ownership.turn_of(owner)
-        self._raised = None
         self._running = Running(item, plan, owner)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, None, None]:
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
         running = self._running
         if running is None:
-            yield
-            return
+            return (yield)
         self.ownership.turn_of(running.owner)
-        yield
-        running.called = True
+        try:
+            result = yield
+            running.called = True
+            return result
+        finally:
+            self.ownership.turn_of(NOBODY)
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         if self._running is not None and call.excinfo is not None:
@@ -153,8 +149,7 @@ class Watch:
                 running.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
         if failure := self._conclude(running):
-            self._raised = failure
-            pytest.fail(failure.text, pytrace=False)
+            self._out().fail(failure)
 
     def _conclude(self, running: Running) -> Failure | None:
         """Check the test if that has not been done yet; what to fail it with."""
@@ -172,14 +167,17 @@ class Watch:
         running.checked = True
         finding = self._trial.of_test(running, self._keepers) if self._trial is not None else None
         if finding is not None:
-            self._findings.append(finding)
-            running.take(finding, whole_stacks=self._verbose)
+            self._out().put(finding)
+            running.take(finding)
         elif running.has_unused_waiver():
-            self._findings.append(running.unused_waiver())
+            self._out().put(running.unused_waiver())
 
-    @property
-    def _verbose(self) -> bool:
-        return bool(self._config.getoption("verbose") > 0)
+    def _out(self) -> Outbox:
+        if self._outbox is None:
+            from closewait_guard.pytest_plugin.outbox import Outbox
+
+            self._outbox = Outbox(self._config, self._desk)
+        return self._outbox
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -215,47 +213,16 @@ class Watch:
             return
         finding = self._trial.of_fixture(keeper, self._keepers)
         if finding is not None:
-            self._findings.append(finding)
-            self._of_fixtures += [finding] if finding.fails else []
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Hand on with a test's last report what has been found since the one before.
-
-        What other plugins do to pass a report on is no part of the test.
-        """
-        self.ownership.turn_of(NOBODY)
-        if self._findings and report.when == "teardown":
-            if self._raised is not None:
-                from closewait_guard.pytest_plugin.failure import point_out
-
-                point_out(report, self._raised)
-                self._raised = None
-            findings, self._findings = self._findings, []
-            self._desk.with_report(report, findings)
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Fixtures that have leaked fail on their own: the last test to use one is not to blame.
-
-        The error has that test's id all the same: that is where `--lf` finds the fixture again.
-        """
-        while self._of_fixtures:
-            from closewait_guard.pytest_plugin.failure import as_report, failure_of
-
-            finding = self._of_fixtures.pop(0)
-            root = self._config.rootpath
-            failure = failure_of(finding, root, whole_stacks=self._verbose)
-            report = as_report(finding, nodeid, failure)
-            self._config.hook.pytest_runtest_logreport(report=report)
+            self._out().put(finding)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Tell of fixtures that a stopped run finishes, and of tests that leaked later."""
-        late, self._findings = self._findings, []
+        leftovers: list[Finding] = []
         if self._began and self._trial is not None and exitstatus != pytest.ExitCode.INTERRUPTED:
-            late += self._trial.of_leftovers()
-        if late:
-            self._desk.late(session, late)
+            leftovers += self._trial.of_leftovers()
+        if leftovers or self._outbox is not None:
+            self._out().late(session, leftovers)
 
 
 def _callers(config: pytest.Config) -> list[Any]:

@@ -8,8 +8,9 @@ import pytest
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.finding import Finding
+    from closewait_guard.pytest_plugin.ledger import Ledger
 
-__all__ = ["Wire", "received", "received_late"]
+__all__ = ["Receiver", "Wire"]
 
 
 class Wire:
@@ -25,14 +26,20 @@ class Wire:
         session.config.workeroutput["socket_leaks"] = sent  # type: ignore[attr-defined]
 
 
-def received(report: pytest.TestReport) -> list[Finding]:
-    """What came with a report."""
-    return _findings(getattr(report, "socket_leaks", ()))
+class Receiver:
+    """The other end, in the controller."""
 
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
-def received_late(node: Any) -> list[Finding]:
-    """What came with a worker's farewell."""
-    return _findings(getattr(node, "workeroutput", {}).get("socket_leaks", ()))
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """What came with a report."""
+        self._ledger.take(_findings(getattr(report, "socket_leaks", ())))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """What came with a worker's farewell."""
+        self._ledger.fail(_findings(getattr(node, "workeroutput", {}).get("socket_leaks", ())))
 
 
 def _findings(sent: Any) -> list[Finding]:
