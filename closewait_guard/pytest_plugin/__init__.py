@@ -80,17 +80,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Begin, if a marker or the fixture asks for it; note what is asked for each test."""
     has_begun = config.pluginmanager.has_plugin("closewait_guard_watch")
     asking = _MARKERS if has_begun else _MARKERS[:1]
-    special = [item for item in items if _asks(item, asking)]
-    if special:
+    parents: dict[int, bool] = {}
+    if any(_asks(item, asking, parents) for item in items):
         from closewait_guard.pytest_plugin.begin import begin
 
         begin(config).plan(items)
 
 
-def _asks(item: pytest.Item, markers: tuple[str, ...]) -> bool:
-    return "closewait_guard" in getattr(item, "fixturenames", ()) or any(
-        item.get_closest_marker(name) is not None for name in markers
+def _asks(item: pytest.Item, markers: tuple[str, ...], parents: dict[int, bool]) -> bool:
+    return (
+        "closewait_guard" in getattr(item, "fixturenames", ())
+        or (bool(item.own_markers) and _has(item, markers))
+        or _inherits(item.parent, markers, parents)
     )
+
+
+def _inherits(
+    node: pytest.Collector | None, markers: tuple[str, ...], known: dict[int, bool]
+) -> bool:
+    """Asked once of each class and module, whose tests are many."""
+    asks = known.get(id(node))
+    if asks is None:
+        asks = node is not None and (_has(node, markers) or _inherits(node.parent, markers, known))
+        known[id(node)] = asks
+    return asks
+
+
+def _has(node: pytest.Item | pytest.Collector, markers: tuple[str, ...]) -> bool:
+    return any(mark.name in markers for mark in node.own_markers)
 
 
 @pytest.fixture

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from closewait_guard._pyproject import nearest_pyproject
-from closewait_guard.pytest_plugin.carrier import Carrier
 from closewait_guard.pytest_plugin.ledger import Ledger
-from closewait_guard.pytest_plugin.options import Mode, options_of
+from closewait_guard.pytest_plugin.options import Mode, Options, options_of
 from closewait_guard.pytest_plugin.watch import Watch
-from closewait_guard.pytest_plugin.wire import Wire
+
+if TYPE_CHECKING:
+    from closewait_guard.pytest_plugin.outbox import Desk
 
 __all__ = ["begin", "wanted"]
 
@@ -30,18 +32,26 @@ def begin(config: pytest.Config) -> Watch:
         return config.stash[_WATCH]
     options = options_of(config)
     _check_settings()
-    is_worker = hasattr(config, "workerinput")
-    ledger = None if is_worker else Ledger(config, options)
-    watch = config.stash[_WATCH] = Watch(config, options.plan, ledger or Wire())
+    watch = config.stash[_WATCH] = Watch(config, options.plan, _desk(config, options))
     config.add_cleanup(watch.end)
-    if ledger is not None:
-        config.pluginmanager.register(ledger, "closewait_guard_ledger")
     # Where pytest-xdist has others run the tests, there is nothing to watch.
     if not config.pluginmanager.has_plugin("dsession"):
         config.pluginmanager.register(watch, "closewait_guard_watch")
         if any(map(config.pluginmanager.has_plugin, ("anyio", "anyio.pytest_plugin"))):
+            from closewait_guard.pytest_plugin.carrier import Carrier
+
             config.pluginmanager.register(Carrier(watch.ownership))
     return watch
+
+
+def _desk(config: pytest.Config, options: Options) -> Desk:
+    if hasattr(config, "workerinput"):
+        from closewait_guard.pytest_plugin.wire import Wire
+
+        return Wire()
+    ledger = Ledger(config, options)
+    config.pluginmanager.register(ledger, "closewait_guard_ledger")
+    return ledger
 
 
 def _check_settings() -> None:

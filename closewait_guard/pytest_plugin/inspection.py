@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._birth import Birth
 from closewait_guard._guard import Guard
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Circumstances", "Inspector", "Result"]
 
 
-@dataclass(frozen=True, slots=True)
-class Circumstances:
+class Circumstances(NamedTuple):
     """What an inspection has to take into account.
 
     Attributes:
@@ -41,8 +40,7 @@ class Circumstances:
     own_calls: Callable[[], frozenset[tuple[str, str]]] = frozenset
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """The last look at the suspects, and how long it took them to settle."""
 
     report: Report

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from closewait_guard.pytest_plugin.json_file import JsonFile
 from closewait_guard.pytest_plugin.options import Options
-from closewait_guard.pytest_plugin.wire import Receiver
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.finding import Finding
+    from closewait_guard.pytest_plugin.json_file import JsonFile
 
 __all__ = ["Ledger"]
 
@@ -23,12 +22,18 @@ class Ledger:
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self._config = config
-        self._file = JsonFile(config, options.json) if options.json is not None else None
+        self._file: JsonFile | None = None
+        if options.json is not None:
+            from closewait_guard.pytest_plugin.json_file import JsonFile
+
+            self._file = JsonFile(config, options.json)
         self._findings: list[Finding] = []
 
     def pytest_sessionstart(self) -> None:
         """Only now is it known whether workers of pytest-xdist run the tests."""
         if self._config.pluginmanager.has_plugin("dsession"):
+            from closewait_guard.pytest_plugin.wire import Receiver
+
             self._config.pluginmanager.register(Receiver(self), "closewait_guard_receiver")
 
     def with_report(self, report: pytest.TestReport, findings: Iterable[Finding]) -> None:  # noqa: ARG002

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,8 +21,7 @@ class Mode(StrEnum):
     FAIL = "fail"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """How one test is to be watched.
 
     Attributes:
@@ -36,8 +34,7 @@ class Plan:
     allowed: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """What a whole run asks for: the plan of a test without markers, and the file to write."""
 
     plan: Plan = Plan()
@@ -62,9 +59,9 @@ def options_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -
 def plan_of(item: pytest.Item, plan: Plan) -> Plan:
     """The plan of one test: what its markers, and the fixture that it asks for, make of it."""
     if "closewait_guard" in getattr(item, "fixturenames", ()):
-        plan = replace(plan, mode=Mode.FAIL)
+        plan = plan._replace(mode=Mode.FAIL)
     for mark in item.iter_markers("socket_leaks"):
-        return _allowed(item, replace(plan, **_marked(item, mark, plan)))
+        return _allowed(item, plan._replace(**_marked(item, mark, plan)))
     return _allowed(item, plan)
 
 
@@ -159,7 +156,7 @@ def _allowed(item: pytest.Item, plan: Plan) -> Plan:
             f"{item.nodeid}: marker allow_socket_leaks: needs a reason, as in "
             f'allow_socket_leaks(reason="..."), not {_call(mark)}'
         )
-    return replace(plan, allowed=reason)
+    return plan._replace(allowed=reason)
 
 
 def _call(mark: pytest.Mark) -> str:

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 from closewait_guard.pytest_plugin import threads
@@ -18,7 +17,6 @@ __all__ = ["BORN_IN", "NOBODY", "Owner", "Ownership"]
 BORN_IN = "born_in"
 
 
-@dataclass(eq=False, slots=True)
 class Owner:
     """A test or a wider fixture.
 
@@ -27,16 +25,17 @@ class Owner:
         nodeid: The test, or where the fixture lives.
         mark: What was born before is older than this mark of the guard's.
         over: It has been finished, and checked.
+        context: What each birth of its sockets keeps.
     """
 
-    name: str
-    nodeid: str
-    mark: int
-    over: bool = False
-    context: dict[str, str] = field(init=False)
+    __slots__ = ("context", "mark", "name", "nodeid", "over")
 
-    def __post_init__(self) -> None:
-        self.context = {BORN_IN: self.name}
+    def __init__(self, name: str, nodeid: str, mark: int) -> None:
+        self.name = name
+        self.nodeid = nodeid
+        self.mark = mark
+        self.over = False
+        self.context = {BORN_IN: name}
 
 
 # What pytest itself and its plugins do between tests.

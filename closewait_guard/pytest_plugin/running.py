@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Running"]
 
 
-@dataclass(slots=True)
 class Running:
     """One run of a test, from its set-up to the end of its teardown.
 
@@ -31,14 +29,13 @@ class Running:
         failure: What to fail it with.
     """
 
-    item: pytest.Item
-    plan: Plan
-    owner: Owner
-    failures: list[BaseException] = field(default_factory=list)
-    called: bool = False
-    in_teardown: bool = False
-    checked: bool = False
-    failure: Failure | None = None
+    def __init__(self, item: pytest.Item, plan: Plan, owner: Owner) -> None:
+        self.item = item
+        self.plan = plan
+        self.owner = owner
+        self.failures: list[BaseException] = []
+        self.called = self.in_teardown = self.checked = False
+        self.failure: Failure | None = None
 
     def all_failures(self) -> list[BaseException]:
         """What went wrong so far, and is kept for a debugger."""
@@ -56,9 +53,9 @@ class Running:
         if finding.fails:
             self.failure = failure_of(finding, self.item.config)
 
-    def has_unused_waiver(self) -> bool:
-        """Whether it is allowed to leak, has run to its end, and has left nothing behind."""
-        return self.plan.allowed is not None and self.called and not self.all_failures()
+    def has_ended_well(self) -> bool:
+        """Whether it has run to its end, and nothing went wrong."""
+        return self.called and not self.all_failures()
 
     def unused_waiver(self) -> Finding:
         """That its marker is not needed any more."""

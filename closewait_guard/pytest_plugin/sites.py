@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from closewait_guard._words import count_of
 from closewait_guard.model import Frame, Leak
@@ -14,8 +14,7 @@ from closewait_guard.pytest_plugin.finding import Finding, Outcome
 __all__ = ["Site", "place", "sites"]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """One line of code, and who leaked the sockets born there."""
 
     frame: Frame | None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +43,18 @@ class Watch:
         self._keepers: list[Keeper] = []
         self._running: Running | None = None
         self._outbox: Outbox | None = None
-        self._began = False
+        self._began = self._planned = False
 
     def plan(self, items: Iterable[pytest.Item]) -> None:
         """Note which tests are to be watched in another way than all."""
+        self._planned = True
         for item in items:
             item.stash[_PLAN] = plan_of(item, self._plan)
 
     def watched(self, item: pytest.Item) -> Guard:
         """The guard, once it watches this test, be it from now on only."""
         if self._running is None:
-            self._start(item, replace(plan_of(item, self._plan), mode=Mode.FAIL))
+            self._start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
         return self._load().guard
 
     def end(self) -> None:
@@ -73,13 +73,12 @@ class Watch:
             self._begin()
 
     def _begin(self) -> None:
-        if not self._began:
-            self._began = True
-            self.ownership.begin()
-            if self._trial is None:
-                self._tripwire.put_up()
-            else:
-                self._trial.guard.install()
+        self._began = True
+        self.ownership.begin()
+        if self._trial is None:
+            self._tripwire.put_up()
+        else:
+            self._trial.guard.install()
 
     def _load(self) -> Trial:
         from closewait_guard.pytest_plugin.trial import Trial
@@ -99,7 +98,7 @@ class Watch:
     # What other plugins do between the phases, such as to pass on a report, is no part of the test.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        plan = item.stash.get(_PLAN, self._plan)
+        plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
         if self._began or plan.mode is not Mode.OFF:
             self._start(item, plan)
         try:
@@ -108,7 +107,8 @@ class Watch:
             self.ownership.turn_of(NOBODY)
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
-        self._begin()
+        if not self._began:
+            self._begin()
         owner = self._new_owner(item.nodeid, item.nodeid)
         self.ownership.turn_of(owner)
         self._running = Running(item, plan, owner)
@@ -169,7 +169,7 @@ class Watch:
         if finding is not None:
             self._out().put(finding)
             running.take(finding)
-        elif running.has_unused_waiver():
+        elif running.plan.allowed is not None and running.has_ended_well():
             self._out().put(running.unused_waiver())
 
     def _out(self) -> Outbox:
