@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from closewait_guard._socket_values import Scalar
 from closewait_guard.settings import ContextProvider, Settings
 
@@ -26,6 +28,11 @@ class PlainContext:
 
             return cls(bound_context)
         return cls(provider) if callable(provider) else None
+
+    @property
+    def ask(self) -> Callable[[], dict[str, Scalar]]:
+        """What to call at each birth."""
+        return self.__call__
 
     def __call__(self) -> dict[str, Scalar]:
         try:

@@ -68,7 +68,7 @@ class Guard:
         self._registry = Registry(
             self._probe,
             self.settings.stack_depth,
-            self._context,
+            self._context.ask if self._context is not None else None,
             self.settings.dropped_kept,
             self._exhaustion,
         )

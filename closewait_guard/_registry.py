@@ -31,7 +31,6 @@ from closewait_guard._birth import (
     record_of,
     stranger,
 )
-from closewait_guard._context import PlainContext
 from closewait_guard._drops import Drop, Drops
 from closewait_guard._heap import instances_of, kinds_of
 from closewait_guard._labels import current_labels
@@ -39,7 +38,7 @@ from closewait_guard._lineage import lineage
 from closewait_guard._living import Living
 from closewait_guard._population import Population, populations
 from closewait_guard._probe import Probe, inode_of
-from closewait_guard._socket_values import SocketRecord
+from closewait_guard._socket_values import Scalar, SocketRecord
 from closewait_guard._stack import NO_STACK, Capture, capture, settle
 from closewait_guard._tally import Tally
 from closewait_guard._vocabulary import Origin
@@ -64,7 +63,7 @@ class Registry:
         self,
         probe: Probe,
         stack_depth: int,
-        context: PlainContext | None,
+        context: Callable[[], dict[str, Scalar]] | None,
         dropped_kept: int,
         exhausted: Callable[[], None],
     ) -> None:
@@ -93,7 +92,7 @@ class Registry:
         else:
             origin, parent = lineage(fd, _getframe(CALLER), self._births, self._detached)
         thread = threads.get(_get_ident())
-        asyncio = _modules.get("asyncio")
+        asyncio = _modules.get("_asyncio")
         serial = self._next_serial()
         # In the order of Birth, but plain: a named tuple takes three times as long to make.
         self._births[fd] = (
@@ -103,7 +102,8 @@ class Registry:
             self._pid,
             _now(),
             thread._name if thread is not None else f"thread-{_get_ident()}",
-            task_name(asyncio) if asyncio is not None else None,
+            # A call into C; most births are in no event loop.
+            None if asyncio is None or asyncio._get_running_loop() is None else task_name(),
             current_labels(),
             self._context() if self._context is not None else NO_CONTEXT,
             origin,

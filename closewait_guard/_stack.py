@@ -141,13 +141,20 @@ def kind_of(filename: str) -> FrameKind:
     path = _normal(filename)
     if "/site-packages/" in path or "/dist-packages/" in path:
         return FrameKind.LIBRARY
-    if path.startswith(("<frozen ", *_STDLIB)):
+    if path.startswith(_stdlib()):
         return FrameKind.STDLIB
     return FrameKind.USER
 
 
 def is_ours(filename: str) -> bool:
     return _normal(filename).startswith(_ours())
+
+
+@lru_cache(1)
+def _stdlib() -> tuple[str, ...]:
+    # Not when this is imported: to ask reads how Python was built.
+    folders = {_normal(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    return ("<frozen ", *(folder.rstrip("/") + "/" for folder in folders))
 
 
 @lru_cache(1)
@@ -171,8 +178,3 @@ def _module_of(filename: str) -> str:
 
 def _normal(filename: str) -> str:
     return filename.replace("\\", "/")
-
-
-_STDLIB = tuple(
-    {_normal(sysconfig.get_path(name)).rstrip("/") + "/" for name in ("stdlib", "platstdlib")}
-)

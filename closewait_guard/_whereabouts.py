@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -11,13 +12,11 @@ __all__ = ["task_name", "threads"]
 threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 
-def task_name(asyncio: Any) -> str | None:
-    """The name of the task that runs in this thread; None outside of one."""
+def task_name() -> str | None:
+    """The name of the task that runs in this thread's event loop; None outside of one."""
     try:
-        if asyncio._get_running_loop() is None:
-            return None
-        task = asyncio.current_task()
+        task = sys.modules["asyncio"].current_task()
         return task.get_name() if task is not None else None
     except Exception:
-        # asyncio is being imported at this moment, or a task class of somebody's has no names.
+        # A task class of somebody's has no names.
         return None

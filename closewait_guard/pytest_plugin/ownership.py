@@ -55,6 +55,8 @@ class Ownership:
         self.further: Callable[[], Mapping[str, object]] | None = None
         self._owners: dict[str, Owner] = {}
         self._of_context: ContextVar[Owner | None] = ContextVar("socket_owner", default=None)
+        # Bound once: it is asked for at every birth.
+        self._in_context = self._of_context.get
         self._of_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
             weakref.WeakKeyDictionary()
         )
@@ -95,7 +97,7 @@ class Ownership:
 
     def context(self) -> Mapping[str, object]:
         """What to keep with a birth."""
-        owner = self._of_context.get() or self._by_thread()
+        owner = self._in_context() or self._by_thread()
         return owner.context if self.further is None else {**self.further(), **owner.context}
 
     def called(self, name: object) -> Owner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType
 
 from closewait_guard._context import PlainContext
@@ -28,8 +28,9 @@ _LONG_SETTLE = 0.01
 class _OwnersContext(PlainContext):
     """Hands on what is plain already, and never changes: a test may open many sockets."""
 
-    def __call__(self) -> dict[str, Scalar]:
-        return self._provider()  # type: ignore[return-value]
+    @property
+    def ask(self) -> Callable[[], dict[str, Scalar]]:
+        return self._provider  # type: ignore[return-value]
 
 
 class Trial:
@@ -48,7 +49,8 @@ class Trial:
         self._plan = plan
         self._worker = worker
         settings = Settings.given(None)
-        ownership.further = PlainContext.of(settings)
+        further = PlainContext.of(settings)
+        ownership.further = further.ask if further is not None else None
         kept = max(settings.dropped_kept, _DROPPED_KEPT)
         # The program's own reporters and its signal are for its own guard.
         settings = settings.replaced(
