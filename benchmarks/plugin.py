@@ -18,6 +18,9 @@ _BUSY = "def test_{0}():\n    for _ in range(10):\n        socket.socket().close
 _WITHOUT = ("-p", "no:closewait_guard")
 _OFF: tuple[str, ...] = ()
 _FAIL = ("--socket-leaks=fail",)
+# What else tells the line that made an unclosed socket: ResourceWarning with this. It is slow.
+_TRACING = ("-X", "tracemalloc=25")
+_TESTS_WHEN_TRACING = 200
 
 
 def run(*, quick: bool) -> list[Result]:
@@ -28,8 +31,16 @@ def run(*, quick: bool) -> list[Result]:
         busy = _suite(Path(folder) / "busy", "import socket\n\n\n", _BUSY, tests)
         results += _compared(f"{tests:,} tests without sockets", trivial, rounds, 1.03)
         results += _compared(f"{tests:,} tests, ten sockets each", busy, rounds, 1.10)
+        results.append(_traced(Path(folder)))
         results.append(_version(rounds, Path(folder)))
     return results
+
+
+def _traced(folder: Path) -> Result:
+    suite = _suite(folder / "traced", "import socket\n\n\n", _BUSY, _TESTS_WHEN_TRACING)
+    bare, traced = _seconds(suite, _WITHOUT), _seconds(suite, _WITHOUT, *_TRACING)
+    name = f"{_TESTS_WHEN_TRACING} tests, ten sockets each, without it, -X tracemalloc=25"
+    return Result(name, traced, "s", traced / bare)
 
 
 def _suite(folder: Path, head: str, test: str, tests: int) -> Path:
@@ -74,10 +85,11 @@ def _version(rounds: int, folder: Path) -> Result:
     return Result("pytest --version, what the plugin adds", added * 1e3, "ms", bound=5)
 
 
-def _seconds(folder: Path, options: tuple[str, ...]) -> float:
+def _seconds(folder: Path, options: tuple[str, ...], *interpreter: str) -> float:
     """One run of pytest, with the plugins that it comes with and ours."""
     command = [
         sys.executable,
+        *interpreter,
         "-m",
         "pytest",
         "-q",
@@ -88,6 +100,8 @@ def _seconds(folder: Path, options: tuple[str, ...]) -> float:
     ]
     ours = ("-p", "closewait_guard.pytest_plugin") if options[:2] != _WITHOUT else ()
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    # An installed package comes compiled, and pytest keeps what it has compiled.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.perf_counter()
     subprocess.run(
         [*command, *ours], check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL
