@@ -56,13 +56,14 @@ class Explainer:
         Args:
             leaks: All that will be told; what is remembered of others is forgotten.
             pools: What is known of their places in pools, by serial.
-            everything: Explain the innocent too.
+            everything: Explain the innocent too, and each at once: it is the only time.
         """
         leaks = tuple(leaks)
         wanted = [leak for leak in leaks if everything or leak.accused]
         now, wall = time.monotonic(), time.time()
         self._told = self._remembered(wanted)
-        batches = self._batches(wanted, now)
+        rests = now < self._rests_until and not everything
+        batches = self._batches(wanted, now, rests=rests)
         while batches and time.monotonic() < now + _MOST_TIME:
             self._search(batches.pop(), now + _MOST_TIME, wall)
         took = time.monotonic() - now
@@ -74,8 +75,11 @@ class Explainer:
         serials = (leak.observation.record.serial for leak in leaks)
         return {serial: told[serial] for serial in serials if serial in told}
 
-    def _batches(self, wanted: list[Leak], now: float) -> list[list[Leak]]:
-        """What to look for: last the batch to begin with, in which each site has its turn."""
+    def _batches(self, wanted: list[Leak], now: float, *, rests: bool) -> list[list[Leak]]:
+        """What to look for: last the batch to begin with, in which each site has its turn.
+
+        While the search rests, only sites that are new are looked for.
+        """
         sites = {told.site for told in self._told.values()}
         new: list[Leak] = []
         others: list[Leak] = []
@@ -83,7 +87,7 @@ class Explainer:
             if self._is_unknown(leak, now):
                 (others if _site_of(leak) in sites else new).append(leak)
                 sites.add(_site_of(leak))
-        asked = new if now < self._rests_until else new + others
+        asked = new if rests else new + others
         starts = range(0, len(asked), _MOST_AT_ONCE)
         return [asked[start : start + _MOST_AT_ONCE] for start in starts][::-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import re
 import socket
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def module():
     yield module
     close_all()
     del sys.modules["app.prices"]
+    vars(module).clear()
+
+
+@pytest.fixture
+def library():
+    """A module of somebody else's."""
+    module = sys.modules["pooling"] = types.ModuleType("pooling")
+    module.__file__ = "/usr/lib/python3/site-packages/pooling/__init__.py"
+    yield module
+    del sys.modules["pooling"]
     vars(module).clear()
 
 
@@ -281,6 +292,19 @@ def test_a_suspended_generator_and_who_holds_it(module):
     module.jobs[0].close()
 
 
+def test_a_suspended_generator_that_a_library_holds_is_told_by_itself(library):
+    def rows():
+        resp = Connection(make())
+        yield weakref.ref(resp.sock)
+        yield
+
+    library.jobs = [rows()]
+    [sentence] = held_by(next(library.jobs[0]))
+    assert re.match(r"local 'resp' of \S+rows\(\), suspended at tests/test_holders.py:", sentence)
+    assert sentence.endswith(": resp.sock")
+    library.jobs[0].close()
+
+
 def test_a_closure(module):
     def make(sock):
         module.handler = lambda: sock
@@ -490,6 +514,15 @@ def test_a_proof_names_the_holder(module):
             module.kept = make()
     assert caught.value.report.leaks[0].holders == ("app.prices.kept (module global)",)
     module.kept.close()
+
+
+def test_each_proof_names_the_holder_though_its_line_has_been_told_before(guard, module):
+    for name in ("first", "second"):
+        with pytest.raises(cwg.SocketLeakError) as caught:
+            with guard.no_leaks(grace=0):
+                setattr(module, name, make())
+        [leak] = caught.value.report.leaks
+        assert leak.holders == (f"app.prices.{name} (module global)",)
 
 
 def test_every_hint_can_be_told():

@@ -40,6 +40,27 @@ def test_whoever_holds_the_socket_is_named(suite):
     result.stdout.fnmatch_lines(["*held by test_it.KEPT*"])
 
 
+def test_a_fixture_that_holds_the_socket_is_named_and_none_of_pytests_calls(suite):
+    result = suite.fail(
+        """
+def make(): return socket.socket()
+
+@pytest.fixture(scope="session")
+def returned(): return {"conn": make()}
+
+@pytest.fixture
+def own(): return [make()]
+
+def test_it(returned, own): pass
+def test_last(returned): pass
+"""
+    )
+    held = [line.strip() for line in result.outlines if line.startswith("  held by ")]
+    assert held[0] == "held by item.funcargs['own'][0] (what pytest keeps of test_it)"
+    assert held[1].startswith("held by item.funcargs['returned']['conn'] (what pytest keeps of ")
+    assert len(held) == 2
+
+
 @pytest.mark.parametrize("mode", ["warn", "fail"])
 def test_verbose_shows_whole_stacks(suite, mode):
     source = "def test_it(): keep(socket.create_server(('127.0.0.1', 0)))\n"

@@ -159,6 +159,14 @@ def _context(_: Any) -> Root:
     return Root(FOREIGN, "", "a context variable: {}")
 
 
+def _test(item: Any) -> Root:
+    return Root(FOREIGN, "item", f"{{}} (what pytest keeps of {item.name})")
+
+
+def _fixture(definition: Any) -> Root:
+    return Root(FOREIGN, "", f"fixture {definition.argname!r}: {{}}")
+
+
 _KINDS = (
     ("asyncio", "Task", _asyncio_task),
     ("trio._core._run", "Task", _trio_task),
@@ -167,4 +175,6 @@ _KINDS = (
     ("asyncio.events", "Handle", _handle),
     ("asyncio.events", "AbstractEventLoop", _loop),
     ("contextvars", "Context", _context),
+    ("_pytest.python", "Function", _test),
+    ("_pytest.fixtures", "FixtureDef", _fixture),
 )

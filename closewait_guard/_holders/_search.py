@@ -19,7 +19,7 @@ from closewait_guard._heap import referrers, referrers_through_tuples
 from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
 from closewait_guard._stack import is_ours
 
-__all__ = ["Path", "paths"]
+__all__ = ["CODE_OF", "Path", "paths"]
 
 _MOST_LEVELS = 18
 # The interpreter compares each reference of the heap with every object that it is asked about.
@@ -28,7 +28,7 @@ _MOST_ENDS = 3
 # For how many more levels a better end is looked for.
 _PATIENCE = {OWN: 0, FOREIGN: 2, FALLBACK: 5}
 
-_CODE_OF = {
+CODE_OF = {
     FrameType: "f_code",
     GeneratorType: "gi_code",
     CoroutineType: "cr_code",
@@ -173,7 +173,7 @@ class _Search:
         kind = type(thing)
         if kind is _Node or id(thing) in self._ignored:
             return True
-        code = _CODE_OF.get(kind)
+        code = CODE_OF.get(kind)
         return code is not None and is_ours(getattr(thing, code).co_filename)
 
     def _rooted(self, found: _Leading, level: int) -> _Leading:

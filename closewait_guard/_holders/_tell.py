@@ -26,8 +26,8 @@ from closewait_guard._holders._anatomy import (
     type_name,
 )
 from closewait_guard._holders._locals import locals_of
-from closewait_guard._holders._roots import suspended_calls
-from closewait_guard._holders._search import Path
+from closewait_guard._holders._roots import FOREIGN, suspended_calls
+from closewait_guard._holders._search import CODE_OF, Path
 from closewait_guard._holders._threads import (
     Call,
     current_calls,
@@ -35,7 +35,9 @@ from closewait_guard._holders._threads import (
     thread_name,
     where,
 )
+from closewait_guard._stack import kind_of
 from closewait_guard._words import count_of
+from closewait_guard.model import FrameKind
 
 __all__ = ["owners_of", "sentence_of", "users_of"]
 
@@ -43,11 +45,14 @@ _MOST_STEPS = 12
 _MOST_CALLS = 8
 # From a variable to the socket: the connection or file that has it, and what wraps that.
 _CLOSE = 3
+_GENERATORS = (GeneratorType, AsyncGeneratorType)
 _BY_TRACEBACK = ", kept by an exception's traceback"
 
 
 def sentence_of(path: Path) -> str:
     """Who holds the last object of a path, and how."""
+    if path.rank == FOREIGN and (told := _from_own_call(path.things)):
+        return told
     text = _Text(path)
     text.follow(path.things)
     parts = text.parts()
@@ -65,6 +70,17 @@ def sentence_of(path: Path) -> str:
         frozen = "what gc.freeze() hides, " if gc.get_freeze_count() else ""
         return f"{frozen}native code, or a call under way that has no name for it: {body}"
     return f"{body} (what holds that was not found in time)"
+
+
+def _from_own_call(things: tuple[object, ...]) -> str:
+    """From the program's own generator that waits: how a library keeps it is of no interest."""
+    for number, thing in enumerate(things):
+        code = getattr(thing, CODE_OF[type(thing)]) if type(thing) in _GENERATORS else None
+        if code is not None and kind_of(code.co_filename) is FrameKind.USER:
+            text = _Text(Path(None, things[number:]))
+            text.follow(things[number:])
+            return ": ".join(text.parts())
+    return ""
 
 
 def users_of(paths: list[Path]) -> list[str]:
