@@ -18,6 +18,7 @@ from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture_within
 from closewait_guard._unfinished import unfinished
+from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class Guard:
         lean: bool = False,
     ) -> None:
         self.settings = Settings.given(settings)
-        self._delivery = Delivery(
-            reporters or self.settings.reporters, self.settings.reporter_timeout
-        )
+        self._delivery = _delivery(self.settings, reporters)
         self._context = PlainContext.of(self.settings)
         self._probe = _probe.choose(self.settings.probe)
         self._clock = clock
@@ -246,6 +245,16 @@ class Guard:
             self._examined.after_fork()
         self._exhaustion.after_fork()
         self._delivery.after_fork()
+
+
+def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
+    """To those whom the program names, else to those of the settings."""
+    if reporters:
+        return Delivery(reporters, settings.reporter_timeout)
+    try:
+        return Delivery(settings.reporters, settings.reporter_timeout)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{settings.source_of('reporters')}: {error}") from None
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()

@@ -170,6 +170,20 @@ class Settings:
         values = _checked((name, value, f"keyword {name}") for name, value in overrides.items())
         return replace(self, **values)  # type: ignore[arg-type]
 
+    def source_of(self, name: str) -> str:
+        """Where a value came from, for who has to change it.
+
+        Example:
+            >>> Settings(grace=2).source_of("grace")
+            'Settings(grace=...)'
+        """
+        value, found = getattr(self, name), f"Settings({name}=...)"
+        for given in (_from_pyproject(Path()), _from_environment(os.environ)):
+            for other, text, source in given:
+                if other == name and _parsed(name, text, source) == value:
+                    found = source
+        return found
+
     def describe(self) -> dict[str, Scalar]:
         """The values as plain data, callables by their name."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}

@@ -119,8 +119,27 @@ def test_reporters_that_the_program_names_win_over_those_of_its_settings():
     with leaking_guard(reporters.text(stream), reporters=("nobody",)) as guard:
         guard.report()
     assert "1 x LEAKED" in stream.getvalue()
-    with pytest.raises(cwg.ConfigurationError, match="nobody is called 'nobody'"):
+
+
+def test_a_name_that_will_not_do_is_refused_with_where_it_came_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = "reporters: nobody is called 'nobody'; known are text, "
+    with pytest.raises(cwg.ConfigurationError) as caught:
         cwg.Guard(cwg.Settings(reporters=("nobody",)))
+    assert str(caught.value).startswith(f"Settings(reporters=...): {refused}")
+    (tmp_path / "pyproject.toml").write_text("[tool.closewait_guard]\nreporters = ['nobody']\n")
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        cwg.Guard()
+    source = f"[tool.closewait_guard] in {tmp_path / 'pyproject.toml'}"
+    assert str(caught.value).startswith(f"{source}: {refused}")
+    monkeypatch.setenv("CLOSEWAIT_GUARD_REPORTERS", "text,nobody")
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        cwg.Guard()
+    source = "environment variable CLOSEWAIT_GUARD_REPORTERS"
+    assert str(caught.value).startswith(f"{source}: {refused}")
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        cwg.Guard(reporters=["nobody"])
+    assert str(caught.value).startswith(refused)
 
 
 # Reporters that somebody has installed.

@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
     command = command_of(arguments.target)
     settings = _settings(arguments)
-    reporters = tuple(_checked(name) for name in arguments.report or ())
+    reporters = tuple(map(_checked, arguments.report or ()))
     if arguments.interval is not None and not reporters:
         reporters = Settings.load().reporters or ("text",)
     handover = Handover(reporters, verdict="")
@@ -136,5 +136,8 @@ def _checked(name: str) -> str:
 
     before, marker, path = name.partition("json_lines:")
     whole = before + marker + str(Path(path).absolute()) if path else name
-    closed(named(whole))
+    try:
+        closed(named(whole))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"run --report: {error}") from None
     return whole
