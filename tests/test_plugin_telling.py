@@ -35,6 +35,22 @@ def test_the_stack_shows_the_tests_own_calls_and_none_of_pytests(suite):
     assert "born_in" not in block
 
 
+def test_of_tests_that_were_installed_with_a_package_the_birth_is_told(suite):
+    source = """
+import socket, unittest
+
+class TestIt(unittest.TestCase):
+    def test_it(self): self.kept = KEPT.append(socket.socket())
+
+KEPT = []
+"""
+    folder = suite.pytester.mkdir("site-packages")
+    (folder / "test_installed.py").write_text(source, encoding="utf-8")
+    result = suite.fail(None, "site-packages")
+    result.stdout.re_match_lines([r"  born at \S+test_installed\.py:5 in TestIt\.test_it\(\)"])
+    result.stdout.no_fnmatch_line("*born nobody knows where*")
+
+
 def test_whoever_holds_the_socket_is_named(suite):
     result = suite.fail("def test_it(): keep(socket.socket())\n")
     result.stdout.fnmatch_lines(["*held by test_it.KEPT*"])

@@ -81,12 +81,13 @@ def _each_record(report: Report, change: Callable[[SocketRecord], SocketRecord])
 
 def _trimmed(record: SocketRecord) -> SocketRecord:
     calls = enumerate(record.stack)
-    last = next((place for place, frame in calls if _is_machinery(frame)), None)
-    if last is None:
-        return record
+    outside = next((place for place, frame in calls if _is_machinery(frame)), 0)
+    last = outside
     while last and record.stack[last - 1].kind is not FrameKind.USER:
         last -= 1
-    return replace(record, stack=record.stack[:last])
+    # Tests that were installed with their package look like a library.
+    kept = last or outside
+    return replace(record, stack=record.stack[:kept]) if kept else record
 
 
 def _is_machinery(frame: Frame) -> bool:
