@@ -40,8 +40,9 @@ class Guard:
             given, those of the settings are told.
         clock: Dates the reports of a series; seconds that never jump.
         ends_of_stacks: Functions, by their code, from which on outwards no call is remembered.
-        lean: Load what makes reports with the first, not at `install()`. The first may then fail
-            where no descriptor is left to load it by.
+        lean: Load what makes reports, and look for the sockets that are older, with the first
+            report, not at `install()`. The first may then fail where no descriptor is left to
+            load it by.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -95,7 +96,8 @@ class Guard:
                 self._installed = True
                 _guards.add(self)
                 _patch.subscribe(self._registry)
-                self._registry.adopt()
+                if not self._is_lean or self._examined is not None:
+                    self._registry.adopt()
                 if not self._is_lean:
                     self._examiner.lookout.take_census()
         return self
@@ -218,6 +220,10 @@ class Guard:
         """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
         return unfinished(self._registry, since)
 
+    def has_closed_all(self, since: int) -> bool:
+        """Whether nothing born after a mark is unfinished; a quick no only means perhaps."""
+        return self._registry.has_closed_all(since)
+
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
         from closewait_guard._no_leaks import NoLeaks
@@ -237,6 +243,9 @@ class Guard:
                 self._clock,
                 lambda: self._installed,
             )
+            if self._is_lean and self._installed:
+                # Not by install(): to find them goes through the whole heap.
+                self._registry.adopt()
         return self._examined
 
     def _after_fork(self) -> None:

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+from closewait_guard._adoption import strangers
 from closewait_guard._birth import (
     KEY,
     NO_CONTEXT,
@@ -32,7 +33,6 @@ from closewait_guard._birth import (
     stranger,
 )
 from closewait_guard._drops import Drop, Drops
-from closewait_guard._heap import instances_of, kinds_of
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._living import Living
@@ -217,6 +217,13 @@ class Registry:
                 discard(self._detached, fd, entry)
         return still
 
+    def has_closed_all(self, since: int) -> bool:
+        """Whether no socket born after a mark is open, or was dropped: no is a perhaps."""
+        if self._detached or self._drops.are_any:
+            return False
+        young = (story for story in self._births.copy().values() if story[SERIAL] > since)
+        return all((sock := story[SOCK]()) is None or _fileno(sock) < 0 for story in young)
+
     def socket_of(self, fd: int, serial: int) -> socket.socket | None:
         """The socket of a record, if it is still there."""
         story = self._births.get(fd)
@@ -262,22 +269,9 @@ class Registry:
 
     def adopt(self) -> None:
         """Take in every open socket object that is not known yet, its birth unknown."""
-        for sock in instances_of(kinds_of(SOCKET)):
-            self._adopt(sock)
-            self._has_adopted = True
-
-    def _adopt(self, sock: socket.socket) -> None:
-        try:
-            fd = _fileno(sock)
-        except Exception:
-            # Not initialized: made by __new__ alone.
-            return
-        known = self._births.get(fd)
-        if fd >= 0 and not (known is not None and holds(known, fd)):
-            if known is not None:
-                discard(self._births, fd, known)
+        for fd, sock in strangers(self._births):
             self._births.setdefault(fd, self._stranger(sock))
-            self._has_news = True
+            self._has_adopted = self._has_news = True
             if _file_objects(sock) > 0:
                 self._with_files.add(fd)
 

@@ -66,8 +66,7 @@ class Trial:
         if plan.mode is Mode.OFF:
             self._inspector.adopt(owner)
             return None
-        if self.guard.mark(natives=False) == owner.mark + 1:
-            # No socket has been born since: nothing to look at.
+        if self.guard.has_closed_all(owner.mark):
             return None
         around = Circumstances(plan, keepers, running.all_failures, running.own_calls)
         return self._finding(owner, around, "test")
