@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from operator import is_
@@ -141,20 +140,13 @@ def kind_of(filename: str) -> FrameKind:
     path = _normal(filename)
     if "/site-packages/" in path or "/dist-packages/" in path:
         return FrameKind.LIBRARY
-    if path.startswith(_stdlib()):
+    if path.startswith(_STDLIB):
         return FrameKind.STDLIB
     return FrameKind.USER
 
 
 def is_ours(filename: str) -> bool:
     return _normal(filename).startswith(_ours())
-
-
-@lru_cache(1)
-def _stdlib() -> tuple[str, ...]:
-    # Not when this is imported: to ask reads how Python was built.
-    folders = {_normal(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    return ("<frozen ", *(folder.rstrip("/") + "/" for folder in folders))
 
 
 @lru_cache(1)
@@ -178,3 +170,7 @@ def _module_of(filename: str) -> str:
 
 def _normal(filename: str) -> str:
     return filename.replace("\\", "/")
+
+
+# Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
+_STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")

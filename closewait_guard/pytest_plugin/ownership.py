@@ -51,6 +51,9 @@ class Ownership:
 
     def __init__(self) -> None:
         self.present = NOBODY
+        # Whose turn it is but for the fixtures that are inside it.
+        self._base = NOBODY
+        self._runner = 0
         # What else the program wants to be kept with a birth.
         self.further: Callable[[], Mapping[str, object]] | None = None
         self._owners: dict[str, Owner] = {}
@@ -63,6 +66,7 @@ class Ownership:
 
     def begin(self) -> None:
         """Take note of threads from now on."""
+        self._runner = threading.get_ident()
         threads.watch(self._started)
 
     def end(self) -> None:
@@ -81,19 +85,30 @@ class Ownership:
 
     def turn_of(self, owner: Owner) -> None:
         """From now on, what happens in this thread is the owner's."""
-        self.present = owner
+        self._base = self.present = owner
         self._of_context.set(owner)
+
+    def take_over(self, owner: Owner) -> None:
+        """A turn that nobody had noted has been this owner's; a fixture may be inside it."""
+        if self.present is self._base:
+            self.present = owner
+            if threading.get_ident() == self._runner:
+                self._of_context.set(owner)
+        self._base = owner
 
     @contextmanager
     def turn(self, owner: Owner) -> Iterator[None]:
         """The owner's turn is inside somebody else's."""
         before, of_context = self.present, self._of_context.get()
-        self.turn_of(owner)
+        is_outermost = before is self._base
+        self.present = owner
+        self._of_context.set(owner)
         try:
             yield
         finally:
-            self.present = before
-            self._of_context.set(of_context)
+            self.present = self._base if is_outermost else before
+            is_unset = of_context is None and self.present is not NOBODY
+            self._of_context.set(self.present if is_unset else of_context)
 
     def context(self) -> Mapping[str, object]:
         """What to keep with a birth."""

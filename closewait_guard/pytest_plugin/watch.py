@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from closewait_guard.pytest_plugin.asleep import TEARDOWN, Asleep
 from closewait_guard.pytest_plugin.keepers import Keeper, name_of
 from closewait_guard.pytest_plugin.options import Mode, Plan, plan_of
 from closewait_guard.pytest_plugin.ownership import NOBODY, Owner, Ownership
+from closewait_guard.pytest_plugin.phases import EndOfPhase, Phases
 from closewait_guard.pytest_plugin.running import Running
 from closewait_guard.pytest_plugin.tripwire import Tripwire
 
@@ -41,7 +43,9 @@ class Watch:
         self._tripwire = Tripwire(self._load)
         self._trial: Trial | None = None
         self._keepers: list[Keeper] = []
-        self._running: Running | None = None
+        self.running: Running | None = None
+        self._asleep: Asleep | None = None
+        self._phases: Phases | None = None
         self._outbox: Outbox | None = None
         self._began = self._planned = False
 
@@ -50,17 +54,26 @@ class Watch:
         self._planned = True
         for item in items:
             item.stash[_PLAN] = plan_of(item, self._plan)
+        self._wake()
 
     def watched(self, item: pytest.Item) -> Guard:
         """The guard, once it watches this test, be it from now on only."""
-        if self._running is None:
+        if self.running is None:
             self._start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
         return self._load().guard
+
+    def start(self, item: pytest.Item) -> None:
+        """The set-up of a test begins."""
+        plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
+        if self._began or plan.mode is not Mode.OFF:
+            self._start(item, plan)
 
     def end(self) -> None:
         """Leave everything as it was found."""
         if self._began:
             self._began = False
+            if self._asleep is not None:
+                self._asleep.end()
             self.ownership.end()
             if self._trial is not None:
                 self._trial.guard.uninstall()
@@ -70,7 +83,24 @@ class Watch:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
         if self._plan.mode is not Mode.OFF:
+            self._asleep = Asleep(self._config, self._wake)
             self._begin()
+
+    def _wake(self) -> None:
+        """With the first socket, thread or marker: from now on, whose turn it is matters."""
+        if self._phases is None:
+            self._phases = Phases(self)
+            self._config.pluginmanager.register(self._phases, "closewait_guard_phases")
+        asleep, self._asleep = self._asleep, None
+        if asleep is None:
+            return
+        asleep.end()
+        item, phase = asleep.item, asleep.phase()
+        if item is not None and phase is not None:
+            self.running = Running(item, self._plan, self._new_owner(item.nodeid, item.nodeid))
+            self.running.in_teardown = phase == TEARDOWN
+            self.ownership.take_over(self.running.owner)
+            EndOfPhase(self._config.pluginmanager, self.ownership, asleep.phase)
 
     def _begin(self) -> None:
         self._began = True
@@ -89,73 +119,49 @@ class Watch:
             self._trial = Trial(self._plan, self.ownership, worker, _callers(self._config))
         # Apart: a timeout may strike in between, and what is installed must be uninstalled.
         self._trial.guard.install()
+        self._wake()
         return self._trial
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:
         mark = self._trial.guard.mark(natives=False) if self._trial is not None else 0
         return self.ownership.new(name, nodeid, mark)
 
-    # What other plugins do between the phases, such as to pass on a report, is no part of the test.
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
-        if self._began or plan.mode is not Mode.OFF:
-            self._start(item, plan)
-        try:
-            return (yield)
-        finally:
-            self.ownership.turn_of(NOBODY)
-
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         if not self._began:
             self._begin()
         owner = self._new_owner(item.nodeid, item.nodeid)
         self.ownership.turn_of(owner)
-        self._running = Running(item, plan, owner)
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        running = self._running
-        if running is None:
-            return (yield)
-        self.ownership.turn_of(running.owner)
-        try:
-            result = yield
-            running.called = True
-            return result
-        finally:
-            self.ownership.turn_of(NOBODY)
+        self.running = Running(item, plan, owner)
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
-        if self._running is not None and call.excinfo is not None:
-            self._running.failures.append(call.excinfo.value)
+        if self.running is not None and call.excinfo is not None:
+            self.running.failures.append(call.excinfo.value)
 
     # Innermost, so that output is still captured while sockets settle.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self) -> Generator[None, None, None]:
-        running = self._running
-        if running is None:
-            yield
-            return
-        running.in_teardown = True
-        self.ownership.turn_of(running.owner)
+        if self.running is not None:
+            self.running.in_teardown = True
+            self.ownership.turn_of(self.running.owner)
         try:
             yield
         except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
             raise
         except BaseException as error:
-            running.failures.append(error)
-            if failure := self._conclude(running):
-                running.item.add_report_section("teardown", "socket leaks", failure.text)
+            if (running := self.running) is not None:
+                running.failures.append(error)
+                if failure := self._conclude(running):
+                    running.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
-        if failure := self._conclude(running):
+        # It may have begun to be watched in its teardown.
+        if self.running is not None and (failure := self._conclude(self.running)):
             self._out().fail(failure)
 
     def _conclude(self, running: Running) -> Failure | None:
         """Check the test if that has not been done yet; what to fail it with."""
         self._check(running)
         running.owner.over = True
-        self._running = None
+        self.running = None
         self.ownership.turn_of(NOBODY)
         if self._plan.mode is Mode.OFF:
             self.end()
@@ -199,8 +205,8 @@ class Watch:
 
     def _begin_to_finish(self, keeper: Keeper, turn: ExitStack) -> None:
         """The first of a fixture's finalizers: a test that is over is checked before it goes."""
-        if self._running is not None and self._running.in_teardown:
-            self._check(self._running)
+        if self.running is not None and self.running.in_teardown:
+            self._check(self.running)
         turn.enter_context(self.ownership.turn(keeper.owner))
 
     def _end_fixture(self, keeper: Keeper, turn: ExitStack) -> None:
