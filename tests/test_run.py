@@ -30,7 +30,12 @@ print(json.dumps({
     "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
     "usercustomize": getattr(sys.modules.get("usercustomize"), "__file__", None),
     "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
-    "ignored": [line for line in open("/proc/self/status") if line.startswith("Sig")],
+    # Not SigQ: it counts what is queued for all processes of this user.
+    "masks": [
+        line
+        for line in open("/proc/self/status")
+        if line.startswith(("SigBlk", "SigIgn", "SigCgt"))
+    ],
     "threads": __import__("threading").active_count(),
     "cwd": os.getcwd(), "warnings": __import__("warnings").filters,
 }, default=str))
