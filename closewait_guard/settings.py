@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,9 @@ class Settings:
             'Settings(grace=...)'
         """
         value, found = getattr(self, name), f"Settings({name}=...)"
-        for given in (_from_pyproject(Path()), _from_environment(os.environ)):
-            for other, text, source in given:
+        # A source that cannot be read has given nothing.
+        with suppress(ConfigurationError):
+            for other, text, source in (*_from_pyproject(Path()), *_from_environment(os.environ)):
                 if other == name and _parsed(name, text, source) == value:
                     found = source
         return found

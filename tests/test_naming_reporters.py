@@ -127,6 +127,10 @@ def test_a_name_that_will_not_do_is_refused_with_where_it_came_from(tmp_path, mo
     with pytest.raises(cwg.ConfigurationError) as caught:
         cwg.Guard(cwg.Settings(reporters=("nobody",)))
     assert str(caught.value).startswith(f"Settings(reporters=...): {refused}")
+    (tmp_path / "pyproject.toml").write_text("[tool\n")
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        cwg.Guard(cwg.Settings(reporters=("nobody",)))
+    assert str(caught.value).startswith(f"Settings(reporters=...): {refused}")
     (tmp_path / "pyproject.toml").write_text("[tool.closewait_guard]\nreporters = ['nobody']\n")
     with pytest.raises(cwg.ConfigurationError) as caught:
         cwg.Guard()
