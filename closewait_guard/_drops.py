@@ -30,7 +30,6 @@ class Drops:
         self._probe = probe
         self._youngest: deque[Drop] = deque(maxlen=kept)
         self.tally = Tally()
-        self.are_any = False
 
     def add(self, story: Story, sock: socket.socket, fd: int) -> None:
         """Look at a dying socket for the last time."""
@@ -40,7 +39,10 @@ class Drops:
         endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
         self._youngest.append(Drop(story, fd, collected, endpoint, view))
         self.tally.count()
-        self.are_any = True
+
+    def __bool__(self) -> bool:
+        """Whether any are remembered."""
+        return bool(self._youngest)
 
     def youngest(self) -> tuple[Drop, ...]:
         """Those that are remembered."""
@@ -49,5 +51,4 @@ class Drops:
     def after_fork(self) -> None:
         """In the child: those before were the parent's affair."""
         self._youngest.clear()
-        self.are_any = False
         self.tally.after_fork()

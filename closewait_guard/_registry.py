@@ -219,7 +219,7 @@ class Registry:
 
     def has_closed_all(self, since: int) -> bool:
         """Whether no socket born after a mark is open, or was dropped: no is a perhaps."""
-        if self._detached or self._drops.are_any:
+        if self._detached or self._drops:
             return False
         young = (story for story in self._births.copy().values() if story[SERIAL] > since)
         return all((sock := story[SOCK]()) is None or _fileno(sock) < 0 for story in young)

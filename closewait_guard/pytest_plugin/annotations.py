@@ -8,7 +8,7 @@ from pathlib import Path
 
 from closewait_guard._words import count_of
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
-from closewait_guard.pytest_plugin.sites import Site, sites
+from closewait_guard.pytest_plugin.sites import Site, relative, sites
 
 __all__ = ["commands"]
 
@@ -33,8 +33,8 @@ def _said(site: Site) -> str:
 def _relative(filename: str, root: Path) -> str:
     """Relative to the checkout: GitHub knows no other files."""
     base = os.environ.get("GITHUB_WORKSPACE") or str(root)
-    path = os.path.relpath(filename, base)
-    return filename if path.startswith("..") else path.replace("\\", "/")
+    path = relative(filename, base)
+    return path if path == filename else path.replace("\\", "/")
 
 
 def _escaped(text: str, further: str = "") -> str:

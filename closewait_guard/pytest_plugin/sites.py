@@ -11,7 +11,7 @@ from closewait_guard._words import count_of
 from closewait_guard.model import Frame, Leak
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
 
-__all__ = ["Site", "place", "sites"]
+__all__ = ["Site", "place", "relative", "sites"]
 
 
 class Site(NamedTuple):
@@ -56,5 +56,10 @@ def place(frame: Frame | None, root: Path) -> str:
     """File and line, as pytest writes them: from its root folder on."""
     if frame is None:
         return "an unknown place"
-    path = os.path.relpath(frame.filename, root)
-    return f"{frame.filename if path.startswith('..') else path}:{frame.lineno}"
+    return f"{relative(frame.filename, root)}:{frame.lineno}"
+
+
+def relative(filename: str, folder: str | Path) -> str:
+    """From a folder on; the whole path of what lies elsewhere."""
+    path = os.path.relpath(filename, folder)
+    return filename if path.startswith("..") else path
