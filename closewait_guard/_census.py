@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,20 +25,41 @@ def fd_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def fd_used() -> int | None:
-    """How many descriptors are open; None where nobody says."""
-    try:
-        # Since Linux 6.2 the folder's size is the count: no descriptor is needed to learn it,
-        # which matters when there is none left.
-        size = Path(_FD_FOLDER).stat().st_size
-        if sys.platform == "linux" and size:
-            return size
-        return sum(1 for _ in Path(_FD_FOLDER).iterdir()) - 1
-    except OSError as error:
-        return fd_limit() if error.errno in _EXHAUSTED else None
+class _Used:
+    """Counts the open descriptors. A count that took long is good for a while."""
 
+    def __init__(self) -> None:
+        self._listed, self._good_until = 0, 0.0
+
+    def __call__(self) -> int | None:
+        """How many descriptors are open; None where nobody says."""
+        try:
+            # Since Linux 6.2 the folder's size is the count: no descriptor is needed to learn it,
+            # which matters when there is none left.
+            size = Path(_FD_FOLDER).stat().st_size
+            return size if sys.platform == "linux" and size else self._by_listing()
+        except OSError as error:
+            return fd_limit() if error.errno in _EXHAUSTED else None
+
+    def _by_listing(self) -> int:
+        """Takes a microsecond for each, more than all the rest of a scan."""
+        begun = time.monotonic()
+        if begun >= self._good_until:
+            self._listed = len(_names()) - 1
+            took = time.monotonic() - begun
+            self._good_until = begun + (took / _LARGEST_SHARE if took > _LONG else 0.0)
+        return self._listed
+
+
+fd_used = _Used()
 
 _EXHAUSTED = frozenset({errno.ENFILE, errno.EMFILE})
+_LONG, _LARGEST_SHARE = 0.001, 0.05
+
+
+def _names() -> list[str]:
+    # A path object for each name would take ten times as long.
+    return os.listdir(_FD_FOLDER)  # noqa: PTH208
 
 
 def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
@@ -46,8 +68,7 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
     One listing of a folder, whatever their number; only what is not known is looked at.
     """
     try:
-        # A path object for each name would take ten times as long.
-        names = os.listdir(_FD_FOLDER)  # noqa: PTH208
+        names = _names()
     except OSError:
         return None
     found: dict[int, int] = {}

@@ -198,13 +198,15 @@ def test_the_census_needs_no_descriptor():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_the_census_counts_by_listing_where_the_folder_has_no_size(monkeypatch):
+def test_the_census_counts_by_listing_where_the_folder_has_no_size(tmp_path, monkeypatch):
     import errno
     from types import SimpleNamespace
 
     true = fd_used()
     monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
     assert fd_used() == true
+    with open(tmp_path / "x", "w"):
+        assert fd_used() == true + 1
     for number, expected in ((errno.EMFILE, fd_limit()), (errno.EACCES, None)):
 
         def refuse(self, number=number):
@@ -212,6 +214,28 @@ def test_the_census_counts_by_listing_where_the_folder_has_no_size(monkeypatch):
 
         monkeypatch.setattr("pathlib.Path.stat", refuse)
         assert fd_used() == expected
+
+
+def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
+    from types import SimpleNamespace
+
+    from closewait_guard import _census
+
+    clock, listings = [0.0], []
+
+    def listing(folder):
+        listings.append(folder)
+        clock[0] += 0.1
+        return ["0", "1", "2", "3"]
+
+    monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
+    monkeypatch.setattr(_census, "os", SimpleNamespace(listdir=listing))
+    monkeypatch.setattr(_census, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    used = type(fd_used)()
+    for now, expected in ((0.5, 1), (1.5, 1), (2.4, 1), (2.6, 2), (4.5, 2), (4.7, 3)):
+        clock[0] = now
+        assert used() == 3
+        assert len(listings) == expected, now
 
 
 def test_a_folder_that_may_not_be_looked_into_is_nobodys_project(tmp_path, monkeypatch):
