@@ -1,7 +1,8 @@
 """Run every benchmark, print a table, write JSON.
 
-python -m benchmarks                 # all of it but plugin, two minutes
+python -m benchmarks                 # all of it but curve and plugin, two minutes
 python -m benchmarks plugin          # whole suites, some minutes
+python -m benchmarks curve           # scans of up to 100,000 sockets, two minutes
 python -m benchmarks --quick         # small sizes: shows that they run, judges nothing
 python -m benchmarks --json out.json
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import (
     command_line,
+    curve,
     footprint,
     hot_path,
     http_workload,
@@ -39,10 +41,11 @@ _BENCHMARKS = {
         monitoring,
         command_line,
         plugin,
+        curve,
     )
 }
-# Whole runs of whole suites take minutes.
-_BY_NAME_ONLY = {"plugin"}
+# Whole runs of whole suites take minutes, and so does the opening of 100,000 sockets.
+_BY_NAME_ONLY = {"plugin", "curve"}
 
 
 def main() -> None:

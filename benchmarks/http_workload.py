@@ -1,19 +1,23 @@
-"""HTTP with a connection for each request: server and client in two processes, guard on and off.
+"""HTTP with a connection for each request: servers and clients in processes of their own.
 
-The guard is turned on in the client, in the server, in both, and off, in an order that changes
-every fraction of a second, so that what else the machine does falls on all alike. Ratios are
-medians over rounds, each against the round without the guard beside it.
+Each process is under the guard for all its life, or never, as a user's is: who turns it on and off
+pays for what the interpreter has to learn anew. There are several of each, because where the memory
+of a process happens to lie makes some per cent. Pairs take turns in a random order every fraction
+of a second, so that what else the machine does falls on all alike. Ratios are medians over rounds,
+each against the round of a bare pair beside it.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +26,8 @@ from benchmarks.http_programs import PROGRAMS
 from benchmarks.result import Result
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WARM_UP, _REQUESTS = 20, 25
+_OF_EACH = 4
+_FIRST_WARM_UP, _WARM_UP, _REQUESTS = 50, 5, 40
 
 # Whether the guard is on in the client, and in the server.
 _VARIANTS = {
@@ -47,9 +52,9 @@ _Cycle = dict[str, _Round]
 
 def run(*, quick: bool) -> list[Result]:
     found: list[Result] = []
-    for name, cycles in (("http.server, http.client", 120), ("uvicorn, requests", 60)):
-        with _server(name) as server:
-            measured = _measured(name, server, 2 if quick else cycles)
+    for name, cycles in (("http.server, http.client", 110), ("uvicorn, requests", 90)):
+        with _processes("serve", name) as servers, _processes("fetch", name) as clients:
+            measured = _measured(clients, servers, 2 if quick else cycles)
         for variant in _VARIANTS:
             found += _results(name, variant, measured)
     return found
@@ -85,71 +90,98 @@ def _p99(cycles: list[_Cycle], variant: str) -> float:
     return statistics.quantiles(latencies, n=100)[98]
 
 
-def _measured(name: str, server: _Server, count: int) -> list[_Cycle]:
-    fetch = PROGRAMS[name].client(server.port)
-    cycles = [_cycle(fetch, server) for _ in range(count + 1)]
-    return cycles[1:]  # The first one warms up.
+class _Process:
+    """A server that says its port first, or a client; each answers an order with figures."""
 
-
-def _cycle(fetch: Callable[[], None], server: _Server) -> _Cycle:
-    cycle = {}
-    for variant in random.sample(list(_VARIANTS), len(_VARIANTS)):
-        in_client, in_server = _VARIANTS[variant]
-        server.tell("on" if in_server else "off")
-        (cwg.install if in_client else cwg.uninstall)()
-        cycle[variant] = _requests(fetch, server)
-    cwg.uninstall()
-    return cycle
-
-
-def _requests(fetch: Callable[[], None], server: _Server) -> _Round:
-    latencies = []
-    for _ in range(_WARM_UP):
-        fetch()
-    cpu = server.tell("time") + time.process_time()
-    for _ in range(_REQUESTS):
-        started = time.perf_counter()
-        fetch()
-        latencies.append(time.perf_counter() - started)
-    return _Round(latencies, server.tell("time") + time.process_time() - cpu)
-
-
-class _Server:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._orders, self._answers = process.stdin, process.stdout
         self.port = int(self._answers.readline())
 
-    def tell(self, order: str) -> float:
-        """Answers with the CPU time that it has taken so far."""
-        self._orders.write(order + "\n")
+    def ask(self, *order: int) -> list[float]:
+        """Of a server the CPU time so far; of a client that of its requests, and the latencies."""
+        self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
-        return float(self._answers.readline())
+        answer: list[float] = json.loads(self._answers.readline())
+        return answer
+
+
+# By whether they are under the guard.
+_Processes = dict[bool, list[_Process]]
 
 
 @contextmanager
-def _server(name: str) -> Iterator[_Server]:
-    command = [sys.executable, "-m", "benchmarks.http_workload", name]
+def _processes(role: str, name: str) -> Iterator[_Processes]:
+    with ExitStack() as stack:
+        yield {
+            guarded: [stack.enter_context(_process(role, name, guarded)) for _ in range(_OF_EACH)]
+            for guarded in (False, True)
+        }
+
+
+@contextmanager
+def _process(role: str, name: str, guarded: bool) -> Iterator[_Process]:
+    command = [sys.executable, "-m", "benchmarks.http_workload", role, name]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=_ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(
+        [*command, "guard"] if guarded else command, cwd=_ROOT, stdin=pipe, stdout=pipe, text=True
+    ) as process:
         try:
-            yield _Server(process)
+            yield _Process(process)
         finally:
             process.terminate()
 
 
+def _measured(clients: _Processes, servers: _Processes, count: int) -> list[_Cycle]:
+    for client, server in product(*(chain(*each.values()) for each in (clients, servers))):
+        client.ask(server.port, _FIRST_WARM_UP)
+    return [_cycle(clients, servers) for _ in range(count)]
+
+
+def _cycle(clients: _Processes, servers: _Processes) -> _Cycle:
+    cycle, which = {}, (random.randrange(_OF_EACH), random.randrange(_OF_EACH))
+    for variant in random.sample(list(_VARIANTS), len(_VARIANTS)):
+        in_client, in_server = _VARIANTS[variant]
+        cycle[variant] = _round(clients[in_client][which[0]], servers[in_server][which[1]])
+    return cycle
+
+
+def _round(client: _Process, server: _Process) -> _Round:
+    client.ask(server.port, _WARM_UP)
+    (before,) = server.ask()
+    cpu, *latencies = client.ask(server.port, _REQUESTS)
+    (after,) = server.ask()
+    return _Round(latencies, cpu + after - before)
+
+
 def _serve(name: str) -> None:
     print(PROGRAMS[name].server(), flush=True)
-    orders: dict[str, Callable[[], object]] = {
-        "on": cwg.install,
-        "off": cwg.uninstall,
-        "time": lambda: None,
-    }
+    for _ in sys.stdin:
+        print(json.dumps([time.process_time()]), flush=True)
+
+
+def _fetch(name: str) -> None:
+    print(0, flush=True)
     for line in sys.stdin:
-        orders[line.strip()]()
-        print(time.process_time(), flush=True)
+        port, count = json.loads(line)
+        print(json.dumps(_fetched(PROGRAMS[name].client(port), count)), flush=True)
+
+
+def _fetched(fetch: Callable[[], None], count: int) -> list[float]:
+    latencies, cpu = [], time.process_time()
+    for _ in range(count):
+        started = time.perf_counter()
+        fetch()
+        latencies.append(time.perf_counter() - started)
+    return [time.process_time() - cpu, *latencies]
+
+
+def _main(role: str, name: str, *guard: str) -> None:
+    if guard:
+        cwg.install()
+    {"serve": _serve, "fetch": _fetch}[role](name)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _main(*sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import shutil
 import socket
 import statistics
@@ -16,10 +17,10 @@ from contextlib import contextmanager
 import closewait_guard as cwg
 from benchmarks.result import Result
 
-_CLOSED = 100
+CLOSED = 100
 # Fewer than the ephemeral ports that lie between one address and another.
 _OF_ONE_ADDRESS = 10_000
-_SPARE = 500
+SPARE = 500
 
 # Accepts on as many loopback addresses as it takes, closes the first of them, and waits.
 _PEER = f"""
@@ -39,7 +40,7 @@ sys.stdin.read()
 
 
 def run(*, quick: bool) -> list[Result]:
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE
     sizes = [size for size in (100, 1000, 10_000, 100_000) if size <= room]
     if room < 100_000:
         # As far as the hard limit on descriptors lets a process go.
@@ -48,11 +49,12 @@ def run(*, quick: bool) -> list[Result]:
     found: list[Result] = []
     first: float | None = None
     for size in sizes:
-        with connected(size):
-            took = _scan_time(20)
+        with connected(size) as socks:
+            took, polled = times_of(socks)
             first = first or took / size
-            name = f"scan of {size:,} sockets, {_CLOSED} in CLOSE_WAIT"
+            name = f"scan of {size:,} sockets, {CLOSED} in CLOSE_WAIT"
             found.append(Result(name, took, "ms", took / size / first, size=size))
+            found.append(Result(f"poll() alone, {size:,} sockets", polled, "ms", size=size))
             found += _beside_others(took, size)
             if size == (300 if quick else 10_000):
                 found.append(_with_census(size, took))
@@ -60,7 +62,7 @@ def run(*, quick: bool) -> list[Result]:
 
 
 @contextmanager
-def connected(count: int, closed: int = _CLOSED) -> Iterator[None]:
+def connected(count: int, closed: int = CLOSED) -> Iterator[list[socket.socket]]:
     """So many open connections, the peer in a process of its own, under an installed guard."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -80,7 +82,7 @@ def connected(count: int, closed: int = _CLOSED) -> Iterator[None]:
         ]
         assert peer.stdout.readline() == "ready\n"
         try:
-            yield
+            yield socks
         finally:
             cwg.uninstall()
             for sock in socks:
@@ -88,15 +90,24 @@ def connected(count: int, closed: int = _CLOSED) -> Iterator[None]:
             peer.stdin.close()
 
 
-def _scan_time(rounds: int) -> float:
-    """The median, in milliseconds; every scan must find what there is to find."""
-    times = []
+def times_of(socks: list[socket.socket], rounds: int = 20) -> tuple[float, float]:
+    """The medians of a scan, and of the kernel's part in it: one poll(). In milliseconds.
+
+    Every scan must find what there is to find.
+    """
+    poll = select.poll()
+    for sock in socks:
+        poll.register(sock, select.POLLRDHUP)
+    scans, polls = [], []
     for _ in range(rounds):
         started = time.perf_counter()
         report = cwg.scan()
-        times.append(time.perf_counter() - started)
-        assert len(report.accused) == _CLOSED, len(report.accused)
-    return statistics.median(times) * 1e3
+        scans.append(time.perf_counter() - started)
+        assert len(report.accused) == CLOSED, len(report.accused)
+        started = time.perf_counter()
+        poll.poll(0)
+        polls.append(time.perf_counter() - started)
+    return statistics.median(scans) * 1e3, statistics.median(polls) * 1e3
 
 
 def _with_census(size: int, took: float) -> Result:

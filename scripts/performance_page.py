@@ -2,6 +2,7 @@
 
 python -m benchmarks --json docs/performance.json
 python -m benchmarks plugin --json docs/performance_plugin.json
+python -m benchmarks curve --json docs/performance_curve.json
 python scripts/performance_page.py
 python scripts/performance_page.py --check  # 1 if the tables are not those of the figures
 """
@@ -17,7 +18,8 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, FIGURES, PICTURES = DOCS / "performance.md", DOCS / "performance.json", DOCS / "pictures"
-OF_PLUGIN = DOCS / "performance_plugin.json"
+# Measured apart: these take minutes.
+APART = (DOCS / "performance_plugin.json", DOCS / "performance_curve.json")
 
 _CENSUS = "with census"
 
@@ -26,8 +28,8 @@ Rows = list[dict[str, Any]]
 
 def main() -> int:
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    # Measured apart: whole suites take minutes.
-    figures["results"] |= json.loads(OF_PLUGIN.read_text(encoding="utf-8"))["results"]
+    for apart in APART:
+        figures["results"] |= json.loads(apart.read_text(encoding="utf-8"))["results"]
     text = PAGE.read_text(encoding="utf-8")
     renewed = _filled(text, figures)
     if "--check" in sys.argv[1:]:
@@ -112,6 +114,14 @@ def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
     return found
 
 
+def _curve(figures: Mapping[str, Any]) -> Iterator[str]:
+    rows = figures["results"]["curve"]
+    yield from _head("sockets", "`scan()`", "time for each, to that of the first", "poll() alone")
+    for scan, poll in zip(rows[::2], rows[1::2], strict=True):
+        ratio = f"{scan['ratio']:.4f}"
+        yield _row(f"{scan['size']:,}", _figure(scan), ratio, _figure(poll))
+
+
 def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from _head("", "measured", "meant to be at most")
     results = figures["results"]
@@ -131,6 +141,7 @@ _PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "birth and close": _ratios("hot_path"),
     "http": _http,
     "scans": _scans,
+    "curve": _curve,
     "memory": _rest,
     "command line": _ratios("command_line"),
     "plugin": _ratios("plugin"),

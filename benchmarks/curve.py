@@ -1,0 +1,102 @@
+"""How a scan grows up to 100,000 sockets.
+
+Where the hard limit on descriptors lies below that and may not be raised, it is measured in a
+kernel of our own: User-Mode Linux (Debian: user-mode-linux) is a program like any other. System
+calls are dear in it, so that only its growth tells something, not its times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.result import Result
+from benchmarks.scanning import CLOSED, SPARE, connected, times_of
+
+_SIZES = (100, 1000, 10_000, 30_000, 100_000)
+_ROOT = Path(__file__).resolve().parent.parent
+_KERNEL = "linux.uml"
+_TOLD = "curve: "
+_MOST_SECONDS = 600
+# It sees the files of this machine, and may change none of them.
+_OPTIONS = "mem=8G root=/dev/root rootfstype=hostfs rootflags=/ ro quiet con=null con0=fd:0,fd:1"
+_INIT = """\
+#!/bin/sh
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+ip link set lo up
+ulimit -n {descriptors}
+cd {root}
+PYTHONPATH={path} PYTHONDONTWRITEBYTECODE=1 {python} -m benchmarks.curve
+echo o > /proc/sysrq-trigger
+sleep 10
+"""
+
+
+def run(*, quick: bool) -> list[Result]:
+    sizes = (100, 300) if quick else _SIZES
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE
+    if sizes[-1] <= room:
+        return _results(dict(_measured(sizes)), "")
+    if shutil.which(_KERNEL):
+        return _results(_measured_in_a_kernel_of_our_own(), ", User-Mode Linux")
+    print(f"no {_KERNEL} here: the curve ends at {room:,} sockets")
+    return _results(dict(_measured((*(size for size in sizes if size < room), room))), "")
+
+
+def _results(measured: Mapping[int, tuple[float, float]], where: str) -> list[Result]:
+    """The ratio is the time for each socket, to that with the fewest: above 1 it grows faster."""
+    fewest = min(measured)
+    of_fewest = measured[fewest][0] / fewest
+    found = []
+    for size, (took, polled) in measured.items():
+        name = f"scan of {size:,} sockets, {CLOSED} in CLOSE_WAIT{where}; time for each"
+        bound = None if size == fewest else 1
+        found.append(Result(name, took, "ms", took / size / of_fewest, bound, size))
+        found.append(Result(f"poll() alone, {size:,} sockets{where}", polled, "ms", size=size))
+    return found
+
+
+def _measured(sizes: tuple[int, ...]) -> Iterator[tuple[int, tuple[float, float]]]:
+    for size in sizes:
+        with connected(size) as socks:
+            yield size, times_of(socks)
+
+
+def _measured_in_a_kernel_of_our_own() -> dict[int, tuple[float, float]]:
+    init = _INIT.format(
+        descriptors=_SIZES[-1] + SPARE,
+        root=shlex.quote(str(_ROOT)),
+        path=shlex.quote(os.pathsep.join(sys.path)),
+        python=shlex.quote(sys.executable),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "init"
+        script.write_text(init, encoding="utf-8")
+        script.chmod(0o755)
+        booted = subprocess.run(
+            [_KERNEL, *_OPTIONS.split(), f"init={script}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_MOST_SECONDS,
+            check=False,
+        )
+    lines = [line for line in booted.stdout.splitlines() if line.startswith(_TOLD)]
+    if len(lines) < len(_SIZES):
+        raise RuntimeError(f"{_KERNEL} did not come to an end:\n{booted.stdout[-2000:]}")
+    return dict(json.loads(line.removeprefix(_TOLD)) for line in lines)
+
+
+if __name__ == "__main__":
+    for measured in _measured(_SIZES):
+        print(_TOLD + json.dumps(measured), flush=True)
