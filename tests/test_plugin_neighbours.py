@@ -192,6 +192,36 @@ def test_leaks(): keep(socket.socket())
     assert (outcomes["rerun"], outcomes["errors"]) == (2, 1)
 
 
+def test_a_report_that_another_plugin_drops_does_not_point_out_the_next_tests_error(suite):
+    suite.pytester.makeconftest(
+        """
+import pytest
+from _pytest.runner import runtestprotocol
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    for report in runtestprotocol(item, log=False):
+        if item.name != "test_leaks" or report.when != "teardown":
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+    )
+    result = suite.fail(
+        """
+def test_leaks(): keep(socket.socket())
+
+@pytest.fixture
+def broken():
+    yield
+    raise OSError("boom")
+
+def test_with_an_error_of_its_own(broken): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["ERROR *test_with_an_error_of_its_own - OSError: boom"])
+
+
 def test_a_test_that_times_out_is_not_accused_of_what_it_was_busy_with(suite):
     result = suite.fail(
         """

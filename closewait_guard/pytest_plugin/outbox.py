@@ -30,7 +30,8 @@ class Outbox:
         self._desk = desk
         self._findings: list[Finding] = []
         self._of_fixtures: list[Finding] = []
-        self._raised: Failure | None = None
+        # By test: a plugin that runs tests again may drop the report of this one.
+        self._raised: dict[str, Failure] = {}
         config.pluginmanager.register(self, "closewait_guard_outbox")
 
     def put(self, finding: Finding) -> None:
@@ -39,13 +40,13 @@ class Outbox:
         if finding.fails and finding.kind == "fixture":
             self._of_fixtures.append(finding)
 
-    def fail(self, failure: Failure) -> None:
-        """Fail the test that is being torn down.
+    def fail(self, nodeid: str, failure: Failure) -> None:
+        """Fail the test of that name, which is being torn down.
 
         Raises:
             pytest.fail.Exception: Always.
         """
-        self._raised = failure
+        self._raised = {nodeid: failure}
         pytest.fail(failure.text, pytrace=False)
 
     def late(self, session: pytest.Session, findings: list[Finding]) -> None:
@@ -59,7 +60,7 @@ class Outbox:
         """Hand on with a test's last report what has been found since the one before."""
         if not self._findings or report.when != "teardown":
             return
-        raised, self._raised = self._raised, None
+        raised = self._raised.pop(report.nodeid, None)
         if raised is not None:
             point_out(report, raised)
         findings, self._findings = self._findings, []

@@ -97,9 +97,9 @@ class Watch:
         asleep.end()
         item, phase = asleep.item, asleep.phase()
         if item is not None and phase is not None:
-            self.running = Running(item, self._plan, self._new_owner(item.nodeid, item.nodeid))
-            self.running.in_teardown = phase == TEARDOWN
-            self.ownership.take_over(self.running.owner)
+            self.running = running = self._run(item, self._plan)
+            running.in_teardown = phase == TEARDOWN
+            self.ownership.take_over(running.owner)
             EndOfPhase(self._config.pluginmanager, self.ownership, asleep.phase)
 
     def _begin(self) -> None:
@@ -129,9 +129,11 @@ class Watch:
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         if not self._began:
             self._begin()
-        owner = self._new_owner(item.nodeid, item.nodeid)
-        self.ownership.turn_of(owner)
-        self.running = Running(item, plan, owner)
+        self.running = self._run(item, plan)
+        self.ownership.turn_of(self.running.owner)
+
+    def _run(self, item: pytest.Item, plan: Plan) -> Running:
+        return Running(item, plan, self._new_owner(item.nodeid, item.nodeid))
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         if self.running is not None and call.excinfo is not None:
@@ -154,8 +156,8 @@ class Watch:
                     running.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
         # It may have begun to be watched in its teardown.
-        if self.running is not None and (failure := self._conclude(self.running)):
-            self._out().fail(failure)
+        if (running := self.running) is not None and (failure := self._conclude(running)):
+            self._out().fail(running.item.nodeid, failure)
 
     def _conclude(self, running: Running) -> Failure | None:
         """Check the test if that has not been done yet; what to fail it with."""
