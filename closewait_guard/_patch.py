@@ -160,12 +160,10 @@ class _Method:
         return next(heard, None) or self.top()
 
     def _added(self) -> _Layer:
-        import wrapt
-
+        # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
+        # not need, for what is one assignment here.
         audience, found, was_own = Audience(), self.present, self.name in vars(SOCKET)
-        # Its stubs know of factories that make proxies only; it takes any.
-        factory: Any = self._wrap
-        wrapt.wrap_object(SOCKET, self.name, factory, (audience,))
+        setattr(SOCKET, self.name, self._wrap(getattr(SOCKET, self.name), audience))
         self._layers.append(_Layer(self.present, found, was_own, audience))
         return self._layers[-1]
 
@@ -174,7 +172,7 @@ class _Method:
             if layer.was_own:
                 setattr(SOCKET, self.name, layer.found)
             else:
-                # wrapt finds inherited methods too: a copy of one must not stay behind.
+                # What was inherited was copied: it must not stay behind.
                 delattr(SOCKET, self.name)
             self._layers.remove(layer)
 

@@ -146,13 +146,12 @@ def kind_of(filename: str) -> FrameKind:
 
 
 def is_ours(filename: str) -> bool:
-    return _normal(filename).startswith(_ours())
+    return _normal(filename).startswith(_ours(sys.modules.get("wrapt")))
 
 
-@lru_cache(1)
-def _ours() -> tuple[str, ...]:
+@lru_cache(2)
+def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
     folders = [str(Path(__file__).parent)]
-    wrapt = sys.modules.get("wrapt")
     if wrapt is not None and wrapt.__file__:
         folders.append(str(Path(wrapt.__file__).parent))
     return tuple(_normal(folder) + "/" for folder in folders)

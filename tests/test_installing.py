@@ -283,6 +283,17 @@ def test_importing_costs_neither_wrapt_nor_structlog_nor_a_patch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_neither_installing_nor_looking_brings_asyncio_or_ssl_into_a_program():
+    code = (
+        "import sys, socket, closewait_guard; closewait_guard.install(grace=0)\n"
+        "one, two = socket.socketpair(); two.close()\n"
+        "assert closewait_guard.render_text(closewait_guard.report()).count('leaked') > 0\n"
+        "found = {'wrapt', 'structlog', 'ssl', 'asyncio', 'concurrent.futures'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_every_public_name_is_there():
     for name in cwg.__all__:
         assert getattr(cwg, name) is not None
