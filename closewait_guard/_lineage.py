@@ -11,14 +11,14 @@ from types import FrameType
 from closewait_guard._birth import PARENT, SOCK, Story, descended_from, holds
 from closewait_guard._probe import inode_of
 from closewait_guard._vocabulary import Origin
-from closewait_guard._wrappers import SOCKET, accepting
+from closewait_guard._wrappers import SOCKET, accepting, code_of
 
 __all__ = ["lineage"]
 
 # Which function of the standard library makes a socket of a descriptor, and which of its local
 # variables tells whose. By the identity of the code, because a code object hashes its constants.
 _MAKERS: dict[int, tuple[Origin, str | None]] = {
-    id(function.__code__): origin_and_name
+    id(code_of(function)): origin_and_name
     for function, origin_and_name in (
         (SOCKET.accept, (Origin.ACCEPTED, "self")),
         (SOCKET.dup, (Origin.DUPLICATED, "self")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 from closewait_guard._wrappers import SOCKET, WRAPPERS, Audience, Listener, accepting
@@ -163,7 +164,7 @@ class _Method:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
         audience, found, was_own = Audience(), self.present, self.name in vars(SOCKET)
-        setattr(SOCKET, self.name, self._wrap(getattr(SOCKET, self.name), audience))
+        setattr(SOCKET, self.name, self._wrap(getattr_static(SOCKET, self.name), audience))
         self._layers.append(_Layer(self.present, found, was_own, audience))
         return self._layers[-1]
 

@@ -1,0 +1,207 @@
+"""Others patch sockets too, before us and after us: each goes on as if it were alone."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import wrapt
+
+import closewait_guard as cwg
+from closewait_guard import _patch
+from closewait_guard._wrappers import SOCKET
+
+
+def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
+    guard = cwg.Guard().install()
+    ours = socket.socket.__init__
+
+    def theirs(self, *args, **kwargs):
+        ours(self, *args, **kwargs)
+
+    socket.socket.__init__ = theirs
+    try:
+        assert "test_patches_of_others hides" in " ".join(guard.scan().coverage.notes)
+        guard.uninstall()
+        assert socket.socket.__init__ is theirs
+        with pytest.warns(ResourceWarning):
+            socket.socket()
+        assert guard.scan().coverage.births == 0
+    finally:
+        socket.socket.__init__ = ours
+    assert _patch.is_patched(), "ours is back, and silent"
+    with cwg.Guard() as again:
+        assert socket.socket.__init__ is ours
+        socket.socket().close()
+        assert again.scan().coverage.births == 1
+
+
+def test_a_guard_over_a_silent_wrapper_counts_each_birth_once():
+    first = cwg.Guard().install()
+    ours = socket.socket.__init__
+    theirs = mock.create_autospec(ours, side_effect=ours)
+
+    def passing_on(self, *args, **kwargs):
+        theirs(self, *args, **kwargs)
+
+    socket.socket.__init__ = passing_on
+    try:
+        first.uninstall()
+        with cwg.Guard() as second:
+            socket.socket().close()
+            assert second.scan().coverage.births == 1
+        assert socket.socket.__init__ is passing_on
+    finally:
+        socket.socket.__init__ = ours
+    with cwg.Guard():
+        pass
+
+
+def test_a_patch_that_was_there_before_sees_the_arguments_as_they_were_given():
+    original, seen = socket.socket.__init__, []
+
+    def theirs(self, *args, **kwargs):
+        seen.append((args, kwargs))
+        original(self, *args, **kwargs)
+
+    socket.socket.__init__ = theirs
+    try:
+        with cwg.Guard() as guard:
+            socket.socket(socket.AF_INET, type=socket.SOCK_DGRAM).close()
+            assert guard.scan().coverage.births == 1
+        assert socket.socket.__init__ is theirs
+    finally:
+        socket.socket.__init__ = original
+    assert seen == [((socket.AF_INET,), {"type": socket.SOCK_DGRAM})]
+
+
+def test_mock_patch_and_autospec_work_as_before():
+    with cwg.Guard() as guard:
+        with mock.patch("socket.socket") as fake:
+            socket.socket(1, 2, 3)
+        fake.assert_called_once_with(1, 2, 3)
+        spec = mock.create_autospec(socket.socket)
+        spec(socket.AF_INET, socket.SOCK_STREAM).close()
+        with pytest.raises(TypeError):
+            spec(1, 2, 3, 4, 5)
+        assert guard.scan().coverage.births == 0
+
+
+def test_installing_while_the_name_is_mocked_patches_the_class_itself():
+    with mock.patch("socket.socket"):
+        guard = cwg.Guard().install()
+    try:
+        socket.socket().close()
+        assert guard.scan().coverage.births == 1
+    finally:
+        guard.uninstall()
+
+
+def test_a_class_that_has_taken_the_place_of_ours_is_told(guard, monkeypatch):
+    class Cooperative:
+        pass
+
+    monkeypatch.setattr(socket, "socket", Cooperative)
+    notes = guard.scan().coverage.notes
+    assert any(note.endswith("which has taken the place of socket.socket") for note in notes)
+    assert "Cooperative" in " ".join(notes)
+
+
+@pytest.fixture
+def wrapped_by_wrapt(monkeypatch):
+    """What tracing libraries do. Tells which method was called, of what, with which arguments."""
+    calls = []
+
+    def wrapper(name):
+        def note(wrapped, instance, args, kwargs):
+            calls.append((name, type(instance), args, kwargs))
+            return wrapped(*args, **kwargs)
+
+        return note
+
+    for name in ("__init__", "accept", "detach", "makefile"):
+        found = wrapt.FunctionWrapper(getattr(SOCKET, name), wrapper(name))
+        monkeypatch.setattr(SOCKET, name, found, raising=False)
+    yield calls
+    monkeypatch.undo()
+
+
+def use_sockets():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client:
+            accepted, _ = server.accept()
+            client.makefile("rb", buffering=0).close()
+            socket.socket(fileno=accepted.detach()).close()
+
+
+def test_wrappers_that_were_there_before_are_told_what_they_are_told_without_us(wrapped_by_wrapt):
+    def told():
+        wrapped_by_wrapt.clear()
+        use_sockets()
+        # Each time the kernel may choose other numbers.
+        return [(name, of, [*kwargs], len(args)) for name, of, args, kwargs in wrapped_by_wrapt]
+
+    before = told()
+    found = dict(vars(SOCKET))
+    with cwg.Guard() as guard:
+        assert told() == before
+        births = guard.scan().coverage.births
+    assert dict(vars(SOCKET)) == found
+    assert births == 4
+    assert {of for _, of, *_ in before} == {SOCKET}
+
+
+def test_the_stack_and_origin_of_a_birth_are_known_under_others_wrappers(wrapped_by_wrapt):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with socket.create_connection(server.getsockname()):
+                accepted, _ = server.accept()
+            [leak] = guard.scan().leaks
+            accepted.close()
+    assert leak.observation.record.origin == "accepted"
+    functions = [frame.function for frame in leak.observation.record.stack]
+    assert functions[:2] == ["socket.accept", "wrapped_by_wrapt.<locals>.wrapper.<locals>.note"]
+    assert functions[2].startswith("test_the_stack_and_origin")
+    assert wrapped_by_wrapt
+
+
+def test_a_mock_in_place_of_a_method_is_called_as_without_us(monkeypatch):
+    fake = mock.Mock()
+    monkeypatch.setattr(SOCKET, "makefile", fake)
+    with cwg.Guard(), socket.socket() as sock:
+        assert sock.makefile("rb", buffering=0) is fake.return_value
+    fake.assert_called_once_with("rb", buffering=0)
+    assert SOCKET.makefile is fake
+    monkeypatch.undo()
+
+
+PATCHED_BEFORE_THE_IMPORT = """
+import functools, socket
+def patched(original):
+    @functools.wraps(original)
+    def wrapper(*args, **kwargs):
+        calls.append((original.__name__, len(args) + len(kwargs)))
+        return original(*args, **kwargs)
+    return wrapper
+calls = []
+for name in ("__init__", "accept", "makefile"):
+    setattr(socket.socket, name, patched(getattr(socket.socket, name)))
+import closewait_guard as cwg
+from closewait_guard import _patch
+guard = cwg.install(grace=0)
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+accepted, _ = server.accept()
+client.close()
+[leak] = cwg.scan().leaks
+assert leak.observation.record.origin == "accepted", leak.observation.record
+# The server's family and type; those of the client and its protocol; the four of accept().
+assert [number for name, number in calls if name == "__init__"] == [3, 4, 5], calls
+"""
+
+
+def test_those_that_patch_before_we_are_imported_are_seen_through():
+    subprocess.run([sys.executable, "-c", PATCHED_BEFORE_THE_IMPORT], check=True, timeout=60)
