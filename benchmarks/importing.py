@@ -1,7 +1,8 @@
-"""What `import closewait_guard` adds to a bare interpreter."""
+"""What `import closewait_guard` adds to a bare interpreter, and `install()` to one with sockets."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -9,21 +10,43 @@ import time
 
 from benchmarks.result import Result
 
+_BARE, _IMPORTED = "pass", "import closewait_guard"
+_SOCKETS, _INSTALLED = "import socket", "import socket, closewait_guard; closewait_guard.install()"
+# Not getrusage(), whose peak is that of the parent before exec().
+_PEAK = "; print(next(line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line))"
+
 
 def run(*, quick: bool) -> list[Result]:
     rounds = 3 if quick else 15
-    bare, ours = [], []
+    times: dict[str, list[float]] = {code: [] for code in (_BARE, _IMPORTED, _SOCKETS, _INSTALLED)}
     for _ in range(rounds):
-        bare.append(_milliseconds("pass"))
-        ours.append(_milliseconds("import closewait_guard"))
-    added = statistics.median(ours) - statistics.median(bare)
+        for code, taken in times.items():
+            taken.append(_milliseconds(code))
+    bare, imported, sockets, installed = map(statistics.median, times.values())
+    memory = _peak(_INSTALLED) - _peak(_SOCKETS)
     return [
-        Result("interpreter alone", statistics.median(bare), "ms"),
-        Result("import closewait_guard, beyond that", added, "ms", bound=15),
+        Result("interpreter alone", bare, "ms"),
+        Result("import closewait_guard, beyond that", imported - bare, "ms", bound=15),
+        Result("install(), beyond import socket", installed - sockets, "ms"),
+        Result("install(), memory beyond import socket", memory, "MiB"),
     ]
 
 
 def _milliseconds(code: str) -> float:
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
+    _python(code)
     return (time.perf_counter() - started) * 1e3
+
+
+def _peak(code: str) -> float:
+    return int(_python(code + _PEAK)) / 1024
+
+
+def _python(code: str) -> str:
+    # An installed package comes compiled.
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
