@@ -197,6 +197,34 @@ def test_neither_installing_nor_looking_brings_asyncio_or_ssl_into_a_program():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+IMPORTED_LATE = """
+import socket, sys
+import closewait_guard as cwg
+cwg.install(grace=0)
+assert not {"ssl", "asyncio"} & set(sys.modules)
+import asyncio, ssl
+server = socket.create_server(("127.0.0.1", 0))
+plain = socket.create_connection(server.getsockname())
+tls = ssl.create_default_context().wrap_socket(
+    plain, server_hostname="localhost", do_handshake_on_connect=False
+)
+server.accept()[0].close()
+async def connect():
+    return socket.create_connection(server.getsockname())
+in_task = asyncio.run(connect())
+server.accept()[0].close()
+seen = {leak.observation.fd: leak.observation for leak in cwg.scan().leaks}
+wrapped, made_in_task = seen[tls.fileno()], seen[in_task.fileno()]
+assert (wrapped.record.origin, wrapped.record.parent.origin) == ("wrapped", "created"), wrapped
+assert wrapped.tls
+assert made_in_task.record.task.startswith("Task-"), made_in_task
+"""
+
+
+def test_tls_and_tasks_are_seen_though_they_come_after_the_guard():
+    subprocess.run([sys.executable, "-c", IMPORTED_LATE], check=True, timeout=60)
+
+
 def test_every_public_name_is_there():
     for name in cwg.__all__:
         assert getattr(cwg, name) is not None
