@@ -15,7 +15,16 @@ from inspect import unwrap
 from types import CodeType, FunctionType, MethodDescriptorType
 from typing import Any, Protocol
 
-__all__ = ["CALLER", "SOCKET", "WRAPPERS", "Audience", "Listener", "accepting", "code_of"]
+__all__ = [
+    "CALLER",
+    "SOCKET",
+    "WRAPPERS",
+    "Audience",
+    "Listener",
+    "accepting",
+    "code_of",
+    "taking_self",
+]
 
 
 class Listener(Protocol):
@@ -80,7 +89,7 @@ def _wrap_init(original: Any, audience: Audience) -> Any:
     """A plain function, because it costs a fifth of what a bound function wrapper does."""
     # The type too: a proxy has the code of what it wraps.
     if type(original) is not FunctionType or original.__code__ is not _INIT_CODE:
-        return _wrap_foreign_init(_taking_self(original), audience)
+        return _wrap_foreign_init(taking_self(original), audience)
 
     @functools.wraps(original)
     def __init__(  # noqa: N807 - it stands where the original stood
@@ -124,7 +133,7 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
     return __init__
 
 
-def _taking_self(found: Any) -> Callable[..., Any]:
+def taking_self(found: Any) -> Callable[..., Any]:
     """What the class has there, as a function that takes the socket first.
 
     Somebody else's wrapper binds itself in its own way, and a mock not at all.
@@ -147,7 +156,7 @@ def _tell_if_exhausted(error: OSError, audience: Audience) -> None:
 
 
 def _wrap_accept(found: Any, audience: Audience) -> Any:
-    original = _taking_self(found)
+    original = taking_self(found)
 
     @functools.wraps(original)
     def accept(self: socket.socket) -> Any:
@@ -165,7 +174,7 @@ def _wrap_accept(found: Any, audience: Audience) -> Any:
 
 
 def _wrap_detach(found: Any, audience: Audience) -> Any:
-    original = _taking_self(found)
+    original = taking_self(found)
 
     @functools.wraps(original)
     def detach(self: socket.socket) -> int:
@@ -177,7 +186,7 @@ def _wrap_detach(found: Any, audience: Audience) -> Any:
 
 
 def _wrap_makefile(found: Any, audience: Audience) -> Any:
-    original = _taking_self(found)
+    original = taking_self(found)
 
     @functools.wraps(original)
     def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ import wrapt
 import closewait_guard as cwg
 from closewait_guard import _patch
 from closewait_guard._wrappers import SOCKET
+from closewait_guard.pytest_plugin.tripwire import Tripwire
 
 
 def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
@@ -152,6 +153,21 @@ def test_wrappers_that_were_there_before_are_told_what_they_are_told_without_us(
     assert dict(vars(SOCKET)) == found
     assert births == 4
     assert {of for _, of, *_ in before} == {SOCKET}
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_wrappers_under_the_plugins_wire_are_told_the_socket(wrapped_by_wrapt, works):
+    def sprung():
+        if not works:
+            raise ImportError
+
+    wire = Tripwire(sprung)
+    wire.put_up()
+    try:
+        socket.socket(socket.AF_INET).close()
+    finally:
+        wire.take_down()
+    assert wrapped_by_wrapt == [("__init__", SOCKET, (socket.AF_INET,), {})]
 
 
 def test_the_stack_and_origin_of_a_birth_are_known_under_others_wrappers(wrapped_by_wrapt):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from closewait_guard._wrappers import SOCKET
+from closewait_guard._wrappers import SOCKET, taking_self
 
 __all__ = ["Tripwire"]
 
@@ -68,9 +68,11 @@ class Tripwire:
 
 
 def _wire(found: Any, spring: Callable[[], Any]) -> Any:
+    original = taking_self(found)
+
     # Its name tells the guard to look for the birth's caller further out.
     @functools.wraps(found)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        (spring() or found)(self, *args, **kwargs)
+        (spring() or original)(self, *args, **kwargs)
 
     return __init__
