@@ -1,10 +1,10 @@
 """HTTP with a connection for each request: servers and clients in processes of their own.
 
 Each process is under the guard for all its life, or never, as a user's is: who turns it on and off
-pays for what the interpreter has to learn anew. There are several of each, because where the memory
-of a process happens to lie makes some per cent. Pairs take turns in a random order every fraction
-of a second, so that what else the machine does falls on all alike. Ratios are medians over rounds,
-each against the round of a bare pair beside it.
+pays for what the interpreter has to learn anew. Where the memory of a process happens to lie makes
+some per cent: there are two of each, and they are replaced by new ones several times. Pairs take
+turns in a random order every fraction of a second, so that what else the machine does falls on all
+alike. Ratios are medians over rounds, each against the round of a bare pair beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.http_programs import PROGRAMS
 from benchmarks.result import Result
 
 _ROOT = Path(__file__).resolve().parent.parent
-_OF_EACH = 4
+_OF_EACH, _GENERATIONS = 2, 6
 _FIRST_WARM_UP, _WARM_UP, _REQUESTS = 50, 5, 40
 
 # Whether the guard is on in the client, and in the server.
@@ -52,9 +52,11 @@ _Cycle = dict[str, _Round]
 
 def run(*, quick: bool) -> list[Result]:
     found: list[Result] = []
-    for name, cycles in (("http.server, http.client", 110), ("uvicorn, requests", 90)):
-        with _processes("serve", name) as servers, _processes("fetch", name) as clients:
-            measured = _measured(clients, servers, 2 if quick else cycles)
+    for name, cycles in (("http.server, http.client", 14), ("uvicorn, requests", 12)):
+        measured: list[_Cycle] = []
+        for _ in range(1 if quick else _GENERATIONS):
+            with _processes(name) as (clients, servers):
+                measured += _measured(clients, servers, 2 if quick else cycles)
         for variant in _VARIANTS:
             found += _results(name, variant, measured)
     return found
@@ -64,13 +66,20 @@ def _results(name: str, variant: str, cycles: list[_Cycle]) -> list[Result]:
     what = f"{name}, {variant}"
     bound = None if variant == "bare" else _BOUND
     took, longer = _compared(cycles, variant, lambda done: statistics.fmean(done.latencies))
+    quick, slower = _compared(cycles, variant, _faster_half)
     cpu, more = _compared(cycles, variant, lambda done: done.cpu / _REQUESTS)
     p99, bare = (_p99(cycles, each) for each in (variant, "bare"))
     return [
         Result(f"requests: {what}; time of one", 1 / took, "/s", longer, bound),
+        Result(f"faster half: {what}", quick * 1e3, "ms", slower, bound),
         Result(f"CPU of both: {what}", cpu * 1e6, "us", more),
         Result(f"p99: {what}", p99 * 1e3, "ms", p99 / bare),
     ]
+
+
+def _faster_half(done: _Round) -> float:
+    """What a request takes when nothing disturbs it: that falls into the slower half."""
+    return statistics.fmean(sorted(done.latencies)[: len(done.latencies) // 2])
 
 
 def _compared(
@@ -112,23 +121,32 @@ _Processes = dict[bool, list[_Process]]
 
 
 @contextmanager
-def _processes(role: str, name: str) -> Iterator[_Processes]:
+def _processes(name: str) -> Iterator[tuple[_Processes, _Processes]]:
+    """Clients and servers. All are started before the first is waited for."""
     with ExitStack() as stack:
-        yield {
-            guarded: [stack.enter_context(_process(role, name, guarded)) for _ in range(_OF_EACH)]
-            for guarded in (False, True)
+        started = {
+            (role, guarded): [
+                stack.enter_context(_started(role, name, guarded)) for _ in range(_OF_EACH)
+            ]
+            for role, guarded in product(("fetch", "serve"), (False, True))
         }
+        ready = {kind: [_Process(each) for each in alike] for kind, alike in started.items()}
+        clients, servers = (
+            {guarded: ready[role, guarded] for guarded in (False, True)}
+            for role in ("fetch", "serve")
+        )
+        yield clients, servers
 
 
 @contextmanager
-def _process(role: str, name: str, guarded: bool) -> Iterator[_Process]:
+def _started(role: str, name: str, guarded: bool) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "benchmarks.http_workload", role, name]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [*command, "guard"] if guarded else command, cwd=_ROOT, stdin=pipe, stdout=pipe, text=True
     ) as process:
         try:
-            yield _Process(process)
+            yield process
         finally:
             process.terminate()
 
