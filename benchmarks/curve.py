@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.result import Result
-from benchmarks.scanning import CLOSED, SPARE, connected, times_of
+from benchmarks.scanning import CLOSED, SPARE, connected, reachable, times_of
 
 _SIZES = (100, 1000, 10_000, 30_000, 100_000)
 _ROOT = Path(__file__).resolve().parent.parent
@@ -42,14 +41,13 @@ sleep 10
 
 
 def run(*, quick: bool) -> list[Result]:
-    sizes = (100, 300) if quick else _SIZES
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE
-    if sizes[-1] <= room:
-        return _results(dict(_measured(sizes)), "")
-    if shutil.which(_KERNEL):
+    wanted = (100, 300) if quick else _SIZES
+    sizes = reachable(wanted)
+    if sizes != wanted and shutil.which(_KERNEL):
         return _results(_measured_in_a_kernel_of_our_own(), ", User-Mode Linux")
-    print(f"no {_KERNEL} here: the curve ends at {room:,} sockets")
-    return _results(dict(_measured((*(size for size in sizes if size < room), room))), "")
+    if sizes != wanted:
+        print(f"no {_KERNEL} here: the curve ends at {sizes[-1]:,} sockets")
+    return _results(dict(_measured(sizes)), "")
 
 
 def _results(measured: Mapping[int, tuple[float, float]], where: str) -> list[Result]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 
+from benchmarks.environment import as_installed
 from benchmarks.result import Result
 
 _BARE, _IMPORTED = "pass", "import closewait_guard"
@@ -43,10 +43,7 @@ def _peak(code: str) -> float:
 
 
 def _python(code: str) -> str:
-    # An installed package comes compiled.
-    environment = {**os.environ}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [sys.executable, "-c", code]
+    command, environment = [sys.executable, "-c", code], as_installed()
     return subprocess.run(
         command, check=True, env=environment, stdout=subprocess.PIPE, text=True
     ).stdout

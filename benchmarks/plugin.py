@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.environment import as_installed
 from benchmarks.result import Result
 
 _TESTS_A_FILE = 100
@@ -95,9 +95,8 @@ def _seconds(folder: Path, options: tuple[str, ...], *interpreter: str) -> float
         str(folder),
     ]
     ours = ("-p", "closewait_guard.pytest_plugin") if options[:2] != _WITHOUT else ()
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    # An installed package comes compiled, and pytest keeps what it has compiled.
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Compiled files: pytest too keeps what it has compiled.
+    environment = as_installed() | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     started = time.perf_counter()
     subprocess.run(
         [*command, *ours], check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL

@@ -40,12 +40,7 @@ sys.stdin.read()
 
 
 def run(*, quick: bool) -> list[Result]:
-    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE
-    sizes = [size for size in (100, 1000, 10_000, 100_000) if size <= room]
-    if room < 100_000:
-        # As far as the hard limit on descriptors lets a process go.
-        sizes.append(room)
-    sizes = [100, 300] if quick else sizes
+    sizes = (100, 300) if quick else reachable((100, 1000, 10_000, 100_000))
     found: list[Result] = []
     first: float | None = None
     for size in sizes:
@@ -59,6 +54,12 @@ def run(*, quick: bool) -> list[Result]:
             if size == (300 if quick else 10_000):
                 found.append(_with_census(size, took))
     return found
+
+
+def reachable(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Rising sizes as far as the hard limit on descriptors lets a process go."""
+    room = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE
+    return sizes if sizes[-1] <= room else (*(size for size in sizes if size < room), room)
 
 
 @contextmanager

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from inspect import getattr_static
 from typing import Any, NamedTuple
 
-from closewait_guard._wrappers import SOCKET, WRAPPERS, Audience, Listener, accepting
+from closewait_guard._wrappers import (
+    SOCKET,
+    WRAPPERS,
+    Audience,
+    Listener,
+    accepting,
+    taking_self,
+)
 
 __all__ = [
     "after_fork",
@@ -164,7 +171,8 @@ class _Method:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
         audience, found, was_own = Audience(), self.present, self.name in vars(SOCKET)
-        setattr(SOCKET, self.name, self._wrap(getattr_static(SOCKET, self.name), audience))
+        original = taking_self(getattr_static(SOCKET, self.name))
+        setattr(SOCKET, self.name, self._wrap(original, audience))
         self._layers.append(_Layer(self.present, found, was_own, audience))
         return self._layers[-1]
 

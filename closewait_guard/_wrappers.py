@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable
 from inspect import unwrap
-from types import CodeType, FunctionType, MethodDescriptorType
+from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
 __all__ = [
@@ -68,6 +68,23 @@ def code_of(function: Any) -> CodeType | None:
     return getattr(unwrap(function), "__code__", None)
 
 
+def taking_self(found: Any) -> Callable[..., Any]:
+    """What the class has there, as a function that takes the socket first.
+
+    Somebody else's wrapper binds itself in its own way, and a mock not at all.
+    """
+    if type(found) in _BIND_PLAINLY:
+        return found  # type: ignore[no-any-return]
+    bind = getattr(type(found), "__get__", None)
+
+    @functools.wraps(found)
+    def call(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        bound = found if bind is None else bind(found, self, type(self))
+        return bound(*args, **kwargs)
+
+    return call
+
+
 class Audience:
     """Who listens. Replaced as a whole, so that a loop in another thread misses nobody."""
 
@@ -87,9 +104,8 @@ class Audience:
 
 def _wrap_init(original: Any, audience: Audience) -> Any:
     """A plain function, because it costs a fifth of what a bound function wrapper does."""
-    # The type too: a proxy has the code of what it wraps.
-    if type(original) is not FunctionType or original.__code__ is not _INIT_CODE:
-        return _wrap_foreign_init(taking_self(original), audience)
+    if getattr(original, "__code__", None) is not _INIT_CODE:
+        return _wrap_foreign_init(original, audience)
 
     @functools.wraps(original)
     def __init__(  # noqa: N807 - it stands where the original stood
@@ -133,31 +149,12 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
     return __init__
 
 
-def taking_self(found: Any) -> Callable[..., Any]:
-    """What the class has there, as a function that takes the socket first.
-
-    Somebody else's wrapper binds itself in its own way, and a mock not at all.
-    """
-    if type(found) in _BIND_PLAINLY:
-        return found  # type: ignore[no-any-return]
-    bind = getattr(type(found), "__get__", None)
-
-    @functools.wraps(found)
-    def call(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
-        bound = found if bind is None else bind(found, self, type(self))
-        return bound(*args, **kwargs)
-
-    return call
-
-
 def _tell_if_exhausted(error: OSError, audience: Audience) -> None:
     if error.errno in _EXHAUSTED:
         audience.tell("exhausted")
 
 
-def _wrap_accept(found: Any, audience: Audience) -> Any:
-    original = taking_self(found)
-
+def _wrap_accept(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def accept(self: socket.socket) -> Any:
         thread = _get_ident()
@@ -173,9 +170,7 @@ def _wrap_accept(found: Any, audience: Audience) -> Any:
     return accept
 
 
-def _wrap_detach(found: Any, audience: Audience) -> Any:
-    original = taking_self(found)
-
+def _wrap_detach(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def detach(self: socket.socket) -> int:
         fd: int = original(self)
@@ -185,9 +180,7 @@ def _wrap_detach(found: Any, audience: Audience) -> Any:
     return detach
 
 
-def _wrap_makefile(found: Any, audience: Audience) -> Any:
-    original = taking_self(found)
-
+def _wrap_makefile(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
         file = original(self, *args, **kwargs)
@@ -234,7 +227,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 _fileno = _socket.socket.fileno
 _do_nothing: Callable[[], Any] = [].copy
 _INIT_CODE = code_of(SOCKET.__init__)
-_BIND_PLAINLY = (FunctionType, MethodDescriptorType)
+_BIND_PLAINLY = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 
 WRAPPERS: dict[str, Callable[[Any, Audience], Any]] = {
     "__init__": _wrap_init,

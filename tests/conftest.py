@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -69,6 +71,11 @@ def assert_pristine() -> None:
     assert not accepting
     assert dict(vars(SOCKET)) == PRISTINE
     assert all(vars(SOCKET)[name] is value for name, value in PRISTINE.items())
+
+
+def run_apart(code):
+    """In an interpreter of its own; what fails there fails here."""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.fixture(autouse=True)

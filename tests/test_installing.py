@@ -6,8 +6,6 @@ import inspect
 import pickle
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from socket import socket as imported_by_name
 
@@ -16,7 +14,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import _patch
 from closewait_guard.testing import connected_pair
-from conftest import assert_pristine
+from conftest import assert_pristine, run_apart
 
 
 def test_install_is_idempotent_and_returns_the_one_guard():
@@ -184,7 +182,7 @@ def test_importing_costs_neither_wrapt_nor_structlog_nor_a_patch():
         "assert not {'wrapt', 'structlog', 'pytest', 'ssl', 'asyncio'} & set(sys.modules);"
         "closewait_guard.install(); assert 'structlog' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_apart(code)
 
 
 def test_neither_installing_nor_looking_brings_asyncio_or_ssl_into_a_program():
@@ -194,7 +192,7 @@ def test_neither_installing_nor_looking_brings_asyncio_or_ssl_into_a_program():
         "assert closewait_guard.render_text(closewait_guard.report()).count('leaked') > 0\n"
         "assert not {'wrapt', 'structlog', 'ssl', 'asyncio'} & set(sys.modules), sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_apart(code)
 
 
 IMPORTED_LATE = """
@@ -222,7 +220,7 @@ assert made_in_task.record.task.startswith("Task-"), made_in_task
 
 
 def test_tls_and_tasks_are_seen_though_they_come_after_the_guard():
-    subprocess.run([sys.executable, "-c", IMPORTED_LATE], check=True, timeout=60)
+    run_apart(IMPORTED_LATE)
 
 
 def test_every_public_name_is_there():

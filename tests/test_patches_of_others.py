@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
@@ -14,6 +12,7 @@ import closewait_guard as cwg
 from closewait_guard import _patch
 from closewait_guard._wrappers import SOCKET
 from closewait_guard.pytest_plugin.tripwire import Tripwire
+from conftest import run_apart
 
 
 def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
@@ -206,7 +205,6 @@ calls = []
 for name in ("__init__", "accept", "makefile"):
     setattr(socket.socket, name, patched(getattr(socket.socket, name)))
 import closewait_guard as cwg
-from closewait_guard import _patch
 guard = cwg.install(grace=0)
 server = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(server.getsockname())
@@ -220,4 +218,4 @@ assert [number for name, number in calls if name == "__init__"] == [3, 4, 5], ca
 
 
 def test_those_that_patch_before_we_are_imported_are_seen_through():
-    subprocess.run([sys.executable, "-c", PATCHED_BEFORE_THE_IMPORT], check=True, timeout=60)
+    run_apart(PATCHED_BEFORE_THE_IMPORT)

@@ -11,6 +11,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard._census import fd_limit, fd_used
 from closewait_guard.settings import Settings
+from conftest import run_apart
 
 
 def load(tmp_path, overrides=None, environ=None, toml=None):
@@ -183,9 +184,6 @@ def test_the_census_counts_this_process(tmp_path):
 
 
 def test_the_census_needs_no_descriptor():
-    import subprocess
-    import sys
-
     code = (
         "import os, resource; from closewait_guard._census import fd_used, fd_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); held = []\n"
@@ -195,7 +193,7 @@ def test_the_census_needs_no_descriptor():
         "assert fd_used() == fd_limit() == 64, fd_used()\n"
         "import closewait_guard as cwg\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_apart(code)
 
 
 def test_the_census_counts_by_listing_where_the_folder_has_no_size(tmp_path, monkeypatch):
