@@ -2,7 +2,7 @@
 
 python -m benchmarks                 # all of it but curve and plugin, two minutes
 python -m benchmarks plugin          # whole suites, some minutes
-python -m benchmarks curve           # scans of up to 100,000 sockets, two minutes
+python -m benchmarks curve           # scans of up to 100,000 sockets, some minutes
 python -m benchmarks --quick         # small sizes: shows that they run, judges nothing
 python -m benchmarks --json out.json
 """

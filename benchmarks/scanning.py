@@ -40,20 +40,39 @@ sys.stdin.read()
 
 
 def run(*, quick: bool) -> list[Result]:
-    sizes = (100, 300) if quick else reachable((100, 1000, 10_000, 100_000))
-    found: list[Result] = []
+    if quick:
+        return list(looks((100, 300), census_at=300))
+    return list(looks(reachable((100, 1000, 10_000, 100_000)), census_at=10_000))
+
+
+def looks(
+    sizes: tuple[int, ...],
+    *,
+    census_at: int | None = None,
+    rounds: int = 5,
+    bound: float | None = None,
+) -> Iterator[Result]:
+    """A scan, the kernel's part in it, and what others take, at each size.
+
+    The ratio of a scan is its time for each socket, to that of the first size.
+
+    Args:
+        sizes: How many sockets.
+        census_at: The size at which a listing of all descriptors is measured too.
+        rounds: How often the others look.
+        bound: The most that the ratio of a scan is meant to be.
+    """
     first: float | None = None
     for size in sizes:
         with connected(size) as socks:
             took, polled = times_of(socks)
             first = first or took / size
             name = f"scan of {size:,} sockets, {CLOSED} in CLOSE_WAIT"
-            found.append(Result(name, took, "ms", took / size / first, size=size))
-            found.append(Result(f"poll() alone, {size:,} sockets", polled, "ms", size=size))
-            found += _beside_others(took, size)
-            if size == (300 if quick else 10_000):
-                found.append(_with_census(size, took))
-    return found
+            yield Result(name, took, "ms", took / size / first, bound, size)
+            yield Result(f"poll() alone, {size:,} sockets", polled, "ms", size=size)
+            yield from _beside_others(took, size, rounds)
+            if size == census_at:
+                yield _with_census(size, took)
 
 
 def reachable(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -124,7 +143,7 @@ def _with_census(size: int, took: float) -> Result:
     return Result(f"scan of {size:,} sockets with census", both, "ms", both / took, size=size)
 
 
-def _beside_others(ours: float, size: int) -> list[Result]:
+def _beside_others(ours: float, size: int, rounds: int) -> list[Result]:
     pid = str(os.getpid())
     lsof = ["lsof", "-nP", "-a", "-p", pid, "-iTCP", "-sTCP:CLOSE_WAIT"]
     others: dict[str, Callable[[], object]] = {}
@@ -138,12 +157,12 @@ def _beside_others(ours: float, size: int) -> list[Result]:
         pass
     else:
         others["psutil net_connections"] = lambda: psutil.Process().net_connections("tcp")
-    return [_against(name, look, ours, size) for name, look in others.items()]
+    return [_against(name, look, ours, size, rounds) for name, look in others.items()]
 
 
-def _against(name: str, look: Callable[[], object], ours: float, size: int) -> Result:
+def _against(name: str, look: Callable[[], object], ours: float, size: int, rounds: int) -> Result:
     times = []
-    for _ in range(5 if size <= 10_000 else 3):
+    for _ in range(rounds):
         started = time.perf_counter()
         look()
         times.append((time.perf_counter() - started) * 1e3)

@@ -97,12 +97,16 @@ def _http_names(row: Mapping[str, Any]) -> tuple[str, str]:
     return programs, place.replace("bare", "none")
 
 
-def _scans(figures: Mapping[str, Any]) -> Iterator[str]:
-    by_tool = _by_tool(figures["results"]["scanning"])
-    sizes = sorted(by_tool["scan()"])
-    yield from _head("sockets", *(f"`{tool}`" for tool in by_tool))
-    for size in sizes:
-        yield _row(f"{size:,}", *(f"{times[size]:,.1f} ms" for times in by_tool.values()))
+def _looks(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
+    """A table of what a look takes, by the number of sockets."""
+
+    def lines(figures: Mapping[str, Any]) -> Iterator[str]:
+        by_tool = _by_tool(figures["results"][benchmark])
+        yield from _head("sockets", *(f"`{tool}`" for tool in by_tool))
+        for size in sorted(by_tool["scan()"]):
+            yield _row(f"{size:,}", *(f"{times[size]:,.1f} ms" for times in by_tool.values()))
+
+    return lines
 
 
 def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
@@ -114,14 +118,6 @@ def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
         tool = "scan()" if row["name"].startswith("scan") else row["name"].partition(", ")[0]
         found.setdefault(tool, {})[row["size"]] = row["figure"]
     return found
-
-
-def _curve(figures: Mapping[str, Any]) -> Iterator[str]:
-    rows = figures["results"]["curve"]
-    yield from _head("sockets", "`scan()`", "time for each, to that of the first", "poll() alone")
-    for scan, poll in zip(rows[::2], rows[1::2], strict=True):
-        ratio = f"{scan['ratio']:.4f}"
-        yield _row(f"{scan['size']:,}", _figure(scan), ratio, _figure(poll))
 
 
 def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -142,8 +138,8 @@ _PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "machine": _machine,
     "birth and close": _ratios("hot_path"),
     "http": _http,
-    "scans": _scans,
-    "curve": _curve,
+    "scans": _looks("scanning"),
+    "curve": _looks("curve"),
     "memory": _rest,
     "command line": _ratios("command_line"),
     "plugin": _ratios("plugin"),
