@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
 from closewait_guard._deliver import Delivery
 from closewait_guard._exhaustion import Exhaustion
+from closewait_guard._forks import in_child
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture_within
 from closewait_guard._unfinished import unfinished
@@ -269,11 +269,8 @@ def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delive
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+@in_child
+def _after_fork() -> None:
     _patch.after_fork()
     for guard in list(_guards):
         guard._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

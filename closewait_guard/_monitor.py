@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import weakref
 from typing import Self
 
+from closewait_guard._forks import in_child
 from closewait_guard._guard import Guard
 from closewait_guard._rounds import Rounds
 from closewait_guard._signal import Listening
@@ -125,10 +125,7 @@ class Monitor:
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+@in_child
+def _after_fork() -> None:
     for monitor in list(_monitors):
         monitor._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -99,6 +99,31 @@ def test_shutdown_with_open_sockets_is_silent(uninstall):
     assert done.stdout == done.stderr == ""
 
 
+def test_what_a_child_is_to_call_is_called_in_order_and_kept_by_nobody():
+    run(
+        """
+        import gc, os, weakref
+        from closewait_guard._forks import in_child
+        told = []
+        @in_child
+        def first(): told.append("first")
+        @in_child
+        def gone(): told.append("gone")
+        @in_child
+        def second(): told.append("second")
+        alive = weakref.ref(gone)
+        del gone
+        gc.collect()
+        assert alive() is None
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if told == ["first", "second"] else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert told == []
+        """
+    )
+
+
 def test_a_fork_in_the_middle_of_a_scan_works_and_tells_what_was_inherited():
     done = run(
         """

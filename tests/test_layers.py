@@ -54,6 +54,7 @@ LAYERS = [
         "_rich",
         "_structlog",
         "_decorate",
+        "_forks",
         "_heap",
         "_relatives",
         "_hint_row",
