@@ -5,12 +5,10 @@ from __future__ import annotations
 import _socket
 import socket
 import weakref
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-from closewait_guard._socket_values import Scalar, SocketRecord
-from closewait_guard._stack import NO_STACK, Stack, resolve
-from closewait_guard._vocabulary import Origin
+from closewait_guard._stack import NO_STACK, Stack
+from closewait_guard._vocabulary import Origin, Scalar
 
 __all__ = [
     "KEY",
@@ -25,7 +23,6 @@ __all__ = [
     "descended_from",
     "discard",
     "holds",
-    "record_of",
     "stranger",
 ]
 
@@ -96,19 +93,6 @@ def descended_from(story: Story) -> Story:
     while (parent := line[-1][PARENT]) is not None:
         line.append(parent)
     return story if len(line) <= _MOST_ANCESTORS else line[-1]
-
-
-def record_of(story: Story, pid: int) -> SocketRecord:
-    """The public record, with its stack resolved. Those of another process are inherited ones."""
-    fields = Birth._make(story)._asdict()
-    del fields["sock"], fields["key"]
-    fields["stack"] = resolve(fields["stack"])
-    if fields["parent"] is not None:
-        fields["parent"] = record_of(fields["parent"], pid)
-    record = SocketRecord(**fields)
-    if record.pid == pid:
-        return record
-    return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
 
 
 def discard(table: dict[int, Any], key: int, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from closewait_guard._socket_values import Scalar
+from closewait_guard._vocabulary import Scalar
 from closewait_guard.settings import ContextProvider, Settings
 
 __all__ = ["PlainContext"]

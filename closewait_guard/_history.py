@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from closewait_guard._population import Population
+from closewait_guard._population import Population, populations
 from closewait_guard._registry import Registry
 from closewait_guard._trend import Moment, Trend, advanced
 from closewait_guard.model import Report
@@ -58,5 +58,6 @@ class History:
         size = report.coverage.births, report.open_sockets
         if size != self._size:
             self._size = size
-            self._open_by_site = self._registry.populations(self._marks[0])
+            registry = self._registry
+            self._open_by_site = populations(registry.lately_open(), self._marks[0], registry.pid)
         return self._open_by_site

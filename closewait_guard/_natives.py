@@ -15,7 +15,7 @@ from closewait_guard._labels import current_labels
 from closewait_guard._living import Living
 from closewait_guard._probe import inode_of
 from closewait_guard._stack import NO_STACK, Stack
-from closewait_guard.model import Origin, SocketRecord
+from closewait_guard.model import Origin
 
 __all__ = ["Natives"]
 
@@ -35,9 +35,11 @@ class _Native(NamedTuple):
 class _Tracked(Protocol):
     """What is asked of the registry."""
 
+    @property
+    def pid(self) -> int: ...
+
     def knows(self, fd: int) -> bool: ...
     def mark(self) -> int: ...
-    def record_of(self, story: Story) -> SocketRecord: ...
 
 
 class Natives:
@@ -54,7 +56,11 @@ class Natives:
         self._rests_until = 0.0
         # How many there are; None where nobody says.
         self.count: int | None = None
-        self.record_of = tracked.record_of
+
+    @property
+    def pid(self) -> int:
+        """The process that the registry works in."""
+        return self._tracked.pid
 
     def living(self, *, thorough: bool = False) -> Living:
         """Those that are open. The descriptors are listed anew when it is time to."""

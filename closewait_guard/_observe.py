@@ -13,6 +13,7 @@ from closewait_guard._living import Living
 from closewait_guard._observed import observed
 from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
 from closewait_guard._readers import descriptors_in_use
+from closewait_guard._records import record_of
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
@@ -53,10 +54,12 @@ class _Known(NamedTuple):
 class Source(Protocol):
     """Where births are known: the registry, or what is known of native sockets."""
 
+    @property
+    def pid(self) -> int: ...
+
     def living(self, *, thorough: bool = ...) -> Living: ...
     def forget(self, fd: int, story: Story) -> None: ...
     def dropped(self) -> tuple[Drop, ...]: ...
-    def record_of(self, story: Story) -> SocketRecord: ...
 
 
 class Observer:
@@ -123,7 +126,7 @@ class Observer:
         for theft in self._thefts.standing():
             endpoint = theft.endpoint()
             if endpoint is not None:
-                record = self._source.record_of(theft.story)
+                record = record_of(theft.story, self._source.pid)
                 view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
                 yield observed(record, theft.fd, endpoint, view)
 
@@ -139,7 +142,7 @@ class Observer:
     def _describe_drop(self, drop: Drop) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
         view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
-        record = self._source.record_of(drop.story)
+        record = record_of(drop.story, self._source.pid)
         return observed(record, drop.fd, drop.endpoint, view, view.fin_for)
 
 
@@ -212,7 +215,7 @@ class _Glance:
     ) -> Observation:
         # After the kernel was asked: it says how long ago, and this thread may have had to wait.
         now = time.monotonic()
-        record = self._source.record_of(story) if before is None else before.record
+        record = record_of(story, self._source.pid) if before is None else before.record
         sighting = notice(
             view,
             fd in self._living.close_called,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from closewait_guard._birth import SERIAL, STACK, Story, record_of
+from closewait_guard._birth import SERIAL, STACK, Story
+from closewait_guard._records import record_of
 from closewait_guard._stack import settle
 
 __all__ = ["Population", "populations"]

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from closewait_guard._adoption import strangers
 from closewait_guard._birth import (
@@ -29,19 +29,16 @@ from closewait_guard._birth import (
     Story,
     discard,
     holds,
-    record_of,
     stranger,
 )
 from closewait_guard._drops import Drop, Drops
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._living import Living
-from closewait_guard._population import Population, populations
 from closewait_guard._probe import Probe, inode_of
-from closewait_guard._socket_values import Scalar, SocketRecord
 from closewait_guard._stack import NO_STACK, Capture, capture, settle
 from closewait_guard._tally import Tally
-from closewait_guard._vocabulary import Origin
+from closewait_guard._vocabulary import Origin, Scalar
 from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER, SOCKET
 
@@ -70,7 +67,7 @@ class Registry:
         self.exhausted = exhausted
         self._depth, self._context = stack_depth, context
         self.capture: Capture = capture
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._born, self._failed = Tally(), Tally()
         self._drops = Drops(probe, dropped_kept)
         self._births: dict[int, Story] = {}
@@ -99,7 +96,7 @@ class Registry:
             _ref(sock),
             id(sock),
             serial,
-            self._pid,
+            self.pid,
             _now(),
             thread._name if thread is not None else f"thread-{_get_ident()}",
             # A call into C; most births are in no event loop.
@@ -251,13 +248,9 @@ class Registry:
         story = self._births.get(fd)
         return story is not None and story[SERIAL] == serial and fd in self._known
 
-    def populations(self, mark: int) -> dict[str, Population]:
-        """The open sockets by the line that made them, and how many are older than a mark."""
-        return populations(self._known.values(), mark, self._pid)
-
-    def record_of(self, story: Story) -> SocketRecord:
-        """The public record of a birth."""
-        return record_of(story, self._pid)
+    def lately_open(self) -> Iterable[Story]:
+        """The sockets that the last look has found open."""
+        return self._known.values()
 
     def adopted_now(self) -> int:
         """How many of the open sockets are older than the guard."""
@@ -277,11 +270,11 @@ class Registry:
 
     def _stranger(self, sock: socket.socket) -> Story:
         # Below zero: older than every mark, and never the serial of a birth.
-        return stranger(sock, self._next_stranger(), self._pid)
+        return stranger(sock, self._next_stranger(), self.pid)
 
     def after_fork(self) -> None:
         """In the child: from now on, births are our own, and those before are inherited."""
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         # Another thread may have been in the middle of a sweep that nobody will finish.
         self._has_news = True
         for tally in (self._born, self._drops, self._failed):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Origin, State
+from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Origin, Scalar, State
 
-__all__ = ["Frame", "Observation", "Scalar", "SocketRecord"]
-
-Scalar = str | int | float | bool | None
+__all__ = ["Frame", "Observation", "SocketRecord"]
 
 
 @dataclass(frozen=True, slots=True)

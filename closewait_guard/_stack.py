@@ -1,36 +1,22 @@
-"""Capture a stack cheaply, resolve it late, tell user frames from library frames."""
+"""Capture a stack cheaply; share what is equal among the sockets that live on."""
 
 from __future__ import annotations
 
-import linecache
-import sys
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from operator import is_
-from pathlib import Path
-from types import CodeType, FrameType, ModuleType
-from typing import Any
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
 
-from closewait_guard._socket_values import Frame
-from closewait_guard._vocabulary import FrameKind
+if TYPE_CHECKING:
+    from closewait_guard._socket_values import Frame
 
-__all__ = [
-    "NO_STACK",
-    "Capture",
-    "Stack",
-    "capture",
-    "capture_within",
-    "is_ours",
-    "kind_of",
-    "resolve",
-    "settle",
-]
+__all__ = ["NO_STACK", "Capture", "Known", "Stack", "capture", "capture_within", "settle"]
 
 # Bounds what the table of known stacks can hold; a program with more starts the table anew.
 _MOST_STACKS = 10_000
 
 
-class _Known:
+class Known:
     """A stack that several births share: code objects and offsets, innermost first."""
 
     __slots__ = ("codes", "frames", "offsets")
@@ -41,14 +27,14 @@ class _Known:
         self.frames: tuple[Frame, ...] | None = None
 
 
-# Fresh from the walk: code, offset, code, offset, ... outwards. Once settled: one _Known.
+# Fresh from the walk: code, offset, code, offset, ... outwards. Once settled: one Known.
 Stack = list[Any]
 
 NO_STACK: Stack = []
 
 Capture = Callable[[FrameType, int], Stack]
 
-_known: dict[tuple[int, ...], _Known] = {}
+_known: dict[tuple[int, ...], Known] = {}
 
 
 def capture(frame: FrameType, depth: int) -> Stack:
@@ -98,78 +84,5 @@ def settle(stack: Stack) -> None:
     if known is None or not all(map(is_, known.codes, codes)):
         if len(_known) >= _MOST_STACKS:
             _known.clear()
-        known = _known[offsets] = _Known(codes, offsets)
+        known = _known[offsets] = Known(codes, offsets)
     stack[:] = [known]
-
-
-def resolve(stack: Stack) -> tuple[Frame, ...]:
-    """Turn a stack into frames with line numbers and source lines; the guard's own are left out."""
-    settle(stack)
-    if not stack:
-        return ()
-    known: _Known = stack[0]
-    if known.frames is None:
-        calls = zip(known.codes, known.offsets, strict=True)
-        known.frames = tuple(
-            _frame(code, offset) for code, offset in calls if not is_ours(code.co_filename)
-        )
-    return known.frames
-
-
-def _frame(code: CodeType, offset: int) -> Frame:
-    lineno = _line_at(code, offset)
-    return Frame(
-        filename=code.co_filename,
-        lineno=lineno,
-        function=code.co_qualname,
-        module=_module_of(code.co_filename),
-        kind=kind_of(code.co_filename),
-        source=linecache.getline(code.co_filename, lineno).strip() or None,
-    )
-
-
-def _line_at(code: CodeType, offset: int) -> int:
-    for start, end, line in code.co_lines():
-        if start <= offset < end and line is not None:
-            return line
-    return code.co_firstlineno
-
-
-def kind_of(filename: str) -> FrameKind:
-    """Tell whose code a file is, by where it lies."""
-    path = _normal(filename)
-    if "/site-packages/" in path or "/dist-packages/" in path:
-        return FrameKind.LIBRARY
-    if path.startswith(_STDLIB):
-        return FrameKind.STDLIB
-    return FrameKind.USER
-
-
-def is_ours(filename: str) -> bool:
-    return _normal(filename).startswith(_ours(sys.modules.get("wrapt")))
-
-
-@lru_cache(2)
-def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
-    folders = [str(Path(__file__).parent)]
-    if wrapt is not None and wrapt.__file__:
-        folders.append(str(Path(wrapt.__file__).parent))
-    return tuple(_normal(folder) + "/" for folder in folders)
-
-
-@lru_cache(4096)
-def _module_of(filename: str) -> str:
-    """The name under which a file was imported; its stem when no module owns to it."""
-    for name, module in sys.modules.copy().items():
-        # Lazy modules load themselves when asked for an attribute: look into their dict instead.
-        if isinstance(module, ModuleType) and vars(module).get("__file__") == filename:
-            return name
-    return Path(filename).stem
-
-
-def _normal(filename: str) -> str:
-    return filename.replace("\\", "/")
-
-
-# Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
-_STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")

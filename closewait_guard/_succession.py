@@ -8,6 +8,7 @@ from operator import itemgetter
 
 from closewait_guard._birth import SERIAL, SOCK
 from closewait_guard._probe import peer_of
+from closewait_guard._records import record_of
 from closewait_guard._registry import Registry
 from closewait_guard.model import Observation, Origin
 
@@ -38,7 +39,7 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
     found: dict[int, int] = {}
     living = registry.living().stories.values()
     for story in nlargest(_MOST, living, key=itemgetter(SERIAL)):
-        sock, record = story[SOCK](), registry.record_of(story)
+        sock, record = story[SOCK](), record_of(story, registry.pid)
         peer, born_at = peer_of(sock) if sock is not None else None, record.born_at or 0.0
         for serial, (end, to, site) in old.items():
             is_younger = record.serial > serial and born_at > end

@@ -11,10 +11,15 @@ __all__ = [
     "Evidence",
     "FrameKind",
     "Origin",
+    "Scalar",
     "Severity",
     "State",
     "Verdict",
 ]
+
+
+# What a context, the data of an alert or a setting consists of once it is plain.
+Scalar = str | int | float | bool | None
 
 
 class _Word(StrEnum):

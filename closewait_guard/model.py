@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from closewait_guard._socket_values import Frame, Observation, Scalar, SocketRecord
+from closewait_guard._socket_values import Frame, Observation, SocketRecord
 from closewait_guard._vocabulary import (
     AlertKind,
     AlertStatus,
@@ -14,6 +14,7 @@ from closewait_guard._vocabulary import (
     Evidence,
     FrameKind,
     Origin,
+    Scalar,
     Severity,
     State,
     Verdict,

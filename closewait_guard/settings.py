@@ -16,7 +16,7 @@ from typing import Any
 from closewait_guard import _parse as parse
 from closewait_guard._parse import ContextProvider, Redactor
 from closewait_guard._pyproject import nearest_pyproject
-from closewait_guard._socket_values import Scalar
+from closewait_guard._vocabulary import Scalar
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = ["ContextProvider", "Redactor", "Settings"]

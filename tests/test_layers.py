@@ -37,6 +37,7 @@ LAYERS = [
     ["_natives"],
     ["_adoption", "_lineage", "_living", "_drops", "_observed", "_thefts", "_holders"],
     ["_owners"],
+    ["_records"],
     ["_birth", "_probe"],
     [
         "_context",
@@ -48,7 +49,7 @@ LAYERS = [
         "_labels",
         "_pace",
         "_patch",
-        "_stack",
+        "_frames",
     ],
     [
         "_rich",
@@ -60,6 +61,7 @@ LAYERS = [
         "_hint_row",
         "_lines",
         "_signal",
+        "_stack",
         "_stream",
         "_tally",
         "_whereabouts",

@@ -19,7 +19,8 @@ import pytest
 import structlog
 
 import closewait_guard as cwg
-from closewait_guard._stack import NO_STACK, capture, kind_of, resolve, settle
+from closewait_guard._frames import kind_of, resolve
+from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard.testing import connected_pair
 
 

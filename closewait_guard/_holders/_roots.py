@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from closewait_guard._frames import kind_of
 from closewait_guard._holders._anatomy import kin_of
 from closewait_guard._holders._threads import (
     Call,
@@ -16,7 +17,6 @@ from closewait_guard._holders._threads import (
     running_locals,
     where,
 )
-from closewait_guard._stack import kind_of
 from closewait_guard.model import FrameKind
 
 __all__ = ["FALLBACK", "OWN", "Root", "Roots"]

@@ -15,9 +15,9 @@ from itertools import islice
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
 from typing import NamedTuple
 
+from closewait_guard._frames import is_ours
 from closewait_guard._heap import referrers, referrers_through_tuples
 from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
-from closewait_guard._stack import is_ours
 
 __all__ = ["CODE_OF", "Path", "paths"]
 

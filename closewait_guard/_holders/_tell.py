@@ -18,6 +18,7 @@ from types import (
 )
 from typing import Any
 
+from closewait_guard._frames import kind_of
 from closewait_guard._holders._anatomy import (
     attribute_dict,
     attribute_of,
@@ -35,7 +36,6 @@ from closewait_guard._holders._threads import (
     thread_name,
     where,
 )
-from closewait_guard._stack import kind_of
 from closewait_guard._words import count_of
 from closewait_guard.model import FrameKind
 

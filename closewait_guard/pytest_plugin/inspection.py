@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._birth import Birth
+from closewait_guard._frames import resolve
 from closewait_guard._guard import Guard
 from closewait_guard._settling import Settling
-from closewait_guard._stack import resolve
 from closewait_guard.pytest_plugin.excuses import is_ignored, is_of_default_loop, kept_by_failure
 from closewait_guard.pytest_plugin.keepers import Keeper
 from closewait_guard.pytest_plugin.options import Plan

@@ -1,28 +1,29 @@
-"""From what an inspection shows to what is found of a test or a fixture."""
+"""The guard of a run, and the quick look that most tests and fixtures get by with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from types import CodeType
+from typing import TYPE_CHECKING
 
 from closewait_guard._context import PlainContext
 from closewait_guard._guard import Guard
-from closewait_guard._socket_values import Scalar
-from closewait_guard.pytest_plugin.finding import Finding, Outcome
-from closewait_guard.pytest_plugin.inspection import Circumstances, Inspector
+from closewait_guard._vocabulary import Scalar
 from closewait_guard.pytest_plugin.keepers import Keeper
-from closewait_guard.pytest_plugin.options import Mode, Plan
-from closewait_guard.pytest_plugin.ownership import NOBODY, Owner, Ownership
+from closewait_guard.pytest_plugin.options import Plan
+from closewait_guard.pytest_plugin.ownership import Ownership
 from closewait_guard.pytest_plugin.running import Running
 from closewait_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from closewait_guard.pytest_plugin.finding import Finding
+    from closewait_guard.pytest_plugin.hearing import Hearing
 
 __all__ = ["Trial"]
 
 # The records of dropped sockets must last until their owners are checked.
 _DROPPED_KEPT = 100_000
-
-# What is worth telling of a test whose sockets were closed in time.
-_LONG_SETTLE = 0.01
 
 
 class _OwnersContext(PlainContext):
@@ -34,7 +35,7 @@ class _OwnersContext(PlainContext):
 
 
 class Trial:
-    """The guard of a run, and what to make of the sockets that stay.
+    """The guard of a run, and who makes what of the sockets that stay.
 
     Args:
         plan: That of a test without markers, and of fixtures.
@@ -47,6 +48,7 @@ class Trial:
         self, plan: Plan, ownership: Ownership, worker: str | None, callers: Iterable[CodeType]
     ) -> None:
         self._plan = plan
+        self._ownership = ownership
         self._worker = worker
         settings = Settings.given(None)
         further = PlainContext.of(settings)
@@ -57,56 +59,29 @@ class Trial:
             context=_OwnersContext(ownership.context), dropped_kept=kept, reporters=(), signal=None
         )
         self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
-        self._inspector = Inspector(self.guard, ownership)
         self._mark = self.guard.mark(natives=False)
+
+    @cached_property
+    def _hearing(self) -> Hearing:
+        # With the first suspect: most runs have none.
+        from closewait_guard.pytest_plugin.hearing import Hearing
+
+        return Hearing(self.guard, self._ownership, self._plan, self._worker)
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:
         """What a test has left behind at its end."""
-        owner, plan = running.owner, running.plan
-        if plan.mode is Mode.OFF:
-            self._inspector.adopt(owner)
+        if self.guard.has_closed_all(running.owner.mark):
             return None
-        if self.guard.has_closed_all(owner.mark):
-            return None
-        around = Circumstances(plan, keepers, running.all_failures, running.own_calls)
-        return self._finding(owner, around, "test")
+        return self._hearing.of_test(running, keepers)
 
     def of_fixture(self, keeper: Keeper, keepers: Sequence[Keeper]) -> Finding | None:
         """What a wider fixture has left behind when it is finalized."""
-        if self._plan.mode is Mode.OFF:
-            self._inspector.adopt(keeper.owner)
+        if self.guard.has_closed_all(keeper.owner.mark):
             return None
-        around = Circumstances(self._plan, keepers, keeper.failures)
-        return self._finding(keeper.owner, around, "fixture")
+        return self._hearing.of_fixture(keeper, keepers)
 
-    def of_leftovers(self) -> Iterator[Finding]:
+    def of_leftovers(self) -> Iterable[Finding]:
         """What tests have left behind after they had been looked at: their threads, for example."""
-        for owner in self._inspector.owners_of_leftovers(self._mark):
-            if owner is not NOBODY and self._plan.mode is not Mode.OFF:
-                finding = self._finding(owner, Circumstances(self._plan), "test")
-                if finding is not None:
-                    yield finding
-
-    def _finding(self, owner: Owner, around: Circumstances, kind: str) -> Finding | None:
-        result = self._inspector.inspect(owner, around)
-        if result is None:
-            return None
-        leaked = bool(result.report.leaks)
-        if not leaked and (result.waited < _LONG_SETTLE or around.plan.allowed):
-            return None
-        return Finding(
-            owner=owner.name,
-            nodeid=owner.nodeid,
-            kind=kind,
-            outcome=_outcome(around.plan) if leaked else Outcome.SETTLED,
-            waited=result.waited,
-            reason=around.plan.allowed,
-            report=result.report if leaked else None,
-            worker=self._worker,
-        )
-
-
-def _outcome(plan: Plan) -> Outcome:
-    if plan.allowed is not None:
-        return Outcome.ALLOWED
-    return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED
+        if self.guard.has_closed_all(self._mark):
+            return ()
+        return self._hearing.of_leftovers(self._mark)
