@@ -1,8 +1,9 @@
 """Who is told, in a forked child, that it is one.
 
 The interpreter keeps what it is to call after a fork until its very end, and so all that this
-refers to. Here that is next to nothing: a function of any other module of ours would keep the whole
-program in memory, to be taken apart piece by piece when it ends.
+refers to: the globals of its module, the loader of that, and what this holds, as pytest's does its
+configuration and all tests. Here it is given next to nothing, or the whole program would stay in
+memory, to be taken apart piece by piece when it ends.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 
 __all__ = ["in_child"]
 
@@ -30,4 +32,4 @@ def _tell() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tell)
+    os.register_at_fork(after_in_child=FunctionType(_tell.__code__, {"_told": _told}))
