@@ -24,11 +24,15 @@ class Drop(NamedTuple):
 
 
 class Drops:
-    """Written to in finalizers: nothing here takes a lock, but for the count when it is read."""
+    """Written to in finalizers: nothing here takes a lock, but for the count when it is read.
+
+    Attributes:
+        kept: The youngest.
+    """
 
     def __init__(self, probe: Probe, kept: int) -> None:
         self._probe = probe
-        self._youngest: deque[Drop] = deque(maxlen=kept)
+        self.kept: deque[Drop] = deque(maxlen=kept)
         self.tally = Tally()
 
     def add(self, story: Story, sock: socket.socket, fd: int) -> None:
@@ -37,18 +41,14 @@ class Drops:
         # finalizes first.
         collected = story[SOCK]() is None
         endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
-        self._youngest.append(Drop(story, fd, collected, endpoint, view))
+        self.kept.append(Drop(story, fd, collected, endpoint, view))
         self.tally.count()
-
-    def __bool__(self) -> bool:
-        """Whether any are remembered."""
-        return bool(self._youngest)
 
     def youngest(self) -> tuple[Drop, ...]:
         """Those that are remembered."""
-        return tuple(self._youngest.copy())
+        return tuple(self.kept.copy())
 
     def after_fork(self) -> None:
         """In the child: those before were the parent's affair."""
-        self._youngest.clear()
+        self.kept.clear()
         self.tally.after_fork()

@@ -17,7 +17,6 @@ from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture_within
-from closewait_guard._unfinished import unfinished
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
@@ -74,6 +73,10 @@ class Guard:
         )
         if ends := tuple(ends_of_stacks):
             self._registry.capture = capture_within(ends)
+        # A baseline for what has to do with Python's sockets alone: asked before every test.
+        self.mark_births = self._registry.mark
+        # Whether nothing born after a mark is unfinished; a quick no only means perhaps.
+        self.has_closed_all = self._registry.has_closed_all
         self._examined: Examiner | None = None
         self._is_lean = lean
         self._installed = False
@@ -190,13 +193,10 @@ class Guard:
         """Seconds of processor time for finding out who holds the accused, so far."""
         return self._examiner.spent_on_holders
 
-    def mark(self, *, natives: bool = True) -> int:
-        """A baseline for `check`: the sockets born from now on are above it, and so, without
-        `natives`, may be native ones of before: not to look for them costs next to nothing.
-        """  # noqa: D205
-        if natives:
-            self._examiner.lookout.take_census()
-        return self._registry.mark()
+    def mark(self) -> int:
+        """A baseline for `check`: the sockets born from now on are above it."""
+        self._examiner.lookout.take_census()
+        return self.mark_births()
 
     def check(self, since: int, *, explain: bool = True) -> Report:
         """Look only at the sockets born after a mark: the accused, and all that are still open.
@@ -218,11 +218,9 @@ class Guard:
 
     def unfinished(self, since: int) -> list[Birth]:
         """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
-        return unfinished(self._registry, since)
+        from closewait_guard._unfinished import unfinished
 
-    def has_closed_all(self, since: int) -> bool:
-        """Whether nothing born after a mark is unfinished; a quick no only means perhaps."""
-        return self._registry.has_closed_all(since)
+        return unfinished(self._registry, since)
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""

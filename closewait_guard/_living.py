@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from closewait_guard._birth import SERIAL, Story
 
 __all__ = ["Living"]
 
 
-class Living(NamedTuple):
+class Living:
     """One moment's open sockets, by descriptor."""
 
-    stories: dict[int, Story]
-    close_called: set[int]
-    detached: set[int]
+    __slots__ = ("close_called", "detached", "stories")
+
+    def __init__(
+        self, stories: dict[int, Story], close_called: set[int], detached: set[int]
+    ) -> None:
+        self.stories = stories
+        self.close_called = close_called
+        self.detached = detached
 
     def born_after(self, mark: int) -> set[int]:
         """Those that are younger than a mark."""

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from inspect import getattr_static
-from typing import Any, NamedTuple
+from typing import Any
 
 from closewait_guard._wrappers import (
     SOCKET,
@@ -120,13 +120,16 @@ def interpose(place: Any, name: str, around: Callable[..., Any]) -> Callable[[],
     return restore
 
 
-class _Layer(NamedTuple):
+class _Layer:
     """One wrapper of ours, and what it was put over."""
 
-    ours: Any
-    found: Any
-    was_own: bool
-    audience: Audience
+    __slots__ = ("audience", "found", "ours", "was_own")
+
+    def __init__(self, ours: Any, found: Any, audience: Audience, *, was_own: bool) -> None:
+        self.ours = ours
+        self.found = found
+        self.audience = audience
+        self.was_own = was_own
 
 
 class _Method:
@@ -173,7 +176,7 @@ class _Method:
         audience, found, was_own = Audience(), self.present, self.name in vars(SOCKET)
         original = taking_self(getattr_static(SOCKET, self.name))
         setattr(SOCKET, self.name, self._wrap(original, audience))
-        self._layers.append(_Layer(self.present, found, was_own, audience))
+        self._layers.append(_Layer(self.present, found, audience, was_own=was_own))
         return self._layers[-1]
 
     def _remove(self) -> None:

@@ -79,6 +79,8 @@ class Registry:
         self._settle_at = _SETTLE_AFTER
         self._next_stranger = itertools.count(-1, -1).__next__
         self._next_serial = self._born.count
+        # A number above the serial of every socket born so far, and below the next.
+        self.mark = self._born.mark
 
     # What the patch tells.
 
@@ -216,10 +218,14 @@ class Registry:
 
     def has_closed_all(self, since: int) -> bool:
         """Whether no socket born after a mark is open, or was dropped: no is a perhaps."""
-        if self._detached or self._drops:
+        if self._detached or self._drops.kept:
             return False
-        young = (story for story in self._births.copy().values() if story[SERIAL] > since)
-        return all((sock := story[SOCK]()) is None or _fileno(sock) < 0 for story in young)
+        for story in self._births.copy().values():
+            if story[SERIAL] > since:
+                sock = story[SOCK]()
+                if sock is not None and _fileno(sock) >= 0:
+                    return False
+        return True
 
     def socket_of(self, fd: int, serial: int) -> socket.socket | None:
         """The socket of a record, if it is still there."""
@@ -234,10 +240,6 @@ class Registry:
     def dropped(self) -> tuple[Drop, ...]:
         """The youngest of the sockets that were finalized while open."""
         return self._drops.youngest()
-
-    def mark(self) -> int:
-        """A number above the serial of every socket born so far, and below the next."""
-        return self._born.mark()
 
     def totals(self) -> tuple[int, int, int]:
         """How many were born under our eyes, how many dropped, and what went unrecorded."""

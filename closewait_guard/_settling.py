@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from closewait_guard._vocabulary import Verdict
+from closewait_guard._judgements import Verdict
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report

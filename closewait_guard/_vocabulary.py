@@ -1,20 +1,17 @@
-"""The words in which every stage speaks: origins, states, evidence, verdicts, severities."""
+"""The words for what is seen: origins, states, what is left of a connection, evidence."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 __all__ = [
-    "AlertKind",
-    "AlertStatus",
     "Connection",
     "Evidence",
     "FrameKind",
     "Origin",
     "Scalar",
-    "Severity",
     "State",
-    "Verdict",
+    "Word",
 ]
 
 
@@ -22,13 +19,13 @@ __all__ = [
 Scalar = str | int | float | bool | None
 
 
-class _Word(StrEnum):
+class Word(StrEnum):
     """Hashed in C, as the text that it is: Enum's own hash would be a call of Python."""
 
     __hash__ = str.__hash__
 
 
-class FrameKind(_Word):
+class FrameKind(Word):
     """Whose code a frame is."""
 
     USER = "user"
@@ -36,7 +33,7 @@ class FrameKind(_Word):
     STDLIB = "stdlib"
 
 
-class Origin(_Word):
+class Origin(Word):
     """How a descriptor came into the program's hands."""
 
     CREATED = "created"
@@ -49,7 +46,7 @@ class Origin(_Word):
     NATIVE = "native"
 
 
-class State(_Word):
+class State(Word):
     """The kernel's TCP states, and two for what has none."""
 
     ESTABLISHED = "ESTABLISHED"
@@ -68,7 +65,7 @@ class State(_Word):
     NONE = "none"
 
 
-class Connection(_Word):
+class Connection(Word):
     """What is left of the connection, whatever its protocol calls that."""
 
     UNCONNECTED = "unconnected"
@@ -78,7 +75,7 @@ class Connection(_Word):
     NOT_APPLICABLE = "not_applicable"
 
 
-class Evidence(_Word):
+class Evidence(Word):
     """What an observation rests on."""
 
     TCP_INFO = "tcp_info"
@@ -88,67 +85,3 @@ class Evidence(_Word):
     FINALIZED = "finalized"
     COLLECTED = "collected"
     INODE = "inode"
-
-
-class Verdict(_Word):
-    """What is to be thought of a socket; the first five accuse the program."""
-
-    LEAKED = "leaked"
-    DEAD = "dead"
-    DROPPED = "dropped"
-    LINGERING = "lingering"
-    INHERITED = "inherited"
-    STOLEN = "stolen"
-    STALE_POOL = "stale_pool"
-    HALF_CLOSED = "half_closed"
-    CLOSING = "closing"
-    OPEN = "open"
-
-    @property
-    def accused(self) -> bool:
-        """Whether the program should have closed the socket."""
-        return self in _ACCUSED
-
-    @property
-    def rank(self) -> int:
-        """The place in the order worst first."""
-        return _VERDICTS.index(self)
-
-
-_VERDICTS = tuple(Verdict)
-_ACCUSED = frozenset(_VERDICTS[:5])
-
-
-class Severity(_Word):
-    """How bad it is; `rank` orders."""
-
-    INFO = "info"
-    WARNING = "warning"
-    CRITICAL = "critical"
-
-    @property
-    def rank(self) -> int:
-        """0 for info, 2 for critical."""
-        return _SEVERITIES.index(self)
-
-
-_SEVERITIES = tuple(Severity)
-
-
-class AlertKind(_Word):
-    """What an alert is about."""
-
-    COUNT = "count"
-    AGE = "age"
-    GROWTH = "growth"
-    CHURN = "churn"
-    FD_LIMIT = "fd_limit"
-    FD_EXHAUSTED = "fd_exhausted"
-
-
-class AlertStatus(_Word):
-    """What there is to tell of an alert now. It is told once, and again only if this changes."""
-
-    RAISED = "raised"
-    CHANGED = "changed"
-    RESOLVED = "resolved"

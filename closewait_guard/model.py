@@ -6,19 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from closewait_guard._judgements import AlertKind, AlertStatus, Severity, Verdict
 from closewait_guard._socket_values import Frame, Observation, SocketRecord
-from closewait_guard._vocabulary import (
-    AlertKind,
-    AlertStatus,
-    Connection,
-    Evidence,
-    FrameKind,
-    Origin,
-    Scalar,
-    Severity,
-    State,
-    Verdict,
-)
+from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Origin, Scalar, State
 
 __all__ = [
     "Alert",

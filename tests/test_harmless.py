@@ -124,6 +124,23 @@ def test_what_a_child_is_to_call_is_called_in_order_and_kept_by_nobody():
     )
 
 
+def test_what_is_called_in_a_child_keeps_no_module_of_ours():
+    run(
+        """
+        import gc, sys, weakref
+        import closewait_guard._forks as forks
+        # pytest's holds its configuration, and so all tests.
+        alive = weakref.ref(forks.__loader__)
+        ours = [name for name in sys.modules if name.startswith("closewait_guard")]
+        for name in ours:
+            del sys.modules[name]
+        del forks
+        gc.collect()
+        assert alive() is None
+        """
+    )
+
+
 def test_a_fork_in_the_middle_of_a_scan_works_and_tells_what_was_inherited():
     done = run(
         """

@@ -72,7 +72,7 @@ LAYERS = [
     ["settings"],
     ["exceptions", "_parse", "_pyproject"],
     ["model"],
-    ["_socket_values"],
+    ["_judgements", "_socket_values"],
     ["_vocabulary"],
 ]
 HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}

@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
+    from closewait_guard.pytest_plugin.watch import Watch
 
 __all__ = ["closewait_guard"]
 
@@ -61,10 +62,19 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKER_LINES:
         config.addinivalue_line("markers", line)
     if any(_is_given(config, name) for name in _NAMES):
-        from closewait_guard.pytest_plugin.begin import begin, wanted
+        from closewait_guard.pytest_plugin.options import is_wanted
 
-        if wanted(config):
-            begin(config)
+        if is_wanted(config):
+            _begin(config)
+
+
+def _begin(config: pytest.Config) -> Watch:
+    from closewait_guard.pytest_plugin.plainly import load_plainly
+
+    load_plainly(config)
+    from closewait_guard.pytest_plugin.begin import begin
+
+    return begin(config)
 
 
 def _is_given(config: pytest.Config, name: str) -> bool:
@@ -79,35 +89,20 @@ def _is_given(config: pytest.Config, name: str) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin, if a marker or the fixture asks for it; note what is asked for each test."""
     has_begun = config.pluginmanager.has_plugin("closewait_guard_watch")
-    asking = _MARKERS if has_begun else _MARKERS[:1]
-    parents: dict[int, bool] = {}
-    if any(_asks(item, asking, parents) for item in items):
-        from closewait_guard.pytest_plugin.begin import begin
-
-        begin(config).plan(items)
+    if _any_asks(items, _MARKERS if has_begun else _MARKERS[:1]):
+        _begin(config).plan(items)
 
 
-def _asks(item: pytest.Item, markers: tuple[str, ...], parents: dict[int, bool]) -> bool:
-    return (
-        "closewait_guard" in getattr(item, "fixturenames", ())
-        or (bool(item.own_markers) and _has(item, markers))
-        or _inherits(item.parent, markers, parents)
-    )
-
-
-def _inherits(
-    node: pytest.Collector | None, markers: tuple[str, ...], known: dict[int, bool]
-) -> bool:
-    """Asked once of each class and module, whose tests are many."""
-    asks = known.get(id(node))
-    if asks is None:
-        asks = node is not None and (_has(node, markers) or _inherits(node.parent, markers, known))
-        known[id(node)] = asks
-    return asks
-
-
-def _has(node: pytest.Item | pytest.Collector, markers: tuple[str, ...]) -> bool:
-    return any(mark.name in markers for mark in node.own_markers)
+def _any_asks(items: list[pytest.Item], markers: tuple[str, ...]) -> bool:
+    # By id: a node's own hash is dear, and most of many tests have the same few parents.
+    parents = {id(item.parent): item.parent for item in items}
+    marks = [mark for item in items for mark in item.own_markers]
+    marks += [
+        mark for parent in parents.values() if parent is not None for mark in parent.iter_markers()
+    ]
+    if any(mark.name in markers for mark in marks):
+        return True
+    return any("closewait_guard" in getattr(item, "fixturenames", ()) for item in items)
 
 
 @pytest.fixture
@@ -121,6 +116,4 @@ def closewait_guard(request: pytest.FixtureRequest) -> Guard:
                 pool.fetch("/")
                 assert not closewait_guard.scan().accused
     """  # noqa: D205 - pytest --fixtures shows the first paragraph
-    from closewait_guard.pytest_plugin.begin import begin
-
-    return begin(request.config).watched(request.node)
+    return _begin(request.config).watched(request.node)

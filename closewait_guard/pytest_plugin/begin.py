@@ -10,20 +10,15 @@ import pytest
 
 from closewait_guard._pyproject import nearest_pyproject
 from closewait_guard.pytest_plugin.ledger import Ledger
-from closewait_guard.pytest_plugin.options import Mode, Options, options_of
+from closewait_guard.pytest_plugin.options import Options, options_of
 from closewait_guard.pytest_plugin.watch import Watch
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.outbox import Desk
 
-__all__ = ["begin", "wanted"]
+__all__ = ["begin"]
 
 _WATCH = pytest.StashKey[Watch]()
-
-
-def wanted(config: pytest.Config) -> bool:
-    """Whether all tests are to be watched. Complains of values that cannot be used."""
-    return options_of(config).plan.mode is not Mode.OFF
 
 
 def begin(config: pytest.Config) -> Watch:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-__all__ = ["Mode", "Options", "Plan", "options_of", "plan_of"]
+__all__ = ["Mode", "Options", "Plan", "is_wanted", "options_of", "plan_of"]
 
 
 class Mode(StrEnum):
@@ -54,6 +54,11 @@ def options_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -
             found[name] = found.get(name, ()) + parsed if name == "ignore" else parsed
     path = found.pop("json", None)
     return Options(Plan(**found), path)
+
+
+def is_wanted(config: pytest.Config) -> bool:
+    """Whether all tests are to be watched. Complains of values that cannot be used."""
+    return options_of(config).plan.mode is not Mode.OFF
 
 
 def plan_of(item: pytest.Item, plan: Plan) -> Plan:

@@ -76,11 +76,10 @@ class Ownership:
 
     def new(self, name: str, nodeid: str, mark: int) -> Owner:
         """An owner; one that comes for the second time is told from the first."""
-        unique, run = name, 1
-        while unique in self._owners:
+        owner, run = Owner(name, nodeid, mark), 1
+        while self._owners.setdefault(owner.name, owner) is not owner:
             run += 1
-            unique = f"{name} (run {run})"
-        owner = self._owners[unique] = Owner(unique, nodeid, mark)
+            owner = Owner(f"{name} (run {run})", nodeid, mark)
         return owner
 
     def turn_of(self, owner: Owner) -> None:

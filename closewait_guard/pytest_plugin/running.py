@@ -29,13 +29,16 @@ class Running:
         failure: What to fail it with.
     """
 
+    called = False
+    in_teardown = False
+    checked = False
+    failure: Failure | None = None
+
     def __init__(self, item: pytest.Item, plan: Plan, owner: Owner) -> None:
         self.item = item
         self.plan = plan
         self.owner = owner
         self.failures: list[BaseException] = []
-        self.called = self.in_teardown = self.checked = False
-        self.failure: Failure | None = None
 
     def all_failures(self) -> list[BaseException]:
         """What went wrong so far, and is kept for a debugger."""

@@ -59,7 +59,10 @@ class Trial:
             context=_OwnersContext(ownership.context), dropped_kept=kept, reporters=(), signal=None
         )
         self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
-        self._mark = self.guard.mark(natives=False)
+        # Asked around every test.
+        self.mark = self.guard.mark_births
+        self.has_closed_all = self.guard.has_closed_all
+        self._mark = self.mark()
 
     @cached_property
     def _hearing(self) -> Hearing:
@@ -69,19 +72,17 @@ class Trial:
         return Hearing(self.guard, self._ownership, self._plan, self._worker)
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:
-        """What a test has left behind at its end."""
-        if self.guard.has_closed_all(running.owner.mark):
-            return None
+        """What a test has left behind at its end, if it has not closed all."""
         return self._hearing.of_test(running, keepers)
 
     def of_fixture(self, keeper: Keeper, keepers: Sequence[Keeper]) -> Finding | None:
         """What a wider fixture has left behind when it is finalized."""
-        if self.guard.has_closed_all(keeper.owner.mark):
+        if self.has_closed_all(keeper.owner.mark):
             return None
         return self._hearing.of_fixture(keeper, keepers)
 
     def of_leftovers(self) -> Iterable[Finding]:
         """What tests have left behind after they had been looked at: their threads, for example."""
-        if self.guard.has_closed_all(self._mark):
+        if self.has_closed_all(self._mark):
             return ()
         return self._hearing.of_leftovers(self._mark)

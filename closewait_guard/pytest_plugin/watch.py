@@ -123,17 +123,17 @@ class Watch:
         return self._trial
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:
-        mark = self._trial.guard.mark(natives=False) if self._trial is not None else 0
-        return self.ownership.new(name, nodeid, mark)
+        return self.ownership.new(name, nodeid, 0 if self._trial is None else self._trial.mark())
 
     def _start(self, item: pytest.Item, plan: Plan) -> None:
         if not self._began:
             self._begin()
-        self.running = self._run(item, plan)
-        self.ownership.turn_of(self.running.owner)
+        self.running = running = self._run(item, plan)
+        self.ownership.turn_of(running.owner)
 
     def _run(self, item: pytest.Item, plan: Plan) -> Running:
-        return Running(item, plan, self._new_owner(item.nodeid, item.nodeid))
+        nodeid = item.nodeid
+        return Running(item, plan, self._new_owner(nodeid, nodeid))
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         if self.running is not None and call.excinfo is not None:
@@ -173,7 +173,11 @@ class Watch:
         if running.checked:
             return
         running.checked = True
-        finding = self._trial.of_test(running, self._keepers) if self._trial is not None else None
+        trial = self._trial
+        if trial is None or trial.has_closed_all(running.owner.mark):
+            finding = None
+        else:
+            finding = trial.of_test(running, self._keepers)
         if finding is not None:
             self._out().put(finding)
             running.take(finding)

@@ -1,0 +1,63 @@
+"""The plugin's own modules are loaded as without pytest; its import hook is left as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_pytest_s_import_hook_finds_all_modules_but_ours(suite):
+    suite.pytester.makepyfile(helper="")
+    result = suite.fail(
+        """
+import sys
+import helper
+
+@pytest.mark.parametrize(
+    ("name", "hooked"),
+    [
+        ("closewait_guard.pytest_plugin.watch", False),
+        ("closewait_guard._guard", False),
+        (__name__, True),
+    ],
+)
+def test_it(name, hooked):
+    socket.socket().close()
+    found = type(sys.modules[name].__loader__).__module__ == "_pytest.assertion.rewrite"
+    assert found == hooked
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("assertions", ["rewrite", "plain"])
+def test_the_path_of_finders_is_left_as_it_was(suite, assertions):
+    suite.write(
+        """
+import sys
+
+def test_it():
+    socket.socket().close()
+    ours = [each for each in sys.meta_path if "closewait" in type(each).__module__]
+    assert len(ours) == (sys.argv[1] == "rewrite")
+"""
+    )
+    code = f"""if True:
+        import pytest, sys
+        before = list(sys.meta_path)
+        options = ["-p", "closewait_guard.pytest_plugin", "--socket-leaks=fail"]
+        outcome = pytest.main(["-q", "--assert={assertions}", *options])
+        assert sys.meta_path == before, sys.meta_path
+        sys.exit(outcome)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", code, assertions],
+        cwd=suite.pytester.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
