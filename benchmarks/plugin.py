@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import entry_points
+from operator import truediv
 from pathlib import Path
 
 from benchmarks.environment import as_installed
@@ -61,14 +62,14 @@ def _compared(name: str, folder: Path, rounds: int, bound: float) -> list[Result
         order = list(times)[number % 3 :] + list(times)[: number % 3]
         for options in order:
             times[options].append(_seconds(folder, options))
-    # The best of each: what else the machine does only ever adds to a run.
-    bare = min(times[_WITHOUT])
+    # Each beside the bare run of its own round: what else the machine does comes and goes.
+    bare = times[_WITHOUT]
     return [
-        Result(f"{name}, without the plugin", bare, "s", 1.0),
+        Result(f"{name}, without the plugin", statistics.median(bare), "s", 1.0),
         *(
-            Result(f"{name}, {label}", best, "s", best / bare, bound)
+            Result(f"{name}, {label}", statistics.median(times[options]), "s", ratio, bound)
             for label, options in (("off", _OFF), ("fail", _FAIL))
-            for best in (min(times[options]),)
+            for ratio in (statistics.median(map(truediv, times[options], bare)),)
         ),
     ]
 
@@ -90,8 +91,6 @@ def _seconds(folder: Path, options: tuple[str, ...], *interpreter: str) -> float
         "-m",
         "pytest",
         "-q",
-        "-p",
-        "no:cacheprovider",
         *_OTHERS,
         *options,
         str(folder),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 from closewait_guard import _patch, _probe
 from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
-from closewait_guard._deliver import Delivery
 from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
 from closewait_guard._registry import Registry
@@ -21,6 +20,7 @@ from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
+    from closewait_guard._deliver import Delivery
     from closewait_guard._examiner import Examiner
     from closewait_guard._no_leaks import NoLeaks
     from closewait_guard._signal import Listening, SignalReport
@@ -59,7 +59,9 @@ class Guard:
         lean: bool = False,
     ) -> None:
         self.settings = Settings.given(settings)
-        self._delivery = _delivery(self.settings, reporters)
+        self._delivered: Delivery | None = None
+        if not lean or reporters or self.settings.reporters:
+            self._delivered = _delivery(self.settings, reporters)
         self._context = PlainContext.of(self.settings)
         self._probe = _probe.choose(self.settings.probe)
         self._clock = clock
@@ -119,8 +121,8 @@ class Guard:
             self._examined.lookout.close()
         if signal is not None:
             signal.stop()
-        if was_installed:
-            self._delivery.close()
+        if was_installed and self._delivered is not None:
+            self._delivered.close()
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are born; see `closewait_guard.attribute`."""
@@ -180,7 +182,7 @@ class Guard:
             self._examiner.print()
 
     def _report_exhausted(self) -> None:
-        if self._installed and self._delivery.reporters:
+        if self._installed and self._delivered is not None and self._delivered.reporters:
             self.report()
 
     @property
@@ -229,6 +231,12 @@ class Guard:
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
     @property
+    def _delivery(self) -> Delivery:
+        if self._delivered is None:
+            self._delivered = _delivery(self.settings)
+        return self._delivered
+
+    @property
     def _examiner(self) -> Examiner:
         if self._examined is None:
             from closewait_guard._examiner import Examiner
@@ -251,11 +259,14 @@ class Guard:
         if self._examined is not None:
             self._examined.after_fork()
         self._exhaustion.after_fork()
-        self._delivery.after_fork()
+        if self._delivered is not None:
+            self._delivered.after_fork()
 
 
-def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
+def _delivery(settings: Settings, reporters: Iterable[Reporter | str] = ()) -> Delivery:
     """To those whom the program names, else to those of the settings."""
+    from closewait_guard._deliver import Delivery
+
     if reporters:
         return Delivery(reporters, settings.reporter_timeout)
     try:

@@ -62,6 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for line in _MARKER_LINES:
         config.addinivalue_line("markers", line)
     if any(_is_given(config, name) for name in _NAMES):
+        _load_plainly(config)
         from closewait_guard.pytest_plugin.options import is_wanted
 
         if is_wanted(config):
@@ -69,12 +70,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _begin(config: pytest.Config) -> Watch:
-    from closewait_guard.pytest_plugin.plainly import load_plainly
-
-    load_plainly(config)
+    _load_plainly(config)
     from closewait_guard.pytest_plugin.begin import begin
 
     return begin(config)
+
+
+def _load_plainly(config: pytest.Config) -> None:
+    from closewait_guard.pytest_plugin.plainly import load_plainly
+
+    load_plainly(config)
 
 
 def _is_given(config: pytest.Config, name: str) -> bool:

@@ -54,12 +54,8 @@ class Ownership:
         # Whose turn it is but for the fixtures that are inside it.
         self._base = NOBODY
         self._runner = 0
-        # What else the program wants to be kept with a birth.
-        self.further: Callable[[], Mapping[str, object]] | None = None
         self._owners: dict[str, Owner] = {}
         self._of_context: ContextVar[Owner | None] = ContextVar("socket_owner", default=None)
-        # Bound once: it is asked for at every birth.
-        self._in_context = self._of_context.get
         self._of_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
             weakref.WeakKeyDictionary()
         )
@@ -109,10 +105,16 @@ class Ownership:
             is_unset = of_context is None and self.present is not NOBODY
             self._of_context.set(self.present if is_unset else of_context)
 
-    def context(self) -> Mapping[str, object]:
-        """What to keep with a birth."""
-        owner = self._in_context() or self._by_thread()
-        return owner.context if self.further is None else {**self.further(), **owner.context}
+    def asker(
+        self, further: Callable[[], Mapping[str, object]] | None
+    ) -> Callable[[], Mapping[str, object]]:
+        """What to call at each birth: it says what to keep, and what else the program wants."""
+        in_context, by_thread = self._of_context.get, self._by_thread
+
+        def context() -> Mapping[str, object]:
+            return (in_context() or by_thread()).context
+
+        return context if further is None else lambda: {**further(), **context()}
 
     def called(self, name: object) -> Owner:
         """The owner of that name, as a birth has kept it."""

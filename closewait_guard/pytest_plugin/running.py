@@ -32,13 +32,13 @@ class Running:
     called = False
     in_teardown = False
     checked = False
+    failures: tuple[BaseException, ...] = ()
     failure: Failure | None = None
 
     def __init__(self, item: pytest.Item, plan: Plan, owner: Owner) -> None:
         self.item = item
         self.plan = plan
         self.owner = owner
-        self.failures: list[BaseException] = []
 
     def all_failures(self) -> list[BaseException]:
         """What went wrong so far, and is kept for a debugger."""

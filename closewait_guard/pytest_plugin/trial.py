@@ -52,11 +52,11 @@ class Trial:
         self._worker = worker
         settings = Settings.given(None)
         further = PlainContext.of(settings)
-        ownership.further = further.ask if further is not None else None
+        context = ownership.asker(further.ask if further is not None else None)
         kept = max(settings.dropped_kept, _DROPPED_KEPT)
         # The program's own reporters and its signal are for its own guard.
         settings = settings.replaced(
-            context=_OwnersContext(ownership.context), dropped_kept=kept, reporters=(), signal=None
+            context=_OwnersContext(context), dropped_kept=kept, reporters=(), signal=None
         )
         self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
         # Asked around every test.

@@ -59,14 +59,21 @@ class Watch:
     def watched(self, item: pytest.Item) -> Guard:
         """The guard, once it watches this test, be it from now on only."""
         if self.running is None:
-            self._start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
+            self.start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
         return self._load().guard
 
-    def start(self, item: pytest.Item) -> None:
+    def start(self, item: pytest.Item, plan: Plan | None = None) -> None:
         """The set-up of a test begins."""
-        plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
-        if self._began or plan.mode is not Mode.OFF:
-            self._start(item, plan)
+        if plan is None:
+            plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
+        if not self._began:
+            if plan.mode is Mode.OFF:
+                return
+            self._begin()
+        nodeid = item.nodeid
+        owner = self._new_owner(nodeid, nodeid)
+        self.running = Running(item, plan, owner)
+        self.ownership.turn_of(owner)
 
     def end(self) -> None:
         """Leave everything as it was found."""
@@ -97,9 +104,10 @@ class Watch:
         asleep.end()
         item, phase = asleep.item, asleep.phase()
         if item is not None and phase is not None:
-            self.running = running = self._run(item, self._plan)
-            running.in_teardown = phase == TEARDOWN
-            self.ownership.take_over(running.owner)
+            owner = self._new_owner(item.nodeid, item.nodeid)
+            self.running = Running(item, self._plan, owner)
+            self.running.in_teardown = phase == TEARDOWN
+            self.ownership.take_over(owner)
             EndOfPhase(self._config.pluginmanager, self.ownership, asleep.phase)
 
     def _begin(self) -> None:
@@ -125,19 +133,9 @@ class Watch:
     def _new_owner(self, name: str, nodeid: str) -> Owner:
         return self.ownership.new(name, nodeid, 0 if self._trial is None else self._trial.mark())
 
-    def _start(self, item: pytest.Item, plan: Plan) -> None:
-        if not self._began:
-            self._begin()
-        self.running = running = self._run(item, plan)
-        self.ownership.turn_of(running.owner)
-
-    def _run(self, item: pytest.Item, plan: Plan) -> Running:
-        nodeid = item.nodeid
-        return Running(item, plan, self._new_owner(nodeid, nodeid))
-
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         if self.running is not None and call.excinfo is not None:
-            self.running.failures.append(call.excinfo.value)
+            self.running.failures += (call.excinfo.value,)
 
     # Innermost, so that output is still captured while sockets settle.
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -151,7 +149,7 @@ class Watch:
             raise
         except BaseException as error:
             if (running := self.running) is not None:
-                running.failures.append(error)
+                running.failures += (error,)
                 if failure := self._conclude(running):
                     running.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
