@@ -15,7 +15,7 @@ from closewait_guard._context import PlainContext
 from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
 from closewait_guard._registry import Registry
-from closewait_guard._stack import capture_within
+from closewait_guard._stack import capture, capture_within
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
@@ -72,9 +72,8 @@ class Guard:
             self._context.ask if self._context is not None else None,
             self.settings.dropped_kept,
             self._exhaustion,
+            capture_within(ends) if (ends := tuple(ends_of_stacks)) else capture,
         )
-        if ends := tuple(ends_of_stacks):
-            self._registry.capture = capture_within(ends)
         # A baseline for what has to do with Python's sockets alone: asked before every test.
         self.mark_births = self._registry.mark
         # Whether nothing born after a mark is unfinished; a quick no only means perhaps.

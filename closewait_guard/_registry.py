@@ -20,33 +20,25 @@ from collections.abc import Callable, Iterable
 from closewait_guard._adoption import strangers
 from closewait_guard._birth import (
     KEY,
-    NO_CONTEXT,
     ORIGIN,
     PARENT,
     SERIAL,
     SOCK,
-    STACK,
     Story,
     discard,
     holds,
     stranger,
 )
 from closewait_guard._drops import Drop, Drops
-from closewait_guard._labels import current_labels
-from closewait_guard._lineage import lineage
 from closewait_guard._living import Living
 from closewait_guard._probe import Probe, inode_of
-from closewait_guard._stack import NO_STACK, Capture, capture, settle
+from closewait_guard._recorder import Book, recorder
+from closewait_guard._stack import Capture
 from closewait_guard._tally import Tally
 from closewait_guard._vocabulary import Origin, Scalar
-from closewait_guard._whereabouts import task_name, threads
-from closewait_guard._wrappers import CALLER, SOCKET
+from closewait_guard._wrappers import SOCKET
 
 __all__ = ["Registry"]
-
-_SETTLE_AFTER = 256
-
-_CREATED = Origin.CREATED
 
 _fileno = _socket.socket.fileno
 _is_closed = SOCKET.__dict__["_closed"].__get__
@@ -63,65 +55,23 @@ class Registry:
         context: Callable[[], dict[str, Scalar]] | None,
         dropped_kept: int,
         exhausted: Callable[[], None],
+        capture: Capture,
     ) -> None:
         self.exhausted = exhausted
-        self._depth, self._context = stack_depth, context
-        self.capture: Capture = capture
-        self.pid = os.getpid()
+        self._book = Book()
+        self._births, self._detached = self._book.births, self._book.detached
         self._born, self._failed = Tally(), Tally()
         self._drops = Drops(probe, dropped_kept)
-        self._births: dict[int, Story] = {}
         # Those of the last sweep. The same object for as long as there was nothing new.
         self._known: dict[int, Story] = {}
-        self._detached: dict[int, tuple[Story, int]] = {}
-        self._has_adopted = self._has_news = False
+        self._has_adopted = False
         self._with_files: set[int] = set()
-        self._settle_at = _SETTLE_AFTER
         self._next_stranger = itertools.count(-1, -1).__next__
-        self._next_serial = self._born.count
+        self.born = recorder(self._book, self._born.count, context, capture, stack_depth)
         # A number above the serial of every socket born so far, and below the next.
         self.mark = self._born.mark
 
     # What the patch tells.
-
-    def born(self, sock: socket.socket, descriptor: object) -> None:
-        fd = _fileno(sock)
-        if descriptor is None:
-            origin, parent = _CREATED, None
-        else:
-            origin, parent = lineage(fd, _getframe(CALLER), self._births, self._detached)
-        thread = threads.get(_get_ident())
-        asyncio = _modules.get("_asyncio")
-        serial = self._next_serial()
-        # In the order of Birth, but plain: a named tuple takes three times as long to make.
-        self._births[fd] = (
-            _ref(sock),
-            id(sock),
-            serial,
-            self.pid,
-            _now(),
-            thread._name if thread is not None else f"thread-{_get_ident()}",
-            # A call into C; most births are in no event loop.
-            None if asyncio is None or asyncio._get_running_loop() is None else task_name(),
-            current_labels(),
-            self._context() if self._context is not None else NO_CONTEXT,
-            origin,
-            parent,
-            self.capture(_getframe(CALLER), self._depth) if self._depth else NO_STACK,
-        )
-        self._has_news = True
-        if serial >= self._settle_at:
-            self._settle(serial)
-
-    def _settle(self, serial: int) -> None:
-        """Make the stacks of the sockets that live on small.
-
-        As many births lie between two times as there are sockets: each pays next to nothing.
-        """
-        births = self._births.copy()
-        self._settle_at = serial + max(_SETTLE_AFTER, len(births))
-        for birth in births.values():
-            settle(birth[STACK])
 
     def got_file(self, sock: socket.socket) -> None:
         self._with_files.add(_fileno(sock))
@@ -133,7 +83,7 @@ class Registry:
         parent = story[PARENT]
         if story[ORIGIN] is Origin.WRAPPED and parent is not None and holds(parent, fd):
             self._births[fd] = parent
-            self._has_news = True
+            self._book.has_news = True
         elif (inode := inode_of(fd)) is not None:
             self._detached[fd] = (story, inode)
 
@@ -144,7 +94,7 @@ class Registry:
         else:
             # Nobody else can have been given this number: its owner is still open.
             self._births.pop(fd, None)
-            self._has_news = True
+            self._book.has_news = True
         self._drops.add(story, sock, fd)
 
     def failed(self) -> None:
@@ -160,9 +110,9 @@ class Registry:
         until a poll shows that their numbers are free, and `forget` is told.
         """
         known = self._known
-        if self._has_news or thorough:
+        if self._book.has_news or thorough:
             # Before the sweep: what is born meanwhile is news for the next one.
-            self._has_news = False
+            self._book.has_news = False
             self._sweep()
             known = self._known = self._births.copy()
         return Living(known, self._close_called(), self._still_detached())
@@ -182,7 +132,7 @@ class Registry:
     def forget(self, fd: int, story: Story) -> None:
         """Let go of a birth whose descriptor is closed."""
         self._let_go(fd, story)
-        self._has_news = True
+        self._book.has_news = True
 
     def _let_go(self, fd: int, story: Story) -> None:
         if fd not in self._detached:
@@ -250,6 +200,11 @@ class Registry:
         story = self._births.get(fd)
         return story is not None and story[SERIAL] == serial and fd in self._known
 
+    @property
+    def pid(self) -> int:
+        """The process in which births are recorded."""
+        return self._book.pid
+
     def lately_open(self) -> Iterable[Story]:
         """The sockets that the last look has found open."""
         return self._known.values()
@@ -266,19 +221,19 @@ class Registry:
         """Take in every open socket object that is not known yet, its birth unknown."""
         for fd, sock in strangers(self._births):
             self._births.setdefault(fd, self._stranger(sock))
-            self._has_adopted = self._has_news = True
+            self._has_adopted = self._book.has_news = True
             if _file_objects(sock) > 0:
                 self._with_files.add(fd)
 
     def _stranger(self, sock: socket.socket) -> Story:
         # Below zero: older than every mark, and never the serial of a birth.
-        return stranger(sock, self._next_stranger(), self.pid)
+        return stranger(sock, self._next_stranger(), self._book.pid)
 
     def after_fork(self) -> None:
         """In the child: from now on, births are our own, and those before are inherited."""
-        self.pid = os.getpid()
+        self._book.pid = os.getpid()
         # Another thread may have been in the middle of a sweep that nobody will finish.
-        self._has_news = True
+        self._book.has_news = True
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
 

@@ -34,7 +34,7 @@ LAYERS = [
     ["reporters"],
     ["_render", "_serial"],
     ["_block", "_reporting"],
-    ["_natives"],
+    ["_natives", "_recorder"],
     ["_adoption", "_lineage", "_living", "_drops", "_observed", "_thefts", "_holders"],
     ["_owners"],
     ["_records"],
