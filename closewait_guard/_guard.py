@@ -75,7 +75,7 @@ class Guard:
             capture_within(ends) if (ends := tuple(ends_of_stacks)) else capture,
         )
         # A baseline for what has to do with Python's sockets alone: asked before every test.
-        self.mark_births = self._registry.mark
+        self.youngest = self._registry.youngest
         # Whether nothing born after a mark is unfinished; a quick no only means perhaps.
         self.has_closed_all = self._registry.has_closed_all
         self._examined: Examiner | None = None
@@ -197,7 +197,7 @@ class Guard:
     def mark(self) -> int:
         """A baseline for `check`: the sockets born from now on are above it."""
         self._examiner.lookout.take_census()
-        return self.mark_births()
+        return self._registry.mark()
 
     def check(self, since: int, *, explain: bool = True) -> Report:
         """Look only at the sockets born after a mark: the accused, and all that are still open.

@@ -34,15 +34,17 @@ class Book:
     Attributes:
         pid: The process in which births happen.
         has_news: There has been a birth since this was last set to False.
+        youngest: The serial of the latest birth.
     """
 
-    __slots__ = ("births", "detached", "has_news", "pid", "settle_at")
+    __slots__ = ("births", "detached", "has_news", "pid", "settle_at", "youngest")
 
     def __init__(self) -> None:
         self.births: dict[int, Story] = {}
         self.detached: dict[int, tuple[Story, int]] = {}
         self.pid = os.getpid()
         self.has_news = False
+        self.youngest = 0
         self.settle_at = _SETTLE_AFTER
 
     def settle(self, serial: int) -> None:
@@ -95,6 +97,7 @@ def recorder(
             capture(frame(caller), depth) if depth else NO_STACK,
         )
         book.has_news = True
+        book.youngest = serial
         if serial >= book.settle_at:
             book.settle(serial)
 

@@ -177,6 +177,13 @@ class Registry:
                     return False
         return True
 
+    def youngest(self) -> int:
+        """The serial of the latest birth: a mark for `has_closed_all` that takes no lock.
+
+        Where threads race it may be that of one before, and a mark too low accuses nobody.
+        """
+        return self._book.youngest
+
     def socket_of(self, fd: int, serial: int) -> socket.socket | None:
         """The socket of a record, if it is still there."""
         story = self._births.get(fd)

@@ -60,7 +60,7 @@ class Trial:
         )
         self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
         # Asked around every test.
-        self.mark = self.guard.mark_births
+        self.mark = self.guard.youngest
         self.has_closed_all = self.guard.has_closed_all
         self._mark = self.mark()
 
