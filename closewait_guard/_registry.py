@@ -11,10 +11,6 @@ import _socket
 import itertools
 import os
 import socket
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable
 
 from closewait_guard._adoption import strangers
@@ -243,9 +239,3 @@ class Registry:
         self._book.has_news = True
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
-
-
-_modules = sys.modules
-_get_ident, _getframe = threading.get_ident, sys._getframe
-_now = time.time
-_ref = weakref.ref
