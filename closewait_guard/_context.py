@@ -30,9 +30,14 @@ class PlainContext:
         return cls(provider) if callable(provider) else None
 
     @property
-    def ask(self) -> Callable[[], dict[str, Scalar]]:
+    def ask(self) -> Callable[[], dict[str, Scalar] | None]:
         """What to call at each birth."""
         return self.__call__
+
+    @property
+    def ask_next(self) -> Callable[[], dict[str, Scalar]]:
+        """What to call where that has answered nothing."""
+        return dict
 
     def __call__(self) -> dict[str, Scalar]:
         try:

@@ -69,7 +69,7 @@ class Guard:
         self._registry = Registry(
             self._probe,
             self.settings.stack_depth,
-            self._context.ask if self._context is not None else None,
+            self._context,
             self.settings.dropped_kept,
             self._exhaustion,
             capture_within(ends) if (ends := tuple(ends_of_stacks)) else capture,

@@ -161,7 +161,7 @@ class _Method:
         """Make `listeners` the only ones who are told; take our wrapper out if there are none."""
         told = self._told() or (self._added() if listeners else None)
         if told is not None:
-            told.audience.listeners = listeners
+            told.audience.address(listeners)
         if not listeners:
             self._remove()
 

@@ -16,10 +16,11 @@ import weakref
 from collections.abc import Callable
 
 from closewait_guard._birth import NO_CONTEXT, STACK, Story
+from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
 from closewait_guard._stack import NO_STACK, Capture, settle
-from closewait_guard._vocabulary import Origin, Scalar
+from closewait_guard._vocabulary import Origin
 from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER
 
@@ -61,7 +62,7 @@ class Book:
 def recorder(
     book: Book,
     count: Callable[[], int],
-    context: Callable[[], dict[str, Scalar]] | None,
+    context: PlainContext | None,
     capture: Capture,
     depth: int,
 ) -> Callable[[socket.socket, object], None]:
@@ -70,6 +71,7 @@ def recorder(
     fileno, reference, now = _socket.socket.fileno, weakref.ref, time.time
     frame, thread_id, thread_of = sys._getframe, threading.get_ident, threads.get
     module, labels = sys.modules.get, current_labels
+    ask, ask_next = (None, dict) if context is None else (context.ask, context.ask_next)
 
     def born(sock: socket.socket, descriptor: object) -> None:
         fd = fileno(sock)
@@ -91,7 +93,7 @@ def recorder(
             # A call into C; most births are in no event loop.
             None if asyncio is None or asyncio._get_running_loop() is None else task_name(),
             labels(),
-            context() if context is not None else NO_CONTEXT,
+            NO_CONTEXT if ask is None else ask() or ask_next(),
             origin,
             parent,
             capture(frame(caller), depth) if depth else NO_STACK,

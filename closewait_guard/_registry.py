@@ -25,13 +25,14 @@ from closewait_guard._birth import (
     holds,
     stranger,
 )
+from closewait_guard._context import PlainContext
 from closewait_guard._drops import Drop, Drops
 from closewait_guard._living import Living
 from closewait_guard._probe import Probe, inode_of
 from closewait_guard._recorder import Book, recorder
 from closewait_guard._stack import Capture
 from closewait_guard._tally import Tally
-from closewait_guard._vocabulary import Origin, Scalar
+from closewait_guard._vocabulary import Origin
 from closewait_guard._wrappers import SOCKET
 
 __all__ = ["Registry"]
@@ -48,7 +49,7 @@ class Registry:
         self,
         probe: Probe,
         stack_depth: int,
-        context: Callable[[], dict[str, Scalar]] | None,
+        context: PlainContext | None,
         dropped_kept: int,
         exhausted: Callable[[], None],
         capture: Capture,

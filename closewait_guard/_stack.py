@@ -50,14 +50,15 @@ def capture(frame: FrameType, depth: int) -> Stack:
 
 
 def capture_within(ends: Iterable[CodeType]) -> Capture:
-    """Like `capture`, but no further out than the first call of any of `ends`, left out itself."""
+    """Like `capture`, but of the calls further out none from the first of any of `ends` on."""
     # By the identity of the code, because a code object hashes its constants.
     known = {id(code): code for code in ends}
 
-    def capture(frame: FrameType | None, depth: int) -> Stack:
-        stack: Stack = []
+    def capture(innermost: FrameType, depth: int) -> Stack:
+        stack: Stack = [innermost.f_code, innermost.f_lasti]
+        frame = innermost.f_back
         # Not a range: most stacks of a test end after a call or two.
-        while depth and frame is not None:
+        while depth > 1 and frame is not None:
             code = frame.f_code
             if id(code) in known:
                 break

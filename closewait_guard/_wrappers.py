@@ -86,12 +86,22 @@ def taking_self(found: Any) -> Callable[..., Any]:
 
 
 class Audience:
-    """Who listens. Replaced as a whole, so that a loop in another thread misses nobody."""
+    """Who listens. Replaced as a whole, so that a loop in another thread misses nobody.
 
-    __slots__ = ("listeners",)
+    Attributes:
+        births: What each listener wants called at a birth, and when that has raised.
+    """
+
+    __slots__ = ("births", "listeners")
 
     def __init__(self) -> None:
-        self.listeners: tuple[Listener, ...] = ()
+        self.address(())
+
+    def address(self, listeners: tuple[Listener, ...]) -> None:
+        """Tell these from now on, and nobody else."""
+        self.listeners = listeners
+        # To look the methods up takes longer than to call them.
+        self.births = tuple((listener.born, listener.failed) for listener in listeners)
 
     def tell(self, what: str, *told: object) -> None:
         """Call a method of each listener. Births go without: the hottest path, two frames deep."""
@@ -120,11 +130,11 @@ def _wrap_init(original: Any, audience: Audience) -> Any:
         except OSError as error:
             _tell_if_exhausted(error, audience)
             raise
-        for listener in audience.listeners:
+        for born, failed in audience.births:
             try:
-                listener.born(self, fileno)
+                born(self, fileno)
             except Exception:
-                listener.failed()
+                failed()
 
     return __init__
 
@@ -140,11 +150,11 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
             _tell_if_exhausted(error, audience)
             raise
         fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
-        for listener in audience.listeners:
+        for born, failed in audience.births:
             try:
-                listener.born(self, fileno)
+                born(self, fileno)
             except Exception:
-                listener.failed()
+                failed()
 
     return __init__
 
@@ -225,7 +235,7 @@ accepting: dict[int, socket.socket] = {}
 _get_ident = threading.get_ident
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 _fileno = _socket.socket.fileno
-_do_nothing: Callable[[], Any] = [].copy
+_do_nothing: Callable[[], Any] = [].clear
 _INIT_CODE = code_of(SOCKET.__init__)
 _BIND_PLAINLY = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 

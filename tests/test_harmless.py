@@ -271,15 +271,15 @@ def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
 
     import closewait_guard as cwg
 
-    guard = cwg.Guard().install()
+    guard = cwg.Guard()
 
     def broken(*_):
         raise RuntimeError("ours")
 
-    listener = guard._registry
+    for name in ("born", "detached", "got_file", "dying"):
+        setattr(guard._registry, name, broken)
+    guard.install()
     try:
-        for name in ("born", "detached", "got_file", "dying"):
-            setattr(listener, name, broken)
         a, b = socket.socketpair()
         a.makefile().close()
         socket.socket(fileno=a.detach()).close()

@@ -185,3 +185,27 @@ def test_b():
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_it.py::test_a*"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_each_run_of_a_repeated_test_answers_for_its_own_sockets(suite):
+    suite.pytester.makeconftest(
+        """
+from _pytest.runner import runtestprotocol
+def pytest_runtest_protocol(item, nextitem):
+    for _ in range(3):
+        runtestprotocol(item, nextitem=nextitem)
+    return True
+"""
+    )
+    suite.write(
+        """
+RUNS = []
+def test_it():
+    socket.socket().close()
+    RUNS.append(keep(socket.socket()) if RUNS else None)
+"""
+    )
+    findings = suite.leaks(None)
+    assert [(each["owner"], each["nodeid"]) for each in findings] == [
+        (f"test_it.py::test_it (run {run})", "test_it.py::test_it") for run in (2, 3)
+    ]

@@ -99,15 +99,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _any_asks(items: list[pytest.Item], markers: tuple[str, ...]) -> bool:
+    marks: list[pytest.Mark] = []
     # By id: a node's own hash is dear, and most of many tests have the same few parents.
-    parents = {id(item.parent): item.parent for item in items}
-    marks = [mark for item in items for mark in item.own_markers]
-    marks += [
-        mark for parent in parents.values() if parent is not None for mark in parent.iter_markers()
-    ]
-    if any(mark.name in markers for mark in marks):
-        return True
-    return any("closewait_guard" in getattr(item, "fixturenames", ()) for item in items)
+    parents: set[int] = set()
+    for item in items:
+        marks += item.own_markers
+        parent = item.parent
+        if parent is not None and id(parent) not in parents:
+            parents.add(id(parent))
+            marks += parent.iter_markers()
+        if "closewait_guard" in getattr(item, "fixturenames", ()):
+            return True
+    return any(mark.name in markers for mark in marks)
 
 
 @pytest.fixture

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from closewait_guard.pytest_plugin import threads
+
+if TYPE_CHECKING:
+    from closewait_guard._vocabulary import Scalar
 
 __all__ = ["BORN_IN", "NOBODY", "Owner", "Ownership"]
 
 # The name under which a birth's context tells its owner.
 BORN_IN = "born_in"
+
+Kept = dict[str, "Scalar"]
 
 
 class Owner:
@@ -25,18 +30,21 @@ class Owner:
         nodeid: The test, or where the fixture lives.
         mark: What was born before is older than this mark of the guard's.
         over: It has been finished, and checked.
-        context: What each birth of its sockets keeps.
+        kept: What each birth of its sockets keeps.
     """
 
-    __slots__ = ("context", "mark", "name", "nodeid", "over")
+    __slots__ = ("kept", "mark", "name", "nodeid", "over")
 
     def __init__(self, name: str, nodeid: str, mark: int) -> None:
         self.name = name
         self.nodeid = nodeid
         self.mark = mark
         self.over = False
-        self.context = {BORN_IN: name}
+        self.kept: Kept = {BORN_IN: name}
 
+
+# Between a name and the number of the run, where a test runs more than once.
+_RUN = " (run "
 
 # What pytest itself and its plugins do between tests.
 NOBODY = Owner("", "", 0)
@@ -55,7 +63,10 @@ class Ownership:
         self._base = NOBODY
         self._runner = 0
         self._owners: dict[str, Owner] = {}
-        self._of_context: ContextVar[Owner | None] = ContextVar("socket_owner", default=None)
+        self._runs: dict[str, int] = {}
+        # What a birth keeps, not the owner: it is asked for at every birth.
+        self._of_context: ContextVar[Kept | None] = ContextVar("socket_owner", default=None)
+        self.in_context = self._of_context.get
         self._of_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
             weakref.WeakKeyDictionary()
         )
@@ -72,23 +83,22 @@ class Ownership:
 
     def new(self, name: str, nodeid: str, mark: int) -> Owner:
         """An owner; one that comes for the second time is told from the first."""
-        owner, run = Owner(name, nodeid, mark), 1
-        while self._owners.setdefault(owner.name, owner) is not owner:
-            run += 1
-            owner = Owner(f"{name} (run {run})", nodeid, mark)
+        run = self._runs[name] = self._runs.get(name, 0) + 1
+        owner = Owner(name if run == 1 else f"{name}{_RUN}{run})", nodeid, mark)
+        self._owners[owner.name] = owner
         return owner
 
     def turn_of(self, owner: Owner) -> None:
         """From now on, what happens in this thread is the owner's."""
         self._base = self.present = owner
-        self._of_context.set(owner)
+        self._of_context.set(owner.kept)
 
     def take_over(self, owner: Owner) -> None:
         """A turn that nobody had noted has been this owner's; a fixture may be inside it."""
         if self.present is self._base:
             self.present = owner
             if threading.get_ident() == self._runner:
-                self._of_context.set(owner)
+                self._of_context.set(owner.kept)
         self._base = owner
 
     @contextmanager
@@ -97,31 +107,34 @@ class Ownership:
         before, of_context = self.present, self._of_context.get()
         is_outermost = before is self._base
         self.present = owner
-        self._of_context.set(owner)
+        self._of_context.set(owner.kept)
         try:
             yield
         finally:
             self.present = self._base if is_outermost else before
             is_unset = of_context is None and self.present is not NOBODY
-            self._of_context.set(self.present if is_unset else of_context)
+            self._of_context.set(self.present.kept if is_unset else of_context)
 
-    def asker(
-        self, further: Callable[[], Mapping[str, object]] | None
-    ) -> Callable[[], Mapping[str, object]]:
-        """What to call at each birth: it says what to keep, and what else the program wants."""
-        in_context, by_thread = self._of_context.get, self._by_thread
-
-        def context() -> Mapping[str, object]:
-            return (in_context() or by_thread()).context
-
-        return context if further is None else lambda: {**further(), **context()}
+    def in_thread(self) -> Kept:
+        """What a birth keeps where no context variable tells."""
+        return self._by_thread().kept
 
     def called(self, name: object) -> Owner:
         """The owner of that name, as a birth has kept it."""
-        return self._owners.get(str(name), NOBODY)
+        found = self._owners.get(str(name))
+        if found is None and isinstance(name, str) and name:
+            # A thread or a task of a test has outlived it.
+            found = self._owners[name] = Owner(name, name.partition(_RUN)[0], 0)
+            found.over = True
+        return found or NOBODY
+
+    def forget(self, owner: Owner) -> None:
+        """Keep nothing of a test that is over and has left nothing: a run has many."""
+        self._owners.pop(owner.name, None)
 
     def _started(self, thread: threading.Thread) -> None:
-        self._of_thread[thread] = self._of_context.get() or self._by_thread()
+        kept = self.in_context()
+        self._of_thread[thread] = self.called(kept[BORN_IN]) if kept else self._by_thread()
 
     def _by_thread(self) -> Owner:
         thread = _active.get(threading.get_ident())

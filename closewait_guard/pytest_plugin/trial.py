@@ -27,11 +27,23 @@ _DROPPED_KEPT = 100_000
 
 
 class _OwnersContext(PlainContext):
-    """Hands on what is plain already, and never changes: a test may open many sockets."""
+    """Whose a birth is, and what else the program wants known: plain already, and never changed."""
+
+    def __init__(self, ownership: Ownership, further: PlainContext | None) -> None:
+        super().__init__(ownership.in_thread)
+        self._ownership = ownership
+        self._further = further
 
     @property
-    def ask(self) -> Callable[[], dict[str, Scalar]]:
-        return self._provider  # type: ignore[return-value]
+    def ask(self) -> Callable[[], dict[str, Scalar] | None]:
+        if self._further is None:
+            return self._ownership.in_context
+        owners, others = self._ownership, self._further.ask
+        return lambda: {**(others() or {}), **(owners.in_context() or owners.in_thread())}
+
+    @property
+    def ask_next(self) -> Callable[[], dict[str, Scalar]]:
+        return self._ownership.in_thread
 
 
 class Trial:
@@ -51,13 +63,10 @@ class Trial:
         self._ownership = ownership
         self._worker = worker
         settings = Settings.given(None)
-        further = PlainContext.of(settings)
-        context = ownership.asker(further.ask if further is not None else None)
+        context = _OwnersContext(ownership, PlainContext.of(settings))
         kept = max(settings.dropped_kept, _DROPPED_KEPT)
         # The program's own reporters and its signal are for its own guard.
-        settings = settings.replaced(
-            context=_OwnersContext(context), dropped_kept=kept, reporters=(), signal=None
-        )
+        settings = settings.replaced(context=context, dropped_kept=kept, reporters=(), signal=None)
         self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
         # Asked around every test.
         self.mark = self.guard.youngest

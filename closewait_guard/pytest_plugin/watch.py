@@ -174,6 +174,7 @@ class Watch:
         trial = self._trial
         if trial is None or trial.has_closed_all(running.owner.mark):
             finding = None
+            self.ownership.forget(running.owner)
         else:
             finding = trial.of_test(running, self._keepers)
         if finding is not None:
