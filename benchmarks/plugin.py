@@ -26,7 +26,7 @@ _TESTS_WHEN_TRACING = 200
 
 
 def run(*, quick: bool) -> list[Result]:
-    tests, rounds = (200, 1) if quick else (2000, 21)
+    tests, rounds = (200, 1) if quick else (2000, 41)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         trivial = _suite(Path(folder) / "trivial", "", _TRIVIAL, tests)

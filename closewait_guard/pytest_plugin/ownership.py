@@ -124,7 +124,8 @@ class Ownership:
         found = self._owners.get(str(name))
         if found is None and isinstance(name, str) and name:
             # A thread or a task of a test has outlived it.
-            found = self._owners[name] = Owner(name, name.partition(_RUN)[0], 0)
+            nodeid = name if name in self._runs else name.rpartition(_RUN)[0]
+            found = self._owners[name] = Owner(name, nodeid, 0)
             found.over = True
         return found or NOBODY
 
