@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import truediv
+from typing import TypeVar
 
 import closewait_guard as cwg
 from benchmarks.result import Result
@@ -23,6 +24,8 @@ CLOSED = 100
 _OF_ONE_ADDRESS = 10_000
 SPARE = 500
 _SCANS_A_ROUND = 5
+
+_Seen = TypeVar("_Seen")
 
 # Accepts on as many loopback addresses as it takes, closes the first of them, and waits.
 _PEER = f"""
@@ -122,9 +125,10 @@ def times_of(socks: list[socket.socket], rounds: int = 20) -> tuple[float, float
         poll.register(sock, select.POLLRDHUP)
     scans, polls = [], []
     for _ in range(rounds):
-        scans.append(_milliseconds(cwg.scan))
-        assert len(cwg.scan().accused) == CLOSED
-        polls.append(_milliseconds(lambda: poll.poll(0)))
+        took, report = _timed(cwg.scan)
+        scans.append(took)
+        assert len(report.accused) == CLOSED, len(report.accused)
+        polls.append(_timed(lambda: poll.poll(0))[0])
     return statistics.median(scans), statistics.median(polls)
 
 
@@ -133,8 +137,8 @@ def _with_census(size: int, took: float) -> Result:
     guard = cwg.install()
     times = []
     for _ in range(15):
-        listed = _milliseconds(guard.mark)  # It takes a census.
-        times.append(listed + _milliseconds(cwg.scan))
+        listed, _ = _timed(guard.mark)  # It takes a census.
+        times.append(listed + _timed(cwg.scan)[0])
     both = statistics.median(times)
     return Result(f"scan of {size:,} sockets with census", both, "ms", both / took, size=size)
 
@@ -160,8 +164,8 @@ def _against(name: str, look: Callable[[], object], size: int, rounds: int) -> R
     # Each beside scans of its own round: what else the machine does comes and goes.
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(statistics.median(_milliseconds(cwg.scan) for _ in range(_SCANS_A_ROUND)))
-        theirs.append(_milliseconds(look))
+        ours.append(statistics.median(_timed(cwg.scan)[0] for _ in range(_SCANS_A_ROUND)))
+        theirs.append(_timed(look)[0])
     # The ratio is ours to theirs: a fiftieth is the most it is meant to be.
     ratio = statistics.median(map(truediv, ours, theirs))
     bound = 1 / 50 if size == 10_000 else None
@@ -169,10 +173,11 @@ def _against(name: str, look: Callable[[], object], size: int, rounds: int) -> R
     return Result(f"{name}, {size:,} sockets; ours to it", took, "ms", ratio, bound, size)
 
 
-def _milliseconds(look: Callable[[], object]) -> float:
+def _timed(look: Callable[[], _Seen]) -> tuple[float, _Seen]:
+    """How many milliseconds a look takes, and what it sees."""
     started = time.perf_counter()
-    look()
-    return (time.perf_counter() - started) * 1e3
+    seen = look()
+    return (time.perf_counter() - started) * 1e3, seen
 
 
 def _run(command: list[str]) -> None:
