@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from closewait_guard.pytest_plugin.ownership import NOBODY, Ownership
+
 SERVER = """
 @pytest.fixture(scope="module")
 def server():
@@ -368,3 +370,17 @@ def test_it(janitor): keep(socket.socket())
     )
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["test_it.py::test_it leaked 1 socket*"])
+
+
+def test_owners_never_share_a_name_and_one_forgotten_is_found_again_where_it_was():
+    ownership = Ownership()
+    given = ["t", "t", "t (run 2)", "t", "u (run 2)", "u", "u"]
+    owners = [ownership.new(name, name, 0) for name in given]
+    assert len({owner.name for owner in owners}) == len(owners)
+    assert [owner.name for owner in owners[:2]] == ["t", "t (run 2)"]
+    for owner in owners:
+        ownership.forget(owner)
+        again = ownership.called(owner.name)
+        assert (again.name, again.nodeid, again.over) == (owner.name, owner.nodeid, True)
+        assert ownership.called(owner.name) is again
+    assert ownership.called("") is ownership.called(None) is NOBODY

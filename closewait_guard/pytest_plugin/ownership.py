@@ -43,9 +43,6 @@ class Owner:
         self.kept: Kept = {BORN_IN: name}
 
 
-# Between a name and the number of the run, where a test runs more than once.
-_RUN = " (run "
-
 # What pytest itself and its plugins do between tests.
 NOBODY = Owner("", "", 0)
 
@@ -64,6 +61,8 @@ class Ownership:
         self._runner = 0
         self._owners: dict[str, Owner] = {}
         self._runs: dict[str, int] = {}
+        # Of those forgotten whose name is another.
+        self._nodeids: dict[str, str] = {}
         # What a birth keeps, not the owner: it is asked for at every birth.
         self._of_context: ContextVar[Kept | None] = ContextVar("socket_owner", default=None)
         self.in_context = self._of_context.get
@@ -84,8 +83,9 @@ class Ownership:
     def new(self, name: str, nodeid: str, mark: int) -> Owner:
         """An owner; one that comes for the second time is told from the first."""
         run = self._runs[name] = self._runs.get(name, 0) + 1
-        owner = Owner(name if run == 1 else f"{name}{_RUN}{run})", nodeid, mark)
-        self._owners[owner.name] = owner
+        if run > 1:
+            return self.new(f"{name} (run {run})", nodeid, mark)
+        owner = self._owners[name] = Owner(name, nodeid, mark)
         return owner
 
     def turn_of(self, owner: Owner) -> None:
@@ -124,14 +124,15 @@ class Ownership:
         found = self._owners.get(str(name))
         if found is None and isinstance(name, str) and name:
             # A thread or a task of a test has outlived it.
-            nodeid = name if name in self._runs else name.rpartition(_RUN)[0]
-            found = self._owners[name] = Owner(name, nodeid, 0)
+            found = self._owners[name] = Owner(name, self._nodeids.get(name, name), 0)
             found.over = True
         return found or NOBODY
 
     def forget(self, owner: Owner) -> None:
-        """Keep nothing of a test that is over and has left nothing: a run has many."""
+        """Keep no more than where a test was that is over and has left nothing: a run has many."""
         self._owners.pop(owner.name, None)
+        if owner.name != owner.nodeid:
+            self._nodeids[owner.name] = owner.nodeid
 
     def _started(self, thread: threading.Thread) -> None:
         kept = self.in_context()
