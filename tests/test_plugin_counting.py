@@ -10,9 +10,11 @@ import pytest
 @pytest.fixture
 def no_automatic_collection():
     """What it collects while a look holds the socket is told as left by a last variable."""
+    was_enabled = gc.isenabled()
     gc.disable()
     yield
-    gc.enable()
+    if was_enabled:
+        gc.enable()
 
 
 def errors_of(result):
