@@ -6,8 +6,8 @@ import _socket
 import socket
 from collections.abc import Iterator
 
-from closewait_guard._birth import Story, discard, holds
 from closewait_guard._heap import instances_of, kinds_of
+from closewait_guard._story import Story, discard, holds
 from closewait_guard._wrappers import SOCKET
 
 __all__ = ["strangers"]

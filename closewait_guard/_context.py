@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from closewait_guard._vocabulary import Scalar
-from closewait_guard.settings import ContextProvider, Settings
+if TYPE_CHECKING:
+    from closewait_guard._vocabulary import Scalar
+    from closewait_guard.settings import ContextProvider
 
 __all__ = ["PlainContext"]
 
@@ -18,9 +20,8 @@ class PlainContext:
         self.failure: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> PlainContext | None:
-        """The one that the settings ask for, or None."""
-        provider = settings.context
+    def of(cls, provider: ContextProvider | str | None) -> PlainContext | None:
+        """The one that a setting asks for, or None."""
         if isinstance(provider, PlainContext):
             return provider
         if provider == "structlog":

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from typing import NamedTuple
 
-from closewait_guard._birth import SOCK, Story
-from closewait_guard._probe import Endpoint, Probe, View, endpoint_of
+from closewait_guard._remains import Remains
+from closewait_guard._story import SOCK, Story
 from closewait_guard._tally import Tally
 
 __all__ = ["Drop", "Drops"]
 
 
-class Drop(NamedTuple):
+class Drop:
     """A socket that was finalized while it was open, and the kernel's last word on it."""
 
-    story: Story
-    fd: int
-    collected: bool
-    endpoint: Endpoint
-    view: View | None
+    __slots__ = ("collected", "fd", "remains", "story")
+
+    def __init__(self, story: Story, sock: socket.socket, fd: int) -> None:
+        self.story = story
+        self.fd = fd
+        # The collector clears weak references before it finalizes; a last reference that goes
+        # finalizes first.
+        self.collected = story[SOCK]() is None
+        self.remains = Remains(sock, fd)
 
 
 class Drops:
@@ -30,18 +33,13 @@ class Drops:
         kept: The youngest.
     """
 
-    def __init__(self, probe: Probe, kept: int) -> None:
-        self._probe = probe
+    def __init__(self, kept: int) -> None:
         self.kept: deque[Drop] = deque(maxlen=kept)
         self.tally = Tally()
 
     def add(self, story: Story, sock: socket.socket, fd: int) -> None:
         """Look at a dying socket for the last time."""
-        # The collector clears weak references before it finalizes; a last reference that goes
-        # finalizes first.
-        collected = story[SOCK]() is None
-        endpoint, view = endpoint_of(sock, fd), self._probe.look(sock, fd, 0)
-        self.kept.append(Drop(story, fd, collected, endpoint, view))
+        self.kept.append(Drop(story, sock, fd))
         self.tally.count()
 
     def youngest(self) -> tuple[Drop, ...]:

@@ -1,7 +1,4 @@
-"""What a guard finds out from what it has recorded: looks, verdicts, and the series of reports.
-
-Apart from recording, because a run of tests that closes its sockets never needs it.
-"""
+"""What a guard finds out from what was recorded: looks, verdicts, and the series of reports."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from closewait_guard import _census, _patch
-from closewait_guard._context import PlainContext
 from closewait_guard._coverage import notes
 from closewait_guard._history import History
 from closewait_guard._jury import Jury
@@ -38,7 +34,6 @@ class Examiner:
         registry: Where births are recorded.
         probe: How to ask the kernel.
         settings: How to look and judge.
-        context: What calls the program's context provider, if it has one.
         clock: Dates the reports of a series.
         installed: Whether births are being recorded.
     """
@@ -48,13 +43,11 @@ class Examiner:
         registry: Registry,
         probe: Probe,
         settings: Settings,
-        context: PlainContext | None,
         clock: Callable[[], float],
         installed: Callable[[], bool],
     ) -> None:
         self._registry = registry
         self._settings = settings
-        self._context = context
         self._installed = installed
         self._jury = Jury(registry)
         self._history = History(registry, settings, clock)
@@ -136,11 +129,12 @@ class Examiner:
         return redacted(report, redactor) if redactor is not None else report
 
     def _coverage(self) -> Coverage:
+        context = self._registry.context
         blind_spots = notes(
             installed=self._installed(),
             natives=self.lookout.natives,
             replaced_by=_patch.replaced_by() if self._installed() else None,
             stand_in=_patch.stand_in(),
-            context_failure=self._context.failure if self._context else None,
+            context_failure=context.failure if context is not None else None,
         )
         return self.lookout.coverage(blind_spots)

@@ -6,22 +6,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from types import CodeType
 from typing import TYPE_CHECKING, Self
 
 from closewait_guard import _patch, _probe
 from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
+from closewait_guard._deliver import Delivery
+from closewait_guard._examiner import Examiner
 from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
 from closewait_guard._registry import Registry
-from closewait_guard._stack import capture, capture_within
+from closewait_guard._stack import capture
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
-    from closewait_guard._deliver import Delivery
-    from closewait_guard._examiner import Examiner
     from closewait_guard._no_leaks import NoLeaks
     from closewait_guard._signal import Listening, SignalReport
     from closewait_guard.model import Report, Reporter
@@ -38,10 +37,7 @@ class Guard:
         reporters: Who is told by `report()`: callables, or names such as "structlog". None
             given, those of the settings are told.
         clock: Dates the reports of a series; seconds that never jump.
-        ends_of_stacks: Functions, by their code, from which on outwards no call is remembered.
-        lean: Load what makes reports, and look for the sockets that are older, with the first
-            report, not at `install()`. The first may then fail where no descriptor is left to
-            load it by.
+        registry: What has recorded births so far, and goes on to; a new one by default.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -55,32 +51,25 @@ class Guard:
         reporters: Iterable[Reporter | str] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
-        ends_of_stacks: Iterable[CodeType] = (),
-        lean: bool = False,
+        registry: Registry | None = None,
     ) -> None:
         self.settings = Settings.given(settings)
-        self._delivered: Delivery | None = None
-        if not lean or reporters or self.settings.reporters:
-            self._delivered = _delivery(self.settings, reporters)
-        self._context = PlainContext.of(self.settings)
-        self._probe = _probe.choose(self.settings.probe)
-        self._clock = clock
-        self._exhaustion = Exhaustion(self._report_exhausted, clock)
-        self._registry = Registry(
-            self._probe,
+        self._delivery = _delivery(self.settings, reporters)
+        self._registry = registry or Registry(
             self.settings.stack_depth,
-            self._context,
+            PlainContext.of(self.settings.context),
             self.settings.dropped_kept,
-            self._exhaustion,
-            capture_within(ends) if (ends := tuple(ends_of_stacks)) else capture,
+            capture,
         )
-        # A baseline for what has to do with Python's sockets alone: asked before every test.
-        self.youngest = self._registry.youngest
-        # Whether nothing born after a mark is unfinished; a quick no only means perhaps.
-        self.has_closed_all = self._registry.has_closed_all
-        self._examined: Examiner | None = None
-        self._is_lean = lean
+        self._exhaustion = self._registry.exhausted = Exhaustion(self._report_exhausted, clock)
         self._installed = False
+        self._examiner = Examiner(
+            self._registry,
+            _probe.choose(self.settings.probe),
+            self.settings,
+            clock,
+            lambda: self._installed,
+        )
         self._signal: SignalReport | None = None
         self._dependants: list[Callable[[], None]] = []
 
@@ -99,11 +88,9 @@ class Guard:
                     self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
                 _guards.add(self)
-                _patch.subscribe(self._registry)
-                if not self._is_lean or self._examined is not None:
-                    self._registry.adopt()
-                if not self._is_lean:
-                    self._examiner.lookout.take_census()
+                self._registry.listen()
+                self._registry.adopt()
+                self._examiner.lookout.take_census()
         return self
 
     def uninstall(self) -> None:
@@ -114,14 +101,13 @@ class Guard:
         with _patch.changing():
             was_installed, self._installed = self._installed, False
             _guards.discard(self)
-            _patch.unsubscribe(self._registry)
+            self._registry.stop()
             signal, self._signal = self._signal, None
-        if self._examined is not None:
-            self._examined.lookout.close()
+        self._examiner.lookout.close()
         if signal is not None:
             signal.stop()
-        if was_installed and self._delivered is not None:
-            self._delivered.close()
+        if was_installed:
+            self._delivery.close()
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are born; see `closewait_guard.attribute`."""
@@ -181,7 +167,7 @@ class Guard:
             self._examiner.print()
 
     def _report_exhausted(self) -> None:
-        if self._installed and self._delivered is not None and self._delivered.reporters:
+        if self._installed and self._delivery.reporters:
             self.report()
 
     @property
@@ -229,43 +215,14 @@ class Guard:
 
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
-    @property
-    def _delivery(self) -> Delivery:
-        if self._delivered is None:
-            self._delivered = _delivery(self.settings)
-        return self._delivered
-
-    @property
-    def _examiner(self) -> Examiner:
-        if self._examined is None:
-            from closewait_guard._examiner import Examiner
-
-            self._examined = Examiner(
-                self._registry,
-                self._probe,
-                self.settings,
-                self._context,
-                self._clock,
-                lambda: self._installed,
-            )
-            if self._is_lean and self._installed:
-                # Not by install(): to find them goes through the whole heap.
-                self._registry.adopt()
-        return self._examined
-
     def _after_fork(self) -> None:
-        self._registry.after_fork()
-        if self._examined is not None:
-            self._examined.after_fork()
+        self._examiner.after_fork()
         self._exhaustion.after_fork()
-        if self._delivered is not None:
-            self._delivered.after_fork()
+        self._delivery.after_fork()
 
 
-def _delivery(settings: Settings, reporters: Iterable[Reporter | str] = ()) -> Delivery:
+def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
     """To those whom the program names, else to those of the settings."""
-    from closewait_guard._deliver import Delivery
-
     if reporters:
         return Delivery(reporters, settings.reporter_timeout)
     try:
@@ -279,6 +236,5 @@ _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 @in_child
 def _after_fork() -> None:
-    _patch.after_fork()
     for guard in list(_guards):
         guard._after_fork()

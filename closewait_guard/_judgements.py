@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard._vocabulary import Word
+from closewait_guard._origin import Word
 
 __all__ = ["AlertKind", "AlertStatus", "Severity", "Verdict"]
 

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Mapping
 from types import FrameType
 
-from closewait_guard._birth import PARENT, SOCK, Story, descended_from, holds
-from closewait_guard._probe import inode_of
-from closewait_guard._vocabulary import Origin
+from closewait_guard._descriptor import inode_of
+from closewait_guard._origin import Origin
+from closewait_guard._story import PARENT, SOCK, Story, descended_from, holds
 from closewait_guard._wrappers import SOCKET, accepting, code_of
 
 __all__ = ["lineage"]

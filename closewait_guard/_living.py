@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard._birth import SERIAL, Story
+from closewait_guard._story import SERIAL, Story
 
 __all__ = ["Living"]
 

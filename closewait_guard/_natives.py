@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from closewait_guard._birth import NO_CONTEXT, STACK, Birth, Story
+from closewait_guard._birth import Birth
 from closewait_guard._census import sockets_besides
+from closewait_guard._descriptor import inode_of
 from closewait_guard._drops import Drop
 from closewait_guard._labels import current_labels
 from closewait_guard._living import Living
-from closewait_guard._probe import inode_of
 from closewait_guard._stack import NO_STACK, Stack
+from closewait_guard._story import NO_CONTEXT, STACK, Story
 from closewait_guard.model import Origin
 
 __all__ = ["Natives"]

@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from closewait_guard._birth import SERIAL, SOCK, Story
 from closewait_guard._drops import Drop
 from closewait_guard._living import Living
 from closewait_guard._observed import observed
-from closewait_guard._probe import INVALID, Endpoint, Poller, Probe, View, borrowed, endpoint_of
+from closewait_guard._probe import (
+    INVALID,
+    Endpoint,
+    Poller,
+    Probe,
+    View,
+    endpoint_of,
+    endpoint_of_remains,
+)
+from closewait_guard._probe._borrow import borrowed
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._records import record_of
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
+from closewait_guard._story import SERIAL, SOCK, Story
 from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
@@ -141,9 +150,9 @@ class Observer:
 
     def _describe_drop(self, drop: Drop) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-        view = (drop.view or _NOTHING_SEEN)._replace(evidence=evidence)
+        view = self._probe.read(drop.remains)._replace(evidence=evidence)
         record = record_of(drop.story, self._source.pid)
-        return observed(record, drop.fd, drop.endpoint, view, view.fin_for)
+        return observed(record, drop.fd, endpoint_of_remains(drop.remains), view, view.fin_for)
 
 
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from closewait_guard._birth import SERIAL, STACK, Story
 from closewait_guard._records import record_of
 from closewait_guard._stack import settle
+from closewait_guard._story import SERIAL, STACK, Story
 
 __all__ = ["Population", "populations"]
 

@@ -15,12 +15,12 @@ import time
 import weakref
 from collections.abc import Callable
 
-from closewait_guard._birth import NO_CONTEXT, STACK, Story
 from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
+from closewait_guard._origin import Origin
 from closewait_guard._stack import NO_STACK, Capture, settle
-from closewait_guard._vocabulary import Origin
+from closewait_guard._story import NO_CONTEXT, STACK, Story
 from closewait_guard._whereabouts import task_name, threads
 from closewait_guard._wrappers import CALLER
 

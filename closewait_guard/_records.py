@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from closewait_guard._birth import Birth, Story
+from closewait_guard._birth import Birth
 from closewait_guard._frames import resolve
+from closewait_guard._origin import Origin
 from closewait_guard._socket_values import SocketRecord
-from closewait_guard._vocabulary import Origin
+from closewait_guard._story import Story
 
 __all__ = ["record_of"]
 

@@ -11,10 +11,19 @@ import _socket
 import itertools
 import os
 import socket
+import weakref
 from collections.abc import Callable, Iterable
 
-from closewait_guard._adoption import strangers
-from closewait_guard._birth import (
+from closewait_guard import _patch
+from closewait_guard._context import PlainContext
+from closewait_guard._descriptor import inode_of
+from closewait_guard._drops import Drop, Drops
+from closewait_guard._forks import in_child
+from closewait_guard._living import Living
+from closewait_guard._origin import Origin
+from closewait_guard._recorder import Book, recorder
+from closewait_guard._stack import Capture
+from closewait_guard._story import (
     KEY,
     ORIGIN,
     PARENT,
@@ -25,14 +34,7 @@ from closewait_guard._birth import (
     holds,
     stranger,
 )
-from closewait_guard._context import PlainContext
-from closewait_guard._drops import Drop, Drops
-from closewait_guard._living import Living
-from closewait_guard._probe import Probe, inode_of
-from closewait_guard._recorder import Book, recorder
-from closewait_guard._stack import Capture
 from closewait_guard._tally import Tally
-from closewait_guard._vocabulary import Origin
 from closewait_guard._wrappers import SOCKET
 
 __all__ = ["Registry"]
@@ -43,22 +45,26 @@ _file_objects = SOCKET.__dict__["_io_refs"].__get__
 
 
 class Registry:
-    """Listens to the patch, and answers what it has heard."""
+    """Listens to the patch, and answers what it has heard.
+
+    Attributes:
+        context: What calls the program's context provider, if it has one.
+        exhausted: What to call when no descriptor was left.
+    """
 
     def __init__(
         self,
-        probe: Probe,
         stack_depth: int,
         context: PlainContext | None,
         dropped_kept: int,
-        exhausted: Callable[[], None],
         capture: Capture,
     ) -> None:
-        self.exhausted = exhausted
+        self.context = context
+        self.exhausted: Callable[[], None] = _nothing
         self._book = Book()
         self._births, self._detached = self._book.births, self._book.detached
         self._born, self._failed = Tally(), Tally()
-        self._drops = Drops(probe, dropped_kept)
+        self._drops = Drops(dropped_kept)
         # Those of the last sweep. The same object for as long as there was nothing new.
         self._known: dict[int, Story] = {}
         self._has_adopted = False
@@ -67,6 +73,18 @@ class Registry:
         self.born = recorder(self._book, self._born.count, context, capture, stack_depth)
         # A number above the serial of every socket born so far, and below the next.
         self.mark = self._born.mark
+
+    def listen(self) -> None:
+        """Record births from now on. Idempotent."""
+        with _patch.changing():
+            _listening.add(self)
+            _patch.subscribe(self)
+
+    def stop(self) -> None:
+        """Record no more."""
+        with _patch.changing():
+            _listening.discard(self)
+            _patch.unsubscribe(self)
 
     # What the patch tells.
 
@@ -223,6 +241,9 @@ class Registry:
 
     def adopt(self) -> None:
         """Take in every open socket object that is not known yet, its birth unknown."""
+        # Here, because a run of tests records without it.
+        from closewait_guard._adoption import strangers
+
         for fd, sock in strangers(self._births):
             self._births.setdefault(fd, self._stranger(sock))
             self._has_adopted = self._book.has_news = True
@@ -240,3 +261,17 @@ class Registry:
         self._book.has_news = True
         for tally in (self._born, self._drops, self._failed):
             tally.after_fork()
+
+
+def _nothing() -> None:
+    pass
+
+
+_listening: weakref.WeakSet[Registry] = weakref.WeakSet()
+
+
+@in_child
+def _after_fork() -> None:
+    _patch.after_fork()
+    for registry in list(_listening):
+        registry.after_fork()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Origin, Scalar, State
+from closewait_guard._origin import Origin
+from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Scalar, State
 
 __all__ = ["Frame", "Observation", "SocketRecord"]
 

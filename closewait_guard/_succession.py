@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from heapq import nlargest
 from operator import itemgetter
 
-from closewait_guard._birth import SERIAL, SOCK
 from closewait_guard._probe import peer_of
 from closewait_guard._records import record_of
 from closewait_guard._registry import Registry
+from closewait_guard._story import SERIAL, SOCK
 from closewait_guard.model import Observation, Origin
 
 __all__ = ["successors"]

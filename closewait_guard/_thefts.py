@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from closewait_guard._birth import ORIGIN, SERIAL, SOCK, Story, holds
-from closewait_guard._probe import INVALID, Endpoint, endpoint_of, inode_of
+from closewait_guard._descriptor import inode_of
+from closewait_guard._probe import INVALID, Endpoint, endpoint_of
+from closewait_guard._story import ORIGIN, SERIAL, SOCK, Story, holds
 from closewait_guard.model import Origin
 
 __all__ = ["Theft", "Thefts"]

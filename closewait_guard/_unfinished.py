@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from closewait_guard._birth import SERIAL, Birth
+from closewait_guard._birth import Birth
 from closewait_guard._registry import Registry
+from closewait_guard._story import SERIAL
 
 __all__ = ["unfinished"]
 

@@ -1,28 +1,20 @@
-"""The words for what is seen: origins, states, what is left of a connection, evidence."""
+"""The words for what is seen: states, what is left of a connection, evidence."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+from closewait_guard._origin import Word
 
 __all__ = [
     "Connection",
     "Evidence",
     "FrameKind",
-    "Origin",
     "Scalar",
     "State",
-    "Word",
 ]
 
 
 # What a context, the data of an alert or a setting consists of once it is plain.
 Scalar = str | int | float | bool | None
-
-
-class Word(StrEnum):
-    """Hashed in C, as the text that it is: Enum's own hash would be a call of Python."""
-
-    __hash__ = str.__hash__
 
 
 class FrameKind(Word):
@@ -31,19 +23,6 @@ class FrameKind(Word):
     USER = "user"
     LIBRARY = "library"
     STDLIB = "stdlib"
-
-
-class Origin(Word):
-    """How a descriptor came into the program's hands."""
-
-    CREATED = "created"
-    ACCEPTED = "accepted"
-    DUPLICATED = "duplicated"
-    WRAPPED = "wrapped"
-    DETACHED = "detached"
-    ADOPTED = "adopted"
-    INHERITED = "inherited"
-    NATIVE = "native"
 
 
 class State(Word):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from closewait_guard._judgements import AlertKind, AlertStatus, Severity, Verdict
+from closewait_guard._origin import Origin
 from closewait_guard._socket_values import Frame, Observation, SocketRecord
-from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Origin, Scalar, State
+from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Scalar, State
 
 __all__ = [
     "Alert",

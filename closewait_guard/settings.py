@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from closewait_guard import _defaults as defaults
 from closewait_guard import _parse as parse
 from closewait_guard._parse import ContextProvider, Redactor
 from closewait_guard._pyproject import nearest_pyproject
@@ -43,7 +44,7 @@ class Settings:
         1.0, parse.seconds, "Seconds that a program has to close a socket before it is accused."
     )
     stack_depth: int = _setting(
-        32,
+        defaults.stack_depth,
         parse.count,
         "Calls to remember of each birth. Between user code and the socket lie 1 call with "
         "create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; 32 "
@@ -51,7 +52,7 @@ class Settings:
         "limit. 0 remembers none.",
     )
     context: ContextProvider | str | None = _setting(
-        None,
+        defaults.context,
         parse.context,
         'A callable that returns a mapping to keep with each birth, or "structlog" for the '
         "context variables bound there.",
@@ -115,7 +116,9 @@ class Settings:
         "A signal, such as SIGUSR1, upon which install() prints a report to stderr.",
     )
     dropped_kept: int = _setting(
-        1000, parse.count, "Records to keep of sockets that were garbage-collected while open."
+        defaults.dropped_kept,
+        parse.count,
+        "Records to keep of sockets that were garbage-collected while open.",
     )
 
     def __post_init__(self) -> None:

@@ -38,7 +38,8 @@ LAYERS = [
     ["_adoption", "_lineage", "_living", "_drops", "_observed", "_thefts", "_holders"],
     ["_owners"],
     ["_records"],
-    ["_birth", "_probe"],
+    ["_birth"],
+    ["_story", "_probe"],
     [
         "_context",
         "_coverage",
@@ -50,11 +51,13 @@ LAYERS = [
         "_pace",
         "_patch",
         "_frames",
+        "_remains",
     ],
     [
         "_rich",
         "_structlog",
         "_decorate",
+        "_descriptor",
         "_forks",
         "_heap",
         "_relatives",
@@ -70,10 +73,12 @@ LAYERS = [
     ],
     ["integrations"],
     ["settings"],
+    ["_defaults"],
     ["exceptions", "_parse", "_pyproject"],
     ["model"],
     ["_judgements", "_socket_values"],
     ["_vocabulary"],
+    ["_origin"],
 ]
 HEIGHT = {name: -level for level, names in enumerate(LAYERS) for name in names}
 

@@ -15,6 +15,7 @@ import closewait_guard as cwg
 from closewait_guard import _probe
 from closewait_guard._probe import _linux, _portable
 from closewait_guard._probe._select import select as untouched
+from closewait_guard._remains import Remains
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 GRACE = 0.05
@@ -292,6 +293,60 @@ def test_a_socket_dropped_while_open_is_told_with_its_birth(probed_guard, collec
         assert seen.evidence is expected
         assert ("cycle" in leak.hint) == collected
         assert probed_guard.scan().coverage.dropped == 1
+
+
+def unconnected():
+    return socket.socket()
+
+
+def listening():
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def datagrams():
+    return socket.socket(type=socket.SOCK_DGRAM)
+
+
+def of_a_pair():
+    kept, left = socket.socketpair()
+    left.send(b"123")
+    left.close()
+    return kept
+
+
+def with_data():
+    with connected_pair() as (ours, theirs):
+        theirs.send(b"1234")
+        select.select([ours], [], [], 5)
+        return ours.dup()
+
+
+def left_by_its_peer():
+    with half_closed_pair(b"12345") as (ours, _):
+        return ours.dup()
+
+
+@pytest.mark.parametrize("probe", [_linux, _portable])
+@pytest.mark.parametrize(
+    ("make", "unread"),
+    [
+        (unconnected, (None, 0)),
+        (listening, (None, 0)),
+        (datagrams, (None,)),
+        (of_a_pair, (3,)),
+        (with_data, (4,)),
+        (left_by_its_peer, (5,)),
+    ],
+)
+def test_what_is_read_of_a_dead_socket_is_what_a_look_would_have_shown(probe, make, unread):
+    with make() as sock:
+        view = probe.look(sock, sock.fileno(), 0)
+        remains = Remains(sock, sock.fileno())
+        endpoint = _probe.endpoint_of(sock, sock.fileno())
+    read = probe.read(remains)
+    assert (read.state, read.evidence, read.connection) == view[:3]
+    assert read.unread in unread
+    assert _probe.endpoint_of_remains(remains) == endpoint
 
 
 def test_the_count_of_the_dropped_outlives_their_records():

@@ -139,6 +139,25 @@ def test_a_bad_setting_of_the_guard_is_a_usage_error_too(suite, monkeypatch):
     result.stderr.fnmatch_lines(["ERROR: environment variable CLOSEWAIT_GUARD_GRACE: *'soon'"])
 
 
+def test_the_settings_are_those_with_which_the_run_has_begun(suite, monkeypatch):
+    monkeypatch.setenv("CLOSEWAIT_GUARD_STACK_DEPTH", "1")
+    result = suite.fail(
+        """
+def leak():
+    global kept
+    kept = socket.socket()
+
+def test_it(monkeypatch):
+    monkeypatch.setenv("CLOSEWAIT_GUARD_STACK_DEPTH", "many")
+    socket.socket().close()
+    leak()
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*kept = socket.socket()*"])
+    result.stdout.no_fnmatch_line("*in test_it*")
+
+
 def test_the_variables_of_the_plugin_are_no_settings_of_the_guard(monkeypatch):
     import closewait_guard as cwg
 

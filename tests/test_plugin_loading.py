@@ -19,7 +19,7 @@ import helper
     ("name", "hooked"),
     [
         ("closewait_guard.pytest_plugin.watch", False),
-        ("closewait_guard._guard", False),
+        ("closewait_guard._registry", False),
         (__name__, True),
     ],
 )
@@ -31,6 +31,37 @@ def test_it(name, hooked):
         apart=True,
     )
     result.assert_outcomes(passed=3)
+
+
+def test_a_run_that_closes_its_sockets_loads_nothing_that_looks_or_judges(suite):
+    suite.write(
+        """
+def test_it():
+    socket.socket().close()
+    left, right = socket.socketpair()
+    left.close()
+    right.close()
+"""
+    )
+    code = """if True:
+        import pytest, sys
+        options = ["-p", "closewait_guard.pytest_plugin", "--socket-leaks=fail"]
+        outcome = pytest.main(["-q", *options])
+        loaded = {name for name in sys.modules if name.startswith("closewait_guard.")}
+        looking = {f"closewait_guard.{name}" for name in sys.argv[1:]}
+        assert "closewait_guard._registry" in loaded
+        assert not loaded & looking, loaded & looking
+        sys.exit(outcome)
+        """
+    looking = ("_guard", "_probe", "_vocabulary", "settings", "exceptions", "_adoption")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *looking],
+        cwd=suite.pytester.path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("assertions", ["rewrite", "plain"])

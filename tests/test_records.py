@@ -19,6 +19,8 @@ import pytest
 import structlog
 
 import closewait_guard as cwg
+from closewait_guard import _story
+from closewait_guard._birth import Birth
 from closewait_guard._frames import kind_of, resolve
 from closewait_guard._stack import NO_STACK, capture, settle
 from closewait_guard.testing import connected_pair
@@ -49,6 +51,18 @@ def test_a_record_tells_who_when_and_where(guard):
     assert record.site.module == __name__
     assert record.site.source == "with socket.socket() as s:"
     assert record.site is record.stack[0]
+
+
+def test_a_story_has_the_order_of_a_birth():
+    names = ("SOCK", "KEY", "SERIAL", "ORIGIN", "PARENT", "STACK")
+    places = [Birth._fields.index(name.lower()) for name in names]
+    assert places == [getattr(_story, name) for name in names]
+    with socket.socket() as s:
+        stranger = Birth._make(_story.stranger(s, -1, 7))
+        assert (stranger.sock(), stranger.key, stranger.serial, stranger.pid) == (s, id(s), -1, 7)
+    assert stranger.born_at is stranger.task is stranger.parent is None
+    assert (stranger.thread, stranger.labels, stranger.context) == ("", (), {})
+    assert (stranger.origin, stranger.stack) == (cwg.Origin.ADOPTED, NO_STACK)
 
 
 def test_the_name_of_the_thread_is_kept(guard):
@@ -143,7 +157,7 @@ def test_context_is_kept_plain():
         assert record.context == {"request": "request 7", "attempt": 2, "urgent": True}
         del request
         settings = None
-        guard.settings = guard._context = guard._registry._context = None
+        guard.settings = guard._registry.context = None
         gc.collect()
         assert dead() is None
         assert record.context["attempt"] == 2

@@ -12,12 +12,14 @@ import struct
 from collections.abc import Callable
 from functools import partial
 
-from closewait_guard._probe._poll import PollPoller, unread, unsent
+from closewait_guard._descriptor import unread, unsent
+from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import View, is_listening
+from closewait_guard._remains import Remains
 from closewait_guard._vocabulary import Connection, Evidence, State
 
-__all__ = ["CONNECTIONS", "STATES", "TCP_INFO_SIZE", "look", "poller", "tcp_view"]
+__all__ = ["CONNECTIONS", "STATES", "TCP_INFO_SIZE", "look", "poller", "read", "tcp_view"]
 
 # In the order of the kernel's numbers.
 STATES = (
@@ -76,6 +78,18 @@ def look(sock: _socket.socket, fd: int, events: int) -> View | None:
     return (view or _OTHER) if _fileno(sock) == fd else None
 
 
+def read(remains: Remains) -> View:
+    """What is left to see of a socket that has died open."""
+    family = remains.family
+    if remains.type == socket.SOCK_STREAM:
+        if family in _TCP_FAMILIES and remains.proto in _TCP_PROTOCOLS and remains.tcp_info:
+            return tcp_view(remains.tcp_info, lambda: remains.unread, lambda: remains.unsent)
+        if family in _STREAM_FAMILIES:
+            connection = Connection.NOT_APPLICABLE if remains.listening else Connection.LIVE
+            return _stream_view(family, connection, remains.unread, remains.unsent)
+    return _OTHER
+
+
 _TCP_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _OTHER = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 
@@ -119,12 +133,18 @@ def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> View:
 
 def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> View:
     """A stream that keeps no TCP states: the poll events are all there is to know."""
+    return _stream_view(family, _stream_connection(sock, events), unread(fd), unsent(fd))
+
+
+def _stream_view(
+    family: int, connection: Connection, unread: int | None, unsent: int | None
+) -> View:
     return View(
         state=State.UNIX if family == socket.AF_UNIX else State.NONE,
         evidence=Evidence.POLL,
-        connection=_stream_connection(sock, events),
-        unread=unread(fd),
-        unsent=unsent(fd),
+        connection=connection,
+        unread=unread,
+        unsent=unsent,
     )
 
 

@@ -1,23 +1,12 @@
-"""What the probes that poll have in common: the poller, and the lengths of a socket's queues."""
+"""The poller that the probes have in common."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 
 from closewait_guard._probe._select import select
 
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = termios = None  # type: ignore[assignment]
-
-__all__ = ["PollPoller", "unread", "unsent"]
-
-
-_FIONREAD: int = getattr(termios, "FIONREAD", 0)
-_TIOCOUTQ: int = getattr(termios, "TIOCOUTQ", 0)
+__all__ = ["PollPoller"]
 
 
 class PollPoller:
@@ -38,22 +27,3 @@ class PollPoller:
                 self._poll.register(fd, self._events)
             self._given, self._watched = fds, wanted
         return dict(self._poll.poll(0))
-
-
-def unread(fd: int) -> int | None:
-    """Bytes that wait to be read; None where the platform does not say."""
-    return _queued(fd, _FIONREAD)
-
-
-def unsent(fd: int) -> int | None:
-    """Bytes that the peer has not acknowledged; None where the platform does not say."""
-    return _queued(fd, _TIOCOUTQ)
-
-
-def _queued(fd: int, request: int) -> int | None:
-    if fcntl is None:
-        return None
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
-        return None

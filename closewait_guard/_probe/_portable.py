@@ -10,12 +10,14 @@ import _socket
 import socket
 from collections.abc import Collection, Iterable
 
-from closewait_guard._probe._poll import PollPoller, unread
+from closewait_guard._descriptor import unread
+from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import Poller, View, is_listening
+from closewait_guard._remains import Remains
 from closewait_guard._vocabulary import Connection, Evidence, State
 
-__all__ = ["look", "poller"]
+__all__ = ["look", "poller", "read"]
 
 _fileno = _socket.socket.fileno
 _recv = _socket.socket.recv
@@ -76,18 +78,26 @@ def look(sock: _socket.socket, fd: int, events: int) -> View | None:
     connection, evidence, waiting = Connection.NOT_APPLICABLE, Evidence.POLL, None
     if _type(sock) == socket.SOCK_STREAM and family in _JUDGED and not listening:
         connection, evidence, waiting = _connection(sock, fd, events)
-    view = View(
-        state=State.UNIX if family == _UNIX else _state(connection, listening),
-        evidence=evidence,
-        connection=connection,
-        unread=waiting,
-    )
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
-    return view if _fileno(sock) == fd else None
+    if _fileno(sock) != fd:
+        return None
+    return View(_state(family, connection, listening), evidence, connection, unread=waiting)
 
 
-def _state(connection: Connection, listening: bool) -> State:
+def read(remains: Remains) -> View:
+    """What is left to see of a socket that has died open."""
+    family, listening = remains.family, bool(remains.listening)
+    connection = Connection.NOT_APPLICABLE
+    if remains.type == socket.SOCK_STREAM and family in _JUDGED and not listening:
+        connection = Connection.UNCONNECTED if remains.peer is None else Connection.LIVE
+    state = _state(family, connection, listening)
+    return View(state, Evidence.POLL, connection, unread=remains.unread)
+
+
+def _state(family: int, connection: Connection, listening: bool) -> State:
     """The state that the kernel must be in, as far as it shows."""
+    if family == _UNIX:
+        return State.UNIX
     return State.LISTEN if listening else _INFERRED[connection]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _socket
-import os
 import socket
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from closewait_guard._descriptor import inode_of
+from closewait_guard._remains import Remains, asked, is_tls
 from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Probe",
     "View",
     "endpoint_of",
-    "inode_of",
+    "endpoint_of_remains",
     "is_listening",
 ]
 
@@ -68,6 +68,9 @@ class Probe(Protocol):
     def look(self, sock: _socket.socket, fd: int, events: int, /) -> View | None:
         """Look at a socket; None if it is closed, or no longer owns the descriptor."""
 
+    def read(self, remains: Remains, /) -> View:
+        """What the last look at a socket showed."""
+
 
 # Past the properties of Python's class, which make an enum of each number.
 _FAMILY = vars(_socket.socket)["family"].__get__
@@ -94,43 +97,37 @@ def _kind_name(number: int) -> str:
 
 def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
     """Describe a socket; what cannot be told is None."""
-    ssl = sys.modules.get("ssl")
     return Endpoint(
-        family=_family_name(_FAMILY(sock)),
-        type=_kind_name(_TYPE(sock)),
-        local=_told(_socket.socket.getsockname, sock),
-        peer=peer_of(sock),
-        inode=inode_of(fd),
-        tls=ssl is not None and isinstance(sock, ssl.SSLSocket),
+        _family_name(_FAMILY(sock)),
+        _kind_name(_TYPE(sock)),
+        _address(asked(_socket.socket.getsockname, sock)),
+        peer_of(sock),
+        inode_of(fd),
+        is_tls(sock),
+    )
+
+
+def endpoint_of_remains(remains: Remains) -> Endpoint:
+    """Describe a socket that has died."""
+    return Endpoint(
+        _family_name(remains.family),
+        _kind_name(remains.type),
+        _address(remains.local),
+        _address(remains.peer),
+        remains.inode,
+        remains.tls,
     )
 
 
 def peer_of(sock: _socket.socket) -> str | None:
     """The address of the other end, if there is one."""
-    return _told(_socket.socket.getpeername, sock)
-
-
-def _told(ask: Callable[[_socket.socket], object], sock: _socket.socket) -> str | None:
-    try:
-        return _address(ask(sock))
-    except OSError:
-        return None
-
-
-def inode_of(fd: int) -> int | None:
-    """What tells one open descriptor from the next that gets its number."""
-    try:
-        return os.fstat(fd).st_ino
-    except OSError:
-        return None
+    return _address(asked(_socket.socket.getpeername, sock))
 
 
 def is_listening(sock: _socket.socket) -> bool:
     """Whether the socket waits for connections."""
-    try:
-        return bool(_socket.socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return False
+    ask = _socket.socket.getsockopt
+    return bool(asked(ask, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _address(address: object) -> str | None:

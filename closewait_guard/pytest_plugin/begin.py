@@ -15,6 +15,7 @@ from closewait_guard.pytest_plugin.watch import Watch
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.outbox import Desk
+    from closewait_guard.settings import Settings
 
 __all__ = ["begin"]
 
@@ -25,9 +26,8 @@ def begin(config: pytest.Config) -> Watch:
     """The watch of this run, made at the first call."""
     if _WATCH in config.stash:
         return config.stash[_WATCH]
-    options = options_of(config)
-    _check_settings()
-    watch = config.stash[_WATCH] = Watch(config, options.plan, _desk(config, options))
+    options, settings = options_of(config), _given_settings()
+    watch = config.stash[_WATCH] = Watch(config, options.plan, settings, _desk(config, options))
     config.add_cleanup(watch.end)
     # Where pytest-xdist has others run the tests, there is nothing to watch.
     if not config.pluginmanager.has_plugin("dsession"):
@@ -49,17 +49,17 @@ def _desk(config: pytest.Config, options: Options) -> Desk:
     return ledger
 
 
-def _check_settings() -> None:
-    """Complain now of settings that cannot be used: the guard reads them at the first socket."""
+def _given_settings() -> Settings | None:
+    """The settings, if anything but the defaults is asked for. Complains of what cannot be used."""
     prefix, plugin = "CLOSEWAIT_GUARD_", "CLOSEWAIT_GUARD_SOCKET_LEAKS"
     given = (name for name in os.environ if name.startswith(prefix))
     if all(name.startswith(plugin) for name in given) and not _is_in_pyproject():
-        return
+        return None
     from closewait_guard.exceptions import ConfigurationError
     from closewait_guard.settings import Settings
 
     try:
-        Settings.load()
+        return Settings.load()
     except ConfigurationError as error:
         raise pytest.UsageError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""The guard of a run, and the quick look that most tests and fixtures get by with."""
+"""The births of a run, and the quick look that most tests and fixtures get by with."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from functools import cached_property
 from types import CodeType
 from typing import TYPE_CHECKING
 
+from closewait_guard import _defaults as defaults
 from closewait_guard._context import PlainContext
-from closewait_guard._guard import Guard
-from closewait_guard._vocabulary import Scalar
+from closewait_guard._registry import Registry
+from closewait_guard._stack import capture_within
 from closewait_guard.pytest_plugin.keepers import Keeper
 from closewait_guard.pytest_plugin.options import Plan
 from closewait_guard.pytest_plugin.ownership import Ownership
 from closewait_guard.pytest_plugin.running import Running
-from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
+    from closewait_guard._guard import Guard
+    from closewait_guard._vocabulary import Scalar
     from closewait_guard.pytest_plugin.finding import Finding
     from closewait_guard.pytest_plugin.hearing import Hearing
+    from closewait_guard.settings import Settings
 
 __all__ = ["Trial"]
 
@@ -47,38 +50,69 @@ class _OwnersContext(PlainContext):
 
 
 class Trial:
-    """The guard of a run, and who makes what of the sockets that stay.
+    """Records the births of a run. Its guard, and who hears the suspects, come with the first.
 
     Args:
         plan: That of a test without markers, and of fixtures.
+        settings: Those that are given, if any are.
         ownership: Who owns what.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
     """
 
     def __init__(
-        self, plan: Plan, ownership: Ownership, worker: str | None, callers: Iterable[CodeType]
+        self,
+        plan: Plan,
+        settings: Settings | None,
+        ownership: Ownership,
+        worker: str | None,
+        callers: Iterable[CodeType],
     ) -> None:
         self._plan = plan
+        self._settings = settings
         self._ownership = ownership
         self._worker = worker
-        settings = Settings.given(None)
-        context = _OwnersContext(ownership, PlainContext.of(settings))
-        kept = max(settings.dropped_kept, _DROPPED_KEPT)
-        # The program's own reporters and its signal are for its own guard.
-        settings = settings.replaced(context=context, dropped_kept=kept, reporters=(), signal=None)
-        self.guard = Guard(settings, ends_of_stacks=callers, lean=True)
+        recording = settings or defaults
+        self._registry = Registry(
+            recording.stack_depth,
+            _OwnersContext(ownership, PlainContext.of(recording.context)),
+            max(recording.dropped_kept, _DROPPED_KEPT),
+            capture_within(callers),
+        )
+        self._guard: Guard | None = None
         # Asked around every test.
-        self.mark = self.guard.youngest
-        self.has_closed_all = self.guard.has_closed_all
+        self.mark = self._registry.youngest
+        self.has_closed_all = self._registry.has_closed_all
         self._mark = self.mark()
+
+    def begin(self) -> None:
+        """Record births from now on."""
+        self._registry.listen()
+        if self._guard is not None:
+            self._guard.install()
+
+    def end(self) -> None:
+        """Record no more."""
+        self._registry.stop()
+        if self._guard is not None:
+            self._guard.uninstall()
+
+    def guard(self) -> Guard:
+        """Looks at what was recorded, and goes on recording. Most runs never need it."""
+        if self._guard is None:
+            from closewait_guard._guard import Guard
+            from closewait_guard.settings import Settings
+
+            # The program's own reporters and its signal are for its own guard.
+            settings = (self._settings or Settings()).replaced(reporters=(), signal=None)
+            self._guard = Guard(settings, registry=self._registry)
+        return self._guard.install()
 
     @cached_property
     def _hearing(self) -> Hearing:
-        # With the first suspect: most runs have none.
         from closewait_guard.pytest_plugin.hearing import Hearing
 
-        return Hearing(self.guard, self._ownership, self._plan, self._worker)
+        return Hearing(self.guard(), self._ownership, self._plan, self._worker)
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:
         """What a test has left behind at its end, if it has not closed all."""

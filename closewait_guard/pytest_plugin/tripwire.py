@@ -1,4 +1,4 @@
-"""The guard is loaded when the first socket is born: a suite without sockets never pays for it."""
+"""What records births is loaded with the first: a suite without sockets never pays for it."""
 
 from __future__ import annotations
 

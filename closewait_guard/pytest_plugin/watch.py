@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.finding import Finding
     from closewait_guard.pytest_plugin.outbox import Desk, Outbox
     from closewait_guard.pytest_plugin.trial import Trial
+    from closewait_guard.settings import Settings
 
 __all__ = ["Watch"]
 
@@ -35,9 +36,12 @@ _PLAN = pytest.StashKey[Plan]()
 class Watch:
     """Watches the tests of one process."""
 
-    def __init__(self, config: pytest.Config, plan: Plan, desk: Desk) -> None:
+    def __init__(
+        self, config: pytest.Config, plan: Plan, settings: Settings | None, desk: Desk
+    ) -> None:
         self._config = config
         self._plan = plan
+        self._settings = settings
         self._desk = desk
         self.ownership = Ownership()
         self._tripwire = Tripwire(self._load)
@@ -60,7 +64,7 @@ class Watch:
         """The guard, once it watches this test, be it from now on only."""
         if self.running is None:
             self.start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
-        return self._load().guard
+        return self._load().guard()
 
     def start(self, item: pytest.Item, plan: Plan | None = None) -> None:
         """The set-up of a test begins."""
@@ -83,7 +87,7 @@ class Watch:
                 self._asleep.end()
             self.ownership.end()
             if self._trial is not None:
-                self._trial.guard.uninstall()
+                self._trial.end()
             # Last: the guard may have been put over the wire.
             self._tripwire.take_down()
 
@@ -116,7 +120,7 @@ class Watch:
         if self._trial is None:
             self._tripwire.put_up()
         else:
-            self._trial.guard.install()
+            self._trial.begin()
 
     def _load(self) -> Trial:
         from closewait_guard.pytest_plugin.trial import Trial
@@ -124,9 +128,10 @@ class Watch:
         self._tripwire.take_down()
         if self._trial is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
-            self._trial = Trial(self._plan, self.ownership, worker, _callers(self._config))
-        # Apart: a timeout may strike in between, and what is installed must be uninstalled.
-        self._trial.guard.install()
+            callers = _callers(self._config)
+            self._trial = Trial(self._plan, self._settings, self.ownership, worker, callers)
+        # Apart: a timeout may strike in between, and what has begun must be ended.
+        self._trial.begin()
         self._wake()
         return self._trial
 

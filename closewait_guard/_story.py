@@ -1,0 +1,82 @@
+"""What is remembered of a socket until somebody asks: a plain tuple, in the order of a Birth."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from closewait_guard._origin import Origin
+from closewait_guard._stack import NO_STACK
+
+if TYPE_CHECKING:
+    from closewait_guard._vocabulary import Scalar
+
+__all__ = [
+    "KEY",
+    "NO_CONTEXT",
+    "ORIGIN",
+    "PARENT",
+    "SERIAL",
+    "SOCK",
+    "STACK",
+    "Story",
+    "descended_from",
+    "discard",
+    "holds",
+    "stranger",
+]
+
+# Making a named tuple would take three times as long.
+Story = tuple[Any, ...]
+SOCK, KEY, SERIAL, ORIGIN, PARENT, STACK = 0, 1, 2, 9, 10, 11
+
+# Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
+_MOST_ANCESTORS = 16
+
+NO_CONTEXT: dict[str, Scalar] = {}
+
+_fileno = _socket.socket.fileno
+
+
+def stranger(sock: socket.socket, serial: int, pid: int) -> Story:
+    """The story of a socket that nobody has seen born."""
+    when, thread, task, labels, parent = None, "", None, (), None
+    return (
+        weakref.ref(sock),
+        id(sock),
+        serial,
+        pid,
+        when,
+        thread,
+        task,
+        labels,
+        NO_CONTEXT,
+        Origin.ADOPTED,
+        parent,
+        NO_STACK,
+    )
+
+
+def holds(story: Story, fd: int) -> bool:
+    """Whether the socket of a story is alive and this its descriptor."""
+    sock = story[SOCK]()
+    return sock is not None and _fileno(sock) == fd
+
+
+def descended_from(story: Story) -> Story:
+    """What a new birth keeps as its parent: the story, or the root of a line grown too long."""
+    if story[PARENT] is None:
+        return story
+    line = [story]
+    while (parent := line[-1][PARENT]) is not None:
+        line.append(parent)
+    return story if len(line) <= _MOST_ANCESTORS else line[-1]
+
+
+def discard(table: dict[int, Any], key: int, value: object) -> None:
+    """Remove an entry unless it has been replaced: another thread may register this moment."""
+    found = table.pop(key, None)
+    if found is not None and found is not value:
+        table.setdefault(key, found)
