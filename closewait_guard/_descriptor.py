@@ -1,44 +1,15 @@
-"""What a descriptor tells by its number alone."""
+"""What tells one descriptor from another of the same number."""
 
 from __future__ import annotations
 
 import os
-import sys
 
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = termios = None  # type: ignore[assignment]
-
-__all__ = ["inode_of", "unread", "unsent"]
-
-_FIONREAD: int = getattr(termios, "FIONREAD", 0)
-_TIOCOUTQ: int = getattr(termios, "TIOCOUTQ", 0)
+__all__ = ["inode_of"]
 
 
 def inode_of(fd: int) -> int | None:
     """What tells one open descriptor from the next that gets its number."""
     try:
         return os.fstat(fd).st_ino
-    except OSError:
-        return None
-
-
-def unread(fd: int) -> int | None:
-    """Bytes that wait to be read; None where the platform does not say."""
-    return _queued(fd, _FIONREAD)
-
-
-def unsent(fd: int) -> int | None:
-    """Bytes that the peer has not acknowledged; None where the platform does not say."""
-    return _queued(fd, _TIOCOUTQ)
-
-
-def _queued(fd: int, request: int) -> int | None:
-    if fcntl is None:
-        return None
-    try:
-        return int.from_bytes(fcntl.ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
     except OSError:
         return None

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from closewait_guard._descriptor import inode_of, unread, unsent
+from closewait_guard._descriptor import inode_of
+from closewait_guard._queues import unread, unsent
 
 __all__ = ["Remains", "asked", "is_tls"]
 

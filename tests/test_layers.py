@@ -63,6 +63,7 @@ LAYERS = [
         "_relatives",
         "_hint_row",
         "_lines",
+        "_queues",
         "_signal",
         "_stack",
         "_stream",

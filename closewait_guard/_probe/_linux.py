@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable
 from functools import partial
 
-from closewait_guard._descriptor import unread, unsent
 from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import View, is_listening
+from closewait_guard._queues import unread, unsent
 from closewait_guard._remains import Remains
 from closewait_guard._vocabulary import Connection, Evidence, State
 

@@ -10,10 +10,10 @@ import _socket
 import socket
 from collections.abc import Collection, Iterable
 
-from closewait_guard._descriptor import unread
 from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
 from closewait_guard._probe._view import Poller, View, is_listening
+from closewait_guard._queues import unread
 from closewait_guard._remains import Remains
 from closewait_guard._vocabulary import Connection, Evidence, State
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from types import CodeType
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from closewait_guard._stack import capture_within
 from closewait_guard.pytest_plugin.keepers import Keeper
 from closewait_guard.pytest_plugin.options import Plan
 from closewait_guard.pytest_plugin.ownership import Ownership
+from closewait_guard.pytest_plugin.reserve import Reserve
 from closewait_guard.pytest_plugin.running import Running
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Trial:
         plan: That of a test without markers, and of fixtures.
         settings: Those that are given, if any are.
         ownership: Who owns what.
+        reserve: Given up as soon as there is a suspect.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
     """
@@ -65,12 +66,14 @@ class Trial:
         plan: Plan,
         settings: Settings | None,
         ownership: Ownership,
+        reserve: Reserve,
         worker: str | None,
         callers: Iterable[CodeType],
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._ownership = ownership
+        self._reserve = reserve
         self._worker = worker
         recording = settings or defaults
         self._registry = Registry(
@@ -80,6 +83,7 @@ class Trial:
             capture_within(callers),
         )
         self._guard: Guard | None = None
+        self._hearing: Hearing | None = None
         # Asked around every test.
         self.mark = self._registry.youngest
         self.has_closed_all = self._registry.has_closed_all
@@ -108,24 +112,26 @@ class Trial:
             self._guard = Guard(settings, registry=self._registry)
         return self._guard.install()
 
-    @cached_property
-    def _hearing(self) -> Hearing:
-        from closewait_guard.pytest_plugin.hearing import Hearing
+    def _heard(self) -> Hearing:
+        self._reserve.give_up()
+        if self._hearing is None:
+            from closewait_guard.pytest_plugin.hearing import Hearing
 
-        return Hearing(self.guard(), self._ownership, self._plan, self._worker)
+            self._hearing = Hearing(self.guard(), self._ownership, self._plan, self._worker)
+        return self._hearing
 
     def of_test(self, running: Running, keepers: Sequence[Keeper]) -> Finding | None:
         """What a test has left behind at its end, if it has not closed all."""
-        return self._hearing.of_test(running, keepers)
+        return self._heard().of_test(running, keepers)
 
     def of_fixture(self, keeper: Keeper, keepers: Sequence[Keeper]) -> Finding | None:
         """What a wider fixture has left behind when it is finalized."""
         if self.has_closed_all(keeper.owner.mark):
             return None
-        return self._hearing.of_fixture(keeper, keepers)
+        return self._heard().of_fixture(keeper, keepers)
 
     def of_leftovers(self) -> Iterable[Finding]:
         """What tests have left behind after they had been looked at: their threads, for example."""
         if self.has_closed_all(self._mark):
             return ()
-        return self._hearing.of_leftovers(self._mark)
+        return self._heard().of_leftovers(self._mark)

@@ -17,6 +17,7 @@ from closewait_guard.pytest_plugin.keepers import Keeper, name_of
 from closewait_guard.pytest_plugin.options import Mode, Plan, plan_of
 from closewait_guard.pytest_plugin.ownership import NOBODY, Owner, Ownership
 from closewait_guard.pytest_plugin.phases import EndOfPhase, Phases
+from closewait_guard.pytest_plugin.reserve import Reserve
 from closewait_guard.pytest_plugin.running import Running
 from closewait_guard.pytest_plugin.tripwire import Tripwire
 
@@ -44,6 +45,7 @@ class Watch:
         self._settings = settings
         self._desk = desk
         self.ownership = Ownership()
+        self._reserve = Reserve()
         self._tripwire = Tripwire(self._load)
         self._trial: Trial | None = None
         self._keepers: list[Keeper] = []
@@ -74,6 +76,8 @@ class Watch:
             if plan.mode is Mode.OFF:
                 return
             self._begin()
+        elif not self._reserve.is_laid_up:
+            self._reserve.lay_up()
         nodeid = item.nodeid
         owner = self._new_owner(nodeid, nodeid)
         self.running = Running(item, plan, owner)
@@ -88,8 +92,9 @@ class Watch:
             self.ownership.end()
             if self._trial is not None:
                 self._trial.end()
-            # Last: the guard may have been put over the wire.
+            # After the guard, which may have been put over the wire.
             self._tripwire.take_down()
+            self._reserve.give_up()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -116,6 +121,7 @@ class Watch:
 
     def _begin(self) -> None:
         self._began = True
+        self._reserve.lay_up()
         self.ownership.begin()
         if self._trial is None:
             self._tripwire.put_up()
@@ -129,7 +135,9 @@ class Watch:
         if self._trial is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
             callers = _callers(self._config)
-            self._trial = Trial(self._plan, self._settings, self.ownership, worker, callers)
+            self._trial = Trial(
+                self._plan, self._settings, self.ownership, self._reserve, worker, callers
+            )
         # Apart: a timeout may strike in between, and what has begun must be ended.
         self._trial.begin()
         self._wake()
@@ -190,6 +198,7 @@ class Watch:
 
     def _out(self) -> Outbox:
         if self._outbox is None:
+            self._reserve.give_up()
             from closewait_guard.pytest_plugin.outbox import Outbox
 
             self._outbox = Outbox(self._config, self._desk)
@@ -234,6 +243,7 @@ class Watch:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Tell of fixtures that a stopped run finishes, and of tests that leaked later."""
+        self._reserve.give_up()
         leftovers: list[Finding] = []
         if self._began and self._trial is not None and exitstatus != pytest.ExitCode.INTERRUPTED:
             leftovers += self._trial.of_leftovers()

@@ -1,0 +1,109 @@
+"""A test that takes all descriptors there are is told like any other that leaks."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from closewait_guard.pytest_plugin.reserve import Reserve
+
+pytest.importorskip("resource")
+
+TAKE_ALL = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+def take_all():
+    with pytest.raises(OSError):
+        while True:
+            keep(socket.socket())
+"""
+IN_TESTS = """
+def test_first(): take_all()
+def test_second():
+    KEPT.clear()
+    gc.collect()
+def test_third(): take_all()
+"""
+IN_A_FIXTURE = """
+@pytest.fixture(scope="module")
+def wide(): take_all()
+def test_first(wide): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "owners"),
+    [
+        (IN_TESTS, ["test_it.py::test_first", "test_it.py::test_third"]),
+        (IN_A_FIXTURE, ["module fixture 'wide' of test_it.py"]),
+    ],
+)
+def test_what_takes_all_descriptors_is_told_everywhere(suite, source, owners):
+    options = ("--socket-leaks-json=leaks.jsonl", "-p", "no:faulthandler")
+    result = suite.fail(TAKE_ALL + source, *options, apart=True)
+    assert result.parseoutcomes()["errors"] == len(owners)
+    result.stdout.fnmatch_lines([f"{owner} leaked * sockets*" for owner in owners])
+    result.stdout.fnmatch_lines(["*keep(socket.socket())", "*= socket leaks =*"])
+    lines = (suite.pytester.path / "leaks.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["owner"] for line in lines] == owners
+
+
+def test_a_thread_that_takes_all_descriptors_later_is_told_at_the_end(suite):
+    source = """
+def test_first():
+    threading.Timer(0.1, take_all).start()
+def test_second():
+    time.sleep(0.5)
+"""
+    result = suite.fail(TAKE_ALL + source, apart=True)
+    result.stdout.fnmatch_lines(["*ERROR *test_first - leaked * sockets*"])
+
+
+def test_a_test_that_closes_its_sockets_finds_as_many_descriptors_free_as_before(suite):
+    result = suite.fail(
+        TAKE_ALL
+        + """
+def count():
+    socks = []
+    with pytest.raises(OSError):
+        while True:
+            socks.append(socket.socket())
+    for sock in socks:
+        sock.close()
+    return len(socks)
+
+COUNTS = []
+@pytest.mark.parametrize("turn", range(3))
+def test_it(turn):
+    COUNTS.append(count())
+    assert COUNTS == [COUNTS[0]] * len(COUNTS)
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_a_reserve_is_two_descriptors_and_leaves_none():
+    before = set(os.listdir("/dev/fd"))
+    reserve = Reserve()
+    reserve.lay_up()
+    assert len(set(os.listdir("/dev/fd")) - before) == 2
+    reserve.give_up()
+    reserve.give_up()
+    assert set(os.listdir("/dev/fd")) == before
+
+
+def test_a_reserve_that_somebody_has_closed_closes_nothing_of_theirs(tmp_path):
+    reserve = Reserve()
+    reserve.lay_up()
+    ends = reserve._ends
+    for end in ends:
+        os.close(end)
+    theirs = [os.open(tmp_path, os.O_RDONLY) for _ in ends]
+    assert sorted(theirs) == sorted(ends)
+    reserve.give_up()
+    for fd in theirs:
+        os.close(fd)
