@@ -286,6 +286,27 @@ def test_it():
     result.stdout.no_fnmatch_line("*leaked*")
 
 
+def test_what_is_opened_after_pytest_exit_is_not_the_test_s(suite):
+    suite.pytester.makeconftest(
+        """
+import pytest, socket
+KEPT = []
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish():
+    KEPT.append(socket.socket())
+"""
+    )
+    result = suite.fail(
+        """
+def test_it():
+    socket.socket().close()
+    pytest.exit("enough", returncode=7)
+"""
+    )
+    assert result.ret == 7
+    result.stdout.no_fnmatch_line("*leaked*")
+
+
 def test_subtests(suite):
     if not hasattr(pytest, "Subtests"):
         pytest.skip("this pytest has none of its own")

@@ -20,14 +20,20 @@ import pytest
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     plugins = session.config.pluginmanager
-    names = ("phases", "asleep", "outbox", "end_of_phase")
+    names = ("phases", "asleep", "outbox", "pauses", "bodies")
     print([plugins.has_plugin(f"closewait_guard_{name}") for name in names])
 """
     )
     result = suite.fail(PREFIX, "-s")
-    result.stdout.fnmatch_lines(["*[[]False, True, False, False]*"])
+    result.stdout.fnmatch_lines(["*[[]False, True, False, False, False]*"])
     result = suite.fail(PREFIX + "def test_socket(): socket.socket().close()\n", "-s")
-    result.stdout.fnmatch_lines(["*[[]True, False, False, False]*"])
+    result.stdout.fnmatch_lines(["*[[]True, False, False, False, False]*"])
+    allowed = "@pytest.mark.allow_socket_leaks(reason='a test')\n"
+    suite.pytester.syspathinsert()
+    suite.pytester.makepyfile(helper="def pytest_runtest_logreport(report): pass")
+    source = PREFIX + allowed + "def test_socket(): socket.socket().close()\n"
+    result = suite.fail(source, "-s", "-p", "helper")
+    result.stdout.fnmatch_lines(["*[[]True, False, True, True, True]*"])
 
 
 FIRST = {
@@ -153,6 +159,55 @@ def test_the_first_socket_of_a_run_is_its_makers(suite, where, before):
     source, owners = FIRST[where]
     suite.write(before + source)
     assert told(suite) == owners
+
+
+REPORTER = """
+class Reporter:
+    def {hook}(self, {arguments}):
+        keep(socket.socket())
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "arguments"),
+    [
+        ("pytest_runtest_makereport", "item, call"),
+        ("pytest_runtest_logreport", "report"),
+        ("pytest_exception_interact", "node, call, report"),
+    ],
+)
+def test_a_plugin_that_comes_in_the_middle_of_a_run_opens_nothing_of_the_tests(
+    suite, hook, arguments
+):
+    source = (
+        REPORTER.format(hook=hook, arguments=arguments)
+        + """
+def test_first(request):
+    socket.socket().close()
+    request.config.pluginmanager.register(Reporter())
+def test_second():
+    assert False
+def test_third(): keep(socket.socket())
+"""
+    )
+    suite.write(source)
+    assert told(suite) == ["test_it.py::test_third"]
+
+
+def test_the_turn_goes_on_after_a_report_in_the_middle_of_a_test(suite):
+    suite.pytester.makeconftest("def pytest_runtest_logreport(report): pass")
+    suite.write(
+        """
+def test_first(request):
+    socket.socket().close()
+    request.config.hook.pytest_runtest_logreport(
+        report=pytest.TestReport("x", ("x", 1, "x"), {}, "passed", None, "call")
+    )
+    keep(socket.socket())
+def test_second(): pass
+"""
+    )
+    assert told(suite) == ["test_it.py::test_first"]
 
 
 @pytest.mark.parametrize("when", ["setup", "call", "teardown"])

@@ -1,11 +1,11 @@
-"""Each phase of a test is its turn; what lies between them is not.
+"""The turn of a test lasts from its set-up to the end of its teardown, which the watch looks at.
 
-What other plugins do between the phases, such as to pass on a report, is no part of the test.
+What other plugins do between its phases, such as to pass on a report, is no part of the test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,58 +15,69 @@ from closewait_guard.pytest_plugin.ownership import NOBODY, Ownership
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin.watch import Watch
 
-__all__ = ["EndOfPhase", "Phases"]
+__all__ = ["Bodies", "Phases"]
+
+_BETWEEN = {"pytest_runtest_makereport", "pytest_runtest_logreport", "pytest_exception_interact"}
+_WITHOUT_SOCKETS = ("_pytest", "closewait_guard")
 
 
 class Phases:
-    """Begins the turns of set-up and body. That of the teardown ends with a look."""
+    """Begins the turn of each test; has it paused where other plugins act between the phases."""
+
+    def __init__(self, watch: Watch, plugins: pytest.PytestPluginManager) -> None:
+        self._watch = watch
+        self._plugins = plugins
+        self._pauses: Pauses | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._watch.start(item)
+
+    def pytest_plugin_registered(self, plugin: object) -> None:
+        """Called for those too that have been registered before."""
+        if self._pauses is None and self._acts_between(plugin):
+            self._pauses = Pauses(self._watch.ownership)
+            self._plugins.register(self._pauses, "closewait_guard_pauses")
+
+    def _acts_between(self, plugin: object) -> bool:
+        home = getattr(plugin, "__name__", None) or type(plugin).__module__
+        if str(home).partition(".")[0] in _WITHOUT_SOCKETS:
+            return False
+        callers = self._plugins.get_hookcallers(plugin) or ()
+        return any(caller.name in _BETWEEN for caller in callers)
+
+
+class Pauses:
+    """Apart, because hooks are dear in a suite of short tests."""
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self) -> Generator[None, object, object]:
+        with self._ownership.turn(NOBODY):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self) -> Generator[None, object, object]:
+        with self._ownership.turn(NOBODY):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_exception_interact(self) -> Generator[None, object, object]:
+        with self._ownership.turn(NOBODY):
+            return (yield)
+
+
+class Bodies:
+    """Notes of a test whether its body came to its end: asked where a marker allows leaks."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._ownership = watch.ownership
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._watch.start(item)
-        try:
-            return (yield)
-        finally:
-            self._ownership.turn_of(NOBODY)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
-        running = self._watch.running
-        if running is None:
-            return (yield)
-        self._ownership.turn_of(running.owner)
-        try:
-            result = yield
-            running.called = True
-            return result
-        finally:
-            self._ownership.turn_of(NOBODY)
-
-
-class EndOfPhase:
-    """Ends the turn of the phase in which the first socket of a run is born: once.
-
-    Args:
-        phase: The name of that phase while it lasts. Subtests make reports in the middle of one.
-    """
-
-    def __init__(
-        self,
-        plugins: pytest.PytestPluginManager,
-        ownership: Ownership,
-        phase: Callable[[], str | None],
-    ) -> None:
-        self._plugins = plugins
-        self._ownership = ownership
-        self._phase = phase
-        plugins.register(self, "closewait_guard_end_of_phase")
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_makereport(self) -> None:
-        if self._phase() is None:
-            self._plugins.unregister(self)
-            self._ownership.turn_of(NOBODY)
+        result = yield
+        if self._watch.running is not None:
+            self._watch.running.called = True
+        return result

@@ -16,7 +16,7 @@ from closewait_guard.pytest_plugin.asleep import TEARDOWN, Asleep
 from closewait_guard.pytest_plugin.keepers import Keeper, name_of
 from closewait_guard.pytest_plugin.options import Mode, Plan, plan_of
 from closewait_guard.pytest_plugin.ownership import NOBODY, Owner, Ownership
-from closewait_guard.pytest_plugin.phases import EndOfPhase, Phases
+from closewait_guard.pytest_plugin.phases import Bodies, Phases
 from closewait_guard.pytest_plugin.reserve import Reserve
 from closewait_guard.pytest_plugin.running import Running
 from closewait_guard.pytest_plugin.tripwire import Tripwire
@@ -52,6 +52,7 @@ class Watch:
         self.running: Running | None = None
         self._asleep: Asleep | None = None
         self._phases: Phases | None = None
+        self._bodies: Bodies | None = None
         self._outbox: Outbox | None = None
         self._began = self._planned = False
 
@@ -78,6 +79,9 @@ class Watch:
             self._begin()
         elif not self._reserve.is_laid_up:
             self._reserve.lay_up()
+        if plan.allowed is not None and self._bodies is None:
+            self._bodies = Bodies(self)
+            self._config.pluginmanager.register(self._bodies, "closewait_guard_bodies")
         nodeid = item.nodeid
         owner = self._new_owner(nodeid, nodeid)
         self.running = Running(item, plan, owner)
@@ -105,7 +109,7 @@ class Watch:
     def _wake(self) -> None:
         """With the first socket, thread or marker: from now on, whose turn it is matters."""
         if self._phases is None:
-            self._phases = Phases(self)
+            self._phases = Phases(self, self._config.pluginmanager)
             self._config.pluginmanager.register(self._phases, "closewait_guard_phases")
         asleep, self._asleep = self._asleep, None
         if asleep is None:
@@ -117,7 +121,6 @@ class Watch:
             self.running = Running(item, self._plan, owner)
             self.running.in_teardown = phase == TEARDOWN
             self.ownership.take_over(owner)
-            EndOfPhase(self._config.pluginmanager, self.ownership, asleep.phase)
 
     def _begin(self) -> None:
         self._began = True
@@ -146,6 +149,10 @@ class Watch:
     def _new_owner(self, name: str, nodeid: str) -> Owner:
         return self.ownership.new(name, nodeid, 0 if self._trial is None else self._trial.mark())
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """The run stops, also by `pytest.exit`: the rest of the test's phases is left out."""
+        self.ownership.turn_of(NOBODY)
+
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         if self.running is not None and call.excinfo is not None:
             self.running.failures += (call.excinfo.value,)
@@ -155,7 +162,6 @@ class Watch:
     def pytest_runtest_teardown(self) -> Generator[None, None, None]:
         if self.running is not None:
             self.running.in_teardown = True
-            self.ownership.turn_of(self.running.owner)
         try:
             yield
         except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
