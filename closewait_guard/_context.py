@@ -22,8 +22,6 @@ class PlainContext:
     @classmethod
     def of(cls, provider: ContextProvider | str | None) -> PlainContext | None:
         """The one that a setting asks for, or None."""
-        if isinstance(provider, PlainContext):
-            return provider
         if provider == "structlog":
             from closewait_guard._structlog import bound_context
 

@@ -16,10 +16,10 @@ from closewait_guard._probe import (
     Poller,
     Probe,
     View,
+    borrowed,
     endpoint_of,
     endpoint_of_remains,
 )
-from closewait_guard._probe._borrow import borrowed
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._records import record_of
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for

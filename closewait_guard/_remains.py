@@ -15,7 +15,7 @@ from typing import Any
 from closewait_guard._descriptor import inode_of
 from closewait_guard._queues import unread, unsent
 
-__all__ = ["Remains", "asked", "is_tls"]
+__all__ = ["Remains", "asked", "is_listening", "is_tls"]
 
 # More than any kernel's has.
 _TCP_INFO_SIZE = 512
@@ -53,7 +53,7 @@ class Remains:
         self.peer = asked(_socket.socket.getpeername, sock)
         self.inode = inode_of(fd)
         self.tls = is_tls(sock)
-        self.listening = asked(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        self.listening = is_listening(sock)
         self.tcp_info = self.unread = self.unsent = None
         if self.type == socket.SOCK_STREAM:
             self.unread, self.unsent = unread(fd), unsent(fd)
@@ -69,6 +69,11 @@ def asked(ask: Callable[..., Any], *question: object) -> Any:
         return ask(*question)
     except OSError:
         return None
+
+
+def is_listening(sock: _socket.socket) -> bool:
+    """Whether the socket waits for connections."""
+    return bool(asked(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def is_tls(sock: _socket.socket) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from closewait_guard._probe._borrow import borrowed
 from closewait_guard._probe._view import (
     INVALID,
     Endpoint,
@@ -14,6 +15,7 @@ from closewait_guard._probe._view import (
     endpoint_of_remains,
     peer_of,
 )
+from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
     "INVALID",
@@ -21,6 +23,7 @@ __all__ = [
     "Poller",
     "Probe",
     "View",
+    "borrowed",
     "choose",
     "endpoint_of",
     "endpoint_of_remains",
@@ -32,8 +35,6 @@ def choose(name: str) -> Probe:
     """The probe for this platform, or the one that is asked for by name."""
     on_linux = sys.platform == "linux"
     if name == "linux" and not on_linux:
-        from closewait_guard.exceptions import ConfigurationError
-
         raise ConfigurationError(f"probe must be auto or portable on {sys.platform}, not 'linux'")
     if name == "linux" or (name == "auto" and on_linux):
         from closewait_guard._probe import _linux

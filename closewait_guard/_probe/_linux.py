@@ -14,9 +14,9 @@ from functools import partial
 
 from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
-from closewait_guard._probe._view import View, is_listening
+from closewait_guard._probe._view import View
 from closewait_guard._queues import unread, unsent
-from closewait_guard._remains import Remains
+from closewait_guard._remains import Remains, is_listening
 from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = ["CONNECTIONS", "STATES", "TCP_INFO_SIZE", "look", "poller", "read", "tcp_view"]
@@ -85,7 +85,7 @@ def read(remains: Remains) -> View:
         if family in _TCP_FAMILIES and remains.proto in _TCP_PROTOCOLS and remains.tcp_info:
             return tcp_view(remains.tcp_info, lambda: remains.unread, lambda: remains.unsent)
         if family in _STREAM_FAMILIES:
-            connection = Connection.NOT_APPLICABLE if remains.listening else Connection.LIVE
+            connection = _stream_connection(0, listening=remains.listening)
             return _stream_view(family, connection, remains.unread, remains.unsent)
     return _OTHER
 
@@ -133,7 +133,8 @@ def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> View:
 
 def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> View:
     """A stream that keeps no TCP states: the poll events are all there is to know."""
-    return _stream_view(family, _stream_connection(sock, events), unread(fd), unsent(fd))
+    connection = _stream_connection(events, listening=is_listening(sock))
+    return _stream_view(family, connection, unread(fd), unsent(fd))
 
 
 def _stream_view(
@@ -148,8 +149,8 @@ def _stream_view(
     )
 
 
-def _stream_connection(sock: _socket.socket, events: int) -> Connection:
-    if is_listening(sock):
+def _stream_connection(events: int, *, listening: bool) -> Connection:
+    if listening:
         return Connection.NOT_APPLICABLE
     if events & select.POLLERR:
         return Connection.GONE

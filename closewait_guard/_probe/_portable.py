@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 
 from closewait_guard._probe._poll import PollPoller
 from closewait_guard._probe._select import select
-from closewait_guard._probe._view import Poller, View, is_listening
+from closewait_guard._probe._view import Poller, View
 from closewait_guard._queues import unread
-from closewait_guard._remains import Remains
+from closewait_guard._remains import Remains, is_listening
 from closewait_guard._vocabulary import Connection, Evidence, State
 
 __all__ = ["look", "poller", "read"]
@@ -86,7 +86,7 @@ def look(sock: _socket.socket, fd: int, events: int) -> View | None:
 
 def read(remains: Remains) -> View:
     """What is left to see of a socket that has died open."""
-    family, listening = remains.family, bool(remains.listening)
+    family, listening = remains.family, remains.listening
     connection = Connection.NOT_APPLICABLE
     if remains.type == socket.SOCK_STREAM and family in _JUDGED and not listening:
         connection = Connection.UNCONNECTED if remains.peer is None else Connection.LIVE

@@ -20,7 +20,6 @@ __all__ = [
     "View",
     "endpoint_of",
     "endpoint_of_remains",
-    "is_listening",
 ]
 
 
@@ -122,12 +121,6 @@ def endpoint_of_remains(remains: Remains) -> Endpoint:
 def peer_of(sock: _socket.socket) -> str | None:
     """The address of the other end, if there is one."""
     return _address(asked(_socket.socket.getpeername, sock))
-
-
-def is_listening(sock: _socket.socket) -> bool:
-    """Whether the socket waits for connections."""
-    ask = _socket.socket.getsockopt
-    return bool(asked(ask, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _address(address: object) -> str | None:

@@ -17,38 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Bodies", "Phases"]
 
-_BETWEEN = {"pytest_runtest_makereport", "pytest_runtest_logreport", "pytest_exception_interact"}
 _WITHOUT_SOCKETS = ("_pytest", "closewait_guard")
 
 
-class Phases:
-    """Begins the turn of each test; has it paused where other plugins act between the phases."""
-
-    def __init__(self, watch: Watch, plugins: pytest.PytestPluginManager) -> None:
-        self._watch = watch
-        self._plugins = plugins
-        self._pauses: Pauses | None = None
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._watch.start(item)
-
-    def pytest_plugin_registered(self, plugin: object) -> None:
-        """Called for those too that have been registered before."""
-        if self._pauses is None and self._acts_between(plugin):
-            self._pauses = Pauses(self._watch.ownership)
-            self._plugins.register(self._pauses, "closewait_guard_pauses")
-
-    def _acts_between(self, plugin: object) -> bool:
-        home = getattr(plugin, "__name__", None) or type(plugin).__module__
-        if str(home).partition(".")[0] in _WITHOUT_SOCKETS:
-            return False
-        callers = self._plugins.get_hookcallers(plugin) or ()
-        return any(caller.name in _BETWEEN for caller in callers)
-
-
 class Pauses:
-    """Apart, because hooks are dear in a suite of short tests."""
+    """It is nobody's turn meanwhile. Apart, because hooks are dear in a suite of short tests."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
@@ -58,15 +31,35 @@ class Pauses:
         with self._ownership.turn(NOBODY):
             return (yield)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_logreport(self) -> Generator[None, object, object]:
-        with self._ownership.turn(NOBODY):
-            return (yield)
+    pytest_runtest_logreport = pytest_exception_interact = pytest_runtest_makereport
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_exception_interact(self) -> Generator[None, object, object]:
-        with self._ownership.turn(NOBODY):
-            return (yield)
+
+_BETWEEN = frozenset(name for name in vars(Pauses) if name.startswith("pytest_"))
+
+
+class Phases:
+    """Begins the turn of each test; has it paused where other plugins act between the phases."""
+
+    def __init__(self, watch: Watch, plugins: pytest.PytestPluginManager) -> None:
+        self._watch = watch
+        self._plugins = plugins
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._watch.start(item)
+
+    def pytest_plugin_registered(self, plugin: object) -> None:
+        """Called for those too that have been registered before."""
+        name = "closewait_guard_pauses"
+        if not self._plugins.has_plugin(name) and self._acts_between(plugin):
+            self._plugins.register(Pauses(self._watch.ownership), name)
+
+    def _acts_between(self, plugin: object) -> bool:
+        home = getattr(plugin, "__name__", None) or type(plugin).__module__
+        if str(home).partition(".")[0] in _WITHOUT_SOCKETS:
+            return False
+        callers = self._plugins.get_hookcallers(plugin) or ()
+        return any(caller.name in _BETWEEN for caller in callers)
 
 
 class Bodies:

@@ -11,27 +11,21 @@ __all__ = ["Reserve"]
 
 
 class Reserve:
-    """Both ends of a pipe. What looks and tells is loaded late, and reads lines of code.
-
-    Attributes:
-        is_laid_up: Nobody has needed it since it was put aside, as far as there was room.
-    """
+    """Both ends of a pipe. What looks and tells is loaded late, and reads lines of code."""
 
     def __init__(self) -> None:
-        self.is_laid_up = False
         self._ends: tuple[int, ...] = ()
         self._inode: int | None = None
 
     def lay_up(self) -> None:
-        """Put it aside, if there is room."""
-        with suppress(OSError):
-            self._ends = os.pipe()
-            self._inode = inode_of(self._ends[0])
-        self.is_laid_up = True
+        """Put it aside, if that has not been done and there is room."""
+        if not self._ends:
+            with suppress(OSError):
+                self._ends = os.pipe()
+                self._inode = inode_of(self._ends[0])
 
     def give_up(self) -> None:
         """Let it be used."""
-        self.is_laid_up = False
         ends, self._ends = self._ends, ()
         for end in ends:
             # A test may have closed all there was, and opened what has the number now.

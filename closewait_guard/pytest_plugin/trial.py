@@ -91,14 +91,16 @@ class Trial:
 
     def begin(self) -> None:
         """Record births from now on."""
-        self._registry.listen()
-        if self._guard is not None:
+        if self._guard is None:
+            self._registry.listen()
+        else:
             self._guard.install()
 
     def end(self) -> None:
         """Record no more."""
-        self._registry.stop()
-        if self._guard is not None:
+        if self._guard is None:
+            self._registry.stop()
+        else:
             self._guard.uninstall()
 
     def guard(self) -> Guard:

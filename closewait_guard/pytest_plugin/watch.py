@@ -52,7 +52,6 @@ class Watch:
         self.running: Running | None = None
         self._asleep: Asleep | None = None
         self._phases: Phases | None = None
-        self._bodies: Bodies | None = None
         self._outbox: Outbox | None = None
         self._began = self._planned = False
 
@@ -77,15 +76,19 @@ class Watch:
             if plan.mode is Mode.OFF:
                 return
             self._begin()
-        elif not self._reserve.is_laid_up:
+        else:
             self._reserve.lay_up()
-        if plan.allowed is not None and self._bodies is None:
-            self._bodies = Bodies(self)
-            self._config.pluginmanager.register(self._bodies, "closewait_guard_bodies")
+        if plan.allowed is not None:
+            self._follow_bodies()
         nodeid = item.nodeid
         owner = self._new_owner(nodeid, nodeid)
         self.running = Running(item, plan, owner)
         self.ownership.turn_of(owner)
+
+    def _follow_bodies(self) -> None:
+        plugins = self._config.pluginmanager
+        if not plugins.has_plugin("closewait_guard_bodies"):
+            plugins.register(Bodies(self), "closewait_guard_bodies")
 
     def end(self) -> None:
         """Leave everything as it was found."""
