@@ -112,3 +112,9 @@ def time_to_search(monkeypatch):
     from closewait_guard import _explain
 
     monkeypatch.setattr(_explain, "_MOST_TIME", 10.0)
+
+
+@pytest.fixture
+def attack_seconds():
+    """How long a test marked `long` goes on: the environment says, CI less than a thorough run."""
+    return float(os.environ.get("ATTACK_SECONDS", "20"))
