@@ -10,6 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 __all__ = ["fd_limit", "fd_used", "sockets_besides"]
 
 _FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
@@ -17,9 +22,7 @@ _FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
 def fd_limit() -> int | None:
     """The soft limit on open descriptors; None where there is none, or nobody says."""
-    try:
-        import resource
-    except ImportError:
+    if resource is None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft

@@ -25,7 +25,7 @@ class PlainContext:
         if provider == "structlog":
             from closewait_guard._structlog import bound_context
 
-            return cls(bound_context)
+            return cls(bound_context())
         return cls(provider) if callable(provider) else None
 
     @property

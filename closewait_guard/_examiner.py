@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from closewait_guard import _census, _patch
 from closewait_guard._coverage import notes
+from closewait_guard._frames import read_again
 from closewait_guard._history import History
 from closewait_guard._jury import Jury
 from closewait_guard._lookout import Lookout
@@ -101,6 +102,7 @@ class Examiner:
     def _look(self, *, full: bool = False, born_after: int | None = None) -> Sight:
         if not self._installed():
             self._registry.adopt()
+        read_again()
         return self.lookout.look(full=full, born_after=born_after)
 
     def _report(

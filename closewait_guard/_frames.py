@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -12,7 +13,10 @@ from closewait_guard._socket_values import Frame
 from closewait_guard._stack import Known, Stack, settle
 from closewait_guard._vocabulary import FrameKind
 
-__all__ = ["is_ours", "kind_of", "resolve"]
+__all__ = ["is_ours", "kind_of", "read_again", "resolve"]
+
+# Those with a source file that could not be read.
+_unread: list[Known] = []
 
 
 def resolve(stack: Stack) -> tuple[Frame, ...]:
@@ -21,12 +25,27 @@ def resolve(stack: Stack) -> tuple[Frame, ...]:
     if not stack:
         return ()
     known: Known = stack[0]
-    if known.frames is None:
+    frames = known.frames
+    if frames is None:
         calls = zip(known.codes, known.offsets, strict=True)
-        known.frames = tuple(
+        frames = known.frames = tuple(
             _frame(code, offset) for code, offset in calls if not is_ours(code.co_filename)
         )
-    return known.frames
+        if any(map(_is_unread, frames)):
+            _unread.append(known)
+    return frames
+
+
+def read_again() -> None:
+    """Try once more what could not be read: a descriptor may be left for it now."""
+    with suppress(IndexError):
+        while True:
+            _unread.pop().frames = None
+
+
+def _is_unread(frame: Frame) -> bool:
+    has_file = not frame.filename.startswith("<")
+    return frame.source is None and has_file and frame.filename not in linecache.cache
 
 
 def _frame(code: CodeType, offset: int) -> Frame:

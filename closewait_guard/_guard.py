@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from closewait_guard import _patch, _probe
+# Some of these for use only when there may be no descriptor left to load them with.
+from closewait_guard import _adoption, _patch, _probe, _serial  # noqa: F401
 from closewait_guard._birth import Birth
 from closewait_guard._context import PlainContext
 from closewait_guard._deliver import Delivery
 from closewait_guard._examiner import Examiner
 from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
+from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
-    from closewait_guard._no_leaks import NoLeaks
     from closewait_guard._signal import Listening, SignalReport
     from closewait_guard.model import Report, Reporter
 
@@ -211,8 +212,6 @@ class Guard:
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
-        from closewait_guard._no_leaks import NoLeaks
-
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
     def _after_fork(self) -> None:

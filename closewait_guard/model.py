@@ -11,6 +11,12 @@ from closewait_guard._origin import Origin
 from closewait_guard._socket_values import Frame, Observation, SocketRecord
 from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Scalar, State
 
+try:
+    # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
+    from _sha1 import sha1  # type: ignore[import-not-found]
+except ImportError:
+    from hashlib import sha1
+
 __all__ = [
     "Alert",
     "AlertKind",
@@ -63,13 +69,10 @@ class Leak:
     @property
     def fingerprint(self) -> str:
         """Names verdict and creation stack: the same in every process that runs the same code."""
-        # It loads OpenSSL, and most programs never ask.
-        from hashlib import sha1
-
         record = self.observation.record
         calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
         text = "|".join((self.verdict, record.origin, *calls))
-        return sha1(text.encode(), usedforsecurity=False).hexdigest()[:12]
+        return str(sha1(text.encode(), usedforsecurity=False).hexdigest()[:12])
 
 
 @dataclass(frozen=True, slots=True)
