@@ -11,6 +11,7 @@ from types import FrameType
 from closewait_guard._descriptor import inode_of
 from closewait_guard._origin import Origin
 from closewait_guard._story import PARENT, SOCK, Story, descended_from, holds
+from closewait_guard._variables import variable_of
 from closewait_guard._wrappers import SOCKET, accepting, code_of
 
 __all__ = ["lineage"]
@@ -79,7 +80,7 @@ def _beyond_init(frame: FrameType) -> FrameType:
 
 def _named_by(caller: FrameType, name: str, births: Mapping[int, Story]) -> Story | None:
     """The birth of the socket, or descriptor, that a local variable of the caller holds."""
-    value = caller.f_locals.get(name)
+    value = variable_of(caller, name)
     fd = _c_socket.fileno(value) if isinstance(value, _c_socket) else value
     if not isinstance(fd, int):
         return None

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from closewait_guard._variables import variable_of
+
 __all__ = ["descriptors_in_use"]
 
 # SocketIO calls the socket, which calls the TLS layer: what blocks is a few calls in.
@@ -30,7 +32,7 @@ def _used_by(frame: FrameType | None) -> Iterator[int]:
             return
         code = frame.f_code
         if code.co_name in ("readinto", "write") and code.co_filename == socket.__file__:
-            sock = getattr(frame.f_locals.get("self"), "_sock", None)
+            sock = getattr(variable_of(frame, "self"), "_sock", None)
             if isinstance(sock, _socket.socket):
                 yield _socket.socket.fileno(sock)
         frame = frame.f_back

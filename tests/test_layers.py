@@ -67,6 +67,7 @@ LAYERS = [
         "_signal",
         "_stack",
         "_tally",
+        "_variables",
         "_whereabouts",
         "_words",
         "_wrappers",

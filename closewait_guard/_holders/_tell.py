@@ -26,7 +26,6 @@ from closewait_guard._holders._anatomy import (
     kin_of,
     type_name,
 )
-from closewait_guard._holders._locals import locals_of
 from closewait_guard._holders._roots import FOREIGN, suspended_calls
 from closewait_guard._holders._search import CODE_OF, Path
 from closewait_guard._holders._threads import (
@@ -36,6 +35,7 @@ from closewait_guard._holders._threads import (
     thread_name,
     where,
 )
+from closewait_guard._variables import locals_of
 from closewait_guard._words import count_of
 from closewait_guard.model import FrameKind
 

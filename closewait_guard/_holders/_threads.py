@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from closewait_guard._frames import is_ours, kind_of
 from closewait_guard._heap import instances_of, loaded
-from closewait_guard._holders._locals import locals_of
+from closewait_guard._variables import locals_of
 from closewait_guard._whereabouts import threads
 from closewait_guard.model import FrameKind
 

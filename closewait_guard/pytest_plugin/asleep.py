@@ -45,10 +45,12 @@ class Asleep:
 
     def phase(self) -> str | None:
         """The hook of pytest that runs the test at this moment."""
+        from closewait_guard._variables import variable_of
+
         frame = sys._current_frames().get(self._runner)
         while frame is not None:
             name = frame.f_code.co_name
-            if name in _PHASES and frame.f_locals.get("item") is self.item is not None:
+            if name in _PHASES and variable_of(frame, "item") is self.item is not None:
                 return name
             frame = frame.f_back
         return None

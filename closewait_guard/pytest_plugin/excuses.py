@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from types import FrameType
 
 from closewait_guard._socket_values import Frame, SocketRecord
+from closewait_guard._variables import locals_of
 
 __all__ = ["is_ignored", "is_of_default_loop", "kept_by_failure"]
 
@@ -41,8 +43,14 @@ def kept_by_failure(failures: Iterable[BaseException]) -> Iterator[object]:
         trace = error.__traceback__
         while trace is not None:
             if not trace.tb_frame.f_globals.get("__name__", "").startswith(("_pytest.", "pluggy.")):
-                yield from trace.tb_frame.f_locals.values()
+                yield from _values_of(trace.tb_frame)
             trace = trace.tb_next
+
+
+def _values_of(frame: FrameType) -> Iterable[object]:
+    if frame.f_code.co_name == "<module>":
+        return list(frame.f_globals.values())
+    return locals_of(frame).values()
 
 
 def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:

@@ -1,0 +1,162 @@
+"""The variables of running frames are read, and whoever shares them with the frame sees nothing."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard._variables import locals_of
+from closewait_guard.testing import half_closed_pair
+
+
+@pytest.fixture
+def leaking():
+    """A guard that has something to search for."""
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair() as (ours, _):
+        time.sleep(0.02)
+        yield guard, ours
+
+
+def test_a_scan_leaves_what_exec_has_set_in_a_running_function(leaking):
+    guard, ours = leaking
+    begun, scanned, seen = threading.Event(), threading.Event(), []
+
+    def works(sock, run, variables):
+        value = "before"
+        run(
+            "value = 'set by exec'\nbegun.set()\nscanned.wait(5)\nseen.append(value)",
+            names,
+            variables(),
+        )
+        return value, sock
+
+    names = {"begun": begun, "scanned": scanned, "seen": seen}
+    thread = threading.Thread(target=works, args=(ours, exec, locals), name="worker-8")
+    thread.start()
+    begun.wait(5)
+    report = guard.scan()
+    scanned.set()
+    thread.join()
+    assert report.leaks
+    assert seen == ["set by exec"]
+
+
+def has_set(frame):
+    """As a debugger does: the dict is written, and written back into the variables later."""
+    variables = frame.f_locals
+    variables["value"], variables["added"] = "set by a debugger", 1
+    return variables
+
+
+def test_a_scan_leaves_what_a_debugger_has_set_in_a_function_and_in_a_generator(leaking):
+    guard, _ = leaking
+    shared = []
+
+    def waits():
+        value, sock = "before", socket.socket()
+        shared.append(has_set(sys._getframe()))
+        yield sock.fileno()
+        sock.close()
+        return value
+
+    def calls():
+        value, suspended = "before", waits()
+        shared.append(has_set(sys._getframe()))
+        next(suspended)
+        report = guard.check(0, explain=True)
+        return report, value, list(suspended)
+
+    report, *_ = calls()
+    assert any("local 'sock' of" in told for leak in report.leaks for told in leak.holders)
+    for variables in shared:
+        assert variables["value"] == "set by a debugger"
+        assert variables["added"] == 1
+
+
+def test_a_birth_by_dup_leaves_the_variables_of_its_caller():
+    with cwg.Guard() as guard, socket.socket() as first:
+        held = []
+
+        def trace(frame, event, arg):
+            if frame.f_code is socket.socket.dup.__code__ and event == "call":
+                held.append(frame.f_locals)
+                held[0]["fd"] = "set by a debugger"
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            second = first.dup()
+        finally:
+            sys.settrace(before)
+        with second:
+            assert guard.scan(full=True).observations
+    if held and sys.version_info < (3, 13):
+        assert held[0]["fd"] == "set by a debugger"
+
+
+def test_every_kind_of_variable_is_read_and_none_that_is_unbound():
+    shared, later = object(), object()
+
+    def has(first, /, second, *rest, third=3, **more):
+        gone = 1
+        cell = [shared]
+        del gone
+        if not rest:
+            never = 1
+
+        def uses():
+            return cell, later, never
+
+        return locals_of(sys._getframe()), uses
+
+    found, uses = has(1, 2, 4, 5, fourth=6)
+    assert found == {
+        "first": 1,
+        "second": 2,
+        "rest": (4, 5),
+        "third": 3,
+        "more": {"fourth": 6},
+        "cell": [shared],
+        "shared": shared,
+        "later": later,
+        "uses": uses,
+    }
+
+
+def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
+    ended = threading.Event()
+
+    def deep(depth):
+        kept = [depth]
+        if depth:
+            deep(depth - 1)
+        return kept
+
+    def works():
+        while not ended.is_set():
+            deep(30)
+
+    threads = [threading.Thread(target=works) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    [thread.start() for thread in threads]
+    try:
+        until, seen = time.monotonic() + 1, 0
+        while time.monotonic() < until:
+            for frame in list(sys._current_frames().values()):
+                while frame is not None:
+                    found = locals_of(frame)
+                    if frame.f_code is deep.__code__ and "kept" in found:
+                        assert found["kept"] == [found["depth"]]
+                        seen += 1
+                    frame = frame.f_back
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        [thread.join() for thread in threads]
+    assert seen
