@@ -6,9 +6,10 @@ import errno
 import os
 import stat
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from closewait_guard._clock import now
 
 try:
     import resource
@@ -46,10 +47,10 @@ class _Used:
 
     def _by_listing(self) -> int:
         """Takes a microsecond for each, more than all the rest of a scan."""
-        begun = time.monotonic()
+        begun = now()
         if begun >= self._good_until:
             self._listed = len(_names()) - 1
-            took = time.monotonic() - begun
+            took = now() - begun
             self._good_until = begun + (took / _LARGEST_SHARE if took > _LONG else 0.0)
         return self._listed
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from closewait_guard._clock import now
 from closewait_guard._tally import Tally
 
 __all__ = ["Exhaustion"]
@@ -23,9 +23,7 @@ class Exhaustion:
         clock: Seconds that never jump.
     """
 
-    def __init__(
-        self, report: Callable[[], object], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, report: Callable[[], object], clock: Callable[[], float] = now) -> None:
         self._report = report
         self._clock = clock
         self._tally = Tally()
@@ -38,11 +36,11 @@ class Exhaustion:
 
     def __call__(self) -> None:
         self._tally.count()
-        now = self._clock()
-        is_due = self._last is None or now - self._last >= _SECONDS_BETWEEN
+        at = self._clock()
+        is_due = self._last is None or at - self._last >= _SECONDS_BETWEEN
         # A thread that is started while the interpreter ends never runs, and is waited for.
         if is_due and not sys.is_finalizing():
-            self._last = now
+            self._last = at
             # Without a thread to be had, the count is in the next report.
             with suppress(RuntimeError):
                 threading.Thread(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 # Some of these for use only when there may be no descriptor left to load them with.
 from closewait_guard import _adoption, _patch, _probe, _serial  # noqa: F401
 from closewait_guard._birth import Birth
+from closewait_guard._clock import now
 from closewait_guard._context import PlainContext
 from closewait_guard._deliver import Delivery
 from closewait_guard._examiner import Examiner
@@ -51,7 +51,7 @@ class Guard:
         settings: Settings | None = None,
         reporters: Iterable[Reporter | str] = (),
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = now,
         registry: Registry | None = None,
     ) -> None:
         self.settings = Settings.given(settings)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from closewait_guard._clock import nap, now, pause
 from closewait_guard._decorate import around
 from closewait_guard._render import render_text
 from closewait_guard._settling import Settling
@@ -19,6 +19,9 @@ from closewait_guard.model import Leak, Report
 __all__ = ["NoLeaks"]
 
 _F = TypeVar("_F", bound=Callable[..., object])
+
+# The coarsest clock of an event loop, that of uvloop, counts milliseconds.
+_TICK = 0.001
 
 
 class _Guard(Protocol):
@@ -79,7 +82,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     ) -> None:
         with self._ending(error) as waits:
             for wait in waits:
-                time.sleep(wait)
+                pause(wait)
 
     async def __aenter__(self) -> None:
         self.__enter__()
@@ -123,10 +126,24 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 async def _sleep(seconds: float) -> None:
     """Wait in whichever event loop is running, so that it can close what it is closing."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
-        await asyncio.sleep(seconds)
+    if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
+        await _wait(seconds, loop.time, asyncio.sleep)
     elif trio is not None:
-        await trio.sleep(seconds)
+        await _wait(seconds, trio.current_time, trio.sleep)
     else:
         # Neither loop is running, so that there is none to hold up.
-        time.sleep(seconds)  # noqa: ASYNC251
+        pause(seconds)
+
+
+async def _wait(
+    seconds: float, time: Callable[[], float], sleep: Callable[[float], Awaitable[object]]
+) -> None:
+    """Sleep in an event loop, though a test may have stopped its clock, or made it run ahead."""
+    end, before = now() + seconds, time()
+    nap(_TICK)
+    await sleep(0)
+    if time() > before:
+        await sleep(max(0.0, end - now()))
+    while now() < end:
+        nap(_TICK)
+        await sleep(0)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from closewait_guard._clock import now
 from closewait_guard._guard import Guard
 from closewait_guard._pace import Pace
 from closewait_guard._structlog import tell_failure
@@ -27,12 +28,12 @@ class Rounds:
             )
         self._guard = guard
         self._pace = Pace(wanted)
-        self._next = time.monotonic() + wanted
+        self._next = now() + wanted
 
     @property
     def pause(self) -> float:
         """Seconds until the next report is due."""
-        return max(0.0, self._next - time.monotonic())
+        return max(0.0, self._next - now())
 
     def go(self) -> None:
         """Report; nothing that goes wrong ends the series."""
@@ -48,7 +49,7 @@ class Rounds:
     @contextmanager
     def _measured(self) -> Iterator[None]:
         """What the look costs this thread; what the reporters cost is their own affair."""
-        begun, spent = time.monotonic(), time.thread_time() - self._guard.spent_on_holders
+        begun, spent = now(), time.thread_time() - self._guard.spent_on_holders
         try:
             yield
         finally:
@@ -56,4 +57,4 @@ class Rounds:
             cost = time.thread_time() - self._guard.spent_on_holders - spent
             self._pace = self._pace._replace(cost=max(0.0, cost))
             # Never a burst to make up for what was missed.
-            self._next = max(begun + self._pace.pause, time.monotonic())
+            self._next = max(begun + self._pace.pause, now())

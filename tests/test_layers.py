@@ -56,6 +56,7 @@ LAYERS = [
     [
         "_rich",
         "_structlog",
+        "_clock",
         "_decorate",
         "_descriptor",
         "_forks",

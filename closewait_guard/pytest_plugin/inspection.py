@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._birth import Birth
+from closewait_guard._clock import now, pause
 from closewait_guard._frames import resolve
 from closewait_guard._guard import Guard
 from closewait_guard._settling import Settling
@@ -65,13 +65,13 @@ class Inspector:
         suspects = self._not_excused(owner, births, around)
         if not suspects:
             return None
-        began = time.monotonic()
+        began = now()
         settling = Settling(lambda: self._look(owner, suspects), around.plan.grace)
         turns = Turns(_targets(births))
         for wait in settling:
             turns()
-            time.sleep(wait)
-        waited = time.monotonic() - began
+            pause(wait)
+        waited = now() - began
         # Only now is it asked who holds them, which goes through the whole heap.
         report = self._look(owner, suspects, explain=True) if settling.report.leaks else None
         self._done |= suspects

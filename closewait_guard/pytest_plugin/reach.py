@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from closewait_guard._clock import now
 
 __all__ = ["reached"]
 
@@ -52,9 +53,9 @@ def _walk(roots: Iterable[object]) -> Iterator[object]:
     queue = deque(roots)
     visited = {id(thing) for thing in queue}
     loops = _loop_classes()
-    deadline = time.monotonic() + _MOST_SECONDS
+    deadline = now() + _MOST_SECONDS
     for count in range(_MOST_OBJECTS):
-        if not queue or (count % _LOOK_AT_THE_CLOCK == 0 and time.monotonic() > deadline):
+        if not queue or (count % _LOOK_AT_THE_CLOCK == 0 and now() > deadline):
             return
         thing = queue.popleft()
         yield thing

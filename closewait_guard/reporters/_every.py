@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from closewait_guard._clock import now
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Alert, Closed, Report, Reporter
 from closewait_guard.reporters._wrapping import Wrapping
@@ -16,9 +16,7 @@ __all__ = ["every"]
 _MOST_WAITING = 1000
 
 
-def every(
-    seconds: float, reporter: Reporter, *, clock: Callable[[], float] = time.monotonic
-) -> Reporter:
+def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = now) -> Reporter:
     """Hand on the first report, and then one in so many seconds, whoever asks for more.
 
     News is not lost: alerts, and sockets that closed after all, wait for the next report that the
@@ -49,9 +47,9 @@ class _Every(Wrapping):
     def __call__(self, report: Report, /) -> None:
         self._alerts = (*self._alerts, *report.alerts)[-_MOST_WAITING:]
         self._closed = (*self._closed, *report.closed)[-_MOST_WAITING:]
-        now = self._clock()
-        if now >= self._next:
-            self._next = now + self._seconds
+        at = self._clock()
+        if at >= self._next:
+            self._next = at + self._seconds
             self._reporter(replace(report, alerts=self._alerts, closed=self._closed))
             # Only now, because it may have failed.
             self._alerts = self._closed = ()
