@@ -77,9 +77,11 @@ def settle(stack: Stack) -> None:
     Equals are found by their offsets, and then compared: hashing a code object would hash all of
     its constants. Still too dear for every birth, so it is done for the sockets that live on.
     """
-    if len(stack) <= 1:
+    # Of a copy: another thread may make the stack small between two looks at it.
+    captured = stack.copy()
+    if len(captured) <= 1:
         return
-    codes, offsets = stack[::2], tuple(stack[1::2])
+    codes, offsets = captured[::2], tuple(captured[1::2])
     known = _known.get(offsets)
     # By identity: code objects of two files are equal where the files read alike.
     if known is None or not all(map(is_, known.codes, codes)):
