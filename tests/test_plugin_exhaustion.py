@@ -99,7 +99,7 @@ def test_a_reserve_is_two_descriptors_and_leaves_none():
 def test_a_reserve_that_somebody_has_closed_closes_nothing_of_theirs(tmp_path):
     reserve = Reserve()
     reserve.lay_up()
-    ends = reserve._ends
+    ends = [end.fileno() for end in reserve._ends]
     for end in ends:
         os.close(end)
     theirs = [os.open(tmp_path, os.O_RDONLY) for _ in ends]

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 
+from closewait_guard._descriptor import OwnedDescriptor
 from closewait_guard._outside._entry import Row
 
 __all__ = ["answers", "dump", "opened"]
@@ -79,14 +80,14 @@ def _opened_within(namespace: str) -> socket.socket:
 
 
 def _enter(namespace: str) -> None:
-    fd = os.open(namespace, os.O_RDONLY)
+    opened = OwnedDescriptor(os.open(namespace, os.O_RDONLY))
     try:
         if hasattr(os, "setns"):
-            os.setns(fd, _CLONE_NEWNET)
+            os.setns(opened.fileno(), _CLONE_NEWNET)
         else:
-            _setns(fd)
+            _setns(opened.fileno())
     finally:
-        os.close(fd)
+        opened.close()
 
 
 def _setns(fd: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from closewait_guard._descriptor import OwnedDescriptor
 from closewait_guard._outside._process import Process, program_of
 
 __all__ = [
@@ -58,15 +59,15 @@ def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dic
         pid: The process.
         likely: Look only at these of a process that has a great many.
     """
-    folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+    folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - pathlib reads no open folder
+        names = os.listdir(folder.fileno())  # noqa: PTH208 - pathlib reads no open folder
         wanted: Iterable[str] = names
         if likely is not None and len(names) > max(_FEW, len(likely)):
             wanted = {str(fd) for fd in likely}.intersection(names)
-        sockets = _inodes(folder, wanted)
+        sockets = _inodes(folder.fileno(), wanted)
     finally:
-        os.close(folder)
+        folder.close()
     return len(names), sockets
 
 

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from closewait_guard._descriptor import OwnedDescriptor
+
 __all__ = ["borrowed"]
 
 
@@ -32,13 +34,13 @@ def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
     # With a default timeout set, the constructor would make the shared description non-blocking,
     # unless it is told that it already is.
     flag = getattr(socket, "SOCK_NONBLOCK", 0)
-    copy = os.dup(fd)
+    copy = OwnedDescriptor(os.dup(fd))
     try:
-        sock = _socket.socket(-1, kind | flag, -1, fileno=copy)
-    except BaseException:
-        os.close(copy)
-        raise
-    try:
-        yield sock
+        sock = _socket.socket(-1, kind | flag, -1, fileno=copy.fileno())
+        try:
+            yield sock
+        finally:
+            # The object would close whatever has its number by now.
+            sock.detach()
     finally:
-        sock.close()
+        copy.close()
