@@ -42,6 +42,7 @@ LAYERS = [
     ["_story", "_probe"],
     [
         "_context",
+        "_output_file",
         "_coverage",
         "_exhaustion",
         "_census",

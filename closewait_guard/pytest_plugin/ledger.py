@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +27,7 @@ class Ledger:
             from closewait_guard.pytest_plugin.json_file import JsonFile
 
             self._file = JsonFile(config, options.json)
+            config.add_cleanup(self._file.close)
         self._findings: list[Finding] = []
 
     def pytest_sessionstart(self) -> None:
@@ -63,11 +64,21 @@ class Ledger:
                 report = as_report(finding, finding.nodeid or finding.owner, self._config)
                 self._config.hook.pytest_runtest_logreport(report=report)
 
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
+        """Whoever reads an incomplete file must not take the run for a clean one."""
+        yield
+        failure = self._file.failure if self._file is not None else None
+        if failure and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     @property
     def _verbose(self) -> bool:
         return bool(self._config.getoption("verbose") > 0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._file is not None and self._file.failure:
+            terminalreporter.write_line(f"ERROR: {self._file.failure}", red=True)
         if not self._findings:
             return
         from closewait_guard.pytest_plugin.annotations import commands

@@ -1,0 +1,186 @@
+"""A file that reports are appended to, so that nobody else chooses which file that is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from contextlib import suppress
+
+from closewait_guard._descriptor import Identity, OwnedDescriptor, identity_of
+
+__all__ = ["OutputFile"]
+
+_SECONDS_FOR_READER = 5.0
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+    _FLAGS |= getattr(os, _name, 0)
+
+
+class OutputFile:
+    """Known by what was opened: the program may close our number, and give it to a file of its own.
+
+    A regular file is opened by its name, and made with mode 0600. It is refused where it is a
+    link, or where others may write to its folder and it may be one of theirs. `/dev/stdout`,
+    `/dev/stderr` and `/dev/fd/N` are descriptors of this process, whatever they lead to; pipes and
+    devices with names of their own are refused, because to open them may block.
+
+    Raises:
+        OSError: The file cannot be opened.
+        TypeError, ValueError: The path is none.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        # Absolute, because the program may change its directory.
+        self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - it may be bytes
+        self._number = _descriptor_named(self.path)
+        self._identity: Identity | None = None
+        self._is_torn = False
+        self._open_file = self._opened()
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it is a file in a folder, which can be moved away and locked."""
+        return self._number is None
+
+    def reopen(self) -> None:
+        """Open what the path names now."""
+        self.close()
+        self._open_file = self._opened()
+
+    def _opened(self) -> OwnedDescriptor:
+        fd = _open_by_name(self.path) if self._number is None else os.dup(self._number)
+        opened = OwnedDescriptor(fd)
+        identity = identity_of(opened.fileno())
+        if self._number is not None and self._identity not in (None, identity):
+            opened.close()
+            raise OSError(errno.EBADF, "the descriptor stands for another file by now", self.path)
+        self._identity = identity
+        return opened
+
+    def close(self) -> None:
+        """Give the descriptor back, if it is still ours."""
+        self._open_file.close()
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when somebody has closed it."""
+        return self._open_file.fileno()
+
+    def is_current(self) -> bool:
+        """Whether it is open, and no other file has taken its place under its name."""
+        if self._number is not None or self.fileno() < 0:
+            return self.fileno() >= 0
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)) == self._identity
+
+    def append(self, line: bytes) -> None:
+        """Add a line; of one that does not fit, no byte stays in the file.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self.has_name:
+            self._append_to_file(line)
+        else:
+            self._send(line)
+
+    def clear(self) -> None:
+        """Begin anew, unless it is a descriptor that the program writes to as well."""
+        if self.has_name:
+            os.ftruncate(self.fileno(), 0)
+
+    def _append_to_file(self, line: bytes) -> None:
+        fd = self.fileno()
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            # Somebody else's writer was killed in the middle of a line.
+            line = b"\n" + line
+        rest = memoryview(line)
+        try:
+            while rest:
+                # All at once, unless the disk is full: then the second attempt says so.
+                rest = rest[os.write(self.fileno(), rest) :]
+        finally:
+            if 0 < len(rest) < len(line):
+                os.ftruncate(self.fileno(), size)
+
+    def _send(self, line: bytes) -> None:
+        """What went into a pipe cannot be taken back: the next line begins anew."""
+        rest = memoryview(b"\n" + line if self._is_torn else line)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self.fileno(), rest) :]
+                    self._is_torn = True
+                except BlockingIOError:
+                    _wait_for_reader(self.fileno())
+        finally:
+            self._is_torn = self._is_torn and bool(rest)
+
+
+def _descriptor_named(path: str) -> int | None:
+    """The number of the descriptor that a path stands for, if it is such a path."""
+    for name, number in (("/dev/stdout", 1), ("/dev/stderr", 2)):
+        if path == name:
+            return number
+    folder, _, name = path.rpartition("/")
+    if folder in ("/dev/fd", "/proc/self/fd") and name.isascii() and name.isdecimal():
+        return int(name)
+    return None
+
+
+def _open_by_name(path: str) -> int:
+    with suppress(FileNotFoundError):
+        # Even to open a pipe that is refused then would wake who waits for its writer.
+        _refuse_unless_regular(os.lstat(path), path)
+    fd = os.open(path, _FLAGS, 0o600)
+    try:
+        status = os.fstat(fd)
+        _refuse_unless_regular(status, path)
+        if hasattr(os, "geteuid"):
+            _refuse_if_foreign(status, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_unless_regular(status: os.stat_result, path: str) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "it is a symbolic link: name the file itself", path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
+def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
+    """Where others may write to the folder, they may have put the file there for us to fill."""
+    folder = os.stat(os.path.dirname(path))  # noqa: PTH116, PTH120 - the path is text
+    trusted = {0, os.geteuid()}
+    is_shared = bool(folder.st_mode & stat.S_IWOTH)
+    if not is_shared and folder.st_uid in trusted:
+        return
+    # What belongs to the folder's owner can be read by him in any case.
+    owners = trusted if is_shared else trusted | {folder.st_uid}
+    if status.st_uid not in owners:
+        reason = f"it belongs to user {status.st_uid}"
+    elif status.st_mode & stat.S_IWOTH:
+        reason = "everybody may write to it"
+    elif status.st_nlink > 1:
+        reason = "it has another name, a hard link"
+    else:
+        return
+    raise PermissionError(errno.EPERM, f"{reason}, and others may write to its folder", path)
+
+
+def _wait_for_reader(fd: int) -> None:
+    """The program may have made its pipe one that does not block."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(_SECONDS_FOR_READER * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "nobody reads what is written")
