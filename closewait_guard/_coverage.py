@@ -5,6 +5,10 @@ from __future__ import annotations
 __all__ = ["notes"]
 
 _NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
+_OTHER_THREADS = (
+    "what other threads do, have in their variables or read of closed sockets, because this "
+    "process has several interpreters"
+)
 
 
 def notes(
@@ -14,6 +18,7 @@ def notes(
     replaced_by: str | None,
     stand_in: str | None,
     context_failure: str | None,
+    sees_all_threads: bool,
 ) -> tuple[str, ...]:
     """One phrase for each blind spot of this moment.
 
@@ -23,6 +28,7 @@ def notes(
         replaced_by: The module that has wrapped the socket class after us.
         stand_in: What the name of the socket class stands for.
         context_failure: Why the context of births is unknown.
+        sees_all_threads: Whether the calls of other threads are known.
     """
     if natives is None:
         found = [f"sockets that {_NATIVE} opens"]
@@ -36,4 +42,6 @@ def notes(
         found.append(f"sockets of {stand_in}, which has taken the place of socket.socket")
     if context_failure is not None:
         found.append(context_failure)
+    if not sees_all_threads:
+        found.append(_OTHER_THREADS)
     return tuple(found)

@@ -20,6 +20,7 @@ from closewait_guard._probe import Probe
 from closewait_guard._redact import redacted
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
+from closewait_guard._running_frames import sees_all_threads
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
@@ -138,5 +139,6 @@ class Examiner:
             replaced_by=_patch.replaced_by() if self._installed() else None,
             stand_in=_patch.stand_in(),
             context_failure=context.failure if context is not None else None,
+            sees_all_threads=sees_all_threads(),
         )
         return self.lookout.coverage(blind_spots)

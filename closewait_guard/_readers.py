@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import _socket
 import socket
-import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from closewait_guard._running_frames import running_frames
 from closewait_guard._variables import variable_of
 
 __all__ = ["descriptors_in_use"]
@@ -22,7 +22,7 @@ def descriptors_in_use() -> set[int]:
     A thread that waits for the next line of a quiet stream looks like an abandoned one to the
     kernel; its own stack tells the difference.
     """
-    frames = sys._current_frames().values()
+    frames = running_frames().values()
     return {fd for frame in frames for fd in _used_by(frame)}
 
 

@@ -6,6 +6,7 @@ Nothing that a listener raises reaches the program, whose own objects may be wha
 from __future__ import annotations
 
 import _socket
+import builtins
 import errno
 import functools
 import socket
@@ -55,12 +56,33 @@ class Listener(Protocol):
 # From a listener's `born` through our wrapper to the frame that made the socket.
 CALLER = 2
 
-# The class itself: the name socket.socket may stand for a mock or for gevent's class by now.
-SOCKET: type[Any] = next(
-    cls
-    for cls in _socket.socket.__subclasses__()
-    if (cls.__module__, cls.__qualname__) == ("socket", "socket")
-)
+
+def _socket_class() -> type[Any]:
+    """The class itself: the name socket.socket may stand for a mock or gevent's class by now."""
+    found = [
+        cls
+        for cls in _socket.socket.__subclasses__()
+        if (cls.__module__, cls.__qualname__) == ("socket", "socket")
+    ]
+    # Where the module was loaded again, its newest class.
+    return max(reversed(found), key=_evidence)
+
+
+def _evidence(cls: type) -> tuple[bool, ...]:
+    """That a class is the one of this interpreter's module `socket`; the strongest first.
+
+    Until Python 3.11 all interpreters of a process share the class in C, and so what derives from
+    it, but each has a `builtins` of its own, and every function refers to it.
+    """
+    functions = [value for value in vars(cls).values() if type(value) is FunctionType]
+    return (
+        cls is socket.socket,
+        any(function.__builtins__ is vars(builtins) for function in functions),
+        any(function.__globals__ is vars(socket) for function in functions),
+    )
+
+
+SOCKET: type[Any] = _socket_class()
 
 
 def code_of(function: Any) -> CodeType | None:

@@ -66,6 +66,7 @@ LAYERS = [
         "_hint_row",
         "_lines",
         "_queues",
+        "_running_frames",
         "_signal",
         "_stack",
         "_tally",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from pathlib import PurePath
 from types import FrameType
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from closewait_guard._frames import is_ours, kind_of
 from closewait_guard._heap import instances_of, loaded
+from closewait_guard._running_frames import running_frames
 from closewait_guard._variables import locals_of
 from closewait_guard._whereabouts import threads
 from closewait_guard.model import FrameKind
@@ -83,7 +83,7 @@ def calls_of(frame: FrameType | None) -> list[Call]:
 
 def current_calls(thread: int) -> list[Call]:
     """What a thread is doing at this moment."""
-    return calls_of(sys._current_frames().get(thread))
+    return calls_of(running_frames().get(thread))
 
 
 def running_locals() -> dict[int, Local]:
@@ -94,7 +94,7 @@ def running_locals() -> dict[int, Local]:
     """
     found: dict[int, Local] = {}
     left = _MOST_FRAMES
-    for ident, frame in sys._current_frames().items():
+    for ident, frame in running_frames().items():
         runner = f"thread {thread_name(ident)}"
         left -= _take(frame, runner, ident, found, left)
     for greenlet in _greenlets():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 
@@ -45,9 +44,10 @@ class Asleep:
 
     def phase(self) -> str | None:
         """The hook of pytest that runs the test at this moment."""
+        from closewait_guard._running_frames import running_frames
         from closewait_guard._variables import variable_of
 
-        frame = sys._current_frames().get(self._runner)
+        frame = running_frames().get(self._runner)
         while frame is not None:
             name = frame.f_code.co_name
             if name in _PHASES and variable_of(frame, "item") is self.item is not None:
