@@ -16,6 +16,7 @@ def folded(text: str, indent: str) -> list[str]:
 
 def fitted(prefix: str, path: str, suffix: str) -> str:
     """One line; a path too long for it loses its beginning, never its end."""
+    path = printable(path)
     room = WIDTH - len(prefix) - len(suffix)
     if len(path) > room >= 20:
         path = "..." + path[-(room - 3) :]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from typing import TextIO
+from contextlib import suppress
+from io import BufferedWriter, TextIOWrapper
+from typing import TextIO, cast
 
+from closewait_guard._lines import printable
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["checked_stream", "put"]
+__all__ = ["checked_stream", "print_error", "put", "put_if_possible"]
 
 
 def checked_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
@@ -23,12 +28,52 @@ def put(stream: TextIO | None, text: str) -> None:
     """Write all at once, so that what other threads write does not come between."""
     target = stream if stream is not None else sys.stderr
     # A program without a console has no stderr.
-    if target is not None:
-        target.write(_encodable(text, target))
+    if target is None:
+        return
+    text, encoding = _encodable(text, target)
+    if _is_plain(target, encoding):
+        _write_through(target, text.replace("\n", os.linesep).encode(encoding))
+    else:
+        target.write(text)
         target.flush()
 
 
-def _encodable(text: str, target: TextIO) -> str:
+def put_if_possible(text: str) -> None:
+    """The same on stderr; where that is full or closed, there is nobody left to tell."""
+    with suppress(OSError, ValueError):
+        put(None, text)
+
+
+def print_error(sentence: str) -> None:
+    """One line on stderr, whatever letters the sentence quotes."""
+    put_if_possible(f"closewait-guard: {printable(sentence)}\n")
+
+
+def _encodable(text: str, target: TextIO) -> tuple[str, str]:
     """A path may hold letters that the terminal of a plain locale cannot show."""
     encoding = getattr(target, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text.encode(encoding, "backslashreplace").decode(encoding), encoding
+
+
+def _is_plain(target: TextIO, encoding: str) -> bool:
+    """Whether it is an ordinary file, in an encoding that begins with no mark."""
+    return (
+        type(target) is TextIOWrapper
+        and type(target.buffer) is BufferedWriter
+        and not ("".encode(encoding))
+    )
+
+
+def _write_through(target: TextIO, data: bytes) -> None:
+    """Past the buffer: what fails and stays there fails again when the interpreter ends.
+
+    Then the program's exit code would become 120.
+    """
+    target.flush()
+    raw = cast("BufferedWriter", target.buffer).raw
+    rest = memoryview(data)
+    while rest:
+        written = raw.write(rest)
+        if not written:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        rest = rest[written:]

@@ -15,7 +15,7 @@ from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload._handover import Handover
 from closewait_guard._render import dated, render_text
-from closewait_guard._stream import put
+from closewait_guard._stream import print_error, put
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -29,7 +29,7 @@ def start() -> None:
         # One of our own: the program may install the process-wide one, with its own settings.
         guard = Guard(Settings.load(), _reporters(handover)).install()
     except Exception as error:
-        put(None, f"closewait-guard: process {os.getpid()} is not guarded: {error}\n")
+        print_error(f"process {os.getpid()} is not guarded: {error}")
         return
     ending = _Ending(guard, handover)
     # Before all that the program registers, and so called after all of that.

@@ -11,6 +11,14 @@ from collections.abc import Sequence
 
 from closewait_guard.commands._codes import USAGE
 from closewait_guard.commands._help import completing, help_text
+from closewait_guard.commands._output import (
+    OutputError,
+    discard_lost_errors,
+    discard_output,
+    flush_output,
+    prepare_streams,
+    say,
+)
 
 __all__ = ["main"]
 
@@ -19,27 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command; the process's exit code is what it returns."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        prepare_streams()
         try:
             return _run(given)
         finally:
-            # Also after a help text, and while there still is somebody who can notice.
-            sys.stdout.flush()
+            # Also after a help text.
+            flush_output()
     except BrokenPipeError:
         return _died_of("SIGPIPE")
     except KeyboardInterrupt:
         return _died_of("SIGINT")
     except Exception as error:
-        from closewait_guard.exceptions import CloseWaitGuardError
+        return _failed(error)
+    finally:
+        discard_lost_errors()
 
-        if not isinstance(error, CloseWaitGuardError):
-            raise
-        print(f"closewait-guard: {error}", file=sys.stderr)
-        return USAGE
+
+def _failed(error: Exception) -> int:
+    """One sentence of what is no mistake of ours."""
+    from closewait_guard._stream import print_error
+    from closewait_guard.exceptions import CloseWaitGuardError
+
+    if isinstance(error, OutputError):
+        discard_output()
+    if not isinstance(error, CloseWaitGuardError | OSError):
+        raise error
+    print_error(str(error))
+    return USAGE
 
 
 def _run(given: list[str]) -> int:
     if given[:1] in (["-h"], ["--help"]) and not completing():
-        print(help_text())
+        say(help_text())
         return 0
     from closewait_guard.commands._parser import parsed
 
@@ -53,8 +72,7 @@ def _died_of(name: str) -> int:
     import signal
 
     number = getattr(signal, name, signal.SIGINT)
-    # What is left in the buffer has no reader, and would be complained of at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    discard_output()
     if os.name == "posix":
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from closewait_guard.commands._codes import FINE
+from closewait_guard.commands._output import say
 from closewait_guard.exceptions import MissingExtraError
 
 _DESCRIPTION = """\
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"completion needs argcomplete, which cannot be imported ({missing}); "
             "install it with: pip install 'closewait_guard[cli]'"
         ) from missing
-    print(shellcode(["closewait-guard"], shell=arguments.shell))
+    say(shellcode(["closewait-guard"], shell=arguments.shell))
     return FINE
 
 

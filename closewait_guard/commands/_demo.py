@@ -12,7 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from closewait_guard._stream import put_if_possible
 from closewait_guard.commands._codes import FINE
+from closewait_guard.commands._output import say
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Leak, look, tell, and leave nothing behind."""
     source = Path(__file__).with_name("_leaky_shop.py")
     if arguments.source:
-        print(source.read_text(encoding="utf-8"), end="")
+        say(source.read_text(encoding="utf-8"), end="")
         return FINE
     from closewait_guard._render import render_text
 
@@ -53,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         # Out of this package, whose own calls are left out of every report.
         copy = Path(folder, "shop.py")
         copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        print(render_text(_leaked(_loaded(copy))))
-    print(_FAREWELL, end="")
+        say(render_text(_leaked(_loaded(copy))))
+    say(_FAREWELL, end="")
     return FINE
 
 
@@ -104,5 +106,5 @@ def _progress(ways: Collection[str]) -> Iterator[str]:
 
 def _named(what: str, items: Collection[str]) -> Iterator[str]:
     for item in items:
-        print(f"{what}: {item}", file=sys.stderr)
+        put_if_possible(f"{what}: {item}\n")
         yield item

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from closewait_guard.commands._codes import FINE
+from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import pid
 
 _DESCRIPTION = """\
@@ -32,5 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     # All of it first: a process that is none is told instead of everything else.
     for topic, text in list(findings(arguments.pid)):
-        print("\n".join(folded(f"{topic + ':':<13} {text}", " " * 14)))
+        say("\n".join(folded(f"{topic + ':':<13} {text}", " " * 14)))
     return FINE

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from closewait_guard._preload import Handover
+from closewait_guard._stream import print_error
 
 __all__ = ["become", "command_of", "end_like", "waited_for"]
 
@@ -55,7 +56,7 @@ def _exec(command: list[str], environ: dict[str, str]) -> int:
     try:
         os.execvpe(command[0], command, Handover.marked_main(environ, os.getpid()))  # noqa: S606
     except OSError as error:
-        print(f"closewait-guard: {command[0]}: {error.strerror}", file=sys.stderr)
+        print_error(f"{command[0]}: {error.strerror}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib import import_module
 
 from closewait_guard.commands._help import COMMANDS, DESCRIPTION, EPILOG, completing
+from closewait_guard.commands._output import say
 
 __all__ = ["parsed"]
 
@@ -31,7 +32,7 @@ def parsed(given: list[str]) -> argparse.Namespace:
 
 def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
     """The parser; only the wanted commands know their own arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="closewait-guard",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -63,11 +64,17 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, width=max(40, min(columns, 80) - 2))
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: object = None) -> None:  # noqa: ARG002
+        """Left to itself, argparse ignores that a help text cannot be printed."""
+        say(self.format_help(), end="")
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print("closewait-guard", version("closewait_guard"))
+        say(f"closewait-guard {version('closewait_guard')}")
         parser.exit()

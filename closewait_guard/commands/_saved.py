@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from closewait_guard._serial import from_dict
+from closewait_guard._stream import print_error
 from closewait_guard.exceptions import ReportFormatError
 from closewait_guard.model import Report
 
@@ -88,7 +89,7 @@ class Saved:
         if not found:
             raise failures[0]
         for failure in failures:
-            print(f"closewait-guard: {failure}", file=sys.stderr)
+            print_error(str(failure))
         return found
 
     def latest(self, many: int) -> list[tuple[int, Report]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._codes import FINE, LEAKS_FOUND, USAGE
+from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import add_targets, complain, pids_of, state
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, and tell."""
     from closewait_guard._outside import Onlooker, told, told_missing
+    from closewait_guard._stream import put_if_possible
     from closewait_guard.settings import Settings
 
     # Nothing that is made here is garbage before the end: to look for any is a third of the time.
@@ -59,9 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(chosen)
         if missing := told_missing(found):
-            print(missing, file=sys.stderr)
+            put_if_possible(f"{missing}\n")
     elif chosen or found.strays or not arguments.pids:
-        print(told(found, only=chosen), end="")
+        say(told(found, only=chosen), end="")
     if any(glance.report.accused for glance in chosen):
         return LEAKS_FOUND
     return USAGE if missed else FINE
@@ -95,5 +96,4 @@ def _print_json(glances: list[Glance]) -> None:
     from closewait_guard._serial import to_dict
 
     for glance in glances:
-        json.dump(to_dict(glance.report), sys.stdout)
-        print()
+        say(json.dumps(to_dict(glance.report)))

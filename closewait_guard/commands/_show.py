@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._codes import FINE, LEAKS_FOUND
+from closewait_guard.commands._output import say
 
 if TYPE_CHECKING:
     from closewait_guard.commands._saved import Saved
@@ -59,8 +60,8 @@ def _told_reports(arguments: argparse.Namespace) -> list[Report]:
     for place, (number, report) in enumerate(chosen):
         which = f"Report {number} of {len(saved)}" if len(saved) > 1 else "Report"
         if place:
-            print()
-        print(f"{which} of {_heading(report)}\n\n{render_text(report)}", end="")
+            say("")
+        say(f"{which} of {_heading(report)}\n\n{render_text(report)}", end="")
     return [report for _, report in chosen]
 
 
@@ -82,10 +83,10 @@ def _told_difference(arguments: argparse.Namespace) -> list[Report]:
     else:
         saved = Saved(arguments.file)
         before, after = (saved.one(number(text, "--diff")) for text in arguments.diff)
-    print(f"From {_heading(before)}")
-    print(f"to   {_heading(after)}\n")
+    say(f"From {_heading(before)}")
+    say(f"to   {_heading(after)}\n")
     for line in difference(before, after):
-        print(line)
+        say(line)
     return [after]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def pids_of(arguments: argparse.Namespace, onlooker: Onlooker) -> list[int] | No
 def complain(found: Found, asked: list[int]) -> bool:
     """Say which of the processes asked for cannot be looked at; whether there are any."""
     from closewait_guard._outside import user
+    from closewait_guard._stream import print_error
 
     missed = [each for each in found.refused if each.pid in asked]
     for each in missed:
@@ -73,5 +73,5 @@ def complain(found: Found, asked: list[int]) -> bool:
             text = f"not permitted to look into process {who}: run as root, or as that user"
         else:
             text = f"no such process: {each.pid}"
-        print(f"closewait-guard: {text}", file=sys.stderr)
+        print_error(text)
     return bool(missed)

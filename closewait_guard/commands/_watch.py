@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from closewait_guard.commands._codes import FINE, USAGE
+from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import add_targets, complain, pids_of
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _looks(arguments: argparse.Namespace, history: History) -> Iterator[Found]:
 
 def _print_lines(arguments: argparse.Namespace, history: History, looks: Iterator[Found]) -> int:
     while True:
-        print(_line(history), flush=True)
+        say(_line(history), flush=True)
         time.sleep(arguments.interval)
         if next(looks, None) is None:
             return FINE
