@@ -141,4 +141,4 @@ class Examiner:
             context_failure=context.failure if context is not None else None,
             sees_all_threads=sees_all_threads(),
         )
-        return self.lookout.coverage(blind_spots)
+        return self.lookout.coverage((*blind_spots, *self._settings.notes))

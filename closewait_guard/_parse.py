@@ -71,6 +71,9 @@ def share(value: object) -> float:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, str) and not (value.isascii() and "_" not in value):
+        # What Python reads as a number, and nobody means as one: other scripts' digits, 1_000.
+        return None
     try:
         return float(value)
     except (ValueError, OverflowError):

@@ -2,13 +2,13 @@
 
 Values come from keywords, from the environment (`CLOSEWAIT_GUARD_GRACE=2`), from
 `[tool.closewait_guard]` in the nearest `pyproject.toml`, and from the defaults, in this order.
+A project file that somebody else may have written is left out, and the settings say so.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,53 @@ from typing import Any
 from closewait_guard import _defaults as defaults
 from closewait_guard import _parse as parse
 from closewait_guard._parse import ContextProvider, Redactor
-from closewait_guard._pyproject import nearest_pyproject
+from closewait_guard._setting_sources import (
+    Given,
+    from_environment,
+    from_pyproject,
+    is_without_config,
+    without_code,
+)
 from closewait_guard._vocabulary import Scalar
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = ["ContextProvider", "Redactor", "Settings"]
-
-ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
-# Variables that begin alike and belong to the pytest plugin.
-PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
 
 
 def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:
     return field(default=default, metadata={"parse": parse, "help": meaning})
 
 
+class _Provenance:
+    """Where the values of settings came from. No part of what they are: equal ones may differ."""
+
+    __slots__ = ("_notes", "_sources")
+
+    _notes: tuple[str, ...]
+    _sources: Mapping[str, str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out when the settings were read, one sentence each."""
+        return getattr(self, "_notes", ())
+
+    def source_of(self, name: str) -> str:
+        """Where a value came from, for who has to change it.
+
+        Example:
+            >>> Settings(grace=2).source_of("grace")
+            'Settings(grace=...)'
+        """
+        sources: Mapping[str, str] = getattr(self, "_sources", {})
+        return sources.get(name, f"Settings({name}=...)")
+
+    def _remember(self, sources: Mapping[str, str], notes: tuple[str, ...]) -> None:
+        object.__setattr__(self, "_sources", sources)
+        object.__setattr__(self, "_notes", notes)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(_Provenance):
     """How a guard looks and judges. Immutable; every field has a default.
 
     Example:
@@ -134,6 +164,7 @@ class Settings:
         *,
         environ: Mapping[str, str] | None = None,
         directory: str | os.PathLike[str] | None = None,
+        code_from_file: bool = True,
     ) -> Settings:
         """Read the settings from every source; keywords win over the environment, and so on.
 
@@ -141,17 +172,21 @@ class Settings:
             overrides: Values that win over every other source, as keywords do.
             environ: The environment to read instead of the process's own.
             directory: Where to begin the search for a `pyproject.toml`; here by default.
+            code_from_file: Whether a `pyproject.toml` may name code to import, as for `redact`.
 
         Raises:
             ConfigurationError: A value cannot be used, or a name is unknown.
         """
-        values: dict[str, Any] = {}
-        values |= _checked(_from_pyproject(Path(directory or ".")))
-        values |= _checked(_from_environment(os.environ if environ is None else environ))
-        values |= _checked(
-            (name, value, f"keyword {name}") for name, value in (overrides or {}).items()
-        )
-        return cls(**values)
+        environ = os.environ if environ is None else environ
+        notes: list[str] = []
+        given = [] if is_without_config(environ) else from_pyproject(Path(directory or "."), notes)
+        if not code_from_file:
+            given = without_code(given, notes)
+        given += from_environment(environ)
+        given += [(name, value, f"keyword {name}") for name, value in (overrides or {}).items()]
+        settings = cls(**_checked(given))
+        settings._remember({name: source for name, _, source in given}, tuple(notes))
+        return settings
 
     @classmethod
     def given(
@@ -171,23 +206,11 @@ class Settings:
             >>> Settings(grace=2).replaced(stack_depth=0).grace
             2.0
         """
-        values = _checked((name, value, f"keyword {name}") for name, value in overrides.items())
-        return replace(self, **values)  # type: ignore[arg-type]
-
-    def source_of(self, name: str) -> str:
-        """Where a value came from, for who has to change it.
-
-        Example:
-            >>> Settings(grace=2).source_of("grace")
-            'Settings(grace=...)'
-        """
-        value, found = getattr(self, name), f"Settings({name}=...)"
-        # A source that cannot be read has given nothing.
-        with suppress(ConfigurationError):
-            for other, text, source in (*_from_pyproject(Path()), *_from_environment(os.environ)):
-                if other == name and _parsed(name, text, source) == value:
-                    found = source
-        return found
+        given = [(name, value, f"keyword {name}") for name, value in overrides.items()]
+        settings = replace(self, **_checked(given))
+        sources = {item.name: self.source_of(item.name) for item in fields(self)}
+        settings._remember(sources | {name: source for name, _, source in given}, self.notes)
+        return settings
 
     def describe(self) -> dict[str, Scalar]:
         """The values as plain data, callables by their name."""
@@ -200,10 +223,7 @@ def _plain(value: object) -> Scalar:
     )
 
 
-_Given = Iterator[tuple[str, object, str]]
-
-
-def _checked(given: _Given) -> dict[str, object]:
+def _checked(given: Iterable[Given]) -> dict[str, Any]:
     return {name: _parsed(name, value, source) for name, value, source in given}
 
 
@@ -219,29 +239,3 @@ def _parsed(name: str, value: object, source: str) -> object:
 
 
 _FIELDS = {item.name: item for item in fields(Settings) if item.default is not MISSING}
-
-
-def _from_environment(environ: Mapping[str, str]) -> _Given:
-    for key, value in environ.items():
-        if key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(PLUGIN_PREFIX):
-            name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
-            yield name, value, f"environment variable {key}"
-
-
-def _from_pyproject(directory: Path) -> _Given:
-    path = nearest_pyproject(directory)
-    if path is None:
-        return
-    # Where there is no such file, nobody waits for its parser.
-    import tomllib
-
-    try:
-        table = tomllib.loads(path.read_bytes().decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    for name in ("tool", "tool.closewait_guard"):
-        table = table.get(name.rpartition(".")[2], {})
-        if not isinstance(table, dict):
-            raise ConfigurationError(f"{path}: [{name}] must be a table, not {table!r}")
-    for name, value in table.items():
-        yield name, value, f"[tool.closewait_guard] in {path}"

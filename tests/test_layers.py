@@ -79,6 +79,7 @@ LAYERS = [
     ["integrations"],
     ["settings"],
     ["_defaults"],
+    ["_setting_sources"],
     ["exceptions", "_parse", "_pyproject"],
     ["model"],
     ["_judgements", "_socket_values"],

@@ -137,10 +137,10 @@ def test_a_bad_pyproject_is_named(tmp_path, toml, sentence):
 def test_an_unreadable_pyproject_is_named(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("")
 
-    def refuse(self):
+    def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("closewait_guard._setting_sources.read_trusted", refuse)
     with pytest.raises(cwg.ConfigurationError, match=r"cannot be read: .*Permission denied"):
         load(tmp_path)
 
@@ -228,7 +228,7 @@ def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
     monkeypatch.setattr(_census, "os", SimpleNamespace(listdir=listing))
-    monkeypatch.setattr(_census, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(_census, "now", lambda: clock[0])
     used = type(fd_used)()
     for now, expected in ((0.5, 1), (1.5, 1), (2.4, 1), (2.6, 2), (4.5, 2), (4.7, 3)):
         clock[0] = now

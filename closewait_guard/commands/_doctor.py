@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from closewait_guard.commands._codes import FINE
+from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import pid
 
@@ -23,6 +24,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "pid", nargs="?", type=pid, metavar="PID", help="a process to look into, too"
     )
+    add_no_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,6 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     from closewait_guard.commands._examined import findings
 
     # All of it first: a process that is none is told instead of everything else.
-    for topic, text in list(findings(arguments.pid)):
+    for topic, text in list(findings(arguments.pid, variables_of(arguments))):
         say("\n".join(folded(f"{topic + ':':<13} {text}", " " * 14)))
     return FINE

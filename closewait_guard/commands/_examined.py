@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,16 +21,17 @@ __all__ = ["findings"]
 _ON_LINUX = sys.platform == "linux"
 
 
-def findings(pid: int | None) -> Iterator[tuple[str, str]]:
+def findings(pid: int | None, variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Topics, with what there is to say of each.
 
     Args:
         pid: A process to look into, too.
+        variables: What to take as if it were in the environment.
     """
     python = f"{platform.python_implementation()} {platform.python_version()}"
     yield "Python", f"{python}, {sys.executable}"
     yield "Platform", f"{platform.system()} {platform.release()}, {platform.machine()}"
-    yield from _settings()
+    yield from _settings(variables)
     yield "Descriptors", _descriptors()
     yield "Keepalive", _keepalive()
     yield "From outside", _outside()
@@ -51,16 +52,16 @@ def _loaded(pid: int) -> str:
     return "; ".join(found) or "has loaded no library that is known to open sockets in C"
 
 
-def _settings() -> Iterator[tuple[str, str]]:
+def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     try:
-        settings = Settings.load()
+        settings = Settings.load(environ={**os.environ, **variables}, code_from_file=False)
     except CloseWaitGuardError as error:
         yield "Settings", f"cannot be used: {error}"
         return
     defaults = Settings().describe()
     found = settings.describe()
     changed = [f"{name}={value}" for name, value in found.items() if value != defaults[name]]
-    yield "Settings", ", ".join(changed) or "the defaults"
+    yield "Settings", "; ".join((", ".join(changed) or "the defaults", *settings.notes))
     yield "Probe", _probe(settings.probe)
 
 

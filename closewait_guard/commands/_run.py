@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from textwrap import fill
 
 from closewait_guard._preload import Handover
+from closewait_guard._setting_sources import ENVIRONMENT_PREFIX
 from closewait_guard.commands._codes import FAILED_ON_LEAK
+from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.settings import ENVIRONMENT_PREFIX, Settings
+from closewait_guard.settings import Settings
 
 _USAGE = "closewait-guard run [options] [--] TARGET [ARG ...]"
 _DESCRIPTION = """\
@@ -52,6 +54,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-leak", action="store_true", help="exit with 86 if it succeeds, but leaks"
     )
+    add_no_config(parser)
     names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
     for name in sorted(names, key=[*_TOLD, *names].index):
         metavar, meaning = _TOLD.get(name, (None, argparse.SUPPRESS))
@@ -86,7 +89,9 @@ def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(given[:place]), list(given[place:])
 
 
-_SWITCHES = frozenset({"-h", "--help", "--at-exit", "--no-at-exit", "--fail-on-leak"})
+_SWITCHES = frozenset(
+    {"-h", "--help", "--at-exit", "--no-at-exit", "--fail-on-leak", "--no-config"}
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -99,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     reporters = tuple(map(_checked, arguments.report or ()))
     if arguments.interval is not None and not reporters:
-        reporters = Settings.load().reporters or ("text",)
+        reporters = _loaded(arguments).reporters or ("text",)
     handover = Handover(reporters, verdict="")
     if not arguments.fail_on_leak:
         return become(command, handover.environment(settings, os.environ))
@@ -120,13 +125,20 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
     # A callable is imported in the program's process: here it might not be found.
     checked = {name: value for name, value in given.items() if name not in ("context", "redact")}
     try:
-        Settings.load(checked)
+        _loaded(arguments, checked)
     except ConfigurationError as error:
         text = str(error)
         for name in checked:
             text = text.replace(f"keyword {name}", f"run {_option(name)}")
         raise ConfigurationError(text) from None
-    return {ENVIRONMENT_PREFIX + name.upper(): value for name, value in given.items()}
+    variables = {ENVIRONMENT_PREFIX + name.upper(): value for name, value in given.items()}
+    return variables | variables_of(arguments)
+
+
+def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = None) -> Settings:
+    """What the program will read, but for code: that is for its own process to import."""
+    environ = os.environ | variables_of(arguments)
+    return Settings.load(checked, environ=environ, code_from_file=False)
 
 
 def _checked(name: str) -> str:

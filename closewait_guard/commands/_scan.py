@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._codes import FINE, LEAKS_FOUND, USAGE
+from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import add_targets, complain, pids_of, state
 
@@ -38,6 +39,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="one document a line, one line a process"
     )
+    add_no_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,11 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Look, and tell."""
     from closewait_guard._outside import Onlooker, told, told_missing
     from closewait_guard._stream import put_if_possible
-    from closewait_guard.settings import Settings
 
     # Nothing that is made here is garbage before the end: to look for any is a third of the time.
     gc.disable()
-    settings = Settings.load()
+    settings = settings_of(arguments)
     onlooker = Onlooker(settings)
     pids = pids_of(arguments, onlooker)
     found = _looked(onlooker, pids, settings.grace, everything=arguments.all or arguments.state)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from closewait_guard.commands._codes import FINE, USAGE
+from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import say
 from closewait_guard.commands._targets import add_targets, complain, pids_of
 
@@ -38,6 +39,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks (2)"
     )
     parser.add_argument("--count", type=_count, metavar="N", help="look so many times, then quit")
+    add_no_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -75,9 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _looks(arguments: argparse.Namespace, history: History) -> Iterator[Found]:
     """One look each time; none any more when the processes have ended, or it has been enough."""
     from closewait_guard._outside import Onlooker
-    from closewait_guard.settings import Settings
 
-    onlooker = Onlooker(Settings.load(), in_series=True)
+    onlooker = Onlooker(settings_of(arguments), in_series=True)
     taken = 0
     while arguments.count is None or taken < arguments.count:
         found = onlooker.look(pids_of(arguments, onlooker))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from closewait_guard._pyproject import nearest_pyproject
+from closewait_guard._pyproject import UntrustedFileError, nearest_pyproject, read_trusted
 from closewait_guard.pytest_plugin.ledger import Ledger
 from closewait_guard.pytest_plugin.options import Options, options_of
 from closewait_guard.pytest_plugin.watch import Watch
@@ -27,7 +27,8 @@ def begin(config: pytest.Config) -> Watch:
     if _WATCH in config.stash:
         return config.stash[_WATCH]
     options, settings = options_of(config), _given_settings()
-    watch = config.stash[_WATCH] = Watch(config, options.plan, settings, _desk(config, options))
+    desk = _desk(config, options, settings.notes if settings is not None else ())
+    watch = config.stash[_WATCH] = Watch(config, options.plan, settings, desk)
     config.add_cleanup(watch.end)
     # Where pytest-xdist has others run the tests, there is nothing to watch.
     if not config.pluginmanager.has_plugin("dsession"):
@@ -39,12 +40,12 @@ def begin(config: pytest.Config) -> Watch:
     return watch
 
 
-def _desk(config: pytest.Config, options: Options) -> Desk:
+def _desk(config: pytest.Config, options: Options, notes: tuple[str, ...]) -> Desk:
     if hasattr(config, "workerinput"):
         from closewait_guard.pytest_plugin.wire import Wire
 
         return Wire()
-    ledger = Ledger(config, options)
+    ledger = Ledger(config, options, notes)
     config.pluginmanager.register(ledger, "closewait_guard_ledger")
     return ledger
 
@@ -66,4 +67,8 @@ def _given_settings() -> Settings | None:
 
 def _is_in_pyproject() -> bool:
     nearest = nearest_pyproject(Path())
-    return nearest is not None and b"closewait_guard" in nearest.read_bytes()
+    try:
+        return nearest is not None and b"closewait_guard" in read_trusted(nearest)
+    except (OSError, UntrustedFileError):
+        # Who reads the settings says so.
+        return True

@@ -18,10 +18,17 @@ __all__ = ["Ledger"]
 
 
 class Ledger:
-    """Takes what is found, fails with it what fails late, and tells it at the end."""
+    """Takes what is found, fails with it what fails late, and tells it at the end.
 
-    def __init__(self, config: pytest.Config, options: Options) -> None:
+    Args:
+        config: That of the run.
+        options: What the run asks for.
+        notes: What else to say at the end, a sentence each.
+    """
+
+    def __init__(self, config: pytest.Config, options: Options, notes: Iterable[str] = ()) -> None:
         self._config = config
+        self._notes = notes
         self._file: JsonFile | None = None
         if options.json is not None:
             from closewait_guard.pytest_plugin.json_file import JsonFile
@@ -77,6 +84,8 @@ class Ledger:
         return bool(self._config.getoption("verbose") > 0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for note in self._notes:
+            terminalreporter.write_line(f"closewait-guard: {note}", yellow=True)
         if self._file is not None and self._file.failure:
             terminalreporter.write_line(f"ERROR: {self._file.failure}", red=True)
         if not self._findings:

@@ -1,0 +1,37 @@
+"""The settings of a command, which runs no code that a file names and says what it leaves out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from closewait_guard.settings import Settings
+
+__all__ = ["add_no_config", "settings_of", "variables_of"]
+
+
+def add_no_config(parser: argparse.ArgumentParser) -> None:
+    """The option that keeps project files out."""
+    parser.add_argument(
+        "--no-config", action="store_true", help="read no settings from a pyproject.toml"
+    )
+
+
+def variables_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The option as a variable of the environment, for this process or another."""
+    from closewait_guard._setting_sources import NO_CONFIG
+
+    return {NO_CONFIG: "1"} if arguments.no_config else {}
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that count here."""
+    from closewait_guard._stream import print_error
+    from closewait_guard.settings import Settings
+
+    settings = Settings.load(environ=os.environ | variables_of(arguments), code_from_file=False)
+    for note in settings.notes:
+        print_error(note)
+    return settings
