@@ -14,6 +14,7 @@ from typing import Any
 from closewait_guard import _patch
 from closewait_guard._heap import loaded
 from closewait_guard._natives import Natives
+from closewait_guard._objects import is_any_of
 from closewait_guard._stack import Stack, capture
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.integrations import ATTRIBUTED, OWNERS
@@ -106,7 +107,7 @@ async def _claimed(result: Any, claim: Callable[[object], None]) -> Any:
 def _descriptors(owner: object) -> set[int] | None:
     """What an object of a known kind has open; None for any other."""
     for kind in OWNERS:
-        if isinstance(owner, tuple(loaded(kind.classes))):
+        if is_any_of(owner, loaded(kind.classes)):
             try:
                 return {fd for fd in kind.descriptors(owner) if fd >= 0}
             except Exception:

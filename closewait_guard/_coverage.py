@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from closewait_guard._words import count_of
+
 __all__ = ["notes"]
 
 _NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
@@ -19,6 +21,8 @@ def notes(
     stand_in: str | None,
     context_failure: str | None,
     sees_all_threads: bool,
+    failed_searches: int = 0,
+    asked_pools: bool = True,
 ) -> tuple[str, ...]:
     """One phrase for each blind spot of this moment.
 
@@ -29,6 +33,8 @@ def notes(
         stand_in: What the name of the socket class stands for.
         context_failure: Why the context of births is unknown.
         sees_all_threads: Whether the calls of other threads are known.
+        failed_searches: For how many sockets finding out who holds them went wrong.
+        asked_pools: Whether the pools could be asked what waits in them.
     """
     if natives is None:
         found = [f"sockets that {_NATIVE} opens"]
@@ -44,4 +50,8 @@ def notes(
         found.append(context_failure)
     if not sees_all_threads:
         found.append(_OTHER_THREADS)
+    if failed_searches:
+        found.append(f"who holds {count_of(failed_searches, 'socket')}: the search has failed")
+    if not asked_pools:
+        found.append("what waits in pools: asking them has failed")
     return tuple(found)

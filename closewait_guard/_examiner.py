@@ -140,5 +140,7 @@ class Examiner:
             stand_in=_patch.stand_in(),
             context_failure=context.failure if context is not None else None,
             sees_all_threads=sees_all_threads(),
+            failed_searches=self._jury.failed_searches,
+            asked_pools=self._jury.has_asked_pools,
         )
         return self.lookout.coverage((*blind_spots, *self._settings.notes))

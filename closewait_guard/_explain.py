@@ -70,6 +70,11 @@ class Explainer:
         self._rests_until = max(self._rests_until, now + took / _SHARE)
         return tuple(self._explained(leak, pools) for leak in leaks)
 
+    @property
+    def failed(self) -> int:
+        """For how many of the leaks that were explained last the search has failed."""
+        return sum(told.holding.has_failed for told in self._told.values())
+
     def _remembered(self, leaks: list[Leak]) -> dict[int, _Told]:
         told = self._told
         serials = (leak.observation.record.serial for leak in leaks)
@@ -98,6 +103,16 @@ class Explainer:
         return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
 
     def _search(self, leaks: list[Leak], deadline: float, wall: float) -> None:
+        try:
+            self._look_for(leaks, deadline, wall)
+        except Exception:
+            # Whatever it was, the leaks are told; and it is not tried again at once.
+            now, failed = time.monotonic(), Holding(has_failed=True)
+            for leak in leaks:
+                told = _Told(_site_of(leak), failed, now, None)
+                self._told[leak.observation.record.serial] = told
+
+    def _look_for(self, leaks: list[Leak], deadline: float, wall: float) -> None:
         roots = Roots()
         found, held = self._objects(leaks)
         serials = [leak.observation.record.serial for leak in found]
@@ -138,7 +153,7 @@ class Explainer:
         pool = pools.get(record.serial)
         if told is _NOTHING and pool is None:
             return leak
-        sentences, owners = told.holding
+        sentences, owners, _ = told.holding
         if told.successor is not None:
             owners = (*owners, "reconnect")
         if pool is not None:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from closewait_guard._objects import loaded_modules, text_of, value_at
 from closewait_guard._socket_values import Frame
 from closewait_guard._stack import Known, Stack, settle
 from closewait_guard._vocabulary import FrameKind
@@ -92,9 +93,9 @@ def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
 @lru_cache(4096)
 def _module_of(filename: str) -> str:
     """The name under which a file was imported; its stem when no module owns to it."""
-    for name, module in sys.modules.copy().items():
-        # Lazy modules load themselves when asked for an attribute: look into their dict instead.
-        if isinstance(module, ModuleType) and vars(module).get("__file__") == filename:
+    # In their dicts: lazy modules load themselves when asked for an attribute.
+    for name, variables in loaded_modules():
+        if text_of(value_at(variables, "__file__")) == filename:
             return name
     return Path(filename).stem
 

@@ -9,6 +9,7 @@ from closewait_guard._explain import Explainer
 from closewait_guard._judge import judge
 from closewait_guard._pools import Pools
 from closewait_guard._registry import Registry
+from closewait_guard.integrations import PoolUse
 from closewait_guard.model import Leak, Observation, Verdict
 from closewait_guard.settings import Settings
 
@@ -23,6 +24,12 @@ class Jury:
         self._explainer = Explainer(registry)
         # Processor time of asking pools and going through the heap, which is limited by itself.
         self.spent = 0.0
+        self.has_asked_pools = True
+
+    @property
+    def failed_searches(self) -> int:
+        """For how many of the accused nobody could find out who holds them."""
+        return self._explainer.failed
 
     def leaks(
         self,
@@ -48,10 +55,19 @@ class Jury:
             return leaks
         begun = time.thread_time()
         accused = (leak for leak in leaks if leak.accused and leak.verdict is not Verdict.DROPPED)
-        pools = self._pools.uses(leak.observation for leak in accused)
+        pools = self._ask_pools(leak.observation for leak in accused)
         idle = {serial for serial, use in pools.items() if use.is_idle and not use.is_surplus}
         if idle:
             leaks = judge(seen, settings, fd_limit, idle)
         leaks = self._explainer.explain(leaks, pools, everything=everything)
         self.spent += time.thread_time() - begun
         return leaks
+
+    def _ask_pools(self, seen: Iterable[Observation]) -> dict[int, PoolUse]:
+        try:
+            uses = self._pools.uses(seen)
+        except Exception:
+            self.has_asked_pools = False
+            return {}
+        self.has_asked_pools = True
+        return uses

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 from closewait_guard._heap import instances_of, loaded
+from closewait_guard._objects import derives_from
 from closewait_guard._wrappers import SOCKET
 from closewait_guard.integrations import OWNERS, OwnerKind
 
@@ -24,7 +25,7 @@ def owners_of(fds: Set[int]) -> dict[int, Any]:
 
 
 def _with_descriptors(kind: OwnerKind) -> Iterator[tuple[Any, set[int]]]:
-    classes = [cls for cls in loaded(kind.classes) if not issubclass(cls, SOCKET)]
+    classes = [cls for cls in loaded(kind.classes) if not derives_from(cls, [SOCKET])]
     for owner in instances_of(classes):
         # It may be closed, or busy with something that does not allow to be asked.
         with contextlib.suppress(Exception):

@@ -9,8 +9,10 @@ from itertools import islice
 from typing import Any
 
 from closewait_guard._heap import instances_of, loaded
+from closewait_guard._objects import field, text_of
 from closewait_guard._whereabouts import threads
 from closewait_guard.integrations import POOLS, PoolKind, PoolUse
+from closewait_guard.integrations._descriptor import descriptor_of
 from closewait_guard.model import Observation
 
 __all__ = ["Pools"]
@@ -53,7 +55,7 @@ class Pools:
             pools.update({(kind.library, by_fd[fd].peer) for fd in idle})
             for fd in idle:
                 births[kind.library, by_fd[fd].peer].add(by_fd[fd].record.birth.thread)
-        alive = {thread.name for thread in threads.copy().values()}
+        alive = {text_of(field(thread, "_name")) for thread in threads.copy().values()}
         for fd, use in uses.items():
             place = (use.library, by_fd[fd].peer)
             uses[fd] = _counted(use, pools[place], len(births[place] & alive))
@@ -76,24 +78,18 @@ def _present() -> Iterator[_Pool]:
             yield weakref.ref(pool), kind
 
 
+def _descriptors(things: Iterable[object], wanted: Set[int]) -> set[int]:
+    found = {descriptor_of(thing) for thing in things}
+    return {fd for fd in found if fd is not None} & wanted
+
+
 def _uses_of(pool: Any, kind: PoolKind, fds: Set[int]) -> dict[int, PoolUse]:
     """Nothing, where the pool is closed or not made as its kind says."""
     try:
-        idle = {_descriptor(thing) for thing in kind.idle(pool)} & fds
-        busy = {_descriptor(thing) for thing in kind.busy(pool)} & fds
+        idle, busy = _descriptors(kind.idle(pool), fds), _descriptors(kind.busy(pool), fds)
         if not idle and not busy:
             return {}
         name, most = kind.name(pool), kind.most(pool)
     except Exception:
         return {}
     return {fd: PoolUse(kind.library, name, fd in idle, most) for fd in idle | busy}
-
-
-def _descriptor(thing: Any) -> int:
-    """That of a socket or connection; -1 where it has none."""
-    if thing is None or isinstance(thing, int):
-        return -1 if thing is None else thing
-    try:
-        return int(thing.fileno())
-    except Exception:
-        return -1

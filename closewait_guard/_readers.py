@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from types import FrameType
 
+from closewait_guard._objects import field, is_a
 from closewait_guard._running_frames import running_frames
 from closewait_guard._variables import variable_of
 
@@ -32,7 +33,7 @@ def _used_by(frame: FrameType | None) -> Iterator[int]:
             return
         code = frame.f_code
         if code.co_name in ("readinto", "write") and code.co_filename == socket.__file__:
-            sock = getattr(variable_of(frame, "self"), "_sock", None)
-            if isinstance(sock, _socket.socket):
+            sock = field(variable_of(frame, "self"), "_sock")
+            if is_a(sock, _socket.socket):
                 yield _socket.socket.fileno(sock)
         frame = frame.f_back

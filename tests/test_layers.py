@@ -80,7 +80,7 @@ LAYERS = [
     ["settings"],
     ["_defaults"],
     ["_setting_sources"],
-    ["exceptions", "_parse", "_pyproject"],
+    ["exceptions", "_frame_copy", "_objects", "_parse", "_pyproject"],
     ["model"],
     ["_judgements", "_socket_values"],
     ["_vocabulary"],
@@ -145,6 +145,29 @@ def test_foreign_packages_have_one_importer_each():
             if package not in STANDARD | {NAME}:
                 importers.setdefault(package, set()).add(unit_of(path))
     assert importers == FOREIGN
+
+
+# What looks at objects of the program: only `_objects` knows how to do that without running code.
+LOOKING = [
+    *PACKAGE.glob("_holders/*.py"),
+    *PACKAGE.glob("integrations/*.py"),
+    *(PACKAGE / f"{name}.py" for name in ("_heap", "_owners", "_pools", "_readers")),
+    *(PACKAGE / "pytest_plugin" / f"{name}.py" for name in ("reach", "excuses", "turns")),
+]
+RUNS_CODE = {"isinstance", "issubclass", "getattr", "hasattr", "vars", "dir", "hash", "groupby"}
+OF_CLASSES = {"__class__", "__mro__", "__qualname__", "__module__", "__name__", "__subclasses__"}
+
+
+@pytest.mark.parametrize("path", LOOKING, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_objects_of_the_program_are_touched_by_what_runs_no_code_only(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in RUNS_CODE, where
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "f_locals", where
+            of_type = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "type"
+            assert not (of_type and node.attr in OF_CLASSES), where
 
 
 def test_functions_are_short_and_files_have_one_idea():

@@ -17,10 +17,12 @@ class Holding(NamedTuple):
     Attributes:
         sentences: Who holds it.
         owners: The names of the types on the way, the outermost holder's first.
+        has_failed: Something went wrong while it was looked for, or told.
     """
 
     sentences: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
+    has_failed: bool = False
 
 
 def holdings(targets: list[object], deadline: float, roots: Roots | None = None) -> list[Holding]:
@@ -35,10 +37,18 @@ def holdings(targets: list[object], deadline: float, roots: Roots | None = None)
     found = [Holding()] * len(targets)
 
     def tell(place: int, ways: list[Path]) -> None:
-        best = [way for way in ways if way.rank == ways[0].rank]
-        sentences = dict.fromkeys([*map(sentence_of, best), *users_of(ways)])
-        owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))
-        found[place] = Holding(tuple(sentences), tuple(owners))
+        try:
+            found[place] = _told(ways)
+        except Exception:
+            # Of an object that changes while it is looked at. The others are told all the same.
+            found[place] = Holding(has_failed=True)
 
     paths(targets, Roots() if roots is None else roots, deadline, tell)
     return found
+
+
+def _told(ways: list[Path]) -> Holding:
+    best = [way for way in ways if way.rank == ways[0].rank]
+    sentences = dict.fromkeys([*map(sentence_of, best), *users_of(ways)])
+    owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))
+    return Holding(tuple(sentences), tuple(owners))

@@ -1,30 +1,27 @@
-"""How one object refers to another, found without running a line of the program's code."""
+"""How one object refers to another, as code would put it."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 from collections import deque
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from types import (
-    CellType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodType,
-    TracebackType,
+from types import CellType, FunctionType, MethodType, TracebackType
+
+from closewait_guard._objects import (
+    MISSING,
+    MOST_ITEMS,
+    attributes_of,
+    class_value,
+    elements_of,
+    is_a,
+    is_any_of,
+    items_of,
+    native_field,
+    type_qualname,
 )
-from typing import Any, cast
 
-__all__ = ["attribute_dict", "attribute_of", "class_dict", "item_of", "kin_of", "type_name"]
+__all__ = ["attribute_of", "item_of"]
 
-_mro = type.__dict__["__mro__"].__get__
-_module = type.__dict__["__module__"].__get__
-_vars = type.__dict__["__dict__"].__get__
-
-_MOST_ITEMS = 200_000
 _MOST_TEXT = 40
 
 # What C types call the references that they do not show in a dict.
@@ -41,82 +38,42 @@ _C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
 )
 
 
-def type_name(thing: object) -> str:
-    """`urllib3.response.HTTPResponse`; built-in types without their module."""
-    module, name = _module(type(thing)), type(thing).__qualname__
-    return f"{module}.{name}" if isinstance(module, str) and module != "builtins" else name
-
-
-def kin_of(thing: object) -> tuple[type, ...]:
-    """The classes of an object; unlike isinstance, this wakes no proxy."""
-    kin: tuple[type, ...] = _mro(type(thing))
-    return kin
-
-
-def class_dict(cls: type) -> Mapping[str, Any]:
-    """What a class itself has."""
-    found: Mapping[str, Any] = _vars(cls)
-    return found
-
-
-def attribute_dict(thing: object) -> dict[str, Any] | None:
-    """The dict of an instance, past whatever its class calls `__dict__`."""
-    for cls in kin_of(thing):
-        descriptor = _vars(cls).get("__dict__")
-        if type(descriptor) is GetSetDescriptorType:
-            try:
-                found = descriptor.__get__(thing)
-            except (AttributeError, TypeError):
-                return None
-            return found if type(found) is dict else None
-    return None
-
-
 def attribute_of(parent: object, child: object) -> str | None:
     """The name of the attribute of an instance that is `child`."""
-    names = (
-        name for name, value in _attributes(parent) if value is child and isinstance(name, str)
-    )
-    return next(names, None)
-
-
-def _attributes(parent: object) -> Iterator[tuple[Any, object]]:
-    yield from list((attribute_dict(parent) or {}).items())
-    kin = kin_of(parent)
-    for cls in kin:
-        for name, descriptor in list(_vars(cls).items()):
-            if type(descriptor) is MemberDescriptorType:
-                with contextlib.suppress(AttributeError, TypeError):
-                    yield name, descriptor.__get__(parent)
-    for cls, fields in _C_FIELDS:
-        if cls in kin:
-            for name in fields:
-                with contextlib.suppress(AttributeError, ValueError):
-                    yield name, getattr(parent, name)
+    for name, value in attributes_of(parent):
+        if value is child:
+            return name
+    for cls, names in _C_FIELDS:
+        if is_a(parent, cls):
+            for name in names:
+                if native_field(parent, cls, name) is child:
+                    return name
+    return None
 
 
 def item_of(parent: object, child: object) -> str | None:
     """`[3]` or `['EUR']`: where in a container the child is; None if the parent is none."""
-    kin = kin_of(parent)
-    if dict in kin:
-        items: dict[Any, object] = dict.copy(cast("dict[Any, object]", parent))
-        for key, value in islice(items.items(), _MOST_ITEMS):
+    if is_a(parent, dict):
+        items = items_of(parent)
+        found = next((key for key, value in items if value is child), MISSING)
+        if found is not MISSING:
+            return f"[{_key(found)}]"
+        return ".keys()" if len(items) < MOST_ITEMS else "[...]"
+    if is_any_of(parent, (list, tuple, deque)):
+        elements = elements_of(parent)
+        for number, value in enumerate(elements):
             if value is child:
-                return f"[{_key(key)}]"
-        return ".keys()"
-    fields = _vars(type(parent)).get("_fields")
-    for number, value in _numbered(parent, kin):
-        if value is child:
-            is_named = isinstance(fields, tuple) and number < len(fields)
-            return f".{fields[number]}" if is_named else f"[{number}]"
-    return "{...}" if set in kin or frozenset in kin else None
+                return _field_name(parent, number) or f"[{number}]"
+        return None if len(elements) < MOST_ITEMS else "[...]"
+    return "{...}" if is_any_of(parent, (set, frozenset)) else None
 
 
-def _numbered(parent: Any, kin: tuple[type, ...]) -> Iterator[tuple[int, object]]:
-    for cls in (list, tuple, deque):
-        if cls in kin:
-            with contextlib.suppress(RuntimeError):  # It changes while we look.
-                yield from enumerate(islice(cls.__iter__(parent), _MOST_ITEMS))
+def _field_name(parent: object, number: int) -> str | None:
+    """What a named tuple calls one of its items."""
+    fields = class_value(type(parent), "_fields")
+    if type(fields) is tuple and number < len(fields) and type(fields[number]) is str:
+        return f".{fields[number]}"
+    return None
 
 
 def _key(key: object) -> str:
@@ -125,6 +82,6 @@ def _key(key: object) -> str:
         return ", ".join(_key(part) for part in key)
     if type(key) is str:
         return repr(key if len(key) <= _MOST_TEXT else key[: _MOST_TEXT - 3] + "...")
-    if type(key) in (int, float, bool, type(None)):
+    if type(key) is int or type(key) is float or type(key) is bool or key is None:
         return repr(key)
-    return f"<{type(key).__qualname__}>"
+    return f"<{type_qualname(type(key))}>"

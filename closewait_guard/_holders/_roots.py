@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from types import ModuleType
+from collections.abc import Callable
+from functools import partial
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 from typing import Any, NamedTuple
 
 from closewait_guard._frames import kind_of
-from closewait_guard._holders._anatomy import kin_of
 from closewait_guard._holders._threads import (
     Call,
     Local,
+    call_of,
     current_calls,
     greenlet_name,
     running_locals,
     where,
 )
+from closewait_guard._objects import (
+    call_native,
+    field,
+    find_classes,
+    is_a,
+    loaded_modules,
+    module_name,
+    mro_of,
+    native_field,
+    text_of,
+    type_qualname,
+    value_at,
+)
 from closewait_guard.model import FrameKind
 
-__all__ = ["FALLBACK", "OWN", "Root", "Roots"]
+__all__ = ["FALLBACK", "OWN", "Root", "Roots", "suspended_calls", "suspension_of"]
 
 # The program's own; somebody else's; one that only says that there is no better.
 OWN, FOREIGN, FALLBACK = 0, 1, 2
@@ -50,40 +70,42 @@ class Roots:
 
     def __init__(self) -> None:
         self._locals = running_locals()
-        self._modules = {
-            id(vars(module)): (name, _rank_of(module))
-            for name, module in list(sys.modules.items())
-            if isinstance(module, ModuleType)
-        }
-        self._kinds = {
-            cls: tell
-            for module, name, tell in _KINDS
-            if isinstance(cls := getattr(sys.modules.get(module), name, None), type)
-        }
+        modules = dict(loaded_modules())
+        self._ranks = {name: _rank_of(variables) for name, variables in modules.items()}
+        self._modules = {id(variables): name for name, variables in modules.items()}
+        self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
 
     def of(self, thing: object) -> Root | None:
         """The end that an object is, if it is one."""
         if type(thing) is dict and id(thing) in self._modules:
-            name, rank = self._modules[id(thing)]
-            return Root(rank, name, "{} (module global)", is_namespace=True)
+            name = self._modules[id(thing)]
+            return Root(self._ranks[name], name, "{} (module global)", is_namespace=True)
         local, root = self._locals.get(id(thing)), self._of_kind(thing)
         if local is None or (root is not None and (root.rank == OWN or local.is_library)):
             return root
         return _local(local)
 
     def _of_kind(self, thing: Any) -> Root | None:
-        kin = kin_of(thing)
-        if type in kin:
-            return _class(thing)
-        tell = next((self._kinds[cls] for cls in kin if cls in self._kinds), None)
-        return None if tell is None else tell(thing)
+        if is_a(thing, type):
+            return self._class(thing)
+        for each in mro_of(type(thing)):
+            known = self._kinds.get(id(each))
+            if known is not None:
+                cls, tell = known
+                return tell(thing, cls)
+        return None
+
+    def _class(self, cls: type) -> Root:
+        module = module_name(cls) or "?"
+        rank = self._ranks.get(module, OWN)
+        return Root(rank, f"{module}.{type_qualname(cls)}", "{} (class attribute)")
 
 
-def _rank_of(module: ModuleType) -> int:
-    filename = vars(module).get("__file__")
-    if isinstance(filename, str):
+def _rank_of(variables: dict[str, Any]) -> int:
+    filename = text_of(value_at(variables, "__file__"))
+    if filename is not None:
         return OWN if kind_of(filename) is FrameKind.USER else FOREIGN
-    return OWN if vars(module).get("__name__") == "__main__" else FOREIGN
+    return OWN if text_of(value_at(variables, "__name__")) == "__main__" else FOREIGN
 
 
 def _local(local: Local) -> Root:
@@ -94,20 +116,21 @@ def _local(local: Local) -> Root:
     return Root(rank, local.name, told + ": {}", local.thread, is_barrier=not local.is_library)
 
 
-def _class(cls: Any) -> Root:
-    module = sys.modules.get(cls.__module__)
-    rank = _rank_of(module) if module is not None else OWN
-    return Root(rank, f"{cls.__module__}.{cls.__qualname__}", "{} (class attribute)")
-
-
-def _asyncio_task(task: Any) -> Root | None:
-    if task.done():
+def _asyncio_task(task: Any, cls: type) -> Root | None:
+    if cls.__module__ == "_asyncio":
+        is_done = call_native(task, cls, "done")
+        name, coroutine = call_native(task, cls, "get_name"), call_native(task, cls, "get_coro")
+    else:
+        is_done = text_of(field(task, "_state")) != "PENDING"
+        name, coroutine = field(task, "_name"), field(task, "_coro")
+    if is_done:
         return None
-    return Root(OWN, "", f"task {task.get_name()!r} {_suspended(task.get_coro())}: {{}}")
+    return Root(OWN, "", f"task {text_of(name)!r} {_suspended(coroutine)}: {{}}")
 
 
-def _trio_task(task: Any) -> Root | None:
-    return Root(OWN, "", f"task {task.name!r} {_suspended(task.coro)}: {{}}")
+def _trio_task(task: Any, _: type) -> Root | None:
+    name = text_of(field(task, "name"))
+    return Root(OWN, "", f"task {name!r} {_suspended(field(task, 'coro'))}: {{}}")
 
 
 def _suspended(coroutine: Any) -> str:
@@ -119,62 +142,69 @@ def suspended_calls(awaited: Any) -> list[Call]:
     """The calls of a coroutine or generator that waits, innermost first."""
     calls: list[Call] = []
     for _ in range(100):
-        frame = _attribute(awaited, "cr_frame", "gi_frame", "ag_frame")
+        frame, further = suspension_of(awaited)
         if frame is None:
             break
-        code = frame.f_code
-        calls.append(Call(code.co_qualname, code.co_filename, frame.f_lineno or 0))
-        awaited = _attribute(awaited, "cr_await", "gi_yieldfrom", "ag_await")
+        calls.append(call_of(frame.f_code, frame.f_lineno))
+        awaited = further
     return calls[::-1]
 
 
-def _attribute(thing: object, *names: str) -> Any:
-    for name in names:
-        with contextlib.suppress(Exception):
-            return getattr(thing, name)
-    return None
+def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
+    """The frame of a coroutine or generator, and what that waits for."""
+    kind = type(awaited)
+    if kind is CoroutineType:
+        return awaited.cr_frame, awaited.cr_await
+    if kind is GeneratorType:
+        return awaited.gi_frame, awaited.gi_yieldfrom
+    if kind is AsyncGeneratorType:
+        return awaited.ag_frame, awaited.ag_await
+    return None, None
 
 
-def _thread(thread: Any) -> Root:
-    return Root(OWN, "thread", f"{{}} (arguments of thread {thread.name})")
+def _thread(thread: Any, _: type) -> Root:
+    return Root(OWN, "thread", f"{{}} (arguments of thread {text_of(field(thread, '_name'))})")
 
 
-def _greenlet(greenlet: Any) -> Root:
+def _greenlet(greenlet: Any, _: type) -> Root:
     return Root(FOREIGN, "greenlet", f"{{}} ({greenlet_name(greenlet)})")
 
 
-def _handle(handle: Any) -> Root:
-    callback = _attribute(handle, "_callback")
-    callback = _attribute(callback, "func") or callback
-    name = _attribute(callback, "__qualname__")
-    calls = f" to call {name}()" if isinstance(name, str) else ""
+def _handle(handle: Any, _: type) -> Root:
+    callback = field(handle, "_callback")
+    callback = native_field(callback, partial, "func", callback)
+    callback = native_field(callback, MethodType, "__func__", callback)
+    name = text_of(native_field(callback, FunctionType, "__qualname__"))
+    calls = f" to call {name}()" if name is not None else ""
     return Root(FALLBACK, "", f"nobody but the event loop, which waits{calls}")
 
 
-def _loop(_: Any) -> Root:
+def _loop(*_: Any) -> Root:
     return Root(FALLBACK, "loop", "{} (the event loop)")
 
 
-def _context(_: Any) -> Root:
+def _context(*_: Any) -> Root:
     return Root(FOREIGN, "", "a context variable: {}")
 
 
-def _test(item: Any) -> Root:
-    return Root(FOREIGN, "item", f"{{}} (what pytest keeps of {item.name})")
+def _test(item: Any, _: type) -> Root:
+    name = text_of(field(item, "name"))
+    return Root(FOREIGN, "item", f"{{}} (what pytest keeps of {name})")
 
 
-def _fixture(definition: Any) -> Root:
-    return Root(FOREIGN, "", f"fixture {definition.argname!r}: {{}}")
+def _fixture(definition: Any, _: type) -> Root:
+    return Root(FOREIGN, "", f"fixture {text_of(field(definition, 'argname'))!r}: {{}}")
 
 
-_KINDS = (
-    ("asyncio", "Task", _asyncio_task),
-    ("trio._core._run", "Task", _trio_task),
-    ("threading", "Thread", _thread),
-    ("greenlet", "greenlet", _greenlet),
-    ("asyncio.events", "Handle", _handle),
-    ("asyncio.events", "AbstractEventLoop", _loop),
-    ("contextvars", "Context", _context),
-    ("_pytest.python", "Function", _test),
-    ("_pytest.fixtures", "FixtureDef", _fixture),
-)
+# Each is given the object and the class that it is known by.
+_KINDS: dict[str, Callable[[Any, type], Root | None]] = {
+    "asyncio:Task": _asyncio_task,
+    "trio._core._run:Task": _trio_task,
+    "threading:Thread": _thread,
+    "greenlet:greenlet": _greenlet,
+    "asyncio.events:Handle": _handle,
+    "asyncio.events:AbstractEventLoop": _loop,
+    "contextvars:Context": _context,
+    "_pytest.python:Function": _test,
+    "_pytest.fixtures:FixtureDef": _fixture,
+}

@@ -12,14 +12,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Set
 from itertools import islice
-from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType, TracebackType
-from typing import NamedTuple
+from operator import attrgetter
+from types import (
+    AsyncGeneratorType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    GeneratorType,
+    TracebackType,
+)
+from typing import Any, NamedTuple
 
 from closewait_guard._frames import is_ours
 from closewait_guard._heap import referrers, referrers_through_tuples
 from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
+from closewait_guard._objects import is_exactly, text_of
 
-__all__ = ["CODE_OF", "Path", "paths"]
+__all__ = ["Path", "code_of", "paths"]
 
 _MOST_LEVELS = 18
 # The interpreter compares each reference of the heap with every object that it is asked about.
@@ -28,12 +37,22 @@ _MOST_ENDS = 3
 # For how many more levels a better end is looked for.
 _PATIENCE = {OWN: 0, FOREIGN: 2, FALLBACK: 5}
 
-CODE_OF = {
-    FrameType: "f_code",
-    GeneratorType: "gi_code",
-    CoroutineType: "cr_code",
-    AsyncGeneratorType: "ag_code",
-}
+
+def code_of(thing: Any) -> CodeType | None:
+    """The code of a frame, generator or coroutine."""
+    for kind, read in _CODES:
+        if type(thing) is kind:
+            code: CodeType = read(thing)
+            return code
+    return None
+
+
+_CODES = (
+    (FrameType, attrgetter("f_code")),
+    (GeneratorType, attrgetter("gi_code")),
+    (CoroutineType, attrgetter("cr_code")),
+    (AsyncGeneratorType, attrgetter("ag_code")),
+)
 
 
 # By the identity of an object: the targets that it leads to.
@@ -72,7 +91,7 @@ class _Node:
         self.next: dict[int, _Node | None] = {}
 
     def is_of_traceback(self) -> bool:
-        return isinstance(self.thing, FrameType | TracebackType)
+        return is_exactly(self.thing, (FrameType, TracebackType))
 
 
 class _Search:
@@ -93,7 +112,8 @@ class _Search:
 
     def run(self) -> None:
         frontier = self._rooted({key: {key} for key in self._targets}, 0)
-        dead_ends: _Leading = {}
+        # The targets too: beside what leads nowhere, a tuple may hold one.
+        dead_ends: _Leading = {key: {key} for key in self._targets}
         for level in range(1, _MOST_LEVELS):
             frontier = self._still_wanted(frontier, level)
             if not frontier or time.monotonic() > self._deadline:
@@ -170,11 +190,10 @@ class _Search:
         return gained
 
     def _is_internal(self, thing: object) -> bool:
-        kind = type(thing)
-        if kind is _Node or id(thing) in self._ignored:
+        if type(thing) is _Node or id(thing) in self._ignored:
             return True
-        code = CODE_OF.get(kind)
-        return code is not None and is_ours(getattr(thing, code).co_filename)
+        code = code_of(thing)
+        return code is not None and is_ours(text_of(code.co_filename) or "")
 
     def _rooted(self, found: _Leading, level: int) -> _Leading:
         """Note the ends; what is not one is looked at further."""

@@ -19,21 +19,24 @@ from types import (
 from typing import Any
 
 from closewait_guard._frames import kind_of
-from closewait_guard._holders._anatomy import (
-    attribute_dict,
-    attribute_of,
-    item_of,
-    kin_of,
-    type_name,
-)
-from closewait_guard._holders._roots import FOREIGN, suspended_calls
-from closewait_guard._holders._search import CODE_OF, Path
+from closewait_guard._holders._anatomy import attribute_of, item_of
+from closewait_guard._holders._roots import FOREIGN, suspended_calls, suspension_of
+from closewait_guard._holders._search import Path, code_of
 from closewait_guard._holders._threads import (
-    Call,
+    call_of,
     current_calls,
     place,
     thread_name,
     where,
+)
+from closewait_guard._objects import (
+    attribute_dict,
+    is_a,
+    is_any_of,
+    is_exactly,
+    text_of,
+    type_name,
+    type_qualname,
 )
 from closewait_guard._variables import locals_of
 from closewait_guard._words import count_of
@@ -75,8 +78,8 @@ def sentence_of(path: Path) -> str:
 def _from_own_call(things: tuple[object, ...]) -> str:
     """From the program's own generator that waits: how a library keeps it is of no interest."""
     for number, thing in enumerate(things):
-        code = getattr(thing, CODE_OF[type(thing)]) if type(thing) in _GENERATORS else None
-        if code is not None and kind_of(code.co_filename) is FrameKind.USER:
+        code = code_of(thing) if is_exactly(thing, _GENERATORS) else None
+        if code is not None and kind_of(text_of(code.co_filename) or "") is FrameKind.USER:
             text = _Text(Path(None, things[number:]))
             text.follow(things[number:])
             return ": ".join(text.parts())
@@ -108,15 +111,15 @@ def owners_of(path: Path) -> tuple[str, ...]:
 
 
 def _cycle_of(things: tuple[object, ...]) -> str:
-    if any(isinstance(thing, TracebackType | FrameType | BaseException) for thing in things):
+    if any(is_any_of(thing, (TracebackType, FrameType, BaseException)) for thing in things):
         return "through an exception's traceback"
     plain = (dict, list, tuple, CellType)
-    names = dict.fromkeys(_short_name(thing) for thing in things if type(thing) not in plain)
+    names = dict.fromkeys(_short_name(thing) for thing in things if not is_exactly(thing, plain))
     return "of " + ", ".join(names)
 
 
 def _short_name(thing: object) -> str:
-    return type(thing).__qualname__
+    return type_qualname(type(thing))
 
 
 class _Text:
@@ -146,7 +149,7 @@ class _Text:
         """Take all the steps."""
         for number in range(len(things) - 1):
             parent, child = things[number], things[number + 1]
-            tell = _VARIABLES.get(type(parent))
+            tell = next((tell for kind, tell in _VARIABLES if type(parent) is kind), None)
             if tell is not None:
                 self._enter(*tell(parent, things[number + 1 :]))
             elif not _is_silent(parent, child):
@@ -164,7 +167,7 @@ class _Text:
         if parent is self._attributes:
             self._steps.append("." + (item_of(parent, child) or "?")[1:-1].strip("'"))
             return
-        if type in kin_of(parent) or attribute_dict(parent) is child:
+        if is_a(parent, type) or attribute_dict(parent) is child:
             self._attributes = child
             return
         name = attribute_of(parent, child)
@@ -173,15 +176,15 @@ class _Text:
 
 
 # What only leads on: the reader does not know that it is there.
-_SILENT = frozenset({CellType, MethodType, TracebackType})
-_CONTAINERS = frozenset({dict, list, tuple, set, deque})
+_SILENT = (CellType, MethodType, TracebackType)
+_CONTAINERS = (dict, list, tuple, set, deque)
 _Told = tuple[str, str]
 
 
 def _is_silent(parent: object, child: object) -> bool:
     is_closure = type(parent) is tuple and type(child) is CellType
-    is_awaited = type(child) is CoroutineType and type(parent) not in _CONTAINERS
-    return type(parent) in _SILENT or is_closure or is_awaited
+    is_awaited = type(child) is CoroutineType and not is_exactly(parent, _CONTAINERS)
+    return is_exactly(parent, _SILENT) or is_closure or is_awaited
 
 
 def _variable(frame: FrameType | None, things: tuple[object, ...]) -> str:
@@ -193,20 +196,17 @@ def _variable(frame: FrameType | None, things: tuple[object, ...]) -> str:
 
 def _of_frame(frame: Any, things: tuple[object, ...]) -> _Told:
     name = _variable(frame, things)
-    code = frame.f_code
-    call = Call(code.co_qualname, code.co_filename, frame.f_lineno or 0)
+    call = call_of(frame.f_code, frame.f_lineno)
     return name, f"local {name!r} of {place(call)}{_BY_TRACEBACK}"
 
 
-def _of_suspended(frame: str) -> Callable[[Any, tuple[object, ...]], _Told]:
-    def tell(waiting: Any, things: tuple[object, ...]) -> _Told:
-        name = _variable(getattr(waiting, frame), things)
-        call = f"{waiting.__qualname__}()".replace(">()", ">")
-        if type(waiting) is CoroutineType:
-            return name, f"local {name!r} of {call}"
-        return name, f"local {name!r} of {call}, suspended at {where(suspended_calls(waiting))}"
-
-    return tell
+def _of_suspended(waiting: Any, things: tuple[object, ...]) -> _Told:
+    frame, _ = suspension_of(waiting)
+    name = _variable(frame, things)
+    call = f"{text_of(waiting.__qualname__)}()".replace(">()", ">")
+    if type(waiting) is CoroutineType:
+        return name, f"local {name!r} of {call}"
+    return name, f"local {name!r} of {call}, suspended at {where(suspended_calls(waiting))}"
 
 
 def _of_function(function: Any, things: tuple[object, ...]) -> _Told:
@@ -214,13 +214,13 @@ def _of_function(function: Any, things: tuple[object, ...]) -> _Told:
     cell = next((thing for thing in things if type(thing) is CellType), None)
     names = zip(function.__code__.co_freevars, closure, strict=True)
     name = next((name for name, each in names if each is cell), "")
-    return name, f"variable {name!r} in the closure of {function.__qualname__}()"
+    return name, f"variable {name!r} in the closure of {text_of(function.__qualname__)}()"
 
 
-_VARIABLES: dict[type, Callable[[Any, tuple[object, ...]], _Told]] = {
-    FrameType: _of_frame,
-    CoroutineType: _of_suspended("cr_frame"),
-    GeneratorType: _of_suspended("gi_frame"),
-    AsyncGeneratorType: _of_suspended("ag_frame"),
-    FunctionType: _of_function,
-}
+_VARIABLES: tuple[tuple[type, Callable[[Any, tuple[object, ...]], _Told]], ...] = (
+    (FrameType, _of_frame),
+    (CoroutineType, _of_suspended),
+    (GeneratorType, _of_suspended),
+    (AsyncGeneratorType, _of_suspended),
+    (FunctionType, _of_function),
+)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import PurePath
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from closewait_guard._frames import is_ours, kind_of
-from closewait_guard._heap import instances_of, loaded
+from closewait_guard._heap import instances_of, kinds_of
+from closewait_guard._objects import field, find_classes, is_exactly, native_field, text_of
 from closewait_guard._running_frames import running_frames
 from closewait_guard._variables import locals_of
 from closewait_guard._whereabouts import threads
@@ -17,6 +18,7 @@ from closewait_guard.model import FrameKind
 __all__ = [
     "Call",
     "Local",
+    "call_of",
     "calls_of",
     "current_calls",
     "place",
@@ -28,6 +30,8 @@ __all__ = [
 # Bounds the time that a process with thousands of threads takes.
 _MOST_FRAMES = 5000
 _MOST_CALLS = 200
+
+_GREENLET, _GEVENT = "greenlet:greenlet", "gevent:Greenlet"
 
 
 class Local(NamedTuple):
@@ -75,10 +79,15 @@ def calls_of(frame: FrameType | None) -> list[Call]:
     calls: list[Call] = []
     while frame is not None and len(calls) < _MOST_CALLS:
         code = frame.f_code
-        if not is_ours(code.co_filename):
-            calls.append(Call(code.co_qualname, code.co_filename, frame.f_lineno or 0))
+        if not is_ours(text_of(code.co_filename) or ""):
+            calls.append(call_of(code, frame.f_lineno))
         frame = frame.f_back
     return calls
+
+
+def call_of(code: CodeType, lineno: int | None) -> Call:
+    """A call of a function, at a line."""
+    return Call(text_of(code.co_qualname) or "", text_of(code.co_filename) or "", lineno or 0)
 
 
 def current_calls(thread: int) -> list[Call]:
@@ -97,27 +106,34 @@ def running_locals() -> dict[int, Local]:
     for ident, frame in running_frames().items():
         runner = f"thread {thread_name(ident)}"
         left -= _take(frame, runner, ident, found, left)
-    for greenlet in _greenlets():
-        left -= _take(greenlet.gr_frame, greenlet_name(greenlet), None, found, left)
+    for greenlet, frame in _greenlets():
+        left -= _take(frame, greenlet_name(greenlet), None, found, left)
     return found
 
 
 def thread_name(ident: int) -> str:
     """The name of a thread; its number where Python has not started it."""
     thread = threads.get(ident)
-    return str(ident) if thread is None else str(thread.name)
+    name = None if thread is None else text_of(field(thread, "_name"))
+    return str(ident) if name is None else name
 
 
 def greenlet_name(greenlet: Any) -> str:
     """What gevent calls it, or its address."""
-    name = getattr(greenlet, "name", None)
-    return f"greenlet {name if isinstance(name, str) else hex(id(greenlet))}"
+    name = text_of(field(greenlet, "name"))
+    if name is None and is_exactly(greenlet, find_classes([_GEVENT]).values()):
+        name = text_of(greenlet.name)  # Of the library's own class, which makes a name up.
+    return f"greenlet {hex(id(greenlet)) if name is None else name}"
 
 
-def _greenlets() -> list[Any]:
+def _greenlets() -> list[tuple[Any, FrameType]]:
     """The suspended ones: their frames belong to no thread."""
-    found = instances_of(loaded(["greenlet:greenlet"]))
-    return [greenlet for greenlet in found if greenlet.gr_frame is not None]
+    return [
+        (greenlet, frame)
+        for cls in find_classes([_GREENLET]).values()
+        for greenlet in instances_of(kinds_of(cls))
+        if (frame := native_field(greenlet, cls, "gr_frame")) is not None
+    ]
 
 
 def _take(
@@ -126,12 +142,14 @@ def _take(
     count = 0
     while frame is not None and count < most:
         code = frame.f_code
-        if not is_ours(code.co_filename):
-            is_library = _kind_of(code.co_filename) is not FrameKind.USER
+        filename = text_of(code.co_filename) or ""
+        if not is_ours(filename):
+            is_library = _kind_of(filename) is not FrameKind.USER
+            function = text_of(code.co_qualname) or ""
             for name, value in locals_of(frame).items():
                 known = found.get(id(value))
                 if known is None or (known.is_library and not is_library):
-                    found[id(value)] = Local(is_library, name, code.co_qualname, runner, thread)
+                    found[id(value)] = Local(is_library, name, function, runner, thread)
         frame = frame.f_back
         count += 1
     return count

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OwnerKind", "own_fileno"]
+from closewait_guard.integrations._descriptor import descriptor_of
+
+__all__ = ["OwnerKind", "own_descriptor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class OwnerKind:
     descriptors: Callable[[Any], Iterable[int]]
 
 
-def own_fileno(owner: Any) -> Iterable[int]:
-    """For what answers like a file."""
-    return [owner.fileno()]
+def own_descriptor(owner: Any) -> Iterable[int]:
+    """For what has one socket, or wraps something that has."""
+    fd = descriptor_of(owner)
+    return () if fd is None else (fd,)

@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import elements_of, field, items_of, number_of, type_qualname
 from closewait_guard.integrations._pool import PoolKind
 
 __all__ = ["POOLS"]
 
 
-def _socket(protocol: Any) -> object:
-    return protocol.transport.get_extra_info("socket")
-
-
 def _idle(connector: Any) -> Iterable[object]:
-    for kept in list(connector._conns.values()):
-        for protocol, *_ in list(kept):
-            if protocol.transport is not None:
-                yield _socket(protocol)
+    for _, kept in items_of(field(connector, "_conns")):
+        for protocol_and_time in elements_of(kept):
+            yield from (field(each, "transport") for each in elements_of(protocol_and_time)[:1])
 
 
 def _busy(connector: Any) -> Iterable[object]:
-    return [
-        _socket(protocol)
-        for protocol in list(connector._acquired)
-        if getattr(protocol, "transport", None) is not None
-    ]
+    acquired = elements_of(field(connector, "_acquired"))
+    return [field(protocol, "transport") for protocol in acquired]
 
 
 POOLS = (
     PoolKind(
         "aiohttp",
         ("aiohttp.connector:BaseConnector",),
-        lambda connector: f"aiohttp {type(connector).__name__}",
-        lambda connector: connector.limit or None,
+        lambda connector: f"aiohttp {type_qualname(type(connector))}",
+        lambda connector: number_of(field(connector, "_limit")) or None,
         _idle,
         _busy,
     ),

@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import elements_of, field, number_of, text_of
 from closewait_guard.integrations._pool import UNBOUNDED, PoolKind
 
 __all__ = ["POOLS"]
 
+# A connection to a proxy has one to the server inside, and that the one that speaks HTTP.
+_DEEPEST = 3
+
 
 def _most(pool: Any) -> int | None:
-    most = min(pool._max_keepalive_connections, pool._max_connections)
-    return None if most >= UNBOUNDED else int(most)
+    names = ("_max_keepalive_connections", "_max_connections")
+    bounds = (number_of(field(pool, name)) for name in names)
+    most = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
+    return None if most >= UNBOUNDED else most
 
 
 def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
-    for connection in list(pool._connections):
-        inner = getattr(connection, "_connection", None)
-        stream = getattr(inner, "_network_stream", None)
-        if stream is not None and bool(connection.is_idle()) is idle:
-            yield stream.get_extra_info("socket")
+    for connection in elements_of(field(pool, "_connections")):
+        inner = connection
+        for _ in range(_DEEPEST):
+            inner = field(inner, "_connection")
+            stream = field(inner, "_network_stream")
+            if stream is not None:
+                if (text_of(field(field(inner, "_state"), "_name_")) == "IDLE") is idle:
+                    yield stream
+                break
 
 
 POOLS = (

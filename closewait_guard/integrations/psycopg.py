@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from closewait_guard.integrations._owner import OwnerKind, own_fileno
+from closewait_guard.integrations._owner import OwnerKind, own_descriptor
 
 __all__ = ["ATTRIBUTED", "OWNERS"]
 
 OWNERS = (
-    OwnerKind(("psycopg:Connection", "psycopg:AsyncConnection"), own_fileno),
-    OwnerKind(("psycopg2.extensions:connection",), own_fileno),
+    OwnerKind(("psycopg:Connection", "psycopg:AsyncConnection"), own_descriptor),
+    OwnerKind(("psycopg2.extensions:connection",), own_descriptor),
 )
 
 ATTRIBUTED = {

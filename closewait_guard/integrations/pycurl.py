@@ -6,15 +6,21 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import call_native, find_classes, module_dict, value_at
 from closewait_guard.integrations._owner import OwnerKind
 
 __all__ = ["ATTRIBUTED", "OWNERS"]
 
 
+_CLASSES = ("pycurl:Curl",)
+
+
 def _descriptors(curl: Any) -> Iterable[int]:
-    return [curl.getinfo(sys.modules["pycurl"].ACTIVESOCKET)]
+    for cls in find_classes(_CLASSES).values():
+        which = value_at(module_dict(value_at(sys.modules, "pycurl")), "ACTIVESOCKET")
+        yield int(call_native(curl, cls, "getinfo", which))
 
 
-OWNERS = (OwnerKind(("pycurl:Curl",), _descriptors),)
+OWNERS = (OwnerKind(_CLASSES, _descriptors),)
 
 ATTRIBUTED = {"pycurl": ("pycurl:Curl",)}

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from closewait_guard.integrations._owner import OwnerKind, own_fileno
+from collections.abc import Iterable
+from typing import Any
+
+from closewait_guard._objects import field, number_of
+from closewait_guard.integrations._owner import OwnerKind, own_descriptor
 
 __all__ = ["OWNERS"]
 
-OWNERS = (OwnerKind(("_socket:socket", "multiprocessing.connection:Connection"), own_fileno),)
+
+def _handle(connection: Any) -> Iterable[int]:
+    fd = number_of(field(connection, "_handle"))
+    return () if fd is None else (fd,)
+
+
+OWNERS = (
+    OwnerKind(("_socket:socket",), own_descriptor),
+    OwnerKind(("multiprocessing.connection:Connection",), _handle),
+)

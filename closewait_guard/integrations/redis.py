@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import elements_of, field, number_of, text_of, value_at
 from closewait_guard.integrations._pool import UNBOUNDED, PoolKind
 
 __all__ = ["POOLS"]
 
 
 def _name(pool: Any) -> str:
-    to = pool.connection_kwargs
-    return f"redis pool of {to.get('path') or to.get('host', 'localhost')}:{to.get('port', 6379)}"
+    to = field(pool, "connection_kwargs")
+    to = field(pool, "_connection_kwargs") if to is None else to
+    path, host = text_of(value_at(to, "path")), text_of(value_at(to, "host"))
+    port = number_of(value_at(to, "port"))
+    return f"redis pool of {path or host or 'localhost'}:{6379 if port is None else port}"
 
 
 def _most(pool: Any) -> int | None:
-    return None if pool.max_connections >= UNBOUNDED else int(pool.max_connections)
-
-
-def _socket(connection: Any) -> object:
-    writer = getattr(connection, "_writer", None)
-    return connection._sock if writer is None else writer.get_extra_info("socket")
+    most = number_of(field(pool, "max_connections"))
+    return None if most is None or most >= UNBOUNDED else most
 
 
 def _idle(pool: Any) -> Iterable[object]:
-    waiting = getattr(pool, "pool", None)
-    idle = pool._available_connections if waiting is None else waiting.queue
-    return [_socket(connection) for connection in list(idle) if connection is not None]
+    waiting = field(pool, "pool")
+    idle = field(pool, "_available_connections") if waiting is None else field(waiting, "queue")
+    return elements_of(idle)
 
 
 def _busy(pool: Any) -> Iterable[object]:
-    return [_socket(connection) for connection in list(pool._in_use_connections)]
+    return elements_of(field(pool, "_in_use_connections"))
 
 
 POOLS = (

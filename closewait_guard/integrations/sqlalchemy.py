@@ -5,27 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import elements_of, field, number_of, type_qualname
 from closewait_guard.integrations._pool import PoolKind, nothing
 
 __all__ = ["POOLS"]
 
 
 def _name(pool: Any) -> str:
-    return f"SQLAlchemy {type(pool).__name__}"
+    return f"SQLAlchemy {type_qualname(type(pool))}"
 
 
 def _most(pool: Any) -> int | None:
-    return None if pool._max_overflow < 0 else int(pool.size()) + int(pool._max_overflow)
+    overflow = number_of(field(pool, "_max_overflow"))
+    size = number_of(field(field(pool, "_pool"), "maxsize"))
+    return None if overflow is None or size is None or overflow < 0 else size + overflow
 
 
 def _idle(pool: Any) -> Iterable[object]:
-    queue = pool._pool
-    records: Any = getattr(queue, "queue", None) or getattr(queue, "_queue", ())
-    return [record.dbapi_connection for record in list(records)]
+    queue = field(pool, "_pool")
+    records = field(queue, "queue")
+    if records is None:
+        # That of an asynchronous engine: around a queue of asyncio, which is around a deque.
+        records = field(field(queue, "_queue"), "_queue")
+    return [field(record, "dbapi_connection") for record in elements_of(records)]
 
 
 def _busy(fairy: Any) -> Iterable[object]:
-    return [fairy.dbapi_connection]
+    return [field(fairy, "dbapi_connection")]
 
 
 POOLS = (
@@ -33,8 +39,8 @@ POOLS = (
     PoolKind(
         "sqlalchemy",
         ("sqlalchemy.pool.base:_ConnectionFairy",),
-        lambda fairy: _name(fairy._pool),
-        lambda fairy: _most(fairy._pool),
+        lambda fairy: _name(field(fairy, "_pool")),
+        lambda fairy: _most(field(fairy, "_pool")),
         nothing,
         _busy,
     ),

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._objects import elements_of, field, number_of, text_of
 from closewait_guard.integrations._pool import PoolKind, nothing
 
 __all__ = ["POOLS"]
 
 
 def _name(pool: Any) -> str:
-    return f"urllib3 pool of {pool.scheme}://{pool.host}:{pool.port}"
+    scheme, host = text_of(field(pool, "scheme")), text_of(field(pool, "host"))
+    port = number_of(field(pool, "port"))
+    return f"urllib3 pool of {scheme}://{host}:{port}"
 
 
 def _most(pool: Any) -> int | None:
-    return int(pool.pool.maxsize) or None
+    return number_of(field(field(pool, "pool"), "maxsize")) or None
 
 
 def _idle(pool: Any) -> Iterable[object]:
-    return [connection.sock for connection in list(pool.pool.queue) if connection is not None]
+    return elements_of(field(field(pool, "pool"), "queue"))
 
 
 def _busy(response: Any) -> Iterable[object]:
-    return [response._connection.sock]
+    return [field(response, "_connection")]
 
 
 POOLS = (
@@ -32,8 +35,8 @@ POOLS = (
     PoolKind(
         "urllib3",
         ("urllib3.response:HTTPResponse",),
-        lambda response: _name(response._pool),
-        lambda response: _most(response._pool),
+        lambda response: _name(field(response, "_pool")),
+        lambda response: _most(field(response, "_pool")),
         nothing,
         _busy,
     ),

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-from closewait_guard.integrations._owner import OwnerKind
+from closewait_guard.integrations._owner import OwnerKind, own_descriptor
 
 __all__ = ["ATTRIBUTED", "OWNERS"]
-
-
-def _descriptors(transport: Any) -> Iterable[int]:
-    return [transport.get_extra_info("socket").fileno()]
 
 
 OWNERS = (
     OwnerKind(
         ("uvloop.loop:TCPTransport", "uvloop.loop:UnixTransport", "uvloop.loop:UDPTransport"),
-        _descriptors,
+        own_descriptor,
     ),
 )
 

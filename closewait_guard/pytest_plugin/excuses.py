@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from types import FrameType
+from typing import Any
 
+from closewait_guard._objects import is_a, items_of, native_field, text_of, value_at
 from closewait_guard._socket_values import Frame, SocketRecord
 from closewait_guard._variables import locals_of
 
@@ -40,26 +42,31 @@ def is_of_default_loop(record: SocketRecord) -> bool:
 def kept_by_failure(failures: Iterable[BaseException]) -> Iterator[object]:
     """The local variables that the tracebacks of failures keep alive, for who debugs them."""
     for error in _with_causes(failures):
-        trace = error.__traceback__
+        trace = native_field(error, BaseException, "__traceback__")
         while trace is not None:
-            if not trace.tb_frame.f_globals.get("__name__", "").startswith(("_pytest.", "pluggy.")):
+            module = text_of(value_at(trace.tb_frame.f_globals, "__name__")) or ""
+            if not module.startswith(("_pytest.", "pluggy.")):
                 yield from _values_of(trace.tb_frame)
             trace = trace.tb_next
 
 
 def _values_of(frame: FrameType) -> Iterable[object]:
     if frame.f_code.co_name == "<module>":
-        return list(frame.f_globals.values())
+        return [value for _, value in items_of(frame.f_globals)]
     return locals_of(frame).values()
 
 
 def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:
-    waiting, seen = list(failures), set[int]()
+    waiting: list[Any] = list(failures)
+    seen = set[int]()
     while waiting:
         error = waiting.pop()
-        if id(error) in seen:
+        if id(error) in seen or not is_a(error, BaseException):
             continue
         seen.add(id(error))
         yield error
-        further = [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
-        waiting += [each for each in further if isinstance(each, BaseException)]
+        waiting += [native_field(error, BaseException, name) for name in _CAUSES]
+        waiting += native_field(error, BaseExceptionGroup, "exceptions", ())
+
+
+_CAUSES = ("__cause__", "__context__")

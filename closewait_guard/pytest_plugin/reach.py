@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
-import sys
+import itertools
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from closewait_guard._clock import now
+from closewait_guard._objects import derives_from, field, find_classes, module_name
 
 __all__ = ["reached"]
 
 _MOST_OBJECTS = 200_000
 _MOST_SECONDS = 0.5
 _LOOK_AT_THE_CLOCK = 1024
+_FIRST_NAMES = 100
 
 # What leads to everything, or nowhere.
 _DEAD_ENDS = (
@@ -30,6 +32,8 @@ _DEAD_ENDS = (
     types.TracebackType,
     types.BuiltinFunctionType,
 )
+# Event loops, and the selectors in which they keep everybody's sockets.
+_LOOPS = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
 # pytest's objects lead from any fixture to the test that runs, and to what is the test's own.
 _FOREIGN = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
 
@@ -52,41 +56,56 @@ def reached(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
 def _walk(roots: Iterable[object]) -> Iterator[object]:
     queue = deque(roots)
     visited = {id(thing) for thing in queue}
-    loops = _loop_classes()
+    kinds = _Kinds()
     deadline = now() + _MOST_SECONDS
     for count in range(_MOST_OBJECTS):
         if not queue or (count % _LOOK_AT_THE_CLOCK == 0 and now() > deadline):
             return
         thing = queue.popleft()
         yield thing
-        for further in _beyond(thing, loops):
+        for further in _beyond(thing, kinds):
             if id(further) not in visited:
                 visited.add(id(further))
                 queue.append(further)
 
 
-def _beyond(thing: object, loops: tuple[type, ...]) -> Iterable[object]:
+def _beyond(thing: Any, kinds: _Kinds) -> Iterable[object]:
     kind = type(thing)
-    if issubclass(kind, _DEAD_ENDS) or str(kind.__module__).partition(".")[0] in _FOREIGN:
+    if kinds.is_dead_end(kind):
         return ()
-    if issubclass(kind, loops):
-        return _self_pipe(thing)
+    if kinds.is_loop(kind):
+        return (field(thing, "_ssock"), field(thing, "_csock"))
     if kind is types.FunctionType:
-        return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)  # type: ignore[attr-defined]
-    if kind is dict and "__builtins__" in thing:  # type: ignore[operator]
-        # A module's globals.
+        return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
+    if kind is dict and _is_of_a_module(thing):
         return ()
     return gc.get_referents(thing)
 
 
-def _self_pipe(loop: object) -> Iterable[object]:
-    return (getattr(loop, "_ssock", None), getattr(loop, "_csock", None))
+class _Kinds:
+    """What the classes met on one walk are, each looked at once."""
+
+    def __init__(self) -> None:
+        # The class is kept, so that its identity stays its own.
+        self._known: dict[int, tuple[type, bool, bool]] = {}
+        self._loops = list(find_classes(_LOOPS).values())
+
+    def is_dead_end(self, kind: type) -> bool:
+        return self._look(kind)[1]
+
+    def is_loop(self, kind: type) -> bool:
+        return self._look(kind)[2]
+
+    def _look(self, kind: type) -> tuple[type, bool, bool]:
+        known = self._known.get(id(kind))
+        if known is None:
+            is_foreign = (module_name(kind) or "").partition(".")[0] in _FOREIGN
+            is_dead_end = is_foreign or derives_from(kind, _DEAD_ENDS)
+            known = self._known[id(kind)] = (kind, is_dead_end, derives_from(kind, self._loops))
+        return known
 
 
-def _loop_classes() -> tuple[type, ...]:
-    """Event loops, and the selectors in which they keep everybody's sockets."""
-    found: list[Any] = []
-    for module, name in (("asyncio", "AbstractEventLoop"), ("selectors", "BaseSelector")):
-        cls = getattr(sys.modules.get(module), name, None)
-        found += [cls] if cls is not None else []
-    return tuple(found)
+def _is_of_a_module(variables: dict[Any, Any]) -> bool:
+    """Whether a dict holds globals: the import system, or `exec`, has set a name early on."""
+    names = list(itertools.islice(variables, _FIRST_NAMES))
+    return any(type(name) is str and name == "__builtins__" for name in names)

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+from closewait_guard._heap import instances_of, kinds_of
+from closewait_guard._objects import field
 from closewait_guard.pytest_plugin.reach import reached
 
 __all__ = ["Turns"]
@@ -41,17 +43,13 @@ class Turns:
                 loop.run_forever()
 
     def _knows(self, loop: Any) -> bool:
-        parts = (loop, getattr(loop, "_selector", None))
+        parts = (loop, field(loop, "_selector"))
         inside = (gc.get_referents(part) for part in parts if part is not None)
         return bool(reached([thing for things in inside for thing in things], self._targets))
 
 
 def _idle_loops(asyncio: Any) -> Iterator[Any]:
-    loops = asyncio.AbstractEventLoop
-    for thing in gc.get_objects():
-        # The type, not isinstance: that would wake proxies, which pose as what they stand for.
-        if loops in type(thing).__mro__ and _is_idle(thing):
-            yield thing
+    return filter(_is_idle, instances_of(kinds_of(asyncio.AbstractEventLoop)))
 
 
 def _is_idle(loop: Any) -> bool:

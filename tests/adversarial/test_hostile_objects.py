@@ -1,0 +1,225 @@
+"""A search touches objects of any class, and runs nothing that a class defines."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import types
+import weakref
+from pathlib import Path
+
+import pytest
+import zoo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import closewait_guard as cwg
+from closewait_guard.pytest_plugin.reach import reached
+from command_line import environment
+
+made = weakref.WeakSet()
+
+
+def left_by_its_peer():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    made.add(ours)
+    return ours
+
+
+def close_all():
+    for sock in list(made):
+        sock.close()
+
+
+@pytest.fixture
+def nothing_evaluated():
+    """From here on all traps of the zoo are armed; at the end none was sprung."""
+    zoo.evaluated.clear()
+    yield zoo.armed.set
+    zoo.armed.clear()
+    zoo.kept.clear()
+    assert zoo.evaluated == []
+
+
+@pytest.fixture
+def place():
+    """A module of the program's own, beside others that are odd."""
+    module = types.ModuleType("app.zoo_keeper")
+    module.__file__ = "/srv/app/zoo_keeper.py"
+    odd = zoo.module(None)
+    names = ("app.zoo_keeper", "app.odd_module", zoo.Name("app.odd_name"), "app.no_module", 7)
+    values = (module, odd, odd, zoo.attribute(None), None)
+    sys.modules.update(zip(names, values, strict=True))
+    yield module
+    zoo.armed.clear()
+    close_all()
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("keep", zoo.KEEPERS, ids=lambda keep: keep.__name__)
+def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_evaluated):
+    reports = []
+    with cwg.Guard(cwg.Settings(grace=0), [reports.append]) as guard:
+        a = left_by_its_peer()
+        place.kept = keep(a)
+        ids = {id(a): 1}
+        a = None
+        time.sleep(0.02)
+        nothing_evaluated()
+        for report in (
+            guard.scan(),
+            guard.report(),
+            guard.scan(full=True),
+            guard.check(0, explain=True),
+        ):
+            assert report.leaks
+            assert any(
+                keep.__name__ in told or "app." in told for told in report.leaks[0].holders
+            ), report.leaks
+            assert "who holds" not in " ".join(report.coverage.notes)
+        assert reports
+        assert cwg.from_dict(cwg.to_dict(report)) == report
+        assert cwg.render_text(report)
+        assert reached([place.kept], ids) == (
+            set() if keep in (zoo.module, zoo.descriptor) else {1}
+        )
+        zoo.armed.clear()
+        close_all()
+        del place.kept
+
+
+@given(st.lists(st.sampled_from(zoo.KEEPERS), min_size=2, max_size=6))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_combination_of_holders_runs_nothing_of_theirs(place, keepers):
+    zoo.evaluated.clear()
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        a = left_by_its_peer()
+        kept = a
+        for keep in keepers:
+            kept = keep(kept)
+        place.kept, kept = kept, None
+        time.sleep(0.01)
+        zoo.armed.set()
+        try:
+            [leak] = guard.scan().accused
+        finally:
+            zoo.armed.clear()
+            close_all()
+            del place.kept
+    assert zoo.evaluated == []
+    assert leak.holders
+
+
+def test_a_block_and_a_monitor_run_nothing_of_the_zoo(place, nothing_evaluated):
+    reports = []
+    with cwg.Guard(cwg.Settings(grace=0), [reports.append]) as guard:
+        a = left_by_its_peer()
+        place.kept = [keep(a) for keep in zoo.KEEPERS]
+        time.sleep(0.02)
+        nothing_evaluated()
+        with cwg.Monitor(guard, interval=0.05):
+            deadline = time.monotonic() + 5
+            while not reports and time.monotonic() < deadline:
+                time.sleep(0.02)
+        assert reports
+        assert reports[0].leaks
+        with pytest.raises(cwg.SocketLeakError), guard.no_leaks(grace=0.05):
+            place.more = zoo.attribute(left_by_its_peer())
+        zoo.armed.clear()
+        close_all()
+        del place.kept
+
+
+LEAKY = """
+import socket, sys
+sys.path.insert(0, {folder!r})
+import zoo
+
+def leave():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours
+
+kept = [keep(leave()) for keep in zoo.KEEPERS]
+sys.modules["odd"] = zoo.module(None)
+zoo.armed.set()
+"""
+TESTED = """
+
+def test_leaves_them():
+    kept.append(zoo.attribute(leave()))
+
+def test_evaluated():
+    assert not zoo.evaluated
+    zoo.armed.clear()
+"""
+
+
+def program(folder, name, text):
+    path = folder / name
+    path.write_text(LEAKY.format(folder=str(Path(zoo.__file__).parent)) + text)
+    return str(path)
+
+
+def run(*arguments, **variables):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(CLOSEWAIT_GUARD_GRACE="0", **variables),
+        check=False,
+    )
+
+
+def test_a_program_of_the_zoo_fails_for_its_leaks(tmp_path):
+    path = program(
+        tmp_path, "shop.py", "import atexit\natexit.register(lambda: print(zoo.evaluated))"
+    )
+    done = run("closewait_guard", "run", "--fail-on-leak", path)
+    assert done.returncode == 86, done.stderr
+    assert done.stdout == "[]\n"
+    assert "kept[" in done.stderr
+    assert "EvaluatedError" not in done.stderr
+
+
+def test_a_suite_of_the_zoo_fails_for_its_leaks(tmp_path):
+    path = program(tmp_path, "test_shop.py", TESTED)
+    done = run("pytest", "-q", "-p", "no:cacheprovider", "--socket-leaks=fail", path)
+    assert "test_leaves_them" in done.stdout
+    assert "1 error" in done.stdout, done.stdout
+    assert "EvaluatedError" not in done.stdout
+
+
+def broken(*_):
+    raise ValueError("an object that is of no kind")
+
+
+@pytest.mark.parametrize(
+    ("place", "note"),
+    [
+        ("closewait_guard._holders.sentence_of", "who holds 2 sockets: the search has failed"),
+        (
+            "closewait_guard._holders._search.referrers",
+            "who holds 2 sockets: the search has failed",
+        ),
+        ("closewait_guard._explain.Roots", "who holds 2 sockets: the search has failed"),
+        ("closewait_guard._pools.loaded", "what waits in pools: asking them has failed"),
+    ],
+)
+def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        kept = [left_by_its_peer(), left_by_its_peer()]
+        time.sleep(0.02)
+        with monkeypatch.context() as patched:
+            patched.setattr(place, broken)
+            report = guard.scan()
+        assert len(report.accused) == 2
+        assert note in report.coverage.notes
+        close_all()
+        del kept
+        assert note not in guard.scan().coverage.notes
