@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Identity", "OwnedDescriptor", "identity_of", "inode_of"]
+__all__ = ["Identity", "OwnedDescriptor", "identity_of", "inode_of", "owned_pipe"]
 
 Identity: TypeAlias = tuple[int, int, int]
 
@@ -44,12 +44,14 @@ class OwnedDescriptor:
     next gets the same numbers. So ask `fileno()` immediately before each use, and end by `close()`.
 
     Args:
-        fd: What has just been opened. It is closed and replaced by a copy where its number is one
-            of the standard streams': a program may run without them.
+        fd: What has just been opened. If its number is too small, it is closed and replaced by a
+            copy; without room for one it is closed all the same.
+        at_least: The smallest number that it may have: above those of the standard streams, which
+            a program may run without.
     """
 
-    def __init__(self, fd: int) -> None:
-        self._fd = _moved_from_standard_streams(fd)
+    def __init__(self, fd: int, at_least: int = _FIRST_AFTER_STANDARD_STREAMS) -> None:
+        self._fd = _moved(fd, at_least)
         self._identity = identity_of(self._fd)
 
     def fileno(self) -> int:
@@ -67,10 +69,31 @@ class OwnedDescriptor:
                 os.close(fd)
 
 
-def _moved_from_standard_streams(fd: int) -> int:
-    if fd >= _FIRST_AFTER_STANDARD_STREAMS or fcntl is None:
+def owned_pipe(
+    at_least: int = _FIRST_AFTER_STANDARD_STREAMS,
+) -> tuple[OwnedDescriptor, OwnedDescriptor]:
+    """The reading and the writing end of a new pipe.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    reading, writing = os.pipe()
+    try:
+        first = OwnedDescriptor(reading, at_least)
+    except OSError:
+        os.close(writing)
+        raise
+    try:
+        return first, OwnedDescriptor(writing, at_least)
+    except OSError:
+        first.close()
+        raise
+
+
+def _moved(fd: int, at_least: int) -> int:
+    if fd >= at_least or fcntl is None:
         return fd
     try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_AFTER_STANDARD_STREAMS)
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, at_least)
     finally:
         os.close(fd)

@@ -23,7 +23,8 @@ from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
-    from closewait_guard._signal import Listening, SignalReport
+    from closewait_guard._signal import SignalReport
+    from closewait_guard._wakeup import WakeupReader
     from closewait_guard.model import Report, Reporter
 
 __all__ = ["Guard"]
@@ -158,9 +159,9 @@ class Guard:
         if stop not in self._dependants:
             self._dependants.append(stop)
 
-    def listening(self) -> Listening | None:
+    def listening(self) -> WakeupReader | None:
         """Let a thread hear the signal of the settings, if there is one and it can be heard."""
-        return self._signal.listening() if self._signal is not None else None
+        return self._signal.start_reading() if self._signal is not None else None
 
     def _print(self) -> None:
         """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
@@ -218,6 +219,8 @@ class Guard:
         self._examiner.after_fork()
         self._exhaustion.after_fork()
         self._delivery.after_fork()
+        if self._signal is not None:
+            self._signal.after_fork()
 
 
 def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:

@@ -10,7 +10,7 @@ from typing import Self
 from closewait_guard._forks import in_child
 from closewait_guard._guard import Guard
 from closewait_guard._rounds import Rounds
-from closewait_guard._signal import Listening
+from closewait_guard._wakeup import WakeupReader
 
 __all__ = ["Monitor"]
 
@@ -51,7 +51,7 @@ class Monitor:
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._is_last_wanted = False
-        self._listening: Listening | None = None
+        self._listening: WakeupReader | None = None
 
     @property
     def running(self) -> bool:
@@ -113,9 +113,7 @@ class Monitor:
 
     def _after_fork(self) -> None:
         """In the child, which has no thread but its own."""
-        self._thread = None
-        if self._listening is not None:
-            self._listening.stop()
+        self._thread = self._listening = None
         if self._in_children:
             self._start_thread()
         else:

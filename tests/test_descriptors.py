@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from closewait_guard._descriptor import OwnedDescriptor, identity_of
+from closewait_guard._descriptor import identity_of, owned_pipe
 
 
 @pytest.fixture
 def pipe():
     """Both ends of ours, closed afterwards by whoever has them."""
-    ends = tuple(map(OwnedDescriptor, os.pipe()))
+    ends = owned_pipe()
     yield ends
     for end in ends:
         end.close()
@@ -66,9 +66,9 @@ def test_once_lost_it_is_never_found_again(pipe):
 
 WITHOUT_STREAMS = """
 import os
-from closewait_guard._descriptor import OwnedDescriptor
+from closewait_guard._descriptor import owned_pipe
 os.closerange(0, 3)
-ends = [OwnedDescriptor(end) for end in os.pipe()]
+ends = owned_pipe()
 numbers = [end.fileno() for end in ends]
 are_kept = [os.get_inheritable(number) for number in numbers]
 for fd in range(3):

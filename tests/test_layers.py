@@ -39,7 +39,7 @@ LAYERS = [
     ["_owners"],
     ["_records"],
     ["_birth"],
-    ["_story", "_probe"],
+    ["_signal", "_story", "_probe"],
     [
         "_context",
         "_output_file",
@@ -53,6 +53,7 @@ LAYERS = [
         "_patch",
         "_frames",
         "_remains",
+        "_wakeup",
     ],
     [
         "_rich",
@@ -66,7 +67,6 @@ LAYERS = [
         "_hint_row",
         "_queues",
         "_running_frames",
-        "_signal",
         "_stack",
         "_tally",
         "_variables",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 
-from closewait_guard._descriptor import OwnedDescriptor
+from closewait_guard._descriptor import OwnedDescriptor, owned_pipe
 
 __all__ = ["Reserve"]
 
@@ -20,7 +19,7 @@ class Reserve:
         """Put it aside, if that has not been done and there is room."""
         if not self._ends:
             with suppress(OSError):
-                self._ends = tuple(map(OwnedDescriptor, os.pipe()))
+                self._ends = owned_pipe()
 
     def give_up(self) -> None:
         """Let it be used."""
