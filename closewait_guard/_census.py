@@ -10,13 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from closewait_guard._clock import now
+from closewait_guard._descriptor import Identity
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["fd_limit", "fd_used", "sockets_besides"]
+__all__ = ["fd_limit", "fd_used", "own_socket", "sockets_besides"]
+
+# The one that the guard itself keeps open, if it does: a line to `run`.
+own_socket: Identity | None = None
 
 _FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
@@ -67,7 +71,7 @@ def _names() -> list[str]:
 
 
 def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
-    """The open sockets that are not known, with their inodes; None where nobody says.
+    """The program's open sockets that are not known, with their inodes; None where nobody says.
 
     One listing of a folder, whatever their number; only what is not known is looked at.
     """
@@ -83,6 +87,7 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
                 status = os.fstat(fd)
             except OSError:
                 continue
-            if stat.S_ISSOCK(status.st_mode):
+            kind = stat.S_IFMT(status.st_mode)
+            if kind == stat.S_IFSOCK and (status.st_dev, status.st_ino, kind) != own_socket:
                 found[fd] = status.st_ino
     return found

@@ -29,6 +29,7 @@ __all__ = [
     "stand_in",
     "subscribe",
     "unsubscribe",
+    "unsubscribe_soon",
 ]
 
 
@@ -65,6 +66,19 @@ def unsubscribe(listener: Listener) -> None:
         if listener in _listeners:
             _listeners.remove(listener)
         _tell()
+
+
+def unsubscribe_soon(listener: Listener) -> None:
+    """The same from within what the patch tells, where nobody may be waited for.
+
+    While somebody else is installing, nothing is done: to be called again the next time.
+    """
+    lock = changing()
+    if lock.acquire(blocking=False):
+        try:
+            unsubscribe(listener)
+        finally:
+            lock.release()
 
 
 def _tell() -> None:

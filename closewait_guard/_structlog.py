@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from closewait_guard._stream import put
+from closewait_guard._stream import print_error
 
 __all__ = ["bound_context", "logger_of", "tell", "tell_failure"]
 
@@ -40,6 +40,6 @@ def _log(level: str, event: str, facts: Mapping[str, Any]) -> None:
     except (ImportError, OSError):
         # It is imported with the first failure, and there may be no descriptor left to do so.
         known = ", ".join(f"{name}={value!r}" for name, value in facts.items())
-        put(None, f"closewait-guard: {event}: {known}\n")
+        print_error(f"{event}: {known}")
         return
     getattr(logger, level)(event, **facts)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from closewait_guard._preload._line import Channel
+
 __all__ = ["Handover"]
 
 # With an underscore before it: the settings refuse names that they do not know.
@@ -21,12 +23,11 @@ class Handover(NamedTuple):
 
     Attributes:
         reporters: Who is told at every interval, by name.
-        verdict: A file that is made longer when a process has leaked; empty if nobody wants to
-            know.
+        channel: How to tell the launcher how a process ends; None if it does not wait for that.
     """
 
     reporters: tuple[str, ...]
-    verdict: str
+    channel: Channel | None = None
 
     def environment(
         self, settings: Mapping[str, str], environ: Mapping[str, str]
@@ -45,8 +46,8 @@ class Handover(NamedTuple):
     @classmethod
     def taken(cls, environ: Mapping[str, str]) -> Self:
         """What the launcher has handed over."""
-        reporters, verdict = json.loads(environ[_VARIABLE])
-        return cls(tuple(reporters), verdict)
+        reporters, channel = json.loads(environ[_VARIABLE])
+        return cls(tuple(reporters), None if channel is None else Channel.of(*channel))
 
     @staticmethod
     def marked_main(environ: dict[str, str], pid: int) -> dict[str, str]:

@@ -12,10 +12,14 @@ from functools import partial
 from typing import Any
 
 from closewait_guard._guard import Guard
+from closewait_guard._lines import printable
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload._handover import Handover
+from closewait_guard._preload._line import Line
+from closewait_guard._preload._status import Status
 from closewait_guard._render import dated, render_text
 from closewait_guard._stream import print_error, put
+from closewait_guard._words import count_of
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -26,20 +30,28 @@ def start() -> None:
     """Guard this process and those that it forks; whatever goes wrong, the program runs."""
     try:
         handover = Handover.taken(os.environ)
+        line = _line(handover)
         # One of our own: the program may install the process-wide one, with its own settings.
         guard = Guard(Settings.load(), _reporters(handover)).install()
+        status = Status(line)
     except Exception as error:
         print_error(f"process {os.getpid()} is not guarded: {error}")
         return
-    ending = _Ending(guard, handover)
+    ending = _Ending(guard, status)
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
-    _at_end_of_workers(ending)
+    _in_forked_children(ending, status)
     reporters = handover.reporters or guard.settings.reporters
     if reporters:
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and reporters != ("text",)
         Monitor(guard, at_exit=at_exit, in_children=True).start()
+
+
+def _line(handover: Handover) -> Line | None:
+    if handover.channel is None:
+        return None
+    return Line(handover.channel, is_main=Handover.is_main(os.environ, os.getpid()))
 
 
 def _reporters(handover: Handover) -> list[Reporter | str]:
@@ -54,18 +66,22 @@ def _reporters(handover: Handover) -> list[Reporter | str]:
 class _Ending:
     """The last report of a process, when all that the program does at exit is done."""
 
-    def __init__(self, guard: Guard, handover: Handover) -> None:
+    def __init__(self, guard: Guard, status: Status) -> None:
         self._guard = guard
-        self._handover = handover
+        self._status = status
 
     def __call__(self) -> None:
-        with suppress(Exception):
+        try:
             report = _final(self._guard)
-            if report.accused and self._handover.verdict:
-                # By its name: there may be no descriptor left.
-                os.truncate(self._handover.verdict, 1)
-            if self._guard.settings.at_exit:
-                _tell(report)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self._status.end(f"failed {printable(why)}")
+            print_error(f"process {os.getpid()} cannot report: {why}")
+            return
+        self._status.end("leaked" if report.accused else "clean")
+        if self._guard.settings.at_exit:
+            with suppress(Exception):
+                _tell(report, self._status.lost_workers())
 
 
 def _final(guard: Guard) -> Report:
@@ -75,17 +91,25 @@ def _final(guard: Guard) -> Report:
     return replace(report, leaks=wrong)
 
 
-def _tell(report: Report) -> None:
+def _tell(report: Report, lost_workers: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
-    is_main = Handover.is_main(os.environ, os.getpid())
-    if is_main or report.accused:
-        put(sys.__stderr__, render_text(report) if is_main else dated(report))
+    if not Handover.is_main(os.environ, os.getpid()):
+        if report.accused:
+            put(sys.__stderr__, dated(report))
+        return
+    text = render_text(report)
+    if lost_workers:
+        what = f"{count_of(lost_workers, 'worker process')} ended without a report (by a signal or"
+        text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
+    put(sys.__stderr__, text)
 
 
-def _at_end_of_workers(ending: Callable[[], object]) -> None:
+def _in_forked_children(ending: Callable[[], object], status: Status) -> None:
     """Workers of multiprocessing end without atexit, but have hooks of their own."""
 
     def in_child() -> None:
+        with suppress(Exception):
+            status.after_fork()
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None:
             # It forgets all hooks in the child, then calls this, which makes one anew.

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from closewait_guard._preload import Handover
@@ -73,24 +73,42 @@ def _restore_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def waited_for(command: list[str], environ: dict[str, str]) -> int:
-    """Wait for the program, and hand signals on to it; below zero, the signal that ended it."""
-    if not hasattr(signal, "sigwaitinfo"):
-        return subprocess.call(command, env=environ)  # noqa: S603 - what the user asks for
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDED_ON | {signal.SIGCHLD})
+def waited_for(
+    command: list[str],
+    environ: dict[str, str],
+    started: Callable[[], None],
+    ended: Callable[[Callable[[], bool]], None],
+) -> int:
+    """Wait for the program, and hand signals on to it; below zero, the signal that ended it.
+
+    Args:
+        command: What to run.
+        environ: Its environment.
+        started: Called once it has been started.
+        ended: Called once it has ended, with what answers whether to hurry.
+    """
+    blocked = _HANDED_ON | {signal.SIGCHLD} if _CAN_HAND_ON else set[signal.Signals]()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     _flush()
     pid = os.fork()
     if not pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os._exit(_exec(command, environ))
+    started()
     status = _waited(pid)
+    ended(_is_asked_to_end)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return os.waitstatus_to_exitcode(status)
 
 
-_HANDED_ON = frozenset(
-    {signal.SIGTERM, signal.SIGINT}
-    | {
+def _is_asked_to_end() -> bool:
+    return _CAN_HAND_ON and signal.sigtimedwait(_ENDING, 0) is not None
+
+
+_CAN_HAND_ON = hasattr(signal, "sigwaitinfo")
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+_HANDED_ON = _ENDING.union(
+    {
         signal.Signals[name]
         for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGALRM", "SIGCONT")
         if name in signal.Signals.__members__
@@ -100,6 +118,8 @@ _HANDED_ON = frozenset(
 
 def _waited(pid: int) -> int:
     """The status with which the program has ended."""
+    if not _CAN_HAND_ON:
+        return os.waitpid(pid, 0)[1]
     while True:
         info = signal.sigwaitinfo(_HANDED_ON | {signal.SIGCHLD})
         if info.si_signo == signal.SIGCHLD:

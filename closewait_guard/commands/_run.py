@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from closewait_guard._preload import Handover
 from closewait_guard._setting_sources import ENVIRONMENT_PREFIX
-from closewait_guard.commands._codes import FAILED_ON_LEAK
+from closewait_guard._stream import print_error
+from closewait_guard.commands._codes import FAILED_ON_LEAK, NO_VERDICT
 from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from closewait_guard.commands._verdicts import Verdicts
 
 _USAGE = "closewait-guard run [options] [--] TARGET [ARG ...]"
 _DESCRIPTION = """\
@@ -23,7 +27,8 @@ Runs TARGET - a script, -m MODULE or any command - with the guard in it, and in
 its Python children, from before their first import on. The last report goes to
 stderr."""
 _EPILOG = """\
-exit codes: TARGET's; 86 leaks by --fail-on-leak; 126, 127 TARGET cannot start
+exit codes: TARGET's; 86 leaks, 87 not known, by --fail-on-leak; 126, 127 TARGET
+            cannot start
 example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""
 
 # The settings that are worth a line in the help.
@@ -96,7 +101,7 @@ _SWITCHES = frozenset(
 
 def run(arguments: argparse.Namespace) -> int:
     """Become the program, or wait for it where the exit code is ours to change."""
-    from closewait_guard.commands._launch import become, command_of, end_like, waited_for
+    from closewait_guard.commands._launch import become, command_of, waited_for
 
     if not arguments.target:
         raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
@@ -105,14 +110,33 @@ def run(arguments: argparse.Namespace) -> int:
     reporters = tuple(map(_checked, arguments.report or ()))
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
-    handover = Handover(reporters, verdict="")
+    handover = Handover(reporters)
     if not arguments.fail_on_leak:
         return become(command, handover.environment(settings, os.environ))
-    with tempfile.NamedTemporaryFile(prefix="closewait-guard-") as verdict:
-        handover = handover._replace(verdict=verdict.name)
-        code = waited_for(command, handover.environment(settings, os.environ))
-        leaked = Path(verdict.name).stat().st_size > 0
-    return FAILED_ON_LEAK if leaked and not code else end_like(code)
+    from closewait_guard.commands._verdicts import Verdicts
+
+    with Verdicts() as verdicts:
+        handover = handover._replace(channel=verdicts.channel)
+        environ = handover.environment(settings, os.environ)
+        code = waited_for(command, environ, verdicts.listen, verdicts.settle)
+        return _judged(verdicts, code)
+
+
+def _judged(verdicts: Verdicts, code: int) -> int:
+    """The program's own failure comes first; then a leak; then what nobody knows."""
+    from closewait_guard.commands._launch import end_like
+
+    unknown = verdicts.unknown()
+    if code and not verdicts.has_heard:
+        # It may not even have been started.
+        unknown = []
+    for sentence in unknown:
+        print_error(f"leaks unknown: {sentence}")
+    if code:
+        return end_like(code)
+    if verdicts.leaked:
+        return FAILED_ON_LEAK
+    return NO_VERDICT if unknown else code
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:

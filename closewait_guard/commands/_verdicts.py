@@ -1,0 +1,250 @@
+"""What the program's processes say of their ends, and which of them say nothing."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+from closewait_guard._descriptor import identity_of
+from closewait_guard._preload import Channel, moved_up
+from closewait_guard.exceptions import ConfigurationError
+
+__all__ = ["Verdicts"]
+
+# Time for children of the program to end after it.
+_MOST_SECONDS = 10.0
+_MOST_SILENT_LINES = 256
+_LONGEST_MESSAGE = 4096
+
+
+@dataclass(eq=False)
+class _Line:
+    """A connection, and the processes that have not said by it how they end."""
+
+    sock: socket.socket
+    processes: dict[int, str] = field(default_factory=dict)
+    rest: bytes = b""
+
+
+class Verdicts:
+    """Listens to the program's processes from their start to their end.
+
+    Attributes:
+        leaked: Whether a process has leaked.
+        has_heard: Whether any has said anything.
+    """
+
+    def __init__(self) -> None:
+        if not hasattr(socket, "AF_UNIX"):
+            raise ConfigurationError("run: --fail-on-leak needs UNIX sockets, which are not here")
+        self.leaked = False
+        self.has_heard = False
+        self._failed: dict[int, str] = {}
+        self._lost: set[int] = set()
+        self._running: set[int] = set()
+        self._token = os.urandom(16).hex()
+        self._folder: TemporaryDirectory[str] | None = None
+        self._selector = selectors.DefaultSelector()
+        self._listener = self._listening()
+        self._main, theirs = socket.socketpair()
+        self._theirs = moved_up(theirs.detach())
+        os.set_inheritable(self._theirs, True)  # noqa: FBT003
+        self._stop, self._stopped = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve_until_stopped, daemon=True)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._stopped, selectors.EVENT_READ)
+        self._add(self._main)
+
+    def _listening(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = f"closewait-guard-{os.urandom(8).hex()}"
+        if os.uname().sysname == "Linux":
+            # No file: it is reached from any root directory, by any user.
+            self._address = f"\0{name}"
+        else:
+            self._folder = TemporaryDirectory(prefix="closewait-guard-")
+            self._address = str(Path(self._folder.name, name))
+        listener.bind(self._address)
+        listener.listen(4096)
+        listener.settimeout(0)
+        return listener
+
+    @property
+    def channel(self) -> Channel:
+        """How the processes reach this."""
+        identity = identity_of(self._theirs)
+        assert identity is not None  # noqa: S101 - it is open
+        return Channel(self._address, self._token, self._theirs, identity)
+
+    def listen(self) -> None:
+        """In the launcher, once the program has been started."""
+        os.close(self._theirs)
+        _raise_limit()
+        self._thread.start()
+
+    def settle(self, is_interrupted: Callable[[], bool]) -> None:
+        """Wait for the processes that are still about to end; not long, nor once interrupted."""
+        self._stop.close()
+        self._thread.join()
+        self._selector.unregister(self._stopped)
+        deadline = time.monotonic() + _MOST_SECONDS
+        while self._serve(0.0) or (self._is_waiting() and not is_interrupted()):
+            if time.monotonic() > deadline:
+                break
+            self._serve(0.05)
+        for line in list(self._lines()):
+            self._running.update(filter(_is_alive, line.processes))
+            self._end(line)
+
+    def unknown(self) -> list[str]:
+        """A sentence for each way in which it is not known whether a process has leaked."""
+        found = []
+        if lost := self._lost - self._running:
+            found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
+        if self._running:
+            found.append(f"{_named(self._running)} still running")
+        found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
+        if not self.has_heard:
+            found.append("no process has reported: TARGET is not Python, or has -I, -E or -S")
+        return found
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
+        for sock in (self._stop, self._stopped):
+            sock.close()
+        self._selector.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+
+    # What the processes do.
+
+    def _serve_until_stopped(self) -> None:
+        while self._serve(None):
+            pass
+
+    def _serve(self, timeout: float | None) -> bool:
+        """Hear what there is to hear; whether there was anything, and no end of it."""
+        ready = [key for key, _ in self._selector.select(timeout)]
+        for key in ready:
+            if key.fileobj is self._stopped:
+                return False
+            if key.fileobj is self._listener:
+                self._accept()
+            else:
+                self._hear(key.data)
+        return bool(ready)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            # No descriptor is left: others are about to end.
+            time.sleep(0.01)
+            return
+        self._add(sock)
+        silent = [
+            line for line in self._lines() if not line.processes and line.sock is not self._main
+        ]
+        # Whoever belongs to the program speaks at once.
+        for line in silent[:-_MOST_SILENT_LINES]:
+            self._end(line)
+
+    def _add(self, sock: socket.socket) -> None:
+        sock.settimeout(0)
+        self._selector.register(sock, selectors.EVENT_READ, _Line(sock))
+
+    def _lines(self) -> Iterable[_Line]:
+        return [key.data for key in self._selector.get_map().values() if key.data is not None]
+
+    def _is_waiting(self) -> bool:
+        return any(line.processes for line in self._lines())
+
+    def _hear(self, line: _Line) -> None:
+        try:
+            data = line.sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        *messages, line.rest = (line.rest + data).split(b"\n")
+        is_ours = all(self._understand(line, message) for message in messages)
+        if not data or not is_ours or len(line.rest) > _LONGEST_MESSAGE:
+            self._end(line)
+
+    def _understand(self, line: _Line, message: bytes) -> bool:
+        """Take in one message, if it comes from the program."""
+        token, _, rest = message.decode(errors="replace").partition(" ")
+        if not compare_digest(token.encode(), self._token.encode()):
+            return False
+        number, _, what = rest.partition(" ")
+        if not number.isdecimal():
+            return False
+        verb, _, why = what.partition(" ")
+        self.has_heard = True
+        self._note(line, int(number), verb, why)
+        return True
+
+    def _note(self, line: _Line, pid: int, verb: str, why: str) -> None:
+        # It may have closed the line that it had before, or have become another program by exec.
+        self._lost.discard(pid)
+        if verb in ("here", "main", "opened"):
+            line.processes[pid] = verb
+        else:
+            line.processes.pop(pid, None)
+            self.leaked = self.leaked or verb == "leaked"
+            if verb == "failed":
+                self._failed[pid] = why
+
+    def _end(self, line: _Line) -> None:
+        """No more is to come. A child that has never opened a socket has nothing to say."""
+        self._lost.update(pid for pid, verb in line.processes.items() if verb != "here")
+        self._selector.unregister(line.sock)
+        line.sock.close()
+
+
+def _raise_limit() -> None:
+    """For as many processes as there may be. The program has begun with the limit as it was."""
+    import resource
+
+    with suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _named(pids: set[int]) -> str:
+    """The processes, the first few by number."""
+    if len(pids) == 1:
+        return f"process {min(pids)}"
+    some = ", ".join(map(str, sorted(pids)[:5]))
+    return f"{len(pids):,} processes ({some}{', ...' if len(pids) > 5 else ''})"

@@ -1,0 +1,368 @@
+"""`run --fail-on-leak` knows how each process ends, whatever it does, or says that it does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from closewait_guard.commands._verdicts import Verdicts
+from command_line import COMMAND, call, environment
+
+LEAK = """
+import os, signal, socket, subprocess, sys, time
+
+def leak():
+    global server, kept
+    server = socket.create_server(("127.0.0.1", 0))
+    kept = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+"""
+LEAKED, UNKNOWN = 86, 87
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
+# The launcher, but not as patient.
+HASTY = """
+import sys
+from closewait_guard.commands import _verdicts, main
+_verdicts._MOST_SECONDS = 0.5
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a program that can leak under `run --fail-on-leak`."""
+
+    def run(source, *options, code, prefix=(), command=COMMAND, **variables):
+        path = tmp_path / "program.py"
+        path.write_text(LEAK + source)
+        target = [*prefix, path]
+        options = ("--no-at-exit", *options)
+        return call(
+            "run",
+            "--fail-on-leak",
+            *options,
+            "--",
+            *target,
+            command=command,
+            code=code,
+            **variables,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("leak(); os.setgid(65534); os.setuid(65534)", marks=as_root, id="other user"),
+        pytest.param("leak(); os.chroot(folder)", marks=as_root, id="other root"),
+        pytest.param("leak(); os.chdir('/')", id="other directory"),
+        pytest.param("os.closerange(3, 4096); leak()", id="no descriptor it knows"),
+        pytest.param("leak(); os.environ.clear()", id="no environment"),
+        pytest.param("leak(); signal.signal(signal.SIGPIPE, signal.SIG_DFL)", id="deadly pipes"),
+        pytest.param("leak(); socket.setdefaulttimeout(5)", id="timeout"),
+        pytest.param(
+            "os.dup2(0, 1); os.dup2(0, 2); os.closerange(0, 3); leak()", id="no standard streams"
+        ),
+    ],
+)
+def test_a_leak_is_known_wherever_the_program_goes(run, source):
+    run(f"folder = os.path.dirname(__file__)\n{source}", code=LEAKED)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "subprocess.run([sys.executable, '-c', child], check=True)",
+        "subprocess.run([sys.executable, '-c', child], check=True, close_fds=False)",
+        "subprocess.run([sys.executable, '-c', child], check=True, start_new_session=True)",
+        "os.waitpid(os.posix_spawn(sys.executable, [sys.executable, '-c', child], os.environ), 0)",
+        "os.waitpid(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, '-c', child]), 0)",
+        "os.closerange(3, 4096); subprocess.run([sys.executable, '-c', child], check=True)",
+        "os.execv(sys.executable, [sys.executable, '-c', child])",
+    ],
+)
+def test_a_leak_of_a_program_that_the_program_starts_is_known(run, start):
+    child = LEAK + "leak()"
+    run(f"child = {child!r}\n{start}", code=LEAKED)
+    run(f"child = 'import socket; socket.socket().close()'\n{start}", code=0)
+
+
+FORK = """
+def fork(work):
+    pid = os.fork()
+    if pid:
+        return pid
+    work()
+    sys.exit()
+"""
+
+
+def test_a_leak_of_a_forked_worker_is_known_also_of_its_child(run):
+    run(FORK + "os.waitpid(fork(leak), 0)", code=LEAKED)
+    run(FORK + "os.waitpid(fork(lambda: os.waitpid(fork(leak), 0)), 0)", code=LEAKED)
+    run(FORK + "os.waitpid(fork(lambda: socket.socket().close()), 0)", code=0)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "leak(); os._exit(0)",
+        "leak(); os.execvp('true', ['true'])",
+        "os.execvp('true', ['true'])",
+        FORK + "os.waitpid(fork(lambda: (leak(), os._exit(0))), 0)",
+        FORK + "os.waitpid(fork(lambda: (leak(), os.kill(os.getpid(), signal.SIGKILL))), 0)",
+        FORK + "os.waitpid(fork(lambda: (leak(), os.execvp('true', ['true']))), 0)",
+        "child = 'import os, socket; socket.socket(); os._exit(0)'\n"
+        "subprocess.run([sys.executable, '-c', child])",
+    ],
+)
+def test_a_process_with_sockets_that_ends_without_a_word_is_told(run, end):
+    done = run(end, code=UNKNOWN)
+    [sentence] = done.stderr.splitlines()
+    assert sentence.startswith("closewait-guard: leaks unknown: process ")
+    assert sentence.endswith(" ended without a report (by a signal, os._exit() or exec)")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "subprocess.run(['true'], preexec_fn=lambda: None)",
+        "os.waitpid(os.spawnvp(os.P_NOWAIT, 'true', ['true']), 0)",
+        FORK + "os.waitpid(fork(lambda: os._exit(0)), 0)",
+        "subprocess.run([sys.executable, '-c', 'import os; os._exit(0)'])",
+        "subprocess.run([sys.executable, '-I', '-c', 'pass'])",
+        "import multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    with multiprocessing.get_context('spawn').Pool(2) as pool:\n"
+        "        pool.map(abs, range(10))",
+    ],
+)
+def test_a_child_that_never_opens_a_socket_has_nothing_to_say(run, start):
+    assert run(start, code=0).stderr == ""
+
+
+def test_what_is_no_guarded_python_is_told(run):
+    for prefix in (("sh", "-c", "exit 0"), (sys.executable, "-I"), ("env", "-i", sys.executable)):
+        done = run("pass", code=UNKNOWN, prefix=prefix)
+        assert "no process has reported: TARGET is not Python" in done.stderr
+    run("leak()", code=LEAKED, prefix=("sh", "-c", '"$@"; exit 0', "sh", sys.executable))
+    run("pass", code=0, prefix=("sh", "-c", '"$@"; exit 0', "sh", sys.executable))
+
+
+def test_a_failure_of_the_program_comes_first(run):
+    assert "without a report" in run("leak(); os._exit(3)", code=3).stderr
+    assert run("sys.exit(4)", code=4).stderr == ""
+
+
+def test_a_report_that_fails_is_told(run):
+    source = """
+from closewait_guard._guard import Guard
+def check(self, since):
+    raise ValueError("no idea\\n::error::")
+Guard.check = check
+"""
+    done = run(source, code=UNKNOWN)
+    first, second = done.stderr.splitlines()
+    assert "cannot report: ValueError: no idea" in first
+    assert "could not report: ValueError: no idea" in second
+
+
+def test_a_child_that_outlives_the_launcher_is_told(run):
+    source = FORK + "print(fork(lambda: (leak(), os.close(1), os.close(2), time.sleep(60))))"
+    begun = time.monotonic()
+    done = run(source, code=UNKNOWN, command=[sys.executable, "-c", HASTY])
+    assert time.monotonic() - begun < 5
+    pid = int(done.stdout)
+    os.kill(pid, signal.SIGKILL)
+    assert done.stderr == f"closewait-guard: leaks unknown: process {pid} still running\n"
+
+
+def test_a_child_that_ends_soon_after_the_program_is_waited_for(run):
+    source = FORK + "fork(lambda: (time.sleep(0.5), leak()))"
+    run(source, code=LEAKED)
+
+
+def test_a_signal_ends_the_wait_for_children(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(LEAK + FORK + "print(fork(lambda: (os.close(1), os.close(2), time.sleep(60))))")
+    command = [*COMMAND, "run", "--fail-on-leak", "--no-at-exit", path]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+    ) as running:
+        child = int(running.stdout.readline())
+        # Until it has noticed that the program has ended, what it is sent goes to that.
+        time.sleep(0.5)
+        begun = time.monotonic()
+        running.terminate()
+        assert running.wait(10) == UNKNOWN
+        assert time.monotonic() - begun < 5
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
+@as_root
+def test_in_another_network_the_inherited_line_serves(run):
+    shell = ("sh", "-c", 'unshare -n "$@"; exit 0', "sh", sys.executable)
+    alone = "import ctypes; ctypes.CDLL(None).unshare(0x40000000); kept = socket.socketpair()[0]; "
+    run(alone + "kept", code=LEAKED, prefix=shell)
+    run("pass", code=0, prefix=shell)
+    # There it cannot be reached by name, and the parent's line is shared.
+    run(FORK + alone + "os.waitpid(fork(lambda: os._exit(0)), 0)", code=LEAKED)
+
+
+def test_nothing_is_written_into_a_file_that_has_got_the_number_of_the_line(run, tmp_path):
+    source = f"""
+os.chdir({str(tmp_path)!r})
+lines = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+os.closerange(3, 4096)
+for fd in range(3, max(lines) + 2):
+    assert os.open(f"file{{fd}}", os.O_RDWR | os.O_CREAT) == fd
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+leak()
+"""
+    run(source, code=LEAKED)
+    files = list(tmp_path.glob("file*"))
+    assert len(files) > 10
+    assert not any(file.stat().st_size for file in files)
+
+
+def test_the_line_is_no_socket_of_the_program(run):
+    source = """
+import closewait_guard
+guard = closewait_guard.install()
+assert guard.scan().coverage.native == 0, guard.scan()
+with closewait_guard.no_leaks(0):
+    pid = os.fork()
+    if pid == 0:
+        assert guard.scan(full=True).coverage.native == 0
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+fds = [fd for fd in range(64) if os.path.exists(f"/proc/self/fd/{fd}")]
+assert fds == [0, 1, 2], fds
+"""
+    run(source, code=0)
+
+
+def test_the_program_outlives_a_launcher_that_is_killed(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        "import os, signal, socket, sys\n"
+        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+        "print('up', flush=True)\n"
+        "sys.stdin.read()\n"
+        "socket.socketpair()\n"
+        "print('on it goes', flush=True)\n"
+        "import atexit; atexit._run_exitfuncs(); print('ended well')\n"
+    )
+    command = [*COMMAND, "run", "--fail-on-leak", "--no-at-exit", path]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env=environment(), text=True, **streams) as running:
+        assert running.stdout.readline() == "up\n"
+        running.kill()
+        running.wait(10)
+        out, error = running.communicate(timeout=10)
+    assert out == "on it goes\nended well\n"
+    assert "cannot tell `closewait-guard run` whether it has leaked" in error
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"1 leaked\n", b"x" * 100_000, b"0" * 32 + b" 1 leaked\n"]
+)
+def test_a_stranger_is_not_believed(message):
+    with Verdicts() as verdicts:
+        strangers = [socket.socket(socket.AF_UNIX) for _ in range(500)]
+        verdicts.listen()
+        for stranger in strangers:
+            stranger.connect(verdicts._address)
+            stranger.settimeout(0)
+            with suppress(OSError):
+                stranger.send(message)
+        verdicts.settle(lambda: False)
+        assert not verdicts.leaked
+        assert not verdicts.has_heard
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_no_file_is_needed(run):
+    run("leak()", code=LEAKED, TMPDIR="/nowhere")
+
+
+def test_many_processes_may_report(run):
+    source = FORK + "for _ in range(60):\n    os.waitpid(fork(lambda: None), 0)\n"
+    run(source, code=0)
+
+
+TAKE_ALL = """
+import resource
+leak()
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+taken = []
+try:
+    while True:
+        taken.append(socket.socket())
+except OSError:
+    pass
+"""
+
+
+def test_without_a_descriptor_left_the_verdict_is_known_and_told(run, tmp_path):
+    done = run(TAKE_ALL, "--at-exit", code=LEAKED)
+    assert "1 x LEAKED" in done.stderr
+
+
+def test_a_worker_that_was_forked_without_a_descriptor_left_reports(run):
+    source = f"""
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    pass
+{FORK}
+def work():
+    os.closerange(taken[0], taken[9])
+    leak()
+
+os.waitpid(fork(work), 0)
+"""
+    run(source, code=LEAKED, prefix=("sh", "-c", 'ulimit -n 40; exec "$@"', "sh", sys.executable))
+
+
+def test_without_a_descriptor_left_reports_come_at_intervals_and_upon_a_signal(run):
+    options = ("--interval", "0.3", "--signal", "SIGUSR1", "--grace", "0")
+    source = TAKE_ALL + "time.sleep(0.5)\nos.kill(os.getpid(), signal.SIGUSR1)\ntime.sleep(0.4)\n"
+    done = run(source, *options, code=LEAKED)
+    # One when there was none left, two at their time, one upon the signal.
+    assert done.stderr.count("1 x LEAKED") >= 3
+    assert "Traceback" not in done.stderr
+
+
+def test_a_supervisor_whose_workers_end_without_a_report_says_so(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        LEAK
+        + FORK
+        + """
+pids = [fork(lambda: (leak(), os.kill(os.getpid(), signal.SIGKILL))) for _ in range(2)]
+pids += [fork(lambda: os._exit(0)), fork(lambda: socket.socket().close())]
+for pid in pids:
+    os.waitpid(pid, 0)
+"""
+    )
+    done = call("run", path, code=0)
+    assert (
+        "2 worker processes ended without a report (by a signal or\n"
+        "  os._exit()): use --interval or --signal to see their sockets.\n"
+    ) in done.stderr
