@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -56,6 +57,7 @@ class Guard:
         registry: Registry | None = None,
     ) -> None:
         self.settings = Settings.given(settings)
+        _warn_of(self.settings.notes)
         self._delivery = _delivery(self.settings, reporters)
         self._registry = registry or Registry(
             self.settings.stack_depth,
@@ -221,6 +223,14 @@ class Guard:
         self._delivery.after_fork()
         if self._signal is not None:
             self._signal.after_fork()
+
+
+def _warn_of(notes: Iterable[str]) -> None:
+    """There may be no reporter whose report would say so."""
+    for note in notes:
+        # Where warnings are errors, the program goes on all the same.
+        with suppress(Exception):
+            warnings.warn(f"closewait_guard: {note}", RuntimeWarning, stacklevel=4)
 
 
 def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:

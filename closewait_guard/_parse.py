@@ -75,7 +75,8 @@ def _number(value: object) -> float | None:
         # What Python reads as a number, and nobody means as one: other scripts' digits, 1_000.
         return None
     try:
-        return float(value)
+        # Minus zero is zero.
+        return float(value) + 0.0
     except (ValueError, OverflowError):
         return None
 
@@ -112,7 +113,8 @@ def signal(value: object) -> int | None:
     try:
         if number is None:
             return int(signals.Signals["SIG" + text.removeprefix("SIG")])
-        return int(signals.Signals(int(number)))
+        # The enumeration refuses fractions and infinity.
+        return int(signals.Signals(number))  # type: ignore[arg-type]
     except (KeyError, ValueError):
         raise ValueError("the name or number of a signal, such as SIGUSR1") from None
 
@@ -146,8 +148,8 @@ def _imported(reference: str) -> Callable[..., Any]:
         found: Any = import_module(module)
         for name in path.split("."):
             found = getattr(found, name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"something that can be imported ({reason})") from error
     if not callable(found):
         raise ValueError("the name of a callable")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from closewait_guard._parse import switch
-from closewait_guard._pyproject import UntrustedFileError, nearest_pyproject, read_trusted
+from closewait_guard._pyproject import project_file
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "from_environment",
     "from_pyproject",
     "is_without_config",
+    "shown",
     "without_code",
 ]
 
@@ -28,14 +29,15 @@ NO_CONFIG = f"{ENVIRONMENT_PREFIX}NO_CONFIG"
 PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
 # Settings whose values name code to import.
 _IMPORTING = frozenset({"context", "redact"})
+_MAX_SHOWN = 200
 
 
 def is_without_config(environ: Mapping[str, str]) -> bool:
     try:
         return switch(environ.get(NO_CONFIG, "0"))
     except ValueError as error:
-        value = environ[NO_CONFIG]
-        message = f"environment variable {NO_CONFIG}: must be {error}, not {value!r}"
+        value = shown(environ[NO_CONFIG])
+        message = f"environment variable {NO_CONFIG}: must be {error}, not {value}"
         raise ConfigurationError(message) from None
 
 
@@ -49,34 +51,31 @@ def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
 
 def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
     """The table of the nearest project file; notes say why one is left out."""
-    path = nearest_pyproject(directory)
-    if path is None:
+    file = project_file(directory)
+    if file is None:
         return []
-    try:
-        table = _table_of(path)
-    except UntrustedFileError as error:
-        notes.append(f"settings in {path} are left out: {error}")
+    if file.left_out:
+        notes.append(f"settings in {file.path} are left out: {file.left_out}")
         return []
-    return [(name, value, f"[tool.closewait_guard] in {path}") for name, value in table.items()]
+    table = _table_in(file.content, file.path)
+    return [
+        (name, value, f"[tool.closewait_guard] in {file.path}") for name, value in table.items()
+    ]
 
 
-def _table_of(path: Path) -> dict[str, object]:
+def _table_in(content: bytes, path: Path) -> dict[str, object]:
     # Where there is no such file, nobody waits for its parser.
     import tomllib
 
     try:
-        table = tomllib.loads(read_trusted(path).decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {_reason(error)}") from error
+        table = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
     for name in ("tool", "tool.closewait_guard"):
         table = table.get(name.rpartition(".")[2], {})
         if not isinstance(table, dict):
-            raise ConfigurationError(f"{path}: [{name}] must be a table, not {table!r}")
+            raise ConfigurationError(f"{path}: [{name}] must be a table, not {shown(table)}")
     return table
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:
@@ -88,3 +87,9 @@ def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:
         else:
             kept.append((name, value, source))
     return kept
+
+
+def shown(value: object) -> str:
+    """A value, cut to what one sentence has room for."""
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

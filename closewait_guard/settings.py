@@ -21,6 +21,7 @@ from closewait_guard._setting_sources import (
     from_environment,
     from_pyproject,
     is_without_config,
+    shown,
     without_code,
 )
 from closewait_guard._vocabulary import Scalar
@@ -235,7 +236,7 @@ def _parsed(name: str, value: object, source: str) -> object:
     try:
         return item.metadata["parse"](value)
     except ValueError as error:
-        raise ConfigurationError(f"{source}: {name} must be {error}, not {value!r}") from None
+        raise ConfigurationError(f"{source}: {name} must be {error}, not {shown(value)}") from None
 
 
 _FIELDS = {item.name: item for item in fields(Settings) if item.default is not MISSING}

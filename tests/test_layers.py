@@ -82,7 +82,7 @@ LAYERS = [
     ["_setting_sources"],
     ["exceptions", "_frame_copy", "_objects", "_parse", "_pyproject"],
     ["model"],
-    ["_judgements", "_socket_values"],
+    ["_judgements", "_socket_values", "_trusted_file"],
     ["_vocabulary"],
     ["_origin"],
 ]

@@ -134,15 +134,15 @@ def test_a_bad_pyproject_is_named(tmp_path, toml, sentence):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_unreadable_pyproject_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_pyproject_is_left_out_and_stops_nobody(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("")
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("closewait_guard._setting_sources.read_trusted", refuse)
-    with pytest.raises(cwg.ConfigurationError, match=r"cannot be read: .*Permission denied"):
-        load(tmp_path)
+    monkeypatch.setattr("closewait_guard._pyproject.read_trusted", refuse)
+    [note] = load(tmp_path).notes
+    assert note.endswith("pyproject.toml are left out: it cannot be read: Permission denied")
 
 
 def test_a_bad_setting_leaves_nothing_installed():
@@ -240,5 +240,5 @@ def test_a_folder_that_may_not_be_looked_into_is_nobodys_project(tmp_path, monke
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_file", refused)
+    monkeypatch.setattr(Path, "exists", refused)
     assert cwg.Settings.load(directory=tmp_path) == cwg.Settings()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from closewait_guard._pyproject import UntrustedFileError, nearest_pyproject, read_trusted
+from closewait_guard._pyproject import project_file
 from closewait_guard.pytest_plugin.ledger import Ledger
 from closewait_guard.pytest_plugin.options import Options, options_of
 from closewait_guard.pytest_plugin.watch import Watch
@@ -66,9 +66,5 @@ def _given_settings() -> Settings | None:
 
 
 def _is_in_pyproject() -> bool:
-    nearest = nearest_pyproject(Path())
-    try:
-        return nearest is not None and b"closewait_guard" in read_trusted(nearest)
-    except (OSError, UntrustedFileError):
-        # Who reads the settings says so.
-        return True
+    file = project_file(Path())
+    return file is not None and file.may_have_settings

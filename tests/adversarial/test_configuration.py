@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -71,7 +73,7 @@ def test_a_project_file_in_a_folder_of_another_user_is_left_out(project):
 @pytest.mark.parametrize("mode", [0o646, 0o666])
 def test_a_project_file_that_others_may_write_is_left_out(project, mode):
     (project / "pyproject.toml").chmod(mode)
-    assert is_left_out(project, "other users may write to it")
+    assert is_left_out(project, f"other users may write to {project / 'pyproject.toml'}")
 
 
 def test_a_project_file_below_a_folder_that_others_may_write_is_left_out(project):
@@ -85,14 +87,76 @@ def test_a_project_file_below_a_folder_that_others_may_write_is_left_out(project
     assert load(inner).grace == 7
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives a group away")
-def test_a_group_may_write_only_if_it_is_the_user_s_own(project):
+@pytest.fixture
+def of_daemon(project, monkeypatch):
+    """A project file of a user whose group is nobody else's, and who is this user now."""
+    path = project / "pyproject.toml"
+    path.chmod(0o664)
+    os.chown(path, 1, 1)
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    return path
+
+
+gives_away = pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+
+
+@gives_away
+def test_a_group_may_write_only_if_it_is_the_user_s_own(project, of_daemon):
+    assert load(project).grace == 7
+    os.chown(of_daemon, 1, 12345)
+    assert is_left_out(project, f"other users may write to {of_daemon}")
+
+
+@gives_away
+def test_group_0_may_not_write_for_others_than_root_are_in_it(project):
     path = project / "pyproject.toml"
     path.chmod(0o664)
     os.chown(path, 0, 0)
-    assert load(project).grace == 7
-    os.chown(path, 0, 12345)
-    assert is_left_out(project, "other users may write to it")
+    # As a container's users and daemons that have given up their user only.
+    other = ["import os, sys", "os.setgid(0); os.setuid(54321)", f"open({str(path)!r}, 'a')"]
+    project.parent.chmod(0o755)
+    subprocess.run([sys.executable, "-Sc", "; ".join(other)], check=False, timeout=60)
+    assert is_left_out(project, f"other users may write to {path}")
+
+
+@gives_away
+def test_an_access_list_is_no_private_group(project, of_daemon):
+    # Version 2; then tag, rights and number: the owner, user 12345, the group, the mask, others.
+    entries = [(1, 6, 0), (2, 6, 12345), (4, 4, 0), (16, 6, 0), (32, 4, 0)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *each) for each in entries)
+    try:
+        os.setxattr(of_daemon, "system.posix_acl_access", packed)
+    except OSError as error:
+        pytest.skip(f"no access lists here: {error}")
+    assert of_daemon.stat().st_mode & 0o020
+    assert is_left_out(project, f"other users may write to {of_daemon}")
+
+
+@gives_away
+def test_a_link_on_the_way_that_another_user_may_turn_is_not_followed(project, tmp_path_factory):
+    start, middle = tmp_path_factory.mktemp("start"), tmp_path_factory.mktemp("middle")
+    start.chmod(0o755)
+    (middle / "link").symlink_to(project / "pyproject.toml")
+    (start / "pyproject.toml").symlink_to(middle / "link")
+    assert load(start).grace == 7
+    os.chown(middle, 12345, 12345)
+    assert is_left_out(start, f"{middle} belongs to user 12345, and this is user 0")
+
+
+def test_a_file_of_others_that_does_not_name_the_guard_is_not_worth_a_word(project):
+    (project / "pyproject.toml").write_text("[project]\nname = 'theirs'\n")
+    (project / "pyproject.toml").chmod(0o666)
+    assert load(project).notes == ()
+
+
+def test_what_is_left_out_is_warned_of_and_stops_nobody(project, monkeypatch):
+    (project / "pyproject.toml").chmod(0o666)
+    monkeypatch.chdir(project)
+    with pytest.warns(RuntimeWarning, match=r"^closewait_guard: settings in .* are left out: "):
+        cwg.Guard()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cwg.Guard().settings.grace == Settings().grace
 
 
 def test_a_link_counts_as_the_file_that_it_leads_to(project, tmp_path_factory):
@@ -110,13 +174,13 @@ def test_what_is_left_out_is_said_in_the_report(project, monkeypatch):
     with cwg.Guard() as guard:
         [note] = guard.settings.notes
         assert note in guard.scan().coverage.notes
-        assert "other users may write to it" in cwg.render_text(guard.scan()).replace("\n  ", " ")
+        assert "other users may write to " in cwg.render_text(guard.scan()).replace("\n  ", " ")
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"\xff\xfe", b"a = " + b"[" * 100_000, b"#" * 1_000_001, b"\x00", b"x = 'x'\nx = 1\n"],
-    ids=["not-utf-8", "nested", "huge", "binary", "twice"],
+    [b"\xff\xfe", b"a = " + b"[" * 100_000, b"\x00", b"x = 'x'\nx = 1\n"],
+    ids=["not-utf-8", "nested", "binary", "twice"],
 )
 def test_a_project_file_that_makes_no_sense_gets_one_short_sentence(project, content):
     (project / "pyproject.toml").write_bytes(content)
@@ -126,10 +190,17 @@ def test_a_project_file_that_makes_no_sense_gets_one_short_sentence(project, con
     assert len(str(caught.value)) < 500
 
 
-def test_what_is_no_file_is_no_project_file(project):
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["fifo", "folder"])
+def test_what_is_no_file_is_left_out(project, make):
     (project / "pyproject.toml").unlink()
-    os.mkfifo(project / "pyproject.toml")
-    assert load(project).grace == Settings().grace
+    make(project / "pyproject.toml")
+    (project / "pyproject.toml").chmod(0o755)
+    assert is_left_out(project, "is not a regular file")
+
+
+def test_a_project_file_is_not_read_without_bound(project):
+    (project / "pyproject.toml").write_bytes(b"#" * 3_000_000)
+    assert is_left_out(project, "is larger than 1,048,576 bytes")
 
 
 def test_the_environment_can_keep_project_files_out(project):
@@ -232,3 +303,28 @@ def test_a_number_of_the_environment_is_plain_or_is_refused_by_name(tmp_path, te
     assert str(caught.value).startswith(
         "environment variable CLOSEWAIT_GUARD_GRACE: grace must be a number of seconds"
     )
+
+
+@pytest.mark.parametrize(
+    "text", ["1e400", "-1e400", "10.5", "nan", "\N{FULLWIDTH DIGIT ONE}0", "0"]
+)
+def test_a_signal_that_is_none_gets_one_sentence(tmp_path, text):
+    with pytest.raises(cwg.ConfigurationError, match="signal must be the name or number of a"):
+        load(tmp_path, CLOSEWAIT_GUARD_SIGNAL=text)
+
+
+def test_minus_zero_is_zero(tmp_path):
+    assert str(load(tmp_path, CLOSEWAIT_GUARD_GRACE="-0").grace) == "0.0"
+
+
+def test_a_module_that_exits_when_it_is_imported_gets_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "exits_at_once.py").write_text("raise SystemExit('two\\nlines')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(cwg.ConfigurationError, match="SystemExit: two lines"):
+        load(tmp_path, CLOSEWAIT_GUARD_REDACT="exits_at_once:redact")
+
+
+def test_a_value_without_end_is_cut_in_the_sentence_that_refuses_it(tmp_path):
+    with pytest.raises(cwg.ConfigurationError) as caught:
+        load(tmp_path, CLOSEWAIT_GUARD_GRACE="9" * 100_000 + "x")
+    assert len(str(caught.value)) < 400
