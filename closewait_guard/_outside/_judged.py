@@ -183,3 +183,8 @@ def _notes(sight: Sight) -> Iterator[str]:
             f"who is to take {count_of(times, 'connection')} in CLOSE_WAIT from the backlog of "
             f"{address}, which nobody has accepted"
         )
+    for address, times in sight.uncertain_backlog.items():
+        yield (
+            f"which process is to take {count_of(times, 'connection')} in CLOSE_WAIT from the "
+            f"backlog of {address}: another listens at this address, too"
+        )

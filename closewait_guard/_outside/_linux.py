@@ -130,23 +130,26 @@ class _Look:
             self.ended,
             self._others,
             copies,
-            self._backlog(),
+            *self._backlog(),
             self._network.dated,
         )
 
-    def _backlog(self) -> Counter[str]:
+    def _backlog(self) -> tuple[Counter[str], Counter[str]]:
+        """What waits at listeners of this process, and what may wait at one of another instead."""
         own = set(self._process.sockets.values())
-        return Counter(
-            entry.local
-            for entry in self._network.strays
-            if entry.inode == 0 and self._network.listener_of(entry) in own
-        )
+        certain, uncertain = Counter[str](), Counter[str]()
+        for entry in self._network.strays:
+            if entry.inode == 0:
+                listeners = self._network.waits_at(entry)
+                if not own.isdisjoint(listeners):
+                    (certain if own >= listeners else uncertain)[entry.local] += 1
+        return certain, uncertain
 
 
 def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
     """A table's entry as one process has it."""
     endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
-    return Descriptor(fd, endpoint, view_of(entry), network.listener_of(entry) is not None)
+    return Descriptor(fd, endpoint, view_of(entry), network.has_come_in(entry))
 
 
 def _copies(

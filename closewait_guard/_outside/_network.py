@@ -32,7 +32,8 @@ class Network:
         self.strays: list[Entry] = []
         self.dated = dated
         self._wanted = wanted
-        self._listeners: dict[bytes, int] = {}
+        # By family and port.
+        self._listeners: dict[tuple[int, bytes], list[Entry]] = {}
 
     def take(self, rows: Iterable[Row]) -> None:
         """Take in some connections; of one that has been seen before, this is the later state."""
@@ -42,7 +43,7 @@ class Network:
             if inode in wanted:
                 found[inode] = row
             if state == LISTEN:
-                self._listeners[row[2]] = inode
+                self._listeners.setdefault((row[0], row[2]), []).append(Entry(*row))
             elif state == CLOSE_WAIT and inode not in wanted:
                 self.strays.append(Entry(*row))
 
@@ -50,11 +51,31 @@ class Network:
         """Whether each wanted socket has been seen."""
         return len(self.rows) == len(self._wanted)
 
-    def listener_of(self, entry: Entry) -> int | None:
-        """The inode of the listener whose address a connection has."""
+    def has_come_in(self, entry: Entry) -> bool:
+        """Whether a listener has a connection's address, so that it must have come from one."""
+        return bool(self._listeners_of(entry))
+
+    def waits_at(self, entry: Entry) -> set[int]:
+        """The inodes of those listeners that a connection may wait at to be accepted.
+
+        The kernel tells that of none. Several can have one address: by SO_REUSEPORT, or because
+        one listens at all addresses and another at a single one.
+        """
+        found = self._listeners_of(entry)
+        # Of a listener, what it has received is how many connections wait.
+        waited_at = [each for each in found if each.received]
+        return {each.inode for each in waited_at or found}
+
+    def _listeners_of(self, entry: Entry) -> list[Entry]:
+        """What came in by IPv4 at a listener of IPv6 is of that one's family, too."""
         if entry.state == LISTEN:
-            return None
-        return self._listeners.get(entry.local_port)
+            return []
+        of_port = self._listeners.get((entry.family, entry.local_port), ())
+        return [
+            each
+            for each in of_port
+            if each.local_host == entry.local_host or not any(each.local_host)
+        ]
 
 
 def of_process(pid: int | None, wanted: Set[int], *, own: bool, dated: bool) -> Network:

@@ -23,12 +23,14 @@ class Glance(NamedTuple):
     Attributes:
         states: How many sockets are in each TCP state; other sockets by their protocol.
         backlog: Connections that the peer has closed before anybody accepted them, by address.
+        uncertain_backlog: The same, where another process listens at that address, too.
         narrowed: The report has been cut down to some states.
     """
 
     report: Report
     states: Mapping[str, int]
     backlog: Mapping[str, int]
+    uncertain_backlog: Mapping[str, int]
     narrowed: bool = False
 
     def only(self, states: Set[str]) -> Glance:
@@ -90,7 +92,7 @@ class Onlooker:
             report = judged(sight, self._settings, known, after, now, everything=everything)
             if self._settings.redact is not None:
                 report = redacted(report, self._settings.redact)
-            glances.append(Glance(report, sight.states, sight.backlog))
+            glances.append(Glance(report, sight.states, sight.backlog, sight.uncertain_backlog))
         strays: dict[int, list[Observation]] = {}
         for stray in seen.strays:
             found = stray.descriptor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from types import ModuleType
 from typing import Any
@@ -68,7 +68,7 @@ def _refusal(psutil: ModuleType, pid: int) -> Refusal:
 
 def _sight(process: Any, *, everything: bool) -> Sight:
     connections = process.net_connections("all")
-    listening = {each.laddr.port for each in connections if each.status == "LISTEN"}
+    listening = {(each.family, *each.laddr) for each in connections if each.status == "LISTEN"}
     found = list(_descriptors(connections, listening))
     ended = [each for each in found if each.view.connection in _ENDED]
     return Sight(
@@ -78,6 +78,7 @@ def _sight(process: Any, *, everything: bool) -> Sight:
         [each for each in found if each.view.connection not in _ENDED] if everything else (),
         copies={},
         backlog={},
+        uncertain_backlog={},
         dated=False,
     )
 
@@ -116,7 +117,9 @@ def _limit(process: Any) -> int | None:
     return None if soft == resource.RLIM_INFINITY else int(soft)
 
 
-def _descriptors(connections: Iterable[Any], listening: set[int]) -> Iterator[Descriptor]:
+def _descriptors(
+    connections: Iterable[Any], listening: Set[tuple[Any, ...]]
+) -> Iterator[Descriptor]:
     for each in connections:
         state = _STATES.get(each.status, State.NONE)
         family, kind = each.family.name, each.type.name
@@ -124,10 +127,16 @@ def _descriptors(connections: Iterable[Any], listening: set[int]) -> Iterator[De
             state, local, peer = State.UNIX, each.laddr or None, each.raddr or None
         else:
             local, peer = _address(each.laddr), _address(each.raddr)
-        accepted = bool(peer) and family != "AF_UNIX" and each.laddr.port in listening
+        accepted = bool(peer) and family != "AF_UNIX" and _has_come_in(each, listening)
         connection = _CONNECTIONS.get(state, Connection.LIVE)
         view = View(state, Evidence.TABLE, connection)
         yield Descriptor(each.fd, Endpoint(family, kind, local, peer), view, accepted)
+
+
+def _has_come_in(each: Any, listening: Set[tuple[Any, ...]]) -> bool:
+    """Whether the process listens at this end's address, or at all addresses."""
+    hosts = (each.laddr.ip, "::" if ":" in each.laddr.ip else "0.0.0.0")  # noqa: S104
+    return any((each.family, host, each.laddr.port) in listening for host in hosts)
 
 
 _STATES = {state.value: state for state in State}

@@ -41,6 +41,7 @@ class Sight(NamedTuple):
         others: The rest, where they were asked for.
         copies: By inode, all who have the same socket open, where that is more than one.
         backlog: Connections that the peer has closed before anybody accepted them, by address.
+        uncertain_backlog: The same, where another process listens at that address, too.
         dated: The kernel said when the peers have closed.
     """
 
@@ -50,6 +51,7 @@ class Sight(NamedTuple):
     others: Sequence[Descriptor]
     copies: Mapping[int, Sequence[Copy]]
     backlog: Mapping[str, int]
+    uncertain_backlog: Mapping[str, int]
     dated: bool
 
 

@@ -63,19 +63,28 @@ def _program(glances: Sequence[Glance]) -> Iterator[str]:
         yield ""
         yield from folded(f"  fix: {fix}", "    ")
     yield from healthy_lines([seen for report in reports for seen in report.observations])
-    for address, times in _backlog(glances).items():
+    for address, times in _united(glance.backlog for glance in glances).items():
+        yield from folded(f"  {_waiting(address, times)}", "    ")
+    for address, times in _united(glance.uncertain_backlog for glance in glances).items():
         yield from folded(
-            f"  {count_of(times, 'connection')} in CLOSE_WAIT in the backlog of {address}: the "
-            "peer has gone before anybody called accept()",
+            f"  {_waiting(address, times)}; at this address listens another process, too, and "
+            "which of them has them the kernel does not tell",
             "    ",
         )
 
 
-def _backlog(glances: Sequence[Glance]) -> dict[str, int]:
+def _waiting(address: str, times: int) -> str:
+    return (
+        f"{count_of(times, 'connection')} in CLOSE_WAIT in the backlog of {address}: the peer has "
+        "gone before anybody called accept()"
+    )
+
+
+def _united(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Of a listener that several processes share, once."""
     found: dict[str, int] = {}
-    for glance in glances:
-        found |= glance.backlog
+    for backlog in backlogs:
+        found |= backlog
     return found
 
 
