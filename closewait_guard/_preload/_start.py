@@ -71,6 +71,12 @@ class _Ending:
         self._status = status
 
     def __call__(self) -> None:
+        self._report()
+        with suppress(Exception):
+            # A thread that writes to stderr while the interpreter ends would have it abort.
+            self._guard.uninstall()
+
+    def _report(self) -> None:
         try:
             report = _final(self._guard)
         except Exception as error:

@@ -41,14 +41,13 @@ class Verdicts:
 
     Attributes:
         leaked: Whether a process has leaked.
-        has_heard: Whether any has said anything.
     """
 
     def __init__(self) -> None:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigurationError("run: --fail-on-leak needs UNIX sockets, which are not here")
         self.leaked = False
-        self.has_heard = False
+        self._heard: set[int] = set()
         self._failed: dict[int, str] = {}
         self._lost: set[int] = set()
         self._running: set[int] = set()
@@ -86,6 +85,11 @@ class Verdicts:
         assert identity is not None  # noqa: S101 - it is open
         return Channel(self._address, self._token, self._theirs, identity)
 
+    @property
+    def has_heard(self) -> bool:
+        """Whether any process has said anything."""
+        return bool(self._heard)
+
     def listen(self) -> None:
         """In the launcher, once the program has been started."""
         os.close(self._theirs)
@@ -102,6 +106,7 @@ class Verdicts:
             if time.monotonic() > deadline:
                 break
             self._serve(0.05)
+        self._running |= self._unheard()
         for line in list(self._lines()):
             self._running.update(filter(_is_alive, line.processes))
             self._end(line)
@@ -178,7 +183,11 @@ class Verdicts:
         return [key.data for key in self._selector.get_map().values() if key.data is not None]
 
     def _is_waiting(self) -> bool:
-        return any(line.processes for line in self._lines())
+        return any(line.processes for line in self._lines()) or bool(self._unheard())
+
+    def _unheard(self) -> set[int]:
+        """Processes of the program that have not said anything yet: they are just starting."""
+        return _pythons_with(self._token) - self._heard
 
     def _hear(self, line: _Line) -> None:
         try:
@@ -201,7 +210,7 @@ class Verdicts:
         if not number.isdecimal():
             return False
         verb, _, why = what.partition(" ")
-        self.has_heard = True
+        self._heard.add(int(number))
         self._note(line, int(number), verb, why)
         return True
 
@@ -230,6 +239,19 @@ def _raise_limit() -> None:
     with suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _pythons_with(token: str) -> set[int]:
+    """The Python processes that were started with the token, as far as may be seen. Linux only."""
+    found = set()
+    with suppress(OSError):
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal():
+                with suppress(OSError):
+                    is_ours = token.encode() in (process / "environ").read_bytes()
+                    if is_ours and "python" in (process / "exe").readlink().name:
+                        found.add(int(process.name))
+    return found
 
 
 def _is_alive(pid: int) -> bool:

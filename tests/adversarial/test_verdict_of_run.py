@@ -191,6 +191,20 @@ def test_a_child_that_ends_soon_after_the_program_is_waited_for(run):
     run(source, code=LEAKED)
 
 
+def test_a_child_that_has_only_just_been_started_is_waited_for(run):
+    child = LEAK + "leak()"
+    run(f"subprocess.Popen([sys.executable, '-c', {child!r}])", code=LEAKED)
+    silent = "[sys.executable, '-I', '-c', 'import time; time.sleep(60)']"
+    streams = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
+    done = run(
+        f"print(subprocess.Popen({silent}, {streams}).pid)",
+        code=UNKNOWN,
+        command=[sys.executable, "-c", HASTY],
+    )
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.stderr.endswith("still running\n")
+
+
 def test_a_signal_ends_the_wait_for_children(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(LEAK + FORK + "print(fork(lambda: (os.close(1), os.close(2), time.sleep(60))))")
@@ -347,6 +361,20 @@ def test_without_a_descriptor_left_reports_come_at_intervals_and_upon_a_signal(r
     # One when there was none left, two at their time, one upon the signal.
     assert done.stderr.count("1 x LEAKED") >= 3
     assert "Traceback" not in done.stderr
+
+
+def test_no_thread_of_the_guard_is_left_when_the_interpreter_ends(run):
+    source = """
+import threading
+
+class Last:
+    def __del__(self, threads=threading.enumerate, write=os.write):
+        write(1, repr([thread.name for thread in threads()]).encode())
+
+last = Last()
+"""
+    done = run(source, "--interval", "60", "--signal", "SIGUSR1", code=0)
+    assert done.stdout == "['MainThread']"
 
 
 def test_a_supervisor_whose_workers_end_without_a_report_says_so(tmp_path):
