@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
@@ -23,7 +22,6 @@ __all__ = ["block", "call", "kind_of", "name_of", "story"]
 
 _MOST_USER_FRAMES = 8
 _MOST_HOLDERS = 4
-_INDEX = re.compile(r"\[[^]]*\]")
 
 
 def block(group: SiteGroup) -> Iterator[str]:
@@ -48,12 +46,28 @@ def _held(group: SiteGroup) -> Iterator[str]:
     """Who holds them; those that differ by an index or a key are told once."""
     alike: dict[str, list[str]] = {}
     for holder in distinct(holder for leak in group.leaks for holder in leak.holders):
-        alike.setdefault(_INDEX.sub("[]", holder), []).append(holder)
+        alike.setdefault(_without_keys(holder), []).append(holder)
     for first, *others in list(alike.values())[:_MOST_HOLDERS]:
         more = f", and {len(others):,} more like it" if others else ""
         yield from folded(f"  held by {first}{more}", "    ")
     if len(alike) > _MOST_HOLDERS:
         yield f"    (and by {len(alike) - _MOST_HOLDERS:,} more)"
+
+
+def _without_keys(holder: str) -> str:
+    """Indexes and keys left out, in a time that is linear whatever brackets there are.
+
+    Example:
+        >>> _without_keys("app.pool['a'].free[12]"), _without_keys("odd [[ text")
+        ('app.pool[].free[]', 'odd [[ text')
+    """
+    *closed, rest = holder.split("]")
+    return "]".join([*(_up_to_bracket(part) for part in closed), rest])
+
+
+def _up_to_bracket(part: str) -> str:
+    before, bracket, _ = part.partition("[")
+    return before + bracket
 
 
 def _superseded(group: SiteGroup) -> Iterator[str]:

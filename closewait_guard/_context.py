@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +48,17 @@ class PlainContext:
 
 
 def _plain(value: object) -> Scalar:
-    """Exact built-in types pass; a subclass or any other object becomes its text."""
+    """Exact built-in types pass; a subclass or any other object becomes its text.
+
+    So do numbers that JSON has no way to write, or that cannot be written in decimal at all.
+    """
+    if type(value) is float and not isfinite(value):
+        return str(value)
+    if type(value) is int and not -_MOST <= value <= _MOST:
+        return hex(value)[:_MOST_LETTERS]
     return value if type(value) in _SCALARS else str(value)  # type: ignore[return-value]
 
 
+_MOST = 2**63 - 1
+_MOST_LETTERS = 80
 _SCALARS = frozenset({str, int, float, bool, type(None)})

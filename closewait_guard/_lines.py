@@ -9,8 +9,16 @@ __all__ = ["WIDTH", "cut", "fitted", "folded", "printable"]
 WIDTH = 80
 
 
+_MOST_LETTERS = 10_000
+
+
 def folded(text: str, indent: str) -> list[str]:
-    """A paragraph in lines, those after the first indented."""
+    """A paragraph in lines, those after the first indented.
+
+    Of one that is very long the end is left out: textwrap takes time by the square of its length.
+    """
+    if len(text) > _MOST_LETTERS:
+        text = f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS:,} more characters)"
     return wrap(printable(text), WIDTH, subsequent_indent=indent) or [text]
 
 

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from closewait_guard._clock import nap, now, pause
 from closewait_guard._decorate import around
+from closewait_guard._parse import shown
 from closewait_guard._render import render_text
 from closewait_guard._settling import Settling
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
@@ -55,7 +56,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
             raise ConfigurationError(
                 f"no_leaks(grace=...): grace must be a number of seconds, zero or more, "
-                f"not {grace!r}"
+                f"not {shown(grace)}"
             )
         self._make = guard
         self._grace = grace

@@ -6,6 +6,7 @@ A value that will not do raises a ValueError that says what it must be.
 from __future__ import annotations
 
 import math
+import reprlib
 import signal as signals
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -22,6 +23,7 @@ __all__ = [
     "redact",
     "seconds",
     "share",
+    "shown",
     "signal",
     "switch",
     "window",
@@ -29,20 +31,45 @@ __all__ = [
 
 ContextProvider = Callable[[], Mapping[str, object]]
 Redactor = Callable[[str], str]
+_MOST_SECONDS = 1_000_000_000
 PROBES = ("auto", "linux", "portable")
+
+
+def shown(value: object) -> str:
+    """A value as a sentence quotes it: its text if that is short, and whatever it is, some text.
+
+    Example:
+        >>> shown("ten"), shown(-1), len(shown("x" * 1000)), shown(10**5000)
+        ("'ten'", '-1', 80, 'an int that is too long to show')
+    """
+    try:
+        return _BRIEF.repr(value)
+    except Exception:
+        return f"an {type(value).__name__} that is too long to show"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
 
 
 def seconds(value: object) -> float:
     number = _number(value)
     if number is None or not math.isfinite(number) or number < 0:
         raise ValueError("a number of seconds, zero or more")
-    return number
+    return _that_can_be_waited_for(number)
 
 
 def interval(value: object) -> float:
     number = _number(value)
     if number is None or not math.isfinite(number) or number <= 0:
         raise ValueError("a number of seconds above zero")
+    return _that_can_be_waited_for(number)
+
+
+def _that_can_be_waited_for(number: float) -> float:
+    """Locks and sleep() take no more than some hundred years, and raise OverflowError."""
+    if number > _MOST_SECONDS:
+        raise ValueError(f"a number of seconds up to {_MOST_SECONDS:,}")
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from closewait_guard._block import block, name_of
 from closewait_guard._lines import cut, folded
-from closewait_guard._words import count_of, span
+from closewait_guard._words import count_of, date, span
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -58,8 +57,9 @@ def dated_parts(report: Report) -> Iterator[Part]:
 
 
 def _date_line(report: Report) -> str:
-    at = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(report.taken_at))
-    return cut(f"== {at}  process {report.pid} on {report.host}: {report.command}")
+    return cut(
+        f"== {date(report.taken_at)}  process {report.pid} on {report.host}: {report.command}"
+    )
 
 
 def parts(report: Report) -> Iterator[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -10,10 +11,14 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from closewait_guard._parse import shown
 from closewait_guard.exceptions import ReportFormatError
 from closewait_guard.model import SCHEMA, Leak, Report
 
 __all__ = ["from_dict", "to_dict"]
+
+# What other languages' numbers, and the platform's, can take.
+_MOST = 2**63 - 1
 
 
 def to_dict(report: Report) -> dict[str, Any]:
@@ -37,8 +42,11 @@ def from_dict(data: Mapping[str, Any]) -> Report:
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
-        raise ReportFormatError(f"not a report of schema {SCHEMA!r}: schema is {schema!r}")
-    return typing.cast(Report, _built(Report, data, "report"))
+        raise ReportFormatError(f"not a report of schema {SCHEMA!r}: schema is {shown(schema)}")
+    try:
+        return typing.cast(Report, _built(Report, data, "report"))
+    except RecursionError:
+        raise ReportFormatError("report is nested too deeply") from None
 
 
 def _plain(value: object) -> Any:
@@ -65,7 +73,8 @@ def _built(kind: Any, data: Any, place: str) -> Any:
     if origin is not None:
         values = _expect(dict, data, place)
         return {
-            name: _built(arguments[1], item, f"{place}.{name}") for name, item in values.items()
+            _expect_scalar(str, name, place): _built(arguments[1], item, f"{place}.{name:.40}")
+            for name, item in values.items()
         }
     if dataclasses.is_dataclass(kind):
         return _built_dataclass(kind, data, place)
@@ -81,25 +90,30 @@ def _built_any(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
     if len(candidates) == 1:
         return _built(candidates[0], data, place)
     if type(data) in candidates:
-        return data
+        return _expect_scalar(type(data), data, place)
     raise _misfit(" or ".join(kind.__name__ for kind in candidates), data, place)
 
 
 def _built_dataclass(kind: Any, data: Any, place: str) -> Any:
     values = _expect(dict, data, place)
     hints = _hints(kind)
-    missing = [item.name for item in _fields(kind) if item.name not in values]
+    # What has a default may be younger than the writer.
+    missing = [name for name in _required(kind) if name not in values]
     if missing:
         raise ReportFormatError(f"{place} lacks {', '.join(missing)}")
     return kind(
-        **{name: _built(hint, values[name], f"{place}.{name}") for name, hint in hints.items()}
+        **{
+            name: _built(hint, values[name], f"{place}.{name}")
+            for name, hint in hints.items()
+            if name in values
+        }
     )
 
 
 def _built_enum(kind: type[StrEnum], data: Any, place: str) -> StrEnum:
     try:
         return kind(data)
-    except ValueError:
+    except (ValueError, TypeError):
         raise _misfit(f"one of {', '.join(kind)}", data, place) from None
 
 
@@ -109,22 +123,29 @@ def _expect(kind: type, data: Any, place: str) -> Any:
     return data
 
 
-def _expect_scalar(kind: type, data: Any, place: str) -> Any:
+def _expect_scalar(kind: Any, data: Any, place: str) -> Any:
     # JSON writers of other languages drop the ".0" of a whole number.
-    if kind is float and type(data) is int:
-        return float(data)
-    if type(data) is not kind:
+    if type(data) is not kind and not (kind is float and type(data) is int):
         raise _misfit(kind.__name__, data, place)
-    return data
+    if type(data) is int and not -_MOST <= data <= _MOST:
+        raise _misfit("a number of at most 64 bits", data, place)
+    if type(data) is float and not math.isfinite(data):
+        raise _misfit("a finite number", data, place)
+    return float(data) if kind is float else data
 
 
 def _misfit(wanted: str, data: Any, place: str) -> ReportFormatError:
-    return ReportFormatError(f"{place} must be {wanted}, not {data!r:.80}")
+    return ReportFormatError(f"{place} must be {wanted}, not {shown(data)}")
 
 
 @lru_cache(None)
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
+
+
+@lru_cache(None)
+def _required(kind: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in _fields(kind) if item.default is dataclasses.MISSING)
 
 
 @lru_cache(None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from closewait_guard._parse import switch
+from closewait_guard._parse import shown, switch
 from closewait_guard._pyproject import project_file
 from closewait_guard.exceptions import ConfigurationError
 
@@ -16,7 +16,6 @@ __all__ = [
     "from_environment",
     "from_pyproject",
     "is_without_config",
-    "shown",
     "without_code",
 ]
 
@@ -29,7 +28,6 @@ NO_CONFIG = f"{ENVIRONMENT_PREFIX}NO_CONFIG"
 PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
 # Settings whose values name code to import.
 _IMPORTING = frozenset({"context", "redact"})
-_MAX_SHOWN = 200
 
 
 def is_without_config(environ: Mapping[str, str]) -> bool:
@@ -87,9 +85,3 @@ def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:
         else:
             kept.append((name, value, source))
     return kept
-
-
-def shown(value: object) -> str:
-    """A value, cut to what one sentence has room for."""
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

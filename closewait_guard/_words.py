@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["addresses", "count_of", "distinct", "seconds", "span"]
+__all__ = ["addresses", "count_of", "date", "distinct", "seconds", "span"]
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_ABSURD = 1e9
 
 
 def count_of(number: int, noun: str) -> str:
@@ -33,6 +35,14 @@ def seconds(duration: float) -> str:
         if duration < limit:
             return f"{_short(duration / size)} {name}"
     return f"{_short(duration / _DAY)} days"
+
+
+def date(at: float, zone: str = "%z") -> str:
+    """A moment in local time; one that is in no calendar, by its seconds."""
+    try:
+        return time.strftime(f"%Y-%m-%d %H:%M:%S{zone}", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return f"{at:g} s after 1970"
 
 
 def span(shortest: float, longest: float) -> str:
@@ -65,4 +75,6 @@ def distinct(values: Iterable[str]) -> list[str]:
 
 
 def _short(number: float) -> str:
-    return f"{number:.1f}".removesuffix(".0") if number < 10 else f"{number:.0f}"
+    if number < 10:
+        return f"{number:.1f}".removesuffix(".0")
+    return f"{number:.0f}" if number < _ABSURD else f"{number:.3g}"

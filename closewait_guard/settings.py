@@ -15,13 +15,12 @@ from typing import Any
 
 from closewait_guard import _defaults as defaults
 from closewait_guard import _parse as parse
-from closewait_guard._parse import ContextProvider, Redactor
+from closewait_guard._parse import ContextProvider, Redactor, shown
 from closewait_guard._setting_sources import (
     Given,
     from_environment,
     from_pyproject,
     is_without_config,
-    shown,
     without_code,
 )
 from closewait_guard._vocabulary import Scalar

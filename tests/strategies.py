@@ -28,7 +28,7 @@ frames = st.builds(
 def records_with(parents):
     return st.builds(
         cwg.SocketRecord,
-        serial=st.integers(),
+        serial=st.integers(-(2**63) + 1, 2**63 - 1),
         pid=counts,
         born_at=maybe_seconds,
         thread=texts,

@@ -302,7 +302,7 @@ def test_what_wraps_refuses_what_is_no_reporter_and_closes_what_is_one(wrap, tmp
     wrapped = wrap(inner)
     assert repr(inner) in repr(wrapped)
     wrapped.close()
-    assert inner._fd == -1
+    assert inner._file.fileno() == -1
     wrap(reporters.text(io.StringIO())).close()
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+from closewait_guard._parse import shown
 from closewait_guard._serial import from_dict
 from closewait_guard._stream import print_error
 from closewait_guard.exceptions import ReportFormatError
 from closewait_guard.model import Report
 
 __all__ = ["Saved", "Selection", "number"]
+
+
+_MOST_BYTES = 1 << 29
 
 
 class Selection:
@@ -40,7 +45,7 @@ def number(text: str, option: str) -> int:
     except ValueError:
         found = 0
     if not found:
-        raise ReportFormatError(f"{option}: not the number of a report: {text!r}")
+        raise ReportFormatError(f"{option}: not the number of a report: {shown(text)}")
     return found
 
 
@@ -61,12 +66,26 @@ class Saved:
     def __init__(self, path: str) -> None:
         self.name = "stdin" if path == "-" else path
         try:
-            data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        except OSError as error:
-            raise ReportFormatError(f"{self.name} cannot be read: {error.strerror}") from error
-        self._documents = list(_split(data))
+            self._documents = list(_split(self._read(path)))
+        except ReportFormatError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ReportFormatError(f"{self.name} cannot be read: {reason}") from error
+        except MemoryError:
+            raise ReportFormatError(f"{self.name} is too large for the memory") from None
         if not self._documents:
             raise ReportFormatError(f"{self.name} is empty: there is no report in it")
+
+    def _read(self, path: str) -> bytes:
+        if path == "-" and sys.stdin is None:
+            raise ReportFormatError("stdin is closed")
+        with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            # A device, for instance, never ends.
+            raise ReportFormatError(f"{self.name} is larger than {_MOST_BYTES:,} bytes")
+        return data
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -108,7 +127,7 @@ class Saved:
             return from_dict(json.loads(text))
         except ReportFormatError as error:
             raise ReportFormatError(f"{where}: {error}") from None
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, MemoryError) as error:
             raise ReportFormatError(f"{where}: not a report, and no JSON: {error}") from None
 
 

@@ -91,10 +91,8 @@ def _told_difference(arguments: argparse.Namespace) -> list[Report]:
 
 
 def _heading(report: Report) -> str:
-    from datetime import UTC, datetime
-
     from closewait_guard._lines import cut
+    from closewait_guard._words import date
 
-    taken = datetime.fromtimestamp(report.taken_at, UTC).astimezone()
     name = report.command or "a program without a name"
-    return cut(f"{taken:%Y-%m-%d %H:%M:%S %Z}, {name}, process {report.pid} on {report.host}")
+    return cut(f"{date(report.taken_at, ' %Z')}, {name}, process {report.pid} on {report.host}")

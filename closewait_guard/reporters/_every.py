@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from closewait_guard._clock import now
+from closewait_guard._parse import shown
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Alert, Closed, Report, Reporter
 from closewait_guard.reporters._wrapping import Wrapping
@@ -34,9 +35,9 @@ class _Every(Wrapping):
     def __init__(self, seconds: float, reporter: Reporter, clock: Callable[[], float]) -> None:
         super().__init__("every", reporter)
         is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not is_number or not math.isfinite(seconds) or seconds < 0:
+        if not is_number or not 0 <= seconds < math.inf:
             raise ConfigurationError(
-                f"every: seconds must be a number, zero or more, not {seconds!r}"
+                f"every: seconds must be a number, zero or more, not {shown(seconds)}"
             )
         self._seconds = seconds
         self._clock = clock

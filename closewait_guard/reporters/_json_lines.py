@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from closewait_guard._output_file import OutputFile
+from closewait_guard._parse import shown
 from closewait_guard._serial import to_dict
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
@@ -55,7 +56,7 @@ def json_lines(
     for name, number in (("max_bytes", max_bytes), ("backups", backups)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ConfigurationError(
-                f"json_lines: {name} must be a whole number, zero or more, not {number!r}"
+                f"json_lines: {name} must be a whole number, zero or more, not {shown(number)}"
             )
     return _JsonLines(path, max_bytes, backups)
 
