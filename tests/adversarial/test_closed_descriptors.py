@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -68,3 +69,72 @@ def test_no_byte_of_ours_is_in_its_files_and_none_is_closed(ending, tmp_path):
     assert "Cannot see" in done.stderr
     written = {path.name for path in tmp_path.iterdir() if path.stat().st_size}
     assert written <= {"leaks.jsonl"}
+
+
+SUITE = """
+import os, socket
+
+theirs = []
+
+
+def identities():
+    return [(os.fstat(fd)[:3], os.fstat(fd).st_size) for fd in theirs]
+
+
+def test_that_closes_all(tmp_path):
+    # All but that of pytest, which closes its own by number at its end.
+    os.closerange(4, 4096)
+    theirs.extend(os.open(tmp_path / str(n), os.O_RDWR | os.O_CREAT) for n in range(100))
+    global before
+    before = identities()
+
+
+def test_that_leaks():
+    socket.socket()
+    assert identities() == before
+
+
+def test_that_keeps(request):
+    request.config.theirs = socket.create_server(("127.0.0.1", 0))
+    assert identities() == before
+"""
+LAST_LOOK = """
+import atexit, os
+import pytest
+
+def pytest_configure(config):
+    atexit.register(look)
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    look()
+
+def look():
+    import test_suite
+    try:
+        is_well = test_suite.identities() == test_suite.before
+    except OSError:
+        is_well = False
+    if not is_well:
+        os._exit(99)
+"""
+
+
+@pytest.mark.parametrize("mode", ["warn", "fail"])
+def test_the_plugin_closes_and_fills_nothing_of_a_test_that_closes_all(mode, tmp_path):
+    (tmp_path / "test_suite.py").write_text(SUITE)
+    (tmp_path / "conftest.py").write_text(LAST_LOOK)
+    # Other plugins close what they had opened; pytest the files that it captures output in.
+    options = ["-p", "no:faulthandler", "-p", "no:cacheprovider", "-s"]
+    options += ["-p", "closewait_guard.pytest_plugin"]
+    options += [f"--socket-leaks={mode}", f"--socket-leaks-json={tmp_path / 'leaks.json'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "test_suite.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )
+    assert done.returncode == (1 if mode == "fail" else 0), done.stdout + done.stderr
+    assert "test_that_leaks" in done.stdout
