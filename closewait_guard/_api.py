@@ -164,9 +164,15 @@ def watch(
     with _patch.changing():
         if _monitor is not None and _monitor.running:
             raise ConfigurationError("watch(): a monitor is running already; stop() it first")
+        was_installed = _guard is not None
         guard = _told(settings, reporters, overrides)
-        _monitor = Monitor(guard, interval, at_exit=at_exit, in_children=in_children)
-        return _monitor.start()
+        try:
+            _monitor = Monitor(guard, interval, at_exit=at_exit, in_children=in_children)
+            return _monitor.start()
+        except BaseException:
+            if not was_installed:
+                uninstall()
+            raise
 
 
 async def watch_async(

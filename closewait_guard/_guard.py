@@ -76,6 +76,8 @@ class Guard:
         )
         self._signal: SignalReport | None = None
         self._dependants: list[Callable[[], None]] = []
+        # Installed or not: a fork may find its reporters, and whoever scans, in the middle of it.
+        _guards.add(self)
 
     @property
     def installed(self) -> bool:
@@ -91,7 +93,6 @@ class Guard:
 
                     self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
-                _guards.add(self)
                 self._registry.listen()
                 self._registry.adopt()
                 self._examiner.lookout.take_census()
@@ -104,7 +105,6 @@ class Guard:
             self._dependants.pop()()
         with _patch.changing():
             was_installed, self._installed = self._installed, False
-            _guards.discard(self)
             self._registry.stop()
             signal, self._signal = self._signal, None
         self._examiner.lookout.close()

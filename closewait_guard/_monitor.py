@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
+from contextlib import suppress
 from typing import Self
 
 from closewait_guard._forks import in_child
@@ -61,7 +62,7 @@ class Monitor:
     def start(self) -> Self:
         """Begin; the first report comes after one interval. Idempotent."""
         if not self.running:
-            self._start_thread()
+            self._begin()
             _monitors.add(self)
             self.guard.when_uninstalled(self.stop)
             if self._at_exit:
@@ -93,8 +94,18 @@ class Monitor:
 
     def _join(self, timeout: float) -> None:
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None or thread is threading.current_thread():
+            return
+        if thread.ident is not None:
             thread.join(timeout)
+
+    def _begin(self) -> None:
+        try:
+            self._start_thread()
+        except BaseException:
+            # There may be no room for a thread, or the program is told to end at this moment.
+            self.stop()
+            raise
 
     def _start_thread(self) -> None:
         self._ended = threading.Event()
@@ -115,7 +126,9 @@ class Monitor:
         """In the child, which has no thread but its own."""
         self._thread = self._listening = None
         if self._in_children:
-            self._start_thread()
+            # Without room for a thread this child goes on without reports.
+            with suppress(RuntimeError):
+                self._begin()
         else:
             _monitors.discard(self)
 
