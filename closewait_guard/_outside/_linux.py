@@ -15,6 +15,7 @@ from closewait_guard._outside._sight import Copy, Descriptor, Everything, Refusa
 from closewait_guard._outside._untabled import Untabled
 from closewait_guard._probe import Endpoint
 from closewait_guard._probe._linux import STATES
+from closewait_guard.model import State
 
 __all__ = ["descendants", "look"]
 
@@ -106,7 +107,7 @@ class _Look:
                 self._take_untabled(untabled, fd, inode, everything)
                 continue
             state = row[1]
-            self.states[STATES[state]] += 1
+            self.states[STATES[state] if state < len(STATES) else State.NONE] += 1
             if state == CLOSE_WAIT:
                 self.ended.append(_descriptor(fd, Entry(*row), network))
             elif everything:

@@ -35,6 +35,7 @@ _MESSAGE = struct.Struct("=IH10x BB2x 2s2s 16s16s 12x 4x IIII")
 _START = struct.Struct("=IH")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVED_AT_ONCE = 1 << 20
+_SECONDS_FOR_ANSWER = 10.0
 
 
 def opened(namespace: str | None = None) -> socket.socket:
@@ -43,9 +44,12 @@ def opened(namespace: str | None = None) -> socket.socket:
     Raises:
         OSError: The namespace may not be entered, or the kernel has no netlink.
     """
-    if namespace is None:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-    return _opened_within(namespace)
+    if namespace is not None:
+        return _opened_within(namespace)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    # The kernel answers at once; whatever stands in its place may not.
+    sock.settimeout(_SECONDS_FOR_ANSWER)
+    return sock
 
 
 def answers() -> bool:
@@ -126,18 +130,25 @@ def dump(sock: socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
 def _answers(sock: socket.socket, rows: Callable[[bytes], Iterable[Row]]) -> Iterator[Row]:
     while True:
         data = sock.recv(_RECEIVED_AT_ONCE)
-        _, kind = _START.unpack_from(data)
-        if kind == _DONE:
-            return
-        if kind == _ERROR:
-            (number,) = struct.unpack_from("=i", data, _HEADER.size)
-            raise OSError(-number, os.strerror(-number))
-        yield from rows(data)
+        try:
+            _, kind = _START.unpack_from(data)
+            if kind == _DONE:
+                return
+            if kind == _ERROR:
+                (number,) = struct.unpack_from("=i", data, _HEADER.size)
+                raise OSError(-number, os.strerror(-number))
+            yield from rows(data)
+        except struct.error as error:
+            raise _malformed() from error
+
+
+def _malformed() -> OSError:
+    return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
 
 
 def _plain(data: bytes) -> Iterable[Row]:
     """Most often all messages are of one length: then one call of C takes them apart."""
-    length, _ = _START.unpack_from(data)
+    length = _first_length(data)
     found = _uniform(data, length, f"{length - _MESSAGE.size}x")
     if found is not None:
         return (row[2:] for row in found)
@@ -146,7 +157,7 @@ def _plain(data: bytes) -> Iterable[Row]:
 
 def _dated(data: bytes) -> Iterable[Row]:
     """The same, with `struct tcp_info` in the same place of each."""
-    length, _ = _START.unpack_from(data)
+    length = _first_length(data)
     start, end = _attribute(data, _MESSAGE.size, length)
     header = _ATTRIBUTE.size
     shape = f"{start - header - _MESSAGE.size}x HH {end - start}s {length - end}x"
@@ -156,19 +167,30 @@ def _dated(data: bytes) -> Iterable[Row]:
     return ((*row, _info(data, *place)) for row, place in _one_by_one(data))
 
 
+def _first_length(data: bytes) -> int:
+    length: int = _START.unpack_from(data)[0]
+    if not _MESSAGE.size <= length <= len(data):
+        raise _malformed()
+    return length
+
+
 def _uniform(data: bytes, length: int, rest: str) -> list[Row] | None:
     if len(data) % length or length % 4:
         return None
     found = list(struct.Struct(f"{_MESSAGE.format} {rest}").iter_unpack(data))
-    return found if all(row[0] == length for row in found) else None
+    expected = length, _SOCK_DIAG_BY_FAMILY
+    return found if all(row[:2] == expected for row in found) else None
 
 
 def _one_by_one(data: bytes) -> Iterator[tuple[Row, tuple[int, int]]]:
     """Each message's fields, and where its attributes begin and end."""
     offset = 0
     while offset < len(data):
-        length, kind, *fields = _MESSAGE.unpack_from(data, offset)
+        length, kind = _START.unpack_from(data, offset)
+        if not _HEADER.size <= length <= len(data) - offset:
+            raise _malformed()
         if kind == _SOCK_DIAG_BY_FAMILY:
+            _, _, *fields = _MESSAGE.unpack_from(data, offset)
             yield tuple(fields), (offset + _MESSAGE.size, offset + length)
         offset += (length + 3) & ~3
 
@@ -182,6 +204,8 @@ def _attribute(data: bytes, offset: int, end: int) -> tuple[int, int]:
     """Where `struct tcp_info` begins and ends; nowhere is 0."""
     while offset < end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if not _ATTRIBUTE.size <= length <= end - offset:
+            raise _malformed()
         if kind == _INET_DIAG_INFO:
             return offset + _ATTRIBUTE.size, offset + length
         offset += (length + 3) & ~3

@@ -123,11 +123,11 @@ def _python(pid: int) -> str:
 
 
 def _fd_limit(pid: int) -> int | None:
-    with Path(f"/proc/{pid}/limits").open(encoding="ascii") as lines:
+    with Path(f"/proc/{pid}/limits").open(encoding="ascii", errors="replace") as lines:
         for line in lines:
             if line.startswith("Max open files"):
-                soft = line.split()[3]
-                return int(soft) if soft.isdecimal() else None
+                with suppress(ValueError, IndexError):
+                    return int(line.split()[3])
     return None
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from closewait_guard._outside._entry import Entry
 
@@ -19,12 +21,14 @@ __all__ = ["addresses", "table"]
 def table(pid: int | str) -> Iterator[Entry]:
     """Every TCP connection of the network that a process lives in."""
     for family, line in _lines(pid, {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}):
-        yield _entry(family, line.split())
+        # What is no line of a table is passed over, so that it hides no other.
+        with suppress(ValueError, IndexError, struct.error):
+            yield _entry(family, line.split())
 
 
 def _entry(family: int, words: list[str]) -> Entry:
-    local_host, local_port = _address(words[1])
-    peer_host, peer_port = _address(words[2])
+    local_host, local_port = _address(words[1], family)
+    peer_host, peer_port = _address(words[2], family)
     sent, received = (int(queue, 16) for queue in words[4].split(":"))
     return Entry(
         family,
@@ -40,9 +44,11 @@ def _entry(family: int, words: list[str]) -> Entry:
     )
 
 
-def _address(text: str) -> tuple[bytes, bytes]:
+def _address(text: str, family: int) -> tuple[bytes, bytes]:
     """Words of 32 bits in the machine's own order; the port as a number."""
     host, port = text.split(":")
+    if (len(host), len(port)) != (32 if family == socket.AF_INET6 else 8, 4):
+        raise ValueError(text)
     words = (host[start : start + 8] for start in range(0, len(host), 8))
     return b"".join(struct.pack("=I", int(word, 16)) for word in words), bytes.fromhex(port)
 
@@ -51,21 +57,25 @@ def addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
     """Of UDP and UNIX sockets in a process's network, by inode: this end and the other."""
     found: dict[int, tuple[str | None, str | None]] = {}
     for family, line in _lines(pid, {"udp": socket.AF_INET, "udp6": socket.AF_INET6}):
-        entry = _entry(family, line.split())
-        connected = entry.peer if any(entry.peer_port) else None
-        found[entry.inode] = entry.local, connected
+        with suppress(ValueError, IndexError, struct.error):
+            entry = _entry(family, line.split())
+            connected = entry.peer if any(entry.peer_port) else None
+            found[entry.inode] = entry.local, connected
     for _, line in _lines(pid, {"unix": socket.AF_UNIX}):
         # Number, references, protocol, flags, type, state, inode, and the path if it has one.
         words = line.split(maxsplit=7)
-        found[int(words[6])] = words[7].rstrip("\n") if len(words) > 7 else None, None
+        with suppress(ValueError, IndexError):
+            found[int(words[6])] = words[7].rstrip("\n") if len(words) > 7 else None, None
     return found
 
 
 def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]]:
     for name, family in files.items():
-        path = Path(f"/proc/{pid}/net/{name}")
-        if path.exists():
-            with path.open(encoding="utf-8", errors="backslashreplace") as lines:
-                next(lines, None)
-                for line in lines:
-                    yield family, line
+        with suppress(FileNotFoundError), _opened(pid, name) as lines:
+            next(lines, None)
+            for line in lines:
+                yield family, line
+
+
+def _opened(pid: int | str, name: str) -> TextIO:
+    return Path(f"/proc/{pid}/net/{name}").open(encoding="utf-8", errors="backslashreplace")
