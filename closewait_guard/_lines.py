@@ -1,12 +1,16 @@
-"""Text that fits 80 columns and steers no terminal: pure."""
+"""Text that fits 80 columns, and steers neither a terminal nor a build server: pure."""
 
 from __future__ import annotations
 
+import re
 from textwrap import wrap
 
-__all__ = ["WIDTH", "cut", "fitted", "folded", "printable"]
+__all__ = ["WIDTH", "cut", "fitted", "folded", "one_line", "printable"]
 
 WIDTH = 80
+
+# Azure Pipelines, TeamCity and GitHub look for their older commands anywhere in a line.
+_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
 
 
 _MOST_LETTERS = 10_000
@@ -19,7 +23,8 @@ def folded(text: str, indent: str) -> list[str]:
     """
     if len(text) > _MOST_LETTERS:
         text = f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS:,} more characters)"
-    return wrap(printable(text), WIDTH, subsequent_indent=indent) or [text]
+    lines = wrap(printable(text), WIDTH, subsequent_indent=indent) or [""]
+    return [_without_command(line) for line in lines]
 
 
 def fitted(prefix: str, path: str, suffix: str) -> str:
@@ -33,12 +38,31 @@ def fitted(prefix: str, path: str, suffix: str) -> str:
 
 def cut(line: str) -> str:
     """One line; what is too much is left out at its end."""
-    line = printable(line)
+    line = one_line(line)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
+def one_line(text: str) -> str:
+    """A line of any length, whoever has chosen the names in it."""
+    return _without_command(printable(text))
+
+
 def printable(text: str) -> str:
-    """Labels, paths and context come from outside: none of them may steer the terminal."""
+    r"""Labels, paths and context come from outside: none of them may steer the terminal.
+
+    Example:
+        >>> printable("\x1b[31mMüller\u202e")
+        '\\x1b[31mMüller\\u202e'
+    """
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in text
     )
+
+
+def _without_command(line: str) -> str:
+    """GitHub takes a line that begins with two colons for an order."""
+    if line.lstrip().startswith("::"):
+        line = line.replace("::", ": :", 1)
+    return _COMMAND.sub("# #", line)

@@ -23,7 +23,7 @@ __all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "progr
 
 def progress(what: str, items: Collection[str]) -> Iterator[str]:
     """Each item in turn, with a bar on stderr that goes away in the end."""
-    columns = (TextColumn("{task.description:<32}"), BarColumn())
+    columns = (TextColumn("{task.description:<32}", markup=False), BarColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=len(items))
         for item in items:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from closewait_guard._clock import now
 from closewait_guard._guard import Guard
 from closewait_guard._pace import Pace
+from closewait_guard._redact import text_mask
 from closewait_guard._structlog import tell_failure
 from closewait_guard.exceptions import ConfigurationError
 
@@ -44,7 +45,9 @@ class Rounds:
             self._guard.tell(report)
         except Exception as error:
             with suppress(Exception):
-                tell_failure("a periodic report failed", error)
+                tell_failure(
+                    "a periodic report failed", error, text_mask(self._guard.settings.redact)
+                )
 
     @contextmanager
     def _measured(self) -> Iterator[None]:

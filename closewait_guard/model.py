@@ -72,7 +72,9 @@ class Leak:
         record = self.observation.record
         calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
         text = "|".join((self.verdict, record.origin, *calls))
-        return str(sha1(text.encode(), usedforsecurity=False).hexdigest()[:12])
+        return str(
+            sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
+        )
 
 
 @dataclass(frozen=True, slots=True)

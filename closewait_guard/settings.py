@@ -90,8 +90,8 @@ class Settings(_Provenance):
     redact: Redactor | None = _setting(
         None,
         parse.redact,
-        "A callable from text to text, applied to addresses, labels, context, source lines and "
-        "holders before anything is reported.",
+        "A callable from text to text, applied to addresses, labels, context, names of threads and "
+        "tasks, source lines, holders, alerts, host and command before anything is reported.",
     )
     probe: str = _setting("auto", parse.probe, "How to ask the kernel: auto, linux or portable.")
     half_close_idle: float = _setting(

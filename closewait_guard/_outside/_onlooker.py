@@ -10,7 +10,7 @@ from closewait_guard._observed import observed
 from closewait_guard._outside._choose import choose
 from closewait_guard._outside._judged import Known, judged, record_of
 from closewait_guard._outside._sight import Refusal
-from closewait_guard._redact import redacted
+from closewait_guard._redact import Mask, redacted
 from closewait_guard.model import Observation, Origin, Report, State
 from closewait_guard.settings import Settings
 
@@ -99,6 +99,8 @@ class Onlooker:
             record = record_of(0, Origin.ACCEPTED if found.accepted else Origin.NATIVE)
             view = found.view
             observation = observed(record, found.fd, found.endpoint, view, view.fin_for)
+            if self._settings.redact is not None:
+                observation = Mask(self._settings.redact).observation(observation)
             strays.setdefault(stray.uid, []).append(observation)
         undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
         return Found(tuple(glances), seen.refused, strays, undated)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from closewait_guard._lines import one_line
 from closewait_guard.commands._codes import FINE, USAGE
 from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import say
@@ -110,7 +111,7 @@ def _line(history: History) -> str:
         )
     else:
         told.append("no leak")
-    return "  ".join(told)
+    return one_line("  ".join(told))
 
 
 def _draw(arguments: argparse.Namespace, history: History, looks: Iterator[Found]) -> int:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from closewait_guard._lines import one_line
 from closewait_guard._words import count_of
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
 from closewait_guard.pytest_plugin.sites import Site, relative, sites
@@ -38,6 +39,7 @@ def _relative(filename: str, root: Path) -> str:
 
 
 def _escaped(text: str, further: str = "") -> str:
+    text = one_line(text)
     for character in "%\r\n" + further:
         text = text.replace(character, f"%{ord(character):02X}")
     return text

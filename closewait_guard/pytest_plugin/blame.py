@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from closewait_guard._lines import one_line
 from closewait_guard._words import count_of, seconds
 from closewait_guard.model import Frame, FrameKind, Leak, Report, SocketRecord
 from closewait_guard.pytest_plugin.blocks import blocks
@@ -31,7 +32,7 @@ def failure_text(finding: Finding, *, whole_stacks: bool = False) -> str:
     waited = f", {seconds(finding.waited)} after its end" if finding.waited >= 0.05 else ""
     head = f"{finding.owner} leaked {count_of(len(report.leaks), 'socket')}{waited}"
     shown = report if whole_stacks else trimmed(report)
-    return "\n".join([head, "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
+    return "\n".join([one_line(head), "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
 
 
 def headline(finding: Finding, root: Path) -> str:
@@ -43,7 +44,8 @@ def headline(finding: Finding, root: Path) -> str:
     if len(found) > _MOST_PLACES:
         places.append(count_of(len(found) - _MOST_PLACES, "more line"))
     who = "" if finding.kind == "test" else f"{finding.owner} "
-    return f"{who}leaked {count_of(len(finding.report.leaks), 'socket')}: {', '.join(places)}"
+    leaked = f"leaked {count_of(len(finding.report.leaks), 'socket')}"
+    return one_line(f"{who}{leaked}: {', '.join(places)}")
 
 
 def properties(finding: Finding) -> list[tuple[str, object]]:
@@ -53,7 +55,7 @@ def properties(finding: Finding) -> list[tuple[str, object]]:
     for leak in leaks:
         site = leak.observation.record.site
         place = f" born at {site.filename}:{site.lineno}" if site is not None else ""
-        found.append(("socket_leak", f"{leak.verdict}{place}"))
+        found.append(("socket_leak", one_line(f"{leak.verdict}{place}")))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
+from closewait_guard._lines import one_line
 from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin.blame import failure_text, headline, properties
 from closewait_guard.pytest_plugin.finding import Finding
@@ -41,7 +42,7 @@ def as_report(finding: Finding, nodeid: str, config: pytest.Config) -> pytest.Te
         error = pytest.ExceptionInfo.from_current()
     report = pytest.TestReport(
         nodeid=nodeid,
-        location=(path, None, finding.owner),
+        location=(path, None, one_line(finding.owner)),
         keywords={},
         outcome="failed",
         longrepr=error.getrepr(style="value"),

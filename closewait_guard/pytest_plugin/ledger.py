@@ -84,10 +84,14 @@ class Ledger:
         return bool(self._config.getoption("verbose") > 0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for note in self._notes:
-            terminalreporter.write_line(f"closewait-guard: {note}", yellow=True)
-        if self._file is not None and self._file.failure:
-            terminalreporter.write_line(f"ERROR: {self._file.failure}", red=True)
+        failure = self._file.failure if self._file is not None else None
+        if self._notes or failure:
+            from closewait_guard._lines import one_line
+
+            for note in self._notes:
+                terminalreporter.write_line(one_line(f"closewait-guard: {note}"), yellow=True)
+            if failure:
+                terminalreporter.write_line(one_line(f"ERROR: {failure}"), red=True)
         if not self._findings:
             return
         from closewait_guard.pytest_plugin.annotations import commands

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from closewait_guard._lines import one_line
 from closewait_guard._words import count_of, seconds
 from closewait_guard.pytest_plugin.blocks import blocks, cannot_see
 from closewait_guard.pytest_plugin.finding import Finding, Outcome
@@ -33,7 +34,7 @@ def summary(findings: Sequence[Finding], root: Path, *, whole_stacks: bool = Fal
     lines += _waivers(findings)
     if lines:
         lines += [*_settles(findings), *_not_seen(findings)]
-    return lines
+    return [one_line(line) for line in lines]
 
 
 def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
+from closewait_guard._lines import one_line
 from closewait_guard._render import Part, dated, dated_parts
 from closewait_guard._stream import checked_stream, put
 from closewait_guard._words import span
@@ -84,7 +85,7 @@ def _styled(part: Part) -> Iterator[tuple[str, str]]:
 
 
 def _peers(group: SiteGroup) -> Table:
-    from closewait_guard._rich import Table
+    from closewait_guard._rich import Table, Text
 
     table = Table(
         "peer", "sockets", "closed", "unread", box=None, padding=(0, 2), header_style="dim"
@@ -96,7 +97,8 @@ def _peers(group: SiteGroup) -> Table:
         ago = [each.peer_closed_for for each in those if each.peer_closed_for is not None]
         unread = sum(each.unread or 0 for each in those)
         closed = f"{span(min(ago), max(ago))} ago" if ago else "?"
-        table.add_row(peer, f"{len(those):,}", closed, f"{unread:,}")
+        # As text, not as a string, in which rich would look for markup.
+        table.add_row(Text(one_line(peer)), f"{len(those):,}", closed, f"{unread:,}")
     if len(seen) > _MOST_PEERS:
         table.add_row(f"and {len(seen) - _MOST_PEERS:,} more", "", "", "")
     return table

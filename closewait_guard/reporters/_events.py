@@ -1,4 +1,7 @@
-"""A report as flat events: one for each site, each alert, and each site that closed after all."""
+"""A report as flat events: one for each site, each alert, and each site that closed after all.
+
+Many logs end on a terminal, so what others have named is escaped here already.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
+from closewait_guard._lines import one_line
 from closewait_guard._words import addresses, count_of, seconds
 from closewait_guard.model import (
     Alert,
@@ -32,6 +36,10 @@ class Event(NamedTuple):
 
 def events(report: Report) -> Iterator[Event]:
     """Alerts first, then the sites, worst first, then those that closed after all."""
+    yield from map(_escaped, _all(report))
+
+
+def _all(report: Report) -> Iterator[Event]:
     for alert in report.alerts:
         yield _alert(alert, report.pid)
     for group in report.by_site():
@@ -48,8 +56,7 @@ def _alert(alert: Alert, pid: int) -> Event:
         True,  # noqa: FBT003 - an alert is told only when there is news
         "socket_alert",
         f"{alert.kind} {alert.status}: {alert.message}",
-        {name: _plain(value) for name, value in facts.items()}
-        | {"text": alert.message, "pid": pid},
+        {**facts, "text": alert.message, "pid": pid},
     )
 
 
@@ -106,6 +113,11 @@ def _fingerprint(closed: Closed) -> str:
     return closed.leak.fingerprint
 
 
+def _escaped(event: Event) -> Event:
+    facts = {one_line(name): _plain(value) for name, value in event.facts.items()}
+    return event._replace(sentence=one_line(event.sentence), facts=facts)
+
+
 def _plain(value: Scalar) -> Scalar:
     # A subclass of str would be rendered by its own repr in some logs.
-    return str(value) if isinstance(value, str) else value
+    return one_line(str(value)) if isinstance(value, str) else value

@@ -6,6 +6,7 @@ import sys
 import warnings
 from typing import Any
 
+from closewait_guard._lines import one_line
 from closewait_guard.model import Frame, Report, Reporter, SiteGroup
 
 __all__ = ["SocketLeakWarning", "warn"]
@@ -51,9 +52,9 @@ class _Warner:
         """A filter may turn the warning into an error, and the next site has one of its own."""
         try:
             warnings.warn_explicit(
-                sentence,
+                one_line(sentence),
                 SocketLeakWarning,
-                site.filename,
+                one_line(site.filename),
                 site.lineno,
                 module=site.module,
                 registry=self._registry_of(site),

@@ -192,7 +192,7 @@ assert "structlog" not in sys.modules
 """
     done = python("-c", LEAKY + source)
     assert "closewait-guard: a reporter failed: reporter='failing'" in done.stderr
-    assert "ValueError('no place')" in done.stderr
+    assert "error='ValueError: no place'" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["leaks.jsonl", "-"])
