@@ -313,7 +313,7 @@ def test_it(value):
 """
     result = suite.run(source, "--socket-leaks=fail")
     orders = [line for line in result.outlines if line.lstrip().startswith("::")]
-    assert len(orders) == 1, result.outlines
+    assert len(orders) == 1, (result.ret, result.errlines, result.outlines)
     assert orders[0].startswith("::error file=test_it.py,line=")
     assert "\x1b" not in "".join(result.outlines)
 
