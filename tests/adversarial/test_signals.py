@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _wakeup
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="none of them is queued")
 
@@ -223,3 +227,77 @@ def test_another_handler_that_raises_in_the_middle_of_ours_ends_no_reports(who):
     done = run(RAISING, who)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "True"
+
+
+@pytest.fixture
+def theirs():
+    """The program's own pipe for the numbers of signals, and a handler that does nothing."""
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    yield reading, writing
+    cwg.uninstall()
+    assert signal.set_wakeup_fd(-1) == -1
+    os.close(reading)
+    os.close(writing)
+    signal.signal(signal.SIGUSR2, before)
+
+
+def caught_at_each_look(monkeypatch):
+    """A signal comes at each moment at which the descriptor is set to find out what was set."""
+    set_it, count = _wakeup._set_wakeup_fd, []
+
+    def look(fd):
+        present = set_it(fd)
+        if present not in (-1, fd):
+            count.append(1)
+            signal.raise_signal(signal.SIGUSR2)
+        return present
+
+    monkeypatch.setattr(_wakeup, "_set_wakeup_fd", look)
+    return count
+
+
+def test_what_comes_while_a_start_looks_who_has_the_descriptor_is_handed_on(theirs, monkeypatch):
+    reading, writing = theirs
+    signal.set_wakeup_fd(writing)
+    count = caught_at_each_look(monkeypatch)
+    with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1"):
+        assert signal.set_wakeup_fd(writing) == writing
+    assert count
+    assert os.read(reading, 100) == bytes([signal.SIGUSR2]) * len(count)
+    signal.set_wakeup_fd(-1)
+
+
+def test_what_comes_while_an_end_looks_who_has_the_descriptor_is_handed_on(theirs, monkeypatch):
+    reading, writing = theirs
+    with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1"):
+        assert signal.set_wakeup_fd(writing) != -1
+        count = caught_at_each_look(monkeypatch)
+    assert signal.set_wakeup_fd(-1) == writing
+    assert count
+    assert os.read(reading, 100) == bytes([signal.SIGUSR2]) * len(count)
+
+
+def test_who_gives_the_descriptor_back_after_the_end_gives_back_one_that_is_open(theirs):
+    _, writing = theirs
+    with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1"):
+        # As trio and uvloop do.
+        ours = signal.set_wakeup_fd(writing)
+        assert ours != -1
+    assert signal.set_wakeup_fd(ours) == writing
+    signal.raise_signal(signal.SIGUSR2)
+    with cwg.watch(interval=3600, at_exit=False) as monitor:
+        assert monitor._listening.running
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_descriptor_that_its_owner_has_closed_hinders_no_start(theirs):
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing)
+    os.close(reading)
+    os.close(writing)
+    with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1") as monitor:
+        assert monitor.running
