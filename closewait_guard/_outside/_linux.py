@@ -25,16 +25,25 @@ def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
     processes, refused = _read(_processes.all_pids() if pids is None else pids)
     networks = _Networks(processes, everything=everything)
     at = time.monotonic()
-    looks = [_Look(process, networks.of(process), everything) for process in processes]
-    copies = _copies(processes, looks, complete=pids is None)
+    looks = []
+    for process in processes:
+        look = networks.look_at(process, everything=everything)
+        if not _processes.has_stayed(process):
+            refused.append(Refusal(process.pid, "", None, exists=False))
+        elif look is None:
+            refused.append(_refusal(process.pid, _NO_NETWORK))
+        else:
+            looks.append(look)
+    copies = _copies([look.process for look in looks], looks, complete=pids is None)
     if pids is None:
         # Processes end all the time: only who was asked for is missed.
-        refused = [each for each in refused if each.exists]
+        refused = [each for each in refused if each.exists and each.is_a_loss]
     return Everything(
         at,
         [look.sight(copies) for look in looks],
         refused,
         list(_strays(networks, refused, complete=pids is None)),
+        hides=pids is None and _processes.are_hidden(),
     )
 
 
@@ -52,18 +61,33 @@ def descendants(pids: Sequence[int]) -> list[int]:
     return list(found)
 
 
+_NO_NETWORK = "lives in a network that cannot be looked at"
+
+
 def _read(pids: Iterable[int]) -> tuple[list[Process], list[Refusal]]:
     found, refused = [], []
     for pid in dict.fromkeys(pids):
         try:
             found.append(_processes.read(pid))
         except ProcessLookupError:
-            refused.append(Refusal(pid, "", None, exists=False))
+            refused.append(Refusal(pid, "", None, exists=_processes.is_hidden(pid)))
         except PermissionError:
-            with suppress(OSError):
-                uid = _processes.user_of(pid)
-                refused.append(Refusal(pid, _processes.program(pid), uid, exists=True))
+            refused.append(_refusal(pid))
+        except _processes.HasNoDescriptorsError as error:
+            refused.append(_refusal(pid, str(error))._replace(is_a_loss=False))
+        except OSError as error:
+            refused.append(_refusal(pid, f"cannot be looked into: {error.strerror}"))
     return found, refused
+
+
+def _refusal(pid: int, why: str = "") -> Refusal:
+    """With what may be known of the process all the same."""
+    program, uid = "", None
+    with suppress(OSError):
+        uid = _processes.user_of(pid)
+        program = _processes.program(pid)
+    exists = uid is not None or _processes.is_hidden(pid)
+    return Refusal(pid, program, uid, exists=exists, why=why)
 
 
 class _Networks:
@@ -71,24 +95,25 @@ class _Networks:
 
     def __init__(self, processes: Sequence[Process], *, everything: bool) -> None:
         own = _processes.namespace_of("self")
-        # Where nobody may know, it is most likely ours.
-        self._homes = {each.pid: _processes.namespace_of(each.pid) or own for each in processes}
+        self._homes = {each.pid: _processes.namespace_of(each.pid) for each in processes}
         residents: dict[int | None, list[Process]] = {own: []}
         for process in processes:
             residents.setdefault(self._homes[process.pid], []).append(process)
         self._networks = {
-            home: _network.of_process(
-                living[0].pid if living else None,
+            home: _network.of_namespace(
+                home,
+                ["self"] if home == own else [process.pid for process in living],
                 {inode for process in living for inode in process.sockets.values()},
-                own=home == own,
                 dated=everything,
             )
             for home, living in residents.items()
         }
         self.own = self._networks[own]
 
-    def of(self, process: Process) -> Network:
-        return self._networks[self._homes[process.pid]]
+    def look_at(self, process: Process, *, everything: bool) -> _Look | None:
+        """One process's sockets; None where its network cannot be looked at."""
+        network = self._networks[self._homes[process.pid]]
+        return None if network is None else _Look(process, network, everything)
 
 
 class _Look:
@@ -98,7 +123,7 @@ class _Look:
         self.states: Counter[str] = Counter()
         self.ended: list[Descriptor] = []
         self._others: list[Descriptor] = []
-        self._process = process
+        self.process = process
         self._network = network
         untabled = Untabled(process)
         for fd, inode in process.sockets.items():
@@ -114,7 +139,7 @@ class _Look:
                 self._others.append(_descriptor(fd, Entry(*row), network))
 
     def _take_untabled(self, untabled: Untabled, fd: int, inode: int, everything: bool) -> None:
-        protocol = untabled.protocol(fd)
+        protocol = untabled.protocol(fd, inode)
         if protocol is None:
             return
         found = untabled.unconnected(fd, inode, protocol)
@@ -126,7 +151,7 @@ class _Look:
 
     def sight(self, copies: Mapping[int, Sequence[Copy]]) -> Sight:
         return Sight(
-            self._process,
+            self.process,
             self.states,
             self.ended,
             self._others,
@@ -137,7 +162,7 @@ class _Look:
 
     def _backlog(self) -> tuple[Counter[str], Counter[str]]:
         """What waits at listeners of this process, and what may wait at one of another instead."""
-        own = set(self._process.sockets.values())
+        own = set(self.process.sockets.values())
         certain, uncertain = Counter[str](), Counter[str]()
         for entry in self._network.strays:
             if entry.inode == 0:
@@ -177,7 +202,10 @@ def _copies(
 
 def _strays(networks: _Networks, refused: Sequence[Refusal], *, complete: bool) -> Iterator[Stray]:
     """Sockets in CLOSE_WAIT of those who may not be looked into, or are not to be seen."""
-    users = {each.uid for each in refused if each.exists}
-    for entry in networks.own.strays:
+    users = {each.uid for each in refused if each.exists and each.is_a_loss}
+    network = networks.own
+    if network is None:
+        return
+    for entry in network.strays:
         if entry.inode and (complete or entry.uid in users):
-            yield Stray(entry.uid, _descriptor(-1, entry, networks.own))
+            yield Stray(entry.uid, _descriptor(-1, entry, network))

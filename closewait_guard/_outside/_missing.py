@@ -25,7 +25,8 @@ def apart(blocks: Iterable[str]) -> Iterator[str]:
 
 def told_missing(found: Found) -> str:
     """What may not be seen; of its sockets, what the kernel tells everybody."""
-    return "\n".join(apart(["\n".join(_strays(found)), "\n".join(_refused(found))]))
+    parts = (_strays(found), _refused(found), _failed(found), _hidden(found))
+    return "\n".join(apart("\n".join(lines) for lines in parts))
 
 
 def _strays(found: Found) -> Iterator[str]:
@@ -53,12 +54,27 @@ def user(uid: int | None) -> str:
 
 
 def _refused(found: Found) -> list[str]:
-    users = Counter(user(each.uid) for each in found.refused if each.exists)
+    users = Counter(user(each.uid) for each in found.refused if each.exists and not each.why)
     if not users:
         return []
     names = ", ".join(sorted(users))
     many = count_of(sum(users.values()), "process")
     return folded(f"Not permitted to look into {many} of {names}{_how()}.", "  ")
+
+
+def _failed(found: Found) -> Iterator[str]:
+    """Those that something else than a lack of rights keeps from being looked into."""
+    reasons = Counter(each.why for each in found.refused if each.exists and each.why)
+    for why, times in reasons.items():
+        yield from folded(f"Not looked into: {count_of(times, 'process')} that {why}.", "  ")
+
+
+def _hidden(found: Found) -> list[str]:
+    if not found.hides:
+        return []
+    return folded(
+        f"Processes of other users are hidden here: /proc is mounted with hidepid{_how()}.", "  "
+    )
 
 
 def _how() -> str:

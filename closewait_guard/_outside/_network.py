@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Sequence, Set
+from contextlib import suppress
 
 from closewait_guard._outside import _netlink, _procnet
 from closewait_guard._outside._entry import CLOSE_WAIT, LISTEN, Entry, Row
+from closewait_guard._outside._processes import namespace_of
 
-__all__ = ["Network", "of_process"]
+__all__ = ["Network", "of_namespace"]
 
 # All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
 # kernel's own. The closed and unconnected are in no table.
@@ -78,32 +80,39 @@ class Network:
         ]
 
 
-def of_process(pid: int | None, wanted: Set[int], *, own: bool, dated: bool) -> Network:
-    """The network that a process lives in.
+def of_namespace(
+    home: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
+) -> Network | None:
+    """The network of some processes; None where it cannot be looked at.
 
     Args:
-        pid: The process; None for this one.
+        home: What tells it from other networks.
+        pids: Who lives there; any of them may end meanwhile. "self" is this process.
         wanted: The inodes that matter.
-        own: It is this process's network, too.
         dated: Ask for the times of every connection, not only of those that have ended.
     """
-    try:
-        with _netlink.opened(None if own else f"/proc/{pid}/ns/net") as sock:
-            network = Network(wanted, dated=True)
-            network.take(_netlink.dump(sock, _OPEN, dated=dated))
-            network.take(_netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
-            # Most of these are the kernel's own, of sockets that were closed long ago.
-            if not network.is_complete():
-                network.take(_netlink.dump(sock, _ENDING, dated=dated))
-    except OSError:
-        network = Network(wanted, dated=False)
-        network.take(_readable(pid or "self"))
+    for pid in pids:
+        for ask in (_by_netlink, _by_table):
+            with suppress(OSError):
+                network = ask(pid, wanted, dated=dated)
+                # Another may have its number now, and live elsewhere.
+                if namespace_of(pid) == home:
+                    return network
+    return None
+
+
+def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
+    with _netlink.opened(None if pid == "self" else f"/proc/{pid}/ns/net") as sock:
+        network = Network(wanted, dated=True)
+        network.take(_netlink.dump(sock, _OPEN, dated=dated))
+        network.take(_netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
+        # Most of these are the kernel's own, of sockets that were closed long ago.
+        if not network.is_complete():
+            network.take(_netlink.dump(sock, _ENDING, dated=dated))
     return network
 
 
-def _readable(pid: int | str) -> Iterator[Entry]:
-    try:
-        yield from _procnet.table(pid)
-    except OSError:
-        # It has ended meanwhile.
-        return
+def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # noqa: ARG001
+    network = Network(wanted, dated=False)
+    network.take(_procnet.table(pid))
+    return network

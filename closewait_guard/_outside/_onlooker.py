@@ -49,12 +49,14 @@ class Found(NamedTuple):
         strays: By user, sockets in CLOSE_WAIT whose process may not be seen.
         undated: There are connections whose end nobody has dated: a second look can tell whether
             the grace time has passed.
+        hides: There may be processes of other users, which the platform does not even list.
     """
 
     glances: tuple[Glance, ...]
     refused: Sequence[Refusal]
     strays: Mapping[int, Sequence[Observation]]
     undated: bool
+    hides: bool = False
 
 
 class Onlooker:
@@ -103,4 +105,4 @@ class Onlooker:
                 observation = Mask(self._settings.redact).observation(observation)
             strays.setdefault(stray.uid, []).append(observation)
         undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
-        return Found(tuple(glances), seen.refused, strays, undated)
+        return Found(tuple(glances), seen.refused, strays, undated, seen.hides)

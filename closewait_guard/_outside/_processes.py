@@ -7,12 +7,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from closewait_guard._descriptor import OwnedDescriptor
 from closewait_guard._outside._process import Process, program_of
 
 __all__ = [
+    "HasNoDescriptorsError",
     "all_pids",
+    "are_hidden",
+    "has_stayed",
+    "is_hidden",
     "namespace_of",
     "parents",
     "protocol_of",
@@ -23,6 +28,13 @@ __all__ = [
 ]
 
 _PYTHON = re.compile(r"python(\d+\.\d+)")
+# Where a program's name ends is a matter of its first words, and its arguments have no bound.
+_MAX_COMMAND = 4096
+_KERNEL_THREAD = 0x00200000
+
+
+class HasNoDescriptorsError(Exception):
+    """There is such a process, and nothing to look at. The text says why, as a predicate."""
 
 
 def all_pids() -> list[int]:
@@ -30,26 +42,106 @@ def all_pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
+def are_hidden() -> bool:
+    """Whether /proc may leave out the processes of other users, and shows none of them."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    here = [line for line in mounts.splitlines() if line.split(" ")[4:5] == ["/proc"]]
+    return any(map(_HIDES.search, here)) and _all_are_ours()
+
+
+# In numbers up to Linux 5.7, in words since.
+_HIDES = re.compile(r"[ ,]hidepid=(?:2|4|invisible|ptraceable)\b")
+
+
+def _all_are_ours() -> bool:
+    own = os.geteuid()
+    for pid in all_pids():
+        with suppress(OSError):
+            if user_of(pid) != own:
+                return False
+    return True
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether there is such a process, and /proc shows no sign of it."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
+
+
+class _Status(NamedTuple):
+    """What /proc/PID/stat tells that matters here.
+
+    Attributes:
+        state: A letter.
+        started: When, since the machine was.
+    """
+
+    state: str
+    parent: int
+    flags: int
+    threads: int
+    started: int
+
+
+def _status(pid: int) -> _Status:
+    # The program's name stands in brackets before the rest, and may hold anything.
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="backslashreplace")
+    words = text.rpartition(")")[2].split()
+    return _Status(words[0], int(words[1]), int(words[6]), int(words[17]), int(words[19]))
+
+
 def read(pid: int) -> Process:
     """A process with its sockets.
 
     Raises:
         ProcessLookupError: There is none of this number.
+        HasNoDescriptorsError: It is one that has none.
         PermissionError: Its descriptors may not be looked at.
     """
     try:
+        status = _status(pid)
+        _refuse_without_descriptors(status)
         used, sockets = sockets_of(pid)
-        return Process(
+        process = Process(
             pid=pid,
             program=program(pid),
             python=_python(pid),
-            parent=_parent(pid),
+            parent=status.parent,
             fd_used=used,
             fd_limit=_fd_limit(pid),
             sockets=sockets,
+            started=status.started,
         )
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
+    if not has_stayed(process):
+        raise ProcessLookupError(pid)
+    return process
+
+
+def _refuse_without_descriptors(status: _Status) -> None:
+    if status.flags & _KERNEL_THREAD:
+        raise HasNoDescriptorsError("is a thread of the kernel, and has no descriptors")
+    if status.state in "ZX" and status.threads > 1:
+        raise HasNoDescriptorsError("goes on without its first thread, so that /proc shows nothing")
+    if status.state in "ZX":
+        raise HasNoDescriptorsError("has ended, and only its parent has not asked how")
+
+
+def has_stayed(process: Process) -> bool:
+    """Whether it has not ended, with perhaps another in its place that has its number."""
+    try:
+        return _status(process.pid).started == process.started
+    except OSError:
+        return False
 
 
 def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dict[int, int]]:
@@ -97,10 +189,13 @@ def some_sockets_of(
             yield pid, sockets_of(pid, likely)[1]
 
 
-def protocol_of(pid: int, fd: int) -> str | None:
-    """`TCP`, `UDPv6`, `UNIX-STREAM`...; None for a descriptor that was closed meanwhile."""
+def protocol_of(pid: int, fd: int, inode: int) -> str | None:
+    """`TCP`, `UDPv6`, `UNIX-STREAM`...; None where a descriptor is not this socket any more."""
+    path = f"/proc/{pid}/fd/{fd}"
     try:
-        name = os.getxattr(f"/proc/{pid}/fd/{fd}", "system.sockprotoname")
+        name = os.getxattr(path, "system.sockprotoname")
+        if os.readlink(path) != f"socket:[{inode}]":  # noqa: PTH115 - it is no path
+            return None
     except OSError:
         return None
     return name.rstrip(b"\0").decode("ascii", "replace")
@@ -108,7 +203,8 @@ def protocol_of(pid: int, fd: int) -> str | None:
 
 def program(pid: int) -> str:
     """What the process is called: without its arguments, which may hold secrets."""
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    with Path(f"/proc/{pid}/cmdline").open("rb") as file:
+        words = file.read(_MAX_COMMAND).rstrip(b"\0").split(b"\0")
     told = program_of([word.decode(errors="backslashreplace") for word in words])
     return told or Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
 
@@ -131,17 +227,11 @@ def _fd_limit(pid: int) -> int | None:
     return None
 
 
-def _parent(pid: int) -> int:
-    # The program's name stands in brackets before the rest, and may hold anything.
-    text = Path(f"/proc/{pid}/stat").read_text(errors="backslashreplace")
-    return int(text.rpartition(")")[2].split()[1])
-
-
 def parents() -> Iterator[tuple[int, int]]:
     """Each process and its parent."""
     for pid in all_pids():
         with suppress(OSError):
-            yield pid, _parent(pid)
+            yield pid, _status(pid).parent
 
 
 def user_of(pid: int) -> int:

@@ -6,10 +6,11 @@ namespace of another process may not be entered, or the kernel answers no diagno
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -61,21 +62,34 @@ def addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
             entry = _entry(family, line.split())
             connected = entry.peer if any(entry.peer_port) else None
             found[entry.inode] = entry.local, connected
+    return found | _unix_addresses(pid)
+
+
+# Number, references, protocol, flags, type, state, inode, and the path if it has one.
+_UNIX = re.compile(r"[0-9a-fA-F]+: (?:[0-9A-F]+ ){5} *([0-9]{1,20})(?: (.*))?\n?")
+
+
+def _unix_addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
+    """A path may hold the end of a line, and what looks like another: then neither is believed."""
+    found: dict[int, tuple[str | None, str | None]] = {}
     for _, line in _lines(pid, {"unix": socket.AF_UNIX}):
-        # Number, references, protocol, flags, type, state, inode, and the path if it has one.
-        words = line.split(maxsplit=7)
-        with suppress(ValueError, IndexError):
-            found[int(words[6])] = words[7].rstrip("\n") if len(words) > 7 else None, None
+        match = _UNIX.fullmatch(line)
+        if match is not None:
+            inode = int(match[1])
+            found[inode] = (None if inode in found else match[2]), None
     return found
 
 
 def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]]:
     for name, family in files.items():
-        with suppress(FileNotFoundError), _opened(pid, name) as lines:
+        # There need not be IPv6. Where the others are missing, the process has ended.
+        absent = suppress(FileNotFoundError) if name.endswith("6") else nullcontext()
+        with absent, _opened(pid, name) as lines:
             next(lines, None)
             for line in lines:
                 yield family, line
 
 
 def _opened(pid: int | str, name: str) -> TextIO:
-    return Path(f"/proc/{pid}/net/{name}").open(encoding="utf-8", errors="backslashreplace")
+    path = Path(f"/proc/{pid}/net/{name}")
+    return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")

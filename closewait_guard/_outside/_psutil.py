@@ -39,13 +39,19 @@ def look(pids: Sequence[int] | None, *, everything: bool) -> Everything:
     refused: list[Refusal] = []
     for pid in dict.fromkeys(psutil.pids() if pids is None else pids):
         try:
-            sights.append(_sight(psutil.Process(pid), everything=everything))
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            sights.append(_sight_of(psutil, pid, everything=everything))
+        except psutil.ZombieProcess:
+            if pids is not None:
+                refused.append(Refusal(pid, "", None, exists=True, why=_ENDED_UNASKED))
+        except psutil.NoSuchProcess:
             if pids is not None:
                 refused.append(Refusal(pid, "", None, exists=False))
         except (psutil.AccessDenied, PermissionError):
             refused.append(_refusal(psutil, pid))
     return Everything(time.monotonic(), sights, refused, ())
+
+
+_ENDED_UNASKED = "has ended, and only its parent has not asked how"
 
 
 def descendants(pids: Sequence[int]) -> list[int]:
@@ -64,6 +70,17 @@ def _refusal(psutil: ModuleType, pid: int) -> Refusal:
         uid = process.uids().real if hasattr(process, "uids") else None
         return Refusal(pid, process.name(), uid, exists=True)
     return Refusal(pid, "", None, exists=True)
+
+
+def _sight_of(psutil: ModuleType, pid: int, *, everything: bool) -> Sight:
+    process = psutil.Process(pid)
+    if process.status() == psutil.STATUS_ZOMBIE:
+        raise psutil.ZombieProcess(pid)
+    sight = _sight(process, everything=everything)
+    # Another may have its number by now.
+    if not process.is_running():
+        raise psutil.NoSuchProcess(pid)
+    return sight
 
 
 def _sight(process: Any, *, everything: bool) -> Sight:

@@ -63,12 +63,19 @@ class Stray(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A process that may not be looked into, or is none."""
+    """A process that may not be looked into, or is none.
+
+    Attributes:
+        why: What keeps it from being looked into, if that is not a lack of rights.
+        is_a_loss: It may have sockets that nobody has told.
+    """
 
     pid: int
     program: str
     uid: int | None
     exists: bool
+    why: str = ""
+    is_a_loss: bool = True
 
 
 class Everything(NamedTuple):
@@ -76,12 +83,14 @@ class Everything(NamedTuple):
 
     Attributes:
         at: The monotonic time when the kernel said how long ago everything was.
+        hides: There may be processes of other users, which the platform does not even list.
     """
 
     at: float
     sights: Sequence[Sight]
     refused: Sequence[Refusal]
     strays: Sequence[Stray]
+    hides: bool = False
 
 
 class Looker(Protocol):

@@ -32,9 +32,9 @@ class Untabled:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    def protocol(self, fd: int) -> str | None:
+    def protocol(self, fd: int, inode: int) -> str | None:
         """The protocol as the kernel names it; None if the descriptor was closed meanwhile."""
-        return _processes.protocol_of(self._process.pid, fd)
+        return _processes.protocol_of(self._process.pid, fd, inode)
 
     def unconnected(self, fd: int, inode: int, protocol: str) -> Descriptor | None:
         """A TCP socket without a connection; None for one of another protocol."""
@@ -54,4 +54,8 @@ class Untabled:
 
     @cached_property
     def _addresses(self) -> dict[int, tuple[str | None, str | None]]:
-        return _procnet.addresses(self._process.pid)
+        try:
+            return _procnet.addresses(self._process.pid)
+        except OSError:
+            # It has ended meanwhile.
+            return {}

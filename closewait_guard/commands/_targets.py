@@ -68,8 +68,11 @@ def complain(found: Found, asked: list[int]) -> bool:
 
     missed = [each for each in found.refused if each.pid in asked]
     for each in missed:
-        if each.exists:
-            who = f"{each.pid} ({each.program}) of user {user(each.uid)}"
+        program = f" ({each.program})" if each.program else ""
+        if each.why:
+            text = f"process {each.pid}{program} {each.why}"
+        elif each.exists:
+            who = f"{each.pid}{program} of user {user(each.uid)}"
             text = f"not permitted to look into process {who}: run as root, or as that user"
         else:
             text = f"no such process: {each.pid}"

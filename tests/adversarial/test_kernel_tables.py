@@ -130,7 +130,8 @@ def test_a_scan_goes_on_by_the_tables_where_netlink_answers_nonsense(monkeypatch
     monkeypatch.setattr(_netlink, "opened", lambda namespace: Nonsense(message(length=0)))
     with socket.create_server(("127.0.0.1", 0)) as server:
         inode = os.fstat(server.fileno()).st_ino
-        network = _network.of_process(None, {inode}, own=True, dated=False)
+        home = _processes.namespace_of("self")
+        network = _network.of_namespace(home, ["self"], {inode}, dated=False)
     assert not network.dated
     assert inode in network.rows
 
@@ -191,11 +192,11 @@ def test_no_name_or_state_of_a_process_crashes_a_look_at_it(
     folder = tmp_path_factory.mktemp("process")
     (folder / "cmdline").write_bytes(cmdline)
     (folder / "comm").write_bytes(stat[:15])
-    (folder / "stat").write_bytes(b"1 (" + stat + b") S 7 1 1")
+    (folder / "stat").write_bytes(b"1 (" + stat + b") S 7" + b" 1" * 20)
     (folder / "limits").write_bytes(b"Max open files            " + limits)
     with ReplacedProcess(folder):
         assert len(_processes.program(1)) <= 120 * 10
-        assert _processes._parent(1) == 7
+        assert _processes._status(1).parent == 7
         assert _processes._fd_limit(1) is None or _processes._fd_limit(1) >= 0
 
 
