@@ -6,6 +6,8 @@ from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from closewait_guard._interruptions import interrupts
+
 if TYPE_CHECKING:
     from closewait_guard._vocabulary import Scalar
     from closewait_guard.settings import ContextProvider
@@ -43,6 +45,8 @@ class PlainContext:
         try:
             return {str(name): _plain(value) for name, value in self._provider().items()}
         except Exception as error:
+            if interrupts(error):
+                raise
             self.failure = f"the context callable failed: {type(error).__name__}: {error}"
             return {}
 

@@ -12,6 +12,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from closewait_guard._interruptions import interrupts
+
 __all__ = ["Identity", "OwnedDescriptor", "identity_of", "inode_of", "owned_pipe"]
 
 Identity: TypeAlias = tuple[int, int, int]
@@ -24,7 +26,9 @@ def inode_of(fd: int) -> int | None:
     """What tells one open descriptor from the next that gets its number."""
     try:
         return os.fstat(fd).st_ino
-    except OSError:
+    except OSError as error:
+        if interrupts(error):
+            raise
         return None
 
 

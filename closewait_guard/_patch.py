@@ -11,6 +11,7 @@ from collections.abc import Callable
 from inspect import getattr_static
 from typing import Any
 
+from closewait_guard._finalizer import wrap_del
 from closewait_guard._wrappers import (
     SOCKET,
     WRAPPERS,
@@ -203,4 +204,4 @@ class _Method:
             self._layers.remove(layer)
 
 
-_METHODS = tuple(_Method(name, wrap) for name, wrap in WRAPPERS.items())
+_METHODS = tuple(_Method(name, wrap) for name, wrap in (*WRAPPERS.items(), ("__del__", wrap_del)))

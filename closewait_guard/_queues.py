@@ -10,6 +10,8 @@ try:
 except ImportError:  # Windows
     fcntl = termios = None  # type: ignore[assignment]
 
+from closewait_guard._interruptions import interrupts
+
 __all__ = ["unread", "unsent"]
 
 _FIONREAD: int = getattr(termios, "FIONREAD", 0)
@@ -31,5 +33,7 @@ def _queued(fd: int, request: int) -> int | None:
         return None
     try:
         return int.from_bytes(fcntl.ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
-    except OSError:
+    except OSError as error:
+        if interrupts(error):
+            raise
         return None

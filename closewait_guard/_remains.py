@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from closewait_guard._descriptor import inode_of
+from closewait_guard._interruptions import interrupts
 from closewait_guard._queues import unread, unsent
 
 __all__ = ["Remains", "asked", "is_listening", "is_tls"]
@@ -67,7 +68,9 @@ def asked(ask: Callable[..., Any], *question: object) -> Any:
     """The kernel's answer; None where it has none."""
     try:
         return ask(*question)
-    except OSError:
+    except OSError as error:
+        if interrupts(error):
+            raise
         return None
 
 

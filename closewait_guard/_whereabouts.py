@@ -6,6 +6,8 @@ import sys
 import threading
 from typing import Any
 
+from closewait_guard._interruptions import interrupts
+
 __all__ = ["task_name", "threads"]
 
 # Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
@@ -17,6 +19,8 @@ def task_name() -> str | None:
     try:
         task = sys.modules["asyncio"].current_task()
         return task.get_name() if task is not None else None
-    except Exception:
+    except Exception as error:
+        if interrupts(error):
+            raise
         # A task class of somebody's has no names.
         return None

@@ -16,6 +16,8 @@ from inspect import unwrap
 from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
+from closewait_guard._interruptions import interrupts
+
 __all__ = [
     "CALLER",
     "SOCKET",
@@ -38,7 +40,7 @@ class Listener(Protocol):
         """
 
     def detached(self, sock: socket.socket, fd: int, /) -> None:
-        """A socket gave its descriptor away."""
+        """A socket is about to give its descriptor away."""
 
     def got_file(self, sock: socket.socket, /) -> None:
         """A file object was made of a socket, so that `close()` may not be the end of it."""
@@ -74,7 +76,7 @@ def _evidence(cls: type) -> tuple[bool, ...]:
     Until Python 3.11 all interpreters of a process share the class in C, and so what derives from
     it, but each has a `builtins` of its own, and every function refers to it.
     """
-    functions = [value for value in vars(cls).values() if type(value) is FunctionType]
+    functions: list[Any] = [value for value in vars(cls).values() if type(value) is FunctionType]
     return (
         cls is socket.socket,
         any(function.__builtins__ is vars(builtins) for function in functions),
@@ -130,7 +132,9 @@ class Audience:
         for listener in self.listeners:
             try:
                 getattr(listener, what)(*told)
-            except Exception:
+            except BaseException as error:
+                if interrupts(error):
+                    raise
                 listener.failed()
 
 
@@ -155,7 +159,9 @@ def _wrap_init(original: Any, audience: Audience) -> Any:
         for born, failed in audience.births:
             try:
                 born(self, fileno)
-            except Exception:
+            except BaseException as error:
+                if interrupts(error):
+                    raise
                 failed()
 
     return __init__
@@ -175,7 +181,9 @@ def _wrap_foreign_init(original: Any, audience: Audience) -> Any:
         for born, failed in audience.births:
             try:
                 born(self, fileno)
-            except Exception:
+            except BaseException as error:
+                if interrupts(error):
+                    raise
                 failed()
 
     return __init__
@@ -205,9 +213,10 @@ def _wrap_accept(original: Any, audience: Audience) -> Any:
 def _wrap_detach(original: Any, audience: Audience) -> Any:
     @functools.wraps(original)
     def detach(self: socket.socket) -> int:
-        fd: int = original(self)
-        audience.tell("detached", self, fd)
-        return fd
+        # Before it is: what a signal handler raises in between would lose the number.
+        if (fd := _fileno(self)) >= 0:
+            audience.tell("detached", self, fd)
+        return original(self)  # type: ignore[no-any-return]
 
     return detach
 
@@ -222,34 +231,6 @@ def _wrap_makefile(original: Any, audience: Audience) -> Any:
     return makefile
 
 
-class _Finalizer:
-    """Tells of sockets that die open, then hands over the finalizer that was there.
-
-    The interpreter asks the class for `__del__`, binds it to the dying socket and calls the
-    result. Being told while binding, and giving back the C finalizer itself, leaves no frame of
-    ours on the stack when that one emits the ResourceWarning: it is attributed to the program's
-    own line, as it is without the guard.
-    """
-
-    __slots__ = ("_audience", "_bind", "_finished", "_original")
-
-    def __init__(self, original: Any, audience: Audience) -> None:
-        self._original = original
-        self._bind = original.__get__
-        self._audience = audience
-        # The C finalizer does nothing for a closed socket, so it need not be bound for one.
-        self._finished = _do_nothing if original is _socket.socket.__del__ else None  # type: ignore[attr-defined]
-
-    def __get__(self, sock: socket.socket | None, owner: type | None = None) -> Any:
-        if sock is None:
-            return self._original
-        fd = _fileno(sock)
-        if fd < 0:
-            return self._finished or self._bind(sock, owner)
-        self._audience.tell("dying", sock, fd)
-        return self._bind(sock, owner)
-
-
 # By thread, the listener that is in its accept(): who is born meanwhile need not look for it among
 # the variables of a call, which takes longer than all the rest of a birth.
 accepting: dict[int, socket.socket] = {}
@@ -257,7 +238,6 @@ accepting: dict[int, socket.socket] = {}
 _get_ident = threading.get_ident
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 _fileno = _socket.socket.fileno
-_do_nothing: Callable[[], Any] = [].clear
 _INIT_CODE = code_of(SOCKET.__init__)
 _BIND_PLAINLY = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 
@@ -266,5 +246,4 @@ WRAPPERS: dict[str, Callable[[Any, Audience], Any]] = {
     "accept": _wrap_accept,
     "detach": _wrap_detach,
     "makefile": _wrap_makefile,
-    "__del__": _Finalizer,
 }

@@ -85,7 +85,7 @@ def test_the_class_looks_the_same_to_inspection():
             inspect.signature(socket.socket.detach),
             socket.socket.__init__.__qualname__,
             socket.socket.__init__.__doc__,
-            socket.socket.__del__,
+            inspect.unwrap(socket.socket.__del__),
             sorted(dir(socket.socket)),
             socket.socket.__subclasses__(),
             repr(socket.socket),

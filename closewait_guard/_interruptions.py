@@ -1,0 +1,108 @@
+"""What a signal handler raises while our own code runs: it is the program's, and must reach it.
+
+Python runs the handlers between two bytecodes of the main thread, and ours are as good as any.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, TracebackType
+
+__all__ = ["Later", "interrupts"]
+
+try:
+    import ctypes
+
+    _add_call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.py_object)(
+        ("Py_AddPendingCall", ctypes.pythonapi)
+    )
+    _is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
+# Isolated interpreters have no ctypes, and no signal handlers either.
+except Exception:
+
+    def _call_soon(asked: object) -> bool:  # noqa: ARG001
+        return False
+else:
+
+    def _call_soon(asked: object) -> bool:
+        """Have the interpreter ask for the truth of an object between two bytecodes to come."""
+        return bool(_add_call(_is_true, asked) == 0)
+
+
+# The interpreter asks up to 32 times at each occasion. A collection finalizes any number of sockets
+# in a row, and would take the longer for it: what is raised in its first ones is dropped at last.
+_MOST_QUESTIONS = 5000
+
+
+def interrupts(error: BaseException) -> bool:
+    """Whether an exception that came up in our code is none of ours, but the program's."""
+    return not isinstance(error, Exception) or _beyond_signal(error.__traceback__) is not None
+
+
+def _beyond_signal(trace: TracebackType | None) -> TracebackType | None:
+    """From the signal handler on: it is called with the frame that it interrupts."""
+    while trace is not None and (inner := trace.tb_next) is not None:
+        if _was_given(inner.tb_frame, trace.tb_frame):
+            return inner
+        trace = inner
+    return None
+
+
+def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
+    values = tuple(frame.f_locals.values())
+    rest = [value for value in values if type(value) is tuple]
+    return any(value is interrupted for value in values + sum(rest, ()))
+
+
+class Later:
+    """Raises an exception in the main thread as soon as no call of given code is under way.
+
+    In a finalizer nothing that is raised reaches the program.
+    """
+
+    def __init__(self, codes: Iterable[CodeType | None]) -> None:
+        # By identity, because a code object hashes its constants.
+        self._codes = {id(code): code for code in codes}
+        self._waiting: list[_Waiting] = []
+
+    def deliver(self, error: BaseException) -> None:
+        """Raise it later."""
+        handler = _beyond_signal(error.__traceback__)
+        waiting = _Waiting(error.with_traceback(handler), self._is_inside, self._waiting.remove)
+        self._waiting.append(waiting)
+        if not _call_soon(waiting):
+            self._waiting.remove(waiting)
+
+    def _is_inside(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if id(frame.f_code) in self._codes:
+                return True
+            frame = frame.f_back
+        return False
+
+
+class _Waiting:
+    """An exception that is raised by whoever asks for its truth."""
+
+    __slots__ = ("_asked", "_error", "_gone", "_is_early")
+
+    def __init__(
+        self,
+        error: BaseException,
+        is_early: Callable[[FrameType], bool],
+        gone: Callable[[_Waiting], None],
+    ) -> None:
+        self._error = error
+        self._is_early = is_early
+        self._gone = gone
+        self._asked = 0
+
+    def __bool__(self) -> bool:
+        self._asked += 1
+        if self._is_early(sys._getframe()) and self._asked < _MOST_QUESTIONS and _call_soon(self):
+            return False
+        self._gone(self)
+        if self._asked < _MOST_QUESTIONS:
+            raise self._error
+        return False

@@ -1,0 +1,209 @@
+"""What a signal handler raises reaches the program, and no socket is left open by it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import time
+
+import pytest
+
+import closewait_guard as cwg
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+class Interrupted(BaseException):
+    pass
+
+
+class LateError(TimeoutError):
+    """An OSError, like those that the kernel's answers are asked with."""
+
+
+@pytest.fixture(params=[Interrupted, LateError])
+def alarm(request):
+    """A handler that raises, and how often it has."""
+    raised = []
+
+    def handle(signum, frame):
+        raised.append(signum)
+        raise request.param
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield request.param, raised
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(alarm, rounds, longest, act):
+    """How many of the alarms that went off while something was done have come out of it."""
+    error, raised = alarm
+    chance, delivered = random.Random(1), 0
+    raised.clear()
+    for _ in range(rounds):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, longest))
+            act()
+            time.sleep(longest)
+        except error:
+            delivered += 1
+    return delivered / len(raised)
+
+
+def drop():
+    socket.socket()
+
+
+def drop_in_cycles():
+    rings = [[socket.socket()] for _ in range(5)]
+    for ring in rings:
+        ring.append(ring)
+    del rings, ring
+    gc.collect(0)
+
+
+def numbers_left(before):
+    gc.collect()
+    return set(os.listdir("/dev/fd")) - before
+
+
+@pytest.mark.parametrize(("act", "longest"), [(drop, 1e-4), (drop_in_cycles, 1e-3)])
+def test_a_handler_that_raises_does_not_stop_the_finalizer_and_reaches_the_program(
+    alarm, act, longest
+):
+    gc.disable()
+    try:
+        before = set(os.listdir("/dev/fd"))
+        without = interrupt(alarm, 300, longest, act)
+        with cwg.Guard():
+            delivered = interrupt(alarm, 300, longest, act)
+            # That of the listing itself.
+            assert len(numbers_left(before)) <= 1
+    finally:
+        gc.enable()
+    assert delivered > without - 0.2, (delivered, without)
+
+
+def test_a_handler_that_raises_in_a_birth_reaches_the_program_and_loses_no_descriptor(alarm):
+    before = set(os.listdir("/dev/fd"))
+    with cwg.Guard() as guard:
+        delivered = interrupt(alarm, 300, 1e-4, lambda: socket.socket().close())
+        assert len(numbers_left(before)) <= 1
+        assert guard.scan().coverage.failures == 0
+    assert delivered > 0.95
+
+
+@pytest.mark.parametrize("raised", [Interrupted, LateError])
+@pytest.mark.parametrize("name", ["born", "detached", "got_file"])
+def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raised, monkeypatch):
+    """At the worst moment: in the middle of each of our calls."""
+
+    def handle(signum, frame):
+        raise raised
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGALRM)
+
+    guard = cwg.Guard()
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(guard._registry, name, interrupted)
+    before = signal.signal(signal.SIGALRM, handle)
+    calls = {
+        "born": socket.socket,
+        "detached": lambda: ours.detach(),
+        "got_file": lambda: ours.makefile(),
+    }
+    try:
+        with guard, pytest.raises(raised):
+            calls[name]()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    # Of a socket that was to give its descriptor away too.
+    assert ours.fileno() >= 0
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("raised", [Interrupted, LateError])
+def test_what_a_handler_raises_while_a_socket_dies_is_raised_after_it_and_as_it_was(
+    raised, monkeypatch
+):
+    error, reported = raised("this one"), []
+
+    def handle(signum, frame):
+        raise error
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    guard = cwg.Guard()
+    monkeypatch.setattr(guard._registry, "dying", interrupted)
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with guard:
+            sock = socket.socket()
+            number = sock.fileno()
+            with pytest.raises(raised) as caught:
+                sock = None
+                time.sleep(0)
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(number)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value is error
+    assert not reported
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, RuntimeError])
+def test_a_failure_of_our_own_does_not_stop_the_finalizer(error, monkeypatch):
+    def fails(*_):
+        raise error
+
+    guard = cwg.Guard()
+    monkeypatch.setattr(guard._registry, "dying", fails)
+    with guard:
+        sock = socket.socket()
+        number = sock.fileno()
+        sock = None
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+        assert guard.scan().coverage.failures == 1
+
+
+def test_sockets_that_are_dropped_near_the_recursion_limit_are_closed():
+    def goes_down():
+        sock = socket.socket()
+        goes_down()
+        sock.close()
+
+    def fails_at_every_depth():
+        for more in range(40, 60):
+            sys.setrecursionlimit(depth() + more)
+            # Not by pytest, which would keep the frames.
+            try:
+                goes_down()
+            except RecursionError:
+                pass
+            finally:
+                sys.setrecursionlimit(limit)
+
+    limit, before = sys.getrecursionlimit(), set(os.listdir("/dev/fd"))
+    with cwg.Guard():
+        fails_at_every_depth()
+        assert len(numbers_left(before)) <= 1
+
+
+def depth():
+    frame, found = sys._getframe(), 0
+    while frame is not None:
+        frame, found = frame.f_back, found + 1
+    return found
