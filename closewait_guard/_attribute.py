@@ -30,7 +30,7 @@ class Attribution:
         self._depth = stack_depth
         self._undo: dict[str, Callable[[], None]] = {}
         # Objects that may open a descriptor later than they were made.
-        self._made: list[tuple[weakref.ref[Any], Stack]] = []
+        self._made: dict[int, tuple[weakref.ref[Any], Stack]] = {}
 
     def wrap(self, *names: str) -> None:
         """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
@@ -80,12 +80,16 @@ class Attribution:
         self._natives.claim((self._natives.present() - before) if told is None else told, stack)
 
     def _remember(self, owner: object, stack: Stack) -> None:
-        self._made = [made for made in self._made if made[0]() is not None]
-        self._made.append((weakref.ref(owner), stack))
+        for key, (ref, _) in self._made.copy().items():
+            if ref() is None:
+                self._made.pop(key, None)
+        ref = weakref.ref(owner)
+        # By address, because the hash of the reference would be that of the program's object.
+        self._made[id(ref)] = (ref, stack)
 
     def refresh(self) -> None:
         """Ask what was made for the descriptors that it has opened since."""
-        for ref, stack in self._made:
+        for ref, stack in self._made.copy().values():
             owner = ref()
             if owner is not None:
                 self._natives.claim(_descriptors(owner) or (), stack)

@@ -14,7 +14,14 @@ except ImportError:  # Windows
 
 from closewait_guard._interruptions import interrupts
 
-__all__ = ["Identity", "OwnedDescriptor", "identity_of", "inode_of", "owned_pipe"]
+__all__ = [
+    "Identity",
+    "OwnedDescriptor",
+    "identity_of",
+    "inode_of",
+    "owned_pipe",
+    "socket_inode_of",
+]
 
 Identity: TypeAlias = tuple[int, int, int]
 
@@ -39,6 +46,12 @@ def identity_of(fd: int) -> Identity | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
+
+
+def socket_inode_of(fd: int) -> int | None:
+    """The inode of an open socket; None if the number is free, or that of something else."""
+    identity = identity_of(fd)
+    return identity[1] if identity is not None and identity[2] == stat.S_IFSOCK else None
 
 
 class OwnedDescriptor:

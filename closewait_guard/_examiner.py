@@ -53,7 +53,7 @@ class Examiner:
         self._installed = installed
         self._jury = Jury(registry)
         self._history = History(registry, settings, clock)
-        self.lookout = Lookout(registry, probe, settings.stack_depth)
+        self.lookout = Lookout(registry, probe, settings.stack_depth, settings.grace)
 
     @property
     def spent_on_holders(self) -> float:

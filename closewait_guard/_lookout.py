@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from closewait_guard import _patch
 from closewait_guard._attribute import Attribution
-from closewait_guard._natives import Natives
+from closewait_guard._clock import pause
+from closewait_guard._natives import SETTLED_AFTER, Natives
 from closewait_guard._observe import Observer, Sight
 from closewait_guard._probe import Probe
 from closewait_guard._registry import Registry
@@ -16,8 +17,9 @@ __all__ = ["Lookout"]
 class Lookout:
     """Looks at what the registry knows, and at the sockets that no object is known for."""
 
-    def __init__(self, registry: Registry, probe: Probe, stack_depth: int) -> None:
+    def __init__(self, registry: Registry, probe: Probe, stack_depth: int, grace: float) -> None:
         self._registry = registry
+        self._grace = grace
         self._natives = Natives(registry)
         self._attribution = Attribution(self._natives, stack_depth)
         self._observers = (Observer(registry, probe), Observer(self._natives, probe))
@@ -39,7 +41,18 @@ class Lookout:
         )
         if born_after is not None:
             natives = natives.only(_is_anybodys)
+        if natives.suspects:
+            natives = self._settled(natives, self._grace if born_after is None else 0.0)
         return ours.with_natives(natives)
+
+    def _settled(self, natives: Sight, grace: float) -> Sight:
+        """Without those that pass; waits for them if they would be accused, and are new."""
+        ended = [seen for seen in natives.suspects if (seen.suspect_for or 0.0) >= grace]
+        for wait in _WAITS:
+            if not any(not _is_live(seen) and self._natives.is_new(seen) for seen in ended):
+                break
+            pause(wait)
+        return natives.only(lambda seen: _is_live(seen) or self._natives.is_still(seen))
 
     def coverage(self, notes: tuple[str, ...]) -> Coverage:
         """What was seen, and what could not be."""
@@ -75,7 +88,13 @@ def _is_anybodys(seen: Observation) -> bool:
 
     Native code may have its reasons to open one for good, in any thread, at any time.
     """
-    return bool(seen.record.stack) or seen.connection in _ENDED
+    return bool(seen.record.stack) or not _is_live(seen)
 
 
+def _is_live(seen: Observation) -> bool:
+    return seen.connection not in _ENDED
+
+
+# They double, and are as long together as it takes.
+_WAITS = [SETTLED_AFTER / 2**number for number in range(8, 0, -1)]
 _ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
+from itertools import compress
+from operator import is_
 from typing import NamedTuple, Protocol
 
+from closewait_guard._clock import now
 from closewait_guard._drops import Drop
 from closewait_guard._living import Living
 from closewait_guard._observed import observed
@@ -23,7 +27,7 @@ from closewait_guard._probe import (
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._records import record_of
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
-from closewait_guard._story import SERIAL, SOCK, Story
+from closewait_guard._story import SERIAL, SOCK, Story, discard
 from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
@@ -60,6 +64,13 @@ class _Known(NamedTuple):
     sighting: Sighting
 
 
+class _Look(NamedTuple):
+    """When all was looked at that had been born by then, and the serial of the latest birth."""
+
+    at: float
+    youngest: float
+
+
 class Source(Protocol):
     """Where births are known: the registry, or what is known of native sockets."""
 
@@ -67,12 +78,17 @@ class Source(Protocol):
     def pid(self) -> int: ...
 
     def living(self, *, thorough: bool = ...) -> Living: ...
+    def youngest(self) -> int: ...
     def forget(self, fd: int, story: Story) -> None: ...
     def dropped(self) -> tuple[Drop, ...]: ...
 
 
 class Observer:
-    """Looks at what a source knows. Keeps what is known of the suspects between two looks."""
+    """Looks at what a source knows. Keeps what is known of the suspects between two looks.
+
+    Several threads may look at once, also in signal handlers and in forked children, so no lock is
+    taken: what is kept is written entry by entry, or replaced as a whole.
+    """
 
     def __init__(self, source: Source, probe: Probe) -> None:
         self._source = source
@@ -80,7 +96,7 @@ class Observer:
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
         self._thefts = Thefts()
-        self._last_look = 0.0
+        self._last_look = _Look(now(), -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
         self._idle_pollers: list[Poller] = []
@@ -99,8 +115,8 @@ class Observer:
         closed = self._forget_closed(living, events)
         glance = _Glance(self._source, self._probe, living, events, self._last_look)
         suspected = living.close_called.union(events) - stolen
-        suspects = tuple(glance.describe(suspected, self._known))
-        self._known, self._last_look = glance.known, glance.wall
+        suspects = self._describe_suspects(glance, suspected)
+        self._last_look = max(self._last_look, glance.look)
         others = set(living.stories) if full else set()
         if born_after is not None:
             others |= living.born_after(born_after)
@@ -112,12 +128,27 @@ class Observer:
             healthy=tuple(glance.describe(others, {})),
         )
 
+    def _describe_suspects(self, glance: _Glance, fds: Set[int]) -> tuple[Observation, ...]:
+        known = self._known
+        if not fds and not known:
+            return ()
+        before = known.copy()
+        suspects = tuple(glance.describe(fds, known))
+        # What is the same as before has been seen by no scan meanwhile.
+        unseen = map(is_, map(known.get, before), before.values())
+        for serial in list(compress(before, unseen)):
+            discard(known, serial, before[serial])
+        return suspects
+
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
         self._known = {}
 
     def _events(self, living: Living) -> dict[int, int]:
-        poller = self._idle_pollers.pop() if self._idle_pollers else self._probe.poller()
+        try:
+            poller = self._idle_pollers.pop()
+        except IndexError:
+            poller = self._probe.poller()
         events = poller.suspects(living.stories)
         self._idle_pollers.append(poller)
         return events
@@ -155,6 +186,8 @@ class Observer:
         return observed(record, drop.fd, endpoint_of_remains(drop.remains), view, view.fin_for)
 
 
+# What a look has shown, and when it began and was over.
+_Shown = tuple[View, Endpoint, float, float]
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 # The ends of a connection after which it has the addresses that it will ever have.
 _FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
@@ -169,10 +202,10 @@ class _Glance:
         probe: Probe,
         living: Living,
         events: Mapping[int, int],
-        last_look: float,
+        last_look: _Look,
     ) -> None:
-        self.wall = time.time()
-        self.known: dict[int, _Known] = {}
+        self.look = _Look(now(), source.youngest())
+        self._wall = time.time()
         self._source = source
         self._probe = probe
         self._living = living
@@ -180,75 +213,78 @@ class _Glance:
         self._last_look = last_look
         self._in_use = descriptors_in_use() if living.close_called else frozenset[int]()
 
-    def describe(self, fds: Set[int], known: Mapping[int, _Known]) -> Iterator[Observation]:
-        """Observations of the given descriptors; of none that is closed at this moment."""
+    def describe(self, fds: Set[int], known: dict[int, _Known]) -> Iterator[Observation]:
+        """Observations of the given descriptors; of none that is closed at this moment.
+
+        Args:
+            fds: Which.
+            known: What is known of them. What is found out is added.
+        """
         for fd in sorted(fds):
             story = self._living.stories[fd]
-            before = known.get(story[SERIAL])
             if fd in self._living.detached:
-                observation = self._describe_detached(fd, story, before)
+                shown = self._look_through(fd)
             else:
-                observation = self._describe(fd, story, before)
-            if observation is not None:
-                yield observation
+                shown = self._look_at(fd, story, known.get(story[SERIAL]))
+            if shown is not None:
+                yield self._observed(fd, story, shown, known)
 
-    def _describe(self, fd: int, story: Story, before: _Known | None) -> Observation | None:
-        sock = story[SOCK]()
+    def _look_at(self, fd: int, story: Story, before: _Known | None) -> _Shown | None:
+        sock, began = story[SOCK](), now()
         view = self._probe.look(sock, fd, self._events.get(fd, 0)) if sock is not None else None
+        ended = now()
         if sock is None or view is None:
             return None
         if before is not None and before.sighting.ended[0] in _FINAL:
-            return self._observed(fd, story, view, before.endpoint, before)
-        return self._observed(fd, story, view, endpoint_of(sock, fd), before)
+            return view, before.endpoint, began, ended
+        return view, endpoint_of(sock, fd), began, ended
 
-    def _describe_detached(
-        self, fd: int, story: Story, before: _Known | None
-    ) -> Observation | None:
+    def _look_through(self, fd: int) -> _Shown | None:
+        """Look at a descriptor that has left its socket object."""
         try:
             with borrowed(fd) as sock:
-                copy = sock.fileno()
+                copy, began = sock.fileno(), now()
                 view = self._probe.look(sock, copy, self._events.get(fd, 0))
-                endpoint = endpoint_of(sock, copy)
+                ended = now()
+                return (view, endpoint_of(sock, copy), began, ended) if view is not None else None
         except OSError:
             return None
-        if view is None:
-            return None
-        observation = self._observed(fd, story, view, endpoint, before)
-        if observation.record.birth.origin is Origin.NATIVE:
-            return observation
-        record = replace(observation.record, origin=Origin.DETACHED, parent=observation.record)
-        return replace(observation, record=record)
 
     def _observed(
-        self, fd: int, story: Story, view: View, endpoint: Endpoint, before: _Known | None
+        self, fd: int, story: Story, shown: _Shown, known: dict[int, _Known]
     ) -> Observation:
-        # After the kernel was asked: it says how long ago, and this thread may have had to wait.
-        now = time.monotonic()
+        view, endpoint, began, ended = shown
+        # Not earlier: another scan may have looked since this one has begun to.
+        before = known.get(story[SERIAL])
         record = record_of(story, self._source.pid) if before is None else before.record
         sighting = notice(
             view,
             fd in self._living.close_called,
             None if before is None else before.sighting,
-            self._at_most(record, view) if before is None else 0.0,
-            now,
+            self._at_most(story, record, view) if before is None else 0.0,
+            ended,
         )
-        self.known[story[SERIAL]] = _Known(record, endpoint, sighting)
+        if before is None or before.sighting.seen_at <= ended:
+            known[story[SERIAL]] = _Known(record, endpoint, sighting)
+        if fd in self._living.detached and record.birth.origin is not Origin.NATIVE:
+            record = replace(record, origin=Origin.DETACHED, parent=record)
         return observed(
             record,
             fd,
             endpoint,
             view,
-            peer_closed_for(view, sighting, now),
-            suspect_for(view, sighting, now),
+            peer_closed_for(view, sighting, began),
+            suspect_for(view, sighting, began),
             close_called=sighting.ended[1],
             in_use=fd in self._in_use,
         )
 
-    def _at_most(self, record: SocketRecord, view: View) -> float:
+    def _at_most(self, story: Story, record: SocketRecord, view: View) -> float:
         """For how long a connection can have been ended that no look has seen so before."""
-        if (record.born_at or 0.0) < self._last_look:
+        if story[SERIAL] <= self._last_look.youngest:
             return 0.0
         bounds = [view.last_sent_for, view.last_received_for]
         if record.born_at is not None:
-            bounds.append(self.wall - record.born_at)
+            # By the program's clock, which a test may have set to any time.
+            bounds += [self._wall - record.born_at, self.look.at - self._last_look.at]
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))

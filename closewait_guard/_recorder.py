@@ -34,7 +34,7 @@ class Book:
 
     Attributes:
         pid: The process in which births happen.
-        has_news: There has been a birth since this was last set to False.
+        has_news: True if there has been a birth since the latest sweep, which puts a mark here.
         youngest: The serial of the latest birth.
     """
 
@@ -44,7 +44,7 @@ class Book:
         self.births: dict[int, Story] = {}
         self.detached: dict[int, tuple[Story, int]] = {}
         self.pid = os.getpid()
-        self.has_news = False
+        self.has_news: object = True
         self.youngest = 0
         self.settle_at = _SETTLE_AFTER
 

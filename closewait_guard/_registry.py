@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import _socket
 import itertools
+import math
 import os
 import socket
 import weakref
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from closewait_guard import _patch
 from closewait_guard._context import PlainContext
-from closewait_guard._descriptor import inode_of
+from closewait_guard._descriptor import inode_of, socket_inode_of
 from closewait_guard._drops import Drop, Drops
+from closewait_guard._endings import Endings
 from closewait_guard._forks import in_child
 from closewait_guard._living import Living
 from closewait_guard._origin import Origin
@@ -44,6 +47,13 @@ _is_closed = SOCKET.__dict__["_closed"].__get__
 _file_objects = SOCKET.__dict__["_io_refs"].__get__
 
 
+class _Sweep(NamedTuple):
+    """The births that a sweep has left; its mark is in the book for as long as they are all."""
+
+    mark: object
+    stories: dict[int, Story]
+
+
 class Registry:
     """Listens to the patch, and answers what it has heard.
 
@@ -65,8 +75,8 @@ class Registry:
         self._births, self._detached = self._book.births, self._book.detached
         self._born, self._failed = Tally(), Tally()
         self._drops = Drops(dropped_kept)
-        # Those of the last sweep. The same object for as long as there was nothing new.
-        self._known: dict[int, Story] = {}
+        self._last = _Sweep(object(), {})
+        self._endings = Endings()
         self._has_adopted = False
         self._with_files: set[int] = set()
         self._next_stranger = itertools.count(-1, -1).__next__
@@ -124,15 +134,14 @@ class Registry:
         only if there has been a birth since it was done last; otherwise the closed ones stay in
         until a poll shows that their numbers are free, and `forget` is told.
         """
-        known = self._known
-        if self._book.has_news or thorough:
-            # Before the sweep: what is born meanwhile is news for the next one.
-            self._book.has_news = False
-            self._sweep()
-            known = self._known = self._births.copy()
-        return Living(known, self._close_called(), self._still_detached())
+        last = self._last
+        if self._book.has_news is not last.mark or thorough:
+            last = self._last = self._sweep()
+        return Living(last.stories, self._close_called(), self._still_detached())
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> _Sweep:
+        # Before the sweep: a birth meanwhile, or the sweep of another scan, makes this one old.
+        mark = self._book.has_news = object()
         births = self._births.copy()
         closed = [
             fd
@@ -141,17 +150,18 @@ class Registry:
         ]
         sock = None
         for fd in closed:
-            if not self._keeps_descriptor(fd, births[fd]):
-                self._let_go(fd, births[fd])
+            if fd not in self._detached and not self._keeps_descriptor(fd, births[fd]):
+                story = births.pop(fd)
+                if self._endings.is_over(fd, story):
+                    discard(self._births, fd, story)
+        self._endings.forget_all_but(self._births)
+        return _Sweep(mark, births)
 
     def forget(self, fd: int, story: Story) -> None:
         """Let go of a birth whose descriptor is closed."""
-        self._let_go(fd, story)
-        self._book.has_news = True
-
-    def _let_go(self, fd: int, story: Story) -> None:
         if fd not in self._detached:
             discard(self._births, fd, story)
+        self._book.has_news = True
 
     def _close_called(self) -> set[int]:
         """Descriptors that outlived a `close()`, because a file object keeps them."""
@@ -161,6 +171,9 @@ class Registry:
             sock = None if story is None else story[SOCK]()
             if story is None or sock is None or _fileno(sock) != fd:
                 self._with_files.discard(fd)
+                if births.get(fd) is not story:
+                    # Born meanwhile, and it may have a file by now.
+                    self._with_files.add(fd)
             elif _is_closed(sock) and self._keeps_descriptor(fd, story):
                 still.add(fd)
         return still
@@ -185,11 +198,9 @@ class Registry:
         """Whether no socket born after a mark is open, or was dropped: no is a perhaps."""
         if self._detached or self._drops.kept:
             return False
-        for story in self._births.copy().values():
-            if story[SERIAL] > since:
-                sock = story[SOCK]()
-                if sock is not None and _fileno(sock) >= 0:
-                    return False
+        for fd, story in self._births.copy().items():
+            if story[SERIAL] > since and _may_be_open(fd, story):
+                return False
         return True
 
     def youngest(self) -> int:
@@ -204,10 +215,12 @@ class Registry:
         story = self._births.get(fd)
         return None if story is None or story[SERIAL] != serial else story[SOCK]()
 
-    def knows(self, fd: int) -> bool:
-        """Whether a descriptor is that of a socket object, or has left one."""
+    def knows(self, fd: int, since: float = math.inf) -> bool:
+        """Whether a number is that of a socket object, has left one, or was one's after a mark."""
         story = self._births.get(fd)
-        return story is not None and (fd in self._detached or holds(story, fd))
+        return story is not None and (
+            story[SERIAL] > since or fd in self._detached or holds(story, fd)
+        )
 
     def dropped(self) -> tuple[Drop, ...]:
         """The youngest of the sockets that were finalized while open."""
@@ -220,7 +233,7 @@ class Registry:
     def is_open(self, fd: int, serial: int) -> bool:
         """Whether the socket of that birth is open yet."""
         story = self._births.get(fd)
-        return story is not None and story[SERIAL] == serial and fd in self._known
+        return story is not None and story[SERIAL] == serial and fd in self._last.stories
 
     @property
     def pid(self) -> int:
@@ -229,13 +242,13 @@ class Registry:
 
     def lately_open(self) -> Iterable[Story]:
         """The sockets that the last look has found open."""
-        return self._known.values()
+        return self._last.stories.values()
 
     def adopted_now(self) -> int:
         """How many of the open sockets are older than the guard."""
         if not self._has_adopted:
             return 0
-        return sum(story[SERIAL] < 0 for story in self._births.copy().values())
+        return sum(story[SERIAL] < 0 for story in self.lately_open())
 
     # Who was there before, and who came over a fork.
 
@@ -265,6 +278,14 @@ class Registry:
 
 def _nothing() -> None:
     pass
+
+
+def _may_be_open(fd: int, story: Story) -> bool:
+    sock = story[SOCK]()
+    if sock is None:
+        # The collector may be about to finalize it.
+        return socket_inode_of(fd) is not None
+    return _fileno(sock) >= 0
 
 
 _listening: weakref.WeakSet[Registry] = weakref.WeakSet()

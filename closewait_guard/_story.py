@@ -5,6 +5,9 @@ from __future__ import annotations
 import _socket
 import socket
 import weakref
+from collections import deque
+from itertools import compress
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard._origin import Origin
@@ -76,7 +79,9 @@ def descended_from(story: Story) -> Story:
 
 
 def discard(table: dict[int, Any], key: int, value: object) -> None:
-    """Remove an entry unless it has been replaced: another thread may register this moment."""
-    found = table.pop(key, None)
-    if found is not None and found is not value:
-        table.setdefault(key, found)
+    """Remove an entry unless it has been replaced: another thread may register this moment.
+
+    Looked up, compared and removed within one call into C: threads are switched between calls only.
+    """
+    is_the_same = map(is_, map(table.get, (key,)), (value,))
+    deque(map(table.pop, compress((key,), is_the_same)), 0)

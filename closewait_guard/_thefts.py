@@ -7,12 +7,12 @@ noted when a scan saw the socket for the first time tells the two apart.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from closewait_guard._descriptor import inode_of
 from closewait_guard._probe import INVALID, Endpoint, endpoint_of
-from closewait_guard._story import ORIGIN, SERIAL, SOCK, Story, holds
+from closewait_guard._story import ORIGIN, SERIAL, SOCK, Story, discard, holds
 from closewait_guard.model import Origin
 
 __all__ = ["Theft", "Thefts"]
@@ -36,12 +36,25 @@ class Theft(NamedTuple):
         return endpoint_of(sock, self.fd)._replace(local=None, peer=None, inode=self.inode)
 
 
+_Noted = tuple[Story, int | None]
+
+
+class _Notes(NamedTuple):
+    """The inodes of those that one scan took to be open."""
+
+    stories: Mapping[int, Story]
+    inodes: Mapping[int, _Noted]
+
+
 class Thefts:
-    """Notes inodes, and what they betray. Holds no socket."""
+    """Notes inodes, and what they betray. Holds no socket.
+
+    Scans in several threads may differ in what is open, so each goes by its own notes: they are
+    replaced as a whole, and what was found is kept entry by entry.
+    """
 
     def __init__(self) -> None:
-        self._noted: dict[int, tuple[Story, int | None]] = {}
-        self._of: Mapping[int, Story] = {}
+        self._notes = _Notes({}, {})
         self._found: dict[int, Theft] = {}
 
     def notice(
@@ -54,39 +67,49 @@ class Thefts:
             events: What has happened to them.
             looked_at: Those of which something is going to be told.
         """
-        if stories is not self._of:
-            self._note(stories)
-            self._of = stories
-        stolen = {fd for fd in looked_at if self._is_stolen(fd, stories, events)}
+        notes = self._notes
+        if stories is not notes.stories:
+            notes = self._notes = _Notes(stories, self._noted(stories, notes.inodes))
+        stolen = {fd for fd in looked_at if _is_stolen(fd, notes.inodes, events)}
         for fd in stolen:
-            self._add(Theft(stories[fd], fd, self._noted[fd][1]))
+            self._add(stories[fd], fd, notes.inodes[fd][1])
         return stolen
 
-    def _is_stolen(self, fd: int, stories: Mapping[int, Story], events: Mapping[int, int]) -> bool:
-        noted = self._noted.get(fd)
-        if noted is None or stories.get(fd) is not noted[0]:
-            return False
-        is_free = bool(events.get(fd, 0) & INVALID)
-        # An object that is closing lets go of the number before the kernel does.
-        return (is_free or inode_of(fd) != noted[1]) and holds(noted[0], fd)
-
-    def _note(self, stories: Mapping[int, Story]) -> None:
-        before, self._noted = self._noted, {}
+    def _noted(
+        self, stories: Mapping[int, Story], before: Mapping[int, _Noted]
+    ) -> Mapping[int, _Noted]:
+        noted: dict[int, _Noted] = {}
         for fd, story in stories.items():
             known = before.get(fd)
             if known is not None and known[0] is story:
-                self._noted[fd] = known
+                noted[fd] = known
                 continue
-            if known is not None and story[ORIGIN] in _BY_KERNEL and holds(known[0], fd):
-                self._add(Theft(known[0], fd, known[1]))
-            self._noted[fd] = (story, inode_of(fd))
+            if known is not None and _has_taken(story, known[0]) and holds(known[0], fd):
+                self._add(known[0], fd, known[1])
+            noted[fd] = (story, inode_of(fd))
+        return noted
 
-    def _add(self, theft: Theft) -> None:
-        self._found.setdefault(theft.story[SERIAL], theft)
+    def _add(self, story: Story, fd: int, inode: int | None) -> None:
+        self._found.setdefault(story[SERIAL], Theft(story, fd, inode))
 
-    def standing(self) -> list[Theft]:
+    def standing(self) -> Iterator[Theft]:
         """Those whose objects are still there, and have not been closed."""
-        self._found = {
-            serial: theft for serial, theft in self._found.items() if holds(theft.story, theft.fd)
-        }
-        return list(self._found.values())
+        for serial, theft in self._found.copy().items():
+            if holds(theft.story, theft.fd):
+                yield theft
+            else:
+                discard(self._found, serial, theft)
+
+
+def _is_stolen(fd: int, noted: Mapping[int, _Noted], events: Mapping[int, int]) -> bool:
+    if fd not in noted:
+        return False
+    story, inode = noted[fd]
+    is_free = bool(events.get(fd, 0) & INVALID)
+    # An object that is closing lets go of the number before the kernel does.
+    return (is_free or inode_of(fd) != inode) and holds(story, fd)
+
+
+def _has_taken(younger: Story, older: Story) -> bool:
+    """Whether the kernel has given one socket the number of another that was born before."""
+    return younger[ORIGIN] in _BY_KERNEL and bool(younger[SERIAL] > older[SERIAL])

@@ -35,7 +35,7 @@ LAYERS = [
     ["_render", "_serial"],
     ["_block", "_reporting"],
     ["_natives", "_recorder"],
-    ["_adoption", "_lineage", "_living", "_drops", "_observed", "_thefts", "_holders"],
+    ["_adoption", "_lineage", "_living", "_drops", "_endings", "_observed", "_thefts", "_holders"],
     ["_owners"],
     ["_records"],
     ["_birth"],

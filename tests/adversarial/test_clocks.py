@@ -168,3 +168,27 @@ def test_a_reporter_that_is_told_once_in_a_while_is_told_whatever_the_clock_show
             guard.report()
             threading.Event().wait(0.11)
     assert len(seen.reports) == 3
+
+
+def age_of_forgotten(guard, wait):
+    """For how long a socket is said to have been of no use whose peer has closed `wait` ago."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        guard.scan()
+        threading.Event().wait(wait)
+        [leak] = guard.scan().leaks
+        return leak.observation.useless_for
+
+
+def test_ages_are_those_that_have_really_passed(strange_clock, guard):
+    with strange_clock():
+        assert 0.2 <= age_of_forgotten(guard, 0.2) < 5
+
+
+def test_a_socket_of_a_stopped_clock_is_no_older_than_it_is_when_the_clock_goes_on(guard):
+    with freezegun.freeze_time(LONG_AGO):
+        ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        assert all(leak.observation.useless_for < 5 for leak in guard.scan().leaks)
