@@ -42,11 +42,12 @@ def instances_of(classes: Iterable[type]) -> list[Any]:
     wanted = tuple(classes)
     if not wanted:
         return []
+    is_wanted = frozenset(map(id, wanted)).__contains__
     if all(flags_of(cls) & HEAP_TYPE for cls in wanted):
-        ask = _referring([wanted])
-    else:
-        ask = map(tuple, starmap(gc.get_objects, [()]))
-    return list(_chosen(frozenset(map(id, wanted)).__contains__, *tee(ask)))
+        return list(_chosen(is_wanted, *tee(_referring([wanted]))))
+    answers, same, read = tee(starmap(gc.get_objects, [()]), 3)
+    # Emptied at its end: among all the objects are these iterators, which would keep it for good.
+    return list(_chosen(is_wanted, chain(answers, filter(None, map(list.clear, read))), same))
 
 
 def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
@@ -55,7 +56,7 @@ def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, 
 
 
 def _chosen(
-    by_type: Callable[[int], bool], answers: Iterable[tuple[Any, ...]], same: Iterable[Any]
+    by_type: Callable[[int], bool], answers: Iterable[Iterable[Any]], same: Iterable[Any]
 ) -> Iterator[object]:
     """Of the objects in some answers those the identity of whose type is right."""
     kinds = map(id, map(type, chain.from_iterable(same)))
