@@ -28,7 +28,10 @@ def block(group: SiteGroup) -> Iterator[str]:
     """The lines of one site; the first says how bad, how many, what and with whom."""
     seen = [leak.observation for leak in group.leaks]
     record = seen[0].record
-    yield from folded(f"{group.severity.upper()}  {len(seen):,} x {_what(group, seen)}", "  ")
+    yield from folded(f"{group.severity.upper()}  {group.count:,} x {_what(group, seen)}", "  ")
+    if group.count > len(seen):
+        left_out = f"all that follows is of {len(seen):,} of them; the others are only counted here"
+        yield from folded(f"  ({left_out})", "    ")
     for line in (story(seen), _origin(seen)):
         if line:
             yield from folded(f"  {line}", "    ")

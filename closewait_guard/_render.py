@@ -75,7 +75,9 @@ def parts(report: Report) -> Iterator[Part]:
 
 
 def _headline(report: Report) -> list[str]:
-    verdicts = Counter(leak.verdict for leak in report.leaks)
+    verdicts: Counter[Verdict] = Counter()
+    for leak in report.leaks:
+        verdicts[leak.verdict] += leak.count
     told = [f"{verdicts[verdict]} {name_of(verdict)}" for verdict in Verdict if verdicts[verdict]]
     if report.omitted:
         told.append(f"{report.omitted:,} left out")
@@ -102,8 +104,9 @@ def _alert(alert: Alert) -> list[str]:
 def _closed(closed: tuple[Closed, ...]) -> Iterator[str]:
     """One sentence for each site."""
     for place, group in groupby(sorted(closed, key=_place), key=_place):
-        kept = [each.after for each in group]
-        what = f"{count_of(len(kept), 'socket')} born at {place}"
+        those = list(group)
+        kept = [each.after for each in those]
+        what = f"{count_of(sum(each.leak.count for each in those), 'socket')} born at {place}"
         yield from folded(f"CLOSED AFTER ALL, after {span(min(kept), max(kept))}: {what}", "  ")
 
 

@@ -52,6 +52,8 @@ class Leak:
         hint: What to change.
         superseded_by: The serial of a younger socket, that the same line has connected to the same
             peer since this one became useless.
+        count: How many leaks it stands for: more than one in a saved report that keeps some
+            examples of each site.
     """
 
     observation: Observation
@@ -60,6 +62,7 @@ class Leak:
     holders: tuple[str, ...]
     hint: str
     superseded_by: int | None = None
+    count: int = 1
 
     @property
     def accused(self) -> bool:
@@ -134,6 +137,11 @@ class SiteGroup:
     leaks: tuple[Leak, ...]
 
     @property
+    def count(self) -> int:
+        """How many leaks there are, also where only some of them have been saved."""
+        return sum(leak.count for leak in self.leaks)
+
+    @property
     def fingerprint(self) -> str:
         """That of each of the leaks."""
         return self.leaks[0].fingerprint
@@ -181,10 +189,14 @@ class Report:
         """Group the leaks by verdict and creation stack, worst first."""
         groups: dict[object, list[Leak]] = {}
         for leak in self.leaks:
-            record = leak.observation.record
-            key = (leak.verdict, record.origin, record.birth.stack, record.site)
-            groups.setdefault(key, []).append(leak)
+            groups.setdefault(site_key(leak), []).append(leak)
         return tuple(sorted((_group(leaks) for leaks in groups.values()), key=_badness))
+
+
+def site_key(leak: Leak) -> object:
+    """What leaks of one group have in common."""
+    record = leak.observation.record
+    return leak.verdict, record.origin, record.birth.stack, record.site
 
 
 def _group(leaks: list[Leak]) -> SiteGroup:
@@ -198,7 +210,7 @@ def _group(leaks: list[Leak]) -> SiteGroup:
 
 def _badness(group: SiteGroup) -> tuple[bool, int, int, int]:
     accused = group.verdict.accused
-    return (not accused, -group.severity.rank, -len(group.leaks), group.verdict.rank)
+    return (not accused, -group.severity.rank, -group.count, group.verdict.rank)
 
 
 class Reporter(Protocol):

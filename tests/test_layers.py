@@ -32,7 +32,7 @@ LAYERS = [
     ["_rising"],
     ["_since", "_readers", "_deliver", "_population", "_redact", "_judge", "_thresholds"],
     ["reporters"],
-    ["_render", "_serial"],
+    ["_render", "_serial", "_examples"],
     ["_block", "_reporting"],
     ["_natives", "_recorder"],
     ["_adoption", "_lineage", "_living", "_drops", "_endings", "_observed", "_thefts", "_holders"],

@@ -16,7 +16,7 @@ __all__ = ["difference"]
 def difference(before: Report, after: Report) -> Iterator[str]:
     """Lines: how many sites are new, growing, shrinking and gone, then each of them."""
     old, new = _by_name(before), _by_name(after)
-    changes = {name: len(new[name].leaks) - len(old[name].leaks) for name in new if name in old}
+    changes = {name: new[name].count - old[name].count for name in new if name in old}
     kinds = {
         "NEW": [name for name in new if name not in old],
         "GROWING": [name for name, change in changes.items() if change > 0],
@@ -39,8 +39,8 @@ def _told(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Iterator[s
     if group is None:
         return
     if old and new:
-        change = len(new.leaks) - len(old.leaks)
-        kind += f", from {len(old.leaks):,} to {len(new.leaks):,} ({change:+,})"
+        change = new.count - old.count
+        kind += f", from {old.count:,} to {new.count:,} ({change:+,})"
     yield f"{kind}:"
     yield from block(group)
 

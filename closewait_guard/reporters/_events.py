@@ -68,7 +68,7 @@ def _site(group: SiteGroup, pid: int) -> Event:
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "accused": group.verdict.accused,
-        "count": len(group.leaks),
+        "count": group.count,
         "site": group.site.place if group.site is not None else None,
         "function": group.site.function if group.site is not None else None,
         "oldest_s": round(oldest, 3),
@@ -79,7 +79,7 @@ def _site(group: SiteGroup, pid: int) -> Event:
     }
     where = facts["site"] or "an unknown place"
     sentence = (
-        f"{count_of(len(group.leaks), 'socket')} {group.verdict.replace('_', ' ')}, born at {where}"
+        f"{count_of(group.count, 'socket')} {group.verdict.replace('_', ' ')}, born at {where}"
         f"{f' to {peers}' if peers else ''}, for up to {seconds(oldest)}: {first.hint}"
     )
     return Event(group.severity, group.verdict.accused, "socket_leak", sentence, facts)
@@ -89,16 +89,17 @@ def _closed(closed: list[Closed], fingerprint: str, pid: int) -> Event:
     leak = closed[0].leak
     site = leak.observation.record.site
     longest = max(each.after for each in closed)
+    many = sum(each.leak.count for each in closed)
     where = site.place if site is not None else "an unknown place"
     return Event(
         Severity.INFO,
         True,  # noqa: FBT003 - that it closed is told once
         "socket_closed_after_all",
-        f"{count_of(len(closed), 'socket')} born at {where} closed after all, "
+        f"{count_of(many, 'socket')} born at {where} closed after all, "
         f"after up to {seconds(longest)}",
         {
             "verdict": leak.verdict.value,
-            "count": len(closed),
+            "count": many,
             "site": site.place if site is not None else None,
             "function": site.function if site is not None else None,
             "after_s": round(longest, 3),

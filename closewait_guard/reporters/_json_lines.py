@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from closewait_guard._examples import with_examples
 from closewait_guard._output_file import OutputFile
 from closewait_guard._parse import shown
 from closewait_guard._serial import to_dict
@@ -27,7 +28,10 @@ _MOST_REPLACEMENTS = 100
 
 
 def json_lines(
-    path: str | os.PathLike[str], max_bytes: int = 50 * _MEGABYTE, backups: int = 3
+    path: str | os.PathLike[str],
+    max_bytes: int = 50 * _MEGABYTE,
+    backups: int = 3,
+    examples: int = 50,
 ) -> Reporter:
     r"""Append each report to a file as one line of JSON, after the schema in the package.
 
@@ -40,6 +44,8 @@ def json_lines(
             descriptors that the program has; no other name of a pipe or device will do, nor a link.
         max_bytes: A report that would make the file larger goes to a new one; 0 for no limit.
         backups: How many full files to keep, as `path.1`, `path.2` and so on.
+        examples: How many leaks of one site to write, the oldest; the first of them has the
+            `count` of all. 0 for every one.
 
     Raises:
         ConfigurationError: The file cannot be opened, or a number is no number.
@@ -53,16 +59,20 @@ def json_lines(
         ...     pathlib.Path(folder, "leaks.jsonl").read_text().count("\n")
         1
     """
-    for name, number in (("max_bytes", max_bytes), ("backups", backups)):
+    numbers = {"max_bytes": max_bytes, "backups": backups, "examples": examples}
+    for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ConfigurationError(
                 f"json_lines: {name} must be a whole number, zero or more, not {shown(number)}"
             )
-    return _JsonLines(path, max_bytes, backups)
+    return _JsonLines(path, max_bytes, backups, examples)
 
 
 class _JsonLines:
-    def __init__(self, path: str | os.PathLike[str], max_bytes: int, backups: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], max_bytes: int, backups: int, examples: int
+    ) -> None:
+        self._examples = examples
         self._max_bytes = max_bytes
         self._backups = backups
         self._pid = os.getpid()
@@ -74,6 +84,8 @@ class _JsonLines:
             raise ConfigurationError(f"json_lines: {path!r} cannot be opened: {reason}") from error
 
     def __call__(self, report: Report, /) -> None:
+        if self._examples:
+            report = with_examples(report, self._examples)
         line = json.dumps(to_dict(report), separators=(",", ":")).encode() + b"\n"
         if self._pid != os.getpid():
             # A lock belongs to an opened file: a forked child must open its own. And a thread

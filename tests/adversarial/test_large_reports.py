@@ -1,0 +1,87 @@
+"""A report of very many leaks is small in a file, and no number is lost by that."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import reporters
+from closewait_guard.commands._difference import difference
+from leaking import told
+from test_telling import SCHEMA
+
+MANY = 2_000
+
+
+@pytest.fixture(scope="module")
+def large():
+    """As many as one line can leak, each useless for longer than the one before."""
+    report = told(lambda report: None)
+    [leak] = report.leaks
+    seen = leak.observation
+    leaks = tuple(
+        replace(leak, observation=replace(seen, fd=number, suspect_for=float(number)))
+        for number in range(MANY)
+    )
+    closed = tuple(cwg.Closed(leak, leak.observation.useless_for) for leak in leaks)
+    return replace(report, leaks=leaks, closed=closed, open_sockets=MANY)
+
+
+def saved(path, report, **options):
+    reporters.json_lines(path, **options)(report)
+    line = path.read_text()
+    return line, cwg.from_dict(json.loads(line))
+
+
+def test_a_file_has_some_examples_of_each_site_and_all_the_numbers(tmp_path, large):
+    line, found = saved(tmp_path / "leaks.jsonl", large)
+    assert len(line) < 1_000_000
+    jsonschema.validate(json.loads(line), SCHEMA)
+    [group] = found.by_site()
+    assert (len(group.leaks), group.count) == (50, MANY)
+    assert min(leak.observation.useless_for for leak in group.leaks) == MANY - 50
+    assert sum(closed.leak.count for closed in found.closed) == MANY
+    text = cwg.render_text(found)
+    assert f"{MANY} leaked of" in text
+    assert "2,000 x LEAKED" in text
+    assert "(all that follows is of 50 of them; the others are only counted here)" in text
+    assert "2,000 sockets born at" in text
+
+
+def test_every_leak_is_written_on_demand_and_by_to_dict(tmp_path, large):
+    report = replace(large, leaks=large.leaks[:100], closed=())
+    _, found = saved(tmp_path / "leaks.jsonl", report, examples=0)
+    assert found == report == cwg.from_dict(cwg.to_dict(report))
+    assert "only counted" not in cwg.render_text(found)
+
+
+def test_a_difference_counts_those_that_were_left_out(tmp_path, large):
+    _, found = saved(tmp_path / "leaks.jsonl", large)
+    fewer = replace(large, leaks=large.leaks[:100], closed=())
+    text = "\n".join(difference(fewer, found))
+    assert "GROWING, from 100 to 2,000 (+1,900):" in text
+
+
+def test_sites_that_only_their_peers_tell_apart_are_written_whole(tmp_path, large):
+    leaks = tuple(
+        replace(
+            leak,
+            observation=replace(
+                leak.observation, record=replace(leak.observation.record, parent=None, stack=())
+            ),
+        )
+        for leak in large.leaks[:200]
+    )
+    _, found = saved(tmp_path / "leaks.jsonl", replace(large, leaks=leaks, closed=()))
+    assert len(found.leaks) == 200
+
+
+def test_what_was_cut_down_once_can_be_cut_down_again(tmp_path, large):
+    _, found = saved(tmp_path / "first.jsonl", large)
+    _, again = saved(tmp_path / "second.jsonl", found, examples=7)
+    [group] = again.by_site()
+    assert (len(group.leaks), group.count) == (7, MANY)
