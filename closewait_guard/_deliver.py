@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from closewait_guard._daemons import allows_daemons
 from closewait_guard._reporting import closed, described
 from closewait_guard._structlog import tell, tell_failure
 from closewait_guard.exceptions import ConfigurationError
@@ -124,7 +125,10 @@ class _Turn:
         # What the program has bound with structlog is bound there too.
         context = contextvars.copy_context()
         self._thread = thread = threading.Thread(
-            target=context.run, args=(call_it,), name="closewait-guard-reporter", daemon=True
+            target=context.run,
+            args=(call_it,),
+            name="closewait-guard-reporter",
+            daemon=allows_daemons(),
         )
         if _is_started(thread):
             # From here on the next turn may have begun, in another thread.
@@ -159,8 +163,8 @@ class _Addressee:
 
 def _is_started(thread: threading.Thread) -> bool:
     """Start a thread, if one is to be had: there may be too many, or the interpreter ends."""
-    if sys.is_finalizing():
-        # It would seem to start, and never run.
+    if sys.is_finalizing() or not thread.daemon:
+        # It would seem to start, and never run; or outlast an interpreter that cannot end before.
         return False
     try:
         thread.start()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from closewait_guard._clock import now
+from closewait_guard._daemons import allows_daemons
 from closewait_guard._tally import Tally
 
 __all__ = ["Exhaustion"]
@@ -39,7 +40,7 @@ class Exhaustion:
         at = self._clock()
         is_due = self._last is None or at - self._last >= _SECONDS_BETWEEN
         # A thread that is started while the interpreter ends never runs, and is waited for.
-        if is_due and not sys.is_finalizing():
+        if is_due and not sys.is_finalizing() and allows_daemons():
             self._last = at
             # Without a thread to be had, the count is in the next report.
             with suppress(RuntimeError):

@@ -8,10 +8,12 @@ import weakref
 from contextlib import suppress
 from typing import Self
 
+from closewait_guard._daemons import allows_daemons
 from closewait_guard._forks import in_child
 from closewait_guard._guard import Guard
 from closewait_guard._rounds import Rounds
 from closewait_guard._wakeup import WakeupReader
+from closewait_guard.exceptions import ConfigurationError
 
 __all__ = ["Monitor"]
 
@@ -108,6 +110,11 @@ class Monitor:
             raise
 
     def _start_thread(self) -> None:
+        if not allows_daemons():
+            raise ConfigurationError(
+                "watch(): only the main interpreter can have a monitor, because another cannot end "
+                "while its thread runs; use watch_async(), or call report() at intervals"
+            )
         self._ended = threading.Event()
         self._is_last_wanted = False
         self._thread = threading.Thread(

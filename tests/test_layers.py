@@ -67,6 +67,7 @@ LAYERS = [
         "_relatives",
         "_hint_row",
         "_queues",
+        "_daemons",
         "_running_frames",
         "_stack",
         "_tally",

@@ -185,3 +185,28 @@ def test_a_scan_beside_another_interpreter_sees_the_locals_of_its_caller_and_kee
         assert scans()() is None
         """
     )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_interpreter_reports_without_a_thread_and_says_that_it_cannot_watch(shared):
+    done = run(
+        f"""
+        other = new({shared})
+        apart(other, OPENS + '''
+        cwg.uninstall()
+        try:
+            cwg.watch(interval=0.01, at_exit=False)
+        except cwg.ConfigurationError as error:
+            print(error)
+        guard = cwg.install(grace=0, reporters=[lambda report: print(len(report.leaks))])
+        cwg.report()
+        import threading
+        assert threading.enumerate() == [threading.main_thread()]
+        ours.close()
+        '''.replace(" " * 8, ""))
+        interpreters.destroy(other)
+        """
+    )
+    said, told = done.stdout.splitlines()
+    assert said.startswith("watch(): only the main interpreter can have a monitor")
+    assert told == "1"
