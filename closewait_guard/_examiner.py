@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from closewait_guard import _census, _patch
+from closewait_guard._clock import now
 from closewait_guard._coverage import notes
 from closewait_guard._frames import read_again
 from closewait_guard._history import History
@@ -77,7 +78,8 @@ class Examiner:
             times_exhausted: How often there was no descriptor left, so far.
             further_notes: What else this report cannot see.
         """
-        report = self._history.continued(self.scan(), times_exhausted)
+        began = now()
+        report = self._history.continued(self.scan(), began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *further_notes))
         return replace(report, coverage=coverage)
 

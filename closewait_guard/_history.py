@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -28,11 +29,19 @@ class History:
         self._open_by_site: dict[str, Population] = {}
         # One for each of the last reports: the oldest lies half a window back.
         self._marks: deque[int] = deque(maxlen=max(1, settings.growth_window // 2))
+        # When the scan of the latest report began.
+        self._latest = -math.inf
         self._one_at_a_time = threading.RLock()
 
-    def continued(self, report: Report, times_exhausted: int) -> Report:
-        """The report as the next of the series."""
+    def continued(self, report: Report, began: float, times_exhausted: int) -> Report:
+        """The report as the next of the series.
+
+        One whose scan began before that of the latest tells no news: all is in that one.
+        """
         with self._one_at_a_time:
+            if began < self._latest:
+                return replace(report, alerts=())
+            self._latest = began
             still_open = frozenset(
                 serial
                 for serial, (leak, _) in self._trend.accused.items()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import _socket
 import gc
 import sys
+import time
 import weakref
+from contextlib import ExitStack
 from functools import partial
 
 from interleaving import each_interleaving
@@ -13,6 +15,7 @@ from interleaving import each_interleaving
 from closewait_guard import _stack
 from closewait_guard._frames import resolve
 from closewait_guard._heap import instances_of
+from closewait_guard.testing import half_closed_pair
 
 
 def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
@@ -23,6 +26,23 @@ def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
         make_small = partial(_stack.settle, stack)
         call(make_small, make_small)
         assert [frame.function for frame in resolve(stack)] == [frame.function for frame in whole]
+
+
+def test_a_report_that_another_has_overtaken_takes_nothing_back(guard, monkeypatch):
+    scan = guard._examiner.scan
+
+    def scan_and_be_overtaken():
+        seen = scan()
+        monkeypatch.setattr(guard._examiner, "scan", scan)
+        leaking.enter_context(half_closed_pair())
+        time.sleep(0.1)
+        assert guard.report().accused
+        return seen
+
+    with ExitStack() as leaking:
+        monkeypatch.setattr(guard._examiner, "scan", scan_and_be_overtaken)
+        assert not guard.report().accused
+    assert len(guard.report().closed) == 1
 
 
 class Thing:
