@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -328,3 +329,34 @@ def test_a_value_without_end_is_cut_in_the_sentence_that_refuses_it(tmp_path):
     with pytest.raises(cwg.ConfigurationError) as caught:
         load(tmp_path, CLOSEWAIT_GUARD_GRACE="9" * 100_000 + "x")
     assert len(str(caught.value)) < 400
+
+
+@pytest.fixture
+def traps(tmp_path):
+    """A folder that has a module of every name that Python or the guard may import."""
+    others = {"closewait_guard", "wrapt", "rich", "psutil", "argcomplete", "sitecustomize"}
+    for name in sys.stdlib_module_names | others:
+        (tmp_path / f"{name}.py").write_text(f"open('sprung-{name}', 'w').close()\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ("run",)], ids=lambda command: command[0])
+def test_the_installed_command_imports_nothing_at_all_from_the_working_directory(
+    traps, command, tmp_path_factory
+):
+    script = Path(sys.executable).with_name("closewait-guard")
+    if not script.exists():
+        pytest.skip("the command is not installed beside this Python")
+    program = tmp_path_factory.mktemp("elsewhere") / "program.py"
+    program.write_text("import closewait_guard, json, socket\nprint(closewait_guard.__file__)\n")
+    target = [program] if command == ("run",) else []
+    done = subprocess.run(
+        [script, *map(str, (*command, *target))],
+        cwd=traps,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert not list(traps.glob("sprung-*"))
