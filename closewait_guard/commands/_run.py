@@ -27,8 +27,7 @@ Runs TARGET - a script, -m MODULE or any command - with the guard in it, and in
 its Python children, from before their first import on. The last report goes to
 stderr."""
 _EPILOG = """\
-exit codes: TARGET's; 86 leaks, 87 not known, by --fail-on-leak; 126, 127 TARGET
-            cannot start
+exit codes: TARGET's; 86 leaks, 87 not known (--fail-on-leak); 126, 127 no start
 example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""
 
 # The settings that are worth a line in the help.
