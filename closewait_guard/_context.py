@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from closewait_guard._interruptions import interrupts
@@ -21,6 +22,7 @@ class PlainContext:
     def __init__(self, provider: ContextProvider) -> None:
         self._provider = provider
         self.failure: str | None = None
+        self._asking: set[int] = set()
 
     @classmethod
     def of(cls, provider: ContextProvider | str | None) -> PlainContext | None:
@@ -42,6 +44,17 @@ class PlainContext:
         return dict
 
     def __call__(self) -> dict[str, Scalar]:
+        # The provider may open sockets of its own, which have no context.
+        thread = get_ident()
+        if thread in self._asking:
+            return {}
+        self._asking.add(thread)
+        try:
+            return self._asked()
+        finally:
+            self._asking.discard(thread)
+
+    def _asked(self) -> dict[str, Scalar]:
         try:
             return {str(name): _plain(value) for name, value in self._provider().items()}
         except Exception as error:

@@ -10,6 +10,7 @@ import _socket
 import socket
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from closewait_guard._descriptor import inode_of
@@ -82,4 +83,5 @@ def is_listening(sock: _socket.socket) -> bool:
 def is_tls(sock: _socket.socket) -> bool:
     """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
     ssl = sys.modules.get("ssl")
-    return ssl is not None and isinstance(sock, ssl.SSLSocket)
+    # Whatever else may stand there, nothing of it is called.
+    return isinstance(ssl, ModuleType) and isinstance(sock, vars(ssl).get("SSLSocket", ()))
