@@ -313,7 +313,7 @@ def test_it(value):
 """
     result = suite.run(source, "--socket-leaks=fail")
     orders = [line for line in result.outlines if line.lstrip().startswith("::")]
-    assert len(orders) == 1, (result.ret, result.errlines, result.outlines)
+    assert len(orders) == 1, "\n".join((*result.outlines, *result.errlines))
     assert orders[0].startswith("::error file=test_it.py,line=")
     assert "\x1b" not in "".join(result.outlines)
 
@@ -328,7 +328,7 @@ SECRETS = {
     "task": "import-of-bob",
     "key": "customer carol",
     "value": "secret-value",
-    "number": 4711,
+    "number": 471_147_114_711,
 }
 
 
