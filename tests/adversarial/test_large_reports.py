@@ -21,7 +21,7 @@ MANY = 2_000
 def large():
     """As many as one line can leak, each useless for longer than the one before."""
     report = told(lambda report: None)
-    [leak] = report.leaks
+    leak = report.leaks[0]
     seen = leak.observation
     leaks = tuple(
         replace(leak, observation=replace(seen, fd=number, suspect_for=float(number)))
