@@ -1,6 +1,6 @@
 """Run every benchmark, print a table, write JSON.
 
-python -m benchmarks                 # all of it but curve and plugin, two minutes
+python -m benchmarks                 # all of it but curve and plugin, four minutes
 python -m benchmarks plugin          # whole suites, some minutes
 python -m benchmarks curve           # scans of up to 100,000 sockets, some minutes
 python -m benchmarks --quick         # small sizes: shows that they run, judges nothing
@@ -27,6 +27,7 @@ from benchmarks import (
     monitoring,
     plugin,
     scanning,
+    stops,
 )
 from benchmarks.result import Result, table
 
@@ -39,6 +40,7 @@ _BENCHMARKS = {
         http_workload,
         scanning,
         monitoring,
+        stops,
         command_line,
         plugin,
         curve,

@@ -6,6 +6,7 @@ from closewait_guard._words import count_of
 
 __all__ = ["notes"]
 
+_NO_TIME = "not searched for yet, or not found in the 1 % of the time that searching may take"
 _NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
 _OTHER_THREADS = (
     "what other threads do, have in their variables or read of closed sockets, because this "
@@ -22,6 +23,7 @@ def notes(
     context_failure: str | None,
     sees_all_threads: bool,
     failed_searches: int = 0,
+    unsearched: int = 0,
     asked_pools: bool = True,
 ) -> tuple[str, ...]:
     """One phrase for each blind spot of this moment.
@@ -34,6 +36,7 @@ def notes(
         context_failure: Why the context of births is unknown.
         sees_all_threads: Whether the calls of other threads are known.
         failed_searches: For how many sockets finding out who holds them went wrong.
+        unsearched: For how many sockets there was no time to find that out.
         asked_pools: Whether the pools could be asked what waits in them.
     """
     if natives is None:
@@ -52,6 +55,8 @@ def notes(
         found.append(_OTHER_THREADS)
     if failed_searches:
         found.append(f"who holds {count_of(failed_searches, 'socket')}: the search has failed")
+    if unsearched:
+        found.append(f"who holds {count_of(unsearched, 'socket')}: {_NO_TIME}")
     if not asked_pools:
         found.append("what waits in pools: asking them has failed")
     return tuple(found)

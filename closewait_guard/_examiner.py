@@ -61,11 +61,21 @@ class Examiner:
         """Seconds of processor time for finding out who holds the accused, so far."""
         return self._jury.spent
 
-    def scan(self, *, full: bool = False) -> Report:
-        """Look at all sockets."""
+    def charge(self, seconds: float) -> None:
+        """Leave the less time for finding out who holds the accused."""
+        self._jury.charge(seconds)
+
+    def scan(self, *, full: bool = False, paced: bool = False) -> Report:
+        """Look at all sockets.
+
+        Args:
+            full: Tell of the healthy ones too.
+            paced: As part of a series, which must not take more than its share of the time.
+        """
         sight = self._look(full=full)
         limit = _census.fd_limit()
-        judged = self._jury.leaks((*sight.suspects, *sight.dropped), self._settings, limit)
+        seen = (*sight.suspects, *sight.dropped)
+        judged = self._jury.leaks(seen, self._settings, limit, paced=paced)
         leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
         spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
         healthy = (*sight.healthy, *spared) if full else ()
@@ -79,7 +89,7 @@ class Examiner:
             further_notes: What else this report cannot see.
         """
         began = now()
-        report = self._history.continued(self.scan(), began, times_exhausted)
+        report = self._history.continued(self.scan(paced=True), began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *further_notes))
         return replace(report, coverage=coverage)
 
@@ -143,6 +153,7 @@ class Examiner:
             context_failure=context.failure if context is not None else None,
             sees_all_threads=sees_all_threads(),
             failed_searches=self._jury.failed_searches,
+            unsearched=self._jury.unsearched,
             asked_pools=self._jury.has_asked_pools,
         )
         return self.lookout.coverage((*blind_spots, *self._settings.notes))

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from closewait_guard._clock import now
+from closewait_guard._heap import instances_of, is_too_large
 from closewait_guard._hints import hint_for
-from closewait_guard._holders import Holding, Roots, holdings
+from closewait_guard._holders import (
+    Holding,
+    Roots,
+    holdings,
+    holdings_reached,
+    instances_reached,
+)
 from closewait_guard._owners import owners_of
+from closewait_guard._pace import Allowance
 from closewait_guard._registry import Registry
 from closewait_guard._relatives import other_holders
 from closewait_guard._succession import successors
+from closewait_guard._time_limit import TimeLimit
 from closewait_guard.integrations import PoolUse
 from closewait_guard.model import Frame, Leak, Observation, Origin, Verdict
 
@@ -21,8 +32,13 @@ __all__ = ["Explainer"]
 
 _MOST_AT_ONCE = 20
 _MOST_TIME = 0.4
-# The share of the time that searching may take, but for leaks of a kind that is new.
-_SHARE = 0.01
+# So much may be taken of the time to come, where a search in a small heap is made at once.
+_MOST_AHEAD = 0.1
+# In a large heap: how many are looked for on one way, in what time at least, and the share of it
+# that goes to objects of native sockets.
+_MOST_REACHED = 500
+_LEAST, _MOST_LEAST = 0.005, 0.35
+_OF_OWNERS = 0.3
 _REFRESH_AFTER = 30.0
 
 _Site = tuple[Verdict, Frame | None]
@@ -37,38 +53,72 @@ class _Told(NamedTuple):
     successor: int | None
 
 
+_How = Callable[[list[Leak], TimeLimit], dict[int, Holding | None]]
+_FAILED = Holding(has_failed=True)
 _NOTHING = _Told((Verdict.OPEN, None), Holding(), 0.0, None)
 
 
 class Explainer:
     """Adds to leaks who holds them, and the hint that fits the holder."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, allowance: Allowance) -> None:
         self._registry = registry
+        self._allowance = allowance
         self._told: dict[int, _Told] = {}
-        self._rests_until = 0.0
+        # What a search in a large heap must be given, after a shorter one has not sufficed.
+        self._least = _LEAST
+        # For how many of the accused nobody was looked for, nor for others of their line.
+        self.unsearched = 0
+
+    def time_to_search(self, *, paced: bool) -> TimeLimit:
+        """How long may be searched now.
+
+        Args:
+            paced: The searches of a series must not take more than their share. Whoever asks for
+                one report waits for it.
+        """
+        balance = self._allowance.balance(now())
+        if not paced:
+            return TimeLimit(_MOST_TIME)
+        if is_too_large():
+            return TimeLimit(balance if balance >= self._least else 0.0)
+        return TimeLimit(_MOST_TIME if balance > -_MOST_AHEAD else 0.0)
 
     def explain(
-        self, leaks: Iterable[Leak], pools: Mapping[int, PoolUse], *, everything: bool = False
+        self,
+        leaks: Iterable[Leak],
+        pools: Mapping[int, PoolUse],
+        limit: TimeLimit,
+        *,
+        everything: bool = False,
     ) -> tuple[Leak, ...]:
         """The leaks with their holders, as far as these are known or found in the time there is.
 
         Args:
             leaks: All that will be told; what is remembered of others is forgotten.
             pools: What is known of their places in pools, by serial.
+            limit: The time there is.
             everything: Explain the innocent too, and each at once: it is the only time.
         """
         leaks = tuple(leaks)
         wanted = [leak for leak in leaks if everything or leak.accused]
-        now, wall = time.monotonic(), time.time()
         self._told = self._remembered(wanted)
-        rests = now < self._rests_until and not everything
-        batches = self._batches(wanted, now, rests=rests)
-        while batches and time.monotonic() < now + _MOST_TIME:
-            self._search(batches.pop(), now + _MOST_TIME, wall)
-        took = time.monotonic() - now
-        self._rests_until = max(self._rests_until, now + took / _SHARE)
+        rests = self._allowance.balance(now()) < 0 and not everything
+        self._search_all(self._asked(wanted, rests=rests), limit)
+        sites = {told.site for told in self._told.values()}
+        unknown = (leak for leak in wanted if self._is_unknown(leak))
+        self.unsearched = sum(_site_of(leak) not in sites for leak in unknown)
         return tuple(self._explained(leak, pools) for leak in leaks)
+
+    def _search_all(self, asked: list[Leak], limit: TimeLimit) -> None:
+        is_large = bool(asked) and is_too_large()
+        size = _MOST_REACHED if is_large else _MOST_AT_ONCE
+        search = self._reach if is_large else self._search_back
+        wall = time.time()
+        for start in range(0, len(asked), size):
+            if limit.is_over():
+                break
+            self._search(asked[start : start + size], search, limit, wall)
 
     @property
     def failed(self) -> int:
@@ -80,8 +130,8 @@ class Explainer:
         serials = (leak.observation.record.serial for leak in leaks)
         return {serial: told[serial] for serial in serials if serial in told}
 
-    def _batches(self, wanted: list[Leak], now: float, *, rests: bool) -> list[list[Leak]]:
-        """What to look for: last the batch to begin with, in which each site has its turn.
+    def _asked(self, wanted: list[Leak], *, rests: bool) -> list[Leak]:
+        """What to look for, with one of each site to begin with.
 
         While the search rests, only sites that are new are looked for.
         """
@@ -89,50 +139,65 @@ class Explainer:
         new: list[Leak] = []
         others: list[Leak] = []
         for leak in wanted:
-            if self._is_unknown(leak, now):
+            if self._is_unknown(leak):
                 (others if _site_of(leak) in sites else new).append(leak)
                 sites.add(_site_of(leak))
-        asked = new if rests else new + others
-        starts = range(0, len(asked), _MOST_AT_ONCE)
-        return [asked[start : start + _MOST_AT_ONCE] for start in starts][::-1]
+        return new if rests else new + others
 
-    def _is_unknown(self, leak: Leak, now: float) -> bool:
+    def _is_unknown(self, leak: Leak) -> bool:
         if leak.verdict in (Verdict.DROPPED, Verdict.STOLEN):
             return False
         told = self._told.get(leak.observation.record.serial)
-        return told is None or told.site != _site_of(leak) or now > told.at + _REFRESH_AFTER
+        return told is None or told.site != _site_of(leak) or now() > told.at + _REFRESH_AFTER
 
-    def _search(self, leaks: list[Leak], deadline: float, wall: float) -> None:
+    def _search(self, leaks: list[Leak], search: _How, limit: TimeLimit, wall: float) -> None:
         try:
-            self._look_for(leaks, deadline, wall)
+            known = search(leaks, limit)
+            observations = [leak.observation for leak in leaks]
+            copies = _copies_of(observations)
+            followed = successors(observations, self._registry, wall)
         except Exception:
             # Whatever it was, the leaks are told; and it is not tried again at once.
-            now, failed = time.monotonic(), Holding(has_failed=True)
-            for leak in leaks:
-                told = _Told(_site_of(leak), failed, now, None)
-                self._told[leak.observation.record.serial] = told
-
-    def _look_for(self, leaks: list[Leak], deadline: float, wall: float) -> None:
-        roots = Roots()
-        found, held = self._objects(leaks)
-        serials = [leak.observation.record.serial for leak in found]
-        known = dict(zip(serials, holdings(held, deadline, roots), strict=True))
-        observations = [leak.observation for leak in leaks]
-        copies = _copies_of(observations)
-        followed = successors(observations, self._registry, wall)
-        now = time.monotonic()
+            serials = (leak.observation.record.serial for leak in leaks)
+            known, copies, followed = dict.fromkeys(serials, _FAILED), {}, {}
         for leak in leaks:
             seen = leak.observation
             holding = known.get(seen.record.serial, Holding())
-            sentences = (*holding.sentences, *copies.get(seen.inode or 0, ()))
-            holding = holding._replace(sentences=sentences)
             successor = followed.get(seen.record.serial)
-            self._told[seen.record.serial] = _Told(_site_of(leak), holding, now, successor)
+            if holding is not None:
+                sentences = (*holding.sentences, *copies.get(seen.inode or 0, ()))
+                holding = holding._replace(sentences=sentences)
+                told = _Told(_site_of(leak), holding, now(), successor)
+                self._told[seen.record.serial] = told
 
-    def _objects(self, leaks: list[Leak]) -> tuple[list[Leak], list[object]]:
+    def _search_back(self, leaks: list[Leak], limit: TimeLimit) -> dict[int, Holding | None]:
+        """From each socket to what holds it, by questions to the whole heap."""
+        roots = Roots()
+        found, held = self._objects(leaks, lambda classes: instances_of(classes.values()))
+        serials = [leak.observation.record.serial for leak in found]
+        return dict(zip(serials, holdings(held, limit.end, roots), strict=True))
+
+    def _reach(self, leaks: list[Leak], limit: TimeLimit) -> dict[int, Holding | None]:
+        """From what the program has by name to the sockets; None for what was not reached."""
+        roots = Roots(with_values=True)
+        part = limit.part(_OF_OWNERS)
+        reached = partial(instances_reached, roots=roots, is_over=part.is_over)
+        found, held = self._objects(leaks, reached)
+        serials = [leak.observation.record.serial for leak in leaks]
+        holding = holdings_reached(held, roots, limit.is_over)
+        known = dict.fromkeys(serials) | {
+            leak.observation.record.serial: each for leak, each in zip(found, holding, strict=True)
+        }
+        has_found_all = None not in known.values()
+        self._least = _LEAST if has_found_all else min(2 * self._least, _MOST_LEAST)
+        return known
+
+    def _objects(
+        self, leaks: list[Leak], find: Callable[[dict[int, type]], Iterable[object]]
+    ) -> tuple[list[Leak], list[object]]:
         """The objects that have the sockets, in a list that is the only thing to hold them."""
         without = {leak.observation.fd: leak for leak in leaks if self._socket_of(leak) is None}
-        owners = owners_of(without.keys()) if without else {}
+        owners = owners_of(without.keys(), find) if without else {}
         found = [without[fd] for fd in owners]
         held = list(owners.values())
         for leak in leaks:

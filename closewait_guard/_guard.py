@@ -179,6 +179,10 @@ class Guard:
         """How many reports a reporter has failed to take."""
         return self._delivery.failed
 
+    def charge(self, seconds: float) -> None:
+        """What looking has taken, for which the less may be taken to find out who holds what."""
+        self._examiner.charge(seconds)
+
     @property
     def spent_on_holders(self) -> float:
         """Seconds of processor time for finding out who holds the accused, so far."""

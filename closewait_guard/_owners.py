@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
-from closewait_guard._heap import instances_of, loaded
-from closewait_guard._objects import derives_from
+from closewait_guard._heap import kinds_of
+from closewait_guard._objects import derives_from, find_classes
 from closewait_guard._wrappers import SOCKET
 from closewait_guard.integrations import OWNERS, OwnerKind
 
 __all__ = ["owners_of"]
 
 
-def owners_of(fds: Set[int]) -> dict[int, Any]:
-    """Objects by descriptor. Whoever asks lets go of them soon."""
+def owners_of(fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]]) -> dict[int, Any]:
+    """Objects by descriptor. Whoever asks lets go of them soon.
+
+    Args:
+        fds: The descriptors.
+        find: The objects of some classes, which are given by their identity.
+    """
+    kinds = _kinds_by_class()
     found: dict[int, Any] = {}
-    for kind in OWNERS:
-        if fds - found.keys():
-            for owner, descriptors in _with_descriptors(kind):
-                found |= dict.fromkeys(descriptors & (fds - found.keys()), owner)
+    for owner in find({key: cls for key, (cls, _) in kinds.items()}) if fds and kinds else ():
+        # It may be closed, or busy with something that does not allow to be asked.
+        with contextlib.suppress(Exception):
+            descriptors = set(kinds[id(type(owner))][1].descriptors(owner))
+            found |= dict.fromkeys(descriptors & (fds - found.keys()), owner)
+        if not fds - found.keys():
+            break
     return found
 
 
-def _with_descriptors(kind: OwnerKind) -> Iterator[tuple[Any, set[int]]]:
-    classes = [cls for cls in loaded(kind.classes) if not derives_from(cls, [SOCKET])]
-    for owner in instances_of(classes):
-        # It may be closed, or busy with something that does not allow to be asked.
-        with contextlib.suppress(Exception):
-            yield owner, set(kind.descriptors(owner))
+def _kinds_by_class() -> dict[int, tuple[type, OwnerKind]]:
+    """The classes of owners that are loaded, by identity, with what is known of them."""
+    loaded = find_classes(name for kind in OWNERS for name in kind.classes)
+    return {
+        id(cls): (cls, kind)
+        for kind in reversed(OWNERS)
+        for name in kind.classes
+        if name in loaded
+        for cls in kinds_of(loaded[name])
+        if not derives_from(cls, [SOCKET])
+    }

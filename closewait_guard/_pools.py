@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from typing import Any
 
-from closewait_guard._heap import instances_of, loaded
-from closewait_guard._objects import field, text_of
+from closewait_guard._heap import instances_of, is_too_large, kinds_of
+from closewait_guard._holders import Roots, instances_reached
+from closewait_guard._objects import field, find_classes, text_of
+from closewait_guard._time_limit import TimeLimit
 from closewait_guard._whereabouts import threads
 from closewait_guard.integrations import POOLS, PoolKind, PoolUse
 from closewait_guard.integrations._descriptor import descriptor_of
@@ -31,17 +33,41 @@ class Pools:
         self._pools: tuple[_Pool, ...] = ()
         self._in_none: frozenset[int] = frozenset()
 
-    def uses(self, suspects: Iterable[Observation]) -> dict[int, PoolUse]:
-        """What pools have to do with some sockets, by the serial of their records."""
+    def uses(self, suspects: Iterable[Observation], limit: TimeLimit) -> dict[int, PoolUse]:
+        """What pools have to do with some sockets, by the serial of their records.
+
+        Args:
+            suspects: The sockets.
+            limit: How long to look for new pools where the heap is large.
+        """
         by_fd = {seen.fd: seen for seen in suspects}
         found = self._ask(by_fd)
         unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
-        if not unknown <= self._in_none:
+        is_asked_for = not unknown <= self._in_none
+        if is_asked_for and is_too_large() and limit.is_over():
+            # Another time: what is not known yet counts as in none then, too.
+            unknown &= self._in_none
+        elif is_asked_for:
             # Going through the heap would tell nothing new of what was in no pool the last time.
-            self._pools = tuple(islice(_present(), _MOST_POOLS))
+            self._pools = self._present(limit)
             found = self._ask(by_fd)
-        self._in_none = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
+            unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
+        self._in_none = unknown
         return {by_fd[fd].record.serial: use for fd, use in found.items()}
+
+    def _present(self, limit: TimeLimit) -> tuple[_Pool, ...]:
+        kinds = _kinds_by_class()
+        if not is_too_large():
+            found: Iterable[object] = instances_of([cls for cls, _ in kinds.values()])
+            known: dict[int, _Pool] = {}
+        else:
+            known = {id(pool): each for each in self._pools if (pool := each[0]()) is not None}
+            classes = {key: cls for key, (cls, _) in kinds.items()}
+            roots = Roots(with_values=True) if kinds else None
+            found = () if roots is None else instances_reached(classes, roots, limit.is_over)
+        for pool in islice(found, _MOST_POOLS):
+            known[id(pool)] = weakref.ref(pool), kinds[id(type(pool))][1]
+        return tuple(known.values())
 
     def _ask(self, by_fd: Mapping[int, Observation]) -> dict[int, PoolUse]:
         uses: dict[int, PoolUse] = {}
@@ -72,10 +98,16 @@ def _counted(use: PoolUse, pools: int, threads: int) -> PoolUse:
     return use._replace(pools=pools, is_surplus=pools > bound + threads)
 
 
-def _present() -> Iterator[_Pool]:
-    for kind in POOLS:
-        for pool in instances_of(loaded(kind.classes)):
-            yield weakref.ref(pool), kind
+def _kinds_by_class() -> dict[int, tuple[type, PoolKind]]:
+    """The classes of pools that are loaded, by identity, with what is known of them."""
+    loaded = find_classes(name for kind in POOLS for name in kind.classes)
+    return {
+        id(cls): (cls, kind)
+        for kind in POOLS
+        for name in kind.classes
+        if name in loaded
+        for cls in kinds_of(loaded[name])
+    }
 
 
 def _descriptors(things: Iterable[object], wanted: Set[int]) -> set[int]:

@@ -58,6 +58,7 @@ class Rounds:
         finally:
             # Finding out who holds the accused keeps to a share of its own.
             cost = time.thread_time() - self._guard.spent_on_holders - spent
+            self._guard.charge(cost)
             self._pace = self._pace._replace(cost=max(0.0, cost))
             # Never a burst to make up for what was missed.
             self._next = max(begun + self._pace.pause, now())

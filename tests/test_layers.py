@@ -55,6 +55,7 @@ LAYERS = [
         "_frames",
         "_remains",
         "_wakeup",
+        "_time_limit",
     ],
     [
         "_rich",
@@ -64,6 +65,7 @@ LAYERS = [
         "_descriptor",
         "_forks",
         "_heap",
+        "_walk",
         "_relatives",
         "_hint_row",
         "_queues",

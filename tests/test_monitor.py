@@ -186,9 +186,9 @@ def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(
 
 
 def test_a_pace_that_costs_little_is_kept():
-    assert Pace(60.0, 0.5).pause == 60.0
-    assert Pace(60.0, 0.5).note is None
-    assert Pace(60.0, 0.9).pause == 90.0
+    assert Pace(60.0, 0.3).pause == 60.0
+    assert Pace(60.0, 0.3).note is None
+    assert Pace(60.0, 0.6).pause == pytest.approx(100.0)
 
 
 def test_a_clock_that_jumps_changes_nothing(watching, told, monkeypatch):

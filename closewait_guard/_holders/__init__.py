@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from closewait_guard._holders._forward import instances_reached, paths_forward
 from closewait_guard._holders._roots import Roots
 from closewait_guard._holders._search import Path, paths
 from closewait_guard._holders._tell import owners_of, sentence_of, users_of
 
-__all__ = ["Holding", "Roots", "holdings"]
+__all__ = ["Holding", "Roots", "holdings", "holdings_reached", "instances_reached"]
 
 
 class Holding(NamedTuple):
@@ -37,17 +39,40 @@ def holdings(targets: list[object], deadline: float, roots: Roots | None = None)
     found = [Holding()] * len(targets)
 
     def tell(place: int, ways: list[Path]) -> None:
-        try:
-            found[place] = _told(ways)
-        except Exception:
-            # Of an object that changes while it is looked at. The others are told all the same.
-            found[place] = Holding(has_failed=True)
+        found[place] = _told(ways)
 
     paths(targets, Roots() if roots is None else roots, deadline, tell)
     return found
 
 
+def holdings_reached(
+    targets: list[object], roots: Roots, is_over: Callable[[], bool]
+) -> list[Holding | None]:
+    """The same, without a question to the whole heap; None for what was not reached in time.
+
+    Args:
+        targets: As above.
+        roots: What counts as an end, made with the values to begin with.
+        is_over: Whether to stop.
+    """
+    found: list[Holding | None] = [None] * len(targets)
+
+    def tell(place: int, ways: list[Path]) -> None:
+        found[place] = _told(ways)
+
+    paths_forward(targets, roots, is_over, tell)
+    return found
+
+
 def _told(ways: list[Path]) -> Holding:
+    try:
+        return _holding(ways)
+    except Exception:
+        # Of an object that changes while it is looked at. The others are told all the same.
+        return Holding(has_failed=True)
+
+
+def _holding(ways: list[Path]) -> Holding:
     best = [way for way in ways if way.rank == ways[0].rank]
     sentences = dict.fromkeys([*map(sentence_of, best), *users_of(ways)])
     owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))

@@ -66,14 +66,31 @@ class Root(NamedTuple):
 
 
 class Roots:
-    """The ends of one moment. Plain data, but for the classes that it looks for."""
+    """The ends of one moment. Plain data, but for the classes that it looks for.
 
-    def __init__(self) -> None:
-        self._locals = running_locals()
+    Args:
+        with_values: Keep the values of the variables of running calls too, to begin with them.
+
+    Attributes:
+        values: Those of the program's own calls, and those of calls into libraries.
+    """
+
+    def __init__(self, *, with_values: bool = False) -> None:
+        self.values: tuple[list[object], list[object]] = ([], [])
+        self._locals = running_locals(self.values if with_values else None)
         modules = dict(loaded_modules())
-        self._ranks = {name: _rank_of(variables) for name, variables in modules.items()}
+        self._ranks = {name: _rank_at(name, variables) for name, variables in modules.items()}
+        # In a list, so that no further look at all modules is needed to begin with them.
+        self._spaces = list(modules.items()) if with_values else []
         self._modules = {id(variables): name for name, variables in modules.items()}
         self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
+
+    def namespaces(self) -> tuple[list[object], list[object]]:
+        """The variables of the program's own modules, and those of others."""
+        found: tuple[list[object], list[object]] = ([], [])
+        for name, variables in self._spaces:
+            found[self._ranks.get(name, FOREIGN) != OWN].append(variables)
+        return found
 
     def of(self, thing: object) -> Root | None:
         """The end that an object is, if it is one."""
@@ -99,6 +116,17 @@ class Roots:
         module = module_name(cls) or "?"
         rank = self._ranks.get(module, OWN)
         return Root(rank, f"{module}.{type_qualname(cls)}", "{} (class attribute)")
+
+
+def _rank_at(name: str, variables: dict[str, Any]) -> int:
+    """That of a module, remembered for as long as it is the same."""
+    known = _ranks.get(name)
+    if known is None or known[0] != id(variables):
+        known = _ranks[name] = id(variables), _rank_of(variables)
+    return known[1]
+
+
+_ranks: dict[str, tuple[int, int]] = {}
 
 
 def _rank_of(variables: dict[str, Any]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Set
 from itertools import islice
@@ -23,6 +22,7 @@ from types import (
 )
 from typing import Any, NamedTuple
 
+from closewait_guard._clock import now
 from closewait_guard._frames import is_ours
 from closewait_guard._heap import referrers, referrers_through_tuples
 from closewait_guard._holders._roots import FALLBACK, FOREIGN, OWN, Root, Roots
@@ -116,7 +116,7 @@ class _Search:
         dead_ends: _Leading = {key: {key} for key in self._targets}
         for level in range(1, _MOST_LEVELS):
             frontier = self._still_wanted(frontier, level)
-            if not frontier or time.monotonic() > self._deadline:
+            if not frontier or now() > self._deadline:
                 break
             found = self._linked(self._holding(frontier), frontier, level)
             reached = set().union(*found.values())
@@ -146,7 +146,7 @@ class _Search:
     def _beyond_tuples(self, dead_ends: _Leading, level: int) -> _Leading:
         """What holds dead ends by way of tuples; few at a time, for it takes two passes."""
         some = dict(islice(dead_ends.items(), _MOST_AT_ONCE))
-        if not some or time.monotonic() > self._deadline:
+        if not some or now() > self._deadline:
             return {}
         return self._linked(referrers_through_tuples(self._things(some)), some, level)
 

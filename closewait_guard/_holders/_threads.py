@@ -95,19 +95,25 @@ def current_calls(thread: int) -> list[Call]:
     return calls_of(running_frames().get(thread))
 
 
-def running_locals() -> dict[int, Local]:
+def running_locals(
+    values: tuple[list[object], list[object]] | None = None,
+) -> dict[int, Local]:
     """By the identity of the value: the variables of all calls that are under way.
 
     Where several have the same value, the program's own come before a library's, and inner calls
     before outer ones.
+
+    Args:
+        values: Where to put the values of own calls, and those of calls into libraries.
     """
     found: dict[int, Local] = {}
     left = _MOST_FRAMES
     for ident, frame in running_frames().items():
         runner = f"thread {thread_name(ident)}"
-        left -= _take(frame, runner, ident, found, left)
-    for greenlet, frame in _greenlets():
-        left -= _take(frame, greenlet_name(greenlet), None, found, left)
+        left -= _take(frame, runner, ident, found, left, values)
+    # Where the heap is too large for it, they are met on the way only.
+    for greenlet, frame in _greenlets() if values is None else ():
+        left -= _take(frame, greenlet_name(greenlet), None, found, left, values)
     return found
 
 
@@ -137,7 +143,12 @@ def _greenlets() -> list[tuple[Any, FrameType]]:
 
 
 def _take(
-    frame: FrameType | None, runner: str, thread: int | None, found: dict[int, Local], most: int
+    frame: FrameType | None,
+    runner: str,
+    thread: int | None,
+    found: dict[int, Local],
+    most: int,
+    values: tuple[list[object], list[object]] | None,
 ) -> int:
     count = 0
     while frame is not None and count < most:
@@ -146,7 +157,10 @@ def _take(
         if not is_ours(filename):
             is_library = _kind_of(filename) is not FrameKind.USER
             function = text_of(code.co_qualname) or ""
-            for name, value in locals_of(frame).items():
+            variables = locals_of(frame)
+            if values is not None:
+                values[is_library].extend(variables.values())
+            for name, value in variables.items():
                 known = found.get(id(value))
                 if known is None or (known.is_library and not is_library):
                     found[id(value)] = Local(is_library, name, function, runner, thread)

@@ -208,7 +208,7 @@ def broken(*_):
             "who holds 2 sockets: the search has failed",
         ),
         ("closewait_guard._explain.Roots", "who holds 2 sockets: the search has failed"),
-        ("closewait_guard._pools.loaded", "what waits in pools: asking them has failed"),
+        ("closewait_guard._pools.find_classes", "what waits in pools: asking them has failed"),
     ],
 )
 def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch):

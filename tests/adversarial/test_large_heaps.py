@@ -1,0 +1,176 @@
+"""Where the heap is too large to be asked whole, the search goes forward in small steps."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+import weakref
+from collections import deque
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _explain, _heap, _pools
+from closewait_guard._pace import Allowance
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+made = weakref.WeakSet()
+
+
+def leak():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    made.add(ours)
+    return ours
+
+
+@pytest.fixture
+def module():
+    module = sys.modules["app.prices"] = types.ModuleType("app.prices")
+    module.__file__ = "/srv/app/prices.py"
+    yield module
+    for sock in list(made):
+        sock.close()
+    del sys.modules["app.prices"]
+
+
+@pytest.fixture
+def guard(monkeypatch):
+    """Of a process whose heap counts as large: no question to all of it may be asked."""
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, monkeypatch.context() as patched:
+        for user in (_explain, _pools):
+            patched.setattr(user, "is_too_large", lambda: True)
+        patched.setattr(_heap.gc, "get_referrers", forbidden)
+        yield guard
+
+
+def forbidden(*_):
+    raise AssertionError("this asks the whole heap")
+
+
+def holders(guard):
+    time.sleep(0.02)
+    report = guard.scan()
+    [found] = report.leaks
+    assert not any("failed" in note for note in report.coverage.notes)
+    return found.holders[0]
+
+
+class Connection:
+    def __init__(self, sock):
+        self.sock = sock
+
+
+def test_globals_attributes_keys_and_indexes_are_told(guard, module):
+    module.cache = {"EUR": [None, Connection(leak())]}
+    assert holders(guard) == "app.prices.cache['EUR'][1].sock (module global)"
+    module.cache["EUR"][1].sock.close()
+    module.cache = functools.partial(print, deque([leak()]))
+    assert holders(guard) == "app.prices.cache.args[0][0] (module global)"
+
+
+def test_what_lies_behind_a_container_of_many_is_told(guard, module):
+    module.rows = [{"id": number, "row": [number]} for number in range(20_000)]
+    module.table = {number: [number] for number in range(20_000)}
+    module.rows.append(module.table)
+    module.table["last"] = Connection(leak())
+    assert holders(guard) == "app.prices.table['last'].sock (module global)"
+
+
+def test_the_variable_of_a_call_in_another_thread_is_told(guard):
+    ended = threading.Event()
+
+    def works():
+        mine = Connection(leak())
+        ended.wait(10)
+        return mine
+
+    thread = threading.Thread(target=works, name="worker-3")
+    thread.start()
+    time.sleep(0.1)
+    told = holders(guard)
+    ended.set()
+    thread.join()
+    assert told.startswith("local 'mine' of test_the_variable_of_a_call_in_another_thread_is_told.")
+    assert "works() in thread worker-3, now at" in told
+    assert told.endswith("mine.sock")
+
+
+def test_a_suspended_task_and_a_class_are_told(guard, module):
+    async def refreshes():
+        conn = Connection(leak())
+        await asyncio.sleep(60)
+        return conn
+
+    async def main():
+        task = asyncio.create_task(refreshes(), name="refresh-7")
+        await asyncio.sleep(0.01)
+        told = await asyncio.to_thread(holders, guard)
+        task.cancel()
+        return told
+
+    told = asyncio.run(main())
+    assert told.startswith("task 'refresh-7' suspended at")
+    for sock in list(made):
+        sock.close()
+    module.Service = type("Service", (), {"conn": Connection(leak()), "__module__": "app.prices"})
+    assert holders(guard) == "app.prices.Service.conn.sock (class attribute)"
+
+
+def test_an_idle_connection_of_a_pool_is_explained(guard, module):
+    urllib3 = pytest.importorskip("urllib3")
+    module.pool = urllib3.HTTPConnectionPool("127.0.0.1", 1)
+    connection = urllib3.connection.HTTPConnection("127.0.0.1", 1)
+    connection.sock = leak()
+    module.pool.pool.get_nowait()
+    module.pool.pool.put(connection)
+    time.sleep(0.02)
+    [found] = guard.scan().leaks
+    assert found.verdict is cwg.Verdict.STALE_POOL
+    assert "urllib3 pool of http://127.0.0.1:1: idle in the pool" in found.holders[-1]
+
+
+def test_a_series_that_may_not_search_yet_says_so_and_searches_later(guard, module, monkeypatch):
+    monkeypatch.setattr(Allowance, "balance", lambda *_, **__: 0.0)
+    module.kept = leak()
+    time.sleep(0.02)
+    report = guard.report()
+    [found] = report.leaks
+    assert found.holders == ()
+    assert any(
+        note.startswith("who holds 1 socket: not searched") for note in report.coverage.notes
+    )
+    monkeypatch.setattr(Allowance, "balance", lambda *_, **__: 0.4)
+    report = guard.report()
+    assert report.leaks[0].holders == ("app.prices.kept (module global)",)
+    assert not any(note.startswith("who holds") for note in report.coverage.notes)
+
+
+def test_a_small_heap_is_asked_whole_and_in_a_series_too(module):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        module.kept = leak()
+        time.sleep(0.02)
+        assert guard.report().leaks[0].holders == ("app.prices.kept (module global)",)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("interval", ["0.1", "1.0"])
+def test_no_thread_stands_still_for_long_among_five_million_objects(interval, attack_seconds):
+    command = [sys.executable, "-m", "benchmarks.stops", "5000000"]
+    done = subprocess.run(
+        [*command, str(max(20, int(attack_seconds))), interval],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120 + 2 * attack_seconds,
+    )
+    longest_stop, share, _ = json.loads(done.stdout)
+    assert longest_stop <= 0.02
+    assert share <= 0.0125
