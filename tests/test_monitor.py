@@ -154,11 +154,11 @@ def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
     with cwg.Guard(reporters=[told]) as guard:
         scan, failures = guard._examiner.scan, []
 
-        def sometimes():
+        def sometimes(**options):
             if not failures:
                 failures.append(1)
                 raise RuntimeError("out of luck")
-            return scan()
+            return scan(**options)
 
         monkeypatch.setattr(guard._examiner, "scan", sometimes)
         with Monitor(guard, 0.05, at_exit=False):
@@ -170,11 +170,11 @@ def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(
     with cwg.Guard(reporters=[told]) as guard:
         scan = guard._examiner.scan
 
-        def dear():
+        def dear(**options):
             end = time.thread_time() + 0.005
             while time.thread_time() < end:
                 pass
-            return scan()
+            return scan(**options)
 
         monkeypatch.setattr(guard._examiner, "scan", dear)
         with Monitor(guard, 0.01, at_exit=False):
