@@ -93,7 +93,9 @@ def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, mo
         assert guard.scan().accused == ()
         import closewait_guard._pools as pools
 
-        monkeypatch.setattr(pools, "_present", lambda: pytest.fail("went through the heap again"))
+        monkeypatch.setattr(
+            pools, "_kinds_by_class", lambda: pytest.fail("went through the heap again")
+        )
         assert [leak.verdict for leak in guard.scan().leaks] == ["stale_pool"]
 
 

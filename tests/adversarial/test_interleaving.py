@@ -31,8 +31,8 @@ def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
 def test_a_report_that_another_has_overtaken_takes_nothing_back(guard, monkeypatch):
     scan = guard._examiner.scan
 
-    def scan_and_be_overtaken():
-        seen = scan()
+    def scan_and_be_overtaken(**options):
+        seen = scan(**options)
         monkeypatch.setattr(guard._examiner, "scan", scan)
         leaking.enter_context(half_closed_pair())
         time.sleep(0.1)
