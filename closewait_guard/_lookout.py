@@ -96,5 +96,5 @@ def _is_live(seen: Observation) -> bool:
 
 
 # They double, and are as long together as it takes.
-_WAITS = [SETTLED_AFTER / 2**number for number in range(8, 0, -1)]
+_WAITS = [SETTLED_AFTER / 2**number for number in range(10, 0, -1)]
 _ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})

@@ -25,7 +25,7 @@ __all__ = ["SETTLED_AFTER", "Natives"]
 # The share of the time that listing the descriptors may take, unless a scan is to be full.
 _SHARE = 0.002
 # Seconds in which any thread has had its turn that was between two system calls.
-SETTLED_AFTER = 0.25
+SETTLED_AFTER = 1.0
 # Standard input, output and error are whoever's started us.
 _FIRST = 3
 
