@@ -16,7 +16,7 @@ def rows():
     return [line for line in lines if line.startswith("| ") and "`tests/" in line]
 
 
-def tests_in(path):
+def functions_of(path):
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -26,7 +26,7 @@ def test_every_promise_names_tests_that_are_there():
     for row in rows():
         for path, name in NAMED.findall(row):
             assert (ROOT / path).is_file(), row
-            assert not name or name in tests_in(path), row
+            assert not name or name in functions_of(path), row
 
 
 def test_every_file_of_attacks_proves_a_promise():
