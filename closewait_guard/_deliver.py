@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextvars
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from closewait_guard._daemons import allows_daemons
 from closewait_guard._reporting import closed, described
 from closewait_guard._structlog import tell, tell_failure
+from closewait_guard._turn import StillBusyError, Turn
 from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,12 +25,19 @@ class Delivery:
         reporters: Callables, or names of reporters.
         timeout: Seconds that a reporter may take before the next is told. One that takes longer
             is left alone with its report, and told the next when it is done.
+        redact: What may be told of a text; raises nothing.
     """
 
-    def __init__(self, reporters: Iterable[Reporter | str] = (), timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        reporters: Iterable[Reporter | str] = (),
+        timeout: float = 10.0,
+        redact: Callable[[str], str] = str,
+    ) -> None:
         self._addressees: tuple[_Addressee, ...] = ()
         self.add(reporters)
         self._timeout = timeout
+        self._redact = redact
         self.failed = 0
 
     @property
@@ -48,7 +53,7 @@ class Delivery:
         passing: BaseException | None = None
         for addressee in self._addressees:
             error = addressee.told(report, self._timeout)
-            if isinstance(error, _StillBusyError):
+            if isinstance(error, StillBusyError):
                 self._failed(addressee, error)
             elif error is None:
                 addressee.is_failing = False
@@ -77,65 +82,13 @@ class Delivery:
         if addressee.is_failing:
             return
         addressee.is_failing = True
-        if isinstance(error, _StillBusyError):
+        if isinstance(error, StillBusyError):
             log = partial(tell, "a reporter blocks", seconds=self._timeout)
         else:
-            log = partial(tell_failure, "a reporter failed", error)
+            log = partial(tell_failure, "a reporter failed", error, self._redact)
         # The program's own structlog configuration may be broken, or blocked by the reporter; the
         # count still tells.
-        _Turn().call(partial(log, reporter=addressee.name), self._timeout)
-
-
-class _StillBusyError(Exception):
-    """A reporter has not come back in time."""
-
-
-class _Turn:
-    """Calls in a thread of their own, one at a time: what blocks there blocks nobody else."""
-
-    def __init__(self) -> None:
-        self._is_taken = threading.Lock()
-        self._has_blocked = False
-        self._thread: threading.Thread | None = None
-
-    def call(self, function: Callable[[], object], timeout: float) -> BaseException | None:
-        """What the function has raised, or that it has not come back, or could not begin yet."""
-        # One that blocks is waited for once; one that is told of its own report, never.
-        is_hopeless = self._has_blocked or self._thread is threading.current_thread()
-        if not self._is_taken.acquire(timeout=0 if is_hopeless else timeout):
-            return _StillBusyError()
-        raised: list[BaseException] = []
-        is_done = threading.Event()
-
-        def call_it() -> None:
-            try:
-                function()
-            except BaseException as error:
-                raised.append(error)
-            finally:
-                is_done.set()
-                is_taken.release()
-
-        is_taken = self._is_taken
-        self._run(call_it, timeout)
-        self._has_blocked = not is_done.is_set()
-        return _StillBusyError() if self._has_blocked else next(iter(raised), None)
-
-    def _run(self, call_it: Callable[[], None], timeout: float) -> None:
-        # What the program has bound with structlog is bound there too.
-        context = contextvars.copy_context()
-        self._thread = thread = threading.Thread(
-            target=context.run,
-            args=(call_it,),
-            name="closewait-guard-reporter",
-            daemon=allows_daemons(),
-        )
-        if _is_started(thread):
-            # From here on the next turn may have begun, in another thread.
-            thread.join(timeout)
-        else:
-            self._thread = threading.current_thread()
-            call_it()
+        Turn().call(partial(log, reporter=addressee.name), self._timeout)
 
 
 class _Addressee:
@@ -145,7 +98,7 @@ class _Addressee:
         self.reporter = reporter
         self.name = described(reporter)
         self.is_failing = False
-        self._turn = _Turn()
+        self._turn = Turn()
 
     def told(self, report: Report, timeout: float) -> BaseException | None:
         """Call the reporter; what it raised, or that it has not come back."""
@@ -158,19 +111,7 @@ class _Addressee:
         return self._turn.call(lambda: closed(self.reporter), timeout)
 
     def after_fork(self) -> None:
-        self._turn = _Turn()
-
-
-def _is_started(thread: threading.Thread) -> bool:
-    """Start a thread, if one is to be had: there may be too many, or the interpreter ends."""
-    if sys.is_finalizing() or not thread.daemon:
-        # It would seem to start, and never run; or outlast an interpreter that cannot end before.
-        return False
-    try:
-        thread.start()
-    except RuntimeError:
-        return False
-    return True
+        self._turn = Turn()
 
 
 def _is_main_thread() -> bool:

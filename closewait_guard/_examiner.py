@@ -18,7 +18,7 @@ from closewait_guard._jury import Jury
 from closewait_guard._lookout import Lookout
 from closewait_guard._observe import Sight
 from closewait_guard._probe import Probe
-from closewait_guard._redact import redacted
+from closewait_guard._redact import Redaction
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
 from closewait_guard._running_frames import sees_all_threads
@@ -51,6 +51,7 @@ class Examiner:
     ) -> None:
         self._registry = registry
         self._settings = settings
+        self._redaction = Redaction(settings.redact)
         self._installed = installed
         self._jury = Jury(registry)
         self._history = History(registry, settings, clock)
@@ -65,13 +66,16 @@ class Examiner:
         """Leave the less time for finding out who holds the accused."""
         self._jury.charge(seconds)
 
-    def scan(self, *, full: bool = False, paced: bool = False) -> Report:
+    def scan(self, *, full: bool = False) -> Report:
         """Look at all sockets.
 
         Args:
             full: Tell of the healthy ones too.
-            paced: As part of a series, which must not take more than its share of the time.
         """
+        return self._redaction.report(self._scan(full=full))
+
+    def _scan(self, *, full: bool = False, paced: bool = False) -> Report:
+        """The report as it is; `paced` in a series, which has only a share of the time."""
         sight = self._look(full=full)
         limit = _census.fd_limit()
         seen = (*sight.suspects, *sight.dropped)
@@ -89,9 +93,10 @@ class Examiner:
             further_notes: What else this report cannot see.
         """
         began = now()
-        report = self._history.continued(self.scan(paced=True), began, times_exhausted)
+        report = self._history.continued(self._scan(paced=True), began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *further_notes))
-        return replace(report, coverage=coverage)
+        # Last, for the series has alerts and notes of its own.
+        return self._redaction.report(replace(report, coverage=coverage))
 
     def check(self, since: int, *, explain: bool) -> Report:
         """Look only at the sockets born after a mark, without any grace."""
@@ -101,7 +106,7 @@ class Examiner:
         young = [seen for seen in everything if seen.record.serial > since]
         settings = self._settings.replaced(grace=0)
         leaks = self._jury.leaks(young, settings, limit, everything=True, explain=explain)
-        return self._report(sight, leaks, (), limit)
+        return self._redaction.report(self._report(sight, leaks, (), limit))
 
     def print(self) -> None:
         """Look, and print the report."""
@@ -139,9 +144,7 @@ class Examiner:
             leaks=leaks,
             observations=observations,
         )
-        report = replace(report, alerts=crossed(report, self._settings))
-        redactor = self._settings.redact
-        return redacted(report, redactor) if redactor is not None else report
+        return replace(report, alerts=crossed(report, self._settings))
 
     def _coverage(self) -> Coverage:
         context = self._registry.context

@@ -18,6 +18,7 @@ from closewait_guard._examiner import Examiner
 from closewait_guard._exhaustion import Exhaustion
 from closewait_guard._forks import in_child
 from closewait_guard._no_leaks import NoLeaks
+from closewait_guard._redact import Redaction
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture
 from closewait_guard.exceptions import ConfigurationError
@@ -239,10 +240,11 @@ def _warn_of(notes: Iterable[str]) -> None:
 
 def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
     """To those whom the program names, else to those of the settings."""
+    redact = Redaction(settings.redact).text
     if reporters:
-        return Delivery(reporters, settings.reporter_timeout)
+        return Delivery(reporters, settings.reporter_timeout, redact)
     try:
-        return Delivery(settings.reporters, settings.reporter_timeout)
+        return Delivery(settings.reporters, settings.reporter_timeout, redact)
     except ConfigurationError as error:
         raise ConfigurationError(f"{settings.source_of('reporters')}: {error}") from None
 

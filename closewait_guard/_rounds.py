@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from closewait_guard._clock import now
 from closewait_guard._guard import Guard
 from closewait_guard._pace import Pace
-from closewait_guard._redact import text_mask
+from closewait_guard._redact import Redaction
 from closewait_guard._structlog import tell_failure
 from closewait_guard.exceptions import ConfigurationError
 
@@ -28,6 +28,7 @@ class Rounds:
                 f"interval must be a number of seconds above zero, not {wanted!r}"
             )
         self._guard = guard
+        self._redact = Redaction(guard.settings.redact).text
         self._pace = Pace(wanted)
         self._next = now() + wanted
 
@@ -45,9 +46,7 @@ class Rounds:
             self._guard.tell(report)
         except Exception as error:
             with suppress(Exception):
-                tell_failure(
-                    "a periodic report failed", error, text_mask(self._guard.settings.redact)
-                )
+                tell_failure("a periodic report failed", error, self._redact)
 
     @contextmanager
     def _measured(self) -> Iterator[None]:

@@ -93,7 +93,7 @@ def test_a_full_disk_costs_the_reports_of_that_time_and_is_told_once(small_disk)
         [log] = logs
         assert log["event"] == "a reporter failed"
         assert log["reporter"] == f"json_lines({str(path)!r})"
-        assert "No space left on device" in str(log["exc_info"])
+        assert "No space left on device" in str(log["error"])
         assert guard.failed_reports == 3
         ballast.unlink()
         guard.report()
@@ -112,7 +112,7 @@ def test_a_removed_folder_costs_the_reports_until_it_is_there_again(tmp_path):
             guard.report()
             guard.report()
         assert [log["event"] for log in logs] == ["a reporter failed"]
-        assert "No such file or directory" in str(logs[0]["exc_info"])
+        assert "No such file or directory" in str(logs[0]["error"])
         folder.mkdir()
         with structlog.testing.capture_logs() as logs:
             guard.report()

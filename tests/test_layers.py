@@ -31,6 +31,7 @@ LAYERS = [
     ["_trend"],
     ["_rising"],
     ["_since", "_readers", "_deliver", "_population", "_redact", "_judge", "_thresholds"],
+    ["_turn"],
     ["reporters"],
     ["_render", "_serial", "_examples"],
     ["_block", "_reporting"],

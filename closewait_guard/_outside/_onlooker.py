@@ -10,7 +10,7 @@ from closewait_guard._observed import observed
 from closewait_guard._outside._choose import choose
 from closewait_guard._outside._judged import Known, judged, record_of
 from closewait_guard._outside._sight import Refusal
-from closewait_guard._redact import Mask, redacted
+from closewait_guard._redact import Mask, Redaction
 from closewait_guard.model import Observation, Origin, Report, State
 from closewait_guard.settings import Settings
 
@@ -69,6 +69,7 @@ class Onlooker:
 
     def __init__(self, settings: Settings, *, in_series: bool = False) -> None:
         self._settings = settings
+        self._redaction = Redaction(settings.redact)
         self._in_series = in_series
         self._looker = choose(settings.probe)
         self._known: Known = {}
@@ -92,8 +93,6 @@ class Onlooker:
             # What the kernel dates needs no memory, but for progress in reading.
             after = self._known if self._in_series or not sight.dated else None
             report = judged(sight, self._settings, known, after, now, everything=everything)
-            if self._settings.redact is not None:
-                report = redacted(report, self._settings.redact)
             glances.append(Glance(report, sight.states, sight.backlog, sight.uncertain_backlog))
         strays: dict[int, list[Observation]] = {}
         for stray in seen.strays:
@@ -101,8 +100,26 @@ class Onlooker:
             record = record_of(0, Origin.ACCEPTED if found.accepted else Origin.NATIVE)
             view = found.view
             observation = observed(record, found.fd, found.endpoint, view, view.fin_for)
-            if self._settings.redact is not None:
-                observation = Mask(self._settings.redact).observation(observation)
             strays.setdefault(stray.uid, []).append(observation)
         undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
-        return Found(tuple(glances), seen.refused, strays, undated, seen.hides)
+        found_now = Found(tuple(glances), seen.refused, strays, undated, seen.hides)
+        return self._redaction.apply(lambda mask: _masked(found_now, mask), found_now)
+
+
+def _masked(found: Found, mask: Mask) -> Found:
+    """What may be told of other processes."""
+    return found._replace(
+        glances=tuple(_masked_glance(glance, mask) for glance in found.glances),
+        refused=[each._replace(program=mask.text(each.program)) for each in found.refused],
+        strays={
+            uid: [mask.observation(seen) for seen in those] for uid, those in found.strays.items()
+        },
+    )
+
+
+def _masked_glance(glance: Glance, mask: Mask) -> Glance:
+    return glance._replace(
+        report=mask.report(glance.report),
+        backlog=mask.counts(glance.backlog),
+        uncertain_backlog=mask.counts(glance.uncertain_backlog),
+    )

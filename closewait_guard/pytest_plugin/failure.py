@@ -62,4 +62,4 @@ def point_out(report: pytest.TestReport, failure: Failure) -> None:
     if crash is not None:
         crash.message = failure.headline
         if failure.frame is not None:
-            crash.path, crash.lineno = failure.frame.filename, failure.frame.lineno
+            crash.path, crash.lineno = one_line(failure.frame.filename), failure.frame.lineno

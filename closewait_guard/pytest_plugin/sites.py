@@ -61,5 +61,9 @@ def place(frame: Frame | None, root: Path) -> str:
 
 def relative(filename: str, folder: str | Path) -> str:
     """From a folder on; the whole path of what lies elsewhere."""
-    path = os.path.relpath(filename, folder)
+    try:
+        path = os.path.relpath(filename, folder)
+    except ValueError:
+        # Without a name, or on another drive.
+        return filename
     return filename if path.startswith("..") else path
