@@ -105,7 +105,7 @@ class Explainer:
         self._told = self._remembered(wanted)
         rests = self._allowance.balance(now()) < 0 and not everything
         self._search_all(self._asked(wanted, rests=rests), limit)
-        sites = {told.site for told in self._told.values()}
+        sites = {told.site for told in self._told.copy().values()}
         unknown = (leak for leak in wanted if self._is_unknown(leak))
         self.unsearched = sum(_site_of(leak) not in sites for leak in unknown)
         return tuple(self._explained(leak, pools) for leak in leaks)
@@ -123,7 +123,7 @@ class Explainer:
     @property
     def failed(self) -> int:
         """For how many of the leaks that were explained last the search has failed."""
-        return sum(told.holding.has_failed for told in self._told.values())
+        return sum(told.holding.has_failed for told in self._told.copy().values())
 
     def _remembered(self, leaks: list[Leak]) -> dict[int, _Told]:
         told = self._told
@@ -135,7 +135,7 @@ class Explainer:
 
         While the search rests, only sites that are new are looked for.
         """
-        sites = {told.site for told in self._told.values()}
+        sites = {told.site for told in self._told.copy().values()}
         new: list[Leak] = []
         others: list[Leak] = []
         for leak in wanted:
