@@ -58,6 +58,7 @@ def forbidden(*_):
 def holders(guard):
     time.sleep(0.02)
     report = guard.scan()
+    assert len(report.leaks) == 1, cwg.render_text(report)
     [found] = report.leaks
     assert not any("failed" in note for note in report.coverage.notes)
     return found.holders[0]
