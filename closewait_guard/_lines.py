@@ -23,8 +23,13 @@ def folded(text: str, indent: str) -> list[str]:
     """
     if len(text) > _MOST_LETTERS:
         text = f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS:,} more characters)"
-    lines = wrap(printable(text), WIDTH, subsequent_indent=indent) or [""]
-    return [_without_command(line) for line in lines]
+    text = printable(text)
+    lines = wrap(text, WIDTH, subsequent_indent=indent) or [""]
+    safe = [_without_command(line) for line in lines]
+    if safe != lines:
+        # What was made longer would no longer fit.
+        safe = [_without_command(line) for line in wrap(text, WIDTH - 8, subsequent_indent=indent)]
+    return safe
 
 
 def fitted(prefix: str, path: str, suffix: str) -> str:

@@ -48,9 +48,10 @@ def _states(history: History, width: int, *, plain: bool) -> Table:
     table.add_column(no_wrap=True)
     for state, counts in sorted(history.states.items(), key=lambda item: -item[1][-1]):
         style = "bold" if state == "CLOSE_WAIT" else ""
-        line = sparkline(counts, width, plain=plain)
+        line = Text(sparkline(counts, width, plain=plain))
         now = Text(f"{counts[-1]:,}", style=style)
-        table.add_row(Text(state, style=style), now, _change(history.change(state)), line)
+        name = Text(printable(state), style=style)
+        table.add_row(name, now, _change(history.change(state)), line)
     return table
 
 

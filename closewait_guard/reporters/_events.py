@@ -5,6 +5,7 @@ Many logs end on a terminal, so what others have named is escaped here already.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
@@ -115,8 +116,24 @@ def _fingerprint(closed: Closed) -> str:
 
 
 def _escaped(event: Event) -> Event:
-    facts = {one_line(name): _plain(value) for name, value in event.facts.items()}
+    facts = {_name(name): _plain(value) for name, value in event.facts.items()}
     return event._replace(sentence=one_line(event.sentence), facts=facts)
+
+
+def _name(name: str) -> str:
+    """Logging refuses some names, and to structlog some mean more than a value."""
+    return f"{one_line(name)}_" if name in _TAKEN else one_line(name)
+
+
+_TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {
+    "asctime",
+    "event",
+    "exception",
+    "level",
+    "logger",
+    "message",
+    "timestamp",
+}
 
 
 def _plain(value: Scalar) -> Scalar:

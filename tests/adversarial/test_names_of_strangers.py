@@ -17,11 +17,12 @@ import warnings
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 import closewait_guard as cwg
 import strategies
 from closewait_guard import reporters
-from closewait_guard._lines import one_line
+from closewait_guard._lines import WIDTH, folded, one_line
 from closewait_guard.testing import half_closed_pair
 from command_line import COMMAND, environment
 
@@ -149,6 +150,33 @@ def test_a_line_is_harmless_and_ordinary_letters_stay(name):
     assert_harmless(one_line(name))
     assert "\n" not in one_line(name)
     assert one_line("Müller 日本 ☃") == "Müller 日本 ☃"
+
+
+def test_what_is_made_harmless_still_fits():
+    for text in ("##[" + "y" * 77, "::" + "y" * 78, "x " * 38 + "::error::" + "y" * 70):
+        assert max(map(len, folded(text, "  "))) <= WIDTH
+
+
+def test_data_of_an_alert_from_elsewhere_cannot_break_a_log():
+    names = ["message", "name", "exc_info", "event", "args", "level", "msg", "stack_info", "self"]
+    alert = cwg.Alert(cwg.AlertKind.COUNT, cwg.Severity.WARNING, "many", dict.fromkeys(names, "x"))
+    coverage = cwg.Coverage(0, 0, 0, 0, 0, ())
+    report = cwg.Report(
+        strategies.SCHEMA, 0.0, "h", 1, "c", "3", 0, 0, 0, coverage, leaks=(), alerts=(alert,)
+    )
+    logged = []
+    handler = standard.Handler()
+    handler.emit = logged.append
+    logger = standard.Logger("names")  # noqa: LOG001
+    logger.addHandler(handler)
+    reporters.logging(logger)(report)
+    with capture_logs() as events:
+        reporters.structlog()(report)
+    assert len(logged) == len(events) == 1
+    assert logged[0].getMessage().endswith("many")
+    assert events[0]["event"] == "socket_alert"
+    for name in ("message", "exc_info", "event"):
+        assert events[0][f"{name}_"] == "x"
 
 
 @thoroughly
