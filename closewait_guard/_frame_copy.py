@@ -50,7 +50,9 @@ def _copied(
 ) -> list[Any]:
     """Fill a copy; the results of further calls into C, before any thread goes on.
 
-    A frame that returns moves its values: each step is done by the one call of `starmap`.
+    A frame that returns moves its values: each step is done by the one call of `starmap`. Nor can a
+    collection come between, which might let threads switch: all that the second step allocates is
+    a tuple of three, and the first has just given one back.
     """
     at = ctypes.c_void_p()
     steps = (
@@ -67,13 +69,18 @@ def _names(code: CodeType) -> tuple[str, ...]:
     return (*code.co_varnames, *cells, *code.co_freevars)[:_MOST]
 
 
+def _pointers_of(frame: FrameType, count: int) -> list[int]:
+    """The addresses of the values, zero for what is not bound: plain numbers."""
+    numbers = _Numbers()
+    _copied(frame, numbers, count)
+    return list(numbers.values[:count])
+
+
 def copied_locals(frame: FrameType) -> _Pairs:
     names = _names(frame.f_code)
     cells = frozenset((*frame.f_code.co_cellvars, *frame.f_code.co_freevars))
     for _ in range(_ATTEMPTS):
-        numbers, copy = _Numbers(), _Copy()
-        _copied(frame, numbers, len(names))
-        pointers = numbers.values[: len(names)]
+        copy, pointers = _Copy(), _pointers_of(frame, len(names))
         bound = [place for place, pointer in enumerate(pointers) if pointer]
         taken = [(operator.getitem, copy.values, place) for place in bound]
         try:
@@ -102,9 +109,22 @@ def _is_understood() -> bool:
     def uses() -> object:
         return shared
 
+    # As numbers first: what is no address must not be taken for an object.
+    names = _names(sys._getframe().f_code)
+    pointers = dict(zip(names, _pointers_of(sys._getframe(), len(names)), strict=True))
+    if (pointers["first"], pointers["uses"], pointers["unbound"]) != (id(first), id(uses), 0):
+        return False
     found = dict(copied_locals(sys._getframe()))
-    return found == {"first": first, "shared": shared, "uses": uses}
+    return all(
+        found.get(name) is value
+        for name, value in (("first", first), ("shared", shared), ("uses", uses))
+    )
 
 
-if hasattr(sys, "gettotalrefcount") or not _is_understood():
+if (
+    sys.implementation.name != "cpython"
+    or hasattr(sys, "gettotalrefcount")
+    or sys.version_info[:2] not in {(3, 11), (3, 12)}
+    or not _is_understood()
+):
     raise ImportError("frames of this build of Python are laid out in another way")

@@ -132,6 +132,7 @@ _TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {
     "level",
     "logger",
     "message",
+    "self",
     "timestamp",
 }
 
