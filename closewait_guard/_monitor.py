@@ -26,7 +26,7 @@ class Monitor:
     Args:
         guard: Whose reports; it must be installed for births to be known.
         interval: Seconds between two reports; `Settings.interval` when left out. Longer if a look
-            would take more than 1 % of it, which the reports then say.
+            would take more than 0.6 % of it, which the reports then say.
         at_exit: Report once more at the end of the `with` block, or of the program;
             `Settings.at_exit` when left out.
         in_children: Go on in the children that the program forks, each for itself.

@@ -124,7 +124,8 @@ def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from _head("", "measured", "meant to be at most")
     results = figures["results"]
     census = [row for row in results["scanning"] if _CENSUS in row["name"]]
-    for row in (*results["footprint"], *results["importing"], *results["monitoring"], *census):
+    monitors = (*results["monitoring"], *results.get("stops", ()))
+    for row in (*results["footprint"], *results["importing"], *monitors, *census):
         yield _row(row["name"], _figure(row), _bound_of_figure(row))
 
 
