@@ -144,7 +144,7 @@ def watch(
 
     Args:
         interval: Seconds between two reports, 60 by default. Longer if a look would take more
-            than 1 % of it.
+            than 0.6 % of it.
         settings: As for `install()`, like the overrides.
         reporters: Who is told beside those that `install()` was given.
         at_exit: Report once more when the program, or a `with` block, ends; so by default.
