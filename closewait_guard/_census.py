@@ -11,6 +11,7 @@ from pathlib import Path
 
 from closewait_guard._clock import now
 from closewait_guard._descriptor import Identity
+from closewait_guard._refusals import refusals
 
 try:
     import resource
@@ -46,8 +47,9 @@ class _Used:
             # which matters when there is none left.
             size = Path(_FD_FOLDER).stat().st_size
             return size if sys.platform == "linux" and size else self._by_listing()
-        except OSError as error:
-            return fd_limit() if error.errno in _EXHAUSTED else None
+        except Exception as error:
+            refusals.note(error)
+            return fd_limit() if getattr(error, "errno", None) in _EXHAUSTED else None
 
     def _by_listing(self) -> int:
         """Takes a microsecond for each, more than all the rest of a scan."""
@@ -77,7 +79,8 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
     """
     try:
         names = _names()
-    except OSError:
+    except Exception as error:
+        refusals.note(error)
         return None
     found: dict[int, int] = {}
     for name in names:

@@ -19,11 +19,13 @@ from closewait_guard._lookout import Lookout
 from closewait_guard._observe import Sight
 from closewait_guard._probe import Probe
 from closewait_guard._redact import Redaction
+from closewait_guard._refusals import refusals
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
 from closewait_guard._running_frames import sees_all_threads
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
+from closewait_guard._words import count_of
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
@@ -133,7 +135,7 @@ class Examiner:
         report = Report(
             schema=SCHEMA,
             taken_at=time.time(),
-            host=socket.gethostname(),
+            host=_host(),
             pid=os.getpid(),
             command=sys.argv[0] if sys.argv else "",
             python=sys.version.split()[0],
@@ -159,4 +161,21 @@ class Examiner:
             unsearched=self._jury.unsearched,
             asked_pools=self._jury.has_asked_pools,
         )
-        return self.lookout.coverage((*blind_spots, *self._settings.notes))
+        return self.lookout.coverage((*blind_spots, *_refused(), *self._settings.notes))
+
+
+def _host() -> str:
+    """The name of this machine; none where nobody says."""
+    try:
+        return socket.gethostname()
+    except Exception as error:
+        refusals.note(error)
+        return ""
+
+
+def _refused() -> tuple[str, ...]:
+    if not refusals.total:
+        return ()
+    return (
+        f"what an audit hook has kept from being asked: {count_of(refusals.total, 'question')}",
+    )

@@ -26,6 +26,7 @@ from closewait_guard._probe import (
 )
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._records import record_of
+from closewait_guard._refusals import refusals
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard._story import SERIAL, SOCK, Story, discard
 from closewait_guard._thefts import Thefts
@@ -247,7 +248,8 @@ class _Glance:
                 view = self._probe.look(sock, copy, self._events.get(fd, 0))
                 ended = now()
                 return (view, endpoint_of(sock, copy), began, ended) if view is not None else None
-        except OSError:
+        except Exception as error:
+            refusals.note(error)
             return None
 
     def _observed(

@@ -10,7 +10,7 @@ try:
 except ImportError:  # Windows
     fcntl = termios = None  # type: ignore[assignment]
 
-from closewait_guard._interruptions import interrupts
+from closewait_guard._refusals import refusals
 
 __all__ = ["unread", "unsent"]
 
@@ -33,7 +33,6 @@ def _queued(fd: int, request: int) -> int | None:
         return None
     try:
         return int.from_bytes(fcntl.ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
-    except OSError as error:
-        if interrupts(error):
-            raise
+    except Exception as error:
+        refusals.note(error)
         return None

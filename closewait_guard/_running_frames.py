@@ -13,6 +13,8 @@ from collections.abc import Callable
 from itertools import compress
 from types import FrameType
 
+from closewait_guard._refusals import refusals
+
 __all__ = ["running_frames", "sees_all_threads"]
 
 
@@ -53,6 +55,10 @@ else:
         Question and answer are one call into C: no thread can make an interpreter in between.
         """
         is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
-        return next(map(operator.call, compress((sys._current_frames,), is_alone)), {})
+        try:
+            return next(map(operator.call, compress((sys._current_frames,), is_alone)), {})
+        except Exception as error:
+            refusals.note(error)
+            return {}
 
     _frames_if_alone = _if_alone

@@ -79,6 +79,7 @@ LAYERS = [
         "_words",
         "_wrappers",
     ],
+    ["_refusals"],
     ["_interruptions", "_stream"],
     ["_lines"],
     ["integrations"],
