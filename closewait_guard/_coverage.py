@@ -8,6 +8,9 @@ __all__ = ["notes"]
 
 _NO_TIME = "not searched for yet, or not found in the 1 % of the time that searching may take"
 _NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
+_OTHER_VARIABLES = (
+    "what other threads have in their variables, which Python 3.13 shows safely from 3.13.5 on"
+)
 _OTHER_THREADS = (
     "what other threads do, have in their variables or read of closed sockets, because this "
     "process has several interpreters"
@@ -22,6 +25,7 @@ def notes(
     stand_in: str | None,
     context_failure: str | None,
     sees_all_threads: bool,
+    shows_variables: bool = True,
     failed_searches: int = 0,
     unsearched: int = 0,
     asked_pools: bool = True,
@@ -35,6 +39,7 @@ def notes(
         stand_in: What the name of the socket class stands for.
         context_failure: Why the context of births is unknown.
         sees_all_threads: Whether the calls of other threads are known.
+        shows_variables: Whether the variables of other threads' calls can be read.
         failed_searches: For how many sockets finding out who holds them went wrong.
         unsearched: For how many sockets there was no time to find that out.
         asked_pools: Whether the pools could be asked what waits in them.
@@ -51,8 +56,7 @@ def notes(
         found.append(f"sockets of {stand_in}, which has taken the place of socket.socket")
     if context_failure is not None:
         found.append(context_failure)
-    if not sees_all_threads:
-        found.append(_OTHER_THREADS)
+    found += _of_threads(sees_all=sees_all_threads, shows_variables=shows_variables)
     if failed_searches:
         found.append(f"who holds {count_of(failed_searches, 'socket')}: the search has failed")
     if unsearched:
@@ -60,3 +64,9 @@ def notes(
     if not asked_pools:
         found.append("what waits in pools: asking them has failed")
     return tuple(found)
+
+
+def _of_threads(*, sees_all: bool, shows_variables: bool) -> list[str]:
+    if not sees_all:
+        return [_OTHER_THREADS]
+    return [] if shows_variables else [_OTHER_VARIABLES]

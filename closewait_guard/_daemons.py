@@ -6,7 +6,9 @@ Another one aborts the process at its end if a daemon thread of its own still ru
 from __future__ import annotations
 
 import _thread
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["allows_daemons"]
 
@@ -33,3 +35,9 @@ else:
         return bool(_own() == _main())
 
     allows_daemons = _is_main
+
+    if sys.platform == "linux":
+        # An interpreter that ends has daemon threads call pthread_exit(), for which glibc loads
+        # this library. With no descriptor left it could not, and would abort the program.
+        with suppress(OSError):
+            ctypes.CDLL("libgcc_s.so.1")

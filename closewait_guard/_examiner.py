@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from closewait_guard import _census, _patch
-from closewait_guard._clock import now
+from closewait_guard._clock import now, wall
 from closewait_guard._coverage import notes
 from closewait_guard._frames import read_again
 from closewait_guard._history import History
@@ -25,6 +24,7 @@ from closewait_guard._render import dated
 from closewait_guard._running_frames import sees_all_threads
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
+from closewait_guard._variables import shows_other_threads
 from closewait_guard._words import count_of
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
 from closewait_guard.settings import Settings
@@ -134,7 +134,7 @@ class Examiner:
     ) -> Report:
         report = Report(
             schema=SCHEMA,
-            taken_at=time.time(),
+            taken_at=wall(),
             host=_host(),
             pid=os.getpid(),
             command=sys.argv[0] if sys.argv else "",
@@ -157,6 +157,7 @@ class Examiner:
             stand_in=_patch.stand_in(),
             context_failure=context.failure if context is not None else None,
             sees_all_threads=sees_all_threads(),
+            shows_variables=shows_other_threads(),
             failed_searches=self._jury.failed_searches,
             unsearched=self._jury.unsearched,
             asked_pools=self._jury.has_asked_pools,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from closewait_guard._clock import now
+from closewait_guard._clock import now, wall
 from closewait_guard._heap import instances_of, is_too_large
 from closewait_guard._hints import hint_for
 from closewait_guard._holders import (
@@ -114,11 +113,11 @@ class Explainer:
         is_large = bool(asked) and is_too_large()
         size = _MOST_REACHED if is_large else _MOST_AT_ONCE
         search = self._reach if is_large else self._search_back
-        wall = time.time()
+        at = wall()
         for start in range(0, len(asked), size):
             if limit.is_over():
                 break
-            self._search(asked[start : start + size], search, limit, wall)
+            self._search(asked[start : start + size], search, limit, at)
 
     @property
     def failed(self) -> int:

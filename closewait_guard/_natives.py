@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterable
 from operator import is_
 from typing import NamedTuple, Protocol
 
 from closewait_guard._birth import Birth
 from closewait_guard._census import sockets_besides
-from closewait_guard._clock import now
+from closewait_guard._clock import now, wall
 from closewait_guard._descriptor import inode_of
 from closewait_guard._drops import Drop
 from closewait_guard._labels import current_labels
@@ -111,7 +110,7 @@ class Natives:
         self.count = None if found is None else len(found)
         if found is None:
             return
-        born_at = time.time() if self._has_counted else None
+        born_at = wall() if self._has_counted else None
         self._has_counted = True
         for fd, native in before.items():
             if found.get(fd) != native.inode:
@@ -158,7 +157,7 @@ class Natives:
                 continue
             if known is not None and known.inode == inode and known.story[STACK]:
                 continue
-            self._known[fd] = _Native(self._story(time.time(), stack), inode, since, now())
+            self._known[fd] = _Native(self._story(wall(), stack), inode, since, now())
 
     def present(self) -> set[int]:
         """The descriptors of all sockets that no object is known for, at this moment."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 from itertools import compress
 from operator import is_
 from typing import NamedTuple, Protocol
 
-from closewait_guard._clock import now
+from closewait_guard._clock import now, wall
 from closewait_guard._drops import Drop
 from closewait_guard._living import Living
 from closewait_guard._observed import observed
@@ -206,7 +205,7 @@ class _Glance:
         last_look: _Look,
     ) -> None:
         self.look = _Look(now(), source.youngest())
-        self._wall = time.time()
+        self._wall = wall()
         self._source = source
         self._probe = probe
         self._living = living

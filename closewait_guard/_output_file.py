@@ -9,6 +9,7 @@ import stat
 from contextlib import suppress
 
 from closewait_guard._descriptor import Identity, OwnedDescriptor, identity_of
+from closewait_guard._trusted_file import UntrustedFileError, entries_on_the_way
 
 __all__ = ["OutputFile"]
 
@@ -22,7 +23,8 @@ class OutputFile:
     """Known by what was opened: the program may close our number, and give it to a file of its own.
 
     A regular file is opened by its name, and made with mode 0600. It is refused where it is a
-    link, or where others may write to its folder and it may be one of theirs. `/dev/stdout`,
+    link, where another user's link leads to it, or where others may write to its folder and it may
+    be one of theirs. `/dev/stdout`,
     `/dev/stderr` and `/dev/fd/N` are descriptors of this process, whatever they lead to; pipes and
     devices with names of their own are refused, because to open them may block.
 
@@ -134,19 +136,44 @@ def _descriptor_named(path: str) -> int | None:
 
 
 def _open_by_name(path: str) -> int:
+    real = _without_links(path)
     with suppress(FileNotFoundError):
         # Even to open a pipe that is refused then would wake who waits for its writer.
-        _refuse_unless_regular(os.lstat(path), path)
-    fd = os.open(path, _FLAGS, 0o600)
+        _refuse_unless_regular(os.lstat(real), path)
+    fd = os.open(real, _FLAGS, 0o600)
     try:
         status = os.fstat(fd)
         _refuse_unless_regular(status, path)
         if hasattr(os, "geteuid"):
             _refuse_if_foreign(status, path)
+            _refuse_if_exchanged(status, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _refuse_if_exchanged(status: os.stat_result, path: str) -> None:
+    """A folder may have become a link to another while the file was opened."""
+    if not os.path.samestat(status, os.lstat(_without_links(path))):
+        raise PermissionError(errno.EPERM, "somebody exchanges what its path names", path)
+
+
+def _without_links(path: str) -> str:
+    """The same file by the folders that it really lies in; the last part is left as it is."""
+    if not hasattr(os, "geteuid"):
+        return path
+    folder, _, name = path.rpartition("/")
+    try:
+        folders = ["/", *entries_on_the_way(folder, _refuse_link_of_others)]
+    except UntrustedFileError as error:
+        raise PermissionError(errno.EPERM, str(error), path) from None
+    return os.path.join(folders[-1], name)  # noqa: PTH118 - the path is text
+
+
+def _refuse_link_of_others(entry: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+        raise UntrustedFileError(f"{entry} is a link of user {status.st_uid}, who says where to")
 
 
 def _refuse_unless_regular(status: os.stat_result, path: str) -> None:

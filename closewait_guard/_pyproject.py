@@ -41,15 +41,26 @@ def project_file(directory: Path) -> ProjectFile | None:
     try:
         return ProjectFile(path, read_trusted(str(path)))
     except UntrustedFileError as error:
-        return ProjectFile(path, b"", str(error)) if _may_name_us(path) else None
+        return ProjectFile(path, b"", str(error)) if _may_have_settings(path) else None
     except OSError as error:
         return ProjectFile(path, b"", f"it cannot be read: {error.strerror}")
 
 
-def _may_name_us(path: Path) -> bool:
+def _may_have_settings(path: Path) -> bool:
+    """Many projects name the guard among what their tests need, and set nothing."""
     try:
-        return _NAME in peek(str(path))
+        content = peek(str(path))
     except (OSError, UntrustedFileError):
+        return True
+    if _NAME not in content:
+        return False
+    import tomllib
+
+    try:
+        return _NAME.decode() in tomllib.loads(content.decode())["tool"]
+    except KeyError:
+        return False
+    except (ValueError, TypeError, RecursionError):
         return True
 
 

@@ -11,10 +11,10 @@ import os
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 
+from closewait_guard._clock import wall
 from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
@@ -68,7 +68,7 @@ def recorder(
 ) -> Callable[[socket.socket, object], None]:
     """What to call at each birth, to have it written into a book."""
     births, detached, created, caller = book.births, book.detached, Origin.CREATED, CALLER
-    fileno, reference, now = _socket.socket.fileno, weakref.ref, time.time
+    fileno, reference, now = _socket.socket.fileno, weakref.ref, wall
     frame, thread_id, thread_of = sys._getframe, threading.get_ident, threads.get
     module, labels = sys.modules.get, current_labels
     ask, ask_next = (None, dict) if context is None else (context.ask, context.ask_next)

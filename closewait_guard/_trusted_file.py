@@ -1,13 +1,13 @@
-"""Read a file only if no other user could have written it or put it in its place."""
+"""Who may have a hand in a file: read one only if no other user could have written it."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-__all__ = ["UntrustedFileError", "peek", "read_trusted"]
+__all__ = ["UntrustedFileError", "entries_on_the_way", "peek", "read_trusted"]
 
 _MAX_SIZE = 1 << 20
 # As the kernel does.
@@ -40,7 +40,7 @@ def read_trusted(path: str) -> bytes:
         OSError: It cannot be read.
     """
     # Windows has neither these owners nor these modes.
-    real = _last_of(_checked_entries(path)) if hasattr(os, "geteuid") else path
+    real = _last_of(entries_on_the_way(path, _check)) if hasattr(os, "geteuid") else path
     if not stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116 - pathlib is slow to load
         raise UntrustedFileError(f"{real} is not a regular file")
     # By induction from the root nobody else can exchange `real` between the checks and this.
@@ -97,10 +97,19 @@ def _last_of(entries: Iterator[str]) -> str:
     return last
 
 
-def _checked_entries(path: str) -> Iterator[str]:
-    """Each folder on the way, from the root down, and the file; links are followed by hand."""
+def entries_on_the_way(path: str, check: Callable[[str, os.stat_result], None]) -> Iterator[str]:
+    """Each folder on the way, from the root down, and the file; links are followed by hand.
+
+    Args:
+        path: Absolute.
+        check: Called with each folder, link and file before it is gone through.
+
+    Raises:
+        UntrustedFileError: Too many links lead there.
+        OSError: There is no such way.
+    """
     here, links = "/", 0
-    _check(here, os.lstat(here))
+    check(here, os.lstat(here))
     waiting = path.split("/")[::-1]
     while waiting:
         name = waiting.pop()
@@ -110,7 +119,7 @@ def _checked_entries(path: str) -> Iterator[str]:
             continue
         entry = os.path.join(here, name)  # noqa: PTH118
         status = os.lstat(entry)
-        _check(entry, status)
+        check(entry, status)
         if not stat.S_ISLNK(status.st_mode):
             here = entry
             yield here

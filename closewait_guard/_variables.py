@@ -13,10 +13,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeAlias
 
-__all__ = ["locals_of", "variable_of"]
+__all__ = ["locals_of", "locals_of_other_thread", "shows_other_threads", "variable_of"]
 
 # As in `inspect`, which is dear to import.
 _CO_OPTIMIZED = 1
+# Of a generator, a coroutine and an asynchronous generator.
+_CO_SUSPENDABLE = 0x20 | 0x80 | 0x200
+_HAS_VIEW = sys.version_info >= (3, 13)
+# Before 3.13.5 the view of a call that another thread ends at that moment crashes the interpreter.
+_OTHERS_CRASH = (3, 13) <= sys.version_info < (3, 13, 5)
 
 _Pairs: TypeAlias = list[tuple[str, Any]]
 
@@ -24,6 +29,21 @@ _Pairs: TypeAlias = list[tuple[str, Any]]
 def locals_of(frame: FrameType) -> dict[str, Any]:
     """The variables of a function's frame; none of a module's, which has them in its globals."""
     return dict(_read(frame)) if frame.f_code.co_flags & _CO_OPTIMIZED else {}
+
+
+def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
+    """The same of a call that may end at any moment; none where that could crash the interpreter.
+
+    The view of a generator that is gone shows what has its memory now.
+    """
+    if _OTHERS_CRASH or (_HAS_VIEW and frame.f_code.co_flags & _CO_SUSPENDABLE):
+        return {}
+    return locals_of(frame)
+
+
+def shows_other_threads() -> bool:
+    """Whether the variables of calls in other threads can be read at all."""
+    return not _OTHERS_CRASH
 
 
 def variable_of(frame: FrameType, name: str) -> Any:
@@ -42,7 +62,7 @@ def _of_nobody(_: FrameType) -> _Pairs:
 
 _read: Callable[[FrameType], _Pairs]
 
-if sys.version_info >= (3, 13):
+if _HAS_VIEW:
     _read = _by_view
 else:
     try:

@@ -42,9 +42,9 @@ LAYERS = [
     ["_birth"],
     ["_signal", "_story", "_probe"],
     ["_patch"],
+    ["_output_file"],
     [
         "_context",
-        "_output_file",
         "_coverage",
         "_exhaustion",
         "_census",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import PurePath
+from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from closewait_guard._frames import is_ours, kind_of
 from closewait_guard._heap import instances_of, kinds_of
 from closewait_guard._objects import field, find_classes, is_exactly, native_field, text_of
 from closewait_guard._running_frames import running_frames
-from closewait_guard._variables import locals_of
+from closewait_guard._variables import locals_of, locals_of_other_thread
 from closewait_guard._whereabouts import threads
 from closewait_guard.model import FrameKind
 
@@ -150,14 +151,15 @@ def _take(
     most: int,
     values: tuple[list[object], list[object]] | None,
 ) -> int:
-    count = 0
+    is_own = thread in (None, get_ident())
+    read, count = (locals_of if is_own else locals_of_other_thread), 0
     while frame is not None and count < most:
         code = frame.f_code
         filename = text_of(code.co_filename) or ""
         if not is_ours(filename):
             is_library = _kind_of(filename) is not FrameKind.USER
             function = text_of(code.co_qualname) or ""
-            variables = locals_of(frame)
+            variables = read(frame)
             if values is not None:
                 values[is_library].extend(variables.values())
             for name, value in variables.items():

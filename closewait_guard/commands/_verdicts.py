@@ -50,6 +50,7 @@ class Verdicts:
         self._heard: set[int] = set()
         self._failed: dict[int, str] = {}
         self._lost: set[int] = set()
+        self._replaced: set[int] = set()
         self._running: set[int] = set()
         self._token = os.urandom(16).hex()
         self._folder: TemporaryDirectory[str] | None = None
@@ -114,7 +115,7 @@ class Verdicts:
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
         found = []
-        if lost := self._lost - self._running:
+        if lost := (self._lost | self._replaced) - self._running:
             found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
         if self._running:
             found.append(f"{_named(self._running)} still running")
@@ -215,7 +216,10 @@ class Verdicts:
         return True
 
     def _note(self, line: _Line, pid: int, verb: str, why: str) -> None:
-        # It may have closed the line that it had before, or have become another program by exec.
+        if verb in ("here", "main") and pid in self._lost:
+            # Said at the start only: by exec it has become another program.
+            self._replaced.add(pid)
+        # It may have closed the line that it had before.
         self._lost.discard(pid)
         if verb in ("here", "main", "opened"):
             line.processes[pid] = verb

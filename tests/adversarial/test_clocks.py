@@ -192,3 +192,13 @@ def test_a_socket_of_a_stopped_clock_is_no_older_than_it_is_when_the_clock_goes_
     with ours:
         theirs.close()
         assert all(leak.observation.useless_for < 5 for leak in guard.scan().leaks)
+
+
+def test_a_block_takes_nothing_of_what_a_test_lets_its_mocked_clock_answer():
+    with mock.patch("time.time", side_effect=[1.0]) as asked:
+        with cwg.no_leaks(grace=0):
+            socket.socket().close()
+        with pytest.raises(cwg.SocketLeakError), cwg.no_leaks(grace=0):
+            left_open = socket.socket()
+    assert not asked.called
+    left_open.close()

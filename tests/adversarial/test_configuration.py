@@ -144,10 +144,20 @@ def test_a_link_on_the_way_that_another_user_may_turn_is_not_followed(project, t
     assert is_left_out(start, f"{middle} belongs to user 12345, and this is user 0")
 
 
-def test_a_file_of_others_that_does_not_name_the_guard_is_not_worth_a_word(project):
-    (project / "pyproject.toml").write_text("[project]\nname = 'theirs'\n")
+@pytest.mark.parametrize(
+    "content",
+    ["[project]\nname = 'theirs'\n", "[project]\ndependencies = ['closewait_guard[cli]']\n"],
+)
+def test_a_file_of_others_that_sets_nothing_for_the_guard_is_not_worth_a_word(project, content):
+    (project / "pyproject.toml").write_text(content)
     (project / "pyproject.toml").chmod(0o666)
     assert load(project).notes == ()
+
+
+def test_a_file_of_others_that_cannot_be_read_as_one_is_said(project):
+    (project / "pyproject.toml").write_text("closewait_guard = [")
+    (project / "pyproject.toml").chmod(0o666)
+    assert is_left_out(project, "other users may write to")
 
 
 def test_what_is_left_out_is_warned_of_and_stops_nobody(project, monkeypatch):

@@ -92,6 +92,48 @@ def test_a_file_of_another_user_is_refused_in_such_a_folder(shared, refusal):
 
 
 @needs_root
+def test_a_link_of_another_user_on_the_way_is_refused(shared, tmp_path, refusal):
+    own = tmp_path / "own"
+    own.mkdir()
+    victim = own / "app.conf"
+    victim.write_text("precious")
+    (shared / "app").symlink_to(own)
+    os.chown(shared / "app", OTHER_USER, OTHER_USER, follow_symlinks=False)
+    sentence = refusal(shared / "app" / "app.conf")
+    assert f"is a link of user {OTHER_USER}, who says where to" in sentence
+    assert victim.read_text() == "precious"
+    refusal(shared / "app" / "new.jsonl")
+    assert [path.name for path in own.iterdir()] == ["app.conf"]
+
+
+def test_a_link_of_one_s_own_on_the_way_is_followed(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "link").symlink_to("logs")
+    file = OutputFile(tmp_path / "link" / "leaks.jsonl")
+    file.append(b"{}\n")
+    assert file.is_current()
+    file.close()
+    assert (tmp_path / "logs" / "leaks.jsonl").read_bytes() == b"{}\n"
+
+
+def test_a_folder_that_is_exchanged_while_its_file_is_opened_is_noticed(tmp_path, monkeypatch):
+    for name in ("logs", "secret"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "secret" / "leaks.jsonl").write_text("precious")
+    true_open = os.open
+
+    def open_another(path, *arguments):
+        return true_open(str(path).replace("logs", "secret"), *arguments)
+
+    (tmp_path / "logs" / "leaks.jsonl").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", open_another)
+        with pytest.raises(PermissionError, match="somebody exchanges what its path names"):
+            OutputFile(tmp_path / "logs" / "leaks.jsonl")
+    assert (tmp_path / "secret" / "leaks.jsonl").read_text() == "precious"
+
+
+@needs_root
 def test_another_user_s_folder_is_one_that_others_may_write(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()

@@ -235,3 +235,24 @@ def test_it():
     assert finding["owner"] == "test_it.py::test_it"
     assert len(finding["report"]["leaks"]) > 50
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
+def test_a_program_that_ends_for_want_of_a_descriptor_ends_as_it_does_without_us():
+    program = """
+import resource, socket
+import closewait_guard as cwg
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+cwg.install(reporters=["logging"])
+kept = []
+while True:
+    kept.append(socket.socket())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert done.returncode == 1, done.stderr[-500:]
+    assert "Too many open files" in done.stderr

@@ -87,13 +87,20 @@ def test_a_leak_is_known_wherever_the_program_goes(run, source):
         "os.waitpid(os.posix_spawn(sys.executable, [sys.executable, '-c', child], os.environ), 0)",
         "os.waitpid(os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, '-c', child]), 0)",
         "os.closerange(3, 4096); subprocess.run([sys.executable, '-c', child], check=True)",
-        "os.execv(sys.executable, [sys.executable, '-c', child])",
     ],
 )
 def test_a_leak_of_a_program_that_the_program_starts_is_known(run, start):
     child = LEAK + "leak()"
     run(f"child = {child!r}\n{start}", code=LEAKED)
     run(f"child = 'import socket; socket.socket().close()'\n{start}", code=0)
+
+
+def test_what_a_program_has_left_open_before_it_becomes_another_is_unknown(run):
+    become = "os.execv(sys.executable, [sys.executable, '-c', child])"
+    leak, clean = LEAK + "leak()", "import socket; socket.socket().close()"
+    run(f"child = {leak!r}\n{become}", code=LEAKED)
+    done = run(f"child = {clean!r}\n{become}", code=UNKNOWN)
+    assert "ended without a report (by a signal, os._exit() or exec)" in done.stderr
 
 
 FORK = """
@@ -118,6 +125,7 @@ def test_a_leak_of_a_forked_worker_is_known_also_of_its_child(run):
         "leak(); os._exit(0)",
         "leak(); os.execvp('true', ['true'])",
         "os.execvp('true', ['true'])",
+        "leak(); os.execv(sys.executable, [sys.executable, '-c', 'pass'])",
         FORK + "os.waitpid(fork(lambda: (leak(), os._exit(0))), 0)",
         FORK + "os.waitpid(fork(lambda: (leak(), os.kill(os.getpid(), signal.SIGKILL))), 0)",
         FORK + "os.waitpid(fork(lambda: (leak(), os.execvp('true', ['true']))), 0)",
