@@ -6,7 +6,7 @@ import _socket
 import io
 import socket
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 from closewait_guard._interruptions import Later, interrupts
@@ -17,22 +17,17 @@ __all__ = ["wrap_del"]
 _fileno = _socket.socket.fileno
 
 
-class _Dying(partial[None]):
-    """Made of a `Notice` and a socket: tells of it at once, and finalizes it when it is called."""
-
-    # What is raised in there is dropped in C.
-    __init__ = staticmethod(io.BufferedReader._dealloc_warn)  # type: ignore[attr-defined]
-
-
 def wrap_del(original: Callable[[Any], Any], audience: Audience) -> Any:
     """Tells of sockets that die open; then the finalizer that was there is called.
 
-    The interpreter asks the class for `__del__`, binds it to the dying socket and calls the result.
-    Being told while binding leaves no frame of ours on the stack when the C finalizer emits the
-    ResourceWarning: it is attributed to the program's own line, as it is without the guard.
+    All that calls is in C: a signal handler may raise before the first bytecode of any function in
+    Python, and at the recursion limit none can be called. So no frame of ours is on the stack when
+    the C finalizer emits the ResourceWarning, which is attributed to the program's own line, as it
+    is without the guard.
 
-    All that binds and calls is in C: a signal handler may raise before the first bytecode of any
-    function in Python, and at the recursion limit none can be called.
+    A list compares each of its items with what is looked for: a call of each with the socket, one
+    after the other, for none of them answers that it is equal. A cache of no size calls what it was
+    made of, and is bound by the interpreter as a function is, without an object for each call.
     """
 
     class Source(io.RawIOBase):
@@ -44,15 +39,18 @@ def wrap_del(original: Callable[[Any], Any], audience: Audience) -> Any:
             if fd >= 0:
                 _tell(audience, later, sock, fd)
 
-    class Notice(io.BufferedReader):
-        __call__ = staticmethod(original)
-
-    class Finalizer(property):
-        __call__ = __wrapped__ = staticmethod(original)
-
+    # What is raised in there is dropped in C.
+    notice = io.BufferedReader(Source(), 1)._dealloc_warn  # type: ignore[attr-defined]
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     later = Later((Source._dealloc_warn.__code__, code_of(SOCKET.__repr__)))
-    return Finalizer(partial(_Dying, Notice(Source(), 1)))
+    finalize: Any = lru_cache(0)([_calling(notice), _calling(original)].__contains__)
+    finalize.__wrapped__ = original
+    return finalize
+
+
+def _calling(function: Callable[[Any], Any]) -> object:
+    """An object that calls a function with whatever it is compared with."""
+    return type("Calling", (), {"__eq__": staticmethod(function)})()
 
 
 def _tell(audience: Audience, later: Later, sock: socket.socket, fd: int) -> None:
