@@ -29,6 +29,7 @@ def notes(
     failed_searches: int = 0,
     unsearched: int = 0,
     asked_pools: bool = True,
+    undescribed: int = 0,
 ) -> tuple[str, ...]:
     """One phrase for each blind spot of this moment.
 
@@ -43,6 +44,7 @@ def notes(
         failed_searches: For how many sockets finding out who holds them went wrong.
         unsearched: For how many sockets there was no time to find that out.
         asked_pools: Whether the pools could be asked what waits in them.
+        undescribed: How many sockets nothing but the birth could be told of.
     """
     if natives is None:
         found = [f"sockets that {_NATIVE} opens"]
@@ -57,10 +59,7 @@ def notes(
     if context_failure is not None:
         found.append(context_failure)
     found += _of_threads(sees_all=sees_all_threads, shows_variables=shows_variables)
-    if failed_searches:
-        found.append(f"who holds {count_of(failed_searches, 'socket')}: the search has failed")
-    if unsearched:
-        found.append(f"who holds {count_of(unsearched, 'socket')}: {_NO_TIME}")
+    found += _of_sockets(failed_searches, unsearched, undescribed)
     if not asked_pools:
         found.append("what waits in pools: asking them has failed")
     return tuple(found)
@@ -70,3 +69,12 @@ def _of_threads(*, sees_all: bool, shows_variables: bool) -> list[str]:
     if not sees_all:
         return [_OTHER_THREADS]
     return [] if shows_variables else [_OTHER_VARIABLES]
+
+
+def _of_sockets(failed_searches: int, unsearched: int, undescribed: int) -> list[str]:
+    said = (
+        (failed_searches, "who holds {}: the search has failed"),
+        (unsearched, f"who holds {{}}: {_NO_TIME}"),
+        (undescribed, "the state of {}: looking at it has failed"),
+    )
+    return [text.format(count_of(count, "socket")) for count, text in said if count]

@@ -15,13 +15,13 @@ from closewait_guard._frames import read_again
 from closewait_guard._history import History
 from closewait_guard._jury import Jury
 from closewait_guard._lookout import Lookout
-from closewait_guard._observe import Sight
 from closewait_guard._probe import Probe
 from closewait_guard._redact import Redaction
 from closewait_guard._refusals import refusals
 from closewait_guard._registry import Registry
 from closewait_guard._render import dated
 from closewait_guard._running_frames import sees_all_threads
+from closewait_guard._sight import Sight
 from closewait_guard._stream import put
 from closewait_guard._thresholds import crossed
 from closewait_guard._variables import shows_other_threads
@@ -142,13 +142,13 @@ class Examiner:
             open_sockets=sight.open_sockets,
             fd_used=_census.fd_used(),
             fd_limit=limit,
-            coverage=self._coverage(),
+            coverage=self._coverage(sight.undescribed),
             leaks=leaks,
             observations=observations,
         )
         return replace(report, alerts=crossed(report, self._settings))
 
-    def _coverage(self) -> Coverage:
+    def _coverage(self, undescribed: int) -> Coverage:
         context = self._registry.context
         blind_spots = notes(
             installed=self._installed(),
@@ -161,6 +161,7 @@ class Examiner:
             failed_searches=self._jury.failed_searches,
             unsearched=self._jury.unsearched,
             asked_pools=self._jury.has_asked_pools,
+            undescribed=undescribed,
         )
         return self.lookout.coverage((*blind_spots, *_refused(), *self._settings.notes))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from closewait_guard._descriptor import inode_of
+from closewait_guard._objects import is_a
 from closewait_guard._origin import Origin
 from closewait_guard._story import PARENT, SOCK, Story, descended_from, holds
 from closewait_guard._variables import variable_of
@@ -81,8 +82,8 @@ def _beyond_init(frame: FrameType) -> FrameType:
 def _named_by(caller: FrameType, name: str, births: Mapping[int, Story]) -> Story | None:
     """The birth of the socket, or descriptor, that a local variable of the caller holds."""
     value = variable_of(caller, name)
-    fd = _c_socket.fileno(value) if isinstance(value, _c_socket) else value
-    if not isinstance(fd, int):
+    fd = _c_socket.fileno(value) if is_a(value, _c_socket) else value
+    if not is_a(fd, int):
         return None
     story = births.get(fd)
     return descended_from(story) if story is not None and holds(story, fd) else None

@@ -6,9 +6,10 @@ from closewait_guard import _patch
 from closewait_guard._attribute import Attribution
 from closewait_guard._clock import pause
 from closewait_guard._natives import SETTLED_AFTER, Natives
-from closewait_guard._observe import Observer, Sight
+from closewait_guard._observe import Observer
 from closewait_guard._probe import Probe
 from closewait_guard._registry import Registry
+from closewait_guard._sight import Sight
 from closewait_guard.model import Connection, Coverage, Observation
 
 __all__ = ["Lookout"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from itertools import compress
 from operator import is_
@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from closewait_guard._clock import now, wall
 from closewait_guard._drops import Drop
+from closewait_guard._interruptions import interrupts
 from closewait_guard._living import Living
 from closewait_guard._observed import observed
 from closewait_guard._probe import (
@@ -26,34 +27,13 @@ from closewait_guard._probe import (
 from closewait_guard._readers import descriptors_in_use
 from closewait_guard._records import record_of
 from closewait_guard._refusals import refusals
+from closewait_guard._sight import Sight
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
 from closewait_guard._story import SERIAL, SOCK, Story, discard
 from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
 
-__all__ = ["Observer", "Sight"]
-
-
-class Sight(NamedTuple):
-    """What one scan saw."""
-
-    open_sockets: int
-    suspects: tuple[Observation, ...]
-    dropped: tuple[Observation, ...]
-    healthy: tuple[Observation, ...]
-
-    def only(self, wanted: Callable[[Observation], bool]) -> Sight:
-        """Without what is not wanted."""
-        return self._replace(
-            suspects=tuple(filter(wanted, self.suspects)),
-            healthy=tuple(filter(wanted, self.healthy)),
-        )
-
-    def with_natives(self, natives: Sight) -> Sight:
-        """Both, but for the count, which is of tracked sockets."""
-        return self._replace(
-            suspects=self.suspects + natives.suspects, healthy=self.healthy + natives.healthy
-        )
+__all__ = ["Observer"]
 
 
 class _Known(NamedTuple):
@@ -121,11 +101,13 @@ class Observer:
         if born_after is not None:
             others |= living.born_after(born_after)
         others -= events.keys() | living.close_called | stolen
+        healthy = tuple(glance.describe(others, {}))
         return Sight(
             open_sockets=len(living.stories) - closed,
             suspects=(*suspects, *self._stolen()),
             dropped=self._dropped(),
-            healthy=tuple(glance.describe(others, {})),
+            healthy=healthy,
+            undescribed=glance.undescribed,
         )
 
     def _describe_suspects(self, glance: _Glance, fds: Set[int]) -> tuple[Observation, ...]:
@@ -189,6 +171,7 @@ class Observer:
 # What a look has shown, and when it began and was over.
 _Shown = tuple[View, Endpoint, float, float]
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
+_UNKNOWN = Endpoint("unknown", "unknown", None, None)
 # The ends of a connection after which it has the addresses that it will ever have.
 _FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
 
@@ -211,6 +194,8 @@ class _Glance:
         self._living = living
         self._events = events
         self._last_look = last_look
+        # How many could not be told about, but for their birth.
+        self.undescribed = 0
         self._in_use = descriptors_in_use() if living.close_called else frozenset[int]()
 
     def describe(self, fds: Set[int], known: dict[int, _Known]) -> Iterator[Observation]:
@@ -222,12 +207,23 @@ class _Glance:
         """
         for fd in sorted(fds):
             story = self._living.stories[fd]
-            if fd in self._living.detached:
-                shown = self._look_through(fd)
-            else:
-                shown = self._look_at(fd, story, known.get(story[SERIAL]))
-            if shown is not None:
-                yield self._observed(fd, story, shown, known)
+            try:
+                seen = self._described(fd, story, known)
+            except Exception as error:
+                if interrupts(error):
+                    raise
+                # One that cannot be described hides no other, and counts as one that is open.
+                self.undescribed += 1
+                seen = observed(record_of(story, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN)
+            if seen is not None:
+                yield seen
+
+    def _described(self, fd: int, story: Story, known: dict[int, _Known]) -> Observation | None:
+        if fd in self._living.detached:
+            shown = self._look_through(fd)
+        else:
+            shown = self._look_at(fd, story, known.get(story[SERIAL]))
+        return None if shown is None else self._observed(fd, story, shown, known)
 
     def _look_at(self, fd: int, story: Story, before: _Known | None) -> _Shown | None:
         sock, began = story[SOCK](), now()

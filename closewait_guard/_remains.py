@@ -10,11 +10,11 @@ import _socket
 import socket
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from closewait_guard._descriptor import inode_of
 from closewait_guard._interruptions import interrupts
+from closewait_guard._objects import is_a, module_dict
 from closewait_guard._queues import unread, unsent
 
 __all__ = ["Remains", "asked", "is_listening", "is_tls"]
@@ -82,6 +82,8 @@ def is_listening(sock: _socket.socket) -> bool:
 
 def is_tls(sock: _socket.socket) -> bool:
     """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
-    ssl = sys.modules.get("ssl")
-    # Whatever else may stand there, nothing of it is called.
-    return isinstance(ssl, ModuleType) and isinstance(sock, vars(ssl).get("SSLSocket", ()))
+    if type(sock) is socket.socket:
+        return False
+    # Neither the socket nor whatever stands there for the module is asked anything.
+    variables = module_dict(sys.modules.get("ssl"))
+    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))

@@ -31,6 +31,7 @@ class Rounds:
         self._redact = Redaction(guard.settings.redact).text
         self._pace = Pace(wanted)
         self._next = now() + wanted
+        self._has_failed = False
 
     @property
     def pause(self) -> float:
@@ -38,15 +39,18 @@ class Rounds:
         return max(0.0, self._next - now())
 
     def go(self) -> None:
-        """Report; nothing that goes wrong ends the series."""
+        """Report; nothing that goes wrong ends the series. The first failure in a row is told."""
         note = self._pace.note
         try:
             with self._measured():
                 report = self._guard.next_report(notes=() if note is None else (note,))
             self._guard.tell(report)
+            self._has_failed = False
         except Exception as error:
-            with suppress(Exception):
-                tell_failure("a periodic report failed", error, self._redact)
+            had_failed, self._has_failed = self._has_failed, True
+            if not had_failed:
+                with suppress(Exception):
+                    tell_failure("a periodic report failed", error, self._redact)
 
     @contextmanager
     def _measured(self) -> Iterator[None]:

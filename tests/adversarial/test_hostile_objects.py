@@ -223,3 +223,82 @@ def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch)
         close_all()
         del kept
         assert note not in guard.scan().coverage.notes
+
+
+class HostileSocket(socket.socket):
+    """It is asked for nothing, not even for its class."""
+
+    __class__ = zoo.lying(socket.socket)
+    __getattribute__ = zoo.trap("socket.__getattribute__", socket.socket.__getattribute__)
+    __hash__ = zoo.trap("socket.__hash__", socket.socket.__hash__)
+    __eq__ = zoo.trap("socket.__eq__", socket.socket.__eq__)
+
+
+def abandoned(cls):
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return cls(fileno=ours.detach())
+
+
+def test_a_socket_of_a_hostile_class_is_seen_and_asked_for_nothing(nothing_evaluated):
+    pytest.importorskip("ssl")
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        kept = [abandoned(HostileSocket), abandoned(socket.socket)]
+        time.sleep(0.01)
+        nothing_evaluated()
+        assert len(guard.scan(full=True).accused) == 2
+        assert len(guard.scan().accused) == 2
+        zoo.armed.clear()
+        for sock in kept:
+            sock.close()
+
+
+@pytest.fixture
+def one_undescribable(monkeypatch):
+    """Sockets of one class cannot be described."""
+    from closewait_guard import _observe
+
+    real = _observe.endpoint_of
+
+    def endpoint_of(sock, fd):
+        return broken() if type(sock) is HostileSocket else real(sock, fd)
+
+    monkeypatch.setattr(_observe, "endpoint_of", endpoint_of)
+
+
+def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undescribable):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        kept = [abandoned(HostileSocket), abandoned(socket.socket)]
+        time.sleep(0.01)
+        report = guard.scan()
+        assert len(report.accused) == 1
+        assert "the state of 1 socket: looking at it has failed" in report.coverage.notes
+        for sock in kept:
+            sock.close()
+        assert "looking at it" not in " ".join(guard.scan().coverage.notes)
+
+
+def test_a_block_that_leaves_a_socket_that_cannot_be_described_fails(one_undescribable):
+    kept = []
+    with pytest.raises(cwg.SocketLeakError, match="looking at it has"), cwg.no_leaks(grace=0):
+        kept.append(abandoned(HostileSocket))
+    kept.pop().close()
+
+
+def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch):
+    from closewait_guard import _rounds
+
+    told = []
+    monkeypatch.setattr(_rounds, "tell_failure", lambda *facts: told.append(facts))
+    with cwg.Guard() as guard:
+        rounds = _rounds.Rounds(guard, 60)
+        with monkeypatch.context() as patched:
+            patched.setattr(guard, "next_report", broken)
+            rounds.go()
+            rounds.go()
+        assert len(told) == 1
+        rounds.go()
+        with monkeypatch.context() as patched:
+            patched.setattr(guard, "next_report", broken)
+            rounds.go()
+    assert len(told) == 2
