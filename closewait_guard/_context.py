@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from threading import get_ident
 from typing import TYPE_CHECKING
 
 from closewait_guard._interruptions import interrupts
+from closewait_guard._objects import exact_text, is_exactly, type_qualname
 
 if TYPE_CHECKING:
     from closewait_guard._vocabulary import Scalar
@@ -56,12 +57,32 @@ class PlainContext:
 
     def _asked(self) -> dict[str, Scalar]:
         try:
-            return {str(name): _plain(value) for name, value in self._provider().items()}
+            items = list(self._provider().items())
         except Exception as error:
             if interrupts(error):
                 raise
-            self.failure = f"the context callable failed: {type(error).__name__}: {error}"
+            self._note("the context callable failed", error)
             return {}
+        return dict(self._plain_items(items))
+
+    def _plain_items(self, items: Iterable[tuple[object, object]]) -> Iterator[tuple[str, Scalar]]:
+        """Each by itself: one that has no text loses no other."""
+        for name, value in items:
+            try:
+                yield exact_text(name), _plain(value)
+            except Exception as error:
+                if interrupts(error):
+                    raise
+                self._note("a value of the context has no text", error)
+
+    def _note(self, what: str, error: Exception) -> None:
+        kind = type_qualname(type(error))
+        try:
+            self.failure = f"{what}: {kind}: {exact_text(error)}"
+        except Exception as failure:
+            if interrupts(failure):
+                raise
+            self.failure = f"{what}: {kind}"
 
 
 def _plain(value: object) -> Scalar:
@@ -73,9 +94,12 @@ def _plain(value: object) -> Scalar:
         return str(value)
     if type(value) is int and not -_MOST <= value <= _MOST:
         return hex(value)[:_MOST_LETTERS]
-    return value if type(value) in _SCALARS else str(value)  # type: ignore[return-value]
+    if is_exactly(value, _SCALARS):
+        return value  # type: ignore[return-value]
+    return exact_text(value)
 
 
 _MOST = 2**63 - 1
 _MOST_LETTERS = 80
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+# Compared by identity: a metaclass may define what its classes are equal to.
+_SCALARS = (str, int, float, bool, type(None))

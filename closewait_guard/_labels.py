@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from closewait_guard._decorate import around
+from closewait_guard._objects import exact_text
 
 __all__ = ["current_labels", "label"]
 
@@ -31,7 +32,7 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
     """
 
     def __init__(self, *names: str) -> None:
-        self._names = tuple(str(name) for name in names)
+        self._names = tuple(exact_text(name) for name in names)
 
     def __enter__(self) -> None:
         _labels.set(_labels.get() + self._names)

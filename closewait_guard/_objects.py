@@ -33,6 +33,7 @@ __all__ = [
     "class_value",
     "derives_from",
     "elements_of",
+    "exact_text",
     "field",
     "find_classes",
     "flags_of",
@@ -121,6 +122,12 @@ def text_of(value: object) -> str | None:
     if type(value) is str:
         return value
     return _as_text(value) if is_a(value, str) else None
+
+
+def exact_text(value: object) -> str:
+    """The text of anything, as an exact string: only what is no string is asked for it."""
+    found = text_of(value)
+    return _as_text(str(value)) if found is None else found
 
 
 def number_of(value: object) -> int | None:

@@ -18,6 +18,7 @@ from closewait_guard._clock import wall
 from closewait_guard._context import PlainContext
 from closewait_guard._labels import current_labels
 from closewait_guard._lineage import lineage
+from closewait_guard._objects import exact_text
 from closewait_guard._origin import Origin
 from closewait_guard._stack import NO_STACK, Capture, settle
 from closewait_guard._story import NO_CONTEXT, STACK, Story
@@ -82,6 +83,7 @@ def recorder(
         thread = thread_of(thread_id())
         asyncio = module("_asyncio")
         serial = count()
+        name = thread._name if thread is not None else f"thread-{thread_id()}"
         # In the order of Birth, but plain: a named tuple takes three times as long to make.
         births[fd] = (
             reference(sock),
@@ -89,7 +91,7 @@ def recorder(
             serial,
             book.pid,
             now(),
-            thread._name if thread is not None else f"thread-{thread_id()}",
+            name if type(name) is str else exact_text(name),
             # A call into C; most births are in no event loop.
             None if asyncio is None or asyncio._get_running_loop() is None else task_name(),
             labels(),

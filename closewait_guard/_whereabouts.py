@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from closewait_guard._interruptions import interrupts
+from closewait_guard._objects import exact_text
 
 __all__ = ["task_name", "threads"]
 
@@ -18,7 +19,7 @@ def task_name() -> str | None:
     """The name of the task that runs in this thread's event loop; None outside of one."""
     try:
         task = sys.modules["asyncio"].current_task()
-        return task.get_name() if task is not None else None
+        return exact_text(task.get_name()) if task is not None else None
     except Exception as error:
         if interrupts(error):
             raise

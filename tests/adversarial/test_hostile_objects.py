@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 import weakref
@@ -280,7 +282,7 @@ def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undesc
 
 def test_a_block_that_leaves_a_socket_that_cannot_be_described_fails(one_undescribable):
     kept = []
-    with pytest.raises(cwg.SocketLeakError, match="looking at it has"), cwg.no_leaks(grace=0):
+    with pytest.raises(cwg.SocketLeakError, match="STILL OPEN  unknown"), cwg.no_leaks(grace=0):
         kept.append(abandoned(HostileSocket))
     kept.pop().close()
 
@@ -302,3 +304,82 @@ def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch
             patched.setattr(guard, "next_report", broken)
             rounds.go()
     assert len(told) == 2
+
+
+class Text(zoo.Name):
+    """It is its own text, and stays what it is when it is made a string."""
+
+    __str__ = zoo.trap("text.__str__", lambda self: self)
+    __getattribute__ = zoo.trap("text.__getattribute__", str.__getattribute__)
+    __len__ = zoo.trap("text.__len__", str.__len__)
+    __iter__ = zoo.trap("text.__iter__", str.__iter__)
+
+
+class Worded:
+    def __str__(self):
+        return Text("worded")
+
+
+class Wordless:
+    def __str__(self):
+        raise ValueError(Text("no words"))
+
+
+def recorded(context=None):
+    """What is recorded of one birth, after all that is told of it was written."""
+    with cwg.Guard(cwg.Settings(grace=0, context=context)) as guard:
+        sock = abandoned(socket.socket)
+        time.sleep(0.01)
+        zoo.armed.set()
+        report = guard.scan()
+        cwg.render_text(report)
+        cwg.to_dict(report)
+        zoo.armed.clear()
+        sock.close()
+    return report.leaks[0].observation.record, report.coverage.notes
+
+
+def recorded_in_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(recorded()[0]), name=Text("text"))
+    thread._name = Text("text")
+    thread.start()
+    thread.join()
+    return found[0].thread
+
+
+def recorded_in_task():
+    async def record():
+        return recorded()[0]
+
+    async def main():
+        return await asyncio.create_task(record(), name=Text("text"))
+
+    return asyncio.run(main()).task
+
+
+def recorded_in_label():
+    with cwg.label(Text("text")):
+        return recorded()[0].labels[0]
+
+
+@pytest.mark.parametrize("find", [recorded_in_thread, recorded_in_task, recorded_in_label])
+def test_a_name_of_a_hostile_class_is_recorded_as_an_exact_string(find, nothing_evaluated):
+    found = find()
+    assert type(found) is str
+    assert found == "text"
+
+
+def test_a_context_is_recorded_in_exact_values_and_one_without_text_loses_no_other(
+    nothing_evaluated,
+):
+    context = {Text("name"): Text("text"), "worded": Worded(), "bad": Wordless(), "n": 1}
+    record, notes = recorded(lambda: context)
+    assert dict(record.context) == {"name": "text", "worded": "worded", "n": 1}
+    assert {type(each) for each in (*record.context, *record.context.values())} == {str, int}
+    assert "a value of the context has no text: ValueError: no words" in notes
+
+
+def test_a_context_value_of_a_class_that_cannot_be_hashed_is_recorded():
+    value = zoo.UnhashableMeta("Value", (), {"__str__": lambda self: "value"})()
+    assert dict(recorded(lambda: {"value": value})[0].context) == {"value": "value"}
