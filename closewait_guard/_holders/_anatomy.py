@@ -23,6 +23,8 @@ from closewait_guard._objects import (
 __all__ = ["attribute_of", "item_of"]
 
 _MOST_TEXT = 40
+_MOST_BITS = 128
+_MOST_NUMBER = 1 << _MOST_BITS
 
 # What C types call the references that they do not show in a dict.
 _C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
@@ -82,6 +84,9 @@ def _key(key: object) -> str:
         return ", ".join(_key(part) for part in key)
     if type(key) is str:
         return repr(key if len(key) <= _MOST_TEXT else key[: _MOST_TEXT - 3] + "...")
+    if type(key) is int and not -_MOST_NUMBER < key < _MOST_NUMBER:
+        # In decimal it may have more digits than the interpreter writes.
+        return hex(key >> max(0, key.bit_length() - _MOST_BITS)) + "..."
     if type(key) is int or type(key) is float or type(key) is bool or key is None:
         return repr(key)
     return f"<{type_qualname(type(key))}>"

@@ -383,3 +383,17 @@ def test_a_context_is_recorded_in_exact_values_and_one_without_text_loses_no_oth
 def test_a_context_value_of_a_class_that_cannot_be_hashed_is_recorded():
     value = zoo.UnhashableMeta("Value", (), {"__str__": lambda self: "value"})()
     assert dict(recorded(lambda: {"value": value})[0].context) == {"value": "value"}
+
+
+@pytest.mark.parametrize("key", [10**4000, -(10**20_000)], ids=["long", "unwritable"])
+def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, place):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        place.kept = {key: left_by_its_peer()}
+        time.sleep(0.01)
+        report = guard.scan()
+        close_all()
+        del place.kept
+    [told] = report.leaks[0].holders
+    assert "...]" in told
+    assert len(told) < 120
+    assert "who holds" not in " ".join(report.coverage.notes)
