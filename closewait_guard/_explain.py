@@ -66,7 +66,7 @@ class Explainer:
         self._told: dict[int, _Told] = {}
         # What a search in a large heap must be given, after a shorter one has not sufficed.
         self._least = _LEAST
-        # For how many of the accused nobody was looked for, nor for others of their line.
+        # For how many of the accused nobody was looked for; others of their line may be known.
         self.unsearched = 0
 
     def time_to_search(self, *, paced: bool) -> TimeLimit:
@@ -104,9 +104,9 @@ class Explainer:
         self._told = self._remembered(wanted)
         rests = self._allowance.balance(now()) < 0 and not everything
         self._search_all(self._asked(wanted, rests=rests), limit)
-        sites = {told.site for told in self._told.copy().values()}
+        told = self._told.copy()
         unknown = (leak for leak in wanted if self._is_unknown(leak))
-        self.unsearched = sum(_site_of(leak) not in sites for leak in unknown)
+        self.unsearched = sum(leak.observation.record.serial not in told for leak in unknown)
         return tuple(self._explained(leak, pools) for leak in leaks)
 
     def _search_all(self, asked: list[Leak], limit: TimeLimit) -> None:

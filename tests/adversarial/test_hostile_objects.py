@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import closewait_guard as cwg
+from closewait_guard._explain import Explainer
 from closewait_guard.pytest_plugin.reach import reached
 from command_line import environment
 
@@ -397,3 +398,18 @@ def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, plac
     assert "...]" in told
     assert len(told) < 120
     assert "who holds" not in " ".join(report.coverage.notes)
+
+
+def test_sockets_whose_holders_were_not_searched_for_are_counted_beside_one_of_their_line(
+    monkeypatch,
+):
+    real = Explainer._asked
+    monkeypatch.setattr(Explainer, "_asked", lambda *each, rests: real(*each, rests=rests)[:1])
+    with cwg.Guard(cwg.Settings(grace=0)) as guard:
+        kept = [left_by_its_peer() for _ in range(3)]
+        time.sleep(0.01)
+        report = guard.scan()
+        close_all()
+        del kept
+    assert sum(not leak.holders for leak in report.accused) == 2
+    assert any(note.startswith("who holds 2 sockets: not") for note in report.coverage.notes)
