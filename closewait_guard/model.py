@@ -114,7 +114,8 @@ class Coverage:
         forgotten: Those of the dropped whose records had to make room for younger ones.
         failures: Births or deaths that the guard failed to record.
         native: Open sockets that no socket object is known for, because native code opened them or
-            they came as a number; None where nobody says.
+            they came as a number; None where nobody says. A count of one moment: a socket that
+            another thread is in the middle of opening or closing has no object either, and counts.
         notes: One sentence for each thing the guard cannot see here.
     """
 
