@@ -264,7 +264,8 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass
+        # It is there, and may not be sent a signal: it has become another user's.
+        return True
     return True
 
 
