@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -101,12 +102,26 @@ def test_a_broken_pipe_is_silent_and_ends_as_by_its_signal(arguments):
     assert done.returncode == -signal.SIGPIPE
 
 
-@pytest.mark.parametrize("arguments", [["demo"], ["watch", "--interval", "60"]])
-def test_ctrl_c_is_silent_and_ends_as_by_its_signal(arguments):
+def wait_for_a_socket(running):
+    fds, deadline = Path(f"/proc/{running.pid}/fd"), time.monotonic() + 20
+    while not any("socket:" in os.path.realpath(fd) for fd in fds.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def wait_for_a_line(running):
+    running.stdout.readline()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wait_until_under_way"),
+    [(["demo"], wait_for_a_socket), (["watch", "--interval", "60"], wait_for_a_line)],
+)
+def test_ctrl_c_is_silent_and_ends_as_by_its_signal(arguments, wait_until_under_way):
     with subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     ) as running:
-        time.sleep(1.0)
+        wait_until_under_way(running)
         running.send_signal(signal.SIGINT)
         _, told = running.communicate(timeout=10)
     assert told == b""

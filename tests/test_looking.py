@@ -34,6 +34,17 @@ def only(report):
     return leak
 
 
+def scan_within_the_grace_time(guard, act):
+    """A report from no later than the grace time after an act, however busy the machine is."""
+    for _ in range(50):
+        begun = time.monotonic()
+        act()
+        report = guard.scan()
+        if time.monotonic() - begun < GRACE:
+            return report
+    raise AssertionError("the machine is too busy")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
     with connected_pair(host) as (ours, theirs):
@@ -56,9 +67,11 @@ def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
     assert not seen.close_called
 
 
-def test_nothing_is_accused_within_the_grace_time(probed_guard):
-    with half_closed_pair(), socket.socket():
-        report = cwg.Guard.scan(probed_guard)
+@pytest.mark.parametrize("probe", ["linux", "portable"])
+def test_nothing_is_accused_within_the_grace_time(probe):
+    with cwg.Guard(cwg.Settings(grace=60, probe=probe)) as guard:
+        with half_closed_pair(), socket.socket():
+            report = guard.scan()
     assert report.accused == ()
     assert set(verdicts(report)) <= {cwg.Verdict.CLOSING}
 
@@ -69,7 +82,7 @@ def test_the_kernel_dates_the_fin_even_before_the_guard():
         with cwg.Guard(cwg.Settings(grace=0.1)) as guard:
             seen = only(guard.scan()).observation
     assert seen.record.origin is cwg.Origin.ADOPTED
-    assert 0.25 <= seen.peer_closed_for <= 1
+    assert 0.25 <= seen.peer_closed_for <= 10
     assert seen.evidence is cwg.Evidence.TCP_INFO
     assert seen.unread == 5
     assert seen.last_received_for >= 0.25
@@ -85,12 +98,11 @@ def test_unread_bytes_are_counted_and_not_consumed(guard):
 
 
 def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
-    with half_closed_pair(b"x" * 8) as (ours, _):
+    with half_closed_pair(b"x" * 250) as (ours, _):
         wait()
         guard.scan()
         for _ in range(4):
-            ours.recv(1)
-            assert guard.scan().accused == ()
+            assert scan_within_the_grace_time(guard, lambda: ours.recv(1)).accused == ()
             time.sleep(GRACE / 2)
         wait()
         assert verdicts(guard.scan()) == ["leaked"]
@@ -237,15 +249,15 @@ def test_a_half_closed_connection_that_we_still_serve_is_explained(guard):
 
 
 def test_a_half_closed_connection_served_no_more_becomes_a_leak():
-    with cwg.Guard(cwg.Settings(grace=GRACE, half_close_idle=0.1)) as guard:
+    with cwg.Guard(cwg.Settings(grace=GRACE, half_close_idle=0.4)) as guard:
         with connected_pair() as (ours, theirs):
             theirs.shutdown(socket.SHUT_WR)
             select.select([ours], [], [], 5)
             guard.scan()
-            time.sleep(0.12)
+            time.sleep(0.5)
             ours.sendall(b"last")
             assert only(guard.scan()).verdict is cwg.Verdict.HALF_CLOSED
-            time.sleep(0.25)
+            time.sleep(0.6)
             assert only(guard.scan()).verdict is cwg.Verdict.LEAKED
 
 
@@ -390,11 +402,14 @@ def test_a_closed_socket_whose_file_object_carries_data_is_in_use(guard):
     with connected_pair() as (ours, theirs):
         file = ours.makefile("rb")
         ours.close()
-        for _ in range(6):
+
+        def carry():
             theirs.sendall(b"line\n")
             assert file.readline() == b"line\n"
             time.sleep(GRACE / 2)
-            assert guard.scan().accused == ()
+
+        for _ in range(6):
+            assert scan_within_the_grace_time(guard, carry).accused == ()
         file.close()
 
 

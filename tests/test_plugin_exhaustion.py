@@ -53,10 +53,11 @@ def test_what_takes_all_descriptors_is_told_everywhere(suite, source, owners):
 
 def test_a_thread_that_takes_all_descriptors_later_is_told_at_the_end(suite):
     source = """
+timer = threading.Timer(0.1, take_all)
 def test_first():
-    threading.Timer(0.1, take_all).start()
+    timer.start()
 def test_second():
-    time.sleep(0.5)
+    timer.join(20)
 """
     result = suite.fail(TAKE_ALL + source, apart=True)
     result.stdout.fnmatch_lines(["*ERROR *test_first - leaked * sockets*"])
