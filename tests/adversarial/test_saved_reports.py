@@ -115,15 +115,18 @@ def test_bytes_that_were_changed_anywhere_are_told_or_refused_in_one_sentence(va
 
 @pytest.mark.long
 def test_no_mutation_breaks_anything_for_long(attack_seconds):
+    """Few at a time: to make one takes longer than to read it, and the clock is asked between."""
     deadline = time.monotonic() + attack_seconds
 
-    @settings(max_examples=1_000_000, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(mutated())
     def attack(data):
-        if time.monotonic() < deadline:
-            assert_one_sentence_or_a_report(data)
+        assert_one_sentence_or_a_report(data)
 
-    attack()
+    while time.monotonic() < deadline:
+        attack()
 
 
 @pytest.fixture(scope="module")
