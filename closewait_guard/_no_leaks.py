@@ -46,7 +46,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     Args:
         guard: Makes, or names, the guard to use; one that is not installed is, for the block.
         grace: Seconds that sockets have to close after the block.
-        allow_open: Accept sockets that are open and well, such as those of a pool that stays.
+        allow_open: Accept sockets that are open and well, such as those of a pool that stays; not
+            those that could not be looked at.
 
     Raises:
         SocketLeakError: Sockets were leaked; the text is the report.
@@ -121,7 +122,12 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             raise SocketLeakError(render_text(report), report)
 
     def _guilty(self, report: Report) -> tuple[Leak, ...]:
-        return tuple(leak for leak in report.leaks if leak.accused or not self._allow_open)
+        return tuple(
+            leak
+            for leak in report.leaks
+            # What could not be looked at is not known to be well.
+            if leak.accused or not self._allow_open or not leak.observation.is_described
+        )
 
 
 async def _sleep(seconds: float) -> None:

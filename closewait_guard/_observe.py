@@ -29,6 +29,7 @@ from closewait_guard._records import record_of
 from closewait_guard._refusals import refusals
 from closewait_guard._sight import Sight
 from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
+from closewait_guard._socket_values import UNKNOWN_FAMILY
 from closewait_guard._story import SERIAL, SOCK, Story, discard
 from closewait_guard._thefts import Thefts
 from closewait_guard.model import Connection, Evidence, Observation, Origin, SocketRecord, State
@@ -171,7 +172,7 @@ class Observer:
 # What a look has shown, and when it began and was over.
 _Shown = tuple[View, Endpoint, float, float]
 _NOTHING_SEEN = View(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
-_UNKNOWN = Endpoint("unknown", "unknown", None, None)
+_UNKNOWN = Endpoint(UNKNOWN_FAMILY, "unknown", None, None)
 # The ends of a connection after which it has the addresses that it will ever have.
 _FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from closewait_guard._origin import Origin
 from closewait_guard._vocabulary import Connection, Evidence, FrameKind, Scalar, State
 
-__all__ = ["Frame", "Observation", "SocketRecord"]
+__all__ = ["UNKNOWN_FAMILY", "Frame", "Observation", "SocketRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,10 @@ def _called_by_user(stack: tuple[Frame, ...]) -> bool:
     return next(callers, None) is FrameKind.USER
 
 
+# Of a socket that could not be looked at.
+UNKNOWN_FAMILY = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one look at the kernel showed of one socket.
@@ -134,3 +138,8 @@ class Observation:
     def useless_for(self) -> float:
         """Seconds since the peer closed, or for which nobody has done anything about it."""
         return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)
+
+    @property
+    def is_described(self) -> bool:
+        """Whether looking at it has succeeded; of any other, only where it was born is known."""
+        return self.family != UNKNOWN_FAMILY

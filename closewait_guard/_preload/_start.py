@@ -78,21 +78,30 @@ class _Ending:
 
     def _report(self) -> None:
         try:
-            report = _final(self._guard)
+            # Without a grace time: what is not closed by now never will be.
+            report = self._guard.check(0)
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self._status.end(f"failed {printable(why)}")
             print_error(f"process {os.getpid()} cannot report: {why}")
             return
-        self._status.end("leaked" if report.accused else "clean")
+        self._status.end(_verdict(report))
         if self._guard.settings.at_exit:
             with suppress(Exception):
-                _tell(report, self._status.lost_workers())
+                _tell(_without_open(report), self._status.lost_workers())
 
 
-def _final(guard: Guard) -> Report:
-    """Without a grace time: what is not closed by now never will be."""
-    report = guard.check(0)
+def _verdict(report: Report) -> str:
+    """What the launcher is told: what could not be looked at may have leaked."""
+    if report.accused:
+        return "leaked"
+    undescribed = sum(not leak.observation.is_described for leak in report.leaks)
+    if undescribed:
+        return f"failed looking at {count_of(undescribed, 'socket')} has failed"
+    return "clean"
+
+
+def _without_open(report: Report) -> Report:
     wrong = tuple(leak for leak in report.leaks if leak.verdict is not Verdict.OPEN)
     return replace(report, leaks=wrong)
 

@@ -264,7 +264,7 @@ def one_undescribable(monkeypatch):
     real = _observe.endpoint_of
 
     def endpoint_of(sock, fd):
-        return broken() if type(sock) is HostileSocket else real(sock, fd)
+        return broken() if type(sock).__name__ == "HostileSocket" else real(sock, fd)
 
     monkeypatch.setattr(_observe, "endpoint_of", endpoint_of)
 
@@ -281,11 +281,29 @@ def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undesc
         assert "looking at it" not in " ".join(guard.scan().coverage.notes)
 
 
-def test_a_block_that_leaves_a_socket_that_cannot_be_described_fails(one_undescribable):
+@pytest.mark.parametrize("allow_open", [False, True])
+def test_a_block_that_leaves_a_socket_that_cannot_be_described_fails(one_undescribable, allow_open):
     kept = []
-    with pytest.raises(cwg.SocketLeakError, match="STILL OPEN  unknown"), cwg.no_leaks(grace=0):
-        kept.append(abandoned(HostileSocket))
+    with pytest.raises(cwg.SocketLeakError, match="STILL OPEN  unknown") as caught:
+        with cwg.no_leaks(grace=0, allow_open=allow_open):
+            kept.append(abandoned(HostileSocket))
     kept.pop().close()
+    assert "the state of 1 socket: looking at it has failed" in str(caught.value)
+
+
+def test_pytest_fails_a_test_that_leaves_a_socket_that_cannot_be_described(
+    suite, one_undescribable
+):
+    result = suite.fail(
+        """
+class HostileSocket(socket.socket): pass
+def test_leaves_it(): keep(HostileSocket())
+def test_leaves_nothing(): pass
+"""
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*STILL OPEN  unknown*", "*ERROR *test_leaves_it*"])
+    assert "the state of 1 socket: looking at it has failed" in result.stdout.str()
 
 
 def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch):

@@ -78,6 +78,27 @@ def test_a_leak_is_known_wherever_the_program_goes(run, source):
     run(f"folder = os.path.dirname(__file__)\n{source}", code=LEAKED)
 
 
+UNDESCRIBABLE = """
+import closewait_guard._observe as observe
+real, odd = observe.endpoint_of, socket.socket()
+
+def fails(sock, fd):
+    if sock is odd:
+        raise RuntimeError("not this one")
+    return real(sock, fd)
+
+observe.endpoint_of = fails
+"""
+
+
+def test_whether_a_socket_that_cannot_be_looked_at_has_leaked_is_unknown(run):
+    done = run(UNDESCRIBABLE, code=UNKNOWN)
+    assert done.stderr.count("leaks unknown: ") == 1
+    assert done.stderr.endswith(" could not report: looking at 1 socket has failed\n")
+    run(UNDESCRIBABLE + "odd.close()", code=0)
+    run(UNDESCRIBABLE + "leak()", code=LEAKED)
+
+
 @pytest.mark.parametrize(
     "start",
     [
