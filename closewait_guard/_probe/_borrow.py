@@ -36,7 +36,9 @@ def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
     flag = getattr(socket, "SOCK_NONBLOCK", 0)
     copy = OwnedDescriptor(os.dup(fd))
     try:
-        sock = _socket.socket(-1, kind | flag, -1, fileno=copy.fileno())
+        # No keyword: Python 3.12 keeps the names of a C function's arguments for the whole process
+        # where they are first used, and aborts at its end if that was an isolated interpreter.
+        sock = _socket.socket(-1, kind | flag, -1, copy.fileno())
         try:
             yield sock
         finally:

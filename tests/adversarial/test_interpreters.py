@@ -119,6 +119,34 @@ def test_the_class_of_an_interpreter_is_found_behind_a_mock(shared):
     )
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_interpreter_that_looks_at_the_sockets_of_another_lets_the_process_end(shared):
+    """Those are nobody's in its eyes: it looks through a copy of the descriptor."""
+    run(
+        f"""
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        ends = time.monotonic() + 20
+
+        def looks():
+            other = new({shared})
+            apart(other, '''
+        import closewait_guard as cwg
+        with cwg.Guard() as guard:
+            assert guard.scan(full=True).coverage.native > 0
+        '''.replace(" " * 8, ""))
+            interpreters.destroy(other)
+
+        looking = threading.Thread(target=looks)
+        looking.start()
+        while looking.is_alive() and time.monotonic() < ends:
+            time.sleep(0.002)
+        looking.join()
+        ours.close()
+        """
+    )
+
+
 RUNS = """
 import time
 def works(until):
