@@ -9,6 +9,7 @@ from closewait_guard._lines import cut, fitted, folded
 from closewait_guard._words import addresses, count_of, distinct, span
 from closewait_guard.model import (
     Connection,
+    Evidence,
     Frame,
     FrameKind,
     Observation,
@@ -123,7 +124,7 @@ def kind_of(observation: Observation) -> str:
 
 def story(seen: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and what lies unread."""
-    told = [_ENDS[seen[0].connection]]
+    told = [_end(seen[0])]
     closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
     if closed:
         told[0] += f" {span(min(closed), max(closed))} ago"
@@ -144,12 +145,21 @@ def story(seen: Sequence[Observation]) -> str:
 
 
 _ENDS = {
+    Connection.NEVER_CONNECTED: "never connected",
     Connection.UNCONNECTED: "refused, or never connected",
     Connection.LIVE: "",
     Connection.PEER_CLOSED: "peer closed",
     Connection.GONE: "connection reset or ended",
     Connection.NOT_APPLICABLE: "",
 }
+
+
+def _end(observation: Observation) -> str:
+    """How the connection ended, in the words that the evidence allows."""
+    connection = observation.connection
+    if connection is Connection.UNCONNECTED and observation.evidence is Evidence.TCP_INFO:
+        return "the connection was refused or failed"
+    return _ENDS[connection]
 
 
 def _quiet_for(observation: Observation) -> float | None:

@@ -222,7 +222,13 @@ class Explainer:
             owners = (*owners, "reconnect")
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
-        hint = hint_for(leak.verdict, record.origin, leak.observation.evidence, owners)
+        hint = hint_for(
+            leak.verdict,
+            record.origin,
+            leak.observation.evidence,
+            leak.observation.connection,
+            owners,
+        )
         # Not by replace(), which takes a tenth of a scan of those that are told in every report.
         seen, verdict, severity = leak.observation, leak.verdict, leak.severity
         return Leak(seen, verdict, severity, sentences, hint, told.successor)

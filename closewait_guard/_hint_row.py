@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from closewait_guard.model import Evidence, Origin, Verdict
+from closewait_guard.model import Connection, Evidence, Origin, Verdict
 
 __all__ = ["Hint", "held"]
 
@@ -24,15 +24,22 @@ class Hint(NamedTuple):
     origin: Origin | None = None
     evidence: Evidence | None = None
     holder: str | None = None
+    connection: Connection | None = None
 
     def fits(
-        self, verdict: Verdict, origin: Origin, evidence: Evidence, holders: Iterable[str]
+        self,
+        verdict: Verdict,
+        origin: Origin,
+        evidence: Evidence,
+        connection: Connection,
+        holders: Iterable[str],
     ) -> bool:
         """Whether the row is for such a socket."""
         return (
             self.verdict is verdict
             and self.origin in (None, origin)
             and self.evidence in (None, evidence)
+            and self.connection in (None, connection)
             and (self.holder is None or any(_is_of(name, self.holder) for name in holders))
         )
 

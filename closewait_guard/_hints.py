@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from closewait_guard._hint_row import Hint, held
-from closewait_guard.model import Evidence, Origin, Verdict
+from closewait_guard.model import Connection, Evidence, Origin, Verdict
 
 __all__ = ["HINTS", "hint_for"]
 
@@ -172,6 +172,23 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.DEAD,
+        "it was never connected: close() it on every path that neither connects it nor listens, "
+        "errors included, or make it only when it is needed; `with` around it helps",
+        connection=Connection.NEVER_CONNECTED,
+    ),
+    *(
+        Hint(
+            Verdict.DEAD,
+            "the connection failed, ended or was never made, the descriptor is still taken: call "
+            "close() in the error path and on every path that does not connect, or use `with`",
+            evidence=evidence,
+            connection=Connection.UNCONNECTED,
+        )
+        # Only TCP_INFO tells a connect that failed from none.
+        for evidence in (Evidence.POLL, Evidence.TABLE)
+    ),
+    Hint(
+        Verdict.DEAD,
         "the connection failed or ended, the descriptor is still taken: call close() in the "
         "error path, e.g. in an `except OSError` or a finally block",
     ),
@@ -247,7 +264,11 @@ HINTS: tuple[Hint, ...] = (
 
 @lru_cache(4096)
 def hint_for(
-    verdict: Verdict, origin: Origin, evidence: Evidence, holders: tuple[str, ...] = ()
+    verdict: Verdict,
+    origin: Origin,
+    evidence: Evidence,
+    connection: Connection,
+    holders: tuple[str, ...] = (),
 ) -> str:
     """One sentence that says what to change.
 
@@ -255,7 +276,9 @@ def hint_for(
         verdict: What is thought of the socket.
         origin: How the descriptor came to be.
         evidence: What the verdict rests on.
+        connection: What is left of its connection.
         holders: The names of the types that hold it.
     """
-    fitting = (row.sentence for row in HINTS if row.fits(verdict, origin, evidence, holders))
+    seen = (verdict, origin, evidence, connection, holders)
+    fitting = (row.sentence for row in HINTS if row.fits(*seen))
     return next(fitting, "")

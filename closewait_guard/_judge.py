@@ -24,6 +24,8 @@ _ENDING = frozenset(
     {State.FIN_WAIT1, State.FIN_WAIT2, State.CLOSING, State.LAST_ACK, State.TIME_WAIT}
 )
 
+_UNCONNECTED = frozenset({Connection.NEVER_CONNECTED, Connection.UNCONNECTED})
+
 _DEALT_WITH_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
 
 # The kernel counts in ticks of up to 10 ms, and two of its times are compared.
@@ -70,7 +72,9 @@ def _leak(
     if verdict in _DEALT_WITH_BY_POOLS and observation.record.serial in pooled:
         verdict = Verdict.STALE_POOL
     severity = _severity(verdict, observation, settings, crowd)
-    hint = hint_for(verdict, observation.record.origin, observation.evidence)
+    hint = hint_for(
+        verdict, observation.record.origin, observation.evidence, observation.connection
+    )
     return Leak(observation, verdict, severity, (), hint)
 
 
@@ -88,7 +92,7 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
         return Verdict.CLOSING if observation.state in _ENDING else Verdict.OPEN
     if _still_sending(observation, settings):
         return Verdict.HALF_CLOSED
-    unconnected = observation.connection is Connection.UNCONNECTED
+    unconnected = observation.connection in _UNCONNECTED
     if unconnected and observation.record.origin is Origin.NATIVE:
         # Native code prepares its sockets out of our sight.
         return Verdict.OPEN

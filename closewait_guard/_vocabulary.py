@@ -47,6 +47,7 @@ class State(Word):
 class Connection(Word):
     """What is left of the connection, whatever its protocol calls that."""
 
+    NEVER_CONNECTED = "never_connected"
     UNCONNECTED = "unconnected"
     LIVE = "live"
     PEER_CLOSED = "peer_closed"

@@ -539,7 +539,12 @@ def test_every_hint_can_be_told():
         origin = row.origin or cwg.Origin.CREATED
         evidence = row.evidence or cwg.Evidence.TCP_INFO
         holders = () if row.holder is None else (row.holder,)
-        assert hint_for(row.verdict, origin, evidence, holders) == row.sentence
-    assert hint_for(
-        cwg.Verdict.LEAKED, cwg.Origin.CREATED, cwg.Evidence.POLL, ("redisx.Client",)
-    ) == hint_for(cwg.Verdict.LEAKED, cwg.Origin.CREATED, cwg.Evidence.POLL)
+        connection = row.connection or cwg.Connection.PEER_CLOSED
+        assert hint_for(row.verdict, origin, evidence, connection, holders) == row.sentence
+    seen = (
+        cwg.Verdict.LEAKED,
+        cwg.Origin.CREATED,
+        cwg.Evidence.POLL,
+        cwg.Connection.PEER_CLOSED,
+    )
+    assert hint_for(*seen, ("redisx.Client",)) == hint_for(*seen)

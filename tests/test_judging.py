@@ -57,6 +57,8 @@ def judged(count=1, limit=20_000, settings=SETTINGS, **changes):
         ({"connection": cwg.Connection.GONE, "state": cwg.State.CLOSE}, cwg.Verdict.DEAD),
         ({"connection": cwg.Connection.UNCONNECTED}, cwg.Verdict.DEAD),
         ({"connection": cwg.Connection.UNCONNECTED, "suspect_for": 0.1}, cwg.Verdict.OPEN),
+        ({"connection": cwg.Connection.NEVER_CONNECTED}, cwg.Verdict.DEAD),
+        ({"connection": cwg.Connection.NEVER_CONNECTED, "suspect_for": 0.1}, cwg.Verdict.OPEN),
         ({"connection": cwg.Connection.NOT_APPLICABLE}, cwg.Verdict.OPEN),
         ({"connection": cwg.Connection.LIVE}, cwg.Verdict.OPEN),
         (
@@ -145,7 +147,8 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
 def test_every_verdict_that_a_judge_gives_has_a_hint_for_every_origin():
     for verdict in set(cwg.Verdict) - {cwg.Verdict.STALE_POOL}:
         for origin in cwg.Origin:
-            assert hint_for(verdict, origin, cwg.Evidence.TCP_INFO)
+            for connection in cwg.Connection:
+                assert hint_for(verdict, origin, cwg.Evidence.TCP_INFO, connection)
 
 
 # Since when.

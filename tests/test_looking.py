@@ -183,10 +183,128 @@ def test_refused_and_never_connected_sockets_that_are_kept_are_dead(probed_guard
     wait()
     report = probed_guard.scan()
     assert verdicts(report) == ["dead", "dead"]
-    assert {leak.observation.connection for leak in report.leaks} == {cwg.Connection.UNCONNECTED}
+    connections = {leak.observation.connection for leak in report.leaks}
+    assert connections <= {cwg.Connection.UNCONNECTED, cwg.Connection.NEVER_CONNECTED}
     assert {leak.observation.state for leak in report.leaks} == {cwg.State.CLOSE}
     never.close()
     refused.close()
+
+
+def _never_used(kind):
+    return kind()
+
+
+def _bound(kind):
+    sock = kind()
+    sock.bind(("", 0))
+    return sock
+
+
+def _no_more_listening(kind):
+    sock = _bound(kind)
+    sock.listen()
+    sock.shutdown(socket.SHUT_RDWR)
+    return sock
+
+
+def _without_an_address(kind):
+    """The connect fails before anything is sent."""
+    sock = kind()
+    with pytest.raises(socket.gaierror):
+        sock.connect(("::1" if sock.family == socket.AF_INET else "127.0.0.1", 80))
+    return sock
+
+
+_IPPROTO_MPTCP = 262
+
+
+def _tcp(family, protocol=0):
+    def kind():
+        try:
+            return socket.socket(family, socket.SOCK_STREAM, protocol)
+        except OSError as error:
+            pytest.skip(f"not on this machine: {error}")
+
+    return kind
+
+
+_TCP_KINDS = {
+    "ipv4": _tcp(socket.AF_INET),
+    "ipv6": _tcp(socket.AF_INET6),
+    "multipath": _tcp(socket.AF_INET, _IPPROTO_MPTCP),
+}
+
+
+def _text(report):
+    return " ".join(cwg.render_text(report).split())
+
+
+@pytest.mark.parametrize("kind", _TCP_KINDS.values(), ids=_TCP_KINDS)
+@pytest.mark.parametrize(
+    "make",
+    [_never_used, _bound, _no_more_listening, _without_an_address],
+    ids=lambda each: each.__name__,
+)
+def test_a_socket_that_never_connected_is_told_so_in_text_and_data(guard, make, kind):
+    with make(kind):
+        assert guard.scan().leaks == ()
+        wait()
+        report = guard.scan()
+    leak = only(report)
+    assert leak.verdict is cwg.Verdict.DEAD
+    assert leak.observation.connection is cwg.Connection.NEVER_CONNECTED
+    assert leak.hint.startswith("it was never connected: close() it on every path")
+    text = _text(report)
+    assert " never connected " in text
+    assert "refused" not in text
+    assert "failed" not in text
+    saved = cwg.to_dict(report)
+    assert saved["leaks"][0]["observation"]["connection"] == "never_connected"
+    assert cwg.from_dict(saved) == report
+
+
+@pytest.mark.parametrize("timeout", [None, 5, 0], ids=["blocking", "timeout", "non-blocking"])
+@pytest.mark.parametrize("kind", _TCP_KINDS.values(), ids=_TCP_KINDS)
+def test_a_connect_that_was_refused_is_told_as_a_failure(guard, kind, timeout):
+    host = "::1" if kind is _TCP_KINDS["ipv6"] else "127.0.0.1"
+    with kind() as sock, kind() as taken:
+        # Bound and not listening: nothing else can have the port meanwhile.
+        taken.bind((host, 0))
+        sock.settimeout(timeout)
+        with pytest.raises((ConnectionRefusedError, BlockingIOError)):
+            sock.connect(taken.getsockname())
+        select.select([], [sock], [], 5)
+        guard.scan()
+        wait()
+        report = guard.scan()
+        [leak] = [leak for leak in report.leaks if leak.observation.fd == sock.fileno()]
+    assert leak.verdict is cwg.Verdict.DEAD
+    assert leak.observation.connection is cwg.Connection.UNCONNECTED
+    assert leak.hint.startswith("the connection failed or ended")
+    assert "the connection was refused or failed" in _text(report)
+
+
+@pytest.mark.parametrize(
+    ("probe", "family"),
+    [("portable", socket.AF_INET), ("portable", socket.AF_UNIX), ("linux", socket.AF_UNIX)],
+)
+def test_without_tcp_info_no_more_is_told_than_is_known(probe, family):
+    guard = cwg.Guard(cwg.Settings(grace=GRACE, probe=probe))
+    with guard, socket.socket(family):
+        guard.scan()
+        wait()
+        report = guard.scan()
+    leak = only(report)
+    assert leak.observation.connection is cwg.Connection.UNCONNECTED
+    assert leak.hint.startswith("the connection failed, ended or was never made")
+    assert "refused, or never connected" in _text(report)
+
+
+def test_a_datagram_socket_without_a_peer_is_well(probed_guard):
+    with socket.socket(type=socket.SOCK_DGRAM):
+        probed_guard.scan()
+        wait()
+        assert probed_guard.scan().leaks == ()
 
 
 def test_a_reset_connection_that_is_kept_is_dead_and_keeps_its_error(probed_guard):

@@ -137,7 +137,7 @@ def _held(leak: Leak, sight: Sight) -> Leak:
 def _without_python(leak: Leak) -> Leak:
     """What to change in a program in C, for instance."""
     seen = leak.observation
-    return replace(leak, hint=hint_for(leak.verdict, Origin.NATIVE, seen.evidence))
+    return replace(leak, hint=hint_for(leak.verdict, Origin.NATIVE, seen.evidence, seen.connection))
 
 
 def _told(copy: Copy, own: int) -> str:

@@ -48,9 +48,10 @@ _TCP_PROTOCOLS = frozenset({0, socket.IPPROTO_TCP, 262})
 _STREAM_FAMILIES = frozenset({socket.AF_UNIX, socket.AF_VSOCK})
 
 # struct tcp_info: tcpi_state at 0, tcpi_unacked at 24, tcpi_last_data_sent at 44,
-# tcpi_last_data_recv at 52, tcpi_last_ack_recv at 56, tcpi_bytes_acked at 120, tcpi_segs_in at 140,
-# tcpi_notsent_bytes at 144. Kernels before 4.6 end earlier: what they lack reads as zero.
-_TCP_INFO = struct.Struct("=B 23x I 16x I 4x I I 60x Q 12x I I")
+# tcpi_last_data_recv at 52, tcpi_last_ack_recv at 56, tcpi_pmtu at 60, tcpi_bytes_acked at 120,
+# tcpi_segs_in at 140, tcpi_notsent_bytes at 144. Kernels before 4.6 end earlier: what they lack
+# reads as zero.
+_TCP_INFO = struct.Struct("=B 23x I 16x I 4x I I I 56x Q 12x I I")
 TCP_INFO_SIZE = _TCP_INFO.size
 
 _fileno = _socket.socket.fileno
@@ -109,14 +110,16 @@ def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> View:
     """Read a `struct tcp_info`, whoever the kernel gave it to."""
     if len(raw) < TCP_INFO_SIZE:
         raw = raw.ljust(TCP_INFO_SIZE, b"\0")
-    number, unacked, sent, received, acknowledged, acked, segments, notsent = _TCP_INFO.unpack_from(
-        raw
+    number, unacked, sent, received, acknowledged, path_mtu, acked, segments, notsent = (
+        _TCP_INFO.unpack_from(raw)
     )
     state = STATES[number] if number < len(STATES) else State.NONE
     connection = CONNECTIONS.get(state, Connection.LIVE)
     if connection is Connection.GONE and not acked and segments <= 1:
         # Refused at most, by that one segment. Its times count from the machine's start.
-        return View(state, Evidence.TCP_INFO, Connection.UNCONNECTED)
+        # The kernel learns the path's MTU when it sends a SYN: without one, none was sent.
+        tried = Connection.UNCONNECTED if path_mtu else Connection.NEVER_CONNECTED
+        return View(state, Evidence.TCP_INFO, tried)
     if connection is Connection.NOT_APPLICABLE:
         return View(state, Evidence.TCP_INFO, connection)
     return View(
