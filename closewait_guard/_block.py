@@ -124,7 +124,7 @@ def kind_of(observation: Observation) -> str:
 
 def story(seen: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and what lies unread."""
-    told = [_end(seen[0])]
+    told = [", or ".join(filter(None, distinct(_end(each) for each in seen)))]
     closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
     if closed:
         told[0] += f" {span(min(closed), max(closed))} ago"

@@ -300,6 +300,18 @@ def test_without_tcp_info_no_more_is_told_than_is_known(probe, family):
     assert "refused, or never connected" in _text(report)
 
 
+def test_one_line_whose_sockets_were_refused_or_never_connected_is_told_as_both(guard):
+    never, refused, taken = [socket.socket() for _ in range(3)]
+    with never, refused, taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError):
+            refused.connect(taken.getsockname())
+        guard.scan()
+        wait()
+        text = _text(guard.scan())
+    assert "never connected, or the connection was refused or failed" in text
+
+
 def test_a_datagram_socket_without_a_peer_is_well(probed_guard):
     with socket.socket(type=socket.SOCK_DGRAM):
         probed_guard.scan()
