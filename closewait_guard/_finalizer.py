@@ -6,7 +6,7 @@ import _socket
 import io
 import socket
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from closewait_guard._interruptions import Later, interrupts
@@ -15,6 +15,7 @@ from closewait_guard._wrappers import SOCKET, Audience, code_of
 __all__ = ["wrap_del"]
 
 _fileno = _socket.socket.fileno
+_IN_C = _socket.socket.__del__  # type: ignore[attr-defined]
 
 
 def wrap_del(original: Callable[[Any], Any], audience: Audience) -> Any:
@@ -23,34 +24,51 @@ def wrap_del(original: Callable[[Any], Any], audience: Audience) -> Any:
     All that calls is in C: a signal handler may raise before the first bytecode of any function in
     Python, and at the recursion limit none can be called. So no frame of ours is on the stack when
     the C finalizer emits the ResourceWarning, which is attributed to the program's own line, as it
-    is without the guard.
+    is without the guard. Of a closed socket nobody is told, and no bytecode of ours runs at all.
 
     A list compares each of its items with what is looked for: a call of each with the socket, one
-    after the other, for none of them answers that it is equal. A cache of no size calls what it was
-    made of, and is bound by the interpreter as a function is, without an object for each call.
+    after the other, until one answers that it is equal. A cache of no size calls what it was made
+    of, and is bound by the interpreter as a function is, without an object for each call.
     """
 
-    class Source(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
+    def tell(sock: socket.socket) -> None:
+        _tell(audience, later, sock, _fileno(sock))
 
-        def _dealloc_warn(self, sock: socket.socket) -> None:
-            fd = _fileno(sock)
-            if fd >= 0:
-                _tell(audience, later, sock, fd)
-
-    # What is raised in there is dropped in C.
-    notice = io.BufferedReader(Source(), 1)._dealloc_warn  # type: ignore[attr-defined]
     # The C finalizer calls `__repr__`, and drops what is raised in there.
-    later = Later((Source._dealloc_warn.__code__, code_of(SOCKET.__repr__)))
-    finalize: Any = lru_cache(0)([_calling(notice), _calling(original)].__contains__)
+    later = Later((tell.__code__, code_of(SOCKET.__repr__)))
+    calls = [_with_method("__eq__", each) for each in (_is_closed, _dropping_errors(tell))]
+    if original is not _IN_C:
+        # That of a closed socket is to be called too.
+        calls = [_with_method("__eq__", _dropping_errors(calls.__contains__))]
+    calls.append(_with_method("__eq__", original))
+    finalize: Any = lru_cache(0)(calls.__contains__)
     finalize.__wrapped__ = original
     return finalize
 
 
-def _calling(function: Callable[[Any], Any]) -> object:
-    """An object that calls a function with whatever it is compared with."""
-    return type("Calling", (), {"__eq__": staticmethod(function)})()
+def _with_method(name: str, function: Callable[[Any], Any]) -> object:
+    """An object that calls a function with the other operand."""
+    return type("Calling", (), {name: staticmethod(function)})()
+
+
+def _dropping_errors(function: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """The same; what is raised in there is dropped in C."""
+
+    class Source(io.RawIOBase):
+        _dealloc_warn = staticmethod(function)
+
+        def readable(self) -> bool:
+            return True
+
+    return io.BufferedReader(Source(), 1)._dealloc_warn  # type: ignore[attr-defined,no-any-return]
+
+
+# A sum asks each of the terms to add itself to what there is: first to the socket, which cannot be
+# added to anything, then to its number.
+_is_closed: Any = partial(
+    sum,
+    (_with_method("__radd__", _fileno), _with_method("__radd__", frozenset({-1}).__contains__)),
+)
 
 
 def _tell(audience: Audience, later: Later, sock: socket.socket, fd: int) -> None:

@@ -185,6 +185,38 @@ def test_what_a_handler_raises_while_a_socket_dies_is_raised_after_it_and_as_it_
     assert not reported
 
 
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("is_patched", [True, False])
+def test_no_bytecode_of_ours_runs_where_a_closed_socket_dies(closes, is_patched, monkeypatch):
+    """A signal handler could raise there, and what is raised in a finalizer is dropped."""
+    finalized, called = [], []
+
+    def of_another_library(sock):
+        finalized.append(sock)
+
+    if is_patched:
+        monkeypatch.setattr(socket.socket, "__del__", of_another_library, raising=False)
+    with cwg.Guard() as guard:
+        sock = socket.socket()
+        number = sock.fileno()
+        if closes:
+            sock.close()
+        sys.setprofile(lambda frame, event, _: called.append((event, frame.f_code.co_name)))
+        sock = None
+        sys.setprofile(None)
+        calls = [name for event, name in called if event == "call"]
+        if closes:
+            assert calls == ["of_another_library"] * is_patched
+        else:
+            assert calls[0] == "tell"
+        assert len(finalized) == is_patched
+        while finalized:
+            finalized.pop().close()
+        assert guard.scan().coverage.dropped == (not closes)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
 @pytest.mark.parametrize("error", [MemoryError, RecursionError, RuntimeError])
 def test_a_failure_of_our_own_does_not_stop_the_finalizer(error, monkeypatch):
     def fails(*_):
