@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from closewait_guard._parse import ContextProvider
 
-__all__ = ["context", "dropped_kept", "stack_depth"]
+__all__ = ["RECORDING_DEFAULTS"]
 
-# By the names of the settings, so that this module can stand for them.
-context: ContextProvider | str | None = None
-dropped_kept: int = 1000
-stack_depth: int = 32
+
+class _RecordingSettings(NamedTuple):
+    """What recording reads of `Settings`."""
+
+    context: ContextProvider | str | None = None
+    dropped_kept: int = 1000
+    stack_depth: int = 32
+
+
+RECORDING_DEFAULTS = _RecordingSettings()

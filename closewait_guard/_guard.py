@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 # Some of these for use only when there may be no descriptor left to load them with.
-from closewait_guard import _adoption, _patch, _probe, _serial  # noqa: F401
+from closewait_guard import _patch, _probe, _serial  # noqa: F401
 from closewait_guard._birth import Birth
 from closewait_guard._clock import now
 from closewait_guard._context import PlainContext

@@ -14,9 +14,9 @@ from closewait_guard._trusted_file import UntrustedFileError, entries_on_the_way
 __all__ = ["OutputFile"]
 
 _SECONDS_FOR_READER = 5.0
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
-    _FLAGS |= getattr(os, _name, 0)
+    _APPEND_FLAGS |= getattr(os, _name, 0)
 
 
 class OutputFile:
@@ -140,7 +140,7 @@ def _open_by_name(path: str) -> int:
     with suppress(FileNotFoundError):
         # Even to open a pipe that is refused then would wake who waits for its writer.
         _refuse_unless_regular(os.lstat(real), path)
-    fd = os.open(real, _FLAGS, 0o600)
+    fd = os.open(real, _APPEND_FLAGS, 0o600)
     try:
         status = os.fstat(fd)
         _refuse_unless_regular(status, path)

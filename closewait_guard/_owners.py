@@ -21,7 +21,7 @@ def owners_of(fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]]
         fds: The descriptors.
         find: The objects of some classes, which are given by their identity.
     """
-    kinds = _kinds_by_class()
+    kinds = _owner_classes()
     found: dict[int, Any] = {}
     for owner in find({key: cls for key, (cls, _) in kinds.items()}) if fds and kinds else ():
         # It may be closed, or busy with something that does not allow to be asked.
@@ -33,7 +33,7 @@ def owners_of(fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]]
     return found
 
 
-def _kinds_by_class() -> dict[int, tuple[type, OwnerKind]]:
+def _owner_classes() -> dict[int, tuple[type, OwnerKind]]:
     """The classes of owners that are loaded, by identity, with what is known of them."""
     loaded = find_classes(name for kind in OWNERS for name in kind.classes)
     return {

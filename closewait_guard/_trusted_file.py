@@ -12,7 +12,7 @@ __all__ = ["UntrustedFileError", "entries_on_the_way", "peek", "read_trusted"]
 _MAX_SIZE = 1 << 20
 # As the kernel does.
 _MAX_LINKS = 40
-_FLAGS = (
+_READ_FLAGS = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_NONBLOCK", 0)
@@ -44,7 +44,7 @@ def read_trusted(path: str) -> bytes:
     if not stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116 - pathlib is slow to load
         raise UntrustedFileError(f"{real} is not a regular file")
     # By induction from the root nobody else can exchange `real` between the checks and this.
-    fd = os.open(real, _FLAGS | getattr(os, "O_NOFOLLOW", 0))
+    fd = os.open(real, _READ_FLAGS | getattr(os, "O_NOFOLLOW", 0))
     try:
         status = os.fstat(fd)
         if hasattr(os, "geteuid"):
@@ -62,14 +62,14 @@ def peek(path: str) -> bytes:
         OSError: It cannot be read.
     """
     # The mere opening of a device can have effects. O_PATH has none, and pins what was looked at.
-    pinned = os.open(path, getattr(os, "O_PATH", _FLAGS) | getattr(os, "O_CLOEXEC", 0))
+    pinned = os.open(path, getattr(os, "O_PATH", _READ_FLAGS) | getattr(os, "O_CLOEXEC", 0))
     try:
         status = os.fstat(pinned)
         if not hasattr(os, "O_PATH"):
             return _content(pinned, path, status)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedFileError(f"{path} is not a regular file")
-        fd = os.open(f"/proc/self/fd/{pinned}", _FLAGS)
+        fd = os.open(f"/proc/self/fd/{pinned}", _READ_FLAGS)
         try:
             return _content(fd, path, status)
         finally:

@@ -13,8 +13,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from closewait_guard import _defaults as defaults
 from closewait_guard import _parse as parse
+from closewait_guard._defaults import RECORDING_DEFAULTS
 from closewait_guard._parse import ContextProvider, Redactor, shown
 from closewait_guard._setting_sources import (
     Given,
@@ -74,7 +74,7 @@ class Settings(_Provenance):
         1.0, parse.seconds, "Seconds that a program has to close a socket before it is accused."
     )
     stack_depth: int = _setting(
-        defaults.stack_depth,
+        RECORDING_DEFAULTS.stack_depth,
         parse.count,
         "Calls to remember of each birth. Between user code and the socket lie 1 call with "
         "create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; 32 "
@@ -82,7 +82,7 @@ class Settings(_Provenance):
         "limit. 0 remembers none.",
     )
     context: ContextProvider | str | None = _setting(
-        defaults.context,
+        RECORDING_DEFAULTS.context,
         parse.context,
         'A callable that returns a mapping to keep with each birth, or "structlog" for the '
         "context variables bound there.",
@@ -146,7 +146,7 @@ class Settings(_Provenance):
         "A signal, such as SIGUSR1, upon which install() prints a report to stderr.",
     )
     dropped_kept: int = _setting(
-        defaults.dropped_kept,
+        RECORDING_DEFAULTS.dropped_kept,
         parse.count,
         "Records to keep of sockets that were garbage-collected while open.",
     )

@@ -1,7 +1,4 @@
-"""The command line: one file for each command, imported only when it is called.
-
-`--help` answers before even argparse is imported: that takes as long as all the rest.
-"""
+"""The command line: one file for each command, imported only when it is called."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from closewait_guard.commands._codes import USAGE
-from closewait_guard.commands._help import completing, help_text
 from closewait_guard.commands._output import (
     OutputError,
     discard_lost_errors,
     discard_output,
     flush_output,
     prepare_streams,
-    say,
 )
 
 __all__ = ["main"]
@@ -57,9 +52,6 @@ def _failed(error: Exception) -> int:
 
 
 def _run(given: list[str]) -> int:
-    if given[:1] in (["-h"], ["--help"]) and not completing():
-        say(help_text())
-        return 0
     from closewait_guard.commands._parser import parsed
 
     arguments = parsed(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["COMMANDS", "DESCRIPTION", "EPILOG", "completing", "help_text"]
+__all__ = ["COMMANDS", "DESCRIPTION", "EPILOG", "completing"]
 
 COMMANDS = {
     "run": "run a program under the guard, without touching its code",
@@ -22,21 +22,6 @@ by `run --fail-on-leak` 86 leaks found, 87 unknown whether there are;
 `run` passes on those of its program
 
 example:  closewait-guard scan --state CLOSE_WAIT"""
-
-
-def help_text() -> str:
-    """What `--help` prints: the same as argparse would make of it, but at once."""
-    commands = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
-    return f"""\
-usage: closewait-guard [--help] [--version] COMMAND ...
-
-{DESCRIPTION}
-
-{commands}
-
-`closewait-guard COMMAND --help` tells more of each.
-
-{EPILOG}"""
 
 
 def completing() -> bool:

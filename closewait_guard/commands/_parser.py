@@ -39,8 +39,13 @@ def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
         formatter_class=_formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(
+        title="commands, of which `COMMAND --help` says more",
+        metavar="COMMAND",
+        required=True,
+        dest="command",
+    )
     for name, summary in COMMANDS.items():
         known = name in wanted
         command = commands.add_parser(

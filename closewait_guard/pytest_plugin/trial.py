@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import CodeType
 from typing import TYPE_CHECKING
 
-from closewait_guard import _defaults as defaults
 from closewait_guard._context import PlainContext
+from closewait_guard._defaults import RECORDING_DEFAULTS
 from closewait_guard._registry import Registry
 from closewait_guard._stack import capture_within
 from closewait_guard.pytest_plugin.keepers import Keeper
@@ -75,7 +75,7 @@ class Trial:
         self._ownership = ownership
         self._reserve = reserve
         self._worker = worker
-        recording = settings or defaults
+        recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
             recording.stack_depth,
             _OwnersContext(ownership, PlainContext.of(recording.context)),

@@ -18,14 +18,18 @@ from closewait_guard._heap import instances_of
 from closewait_guard.testing import half_closed_pair
 
 
+def names_of(captured):
+    return [frame.function for frame in resolve(captured)]
+
+
 def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
-    whole = resolve(_stack.capture(sys._getframe(), 5))
+    whole = _stack.capture(sys._getframe(), 5)
     for call in each_interleaving(_stack):
-        stack = _stack.capture(sys._getframe(), 5)
+        captured = _stack.capture(sys._getframe(), 5)
         _stack._known.clear()
-        make_small = partial(_stack.settle, stack)
+        make_small = partial(_stack.settle, captured)
         call(make_small, make_small)
-        assert [frame.function for frame in resolve(stack)] == [frame.function for frame in whole]
+        assert names_of(captured) == names_of(whole)
 
 
 def test_a_report_that_another_has_overtaken_takes_nothing_back(guard, monkeypatch):
