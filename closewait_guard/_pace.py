@@ -66,6 +66,6 @@ class Allowance:
         """Seconds that are left; below zero what was taken ahead."""
         return min(_MOST_SAVED, self._balance + max(0.0, at - self._at) * _SHARE)
 
-    def charge(self, seconds: float, at: float) -> None:
+    def charge(self, spent: float, at: float) -> None:
         """Note what was taken."""
-        self._balance, self._at = self.balance(at) - seconds, at
+        self._balance, self._at = self.balance(at) - spent, at
