@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from closewait_guard import _patch
+from closewait_guard._capture import patch
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._no_leaks import NoLeaks
@@ -22,6 +22,7 @@ __all__ = [
     "watch",
     "watch_async",
 ]
+
 
 _guard: Guard | None = None
 _monitor: Monitor | None = None
@@ -61,7 +62,7 @@ def _install(
     settings: Settings | None, reporters: Iterable[Reporter | str], overrides: dict[str, object]
 ) -> Guard:
     global _guard
-    with _patch.changing():
+    with patch.install_lock():
         if _guard is None:
             _guard = Guard(Settings.given(settings, overrides), reporters).install()
         else:
@@ -83,7 +84,7 @@ def _refuse_change(
 def uninstall() -> None:
     """Stop recording, reporting and handling signals; leave everything as it was found."""
     global _guard
-    with _patch.changing():
+    with patch.install_lock():
         guard, _guard = _guard, None
     if guard is not None:
         guard.uninstall()
@@ -161,7 +162,7 @@ def watch(
         >>> uninstall()
     """
     global _monitor
-    with _patch.changing():
+    with patch.install_lock():
         if _monitor is not None and _monitor.running:
             raise ConfigurationError("watch(): a monitor is running already; stop() it first")
         was_installed = _guard is not None
@@ -195,9 +196,9 @@ async def watch_async(
         >>> uninstall()
     """
     # asyncio takes long to import, and a program without it must not pay.
-    from closewait_guard._watch_async import reporting
+    from closewait_guard._monitor import reporting
 
-    with _patch.changing():
+    with patch.install_lock():
         guard = _told(settings, reporters, overrides)
     await reporting(guard, interval, at_exit)
 

@@ -1,35 +1,90 @@
-"""The only composer: a guard installs and records, has it examined, and hands the report on."""
+"""When no descriptor is left for a socket: count it, and have it reported at once.
+
+The only composer: a guard installs and records, has it examined, and hands the report on.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-# Some of these for use only when there may be no descriptor left to load them with.
-from closewait_guard import _patch, _probe, _serial  # noqa: F401
-from closewait_guard._birth import Birth
+from closewait_guard._capture import (
+    Creation,
+    LockFreeCounter,
+    PlainContext,
+    Registry,
+    capture,
+    patch,
+)
 from closewait_guard._clock import now
-from closewait_guard._context import PlainContext
-from closewait_guard._deliver import Delivery
-from closewait_guard._examiner import Examiner
-from closewait_guard._exhaustion import Exhaustion
-from closewait_guard._forks import in_child
+from closewait_guard._delivery import Delivery
+from closewait_guard._inspect import probe
 from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._redact import Redaction
-from closewait_guard._registry import Registry
-from closewait_guard._stack import capture
+from closewait_guard._pipeline import Examiner
+from closewait_guard._render import (
+    Redaction,
+    dicts,  # noqa: F401
+)
+from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
-    from closewait_guard._signal import SignalReport
-    from closewait_guard._wakeup import WakeupReader
+    from closewait_guard._signal import SignalReport, WakeupReader
     from closewait_guard.model import Report, Reporter
 
-__all__ = ["Guard"]
+__all__ = [
+    "FdExhaustionAlarm",
+    "Guard",
+]
+
+
+_SECONDS_BETWEEN = 60.0
+
+
+class FdExhaustionAlarm:
+    """Called in the middle of the program's own failing call: quick, and takes no descriptor.
+
+    Args:
+        report: What to do at once, in a thread of its own; once a minute at most.
+        clock: Seconds that never jump.
+    """
+
+    def __init__(self, report: Callable[[], object], clock: Callable[[], float] = now) -> None:
+        self._report = report
+        self._clock = clock
+        self._tally = LockFreeCounter()
+        self._last: float | None = None
+
+    @property
+    def times(self) -> int:
+        """How often there was none, so far."""
+        return self._tally.total()
+
+    def __call__(self) -> None:
+        self._tally.count()
+        at = self._clock()
+        is_due = self._last is None or at - self._last >= _SECONDS_BETWEEN
+        # A thread that is started while the interpreter ends never runs, and is waited for.
+        if is_due and not sys.is_finalizing() and allows_daemons():
+            self._last = at
+            # Without a thread to be had, the count is in the next report.
+            with suppress(RuntimeError):
+                threading.Thread(
+                    target=self._report, name="closewait-guard-exhausted", daemon=True
+                ).start()
+
+    def after_fork(self) -> None:
+        """In the child."""
+        self._tally.after_fork()
+
+
+# Some of these for use only when there may be no descriptor left to load them with.
 
 
 class Guard:
@@ -66,11 +121,13 @@ class Guard:
             self.settings.dropped_kept,
             capture,
         )
-        self._exhaustion = self._registry.exhausted = Exhaustion(self._report_exhausted, clock)
+        self._exhaustion = self._registry.exhausted = FdExhaustionAlarm(
+            self._report_exhausted, clock
+        )
         self._installed = False
         self._examiner = Examiner(
             self._registry,
-            _probe.choose(self.settings.probe),
+            probe.choose_probe(self.settings.probe),
             self.settings,
             clock,
             lambda: self._installed,
@@ -87,7 +144,7 @@ class Guard:
 
     def install(self) -> Self:
         """Begin to record births; take in the sockets that are open already. Idempotent."""
-        with _patch.changing():
+        with patch.install_lock():
             if not self._installed:
                 if self.settings.signal is not None:
                     from closewait_guard._signal import SignalReport
@@ -104,7 +161,7 @@ class Guard:
         # Without the lock: their threads may be in need of it.
         while self._dependants:
             self._dependants.pop()()
-        with _patch.changing():
+        with patch.install_lock():
             was_installed, self._installed = self._installed, False
             self._registry.stop()
             signal, self._signal = self._signal, None
@@ -212,9 +269,9 @@ class Guard:
         """
         return self._examiner.check(since, explain=explain)
 
-    def unfinished(self, since: int) -> list[Birth]:
+    def unfinished(self, since: int) -> list[Creation]:
         """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
-        from closewait_guard._unfinished import unfinished
+        from closewait_guard._capture import unfinished
 
         return unfinished(self._registry, since)
 

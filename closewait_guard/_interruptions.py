@@ -1,6 +1,9 @@
 """What a signal handler raises while our own code runs: it is the program's, and must reach it.
 
 Python runs the handlers between two bytecodes of the main thread, and ours are as good as any.
+
+
+Questions to the operating system that an audit hook of the program does not let pass.
 """
 
 from __future__ import annotations
@@ -9,7 +12,13 @@ import sys
 from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, TracebackType
 
-__all__ = ["Later", "interrupts"]
+__all__ = [
+    "Later",
+    "Refusals",
+    "interrupts",
+    "refusals",
+]
+
 
 try:
     import ctypes
@@ -106,3 +115,30 @@ class _Waiting:
         if self._asked < _MOST_QUESTIONS:
             raise self._error
         return False
+
+
+class Refusals:
+    """Counts them, each once, for the reports to say so.
+
+    Attributes:
+        total: How many there have been in this process.
+    """
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def note(self, error: Exception) -> None:
+        """Count what a question has raised, unless the system itself has answered with it.
+
+        Raises:
+            Exception: That same one, where it is a signal handler's.
+        """
+        if interrupts(error):
+            raise error
+        if not isinstance(error, OSError):
+            self.total += 1
+
+
+refusals = Refusals()

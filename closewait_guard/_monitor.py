@@ -1,21 +1,86 @@
-"""Reports of a running program, one in every interval, from a daemon thread."""
+"""The reports of one series, and the pauses between them.
+
+Reports of a running program, one in every interval, from a daemon thread.
+
+Reports of a running program, one in every interval, from its event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import math
 import threading
+import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 
-from closewait_guard._daemons import allows_daemons
-from closewait_guard._forks import in_child
+from closewait_guard._clock import Pace, now
 from closewait_guard._guard import Guard
-from closewait_guard._rounds import Rounds
-from closewait_guard._wakeup import WakeupReader
+from closewait_guard._render import Redaction
+from closewait_guard._signal import WakeupReader
+from closewait_guard._structlog import log_error
+from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["Monitor"]
+__all__ = [
+    "Monitor",
+    "Schedule",
+    "reporting",
+]
+
+
+class Schedule:
+    """When the next report is due, and how to make it."""
+
+    def __init__(self, guard: Guard, interval: float | None) -> None:
+        wanted = guard.settings.interval if interval is None else interval
+        is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+        if not is_number or not math.isfinite(wanted) or wanted <= 0:
+            raise ConfigurationError(
+                f"interval must be a number of seconds above zero, not {wanted!r}"
+            )
+        self._guard = guard
+        self._redact = Redaction(guard.settings.redact).text
+        self._pace = Pace(wanted)
+        self._next = now() + wanted
+        self._has_failed = False
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next report is due."""
+        return max(0.0, self._next - now())
+
+    def go(self) -> None:
+        """Report; nothing that goes wrong ends the series. The first failure in a row is told."""
+        note = self._pace.note
+        try:
+            with self._measured():
+                report = self._guard.next_report(notes=() if note is None else (note,))
+            self._guard.tell(report)
+            self._has_failed = False
+        except Exception as error:
+            had_failed, self._has_failed = self._has_failed, True
+            if not had_failed:
+                with suppress(Exception):
+                    log_error("a periodic report failed", error, self._redact)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """What the look costs this thread; what the reporters cost is their own affair."""
+        begun, spent = now(), time.thread_time() - self._guard.spent_on_holders
+        try:
+            yield
+        finally:
+            # Finding out who holds the accused keeps to a share of its own.
+            cost = time.thread_time() - self._guard.spent_on_holders - spent
+            self._guard.charge(cost)
+            self._pace = self._pace._replace(cost=max(0.0, cost))
+            # Never a burst to make up for what was missed.
+            self._next = max(begun + self._pace.pause, now())
+
 
 _LONGEST_STOP = 2.0
 
@@ -48,7 +113,7 @@ class Monitor:
         in_children: bool = False,
     ) -> None:
         self.guard = guard
-        self._rounds = Rounds(guard, interval)
+        self._rounds = Schedule(guard, interval)
         self._at_exit = guard.settings.at_exit if at_exit is None else at_exit
         self._in_children = in_children
         self._thread: threading.Thread | None = None
@@ -147,3 +212,15 @@ _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
 def _after_fork() -> None:
     for monitor in list(_monitors):
         monitor._after_fork()
+
+
+async def reporting(guard: Guard, interval: float | None, at_exit: bool | None) -> None:
+    """Report at every interval until cancelled, without ever blocking the event loop."""
+    rounds = Schedule(guard, interval)
+    try:
+        while True:
+            await asyncio.sleep(rounds.pause)
+            await asyncio.to_thread(rounds.go)
+    finally:
+        if guard.settings.at_exit if at_exit is None else at_exit:
+            rounds.go()

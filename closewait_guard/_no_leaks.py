@@ -1,23 +1,75 @@
-"""Prove that a block, or a function, leaves no socket behind."""
+"""Give sockets that are about to close the time to do so, before anybody is accused.
+
+Prove that a block, or a function, leaves no socket behind.
+"""
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from closewait_guard._clock import nap, now, pause
-from closewait_guard._decorate import around
-from closewait_guard._parse import shown
+from closewait_guard._config import shown
+from closewait_guard._decorators import around
+from closewait_guard._enums import Verdict
 from closewait_guard._render import render_text
-from closewait_guard._settling import Settling
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
 from closewait_guard.model import Leak, Report
 
-__all__ = ["NoLeaks"]
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
+
+__all__ = [
+    "NoLeaks",
+    "Settling",
+]
+
+
+_FIRST_WAIT = 0.001
+
+
+class Settling:
+    """Yields how long to wait before each further look; `report` is the last look's.
+
+    The waits double, and end with the grace time, as the clock and as their sum has it. Garbage is
+    collected once, and neither happens when nothing is suspect.
+
+    Args:
+        look: Reports the suspects.
+        grace: Seconds that the waits may take together.
+    """
+
+    def __init__(self, look: Callable[[], Report], grace: float) -> None:
+        self._look = look
+        self._left = grace
+        self._deadline = now() + grace
+        self.report: Report
+
+    def __iter__(self) -> Generator[float, None, None]:
+        wait, collected = _FIRST_WAIT, False
+        while not self._settled():
+            left = min(self._left, self._deadline - now())
+            if left <= 0 and collected:
+                return
+            if left > 0:
+                yield min(wait, left)
+                self._left -= wait
+            if not collected:
+                # After one short wait: what closes by itself never costs a collection.
+                gc.collect()
+                collected = True
+            wait *= 2
+
+    def _settled(self) -> bool:
+        """Whether waiting can change nothing: all is closed, but for what was dropped."""
+        self.report = self._look()
+        return all(leak.verdict is Verdict.DROPPED for leak in self.report.leaks)
+
 
 _F = TypeVar("_F", bound=Callable[..., object])
 

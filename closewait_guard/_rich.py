@@ -6,6 +6,17 @@ from collections.abc import Collection, Iterator
 
 from closewait_guard.exceptions import MissingExtraError
 
+__all__ = [
+    "Console",
+    "Group",
+    "Live",
+    "RenderableType",
+    "Table",
+    "Text",
+    "progress",
+]
+
+
 try:
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
@@ -17,8 +28,6 @@ except ImportError as missing:
         f"colour needs rich, which cannot be imported ({missing}); "
         "install it with: pip install 'closewait_guard[cli]'"
     ) from missing
-
-__all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "progress"]
 
 
 def progress(what: str, items: Collection[str]) -> Iterator[str]:

@@ -9,10 +9,15 @@ from contextlib import suppress
 from io import BufferedWriter, TextIOWrapper
 from typing import TextIO, cast
 
-from closewait_guard._lines import printable
+from closewait_guard._format import escape_control
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["checked_stream", "print_error", "put", "put_if_possible"]
+__all__ = [
+    "checked_stream",
+    "print_error",
+    "put",
+    "put_if_possible",
+]
 
 
 def checked_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
@@ -46,7 +51,7 @@ def put_if_possible(text: str) -> None:
 
 def print_error(sentence: str) -> None:
     """One line on stderr, whatever letters the sentence quotes."""
-    put_if_possible(f"closewait-guard: {printable(sentence)}\n")
+    put_if_possible(f"closewait-guard: {escape_control(sentence)}\n")
 
 
 def _encodable(text: str, target: TextIO) -> tuple[str, str]:

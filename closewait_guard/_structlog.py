@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from closewait_guard._lines import one_line
+from closewait_guard._format import one_line
 from closewait_guard._stream import print_error
 
-__all__ = ["bound_context", "logger_of", "tell", "tell_failure"]
+__all__ = [
+    "bound_context",
+    "get_logger",
+    "log_error",
+    "log_warning",
+]
 
 
 def bound_context() -> Callable[[], Mapping[str, object]]:
@@ -18,19 +23,19 @@ def bound_context() -> Callable[[], Mapping[str, object]]:
     return get_contextvars
 
 
-def logger_of(name: str) -> Any:
+def get_logger(name: str) -> Any:
     """A logger after the program's own configuration, read when it is first used."""
     import structlog
 
     return structlog.get_logger(name)
 
 
-def tell(event: str, **facts: Any) -> None:
+def log_warning(event: str, **facts: Any) -> None:
     """Log something that the program's owner should know of us."""
     _log("warning", event, facts)
 
 
-def tell_failure(
+def log_error(
     event: str,
     error: BaseException,
     redact: Callable[[str], str] = str,
@@ -68,7 +73,7 @@ _MAX_LINES, _MAX_LETTERS = 60, 500
 
 def _log(level: str, event: str, facts: Mapping[str, Any]) -> None:
     try:
-        logger = logger_of("closewait_guard")
+        logger = get_logger("closewait_guard")
     except (ImportError, OSError):
         # It is imported with the first failure, and there may be no descriptor left to do so.
         known = ", ".join(f"{name}={facts[name]!r}" for name in facts if name != "exception")

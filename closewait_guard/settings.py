@@ -13,20 +13,26 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from closewait_guard import _parse as parse
-from closewait_guard._defaults import RECORDING_DEFAULTS
-from closewait_guard._parse import ContextProvider, Redactor, shown
-from closewait_guard._setting_sources import (
+from closewait_guard import _config as parse
+from closewait_guard._config import (
+    RECORDING_DEFAULTS,
+    ContextProvider,
     Given,
+    Redactor,
     from_environment,
     from_pyproject,
     is_without_config,
+    shown,
     without_code,
 )
-from closewait_guard._vocabulary import Scalar
+from closewait_guard._enums import Scalar
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["ContextProvider", "Redactor", "Settings"]
+__all__ = [
+    "ContextProvider",
+    "Redactor",
+    "Settings",
+]
 
 
 def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 
 from closewait_guard.model import Report
 
-__all__ = ["CapturingReporter", "connected_pair", "half_closed_pair"]
+__all__ = [
+    "CapturingReporter",
+    "connected_pair",
+    "half_closed_pair",
+]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import threading
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _patch
-from closewait_guard._wrappers import SOCKET, accepting
+from closewait_guard._capture import patch
+from closewait_guard._capture.hooks import SOCKET, listener_in_accept_by_thread
 from suites import descriptors, suite  # noqa: F401 - a fixture
 
 
@@ -67,8 +67,8 @@ PRISTINE = dict(vars(SOCKET))
 
 def assert_pristine() -> None:
     assert socket.socket is SOCKET
-    assert not _patch.is_patched()
-    assert not accepting
+    assert not patch.is_patched()
+    assert not listener_in_accept_by_thread
     assert dict(vars(SOCKET)) == PRISTINE
     assert all(vars(SOCKET)[name] is value for name, value in PRISTINE.items())
 
@@ -109,9 +109,9 @@ def probed_guard(request):
 @pytest.fixture(autouse=True)
 def time_to_search(monkeypatch):
     """The heap of a test run is large and the machine busy: a search may take longer than usual."""
-    from closewait_guard import _explain
+    from closewait_guard._holders import explain
 
-    monkeypatch.setattr(_explain, "_MOST_TIME", 10.0)
+    monkeypatch.setattr(explain, "_MOST_TIME", 10.0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from closewait_guard._descriptor import identity_of, owned_pipe
+from closewait_guard._descriptors import identity_of, owned_pipe
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_once_lost_it_is_never_found_again(pipe):
 
 WITHOUT_STREAMS = """
 import os
-from closewait_guard._descriptor import owned_pipe
+from closewait_guard._descriptors import owned_pipe
 os.closerange(0, 3)
 ends = owned_pipe()
 numbers = [end.fileno() for end in ends]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from closewait_guard._growth import Series
+from closewait_guard._judge.growth import Series
 
 WINDOW = 30
 quick = settings(max_examples=40, deadline=None)

@@ -103,7 +103,7 @@ def test_what_a_child_is_to_call_is_called_in_order_and_kept_by_nobody():
     run(
         """
         import gc, os, weakref
-        from closewait_guard._forks import in_child
+        from closewait_guard._threads import in_child
         told = []
         @in_child
         def first(): told.append("first")
@@ -128,7 +128,7 @@ def test_what_is_called_in_a_child_keeps_no_module_of_ours():
     run(
         """
         import gc, sys, weakref
-        import closewait_guard._forks as forks
+        import closewait_guard._threads as forks
         # pytest's holds its configuration, and so all tests.
         alive = weakref.ref(forks.__loader__)
         ours = [name for name in sys.modules if name.startswith("closewait_guard")]

@@ -20,9 +20,9 @@ from typing import ClassVar, NamedTuple
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._hints import HINTS, hint_for
-from closewait_guard._holders import Roots, holdings
-from closewait_guard._variables import shows_other_threads
+from closewait_guard._holders.find import Roots, find_holders
+from closewait_guard._judge.hints import HINTS, hint_for
+from closewait_guard._live.frames import shows_other_threads
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 # Leaving sockets behind is what this is about.
@@ -89,7 +89,7 @@ def library():
 def held_by(ref):
     """The sentences about the socket of a weak reference, and proof that it is let go again."""
     before = sys.getrefcount(ref())
-    [holding] = holdings([ref()], time.monotonic() + 5)
+    [holding] = find_holders([ref()], time.monotonic() + 5)
     after = sys.getrefcount(ref())
     assert after == before
     return holding.sentences
@@ -225,7 +225,7 @@ def test_the_dict_of_a_function_that_asks_for_its_locals_is_left_alone():
         sock = make()
         kept = locals()
         later = make()
-        [holding] = holdings([weakref.ref(sock)()], time.monotonic() + 5)
+        [holding] = find_holders([weakref.ref(sock)()], time.monotonic() + 5)
         return list(kept), holding, sock, later
 
     kept, holding, *_ = asks()
@@ -408,7 +408,7 @@ def test_what_no_variable_has_is_said_so():
 
 def test_many_at_once_each_with_its_own(module):
     module.all = [Connection(make()) for _ in range(50)]
-    found = holdings([conn.sock for conn in module.all], time.monotonic() + 5)
+    found = find_holders([conn.sock for conn in module.all], time.monotonic() + 5)
     assert [holding.sentences for holding in found] == [
         (f"app.prices.all[{number}].sock (module global)",) for number in range(50)
     ]
@@ -427,7 +427,7 @@ def test_a_path_that_is_too_long_is_told_as_far_as_it_was_found(module):
 def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_second():
     code = """
         import gc, socket, time
-        from closewait_guard._holders import Roots, holdings
+        from closewait_guard._holders.find import Roots, holdings
 
         class Node:
             def __init__(self, value):
@@ -475,7 +475,7 @@ def test_a_collection_at_the_begin_of_the_search_takes_no_cycle_apart():
     refs = list(map(cycle, range(20)))
     try:
         gc.set_threshold(120, 2, 2)
-        found = holdings(held(), time.monotonic() + 5, roots)
+        found = find_holders(held(), time.monotonic() + 5, roots)
     finally:
         gc.set_threshold(*thresholds)
     assert None not in held()
@@ -489,12 +489,12 @@ def test_a_collection_at_the_begin_of_the_search_takes_no_cycle_apart():
 
 def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
     asked = []
-    import closewait_guard._explain as explain
+    from closewait_guard._holders import explain
 
     monkeypatch.setattr(
         explain,
         "holdings",
-        lambda socks, *rest: asked.append(len(socks)) or holdings(socks, *rest),
+        lambda socks, *rest: asked.append(len(socks)) or find_holders(socks, *rest),
     )
     with connected_pair(), half_closed_pair() as (ours, _):
         guard.scan()

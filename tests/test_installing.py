@@ -12,7 +12,7 @@ from socket import socket as imported_by_name
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _patch
+from closewait_guard._capture import patch
 from closewait_guard.testing import connected_pair
 from conftest import assert_pristine, run_apart
 
@@ -44,7 +44,7 @@ def test_guards_nest_in_any_order():
     first, second = cwg.Guard().install(), cwg.Guard().install()
     socket.socket().close()
     first.uninstall()
-    assert _patch.is_patched()
+    assert patch.is_patched()
     socket.socket().close()
     second.uninstall()
     assert_pristine()

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import closewait_guard as cwg
 import strategies
-from closewait_guard._hints import hint_for
-from closewait_guard._judge import judge, verdict_of
-from closewait_guard._probe import View
-from closewait_guard._since import Sighting, notice, peer_closed_for, suspect_for
+from closewait_guard._inspect.observation import SuspectAge, notice, peer_closed_for, suspect_for
+from closewait_guard._inspect.probe import ProbeResult
+from closewait_guard._judge.hints import hint_for
+from closewait_guard._judge.verdict import judge, verdict_of
 
 RECORD = cwg.SocketRecord(1, 1, 0.0, "t", None, (), {}, cwg.Origin.CREATED, None, ())
 LEAKED = cwg.Observation(
@@ -155,7 +155,7 @@ def test_every_verdict_that_a_judge_gives_has_a_hint_for_every_origin():
 
 connections = st.sampled_from(cwg.Connection)
 views = st.builds(
-    View,
+    ProbeResult,
     state=st.just(cwg.State.NONE),
     evidence=st.just(cwg.Evidence.POLL),
     connection=connections,
@@ -207,7 +207,7 @@ def test_our_own_sending_does_not_make_the_fin_look_younger(view):
 
 
 @given(views)
-@example(View(cwg.State.NONE, cwg.Evidence.POLL, cwg.Connection.GONE))
+@example(ProbeResult(cwg.State.NONE, cwg.Evidence.POLL, cwg.Connection.GONE))
 def test_unread_data_going_down_starts_the_clock_anew(view):
     view = view._replace(connection=cwg.Connection.PEER_CLOSED, fin_for=None, unread=9)
     before = notice(view, False, None, 100.0, 1000.0)
@@ -215,11 +215,11 @@ def test_unread_data_going_down_starts_the_clock_anew(view):
     reading = view._replace(unread=3)
     after = notice(reading, False, before, 0.0, 1001.0)
     assert suspect_for(reading, after, 1001.0) == 0.0
-    assert isinstance(after, Sighting)
+    assert isinstance(after, SuspectAge)
 
 
 def test_an_end_first_seen_by_an_earlier_look_counts_from_then():
-    view = View(cwg.State.CLOSE, cwg.Evidence.POLL, cwg.Connection.GONE)
+    view = ProbeResult(cwg.State.CLOSE, cwg.Evidence.POLL, cwg.Connection.GONE)
     live = view._replace(connection=cwg.Connection.LIVE)
     before = notice(live, True, None, 500.0, 1000.0)
     after = notice(view, True, before, 500.0, 1002.0)

@@ -12,10 +12,10 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _probe
-from closewait_guard._probe import _linux, _portable
-from closewait_guard._probe._select import select as untouched
-from closewait_guard._remains import Remains
+from closewait_guard._capture.dropped import FinalSnapshot
+from closewait_guard._inspect import probe
+from closewait_guard._inspect.probe import linux, portable
+from closewait_guard._inspect.probe.base import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 GRACE = 0.05
@@ -111,7 +111,7 @@ def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
 def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sending(
     guard, monkeypatch
 ):
-    look = _linux.look
+    look = linux.look
 
     def late(*args):
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sendin
         theirs.close()
         wait()
         with monkeypatch.context() as busy:
-            busy.setattr(_linux, "look", late)
+            busy.setattr(linux, "look", late)
             guard.scan()
         assert verdicts(guard.scan()) == ["leaked"]
 
@@ -468,7 +468,7 @@ def left_by_its_peer():
         return ours.dup()
 
 
-@pytest.mark.parametrize("probe", [_linux, _portable])
+@pytest.mark.parametrize("probe", [linux, portable])
 @pytest.mark.parametrize(
     ("make", "unread"),
     [
@@ -483,12 +483,12 @@ def left_by_its_peer():
 def test_what_is_read_of_a_dead_socket_is_what_a_look_would_have_shown(probe, make, unread):
     with make() as sock:
         view = probe.look(sock, sock.fileno(), 0)
-        remains = Remains(sock, sock.fileno())
-        endpoint = _probe.endpoint_of(sock, sock.fileno())
+        remains = FinalSnapshot(sock, sock.fileno())
+        endpoint = probe.endpoint_of(sock, sock.fileno())
     read = probe.read(remains)
     assert (read.state, read.evidence, read.connection) == view[:3]
     assert read.unread in unread
-    assert _probe.endpoint_of_remains(remains) == endpoint
+    assert probe.endpoint_of_remains(remains) == endpoint
 
 
 def test_the_count_of_the_dropped_outlives_their_records():
@@ -649,7 +649,7 @@ def test_the_portable_probe_does_not_know_of_a_fin_behind_unread_data(request):
 
 def test_select_serves_where_there_is_no_poll(monkeypatch):
     monkeypatch.delattr(untouched, "poll")
-    poller = _portable.poller()
+    poller = portable.poller()
     with half_closed_pair() as (ours, theirs), connected_pair() as (healthy, _):
         fds = {ours.fileno(), healthy.fileno(), 100_000}
         assert list(poller.suspects(fds)) == [ours.fileno()]
@@ -657,9 +657,9 @@ def test_select_serves_where_there_is_no_poll(monkeypatch):
 
 def test_the_probe_is_chosen_by_platform_and_by_name(monkeypatch):
     monkeypatch.setattr("sys.platform", "darwin")
-    assert _probe.choose("auto") is _portable
+    assert probe.choose_probe("auto") is portable
     with pytest.raises(cwg.ConfigurationError, match="auto or portable on darwin"):
-        _probe.choose("linux")
+        probe.choose_probe("linux")
 
 
 def test_scanning_without_install_finds_what_is_there():

@@ -12,8 +12,8 @@ import time
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._clock import Pace
 from closewait_guard._monitor import Monitor
-from closewait_guard._pace import Pace
 from closewait_guard.testing import CapturingReporter, half_closed_pair
 
 

@@ -36,7 +36,7 @@ KNOWN = (
     ],
 )
 def test_a_name_makes_a_reporter(name, made):
-    from closewait_guard._reporting import described
+    from closewait_guard.reporters.base import described
 
     assert described(reporters.named(name)) == made
 
@@ -198,7 +198,7 @@ def test_an_installed_reporter_has_a_name_and_an_argument(somebodys):
 def test_installed_names_are_known_and_hide_none_of_ours(somebodys):
     assert reporters.known_names()[-4:] == ["broken", "missing", "nothing", "pager"]
     assert reporters.known_names().count("text") == 1
-    assert reporters.named("text").__module__ == "closewait_guard.reporters._text"
+    assert reporters.named("text").__module__ == "closewait_guard.reporters.text"
     with pytest.raises(cwg.ConfigurationError, match=r"broken, missing, nothing, pager$"):
         reporters.named("nobody")
 

@@ -384,7 +384,7 @@ def test_no_leaks_accepts_idle_native_sockets_and_refuses_attributed_ones(guard,
 
 
 def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, monkeypatch):
-    import closewait_guard._natives as natives
+    import closewait_guard._inspect.native as natives
 
     asked = []
 

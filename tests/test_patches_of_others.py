@@ -9,9 +9,9 @@ import pytest
 import wrapt
 
 import closewait_guard as cwg
-from closewait_guard import _patch
-from closewait_guard._wrappers import SOCKET
-from closewait_guard.pytest_plugin.tripwire import Tripwire
+from closewait_guard._capture import patch
+from closewait_guard._capture.hooks import SOCKET
+from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 from conftest import run_apart
 
 
@@ -32,7 +32,7 @@ def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
         assert guard.scan().coverage.births == 0
     finally:
         socket.socket.__init__ = ours
-    assert _patch.is_patched(), "ours is back, and silent"
+    assert patch.is_patched(), "ours is back, and silent"
     with cwg.Guard() as again:
         assert socket.socket.__init__ is ours
         socket.socket().close()
@@ -160,7 +160,7 @@ def test_wrappers_under_the_plugins_wire_are_told_the_socket(wrapped_by_wrapt, w
         if not works:
             raise ImportError
 
-    wire = Tripwire(sprung)
+    wire = FirstSocketHook(sprung)
     wire.put_up()
     try:
         socket.socket(socket.AF_INET).close()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from closewait_guard.pytest_plugin.reserve import Reserve
+from closewait_guard.pytest_plugin._lazy_start import SpareDescriptors
 
 pytest.importorskip("resource")
 
@@ -89,7 +89,7 @@ def test_it(turn):
 
 def test_a_reserve_is_two_descriptors_and_leaves_none():
     before = set(os.listdir("/dev/fd"))
-    reserve = Reserve()
+    reserve = SpareDescriptors()
     reserve.lay_up()
     assert len(set(os.listdir("/dev/fd")) - before) == 2
     reserve.give_up()
@@ -98,7 +98,7 @@ def test_a_reserve_is_two_descriptors_and_leaves_none():
 
 
 def test_a_reserve_that_somebody_has_closed_closes_nothing_of_theirs(tmp_path):
-    reserve = Reserve()
+    reserve = SpareDescriptors()
     reserve.lay_up()
     ends = [end.fileno() for end in reserve._ends]
     for end in ends:

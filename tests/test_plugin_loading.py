@@ -18,8 +18,8 @@ import helper
 @pytest.mark.parametrize(
     ("name", "hooked"),
     [
-        ("closewait_guard.pytest_plugin.watch", False),
-        ("closewait_guard._registry", False),
+        ("closewait_guard.pytest_plugin._hooks", False),
+        ("closewait_guard._capture.registry", False),
         (__name__, True),
     ],
 )
@@ -49,7 +49,7 @@ def test_it():
         outcome = pytest.main(["-q", *options])
         loaded = {name for name in sys.modules if name.startswith("closewait_guard.")}
         looking = {f"closewait_guard.{name}" for name in sys.argv[1:]}
-        assert "closewait_guard._registry" in loaded
+        assert "closewait_guard._capture.registry" in loaded
         assert not loaded & looking, loaded & looking
         sys.exit(outcome)
         """

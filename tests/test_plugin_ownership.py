@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from closewait_guard.pytest_plugin.ownership import NOBODY, Ownership
+from closewait_guard.pytest_plugin._attribution import NOBODY, Ownership
 
 SERVER = """
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_last(client): pass
 
 
 def test_a_large_value_is_walked_for_a_bounded_time(suite, monkeypatch):
-    monkeypatch.setattr("closewait_guard.pytest_plugin.reach._MOST_OBJECTS", 100)
+    monkeypatch.setattr("closewait_guard.pytest_plugin._excuses._MOST_OBJECTS", 100)
     result = suite.fail(
         """
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from closewait_guard import _clock
-from closewait_guard.pytest_plugin import threads
+from closewait_guard.pytest_plugin import _attribution
 
 
 def test_a_socket_that_another_thread_closes_in_time_is_none(suite):
@@ -135,28 +135,28 @@ def test_it(): keep(socket.socket())
 
 def test_who_starts_a_thread_is_watched_without_a_trace():
     found, seen = threading.Thread.start, []
-    threads.watch(seen.append)
+    _attribution.record_thread_starts(seen.append)
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert seen == [thread]
-    threads.unwatch(seen.append)
+    _attribution.unwatch(seen.append)
     assert threading.Thread.start is found
 
 
 def test_somebody_elses_patch_of_threads_stays_over_ours():
     found, seen = threading.Thread.start, []
-    threads.watch(seen.append)
+    _attribution.record_thread_starts(seen.append)
     ours = threading.Thread.start
     theirs = lambda self: ours(self)  # noqa: E731
     threading.Thread.start = theirs
-    threads.unwatch(seen.append)
+    _attribution.unwatch(seen.append)
     assert threading.Thread.start is theirs
-    threads.watch(seen.append)
+    _attribution.record_thread_starts(seen.append)
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert seen == [thread]
     threading.Thread.start = ours
-    threads.unwatch(seen.append)
+    _attribution.unwatch(seen.append)
     assert threading.Thread.start is found

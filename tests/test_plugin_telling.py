@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard.pytest_plugin.finding import Finding, Outcome
+from closewait_guard.pytest_plugin._findings import Finding, Outcome
 
 SCHEMA = json.loads((Path(cwg.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
 

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from closewait_guard._wrappers import SOCKET
-from closewait_guard.pytest_plugin.tripwire import Tripwire
+from closewait_guard._capture.hooks import SOCKET
+from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def found():
 
 def test_it_springs_once_and_is_gone(found):
     sprung = []
-    wire = Tripwire(lambda: sprung.append(vars(SOCKET)["__init__"] is found))
+    wire = FirstSocketHook(lambda: sprung.append(vars(SOCKET)["__init__"] is found))
     wire.put_up()
     socket.socket().close()
     assert sprung == [True]
@@ -29,7 +29,7 @@ def test_it_springs_once_and_is_gone(found):
 
 
 def test_it_is_taken_down_without_a_trace(found):
-    wire = Tripwire(lambda: pytest.fail("nothing was born"))
+    wire = FirstSocketHook(lambda: pytest.fail("nothing was born"))
     wire.put_up()
     wire.take_down()
     assert vars(SOCKET)["__init__"] is found
@@ -44,7 +44,7 @@ def test_a_failure_to_load_reaches_nobody_and_is_tried_again(found):
         if len(tries) == 1:
             raise ImportError("a mocked file system")
 
-    Tripwire(load).put_up()
+    FirstSocketHook(load).put_up()
     for expected in (1, 2, 2):
         socket.socket().close()
         assert len(tries) == expected
@@ -55,7 +55,7 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
     def load():
         raise KeyboardInterrupt
 
-    wire = Tripwire(load)
+    wire = FirstSocketHook(load)
     wire.put_up()
     with pytest.raises(KeyboardInterrupt):
         socket.socket()
@@ -65,7 +65,7 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
 
 def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
     made, sprung = [], []
-    wire = Tripwire(lambda: sprung.append(1))
+    wire = FirstSocketHook(lambda: sprung.append(1))
     wire.put_up()
     ours = vars(SOCKET)["__init__"]
 

@@ -91,7 +91,7 @@ def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, mo
         [stale] = told(guard, cwg.Verdict.STALE_POOL)
         is_explained(guard, stale, "idle in the pool (at most 10)")
         assert guard.scan().accused == ()
-        import closewait_guard._pools as pools
+        import closewait_guard._holders.libraries as pools
 
         monkeypatch.setattr(
             pools, "_kinds_by_class", lambda: pytest.fail("went through the heap again")

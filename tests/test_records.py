@@ -19,10 +19,10 @@ import pytest
 import structlog
 
 import closewait_guard as cwg
-from closewait_guard import _story
-from closewait_guard._birth import Birth
-from closewait_guard._frames import kind_of, resolve
-from closewait_guard._stack import NO_STACK, capture, settle
+from closewait_guard._capture import creation
+from closewait_guard._capture.creation import Creation
+from closewait_guard._capture.stack import NO_STACK, capture, intern
+from closewait_guard._inspect.records import kind_of, resolve
 from closewait_guard.testing import connected_pair
 
 
@@ -55,10 +55,10 @@ def test_a_record_tells_who_when_and_where(guard):
 
 def test_a_story_has_the_order_of_a_birth():
     names = ("SOCK", "KEY", "SERIAL", "ORIGIN", "PARENT", "STACK")
-    places = [Birth._fields.index(name.lower()) for name in names]
-    assert places == [getattr(_story, name) for name in names]
+    places = [Creation._fields.index(name.lower()) for name in names]
+    assert places == [getattr(creation, name) for name in names]
     with socket.socket() as s:
-        stranger = Birth._make(_story.stranger(s, -1, 7))
+        stranger = Creation._make(creation.unknown_creation(s, -1, 7))
         assert (stranger.sock(), stranger.key, stranger.serial, stranger.pid) == (s, id(s), -1, 7)
     assert stranger.born_at is stranger.task is stranger.parent is None
     assert (stranger.thread, stranger.labels, stranger.context) == ("", (), {})
@@ -437,11 +437,11 @@ def test_equal_stacks_share_their_memory_once_settled():
 
     first, second = here()
     assert len(first) == 10
-    settle(first)
-    settle(second)
+    intern(first)
+    intern(second)
     assert first[0] is second[0]
     assert resolve(first) is resolve(second)
-    settle(NO_STACK)
+    intern(NO_STACK)
     assert resolve(NO_STACK) == ()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._census import fd_limit, fd_used
+from closewait_guard._descriptors import fd_limit, fd_used
 from closewait_guard.settings import Settings
 from conftest import run_apart
 
@@ -140,7 +140,7 @@ def test_an_unreadable_pyproject_is_left_out_and_stops_nobody(tmp_path, monkeypa
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("closewait_guard._pyproject.read_trusted", refuse)
+    monkeypatch.setattr("closewait_guard._config.read_trusted", refuse)
     [note] = load(tmp_path).notes
     assert note.endswith("pyproject.toml are left out: it cannot be read: Permission denied")
 
@@ -185,7 +185,7 @@ def test_the_census_counts_this_process(tmp_path):
 
 def test_the_census_needs_no_descriptor():
     code = (
-        "import os, resource; from closewait_guard._census import fd_used, fd_limit;"
+        "import os, resource; from closewait_guard._descriptors import fd_used, fd_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); held = []\n"
         "try:\n"
         "    while True: held.append(os.dup(0))\n"
@@ -217,7 +217,7 @@ def test_the_census_counts_by_listing_where_the_folder_has_no_size(tmp_path, mon
 def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
     from types import SimpleNamespace
 
-    from closewait_guard import _census
+    from closewait_guard import _descriptors
 
     clock, listings = [0.0], []
 
@@ -227,8 +227,8 @@ def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
         return ["0", "1", "2", "3"]
 
     monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
-    monkeypatch.setattr(_census, "os", SimpleNamespace(listdir=listing))
-    monkeypatch.setattr(_census, "now", lambda: clock[0])
+    monkeypatch.setattr(_descriptors, "os", SimpleNamespace(listdir=listing))
+    monkeypatch.setattr(_descriptors, "now", lambda: clock[0])
     used = type(fd_used)()
     for now, expected in ((0.5, 1), (1.5, 1), (2.4, 1), (2.6, 2), (4.5, 2), (4.7, 3)):
         clock[0] = now

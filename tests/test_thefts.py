@@ -10,7 +10,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._descriptor import inode_of
+from closewait_guard._descriptors import inode_of
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 GRACE = 0.05

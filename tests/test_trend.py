@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import closewait_guard as cwg
 import strategies
-from closewait_guard._population import Population
-from closewait_guard._thresholds import crossed
-from closewait_guard._trend import Moment, Trend, advanced
+from closewait_guard._inspect.records import SiteCount
+from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
+from closewait_guard._judge.alerts import threshold_alerts
 from closewait_guard.model import SCHEMA
 
 CLOSE_WAIT, LISTEN = cwg.State.CLOSE_WAIT, cwg.State.LISTEN
@@ -76,12 +76,12 @@ class Told:
     def __init__(self, interval=60.0, **settings):
         self.settings = cwg.Settings(**settings)
         self.interval = interval
-        self.trend, self.at = Trend(), 0.0
+        self.trend, self.at = AlertState(), 0.0
         self.alerts, self.closed = [], ()
 
     def next(self, report, *, populations=None, exhausted=0, still_open=()):
-        moment = Moment(self.at, report, populations or {}, exhausted, frozenset(still_open))
-        self.trend, alerts, self.closed = advanced(self.trend, moment, self.settings)
+        moment = SeriesPoint(self.at, report, populations or {}, exhausted, frozenset(still_open))
+        self.trend, alerts, self.closed = update_alerts(self.trend, moment, self.settings)
         self.at += self.interval
         self.alerts += alerts
         return [(alert.kind.value, alert.status.value) for alert in alerts]
@@ -206,7 +206,7 @@ def test_a_report_that_is_no_part_of_a_series_has_the_alerts_of_the_first_of_one
     first = Told()
     first.settings = chosen
     first.next(report)
-    assert tuple(first.alerts) == crossed(report, chosen)
+    assert tuple(first.alerts) == threshold_alerts(report, chosen)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -344,7 +344,7 @@ def test_a_site_that_has_had_no_leak_for_a_window_is_forgotten(series):
 def test_a_window_of_zero_remembers_and_tells_nothing(series):
     told = series(growth_window=0)
     for number in range(100):
-        populations = {"site": Population(number, number)}
+        populations = {"site": SiteCount(number, number)}
         told.next(report_of(leaking(number)), populations=populations)
     assert told.alerts == []
     assert told.trend.leaked == told.trend.opened == {}
@@ -356,7 +356,7 @@ def test_a_window_of_zero_remembers_and_tells_nothing(series):
 def churn(told, populations, leaks=None):
     for number, (now, old) in enumerate(populations):
         report = report_of(leaks(number) if leaks else ())
-        told.next(report, populations={"/app/pool.py:7 in grow()": Population(now, old)})
+        told.next(report, populations={"/app/pool.py:7 in grow()": SiteCount(now, old)})
     return [alert.status.value for alert in told.of("churn")]
 
 
@@ -388,7 +388,7 @@ def test_what_grows_as_a_leak_is_not_told_as_churn_too(series):
     told = series()
     site = "/app/shop.py:1 in fetch()"
     for number in range(40):
-        told.next(report_of(leaking(number)), populations={site: Population(number, number)})
+        told.next(report_of(leaking(number)), populations={site: SiteCount(number, number)})
     assert {alert.kind for alert in told.alerts} == {"growth"}
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from closewait_guard.commands._history import sparkline
+from closewait_guard.commands._watch_state import sparkline
 from command_line import COMMAND, WAIT, Terminal, call, environment, program
 
 WATCH = [*COMMAND, "watch", "--interval", "0.3"]

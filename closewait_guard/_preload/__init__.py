@@ -5,7 +5,11 @@ This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize`
 
 from __future__ import annotations
 
-from closewait_guard._preload._handover import Handover
-from closewait_guard._preload._line import Channel, moved_up
+from closewait_guard._preload.start import ChildConfig
+from closewait_guard._preload.status import Channel, moved_up
 
-__all__ = ["Channel", "Handover", "moved_up"]
+__all__ = [
+    "Channel",
+    "ChildConfig",
+    "moved_up",
+]

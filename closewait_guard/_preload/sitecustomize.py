@@ -20,7 +20,7 @@ def _leave_no_trace() -> None:
 
 def _install() -> None:
     try:
-        from closewait_guard._preload._start import start
+        from closewait_guard._preload.start import start
     except ImportError as error:
         if os.environ.get("_CLOSEWAIT_GUARD_MAIN") == str(os.getpid()):
             sys.stderr.write(

@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from closewait_guard.commands._codes import USAGE
 from closewait_guard.commands._output import (
+    USAGE,
     OutputError,
     discard_lost_errors,
     discard_output,
@@ -15,7 +15,9 @@ from closewait_guard.commands._output import (
     prepare_streams,
 )
 
-__all__ = ["main"]
+__all__ = [
+    "main",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from closewait_guard.settings import Settings
 
-__all__ = ["add_no_config", "settings_of", "variables_of"]
+__all__ = [
+    "add_no_config",
+    "settings_of",
+    "variables_of",
+]
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +25,7 @@ def add_no_config(parser: argparse.ArgumentParser) -> None:
 
 def variables_of(arguments: argparse.Namespace) -> dict[str, str]:
     """The option as a variable of the environment, for this process or another."""
-    from closewait_guard._setting_sources import NO_CONFIG
+    from closewait_guard._config import NO_CONFIG
 
     return {NO_CONFIG: "1"} if arguments.no_config else {}
 

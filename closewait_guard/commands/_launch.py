@@ -9,10 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from closewait_guard._preload import Handover
+from closewait_guard._preload import ChildConfig
 from closewait_guard._stream import print_error
 
-__all__ = ["become", "command_of", "end_like", "waited_for"]
+__all__ = [
+    "command_of",
+    "exec_program",
+    "exit_like",
+    "run_and_wait",
+]
+
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
@@ -40,12 +46,12 @@ def _is_script(name: str) -> bool:
     return path.is_file() and not os.access(path, os.X_OK)
 
 
-def become(command: list[str], environ: dict[str, str]) -> int:
+def exec_program(command: list[str], environ: dict[str, str]) -> int:
     """Go on as the program; comes back only where that cannot be done."""
     if os.name != "posix":
         # Elsewhere another process would take our place, and the shell would not wait for it.
         return subprocess.call(  # noqa: S603 - what the user asks for
-            command, env=Handover.marked_main(environ, os.getpid())
+            command, env=ChildConfig.marked_main(environ, os.getpid())
         )
     _flush()
     return _exec(command, environ)
@@ -54,7 +60,7 @@ def become(command: list[str], environ: dict[str, str]) -> int:
 def _exec(command: list[str], environ: dict[str, str]) -> int:
     _restore_signals()
     try:
-        os.execvpe(command[0], command, Handover.marked_main(environ, os.getpid()))  # noqa: S606
+        os.execvpe(command[0], command, ChildConfig.marked_main(environ, os.getpid()))  # noqa: S606
     except OSError as error:
         print_error(f"{command[0]}: {error.strerror}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
@@ -73,7 +79,7 @@ def _restore_signals() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def waited_for(
+def run_and_wait(
     command: list[str],
     environ: dict[str, str],
     started: Callable[[], None],
@@ -131,7 +137,7 @@ def _waited(pid: int) -> int:
             os.kill(pid, info.si_signo)
 
 
-def end_like(code: int) -> int:
+def exit_like(code: int) -> int:
     """The exit code, or the end by the same signal, without leaving a core of our own."""
     if code >= 0 or os.name != "posix":
         return code

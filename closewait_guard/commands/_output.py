@@ -1,4 +1,7 @@
-"""What commands print, and what happens where it cannot be printed."""
+"""What commands print, and what happens where it cannot be printed.
+
+The exit codes: promised to users.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,11 @@ import sys
 from typing import TextIO
 
 __all__ = [
+    "FAILED_ON_LEAK",
+    "FINE",
+    "LEAKS_FOUND",
+    "NO_VERDICT",
+    "USAGE",
     "OutputError",
     "discard_lost_errors",
     "discard_output",
@@ -71,3 +79,10 @@ def discard_lost_errors() -> None:
 
 def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+FINE = 0
+LEAKS_FOUND = 1
+USAGE = 2
+FAILED_ON_LEAK = 86
+NO_VERDICT = 87

@@ -1,4 +1,7 @@
-"""The parser of the command line: of the other commands it knows only the names."""
+"""The commands in a line each, and the help text that lists them.
+
+The parser of the command line: of the other commands it knows only the names.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,50 @@ import os
 from collections.abc import Iterable
 from importlib import import_module
 
-from closewait_guard.commands._help import COMMANDS, DESCRIPTION, EPILOG, completing
 from closewait_guard.commands._output import say
 
-__all__ = ["parsed"]
+__all__ = [
+    "COMMANDS",
+    "DESCRIPTION",
+    "EPILOG",
+    "completing",
+    "parsed",
+]
+
+
+COMMANDS = {
+    "run": "run a program under the guard, without touching its code",
+    "scan": "look at processes from outside: who leaks, since when",
+    "watch": "the same, live",
+    "show": "tell saved reports, or what has changed between two",
+    "demo": "leak sockets in the classic ways, and tell them",
+    "doctor": "what the guard can and cannot see on this machine",
+    "completion": "print the completion script of a shell",
+}
+DESCRIPTION = "Finds leaked sockets: which, since when, born where, and what to change."
+EPILOG = """\
+exit codes: 0 fine, 1 leaks found, 2 usage or nothing to look at,
+by `run --fail-on-leak` 86 leaks found, 87 unknown whether there are;
+`run` passes on those of its program
+
+example:  closewait-guard scan --state CLOSE_WAIT"""
+
+
+def completing() -> bool:
+    """Whether it is the shell that asks, how a command line may go on."""
+    return "_ARGCOMPLETE" in os.environ
 
 
 def parsed(given: list[str]) -> argparse.Namespace:
     """The arguments as they are meant; on an error says so, and exits with 2."""
     if completing():
-        from closewait_guard.commands._completion import complete
+        from closewait_guard.commands.completion import complete
 
         complete(_parser(COMMANDS))
     target: list[str] = []
     parser = _parser(given[:1])
     if given[:1] == ["run"]:
-        from closewait_guard.commands._run import split
+        from closewait_guard.commands.run import split
 
         given, target = split(given)
     arguments = parser.parse_args(given)
@@ -56,7 +87,7 @@ def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
             add_help=known,
         )
         if known:
-            import_module(f"closewait_guard.commands._{name}").prepare(command)
+            import_module(f"closewait_guard.commands.{name}").prepare(command)
     return parser
 
 

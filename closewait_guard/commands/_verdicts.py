@@ -15,11 +15,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from closewait_guard._descriptor import identity_of
+from closewait_guard._descriptors import identity_of
 from closewait_guard._preload import Channel, moved_up
 from closewait_guard.exceptions import ConfigurationError
 
-__all__ = ["Verdicts"]
+__all__ = [
+    "Verdicts",
+]
+
 
 # Time for children of the program to end after it.
 _MOST_SECONDS = 10.0

@@ -1,20 +1,35 @@
 """The pytest plugin's front door: options, and the one question whether anybody asks for it.
 
 Nothing of the guard is imported, and nothing patched, until somebody does. PYTEST_DONT_REWRITE
+
+
+Have the rest of this package loaded as it is without pytest.
+
+pytest's own import hook looks in every module of a plugin for assertions to rewrite. Here are none,
+and the looking takes as long as the loading.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
-    from closewait_guard.pytest_plugin.watch import Watch
+    from closewait_guard.pytest_plugin._hooks import LeakHooks
 
-__all__ = ["closewait_guard"]
+__all__ = [
+    "closewait_guard",
+    "load_plainly",
+]
+
 
 _NAMES = ("socket_leaks", "socket_leaks_grace", "socket_leaks_ignore", "socket_leaks_json")
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
@@ -63,21 +78,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if any(_is_given(config, name) for name in _NAMES):
         _load_plainly(config)
-        from closewait_guard.pytest_plugin.options import is_wanted
+        from closewait_guard.pytest_plugin._options import is_wanted
 
         if is_wanted(config):
             _begin(config)
 
 
-def _begin(config: pytest.Config) -> Watch:
+def _begin(config: pytest.Config) -> LeakHooks:
     _load_plainly(config)
-    from closewait_guard.pytest_plugin.begin import begin
+    from closewait_guard.pytest_plugin._hooks import begin
 
     return begin(config)
 
 
 def _load_plainly(config: pytest.Config) -> None:
-    from closewait_guard.pytest_plugin.plainly import load_plainly
 
     load_plainly(config)
 
@@ -125,3 +139,37 @@ def closewait_guard(request: pytest.FixtureRequest) -> Guard:
                 assert not closewait_guard.scan().accused
     """  # noqa: D205 - pytest --fixtures shows the first paragraph
     return _begin(request.config).watched(request.node)
+
+
+_DONE = pytest.StashKey[bool]()
+
+
+class _Plainly:
+    """Finds the modules of this package, and no others."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name.startswith("closewait_guard."):
+            return PathFinder.find_spec(name, path, target)
+        return None
+
+
+def load_plainly(config: pytest.Config) -> None:
+    """Step before pytest's hook, and behind whoever is before it, until the run is over."""
+    if config.stash.get(_DONE, False):
+        return
+    config.stash[_DONE] = True
+    for place, finder in enumerate(sys.meta_path):
+        if type(finder).__module__ == "_pytest.assertion.rewrite":
+            ours = _Plainly()
+            sys.meta_path.insert(place, ours)
+            config.add_cleanup(partial(_remove, ours))
+            return
+
+
+def _remove(finder: _Plainly) -> None:
+    # Tests may have put back a list of their own.
+    if finder in sys.meta_path:
+        sys.meta_path.remove(finder)

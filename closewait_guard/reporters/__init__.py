@@ -6,16 +6,14 @@ guard that it was given to is uninstalled.
 
 from __future__ import annotations
 
-from closewait_guard.reporters._at_least import at_least
-from closewait_guard.reporters._changes import changes
-from closewait_guard.reporters._console import console
-from closewait_guard.reporters._every import every
-from closewait_guard.reporters._json_lines import json_lines
-from closewait_guard.reporters._logging import logging
-from closewait_guard.reporters._named import known_names, named
-from closewait_guard.reporters._structlog import structlog
-from closewait_guard.reporters._text import text
-from closewait_guard.reporters._warn import SocketLeakWarning, warn
+from closewait_guard.reporters.console import console
+from closewait_guard.reporters.filters import at_least, changes, every
+from closewait_guard.reporters.json_lines import json_lines
+from closewait_guard.reporters.logging import logging
+from closewait_guard.reporters.names import known_names, named
+from closewait_guard.reporters.structlog import structlog
+from closewait_guard.reporters.text import text
+from closewait_guard.reporters.warn import SocketLeakWarning, warn
 
 __all__ = [
     "SocketLeakWarning",

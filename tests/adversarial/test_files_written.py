@@ -14,7 +14,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from closewait_guard._output_file import OutputFile
+from closewait_guard._files import OutputFile
 from leaking import run, told
 
 OTHER_USER = 54321
@@ -279,9 +279,9 @@ def test_a_pipe_that_does_not_block_takes_a_line_of_any_length():
 
 
 def test_a_pipe_whose_reader_has_gone_or_sleeps_costs_a_report_and_no_more(monkeypatch):
-    from closewait_guard import _output_file
+    from closewait_guard import _files
 
-    monkeypatch.setattr(_output_file, "_SECONDS_FOR_READER", 0.05)
+    monkeypatch.setattr(_files, "_SECONDS_FOR_READER", 0.05)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     file = OutputFile(f"/dev/fd/{writing}")

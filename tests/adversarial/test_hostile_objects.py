@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import closewait_guard as cwg
-from closewait_guard._explain import Explainer
-from closewait_guard.pytest_plugin.reach import reached
+from closewait_guard._holders.explain import Explainer
+from closewait_guard.pytest_plugin._excuses import reachable
 from command_line import environment
 
 made = weakref.WeakSet()
@@ -87,7 +87,7 @@ def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_
         assert reports
         assert cwg.from_dict(cwg.to_dict(report)) == report
         assert cwg.render_text(report)
-        assert reached([place.kept], ids) == (
+        assert reachable([place.kept], ids) == (
             set() if keep in (zoo.module, zoo.descriptor) else {1}
         )
         zoo.armed.clear()
@@ -205,13 +205,16 @@ def broken(*_):
 @pytest.mark.parametrize(
     ("place", "note"),
     [
-        ("closewait_guard._holders.sentence_of", "who holds 2 sockets: the search has failed"),
+        ("closewait_guard._holders.find.sentence_of", "who holds 2 sockets: the search has failed"),
         (
-            "closewait_guard._holders._search.referrers",
+            "closewait_guard._holders.references.referrers",
             "who holds 2 sockets: the search has failed",
         ),
-        ("closewait_guard._explain.Roots", "who holds 2 sockets: the search has failed"),
-        ("closewait_guard._pools.find_classes", "what waits in pools: asking them has failed"),
+        ("closewait_guard._holders.explain.Roots", "who holds 2 sockets: the search has failed"),
+        (
+            "closewait_guard._holders.libraries.find_classes",
+            "what waits in pools: asking them has failed",
+        ),
     ],
 )
 def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch):
@@ -259,14 +262,14 @@ def test_a_socket_of_a_hostile_class_is_seen_and_asked_for_nothing(nothing_evalu
 @pytest.fixture
 def one_undescribable(monkeypatch):
     """Sockets of one class cannot be described."""
-    from closewait_guard import _observe
+    from closewait_guard._inspect import scanner
 
-    real = _observe.endpoint_of
+    real = scanner.endpoint_of
 
     def endpoint_of(sock, fd):
         return broken() if type(sock).__name__ == "HostileSocket" else real(sock, fd)
 
-    monkeypatch.setattr(_observe, "endpoint_of", endpoint_of)
+    monkeypatch.setattr(scanner, "endpoint_of", endpoint_of)
 
 
 def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undescribable):
@@ -307,12 +310,12 @@ def test_leaves_nothing(): pass
 
 
 def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch):
-    from closewait_guard import _rounds
+    from closewait_guard import _monitor
 
     told = []
-    monkeypatch.setattr(_rounds, "tell_failure", lambda *facts: told.append(facts))
+    monkeypatch.setattr(_monitor, "tell_failure", lambda *facts: told.append(facts))
     with cwg.Guard() as guard:
-        rounds = _rounds.Rounds(guard, 60)
+        rounds = _monitor.Schedule(guard, 60)
         with monkeypatch.context() as patched:
             patched.setattr(guard, "next_report", broken)
             rounds.go()

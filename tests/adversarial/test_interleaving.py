@@ -12,9 +12,9 @@ from functools import partial
 
 from interleaving import each_interleaving
 
-from closewait_guard import _stack
-from closewait_guard._frames import resolve
-from closewait_guard._heap import instances_of
+from closewait_guard._capture import stack
+from closewait_guard._inspect.records import resolve
+from closewait_guard._live.gc_objects import instances_of
 from closewait_guard.testing import half_closed_pair
 
 
@@ -23,11 +23,11 @@ def names_of(captured):
 
 
 def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
-    whole = _stack.capture(sys._getframe(), 5)
-    for call in each_interleaving(_stack):
-        captured = _stack.capture(sys._getframe(), 5)
-        _stack._known.clear()
-        make_small = partial(_stack.settle, captured)
+    whole = stack.capture(sys._getframe(), 5)
+    for call in each_interleaving(stack):
+        captured = stack.capture(sys._getframe(), 5)
+        stack._known.clear()
+        make_small = partial(stack.intern, captured)
         call(make_small, make_small)
         assert names_of(captured) == names_of(whole)
 

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from closewait_guard._variables import shows_other_threads
+from closewait_guard._live.frames import shows_other_threads
 from command_line import environment
 
 pytest.importorskip("_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters")
@@ -111,7 +111,7 @@ def test_the_class_of_an_interpreter_is_found_behind_a_mock(shared):
         apart(other, '''
         import socket
         real, socket.socket = socket.socket, None
-        from closewait_guard._wrappers import SOCKET
+        from closewait_guard._capture.hooks import SOCKET
         assert SOCKET is real
         '''.replace(" " * 8, ""))
         interpreters.destroy(other)

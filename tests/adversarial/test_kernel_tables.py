@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from closewait_guard._outside import _netlink, _network, _processes, _procnet
-from closewait_guard._outside._entry import Entry, view_of
+from closewait_guard._processes import linux, netlink, procfs
+from closewait_guard._processes.model import Entry, view_of
 
 fuzzed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -73,7 +73,7 @@ def truncated(draw):
 def rows(*data, dated):
     """The rows that were understood; OSError is what callers fall back upon."""
     try:
-        return list(_netlink.dump(Replies(*data), 1 << 8, dated=dated))
+        return list(netlink.dump(Replies(*data), 1 << 8, dated=dated))
     except OSError:
         return None
 
@@ -127,11 +127,11 @@ def test_a_scan_goes_on_by_the_tables_where_netlink_answers_nonsense(monkeypatch
         def __exit__(self, *failure):
             pass
 
-    monkeypatch.setattr(_netlink, "opened", lambda namespace: Nonsense(message(length=0)))
+    monkeypatch.setattr(netlink, "opened", lambda namespace: Nonsense(message(length=0)))
     with socket.create_server(("127.0.0.1", 0)) as server:
         inode = os.fstat(server.fileno()).st_ino
-        home = _processes.namespace_of("self")
-        network = _network.of_namespace(home, ["self"], {inode}, dated=False)
+        home = procfs.namespace_of("self")
+        network = linux.of_namespace(home, ["self"], {inode}, dated=False)
     assert not network.dated
     assert inode in network.rows
 
@@ -159,11 +159,11 @@ def test_no_line_of_the_tables_crashes_or_hides_the_others(name, line):
     text = f"header\n{line}\n{entry}"
     with ReplacedTables({name: text}):
         if name.startswith("tcp"):
-            found = {each.inode for each in _procnet.table("self")}
-            for each in _procnet.table("self"):
+            found = {each.inode for each in procfs.table("self")}
+            for each in procfs.table("self"):
                 view_of(each), each.local, each.peer
         else:
-            found = set(_procnet.addresses("self"))
+            found = set(procfs.local_addresses("self"))
     assert (77 if name == "unix" else 12345) in found
 
 
@@ -174,14 +174,14 @@ class ReplacedTables:
         self._texts = texts
 
     def __enter__(self):
-        self._before = _procnet._opened
-        _procnet._opened = self._open
+        self._before = procfs._opened
+        procfs._opened = self._open
 
     def _open(self, pid, name):
         return io.StringIO(self._texts.get(name, ""))
 
     def __exit__(self, *failure):
-        _procnet._opened = self._before
+        procfs._opened = self._before
 
 
 @fuzzed
@@ -195,9 +195,9 @@ def test_no_name_or_state_of_a_process_crashes_a_look_at_it(
     (folder / "stat").write_bytes(b"1 (" + stat + b") S 7" + b" 1" * 20)
     (folder / "limits").write_bytes(b"Max open files            " + limits)
     with ReplacedProcess(folder):
-        assert len(_processes.program(1)) <= 120 * 10
-        assert _processes._status(1).parent == 7
-        assert _processes._fd_limit(1) is None or _processes._fd_limit(1) >= 0
+        assert len(procfs.program(1)) <= 120 * 10
+        assert procfs._status(1).parent == 7
+        assert procfs._fd_limit(1) is None or procfs._fd_limit(1) >= 0
 
 
 class ReplacedProcess:
@@ -205,18 +205,18 @@ class ReplacedProcess:
         self._folder = folder
 
     def __enter__(self):
-        self._before = _processes.Path
-        _processes.Path = lambda path: self._before(path.replace("/proc/1", str(self._folder)))
+        self._before = procfs.Path
+        procfs.Path = lambda path: self._before(path.replace("/proc/1", str(self._folder)))
 
     def __exit__(self, *failure):
-        _processes.Path = self._before
+        procfs.Path = self._before
 
 
 def test_a_table_without_line_ends_takes_bounded_memory():
     with ReplacedTables({"tcp": "header\n" + "0" * 4_000_000}):
         tracemalloc.start()
         try:
-            assert list(_procnet.table("self")) == []
+            assert list(procfs.table("self")) == []
             assert tracemalloc.get_traced_memory()[1] < 40_000_000
         finally:
             tracemalloc.stop()

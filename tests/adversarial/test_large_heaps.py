@@ -17,9 +17,10 @@ from collections import deque
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _explain, _heap, _pools
-from closewait_guard._pace import Allowance
-from closewait_guard._variables import shows_other_threads
+from closewait_guard._clock import Allowance
+from closewait_guard._holders import explain, libraries
+from closewait_guard._live import gc_objects
+from closewait_guard._live.frames import shows_other_threads
 from conftest import run_apart
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -52,9 +53,9 @@ def module():
 def guard(monkeypatch):
     """Of a process whose heap counts as large: no question to all of it may be asked."""
     with cwg.Guard(cwg.Settings(grace=0)) as guard, monkeypatch.context() as patched:
-        for user in (_explain, _pools):
+        for user in (explain, libraries):
             patched.setattr(user, "is_too_large", lambda: True)
-        patched.setattr(_heap.gc, "get_referrers", forbidden)
+        patched.setattr(gc_objects.gc, "get_referrers", forbidden)
         yield guard
 
 

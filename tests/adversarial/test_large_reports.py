@@ -10,7 +10,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from closewait_guard.commands._difference import difference
+from closewait_guard.commands.show import difference
 from leaking import told
 from test_telling import SCHEMA
 

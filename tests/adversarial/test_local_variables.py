@@ -10,7 +10,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._variables import locals_of
+from closewait_guard._live.frames import locals_of
 from closewait_guard.testing import half_closed_pair
 
 

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 import closewait_guard as cwg
 import strategies
 from closewait_guard import reporters
-from closewait_guard._lines import WIDTH, folded, one_line
+from closewait_guard._format import WIDTH, one_line, wrap_text
 from closewait_guard.testing import half_closed_pair
 from command_line import COMMAND, environment
 
@@ -154,7 +154,7 @@ def test_a_line_is_harmless_and_ordinary_letters_stay(name):
 
 def test_what_is_made_harmless_still_fits():
     for text in ("##[" + "y" * 77, "::" + "y" * 78, "x " * 38 + "::error::" + "y" * 70):
-        assert max(map(len, folded(text, "  "))) <= WIDTH
+        assert max(map(len, wrap_text(text, "  "))) <= WIDTH
 
 
 def test_data_of_an_alert_from_elsewhere_cannot_break_a_log():
@@ -260,10 +260,8 @@ def test_json_holds_the_true_names_in_valid_utf_8(report):
 def test_what_pytest_shows_is_harmless(found, owner, reason):
     from pathlib import Path
 
-    from closewait_guard.pytest_plugin.annotations import commands
-    from closewait_guard.pytest_plugin.blame import failure_text, headline
-    from closewait_guard.pytest_plugin.finding import Finding, Outcome
-    from closewait_guard.pytest_plugin.summary import summary
+    from closewait_guard.pytest_plugin._findings import Finding, Outcome
+    from closewait_guard.pytest_plugin._text import commands, failure_text, headline, summary
 
     findings = [
         Finding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")

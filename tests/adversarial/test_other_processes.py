@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from closewait_guard import _outside
-from closewait_guard._outside import _linux, _netlink, _processes, _procnet
+from closewait_guard import _processes
+from closewait_guard._processes import linux, netlink, procfs
 from closewait_guard.settings import Settings
 from command_line import call, environment, program
 
@@ -35,7 +35,7 @@ sys.stdin.read()
 
 
 def look(*pids, probe="auto", everything=False):
-    onlooker = _outside.Onlooker(Settings(probe=probe))
+    onlooker = _processes.ProcessScanner(Settings(probe=probe))
     return onlooker.look(list(pids) or None, everything=everything)
 
 
@@ -100,15 +100,15 @@ ctypes.CDLL(None).syscall(60, 0)
 
 
 def test_a_number_that_has_passed_to_another_process_meanwhile_is_not_mixed_up(monkeypatch):
-    true, asked = _processes._status, []
+    true, asked = procfs._status, []
 
     def started_again(pid):
         asked.append(pid)
         return true(pid)._replace(started=len(asked))
 
-    monkeypatch.setattr(_processes, "_status", started_again)
+    monkeypatch.setattr(procfs, "_status", started_again)
     with pytest.raises(ProcessLookupError):
-        _processes.read(os.getpid())
+        procfs.read(os.getpid())
     found = look(os.getpid())
     assert not found.glances
     assert [each.exists for each in found.refused] == [False]
@@ -116,7 +116,7 @@ def test_a_number_that_has_passed_to_another_process_meanwhile_is_not_mixed_up(m
 
 def test_a_process_that_is_replaced_between_two_steps_of_a_look_is_left_out(monkeypatch):
     answers = iter([True, False])
-    monkeypatch.setattr(_processes, "has_stayed", lambda process: next(answers))
+    monkeypatch.setattr(procfs, "has_stayed", lambda process: next(answers))
     found = look(os.getpid())
     assert not found.glances
     assert [each.exists for each in found.refused] == [False]
@@ -126,13 +126,13 @@ def test_a_descriptor_that_is_another_socket_by_now_is_not_accused(monkeypatch):
     with socket.socket() as sock:
         [before] = look(os.getpid()).glances
         assert before.states["CLOSE"] >= 1
-        true = _processes.sockets_of
+        true = procfs.sockets_of
 
         def of_a_moment_ago(pid, likely=None):
             many, sockets = true(pid, likely)
             return many, {**sockets, sock.fileno(): 1}
 
-        monkeypatch.setattr(_processes, "sockets_of", of_a_moment_ago)
+        monkeypatch.setattr(procfs, "sockets_of", of_a_moment_ago)
         [after] = look(os.getpid()).glances
     assert after.states.get("CLOSE", 0) == before.states["CLOSE"] - 1
 
@@ -162,7 +162,7 @@ def test_a_forged_line_gives_no_other_socket_an_address():
         inode = os.fstat(victim.fileno()).st_ino
         line = f"\0\n0: 00000002 00000000 00010000 0001 01 {inode} /forged"
         hostile.bind(line)
-        assert _procnet.addresses(os.getpid())[inode] == (None, None)
+        assert procfs.local_addresses(os.getpid())[inode] == (None, None)
 
 
 # As nobody, who may not read where Python is installed: what is needed is imported before.
@@ -209,14 +209,14 @@ def test_processes_that_are_hidden_are_said_to_be_so():
 @needs_unshare
 def test_a_network_whose_first_process_ends_is_seen_through_another(monkeypatch):
     with program(LISTENER, prefix=["unshare", "--net"]) as running:
-        home = _processes.namespace_of(running.pid)
-        true = _linux._network.of_namespace
+        home = procfs.namespace_of(running.pid)
+        true = linux._network.of_namespace
 
         def after_the_first_has_ended(home_, pids, wanted, *, dated):
             gone = [1 << 22, *pids] if home_ == home else pids
             return true(home_, gone, wanted, dated=dated)
 
-        monkeypatch.setattr(_linux._network, "of_namespace", after_the_first_has_ended)
+        monkeypatch.setattr(linux._network, "of_namespace", after_the_first_has_ended)
         [glance] = look(running.pid).glances
     assert glance.states == {"LISTEN": 1, "ESTABLISHED": 2}
 
@@ -227,27 +227,27 @@ def test_a_network_that_cannot_be_looked_at_accuses_nobody_and_is_said(monkeypat
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(_netlink, "_opened_within", refused)
-    monkeypatch.setattr(_procnet, "table", refused)
+    monkeypatch.setattr(netlink, "_opened_within", refused)
+    monkeypatch.setattr(procfs, "table", refused)
     with program(LISTENER, prefix=["unshare", "--net"]) as running:
         found = look(running.pid)
         everybody = look()
     assert not found.glances
     assert [each.why for each in found.refused] == ["lives in a network that cannot be looked at"]
-    text = " ".join(_outside.told(everybody, only=()).split())
+    text = " ".join(_processes.render_processes(everybody, only=()).split())
     assert "that lives in a network that cannot be looked at." in text
 
 
 def test_a_process_that_fails_for_another_reason_than_rights_is_said(monkeypatch):
-    true = _processes.sockets_of
+    true = procfs.sockets_of
 
     def without_descriptors(pid, likely=None):
         if pid == os.getpid():
             raise OSError(errno.EMFILE, "Too many open files")
         return true(pid, likely)
 
-    monkeypatch.setattr(_processes, "sockets_of", without_descriptors)
-    text = " ".join(_outside.told(look(), only=()).split())
+    monkeypatch.setattr(procfs, "sockets_of", without_descriptors)
+    text = " ".join(_processes.render_processes(look(), only=()).split())
     assert "Not looked into: 1 process that cannot be looked into: Too many open files." in text
 
 
@@ -258,7 +258,7 @@ def test_a_process_that_ends_while_it_is_refused_is_none(monkeypatch):
     def refuse(number):
         raise PermissionError(number)
 
-    monkeypatch.setattr(_processes, "read", refuse)
+    monkeypatch.setattr(procfs, "read", refuse)
     assert [each.exists for each in look(pid).refused] == [False]
 
 
@@ -271,5 +271,5 @@ def test_a_name_with_brackets_and_newlines_hides_no_parent(name):
     )
     with program(source) as running:
         [glance] = look(running.pid).glances
-        assert _processes.read(running.pid).parent == os.getpid()
+        assert procfs.read(running.pid).parent == os.getpid()
     assert glance.report.pid == running.pid

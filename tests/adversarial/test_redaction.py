@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 import closewait_guard as cwg
-from closewait_guard._outside import Onlooker, told
-from closewait_guard._redact import WITHHELD, Redaction
+from closewait_guard._processes import ProcessScanner, render_processes
+from closewait_guard._render.redact import WITHHELD, Redaction
 from closewait_guard.testing import half_closed_pair
 from leaking import fork, leaking_guard
 
@@ -129,9 +129,9 @@ def test_addresses_of_a_backlog_and_of_strays_seen_from_outside_pass_through_red
         with socket.create_connection(server.getsockname()):
             pass
         time.sleep(0.03)
-        found = Onlooker(cwg.Settings(redact=hidden)).look([os.getpid()])
+        found = ProcessScanner(cwg.Settings(redact=hidden)).look([os.getpid()])
         port = str(server.getsockname()[1])
     [glance] = found.glances
     assert glance.backlog | glance.uncertain_backlog == {"hidden": 1}
-    assert f":{port}" not in told(found, only=found.glances)
+    assert f":{port}" not in render_processes(found, only=found.glances)
     assert all(seen.peer == "hidden" for those in found.strays.values() for seen in those)

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 import closewait_guard as cwg
 import strategies
 from closewait_guard import reporters
-from closewait_guard._block import _without_keys
-from closewait_guard._lines import cut, fitted, folded, printable
-from closewait_guard.commands._difference import difference
-from closewait_guard.commands._saved import Saved
-from closewait_guard.commands._show import _heading
+from closewait_guard._format import escape_control, fit_path, truncate, wrap_text
+from closewait_guard._render.site import _without_keys
+from closewait_guard.commands.show import Saved, _heading, difference
 from command_line import call
 from leaking import told
 
@@ -204,9 +202,9 @@ def test_a_writer_that_knows_no_younger_fields_is_understood(data):
 
 
 def test_a_file_that_never_ends_is_refused_within_bounds(monkeypatch):
-    from closewait_guard.commands import _saved
+    from closewait_guard.commands import show
 
-    monkeypatch.setattr(_saved, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(show, "_MOST_BYTES", 1 << 20)
     tracemalloc.start()
     try:
         with pytest.raises(cwg.ReportFormatError, match="/dev/zero is larger than 1,048,576 bytes"):
@@ -248,10 +246,10 @@ UNITS = ["[", "]", "[]", "[[]", " ", "-", "a-", "\n", "\x1b", "\u2014", "(", "a"
     "function",
     [
         _without_keys,
-        printable,
-        cut,
-        lambda text: folded(text, "  "),
-        lambda text: fitted("born at ", text, " in f()"),
+        escape_control,
+        truncate,
+        lambda text: wrap_text(text, "  "),
+        lambda text: fit_path("born at ", text, " in f()"),
     ],
     ids=["keys", "printable", "cut", "folded", "fitted"],
 )
@@ -271,6 +269,6 @@ def seconds_for(function, text):
 
 
 def test_what_is_left_out_of_a_very_long_text_is_said():
-    text = " ".join(folded("x" * 1_000_000, "  "))
+    text = " ".join(wrap_text("x" * 1_000_000, "  "))
     assert "(990,000 more characters)" in text
     assert len(text) < 11_000

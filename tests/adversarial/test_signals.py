@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _wakeup
+from closewait_guard import _signal
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="none of them is queued")
 
@@ -246,7 +246,7 @@ def theirs():
 
 def caught_at_each_look(monkeypatch):
     """A signal comes at each moment at which the descriptor is set to find out what was set."""
-    set_it, count = _wakeup._set_wakeup_fd, []
+    set_it, count = _signal._set_wakeup_fd, []
 
     def look(fd):
         present = set_it(fd)
@@ -255,7 +255,7 @@ def caught_at_each_look(monkeypatch):
             signal.raise_signal(signal.SIGUSR2)
         return present
 
-    monkeypatch.setattr(_wakeup, "_set_wakeup_fd", look)
+    monkeypatch.setattr(_signal, "_set_wakeup_fd", look)
     return count
 
 

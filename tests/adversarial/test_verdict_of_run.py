@@ -79,7 +79,7 @@ def test_a_leak_is_known_wherever_the_program_goes(run, source):
 
 
 UNDESCRIBABLE = """
-import closewait_guard._observe as observe
+import closewait_guard._inspect.scanner as observe
 real, odd = observe.endpoint_of, socket.socket()
 
 def fails(sock, fd):

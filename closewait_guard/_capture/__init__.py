@@ -1,0 +1,70 @@
+"""What happens when the program makes a socket: patched methods, records, the weak table."""
+
+from __future__ import annotations
+
+from closewait_guard._capture.context import PlainContext, current_labels, label
+from closewait_guard._capture.creation import (
+    NO_CONTEXT,
+    ORIGIN,
+    SERIAL,
+    SOCK,
+    STACK,
+    Creation,
+    CreationTuple,
+    pop_if_same,
+    still_owns,
+)
+from closewait_guard._capture.dropped import (
+    DroppedSocket,
+    FinalSnapshot,
+    LockFreeCounter,
+    ask_or_none,
+    is_listening,
+    is_tls,
+)
+from closewait_guard._capture.hooks import SOCKET, as_function
+from closewait_guard._capture.patch import replacement_class
+from closewait_guard._capture.recorder import threads
+from closewait_guard._capture.registry import OpenSockets, Registry, unfinished
+from closewait_guard._capture.stack import (
+    NO_STACK,
+    CapturedStack,
+    SharedStack,
+    capture,
+    capture_up_to,
+    intern,
+)
+
+__all__ = [
+    "NO_CONTEXT",
+    "NO_STACK",
+    "ORIGIN",
+    "SERIAL",
+    "SOCK",
+    "SOCKET",
+    "STACK",
+    "CapturedStack",
+    "Creation",
+    "CreationTuple",
+    "DroppedSocket",
+    "FinalSnapshot",
+    "LockFreeCounter",
+    "OpenSockets",
+    "PlainContext",
+    "Registry",
+    "SharedStack",
+    "as_function",
+    "ask_or_none",
+    "capture",
+    "capture_up_to",
+    "current_labels",
+    "intern",
+    "is_listening",
+    "is_tls",
+    "label",
+    "pop_if_same",
+    "replacement_class",
+    "still_owns",
+    "threads",
+    "unfinished",
+]

@@ -1,0 +1,149 @@
+"""What the program was busy with at a birth, made plain so that a record keeps nothing alive.
+
+Labels that every socket born inside a block carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from math import isfinite
+from threading import get_ident
+from typing import TYPE_CHECKING, TypeVar
+
+from closewait_guard._decorators import around
+from closewait_guard._interruptions import interrupts
+from closewait_guard._live import exact_text, is_exactly, type_qualname
+
+if TYPE_CHECKING:
+    from closewait_guard._enums import Scalar
+    from closewait_guard.settings import ContextProvider
+
+__all__ = [
+    "PlainContext",
+    "current_labels",
+    "label",
+]
+
+
+class PlainContext:
+    """Calls a context provider; turns what it returns into plain values; survives its failures."""
+
+    def __init__(self, provider: ContextProvider) -> None:
+        self._provider = provider
+        self.failure: str | None = None
+        self._asking: set[int] = set()
+
+    @classmethod
+    def of(cls, provider: ContextProvider | str | None) -> PlainContext | None:
+        """The one that a setting asks for, or None."""
+        if provider == "structlog":
+            from closewait_guard._structlog import bound_context
+
+            return cls(bound_context())
+        return cls(provider) if callable(provider) else None
+
+    @property
+    def ask(self) -> Callable[[], dict[str, Scalar] | None]:
+        """What to call at each birth."""
+        return self.__call__
+
+    @property
+    def ask_next(self) -> Callable[[], dict[str, Scalar]]:
+        """What to call where that has answered nothing."""
+        return dict
+
+    def __call__(self) -> dict[str, Scalar]:
+        # The provider may open sockets of its own, which have no context.
+        thread = get_ident()
+        if thread in self._asking:
+            return {}
+        self._asking.add(thread)
+        try:
+            return self._asked()
+        finally:
+            self._asking.discard(thread)
+
+    def _asked(self) -> dict[str, Scalar]:
+        try:
+            items = list(self._provider().items())
+        except Exception as error:
+            if interrupts(error):
+                raise
+            self._note("the context callable failed", error)
+            return {}
+        return dict(self._plain_items(items))
+
+    def _plain_items(self, items: Iterable[tuple[object, object]]) -> Iterator[tuple[str, Scalar]]:
+        """Each by itself: one that has no text loses no other."""
+        for name, value in items:
+            try:
+                yield exact_text(name), _plain(value)
+            except Exception as error:
+                if interrupts(error):
+                    raise
+                self._note("a value of the context has no text", error)
+
+    def _note(self, what: str, error: Exception) -> None:
+        kind = type_qualname(type(error))
+        try:
+            self.failure = f"{what}: {kind}: {exact_text(error)}"
+        except Exception as failure:
+            if interrupts(failure):
+                raise
+            self.failure = f"{what}: {kind}"
+
+
+def _plain(value: object) -> Scalar:
+    """Exact built-in types pass; a subclass or any other object becomes its text.
+
+    So do numbers that JSON has no way to write, or that cannot be written in decimal at all.
+    """
+    if type(value) is float and not isfinite(value):
+        return str(value)
+    if type(value) is int and not -_MOST <= value <= _MOST:
+        return hex(value)[:_MOST_LETTERS]
+    if is_exactly(value, _SCALARS):
+        return value  # type: ignore[return-value]
+    return exact_text(value)
+
+
+_MOST = 2**63 - 1
+_MOST_LETTERS = 80
+# Compared by identity: a metaclass may define what its classes are equal to.
+_SCALARS = (str, int, float, bool, type(None))
+
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+_labels: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
+
+# Bound once: it is asked for at every birth.
+current_labels = _labels.get
+
+
+class label:  # noqa: N801 - reads as a statement: with label("x")
+    """Name what the program is doing; sockets born meanwhile carry the name.
+
+    Works as a context manager and as a decorator of functions and coroutine functions. Labels
+    nest, and follow tasks and threads as context variables do.
+
+    Example:
+        >>> with label("refresh-prices"):
+        ...     current_labels()
+        ('refresh-prices',)
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._names = tuple(exact_text(name) for name in names)
+
+    def __enter__(self) -> None:
+        _labels.set(_labels.get() + self._names)
+
+    def __exit__(self, *failure: object) -> None:
+        # Without a token to keep, one label may serve many threads and tasks at once.
+        labels = _labels.get()
+        _labels.set(labels[: len(labels) - len(self._names)])
+
+    def __call__(self, function: _F) -> _F:
+        return around(function, lambda: label(*self._names))

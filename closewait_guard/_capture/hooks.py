@@ -1,0 +1,323 @@
+"""What stands in place of the methods of the socket class: the original, and whoever listens.
+
+Nothing that a listener raises reaches the program, whose own objects may be what fails.
+
+
+What stands in place of the finalizer of the socket class, and lets it run come what may.
+"""
+
+from __future__ import annotations
+
+import _socket
+import builtins
+import errno
+import functools
+import io
+import socket
+import threading
+from collections.abc import Callable
+from functools import lru_cache, partial
+from inspect import unwrap
+from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
+from typing import Any, Protocol
+
+from closewait_guard._interruptions import Later, interrupts
+
+__all__ = [
+    "FRAMES_TO_CALLER",
+    "SOCKET",
+    "WRAPPERS",
+    "SocketEvents",
+    "Subscribers",
+    "as_function",
+    "code_of",
+    "listener_in_accept_by_thread",
+    "wrap_del",
+]
+
+
+class SocketEvents(Protocol):
+    """What a subscriber is told. Nothing that it raises reaches the program."""
+
+    def born(self, sock: socket.socket, descriptor: object, /) -> None:
+        """A socket was made; `descriptor` is the `fileno` argument, None if the kernel chose.
+
+        The frame that made it is `CALLER` above the listener's own.
+        """
+
+    def detached(self, sock: socket.socket, fd: int, /) -> None:
+        """A socket is about to give its descriptor away."""
+
+    def got_file(self, sock: socket.socket, /) -> None:
+        """A file object was made of a socket, so that `close()` may not be the end of it."""
+
+    def dying(self, sock: socket.socket, fd: int, /) -> None:
+        """A socket is being finalized while it is open. Take no lock here."""
+
+    def exhausted(self) -> None:
+        """No descriptor was left for a socket to be made or accepted."""
+
+    def failed(self) -> None:
+        """One of the calls above raised."""
+
+
+# From a listener's `born` through our wrapper to the frame that made the socket.
+FRAMES_TO_CALLER = 2
+
+
+def _socket_class() -> type[Any]:
+    """The class itself: the name socket.socket may stand for a mock or gevent's class by now."""
+    found = [
+        cls
+        for cls in _socket.socket.__subclasses__()
+        if (cls.__module__, cls.__qualname__) == ("socket", "socket")
+    ]
+    # Where the module was loaded again, its newest class.
+    return max(reversed(found), key=_evidence)
+
+
+def _evidence(cls: type) -> tuple[bool, ...]:
+    """That a class is the one of this interpreter's module `socket`; the strongest first.
+
+    Until Python 3.11 all interpreters of a process share the class in C, and so what derives from
+    it, but each has a `builtins` of its own, and every function refers to it.
+    """
+    functions: list[Any] = [value for value in vars(cls).values() if type(value) is FunctionType]
+    return (
+        cls is socket.socket,
+        any(function.__builtins__ is vars(builtins) for function in functions),
+        any(function.__globals__ is vars(socket) for function in functions),
+    )
+
+
+SOCKET: type[Any] = _socket_class()
+
+
+def code_of(function: Any) -> CodeType | None:
+    """The code of a function of the standard library, also if somebody has wrapped it before us."""
+    return getattr(unwrap(function), "__code__", None)
+
+
+def as_function(found: Any) -> Callable[..., Any]:
+    """What the class has there, as a function that takes the socket first.
+
+    Somebody else's wrapper binds itself in its own way, and a mock not at all.
+    """
+    if type(found) in _BIND_PLAINLY:
+        return found  # type: ignore[no-any-return]
+    bind = getattr(type(found), "__get__", None)
+
+    @functools.wraps(found)
+    def call(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        bound = found if bind is None else bind(found, self, type(self))
+        return bound(*args, **kwargs)
+
+    return call
+
+
+class Subscribers:
+    """Who listens. Replaced as a whole, so that a loop in another thread misses nobody.
+
+    Attributes:
+        births: What each listener wants called at a birth, and when that has raised.
+    """
+
+    __slots__ = ("births", "listeners")
+
+    def __init__(self) -> None:
+        self.address(())
+
+    def address(self, listeners: tuple[SocketEvents, ...]) -> None:
+        """Tell these from now on, and nobody else."""
+        self.listeners = listeners
+        # To look the methods up takes longer than to call them.
+        self.births = tuple((listener.born, listener.failed) for listener in listeners)
+
+    def tell(self, what: str, *told: object) -> None:
+        """Call a method of each listener. Births go without: the hottest path, two frames deep."""
+        for listener in self.listeners:
+            try:
+                getattr(listener, what)(*told)
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                listener.failed()
+
+
+def _wrap_init(original: Any, audience: Subscribers) -> Any:
+    """A plain function, because it costs a fifth of what a bound function wrapper does."""
+    if getattr(original, "__code__", None) is not _INIT_CODE:
+        return _wrap_foreign_init(original, audience)
+
+    @functools.wraps(original)
+    def __init__(  # noqa: N807 - it stands where the original stood
+        self: socket.socket,
+        family: int = -1,
+        type: int = -1,  # noqa: A002
+        proto: int = -1,
+        fileno: int | None = None,
+    ) -> None:
+        try:
+            original(self, family, type, proto, fileno)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
+        for born, failed in audience.births:
+            try:
+                born(self, fileno)
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                failed()
+
+    return __init__
+
+
+def _wrap_foreign_init(original: Any, audience: Subscribers) -> Any:
+    """Over somebody else's patch, which may care which arguments were given, and how."""
+
+    @functools.wraps(original)
+    def __init__(self: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        try:
+            original(self, *args, **kwargs)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
+        fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
+        for born, failed in audience.births:
+            try:
+                born(self, fileno)
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                failed()
+
+    return __init__
+
+
+def _tell_if_exhausted(error: OSError, audience: Subscribers) -> None:
+    if error.errno in _EXHAUSTED:
+        audience.tell("exhausted")
+
+
+def _wrap_accept(original: Any, audience: Subscribers) -> Any:
+    @functools.wraps(original)
+    def accept(self: socket.socket) -> Any:
+        thread = _get_ident()
+        try:
+            listener_in_accept_by_thread[thread] = self
+            return original(self)
+        except OSError as error:
+            _tell_if_exhausted(error, audience)
+            raise
+        finally:
+            listener_in_accept_by_thread.pop(thread, None)
+
+    return accept
+
+
+def _wrap_detach(original: Any, audience: Subscribers) -> Any:
+    @functools.wraps(original)
+    def detach(self: socket.socket) -> int:
+        # Before it is: what a signal handler raises in between would lose the number.
+        if (fd := _fileno(self)) >= 0:
+            audience.tell("detached", self, fd)
+        return original(self)  # type: ignore[no-any-return]
+
+    return detach
+
+
+def _wrap_makefile(original: Any, audience: Subscribers) -> Any:
+    @functools.wraps(original)
+    def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
+        file = original(self, *args, **kwargs)
+        audience.tell("got_file", self)
+        return file
+
+    return makefile
+
+
+# By thread, the listener that is in its accept(): who is born meanwhile need not look for it among
+# the variables of a call, which takes longer than all the rest of a birth.
+listener_in_accept_by_thread: dict[int, socket.socket] = {}
+
+_get_ident = threading.get_ident
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
+_fileno = _socket.socket.fileno
+_INIT_CODE = code_of(SOCKET.__init__)
+_BIND_PLAINLY = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
+
+WRAPPERS: dict[str, Callable[[Any, Subscribers], Any]] = {
+    "__init__": _wrap_init,
+    "accept": _wrap_accept,
+    "detach": _wrap_detach,
+    "makefile": _wrap_makefile,
+}
+
+
+_fileno = _socket.socket.fileno
+_IN_C = _socket.socket.__del__  # type: ignore[attr-defined]
+
+
+def wrap_del(original: Callable[[Any], Any], audience: Subscribers) -> Any:
+    """Tells of sockets that die open; then the finalizer that was there is called.
+
+    All that calls is in C: a signal handler may raise before the first bytecode of any function in
+    Python, and at the recursion limit none can be called. So no frame of ours is on the stack when
+    the C finalizer emits the ResourceWarning, which is attributed to the program's own line, as it
+    is without the guard. Of a closed socket nobody is told, and no bytecode of ours runs at all.
+
+    A list compares each of its items with what is looked for: a call of each with the socket, one
+    after the other, until one answers that it is equal. A cache of no size calls what it was made
+    of, and is bound by the interpreter as a function is, without an object for each call.
+    """
+
+    def tell(sock: socket.socket) -> None:
+        _tell(audience, later, sock, _fileno(sock))
+
+    # The C finalizer calls `__repr__`, and drops what is raised in there.
+    later = Later((tell.__code__, code_of(SOCKET.__repr__)))
+    calls = [_with_method("__eq__", each) for each in (_is_closed, _dropping_errors(tell))]
+    if original is not _IN_C:
+        # That of a closed socket is to be called too.
+        calls = [_with_method("__eq__", _dropping_errors(calls.__contains__))]
+    calls.append(_with_method("__eq__", original))
+    finalize: Any = lru_cache(0)(calls.__contains__)
+    finalize.__wrapped__ = original
+    return finalize
+
+
+def _with_method(name: str, function: Callable[[Any], Any]) -> object:
+    """An object that calls a function with the other operand."""
+    return type("Calling", (), {name: staticmethod(function)})()
+
+
+def _dropping_errors(function: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """The same; what is raised in there is dropped in C."""
+
+    class Source(io.RawIOBase):
+        _dealloc_warn = staticmethod(function)
+
+        def readable(self) -> bool:
+            return True
+
+    return io.BufferedReader(Source(), 1)._dealloc_warn  # type: ignore[attr-defined,no-any-return]
+
+
+# A sum asks each of the terms to add itself to what there is: first to the socket, which cannot be
+# added to anything, then to its number.
+_is_closed: Any = partial(
+    sum,
+    (_with_method("__radd__", _fileno), _with_method("__radd__", frozenset({-1}).__contains__)),
+)
+
+
+def _tell(audience: Subscribers, later: Later, sock: socket.socket, fd: int) -> None:
+    for listener in audience.listeners:
+        try:
+            listener.dying(sock, fd)
+        except BaseException as error:
+            if interrupts(error):
+                later.deliver(error)
+            else:
+                listener.failed()

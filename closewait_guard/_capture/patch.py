@@ -1,0 +1,207 @@
+"""The only place that patches: who subscribes here is told of every birth, detachment and death.
+
+All guards of a process share one patch. It goes on with the first subscriber and off with the last.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from inspect import getattr_static
+from typing import Any
+
+from closewait_guard._capture.hooks import (
+    SOCKET,
+    WRAPPERS,
+    SocketEvents,
+    Subscribers,
+    as_function,
+    listener_in_accept_by_thread,
+    wrap_del,
+)
+
+__all__ = [
+    "after_fork",
+    "install_lock",
+    "is_patched",
+    "overriding_module",
+    "replacement_class",
+    "subscribe",
+    "unsubscribe",
+    "unsubscribe_soon",
+    "wrap_callable",
+]
+
+
+_listeners: list[SocketEvents] = []
+_lock = threading.RLock()
+
+
+def install_lock() -> threading.RLock:
+    """The one lock of installing and uninstalling. Nothing that happens to a socket takes it."""
+    return _lock
+
+
+def after_fork() -> None:
+    """In the child: a lock that another thread held at the fork would never be released.
+
+    Nor would the listeners be let go of that other threads were accepting from.
+    """
+    global _lock
+    _lock = threading.RLock()
+    listener_in_accept_by_thread.clear()
+
+
+def subscribe(listener: SocketEvents) -> None:
+    """Tell `listener` of what happens to sockets from now on."""
+    with install_lock():
+        if listener not in _listeners:
+            _listeners.append(listener)
+        _tell()
+
+
+def unsubscribe(listener: SocketEvents) -> None:
+    """Stop telling `listener`; the last one to go leaves the class as it was found."""
+    with install_lock():
+        if listener in _listeners:
+            _listeners.remove(listener)
+        _tell()
+
+
+def unsubscribe_soon(listener: SocketEvents) -> None:
+    """The same from within what the patch tells, where nobody may be waited for.
+
+    While somebody else is installing, nothing is done: to be called again the next time.
+    """
+    lock = install_lock()
+    if lock.acquire(blocking=False):
+        try:
+            unsubscribe(listener)
+        finally:
+            lock.release()
+
+
+def _tell() -> None:
+    for method in _METHODS:
+        method.tell(tuple(_listeners))
+
+
+def is_patched() -> bool:
+    """Whether anything of ours is on the socket class, be it silent."""
+    return any(method.top() is not None for method in _METHODS)
+
+
+def overriding_module() -> str | None:
+    """The module that has put a wrapper over ours, if one has."""
+    for method in _METHODS:
+        if method.is_covered():
+            return str(getattr(method.present, "__module__", None) or type(method.present))
+    return None
+
+
+def replacement_class() -> str | None:
+    """What the name `socket.socket` stands for now, if it is no longer the class that we watch."""
+    if socket.socket is SOCKET:
+        return None
+    module = getattr(socket.socket, "__module__", None) or type(socket.socket).__module__
+    return f"{module}.{getattr(socket.socket, '__qualname__', 'socket')}"
+
+
+def wrap_callable(place: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    """Wrap a callable of a module or class; returns what takes the wrapper out again.
+
+    Args:
+        place: Where the callable is an attribute.
+        name: Its name there.
+        around: Called with the callable, what it is bound to, and its arguments.
+    """
+    import wrapt
+
+    if not callable(getattr(place, name)):
+        raise TypeError("it cannot be called")
+    was_own, found = name in vars(place), vars(place).get(name)
+    wrapt.wrap_function_wrapper(place, name, around)
+    ours = vars(place)[name]
+
+    def restore() -> None:
+        if vars(place).get(name) is not ours:
+            return
+        if was_own:
+            setattr(place, name, found)
+        else:
+            delattr(place, name)
+
+    return restore
+
+
+class InstalledWrapper:
+    """One wrapper of ours, and what it was put over."""
+
+    __slots__ = ("audience", "found", "ours", "was_own")
+
+    def __init__(self, ours: Any, found: Any, audience: Subscribers, *, was_own: bool) -> None:
+        self.ours = ours
+        self.found = found
+        self.audience = audience
+        self.was_own = was_own
+
+
+class _Method:
+    """One method of the socket class, patched in place and restored exactly.
+
+    A wrapper that somebody else has wrapped cannot be taken out. It falls silent, and is
+    remembered: should it come to light again, it is used again, or removed.
+    """
+
+    def __init__(self, name: str, wrap: Callable[[Any, Subscribers], Any]) -> None:
+        self.name = name
+        self._wrap = wrap
+        self._layers: list[InstalledWrapper] = []
+
+    @property
+    def present(self) -> Any:
+        """What the class itself has there, not what it inherits."""
+        return vars(SOCKET).get(self.name)
+
+    def top(self) -> InstalledWrapper | None:
+        """Our layer, be it silent, if it is what the class has there now."""
+        return next((layer for layer in self._layers if layer.ours is self.present), None)
+
+    def is_covered(self) -> bool:
+        """Whether a listener is told through somebody else's wrapper, if at all."""
+        return self.top() is None and any(layer.audience.listeners for layer in self._layers)
+
+    def tell(self, listeners: tuple[SocketEvents, ...]) -> None:
+        """Make `listeners` the only ones who are told; take our wrapper out if there are none."""
+        told = self._told() or (self._added() if listeners else None)
+        if told is not None:
+            told.audience.address(listeners)
+        if not listeners:
+            self._remove()
+
+    def _told(self) -> InstalledWrapper | None:
+        """The layer in use: the one that somebody listens to, else a silent one on top."""
+        heard = (layer for layer in self._layers if layer.audience.listeners)
+        return next(heard, None) or self.top()
+
+    def _added(self) -> InstalledWrapper:
+        # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
+        # not need, for what is one assignment here.
+        audience, found, was_own = Subscribers(), self.present, self.name in vars(SOCKET)
+        original = as_function(getattr_static(SOCKET, self.name))
+        setattr(SOCKET, self.name, self._wrap(original, audience))
+        self._layers.append(InstalledWrapper(self.present, found, audience, was_own=was_own))
+        return self._layers[-1]
+
+    def _remove(self) -> None:
+        while (layer := self.top()) is not None:
+            if layer.was_own:
+                setattr(SOCKET, self.name, layer.found)
+            else:
+                # What was inherited was copied: it must not stay behind.
+                delattr(SOCKET, self.name)
+            self._layers.remove(layer)
+
+
+_METHODS = tuple(_Method(name, wrap) for name, wrap in (*WRAPPERS.items(), ("__del__", wrap_del)))

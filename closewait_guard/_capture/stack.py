@@ -1,0 +1,100 @@
+"""Capture a stack cheaply; share what is equal among the sockets that live on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from operator import is_
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Frame
+
+__all__ = [
+    "NO_STACK",
+    "Capture",
+    "CapturedStack",
+    "SharedStack",
+    "capture",
+    "capture_up_to",
+    "intern",
+]
+
+
+# Bounds what the table of known stacks can hold; a program with more starts the table anew.
+_MOST_STACKS = 10_000
+
+
+class SharedStack:
+    """A stack that several births share: code objects and offsets, innermost first."""
+
+    __slots__ = ("codes", "frames", "offsets")
+
+    def __init__(self, codes: list[CodeType], offsets: tuple[int, ...]) -> None:
+        self.codes = codes
+        self.offsets = offsets
+        self.frames: tuple[Frame, ...] | None = None
+
+
+# Fresh from the walk: code, offset, code, offset, ... outwards. Once settled: one Known.
+CapturedStack = list[Any]
+
+NO_STACK: CapturedStack = []
+
+Capture = Callable[[FrameType, int], CapturedStack]
+
+_known: dict[tuple[int, ...], SharedStack] = {}
+
+
+def capture(frame: FrameType, depth: int) -> CapturedStack:
+    """Remember at most `depth` calls, from `frame` outwards: code and offset, never the frame."""
+    stack: CapturedStack = []
+    for _ in range(depth):
+        stack.append(frame.f_code)
+        stack.append(frame.f_lasti)
+        frame = frame.f_back  # type: ignore[assignment]
+        if frame is None:
+            break
+    return stack
+
+
+def capture_up_to(ends: Iterable[CodeType]) -> Capture:
+    """Like `capture`, but of the calls further out none from the first of any of `ends` on."""
+    # By the identity of the code, because a code object hashes its constants.
+    known = {id(code): code for code in ends}
+
+    def capture(innermost: FrameType, depth: int) -> CapturedStack:
+        stack: CapturedStack = [innermost.f_code, innermost.f_lasti]
+        frame = innermost.f_back
+        # Not a range: most stacks of a test end after a call or two.
+        while depth > 1 and frame is not None:
+            code = frame.f_code
+            if id(code) in known:
+                break
+            stack.append(code)
+            stack.append(frame.f_lasti)
+            frame = frame.f_back
+            depth -= 1
+        return stack
+
+    return capture
+
+
+def intern(stack: CapturedStack) -> None:
+    """Make a stack small, in place, by sharing what is equal.
+
+    Equals are found by their offsets, and then compared: hashing a code object would hash all of
+    its constants. Still too dear for every birth, so it is done for the sockets that live on.
+    """
+    # Of a copy: another thread may make the stack small between two looks at it.
+    captured = stack.copy()
+    if len(captured) <= 1:
+        return
+    codes, offsets = captured[::2], tuple(captured[1::2])
+    known = _known.get(offsets)
+    # By identity: code objects of two files are equal where the files read alike.
+    if known is None or not all(map(is_, known.codes, codes)):
+        if len(_known) >= _MOST_STACKS:
+            _known.clear()
+        known = _known[offsets] = SharedStack(codes, offsets)
+    stack[:] = [known]

@@ -1,0 +1,357 @@
+"""What a setting's value may be: a parser for each kind, from text or from Python's own values.
+
+A value that will not do raises a ValueError that says what it must be.
+
+
+The defaults of what recording has to know: a run of tests records without loading `Settings`.
+
+Which project file counts, and whether it may be believed.
+
+Light: the pytest plugin asks before it loads anything else.
+
+
+Where settings are read from: the environment, and the nearest project file.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import signal as signals
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from closewait_guard._files import UntrustedFileError, peek, read_trusted
+from closewait_guard.exceptions import ConfigurationError
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "NO_CONFIG",
+    "RECORDING_DEFAULTS",
+    "ContextProvider",
+    "Given",
+    "ProjectFile",
+    "Redactor",
+    "context",
+    "count",
+    "from_environment",
+    "from_pyproject",
+    "interval",
+    "is_without_config",
+    "names",
+    "probe",
+    "project_file",
+    "redact",
+    "seconds",
+    "share",
+    "shown",
+    "signal",
+    "switch",
+    "window",
+    "without_code",
+]
+
+
+ContextProvider = Callable[[], Mapping[str, object]]
+Redactor = Callable[[str], str]
+_MOST_SECONDS = 1_000_000_000
+PROBES = ("auto", "linux", "portable")
+
+
+def shown(value: object) -> str:
+    """A value as a sentence quotes it: its text if that is short, and whatever it is, some text.
+
+    Example:
+        >>> shown("ten"), shown(-1), len(shown("x" * 1000)), shown(10**5000)
+        ("'ten'", '-1', 80, 'an int that is too long to show')
+    """
+    try:
+        return _BRIEF.repr(value)
+    except Exception:
+        return f"an {type(value).__name__} that is too long to show"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
+
+
+def seconds(value: object) -> float:
+    number = _number(value)
+    if number is None or not math.isfinite(number) or number < 0:
+        raise ValueError("a number of seconds, zero or more")
+    return _that_can_be_waited_for(number)
+
+
+def interval(value: object) -> float:
+    number = _number(value)
+    if number is None or not math.isfinite(number) or number <= 0:
+        raise ValueError("a number of seconds above zero")
+    return _that_can_be_waited_for(number)
+
+
+def _that_can_be_waited_for(number: float) -> float:
+    """Locks and sleep() take no more than some hundred years, and raise OverflowError."""
+    if number > _MOST_SECONDS:
+        raise ValueError(f"a number of seconds up to {_MOST_SECONDS:,}")
+    return number
+
+
+def count(value: object) -> int:
+    number = _number(value)
+    if number is None or not number.is_integer() or not 0 <= number <= 1_000_000_000:
+        raise ValueError("a whole number, zero or more")
+    return int(number)
+
+
+def window(value: object) -> int:
+    """A window of reports that is long enough to tell growth from chance, or none."""
+    number = _number(value)
+    if number is None or not number.is_integer() or not (number == 0 or 10 <= number <= 1000):
+        raise ValueError("a whole number from 10 to 1000, or 0")
+    return int(number)
+
+
+def share(value: object) -> float:
+    number = _number(value)
+    if number is None or not 0 < number <= 1:
+        raise ValueError("a share above 0 and up to 1")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not (value.isascii() and "_" not in value):
+        # What Python reads as a number, and nobody means as one: other scripts' digits, 1_000.
+        return None
+    try:
+        # Minus zero is zero.
+        return float(value) + 0.0
+    except (ValueError, OverflowError):
+        return None
+
+
+def switch(value: object) -> bool:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(word, str | bool | int) and word in _SWITCH:
+        return _SWITCH[word]
+    raise ValueError("true or false")
+
+
+# True and False are equal to 1 and 0.
+_SWITCH: dict[str | int, bool] = {
+    **dict.fromkeys((1, "1", "true", "yes", "on"), True),
+    **dict.fromkeys((0, "0", "false", "no", "off", ""), False),
+}
+
+
+def names(value: object) -> tuple[str, ...]:
+    """Several names; in text, commas lie between them."""
+    if isinstance(value, str):
+        return tuple(name for part in value.split(",") if (name := part.strip()))
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise ValueError("names with commas between them, or a list of names")
+
+
+def signal(value: object) -> int | None:
+    """A signal by number or by name, with `SIG` or without."""
+    if value in (None, ""):
+        return None
+    text = str(value).upper()
+    number = _number(value)
+    try:
+        if number is None:
+            return int(signals.Signals["SIG" + text.removeprefix("SIG")])
+        # The enumeration refuses fractions and infinity.
+        return int(signals.Signals(number))  # type: ignore[arg-type]
+    except (KeyError, ValueError):
+        raise ValueError("the name or number of a signal, such as SIGUSR1") from None
+
+
+def probe(value: object) -> str:
+    if value not in PROBES:
+        raise ValueError(f"one of {', '.join(PROBES)}")
+    return str(value)
+
+
+def context(value: object) -> ContextProvider | str | None:
+    return "structlog" if value == "structlog" else _callable(value, ' or "structlog"')
+
+
+def redact(value: object) -> Redactor | None:
+    return _callable(value)
+
+
+def _callable(value: object, otherwise: str = "") -> Callable[..., Any] | None:
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str) and ":" in value:
+        return _imported(value)
+    # A ValueError whatever the type: it becomes the sentence of a ConfigurationError.
+    raise ValueError(f'a callable or its "module:name"{otherwise}')
+
+
+def _imported(reference: str) -> Callable[..., Any]:
+    module, _, path = reference.partition(":")
+    try:
+        found: Any = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"something that can be imported ({reason})") from error
+    if not callable(found):
+        raise ValueError("the name of a callable")
+    return found  # type: ignore[no-any-return]
+
+
+class _RecordingSettings(NamedTuple):
+    """What recording reads of `Settings`."""
+
+    context: ContextProvider | str | None = None
+    dropped_kept: int = 1000
+    stack_depth: int = 32
+
+
+RECORDING_DEFAULTS = _RecordingSettings()
+
+
+_NAME = b"closewait_guard"
+
+
+class ProjectFile(NamedTuple):
+    """The project file that counts.
+
+    Attributes:
+        content: What it contains; nothing where it is left out.
+        left_out: Why it is left out; empty if it is not.
+    """
+
+    path: Path
+    content: bytes
+    left_out: str = ""
+
+    @property
+    def may_have_settings(self) -> bool:
+        """Whether it names the guard, or is left out."""
+        return bool(self.left_out) or _NAME in self.content
+
+
+def project_file(directory: Path) -> ProjectFile | None:
+    """The nearest one; none where another user's has nothing to do with the guard."""
+    path = _nearest(directory)
+    if path is None:
+        return None
+    try:
+        return ProjectFile(path, read_trusted(str(path)))
+    except UntrustedFileError as error:
+        return ProjectFile(path, b"", str(error)) if _may_have_settings(path) else None
+    except OSError as error:
+        return ProjectFile(path, b"", f"it cannot be read: {error.strerror}")
+
+
+def _may_have_settings(path: Path) -> bool:
+    """Many projects name the guard among what their tests need, and set nothing."""
+    try:
+        content = peek(str(path))
+    except (OSError, UntrustedFileError):
+        return True
+    if _NAME not in content:
+        return False
+    import tomllib
+
+    try:
+        return _NAME.decode() in tomllib.loads(content.decode())["tool"]
+    except KeyError:
+        return False
+    except (ValueError, TypeError, RecursionError):
+        return True
+
+
+def _nearest(directory: Path) -> Path | None:
+    """That of a folder, or of the first above it that has one."""
+    try:
+        here = directory.resolve()
+    except (OSError, RuntimeError):
+        return None
+    candidates = (folder / "pyproject.toml" for folder in (here, *here.parents))
+    return next((path for path in candidates if _is_there(path)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        # A folder that this user may not look into: it is not their project.
+        return False
+
+
+# A name, its value, and where that came from.
+Given = tuple[str, object, str]
+
+ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
+NO_CONFIG = f"{ENVIRONMENT_PREFIX}NO_CONFIG"
+# Variables that begin alike and belong to the pytest plugin.
+PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
+# Settings whose values name code to import.
+_IMPORTING = frozenset({"context", "redact"})
+
+
+def is_without_config(environ: Mapping[str, str]) -> bool:
+    try:
+        return switch(environ.get(NO_CONFIG, "0"))
+    except ValueError as error:
+        value = shown(environ[NO_CONFIG])
+        message = f"environment variable {NO_CONFIG}: must be {error}, not {value}"
+        raise ConfigurationError(message) from None
+
+
+def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
+    for key, value in environ.items():
+        is_ours = key.startswith(ENVIRONMENT_PREFIX) and key != NO_CONFIG
+        if is_ours and not key.startswith(PLUGIN_PREFIX):
+            name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+            yield name, value, f"environment variable {key}"
+
+
+def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
+    """The table of the nearest project file; notes say why one is left out."""
+    file = project_file(directory)
+    if file is None:
+        return []
+    if file.left_out:
+        notes.append(f"settings in {file.path} are left out: {file.left_out}")
+        return []
+    table = _table_in(file.content, file.path)
+    return [
+        (name, value, f"[tool.closewait_guard] in {file.path}") for name, value in table.items()
+    ]
+
+
+def _table_in(content: bytes, path: Path) -> dict[str, object]:
+    # Where there is no such file, nobody waits for its parser.
+    import tomllib
+
+    try:
+        table = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    for name in ("tool", "tool.closewait_guard"):
+        table = table.get(name.rpartition(".")[2], {})
+        if not isinstance(table, dict):
+            raise ConfigurationError(f"{path}: [{name}] must be a table, not {shown(table)}")
+    return table
+
+
+def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:
+    """What names no code to import; notes say what is left out."""
+    kept: list[Given] = []
+    for name, value, source in given:
+        if name in _IMPORTING and value != "structlog":
+            notes.append(f"{name} of {source} is left out: commands run no code that a file names")
+        else:
+            kept.append((name, value, source))
+    return kept

@@ -1,0 +1,244 @@
+"""What tells one open descriptor from another of the same number.
+
+How many bytes wait in a socket, by its descriptor.
+
+The process's own descriptors: how many there may be, how many are open, which are sockets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from closewait_guard._clock import now
+from closewait_guard._interruptions import interrupts, refusals
+
+__all__ = [
+    "Identity",
+    "OwnedDescriptor",
+    "fd_limit",
+    "fd_used",
+    "identity_of",
+    "inode_of",
+    "own_socket",
+    "owned_pipe",
+    "socket_inode_of",
+    "sockets_besides",
+    "unread",
+    "unsent",
+]
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Identity: TypeAlias = tuple[int, int, int]
+
+# C code and child processes write to the numbers below, whatever is open there.
+_FIRST_AFTER_STANDARD_STREAMS = 3
+
+
+def inode_of(fd: int) -> int | None:
+    """What tells one open descriptor from the next that gets its number."""
+    try:
+        return os.fstat(fd).st_ino
+    except OSError as error:
+        if interrupts(error):
+            raise
+        return None
+
+
+def identity_of(fd: int) -> Identity | None:
+    """The device, inode and kind of what is open at a number; None if nothing is."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)
+
+
+def socket_inode_of(fd: int) -> int | None:
+    """The inode of an open socket; None if the number is free, or that of something else."""
+    identity = identity_of(fd)
+    return identity[1] if identity is not None and identity[2] == stat.S_IFSOCK else None
+
+
+class OwnedDescriptor:
+    """A descriptor that the guard has opened for itself, and uses only while it is still that one.
+
+    A program may close every number that it does not know, as `os.closerange` does; what it opens
+    next gets the same numbers. So ask `fileno()` immediately before each use, and end by `close()`.
+
+    Args:
+        fd: What has just been opened. If its number is too small, it is closed and replaced by a
+            copy; without room for one it is closed all the same.
+        at_least: The smallest number that it may have: above those of the standard streams, which
+            a program may run without.
+    """
+
+    def __init__(self, fd: int, at_least: int = _FIRST_AFTER_STANDARD_STREAMS) -> None:
+        self._fd = _moved(fd, at_least)
+        self._identity = identity_of(self._fd)
+
+    def fileno(self) -> int:
+        """Its number; -1, which every call refuses, as soon as somebody has closed it."""
+        if self._fd >= 0 and identity_of(self._fd) != self._identity:
+            self._fd = -1
+        return self._fd
+
+    def close(self) -> None:
+        """Close it, unless somebody has. Idempotent."""
+        fd = self.fileno()
+        self._fd = -1
+        if fd >= 0:
+            with suppress(OSError):
+                os.close(fd)
+
+
+def owned_pipe(
+    at_least: int = _FIRST_AFTER_STANDARD_STREAMS,
+) -> tuple[OwnedDescriptor, OwnedDescriptor]:
+    """The reading and the writing end of a new pipe.
+
+    Raises:
+        OSError: There is no room for it.
+    """
+    reading, writing = os.pipe()
+    try:
+        first = OwnedDescriptor(reading, at_least)
+    except OSError:
+        os.close(writing)
+        raise
+    try:
+        return first, OwnedDescriptor(writing, at_least)
+    except OSError:
+        first.close()
+        raise
+
+
+def _moved(fd: int, at_least: int) -> int:
+    if fd >= at_least or fcntl is None:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, at_least)
+    finally:
+        os.close(fd)
+
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
+_FIONREAD: int = getattr(termios, "FIONREAD", 0)
+_TIOCOUTQ: int = getattr(termios, "TIOCOUTQ", 0)
+
+
+def unread(fd: int) -> int | None:
+    """Bytes that wait to be read; None where the platform does not say."""
+    return _queued(fd, _FIONREAD)
+
+
+def unsent(fd: int) -> int | None:
+    """Bytes that the peer has not acknowledged; None where the platform does not say."""
+    return _queued(fd, _TIOCOUTQ)
+
+
+def _queued(fd: int, request: int) -> int | None:
+    if fcntl is None:
+        return None
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, request, b"\0\0\0\0"), sys.byteorder)
+    except Exception as error:
+        refusals.note(error)
+        return None
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+# The one that the guard itself keeps open, if it does: a line to `run`.
+own_socket: Identity | None = None
+
+_FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+
+
+def fd_limit() -> int | None:
+    """The soft limit on open descriptors; None where there is none, or nobody says."""
+    if resource is None:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+class _Used:
+    """Counts the open descriptors. A count that took long is good for a while."""
+
+    def __init__(self) -> None:
+        self._listed, self._good_until = 0, 0.0
+
+    def __call__(self) -> int | None:
+        """How many descriptors are open; None where nobody says."""
+        try:
+            # Since Linux 6.2 the folder's size is the count: no descriptor is needed to learn it,
+            # which matters when there is none left.
+            size = Path(_FD_FOLDER).stat().st_size
+            return size if sys.platform == "linux" and size else self._by_listing()
+        except Exception as error:
+            refusals.note(error)
+            return fd_limit() if getattr(error, "errno", None) in _EXHAUSTED else None
+
+    def _by_listing(self) -> int:
+        """Takes a microsecond for each, more than all the rest of a scan."""
+        begun = now()
+        if begun >= self._good_until:
+            self._listed = len(_names()) - 1
+            took = now() - begun
+            self._good_until = begun + (took / _LARGEST_SHARE if took > _LONG else 0.0)
+        return self._listed
+
+
+fd_used = _Used()
+
+_EXHAUSTED = frozenset({errno.ENFILE, errno.EMFILE})
+_LONG, _LARGEST_SHARE = 0.001, 0.05
+
+
+def _names() -> list[str]:
+    # A path object for each name would take ten times as long.
+    return os.listdir(_FD_FOLDER)  # noqa: PTH208
+
+
+def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
+    """The program's open sockets that are not known, with their inodes; None where nobody says.
+
+    One listing of a folder, whatever their number; only what is not known is looked at.
+    """
+    try:
+        names = _names()
+    except Exception as error:
+        refusals.note(error)
+        return None
+    found: dict[int, int] = {}
+    for name in names:
+        fd = int(name)
+        if not is_known(fd):
+            try:
+                status = os.fstat(fd)
+            except OSError:
+                continue
+            kind = stat.S_IFMT(status.st_mode)
+            if kind == stat.S_IFSOCK and (status.st_dev, status.st_ino, kind) != own_socket:
+                found[fd] = status.st_ino
+    return found

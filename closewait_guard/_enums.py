@@ -1,0 +1,161 @@
+"""Where a descriptor comes from: the one word that is known at its birth.
+
+The words for what is seen: states, what is left of a connection, evidence.
+
+The words for what is thought of it: verdicts, severities, alerts.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = [
+    "AlertKind",
+    "AlertStatus",
+    "Connection",
+    "Evidence",
+    "FrameKind",
+    "Origin",
+    "Scalar",
+    "Severity",
+    "State",
+    "Verdict",
+    "Word",
+]
+
+
+class Word(StrEnum):
+    """Hashed in C, as the text that it is: Enum's own hash would be a call of Python."""
+
+    __hash__ = str.__hash__
+
+
+class Origin(Word):
+    """How a descriptor came into the program's hands."""
+
+    CREATED = "created"
+    ACCEPTED = "accepted"
+    DUPLICATED = "duplicated"
+    WRAPPED = "wrapped"
+    DETACHED = "detached"
+    ADOPTED = "adopted"
+    INHERITED = "inherited"
+    NATIVE = "native"
+
+
+# What a context, the data of an alert or a setting consists of once it is plain.
+Scalar = str | int | float | bool | None
+
+
+class FrameKind(Word):
+    """Whose code a frame is."""
+
+    USER = "user"
+    LIBRARY = "library"
+    STDLIB = "stdlib"
+
+
+class State(Word):
+    """The kernel's TCP states, and two for what has none."""
+
+    ESTABLISHED = "ESTABLISHED"
+    SYN_SENT = "SYN_SENT"
+    SYN_RECV = "SYN_RECV"
+    FIN_WAIT1 = "FIN_WAIT1"
+    FIN_WAIT2 = "FIN_WAIT2"
+    TIME_WAIT = "TIME_WAIT"
+    CLOSE = "CLOSE"
+    CLOSE_WAIT = "CLOSE_WAIT"
+    LAST_ACK = "LAST_ACK"
+    LISTEN = "LISTEN"
+    CLOSING = "CLOSING"
+    NEW_SYN_RECV = "NEW_SYN_RECV"
+    UNIX = "unix"
+    NONE = "none"
+
+
+class Connection(Word):
+    """What is left of the connection, whatever its protocol calls that."""
+
+    NEVER_CONNECTED = "never_connected"
+    UNCONNECTED = "unconnected"
+    LIVE = "live"
+    PEER_CLOSED = "peer_closed"
+    GONE = "gone"
+    NOT_APPLICABLE = "not_applicable"
+
+
+class Evidence(Word):
+    """What an observation rests on."""
+
+    TCP_INFO = "tcp_info"
+    POLL = "poll"
+    PEEK = "peek"
+    TABLE = "table"
+    FINALIZED = "finalized"
+    COLLECTED = "collected"
+    INODE = "inode"
+
+
+class Verdict(Word):
+    """What is to be thought of a socket; the first five accuse the program."""
+
+    LEAKED = "leaked"
+    DEAD = "dead"
+    DROPPED = "dropped"
+    LINGERING = "lingering"
+    INHERITED = "inherited"
+    STOLEN = "stolen"
+    STALE_POOL = "stale_pool"
+    HALF_CLOSED = "half_closed"
+    CLOSING = "closing"
+    OPEN = "open"
+
+    @property
+    def accused(self) -> bool:
+        """Whether the program should have closed the socket."""
+        return self in _ACCUSED
+
+    @property
+    def rank(self) -> int:
+        """The place in the order worst first."""
+        return _VERDICTS.index(self)
+
+
+_VERDICTS = tuple(Verdict)
+_ACCUSED = frozenset(_VERDICTS[:5])
+
+
+class Severity(Word):
+    """How bad it is; `rank` orders."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 2 for critical."""
+        return _SEVERITIES.index(self)
+
+
+_SEVERITIES = tuple(Severity)
+
+
+class AlertKind(Word):
+    """What an alert is about."""
+
+    COUNT = "count"
+    AGE = "age"
+    GROWTH = "growth"
+    CHURN = "churn"
+    FD_LIMIT = "fd_limit"
+    FD_EXHAUSTED = "fd_exhausted"
+
+
+class AlertStatus(Word):
+    """What there is to tell of an alert now. It is told once, and again only if this changes."""
+
+    RAISED = "raised"
+    CHANGED = "changed"
+    RESOLVED = "resolved"

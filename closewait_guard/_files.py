@@ -1,0 +1,380 @@
+"""Who may have a hand in a file: read one only if no other user could have written it.
+
+A file that reports are appended to, so that nobody else chooses which file that is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
+
+__all__ = [
+    "OutputFile",
+    "UntrustedFileError",
+    "entries_on_the_way",
+    "peek",
+    "read_trusted",
+]
+
+
+_MAX_SIZE = 1 << 20
+# As the kernel does.
+_MAX_LINKS = 40
+_READ_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+
+
+class UntrustedFileError(Exception):
+    """The file is not to be used; the text says why."""
+
+
+def read_trusted(path: str) -> bytes:
+    """What a file contains, up to a megabyte.
+
+    The file, every folder above it, and every link on the way must belong to this user or to root,
+    and nobody else may write to them. In a folder with the sticky bit nobody can replace what
+    belongs to this user or to root.
+
+    Args:
+        path: Absolute.
+
+    Raises:
+        UntrustedFileError: Another user may have a hand in it, or it is no file of usual size.
+        OSError: It cannot be read.
+    """
+    # Windows has neither these owners nor these modes.
+    real = _last_of(entries_on_the_way(path, _check)) if hasattr(os, "geteuid") else path
+    if not stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116 - pathlib is slow to load
+        raise UntrustedFileError(f"{real} is not a regular file")
+    # By induction from the root nobody else can exchange `real` between the checks and this.
+    fd = os.open(real, _READ_FLAGS | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        status = os.fstat(fd)
+        if hasattr(os, "geteuid"):
+            _check(real, status)
+        return _content(fd, real, status)
+    finally:
+        os.close(fd)
+
+
+def peek(path: str) -> bytes:
+    """What a regular file contains, trusted or not; only to be searched, never to be obeyed.
+
+    Raises:
+        UntrustedFileError: It is no regular file of usual size.
+        OSError: It cannot be read.
+    """
+    # The mere opening of a device can have effects. O_PATH has none, and pins what was looked at.
+    pinned = os.open(path, getattr(os, "O_PATH", _READ_FLAGS) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        status = os.fstat(pinned)
+        if not hasattr(os, "O_PATH"):
+            return _content(pinned, path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise UntrustedFileError(f"{path} is not a regular file")
+        fd = os.open(f"/proc/self/fd/{pinned}", _READ_FLAGS)
+        try:
+            return _content(fd, path, status)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(pinned)
+
+
+def _content(fd: int, path: str, status: os.stat_result) -> bytes:
+    if not stat.S_ISREG(status.st_mode):
+        raise UntrustedFileError(f"{path} is not a regular file")
+    found = b""
+    while len(found) <= _MAX_SIZE:
+        part = os.read(fd, _MAX_SIZE + 1 - len(found))
+        if not part:
+            return found
+        found += part
+    raise UntrustedFileError(f"{path} is larger than {_MAX_SIZE:,} bytes")
+
+
+def _last_of(entries: Iterator[str]) -> str:
+    last = "/"
+    for entry in entries:
+        last = entry
+    return last
+
+
+def entries_on_the_way(path: str, check: Callable[[str, os.stat_result], None]) -> Iterator[str]:
+    """Each folder on the way, from the root down, and the file; links are followed by hand.
+
+    Args:
+        path: Absolute.
+        check: Called with each folder, link and file before it is gone through.
+
+    Raises:
+        UntrustedFileError: Too many links lead there.
+        OSError: There is no such way.
+    """
+    here, links = "/", 0
+    check(here, os.lstat(here))
+    waiting = path.split("/")[::-1]
+    while waiting:
+        name = waiting.pop()
+        if name == "..":
+            here = os.path.dirname(here)  # noqa: PTH120
+        if name in ("", ".", ".."):
+            continue
+        entry = os.path.join(here, name)  # noqa: PTH118
+        status = os.lstat(entry)
+        check(entry, status)
+        if not stat.S_ISLNK(status.st_mode):
+            here = entry
+            yield here
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise UntrustedFileError(f"too many links lead to {path}")
+        target = os.readlink(entry)  # noqa: PTH115
+        here = "/" if target.startswith("/") else here
+        waiting += target.split("/")[::-1]
+
+
+def _check(entry: str, status: os.stat_result) -> None:
+    """Refuse what another user owns or may write."""
+    mode = status.st_mode
+    if status.st_uid not in (os.geteuid(), 0):
+        raise UntrustedFileError(
+            f"{entry} belongs to user {status.st_uid}, and this is user {os.geteuid()}"
+        )
+    # A link has no mode of its own. What lies in a sticky folder only its owner can replace.
+    if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+        return
+    by_group = mode & stat.S_IWGRP and not _is_private(entry, status.st_gid)
+    if mode & stat.S_IWOTH or by_group:
+        raise UntrustedFileError(f"other users may write to {entry}")
+
+
+def _is_private(entry: str, gid: int) -> bool:
+    """Whether it is the group that many systems give to each user, with nobody else in it."""
+    # Processes that have given up root, and many users of containers, are still in group 0.
+    if gid == 0:
+        return False
+    # With an access control list, the group's bits are those of everybody named in it.
+    with suppress(OSError, AttributeError):
+        os.getxattr(entry, "system.posix_acl_access")
+        return False
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == user and set(group.gr_mem) <= {user}
+
+
+_SECONDS_FOR_READER = 5.0
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+    _APPEND_FLAGS |= getattr(os, _name, 0)
+
+
+class OutputFile:
+    """Known by what was opened: the program may close our number, and give it to a file of its own.
+
+    A regular file is opened by its name, and made with mode 0600. It is refused where it is a
+    link, where another user's link leads to it, or where others may write to its folder and it may
+    be one of theirs. `/dev/stdout`,
+    `/dev/stderr` and `/dev/fd/N` are descriptors of this process, whatever they lead to; pipes and
+    devices with names of their own are refused, because to open them may block.
+
+    Raises:
+        OSError: The file cannot be opened.
+        TypeError, ValueError: The path is none.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        # Absolute, because the program may change its directory.
+        self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - it may be bytes
+        self._number = _descriptor_named(self.path)
+        self._identity: Identity | None = None
+        self._is_torn = False
+        self._open_file = self._opened()
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it is a file in a folder, which can be moved away and locked."""
+        return self._number is None
+
+    def reopen(self) -> None:
+        """Open what the path names now."""
+        self.close()
+        self._open_file = self._opened()
+
+    def _opened(self) -> OwnedDescriptor:
+        fd = _open_by_name(self.path) if self._number is None else os.dup(self._number)
+        opened = OwnedDescriptor(fd)
+        identity = identity_of(opened.fileno())
+        if self._number is not None and self._identity not in (None, identity):
+            opened.close()
+            raise OSError(errno.EBADF, "the descriptor stands for another file by now", self.path)
+        self._identity = identity
+        return opened
+
+    def close(self) -> None:
+        """Give the descriptor back, if it is still ours."""
+        self._open_file.close()
+
+    def fileno(self) -> int:
+        """The descriptor; -1 when somebody has closed it."""
+        return self._open_file.fileno()
+
+    def is_current(self) -> bool:
+        """Whether it is open, and no other file has taken its place under its name."""
+        if self._number is not None or self.fileno() < 0:
+            return self.fileno() >= 0
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)) == self._identity
+
+    def append(self, line: bytes) -> None:
+        """Add a line; of one that does not fit, no byte stays in the file.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self.has_name:
+            self._append_to_file(line)
+        else:
+            self._send(line)
+
+    def clear(self) -> None:
+        """Begin anew, unless it is a descriptor that the program writes to as well."""
+        if self.has_name:
+            os.ftruncate(self.fileno(), 0)
+
+    def _append_to_file(self, line: bytes) -> None:
+        fd = self.fileno()
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            # Somebody else's writer was killed in the middle of a line.
+            line = b"\n" + line
+        rest = memoryview(line)
+        try:
+            while rest:
+                # All at once, unless the disk is full: then the second attempt says so.
+                rest = rest[os.write(self.fileno(), rest) :]
+        finally:
+            if 0 < len(rest) < len(line):
+                os.ftruncate(self.fileno(), size)
+
+    def _send(self, line: bytes) -> None:
+        """What went into a pipe cannot be taken back: the next line begins anew."""
+        rest = memoryview(b"\n" + line if self._is_torn else line)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self.fileno(), rest) :]
+                    self._is_torn = True
+                except BlockingIOError:
+                    _wait_for_reader(self.fileno())
+        finally:
+            self._is_torn = self._is_torn and bool(rest)
+
+
+def _descriptor_named(path: str) -> int | None:
+    """The number of the descriptor that a path stands for, if it is such a path."""
+    for name, number in (("/dev/stdout", 1), ("/dev/stderr", 2)):
+        if path == name:
+            return number
+    folder, _, name = path.rpartition("/")
+    if folder in ("/dev/fd", "/proc/self/fd") and name.isascii() and name.isdecimal():
+        return int(name)
+    return None
+
+
+def _open_by_name(path: str) -> int:
+    real = _without_links(path)
+    with suppress(FileNotFoundError):
+        # Even to open a pipe that is refused then would wake who waits for its writer.
+        _refuse_unless_regular(os.lstat(real), path)
+    fd = os.open(real, _APPEND_FLAGS, 0o600)
+    try:
+        status = os.fstat(fd)
+        _refuse_unless_regular(status, path)
+        if hasattr(os, "geteuid"):
+            _refuse_if_foreign(status, path)
+            _refuse_if_exchanged(status, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_if_exchanged(status: os.stat_result, path: str) -> None:
+    """A folder may have become a link to another while the file was opened."""
+    if not os.path.samestat(status, os.lstat(_without_links(path))):
+        raise PermissionError(errno.EPERM, "somebody exchanges what its path names", path)
+
+
+def _without_links(path: str) -> str:
+    """The same file by the folders that it really lies in; the last part is left as it is."""
+    if not hasattr(os, "geteuid"):
+        return path
+    folder, _, name = path.rpartition("/")
+    try:
+        folders = ["/", *entries_on_the_way(folder, _refuse_link_of_others)]
+    except UntrustedFileError as error:
+        raise PermissionError(errno.EPERM, str(error), path) from None
+    return os.path.join(folders[-1], name)  # noqa: PTH118 - the path is text
+
+
+def _refuse_link_of_others(entry: str, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+        raise UntrustedFileError(f"{entry} is a link of user {status.st_uid}, who says where to")
+
+
+def _refuse_unless_regular(status: os.stat_result, path: str) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "it is a symbolic link: name the file itself", path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
+def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
+    """Where others may write to the folder, they may have put the file there for us to fill."""
+    folder = os.stat(os.path.dirname(path))  # noqa: PTH116, PTH120 - the path is text
+    trusted = {0, os.geteuid()}
+    is_shared = bool(folder.st_mode & stat.S_IWOTH)
+    if not is_shared and folder.st_uid in trusted:
+        return
+    # What belongs to the folder's owner can be read by him in any case.
+    owners = trusted if is_shared else trusted | {folder.st_uid}
+    if status.st_uid not in owners:
+        reason = f"it belongs to user {status.st_uid}"
+    elif status.st_mode & stat.S_IWOTH:
+        reason = "everybody may write to it"
+    elif status.st_nlink > 1:
+        reason = "it has another name, a hard link"
+    else:
+        return
+    raise PermissionError(errno.EPERM, f"{reason}, and others may write to its folder", path)
+
+
+def _wait_for_reader(fd: int) -> None:
+    """The program may have made its pipe one that does not block."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(_SECONDS_FOR_READER * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "nobody reads what is written")

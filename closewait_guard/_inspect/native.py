@@ -1,0 +1,314 @@
+"""Sockets that no socket object is known for: opened by native code, or received as a number.
+
+Births for native sockets: callables during which descriptors appear are wrapped, and told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import import_module
+from operator import is_
+from typing import Any, NamedTuple, Protocol
+
+from closewait_guard._capture import (
+    NO_CONTEXT,
+    NO_STACK,
+    SERIAL,
+    STACK,
+    CapturedStack,
+    Creation,
+    CreationTuple,
+    DroppedSocket,
+    OpenSockets,
+    capture,
+    current_labels,
+    patch,
+    pop_if_same,
+)
+from closewait_guard._clock import now, wall
+from closewait_guard._descriptors import inode_of, sockets_besides
+from closewait_guard._libraries import ATTRIBUTED, OWNERS
+from closewait_guard._live import is_any_of, loaded
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.model import Observation, Origin
+
+__all__ = [
+    "SETTLED_AFTER",
+    "CallAttribution",
+    "NativeSockets",
+]
+
+
+# The share of the time that listing the descriptors may take, unless a scan is to be full.
+_SHARE = 0.002
+# Seconds in which any thread has had its turn that was between two system calls.
+SETTLED_AFTER = 1.0
+# Standard input, output and error are whoever's started us.
+_FIRST = 3
+
+
+class _Native(NamedTuple):
+    """One of them: the inode tells it from the next that gets its number.
+
+    Attributes:
+        since: Socket objects that are younger than this mark have had the number after it.
+        seen_at: When it was taken in.
+    """
+
+    story: CreationTuple
+    inode: int
+    since: int
+    seen_at: float
+
+
+class _Tracked(Protocol):
+    """What is asked of the registry."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def knows(self, fd: int, since: float = ...) -> bool: ...
+    def mark(self) -> int: ...
+
+
+class NativeSockets:
+    """Knows them from one census to the next, each with the birth that it was told of, if any.
+
+    Answers an observer as the registry does. Scans and calls in several threads write to it at
+    once, so each of them is written and removed by itself.
+    """
+
+    def __init__(self, tracked: _Tracked) -> None:
+        self._tracked = tracked
+        self._known: dict[int, _Native] = {}
+        # As they were handed out last.
+        self._stories: dict[int, CreationTuple] = {}
+        self._youngest = 0
+        self._has_counted = False
+        self._rests_until = 0.0
+        # How many there are; None where nobody says.
+        self.count: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process that the registry works in."""
+        return self._tracked.pid
+
+    def living(self, *, thorough: bool = False) -> OpenSockets:
+        """Those that are open. The descriptors are listed anew when it is time to."""
+        began = now()
+        if thorough or began >= self._rests_until:
+            self._take_census()
+            done = now()
+            self._rests_until = done + (done - began) / _SHARE
+        if not self._known:
+            return OpenSockets({}, set(), set())
+        known = self._known.copy()
+        for fd in [fd for fd, native in known.items() if self._tracked.knows(fd, native.since)]:
+            pop_if_same(self._known, fd, known.pop(fd))
+        stories = self._handed_out({fd: native.story for fd, native in known.items()})
+        return OpenSockets(stories, set(), set(stories))
+
+    def _handed_out(self, stories: dict[int, CreationTuple]) -> dict[int, CreationTuple]:
+        """The same object for as long as there is nothing new, which saves a poller much."""
+        last = self._stories
+        if stories.keys() == last.keys() and all(map(is_, stories.values(), last.values())):
+            return last
+        self._stories = stories
+        return stories
+
+    def youngest(self) -> int:
+        """The serial of the latest that was taken in."""
+        return self._youngest
+
+    def _take_census(self) -> None:
+        # Both before the listing: what is told or born meanwhile is younger than what is found.
+        before, since = self._known.copy(), self._tracked.mark()
+        found = sockets_besides(self._tracked.knows)
+        self.count = None if found is None else len(found)
+        if found is None:
+            return
+        born_at = wall() if self._has_counted else None
+        self._has_counted = True
+        for fd, native in before.items():
+            if found.get(fd) != native.inode:
+                pop_if_same(self._known, fd, native)
+        for fd, inode in found.items():
+            if fd not in self._known and fd >= _FIRST:
+                story = self._story(born_at, NO_STACK)
+                self._known.setdefault(fd, _Native(story, inode, since, now()))
+
+    def is_new(self, seen: Observation) -> bool:
+        """Whether it has not been one for long enough that it cannot be anything else.
+
+        A socket that another thread is in the middle of making, or of closing, has no object
+        either: but not for long.
+        """
+        native = self._known.get(seen.fd)
+        return native is not None and now() < native.seen_at + SETTLED_AFTER and self.is_still(seen)
+
+    def is_still(self, seen: Observation) -> bool:
+        """Whether what was seen is open yet, and nobody's."""
+        native = self._known.get(seen.fd)
+        return (
+            native is not None
+            and native.story[SERIAL] == seen.record.serial
+            and native.inode == seen.inode == inode_of(seen.fd)
+            and not self._tracked.knows(seen.fd, native.since)
+        )
+
+    def forget(self, fd: int, story: CreationTuple) -> None:
+        """Let go of one that is closed."""
+        native = self._known.get(fd)
+        if native is not None and native.story is story:
+            pop_if_same(self._known, fd, native)
+
+    def dropped(self) -> tuple[DroppedSocket, ...]:
+        """None: nobody sees the end of what has no object."""
+        return ()
+
+    def claim(self, fds: Iterable[int], stack: CapturedStack) -> None:
+        """Say where some of them were born."""
+        for fd in fds:
+            since, inode, known = self._tracked.mark(), inode_of(fd), self._known.get(fd)
+            if inode is None or self._tracked.knows(fd):
+                continue
+            if known is not None and known.inode == inode and known.story[STACK]:
+                continue
+            self._known[fd] = _Native(self._story(wall(), stack), inode, since, now())
+
+    def present(self) -> set[int]:
+        """The descriptors of all sockets that no object is known for, at this moment."""
+        return set(sockets_besides(self._tracked.knows) or ())
+
+    def after_fork(self) -> None:
+        """In the child: a census of our own comes next."""
+        self._rests_until = 0.0
+
+    def _story(self, born_at: float | None, stack: CapturedStack) -> CreationTuple:
+        serial = self._youngest = self._tracked.mark()
+        return tuple(
+            Creation(
+                sock=_no_object,  # type: ignore[arg-type]
+                key=0,
+                serial=serial,
+                pid=os.getpid(),
+                born_at=born_at,
+                thread=threading.current_thread().name if stack else "",
+                task=None,
+                labels=current_labels() if stack else (),
+                context=NO_CONTEXT,
+                origin=Origin.NATIVE,
+                parent=None,
+                stack=stack,
+            )
+        )
+
+
+def _no_object() -> None:
+    """What a weak reference answers when its object is gone."""
+
+
+class CallAttribution:
+    """Wraps callables for one guard, until `undo`."""
+
+    def __init__(self, natives: NativeSockets, stack_depth: int) -> None:
+        self._natives = natives
+        self._depth = stack_depth
+        self._undo: dict[str, Callable[[], None]] = {}
+        # Objects that may open a descriptor later than they were made.
+        self._made: dict[int, tuple[weakref.ref[Any], CapturedStack]] = {}
+
+    def wrap(self, *names: str) -> None:
+        """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
+        for name in names:
+            for reference in ATTRIBUTED.get(name, (name,)):
+                if reference not in self._undo:
+                    self._undo[reference] = self._wrapped(reference)
+
+    def _wrapped(self, reference: str) -> Callable[[], None]:
+        module, _, path = reference.partition(":")
+        *holders, last = path.split(".")
+        try:
+            place: Any = import_module(module)
+            for holder in holders:
+                place = getattr(place, holder)
+            return patch.wrap_callable(place, last, self._around)
+        except Exception as error:
+            known = ", ".join(sorted(ATTRIBUTED))
+            raise ConfigurationError(
+                f"attribute({reference!r}): {type(error).__name__}: {error}; give the "
+                f'"module:callable" of something written in Python, or one of {known}'
+            ) from error
+
+    def _around(self, wrapped: Any, _: object, args: Any, kwargs: Any) -> Any:
+        if not self._undo:
+            return wrapped(*args, **kwargs)
+        claim = partial(
+            self._claim, self._natives.present(), capture(sys._getframe(1), self._depth)
+        )
+        result = wrapped(*args, **kwargs)
+        # A coroutine, also one of Cython's, which inspect does not take for one.
+        if inspect.isawaitable(result) and hasattr(result, "send"):
+            return _claimed(result, claim)
+        claim(result)
+        return result
+
+    def _claim(self, before: set[int], stack: CapturedStack, result: object) -> None:
+        """Of what the result tells, else of all descriptors that have appeared."""
+        with contextlib.suppress(Exception):  # Nothing of ours is raised into the program.
+            self._claim_of(before, stack, result)
+
+    def _claim_of(self, before: set[int], stack: CapturedStack, result: object) -> None:
+        owner = result[0] if type(result) is tuple and result else result
+        told = _descriptors(owner)
+        if told is not None and not told:
+            self._remember(owner, stack)
+        self._natives.claim((self._natives.present() - before) if told is None else told, stack)
+
+    def _remember(self, owner: object, stack: CapturedStack) -> None:
+        for key, (ref, _) in self._made.copy().items():
+            if ref() is None:
+                self._made.pop(key, None)
+        ref = weakref.ref(owner)
+        # By address, because the hash of the reference would be that of the program's object.
+        self._made[id(ref)] = (ref, stack)
+
+    def refresh(self) -> None:
+        """Ask what was made for the descriptors that it has opened since."""
+        for ref, stack in self._made.copy().values():
+            owner = ref()
+            if owner is not None:
+                self._natives.claim(_descriptors(owner) or (), stack)
+
+    def undo(self) -> None:
+        """Put back what was found, unless somebody has wrapped it since: then fall silent."""
+        undo, self._undo = self._undo, {}
+        self._made.clear()
+        for restore in undo.values():
+            restore()
+
+
+async def _claimed(result: Any, claim: Callable[[object], None]) -> Any:
+    made = await result
+    claim(made)
+    return made
+
+
+def _descriptors(owner: object) -> set[int] | None:
+    """What an object of a known kind has open; None for any other."""
+    for kind in OWNERS:
+        if is_any_of(owner, loaded(kind.classes)):
+            try:
+                return {fd for fd in kind.descriptors(owner) if fd >= 0}
+            except Exception:
+                # Not open yet, or busy with something that it does not allow.
+                return set()
+    return None

@@ -1,0 +1,213 @@
+"""What every probe answers, and what they share in finding it.
+
+A short look through a descriptor that belongs to no socket object.
+
+The select module as the interpreter made it, whatever has been done to the one in use.
+
+gevent puts a poll of its own there that runs through its event loop; eventlet takes poll away. We
+never wait, so there is nothing that green threads would have to be switched for.
+
+
+The poller that the probes have in common.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec, module_from_spec
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from closewait_guard._capture import FinalSnapshot, ask_or_none, is_tls
+from closewait_guard._descriptors import OwnedDescriptor, inode_of
+from closewait_guard._enums import Connection, Evidence, State
+
+__all__ = [
+    "INVALID",
+    "Endpoint",
+    "PollPoller",
+    "Poller",
+    "Probe",
+    "ProbeResult",
+    "duplicate_fd",
+    "endpoint_of",
+    "endpoint_of_remains",
+    "select",
+]
+
+
+# Among a poller's events: the number is that of no open descriptor. As poll has it.
+INVALID = 0x020
+
+
+class Endpoint(NamedTuple):
+    """What does not change while a connection lasts, nor after its end."""
+
+    family: str
+    type: str
+    local: str | None
+    peer: str | None
+    inode: int | None = None
+    tls: bool = False
+
+
+class ProbeResult(NamedTuple):
+    """What one look showed. Times are seconds ago."""
+
+    state: State
+    evidence: Evidence
+    connection: Connection
+    fin_for: float | None = None
+    unread: int | None = None
+    unsent: int | None = None
+    last_sent_for: float | None = None
+    last_received_for: float | None = None
+
+
+class Poller(Protocol):
+    """Remembers which descriptors it watches: to be given the same object again costs less."""
+
+    def suspects(self, fds: Collection[int], /) -> dict[int, int]:
+        """The descriptors on which something has happened, with the events."""
+
+
+class Probe(Protocol):
+    """One platform's way to ask."""
+
+    def poller(self) -> Poller:
+        """A new poller, for one thread at a time."""
+
+    def look(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
+        """Look at a socket; None if it is closed, or no longer owns the descriptor."""
+
+    def read(self, remains: FinalSnapshot, /) -> ProbeResult:
+        """What the last look at a socket showed."""
+
+
+# Past the properties of Python's class, which make an enum of each number.
+_FAMILY = vars(_socket.socket)["family"].__get__
+_TYPE = vars(_socket.socket)["type"].__get__
+
+
+@lru_cache(64)
+def _family_name(number: int) -> str:
+    """`AF_INET` for 2; the number itself for one that Python does not know."""
+    try:
+        return socket.AddressFamily(number).name
+    except ValueError:
+        return f"AF_{number}"
+
+
+@lru_cache(64)
+def _kind_name(number: int) -> str:
+    """`SOCK_STREAM` for 1."""
+    try:
+        return socket.SocketKind(number).name
+    except ValueError:
+        return f"SOCK_{number}"
+
+
+def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
+    """Describe a socket; what cannot be told is None."""
+    return Endpoint(
+        _family_name(_FAMILY(sock)),
+        _kind_name(_TYPE(sock)),
+        _address(ask_or_none(_socket.socket.getsockname, sock)),
+        peer_of(sock),
+        inode_of(fd),
+        is_tls(sock),
+    )
+
+
+def endpoint_of_remains(remains: FinalSnapshot) -> Endpoint:
+    """Describe a socket that has died."""
+    return Endpoint(
+        _family_name(remains.family),
+        _kind_name(remains.type),
+        _address(remains.local),
+        _address(remains.peer),
+        remains.inode,
+        remains.tls,
+    )
+
+
+def peer_of(sock: _socket.socket) -> str | None:
+    """The address of the other end, if there is one."""
+    return _address(ask_or_none(_socket.socket.getpeername, sock))
+
+
+def _address(address: object) -> str | None:
+    if isinstance(address, tuple) and len(address) >= 2:
+        host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
+        return f"{host}:{address[1]}"
+    if isinstance(address, bytes):
+        # The abstract namespace of Linux, which begins with a zero byte.
+        return "@" + address[1:].decode(errors="backslashreplace")
+    return str(address) if address else None
+
+
+@contextmanager
+def duplicate_fd(fd: int) -> Iterator[_socket.socket]:
+    """A socket object on a copy of a descriptor; the copy is closed afterwards.
+
+    Raises:
+        OSError: The descriptor is closed, is no socket, or there is no room for a copy.
+    """
+    with _on_copy(fd, socket.SOCK_STREAM) as sock:
+        kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        if kind == socket.SOCK_STREAM:
+            yield sock
+            return
+    with _on_copy(fd, kind) as sock:
+        yield sock
+
+
+@contextmanager
+def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
+    # With a default timeout set, the constructor would make the shared description non-blocking,
+    # unless it is told that it already is.
+    flag = getattr(socket, "SOCK_NONBLOCK", 0)
+    copy = OwnedDescriptor(os.dup(fd))
+    try:
+        # No keyword: Python 3.12 keeps the names of a C function's arguments for the whole process
+        # where they are first used, and aborts at its end if that was an isolated interpreter.
+        sock = _socket.socket(-1, kind | flag, -1, copy.fileno())
+        try:
+            yield sock
+        finally:
+            # The object would close whatever has its number by now.
+            sock.detach()
+    finally:
+        copy.close()
+
+
+if TYPE_CHECKING:
+    import select
+else:
+    _spec = find_spec("select")
+    select = module_from_spec(_spec)
+    _spec.loader.exec_module(select)
+
+
+class PollPoller:
+    """Asks for some events, and for hang-ups and errors, which come unasked."""
+
+    def __init__(self, events: int) -> None:
+        self._poll = select.poll()
+        self._events = events
+        self._given: object = None
+        self._watched: set[int] = set()
+
+    def suspects(self, fds: Collection[int]) -> dict[int, int]:
+        if fds is not self._given:
+            wanted = set(fds)
+            for fd in self._watched - wanted:
+                self._poll.unregister(fd)
+            for fd in wanted - self._watched:
+                self._poll.register(fd, self._events)
+            self._given, self._watched = fds, wanted
+        return dict(self._poll.poll(0))

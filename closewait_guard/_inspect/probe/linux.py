@@ -1,0 +1,170 @@
+"""Linux: POLLRDHUP finds the suspects, TCP_INFO gives their state and dates the peer's FIN.
+
+No data is peeked at: FIONREAD counts the unread bytes, and a peek on a reset socket would eat the
+error that the program is to see.
+"""
+
+from __future__ import annotations
+
+import _socket
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+
+from closewait_guard._capture import FinalSnapshot, is_listening
+from closewait_guard._descriptors import unread, unsent
+from closewait_guard._enums import Connection, Evidence, State
+from closewait_guard._inspect.probe.base import PollPoller, ProbeResult, select
+
+__all__ = [
+    "CONNECTIONS",
+    "STATES",
+    "TCP_INFO_SIZE",
+    "look",
+    "poller",
+    "read",
+    "tcp_view",
+]
+
+
+# In the order of the kernel's numbers.
+STATES = (
+    State.NONE,
+    State.ESTABLISHED,
+    State.SYN_SENT,
+    State.SYN_RECV,
+    State.FIN_WAIT1,
+    State.FIN_WAIT2,
+    State.TIME_WAIT,
+    State.CLOSE,
+    State.CLOSE_WAIT,
+    State.LAST_ACK,
+    State.LISTEN,
+    State.CLOSING,
+    State.NEW_SYN_RECV,
+)
+CONNECTIONS = {
+    State.CLOSE_WAIT: Connection.PEER_CLOSED,
+    State.CLOSE: Connection.GONE,
+    State.LISTEN: Connection.NOT_APPLICABLE,
+}
+
+# IPPROTO_MPTCP has no name in Python 3.11; a multipath socket answers for its first subflow.
+_TCP_PROTOCOLS = frozenset({0, socket.IPPROTO_TCP, 262})
+_STREAM_FAMILIES = frozenset({socket.AF_UNIX, socket.AF_VSOCK})
+
+# struct tcp_info: tcpi_state at 0, tcpi_unacked at 24, tcpi_last_data_sent at 44,
+# tcpi_last_data_recv at 52, tcpi_last_ack_recv at 56, tcpi_pmtu at 60, tcpi_bytes_acked at 120,
+# tcpi_segs_in at 140, tcpi_notsent_bytes at 144. Kernels before 4.6 end earlier: what they lack
+# reads as zero.
+_TCP_INFO = struct.Struct("=B 23x I 16x I 4x I I I 56x Q 12x I I")
+TCP_INFO_SIZE = _TCP_INFO.size
+
+_fileno = _socket.socket.fileno
+_getsockopt = _socket.socket.getsockopt
+_family = _socket.socket.__dict__["family"].__get__
+_type = _socket.socket.__dict__["type"].__get__
+_proto = _socket.socket.__dict__["proto"].__get__
+
+
+def poller() -> PollPoller:
+    """A poller that asks for hang-ups only: unread data makes no suspect."""
+    return PollPoller(select.POLLRDHUP)
+
+
+def look(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+    """Look at a socket by TCP_INFO where there is one, else by the poll events given."""
+    family = _family(sock)
+    view: ProbeResult | None = None
+    if _type(sock) == socket.SOCK_STREAM:
+        if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
+            view = _look_at_tcp(sock, fd)
+        elif family in _STREAM_FAMILIES:
+            view = _look_at_stream(sock, fd, family, events)
+    # Closed or detached meanwhile: what was seen may belong to the number's next owner.
+    return (view or _OTHER) if _fileno(sock) == fd else None
+
+
+def read(remains: FinalSnapshot) -> ProbeResult:
+    """What is left to see of a socket that has died open."""
+    family = remains.family
+    if remains.type == socket.SOCK_STREAM:
+        if family in _TCP_FAMILIES and remains.proto in _TCP_PROTOCOLS and remains.tcp_info:
+            return tcp_view(remains.tcp_info, lambda: remains.unread, lambda: remains.unsent)
+        if family in _STREAM_FAMILIES:
+            connection = _stream_connection(0, listening=remains.listening)
+            return _stream_view(family, connection, remains.unread, remains.unsent)
+    return _OTHER
+
+
+_TCP_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+_OTHER = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
+
+
+def _look_at_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
+    try:
+        raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    except OSError:
+        return None
+    return tcp_view(raw, partial(unread, fd), partial(unsent, fd))
+
+
+_Queue = Callable[[], int | None]
+
+
+def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
+    """Read a `struct tcp_info`, whoever the kernel gave it to."""
+    if len(raw) < TCP_INFO_SIZE:
+        raw = raw.ljust(TCP_INFO_SIZE, b"\0")
+    number, unacked, sent, received, acknowledged, path_mtu, acked, segments, notsent = (
+        _TCP_INFO.unpack_from(raw)
+    )
+    state = STATES[number] if number < len(STATES) else State.NONE
+    connection = CONNECTIONS.get(state, Connection.LIVE)
+    if connection is Connection.GONE and not acked and segments <= 1:
+        # Refused at most, by that one segment. Its times count from the machine's start.
+        # The kernel learns the path's MTU when it sends a SYN: without one, none was sent.
+        tried = Connection.UNCONNECTED if path_mtu else Connection.NEVER_CONNECTED
+        return ProbeResult(state, Evidence.TCP_INFO, tried)
+    if connection is Connection.NOT_APPLICABLE:
+        return ProbeResult(state, Evidence.TCP_INFO, connection)
+    return ProbeResult(
+        state,
+        Evidence.TCP_INFO,
+        connection,
+        acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
+        unread(),
+        unsent() if unacked or notsent else 0,
+        sent / 1000,
+        received / 1000,
+    )
+
+
+def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> ProbeResult:
+    """A stream that keeps no TCP states: the poll events are all there is to know."""
+    connection = _stream_connection(events, listening=is_listening(sock))
+    return _stream_view(family, connection, unread(fd), unsent(fd))
+
+
+def _stream_view(
+    family: int, connection: Connection, unread: int | None, unsent: int | None
+) -> ProbeResult:
+    return ProbeResult(
+        state=State.UNIX if family == socket.AF_UNIX else State.NONE,
+        evidence=Evidence.POLL,
+        connection=connection,
+        unread=unread,
+        unsent=unsent,
+    )
+
+
+def _stream_connection(events: int, *, listening: bool) -> Connection:
+    if listening:
+        return Connection.NOT_APPLICABLE
+    if events & select.POLLERR:
+        return Connection.GONE
+    if events & select.POLLRDHUP:
+        return Connection.PEER_CLOSED
+    # Hung up without an end of stream: it never was connected.
+    return Connection.UNCONNECTED if events & select.POLLHUP else Connection.LIVE

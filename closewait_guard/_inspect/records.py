@@ -1,0 +1,176 @@
+"""Resolve a captured stack late; tell user frames from library frames.
+
+From the story of a birth to the public record of it.
+
+How many sockets are open by the line that made them, and how many have been for long.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import NamedTuple
+
+from closewait_guard._capture import (
+    SERIAL,
+    STACK,
+    CapturedStack,
+    Creation,
+    CreationTuple,
+    SharedStack,
+    intern,
+)
+from closewait_guard._enums import FrameKind, Origin
+from closewait_guard._live import loaded_modules, text_of, value_at
+from closewait_guard.model import Frame, SocketRecord
+
+__all__ = [
+    "SiteCount",
+    "count_by_site",
+    "is_ours",
+    "kind_of",
+    "read_again",
+    "record_of",
+    "resolve",
+]
+
+
+# Those with a source file that could not be read.
+_unread: list[SharedStack] = []
+
+
+def resolve(stack: CapturedStack) -> tuple[Frame, ...]:
+    """Turn a stack into frames with line numbers and source lines; the guard's own are left out."""
+    intern(stack)
+    if not stack:
+        return ()
+    known: SharedStack = stack[0]
+    frames = known.frames
+    if frames is None:
+        calls = zip(known.codes, known.offsets, strict=True)
+        frames = known.frames = tuple(
+            _frame(code, offset) for code, offset in calls if not is_ours(code.co_filename)
+        )
+        if any(map(_is_unread, frames)):
+            _unread.append(known)
+    return frames
+
+
+def read_again() -> None:
+    """Try once more what could not be read: a descriptor may be left for it now."""
+    with suppress(IndexError):
+        while True:
+            _unread.pop().frames = None
+
+
+def _is_unread(frame: Frame) -> bool:
+    has_file = not frame.filename.startswith("<")
+    return frame.source is None and has_file and frame.filename not in linecache.cache
+
+
+def _frame(code: CodeType, offset: int) -> Frame:
+    lineno = _line_at(code, offset)
+    return Frame(
+        filename=code.co_filename,
+        lineno=lineno,
+        function=code.co_qualname,
+        module=_module_of(code.co_filename),
+        kind=kind_of(code.co_filename),
+        source=linecache.getline(code.co_filename, lineno).strip() or None,
+    )
+
+
+def _line_at(code: CodeType, offset: int) -> int:
+    for start, end, line in code.co_lines():
+        if start <= offset < end and line is not None:
+            return line
+    return code.co_firstlineno
+
+
+def kind_of(filename: str) -> FrameKind:
+    """Tell whose code a file is, by where it lies."""
+    path = _normal(filename)
+    if "/site-packages/" in path or "/dist-packages/" in path:
+        return FrameKind.LIBRARY
+    if path.startswith(_STDLIB):
+        return FrameKind.STDLIB
+    return FrameKind.USER
+
+
+def is_ours(filename: str) -> bool:
+    return _normal(filename).startswith(_ours(sys.modules.get("wrapt")))
+
+
+@lru_cache(2)
+def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
+    folders = [str(Path(__file__).parents[1])]
+    if wrapt is not None and wrapt.__file__:
+        folders.append(str(Path(wrapt.__file__).parent))
+    return tuple(_normal(folder) + "/" for folder in folders)
+
+
+@lru_cache(4096)
+def _module_of(filename: str) -> str:
+    """The name under which a file was imported; its stem when no module owns to it."""
+    # In their dicts: lazy modules load themselves when asked for an attribute.
+    for name, variables in loaded_modules():
+        if text_of(value_at(variables, "__file__")) == filename:
+            return name
+    return Path(filename).stem
+
+
+def _normal(filename: str) -> str:
+    return filename.replace("\\", "/")
+
+
+# Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
+_STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")
+
+
+def record_of(story: CreationTuple, pid: int) -> SocketRecord:
+    """The public record, with its stack resolved. Those of another process are inherited ones."""
+    fields = Creation._make(story)._asdict()
+    del fields["sock"], fields["key"]
+    fields["stack"] = resolve(fields["stack"])
+    if fields["parent"] is not None:
+        fields["parent"] = record_of(fields["parent"], pid)
+    record = SocketRecord(**fields)
+    if record.pid == pid:
+        return record
+    return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
+
+
+class SiteCount(NamedTuple):
+    """The open sockets of one site, and those of them that are older than a mark."""
+
+    open: int
+    old: int
+
+
+def count_by_site(stories: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:
+    """Count by site; sockets that were born nobody knows where are left out."""
+    counts: dict[int, list[int]] = {}
+    examples: dict[int, CreationTuple] = {}
+    for story in stories:
+        stack = story[STACK]
+        intern(stack)
+        if stack:
+            # Equal stacks are one object once they are settled.
+            key = id(stack[0])
+            count = counts.setdefault(key, [0, 0])
+            count[0] += 1
+            count[1] += story[SERIAL] <= mark
+            examples[key] = story
+    found: dict[str, SiteCount] = {}
+    for key, (now, old) in counts.items():
+        site = record_of(examples[key], pid).site
+        if site is not None:
+            before = found.get(site.call, SiteCount(0, 0))
+            found[site.call] = SiteCount(before.open + now, before.old + old)
+    return found

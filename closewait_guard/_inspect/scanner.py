@@ -1,0 +1,429 @@
+"""All the sockets that one look showed.
+
+From births to observations: look at the suspects, remember since when they are suspects.
+
+Everything that there is to see in one look: sockets with an object, and native ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import replace
+from itertools import compress
+from operator import is_
+from typing import NamedTuple, Protocol
+
+from closewait_guard._capture import (
+    SERIAL,
+    SOCK,
+    CreationTuple,
+    DroppedSocket,
+    OpenSockets,
+    Registry,
+    patch,
+    pop_if_same,
+)
+from closewait_guard._clock import now, pause, wall
+from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere
+from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, NativeSockets
+from closewait_guard._inspect.observation import (
+    SuspectAge,
+    fds_being_read,
+    notice,
+    observed,
+    peer_closed_for,
+    suspect_for,
+)
+from closewait_guard._inspect.probe import (
+    INVALID,
+    Endpoint,
+    Poller,
+    Probe,
+    ProbeResult,
+    duplicate_fd,
+    endpoint_of,
+    endpoint_of_remains,
+)
+from closewait_guard._inspect.records import record_of
+from closewait_guard._interruptions import interrupts, refusals
+from closewait_guard.model import (
+    UNKNOWN_FAMILY,
+    Connection,
+    Coverage,
+    Evidence,
+    Observation,
+    Origin,
+    SocketRecord,
+    State,
+)
+
+__all__ = [
+    "Lookout",
+    "ScanResult",
+    "Scanner",
+]
+
+
+class ScanResult(NamedTuple):
+    """What one scan saw; of the undescribed, nothing but their birth is told."""
+
+    open_sockets: int
+    suspects: tuple[Observation, ...]
+    dropped: tuple[Observation, ...]
+    healthy: tuple[Observation, ...]
+    undescribed: int = 0
+
+    def only(self, wanted: Callable[[Observation], bool]) -> ScanResult:
+        """Without what is not wanted."""
+        return self._replace(
+            suspects=tuple(filter(wanted, self.suspects)),
+            healthy=tuple(filter(wanted, self.healthy)),
+        )
+
+    def with_natives(self, natives: ScanResult) -> ScanResult:
+        """Both, but for the count, which is of tracked sockets."""
+        return self._replace(
+            suspects=self.suspects + natives.suspects,
+            healthy=self.healthy + natives.healthy,
+            undescribed=self.undescribed + natives.undescribed,
+        )
+
+
+class _Known(NamedTuple):
+    """What is kept of a suspect from one look to the next."""
+
+    record: SocketRecord
+    endpoint: Endpoint
+    sighting: SuspectAge
+
+
+class _Look(NamedTuple):
+    """When all was looked at that had been born by then, and the serial of the latest birth."""
+
+    at: float
+    youngest: float
+
+
+class Source(Protocol):
+    """Where births are known: the registry, or what is known of native sockets."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def living(self, *, thorough: bool = ...) -> OpenSockets: ...
+    def youngest(self) -> int: ...
+    def forget(self, fd: int, story: CreationTuple) -> None: ...
+    def dropped(self) -> tuple[DroppedSocket, ...]: ...
+
+
+class Scanner:
+    """Looks at what a source knows. Keeps what is known of the suspects between two looks.
+
+    Several threads may look at once, also in signal handlers and in forked children, so no lock is
+    taken: what is kept is written entry by entry, or replaced as a whole.
+    """
+
+    def __init__(self, source: Source, probe: Probe) -> None:
+        self._source = source
+        self._probe = probe
+        self._known: dict[int, _Known] = {}
+        self._seen_dropped: dict[int, Observation] = {}
+        self._thefts = ClosedElsewhere()
+        self._last_look = _Look(now(), -math.inf)
+        # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
+        # second thread, in a signal handler or in a forked child makes its own.
+        self._idle_pollers: list[Poller] = []
+
+    def look(self, *, full: bool = False, born_after: int | None = None) -> ScanResult:
+        """Look at every open socket, and describe the suspects.
+
+        Args:
+            full: Describe the healthy sockets too.
+            born_after: A mark; describe all sockets born after it, healthy or not.
+        """
+        living = self._source.living(thorough=full or born_after is not None)
+        events = self._events(living)
+        looked_at = set(living.stories) if full else set(events)
+        stolen = self._thefts.notice(living.stories, events, looked_at)
+        closed = self._forget_closed(living, events)
+        glance = _Glance(self._source, self._probe, living, events, self._last_look)
+        suspected = living.close_called.union(events) - stolen
+        suspects = self._describe_suspects(glance, suspected)
+        self._last_look = max(self._last_look, glance.look)
+        others = set(living.stories) if full else set()
+        if born_after is not None:
+            others |= living.born_after(born_after)
+        others -= events.keys() | living.close_called | stolen
+        healthy = tuple(glance.describe(others, {}))
+        return ScanResult(
+            open_sockets=len(living.stories) - closed,
+            suspects=(*suspects, *self._stolen()),
+            dropped=self._dropped(),
+            healthy=healthy,
+            undescribed=glance.undescribed,
+        )
+
+    def _describe_suspects(self, glance: _Glance, fds: Set[int]) -> tuple[Observation, ...]:
+        known = self._known
+        if not fds and not known:
+            return ()
+        before = known.copy()
+        suspects = tuple(glance.describe(fds, known))
+        # What is the same as before has been seen by no scan meanwhile.
+        unseen = map(is_, map(known.get, before), before.values())
+        for serial in list(compress(before, unseen)):
+            pop_if_same(known, serial, before[serial])
+        return suspects
+
+    def after_fork(self) -> None:
+        """In the child: every record known so far is now of an inherited socket."""
+        self._known = {}
+
+    def _events(self, living: OpenSockets) -> dict[int, int]:
+        try:
+            poller = self._idle_pollers.pop()
+        except IndexError:
+            poller = self._probe.poller()
+        events = poller.suspects(living.stories)
+        self._idle_pollers.append(poller)
+        return events
+
+    def _forget_closed(self, living: OpenSockets, events: dict[int, int]) -> int:
+        """Numbers that are free: their sockets were closed since they were last looked through."""
+        closed = [fd for fd, happened in events.items() if happened & INVALID]
+        for fd in closed:
+            del events[fd]
+            if fd in living.stories:
+                self._source.forget(fd, living.stories[fd])
+        return len(closed)
+
+    def _stolen(self) -> Iterator[Observation]:
+        for theft in self._thefts.standing():
+            endpoint = theft.endpoint()
+            if endpoint is not None:
+                record = record_of(theft.story, self._source.pid)
+                view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
+                yield observed(record, theft.fd, endpoint, view)
+
+    def _dropped(self) -> tuple[Observation, ...]:
+        """What was dropped stays as it was: each is described once."""
+        before, now = self._seen_dropped, {}
+        for drop in self._source.dropped():
+            serial = drop.story[SERIAL]
+            now[serial] = before.get(serial) or self._describe_drop(drop)
+        self._seen_dropped = now
+        return tuple(now.values())
+
+    def _describe_drop(self, drop: DroppedSocket) -> Observation:
+        evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
+        view = self._probe.read(drop.remains)._replace(evidence=evidence)
+        record = record_of(drop.story, self._source.pid)
+        return observed(record, drop.fd, endpoint_of_remains(drop.remains), view, view.fin_for)
+
+
+# What a look has shown, and when it began and was over.
+_Shown = tuple[ProbeResult, Endpoint, float, float]
+_NOTHING_SEEN = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
+_UNKNOWN = Endpoint(UNKNOWN_FAMILY, "unknown", None, None)
+# The ends of a connection after which it has the addresses that it will ever have.
+_FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
+
+
+class _Glance:
+    """One moment's look: what is common to all the sockets described in it."""
+
+    def __init__(
+        self,
+        source: Source,
+        probe: Probe,
+        living: OpenSockets,
+        events: Mapping[int, int],
+        last_look: _Look,
+    ) -> None:
+        self.look = _Look(now(), source.youngest())
+        self._wall = wall()
+        self._source = source
+        self._probe = probe
+        self._living = living
+        self._events = events
+        self._last_look = last_look
+        # How many could not be told about, but for their birth.
+        self.undescribed = 0
+        self._in_use = fds_being_read() if living.close_called else frozenset[int]()
+
+    def describe(self, fds: Set[int], known: dict[int, _Known]) -> Iterator[Observation]:
+        """Observations of the given descriptors; of none that is closed at this moment.
+
+        Args:
+            fds: Which.
+            known: What is known of them. What is found out is added.
+        """
+        for fd in sorted(fds):
+            story = self._living.stories[fd]
+            try:
+                seen = self._described(fd, story, known)
+            except Exception as error:
+                if interrupts(error):
+                    raise
+                # One that cannot be described hides no other, and counts as one that is open.
+                self.undescribed += 1
+                seen = observed(record_of(story, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN)
+            if seen is not None:
+                yield seen
+
+    def _described(
+        self, fd: int, story: CreationTuple, known: dict[int, _Known]
+    ) -> Observation | None:
+        if fd in self._living.detached:
+            shown = self._look_through(fd)
+        else:
+            shown = self._look_at(fd, story, known.get(story[SERIAL]))
+        return None if shown is None else self._observed(fd, story, shown, known)
+
+    def _look_at(self, fd: int, story: CreationTuple, before: _Known | None) -> _Shown | None:
+        sock, began = story[SOCK](), now()
+        view = self._probe.look(sock, fd, self._events.get(fd, 0)) if sock is not None else None
+        ended = now()
+        if sock is None or view is None:
+            return None
+        if before is not None and before.sighting.ended[0] in _FINAL:
+            return view, before.endpoint, began, ended
+        return view, endpoint_of(sock, fd), began, ended
+
+    def _look_through(self, fd: int) -> _Shown | None:
+        """Look at a descriptor that has left its socket object."""
+        try:
+            with duplicate_fd(fd) as sock:
+                copy, began = sock.fileno(), now()
+                view = self._probe.look(sock, copy, self._events.get(fd, 0))
+                ended = now()
+                return (view, endpoint_of(sock, copy), began, ended) if view is not None else None
+        except Exception as error:
+            refusals.note(error)
+            return None
+
+    def _observed(
+        self, fd: int, story: CreationTuple, shown: _Shown, known: dict[int, _Known]
+    ) -> Observation:
+        view, endpoint, began, ended = shown
+        # Not earlier: another scan may have looked since this one has begun to.
+        before = known.get(story[SERIAL])
+        record = record_of(story, self._source.pid) if before is None else before.record
+        sighting = notice(
+            view,
+            fd in self._living.close_called,
+            None if before is None else before.sighting,
+            self._at_most(story, record, view) if before is None else 0.0,
+            ended,
+        )
+        if before is None or before.sighting.seen_at <= ended:
+            known[story[SERIAL]] = _Known(record, endpoint, sighting)
+        if fd in self._living.detached and record.birth.origin is not Origin.NATIVE:
+            record = replace(record, origin=Origin.DETACHED, parent=record)
+        return observed(
+            record,
+            fd,
+            endpoint,
+            view,
+            peer_closed_for(view, sighting, began),
+            suspect_for(view, sighting, began),
+            close_called=sighting.ended[1],
+            in_use=fd in self._in_use,
+        )
+
+    def _at_most(self, story: CreationTuple, record: SocketRecord, view: ProbeResult) -> float:
+        """For how long a connection can have been ended that no look has seen so before."""
+        if story[SERIAL] <= self._last_look.youngest:
+            return 0.0
+        bounds = [view.last_sent_for, view.last_received_for]
+        if record.born_at is not None:
+            # By the program's clock, which a test may have set to any time.
+            bounds += [self._wall - record.born_at, self.look.at - self._last_look.at]
+        return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
+
+
+class Lookout:
+    """Looks at what the registry knows, and at the sockets that no object is known for."""
+
+    def __init__(self, registry: Registry, probe: Probe, stack_depth: int, grace: float) -> None:
+        self._registry = registry
+        self._grace = grace
+        self._natives = NativeSockets(registry)
+        self._attribution = CallAttribution(self._natives, stack_depth)
+        self._observers = (Scanner(registry, probe), Scanner(self._natives, probe))
+
+    @property
+    def natives(self) -> int | None:
+        """How many sockets no object was known for, at the last census; None if nobody says."""
+        return self._natives.count
+
+    def take_census(self) -> None:
+        """Take in the native sockets that are open by now: they are older than what follows."""
+        self._natives.living(thorough=True)
+
+    def look(self, *, full: bool = False, born_after: int | None = None) -> ScanResult:
+        """One look at all of them; see `Observer.look`."""
+        self._attribution.refresh()
+        ours, natives = (
+            observer.look(full=full, born_after=born_after) for observer in self._observers
+        )
+        if born_after is not None:
+            natives = natives.only(_is_anybodys)
+        if natives.suspects:
+            natives = self._settled(natives, self._grace if born_after is None else 0.0)
+        return ours.with_natives(natives)
+
+    def _settled(self, natives: ScanResult, grace: float) -> ScanResult:
+        """Without those that pass; waits for them if they would be accused, and are new."""
+        ended = [seen for seen in natives.suspects if (seen.suspect_for or 0.0) >= grace]
+        for wait in _WAITS:
+            if not any(not _is_live(seen) and self._natives.is_new(seen) for seen in ended):
+                break
+            pause(wait)
+        return natives.only(lambda seen: _is_live(seen) or self._natives.is_still(seen))
+
+    def coverage(self, notes: tuple[str, ...]) -> Coverage:
+        """What was seen, and what could not be."""
+        births, dropped, failures = self._registry.totals()
+        return Coverage(
+            births=births,
+            adopted=self._registry.adopted_now(),
+            dropped=dropped,
+            forgotten=dropped - len(self._registry.dropped()),
+            failures=failures,
+            notes=notes,
+            native=self.natives,
+        )
+
+    def attribute(self, *names: str) -> None:
+        """Know where native sockets are born."""
+        with patch.install_lock():
+            self._attribution.wrap(*names)
+
+    def close(self) -> None:
+        """Take the wrappers of `attribute` out again."""
+        self._attribution.undo()
+
+    def after_fork(self) -> None:
+        """In the child: what was known is now of inherited sockets."""
+        self._natives.after_fork()
+        for observer in self._observers:
+            observer.after_fork()
+
+
+def _is_anybodys(seen: Observation) -> bool:
+    """Whether the program has to do with a native socket, as far as is known.
+
+    Native code may have its reasons to open one for good, in any thread, at any time.
+    """
+    return bool(seen.record.stack) or not _is_live(seen)
+
+
+def _is_live(seen: Observation) -> bool:
+    return seen.connection not in _ENDED
+
+
+# They double, and are as long together as it takes.
+_WAITS = [SETTLED_AFTER / 2**number for number in range(10, 0, -1)]
+_ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})

@@ -1,0 +1,17 @@
+"""Is it a leak? Verdicts, hints and alerts from observations alone."""
+
+from __future__ import annotations
+
+from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
+from closewait_guard._judge.alerts import threshold_alerts
+from closewait_guard._judge.hints import hint_for
+from closewait_guard._judge.verdict import judge
+
+__all__ = [
+    "AlertState",
+    "SeriesPoint",
+    "hint_for",
+    "judge",
+    "threshold_alerts",
+    "update_alerts",
+]

@@ -1,0 +1,138 @@
+"""The frames that the threads are in, asked for only where that is safe.
+
+`sys._current_frames()` goes through all interpreters of the process. From Python 3.12 on another
+may run at that moment, and the process aborts; before, its frames are none of our business.
+
+
+The local variables of frames, read so that neither the frame nor its program can notice it.
+
+Until Python 3.12 `f_locals` writes the values into a dict that `exec`, `locals()` and debuggers
+share, over whatever they have put there, and that dict keeps each value alive for as long as the
+function runs. There the pointers of the frame are copied instead; from 3.13 on `f_locals` of a
+function's frame is a view.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import threading
+from collections.abc import Callable
+from itertools import compress
+from types import FrameType
+from typing import Any, TypeAlias
+
+from closewait_guard._interruptions import refusals
+
+__all__ = [
+    "locals_of",
+    "locals_of_other_thread",
+    "running_frames",
+    "sees_all_threads",
+    "shows_other_threads",
+    "variable_of",
+]
+
+
+def running_frames() -> dict[int, FrameType]:
+    """By thread: where it is. Only this thread where the process has several interpreters."""
+    # A variable that holds the frame it is in would keep all that the callers have: none here holds
+    # them, and the caller is not given its own.
+    return _frames_if_alone() or {threading.get_ident(): sys._getframe(2)}
+
+
+def sees_all_threads() -> bool:
+    """Whether `running_frames` tells of other threads than this one."""
+    return bool(_frames_if_alone())
+
+
+def _nothing() -> dict[int, FrameType]:
+    return {}
+
+
+_frames_if_alone: Callable[[], dict[int, FrameType]]
+
+try:
+    import ctypes
+
+    # Not `_interpreters.list_all()`: it reads what another thread may be about to free.
+    _newest, _main = (
+        ctypes.PYFUNCTYPE(ctypes.c_void_p)((f"PyInterpreterState_{name}", ctypes.pythonapi))
+        for name in ("Head", "Main")
+    )
+# Isolated interpreters have no ctypes, and an audit hook may refuse it.
+except Exception:
+    _frames_if_alone = _nothing
+else:
+
+    def _if_alone() -> dict[int, FrameType]:
+        """All frames, if the newest interpreter is the main one.
+
+        Question and answer are one call into C: no thread can make an interpreter in between.
+        """
+        is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
+        try:
+            return next(map(operator.call, compress((sys._current_frames,), is_alone)), {})
+        except Exception as error:
+            refusals.note(error)
+            return {}
+
+    _frames_if_alone = _if_alone
+
+
+# As in `inspect`, which is dear to import.
+_CO_OPTIMIZED = 1
+# Of a generator, a coroutine and an asynchronous generator.
+_CO_SUSPENDABLE = 0x20 | 0x80 | 0x200
+_HAS_VIEW = sys.version_info >= (3, 13)
+# Before 3.13.5 the view of a call that another thread ends at that moment crashes the interpreter.
+_OTHERS_CRASH = (3, 13) <= sys.version_info < (3, 13, 5)
+
+_Pairs: TypeAlias = list[tuple[str, Any]]
+
+
+def locals_of(frame: FrameType) -> dict[str, Any]:
+    """The variables of a function's frame; none of a module's, which has them in its globals."""
+    return dict(_read(frame)) if frame.f_code.co_flags & _CO_OPTIMIZED else {}
+
+
+def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
+    """The same of a call that may end at any moment; none where that could crash the interpreter.
+
+    The view of a generator that is gone shows what has its memory now.
+    """
+    if _OTHERS_CRASH or (_HAS_VIEW and frame.f_code.co_flags & _CO_SUSPENDABLE):
+        return {}
+    return locals_of(frame)
+
+
+def shows_other_threads() -> bool:
+    """Whether the variables of calls in other threads can be read at all."""
+    return not _OTHERS_CRASH
+
+
+def variable_of(frame: FrameType, name: str) -> Any:
+    """The value of one variable of a function's frame; None where it has none."""
+    return locals_of(frame).get(name)
+
+
+def _by_view(frame: FrameType) -> _Pairs:
+    # A debugger may have added keys of any type.
+    return [(name, value) for name, value in frame.f_locals.items() if type(name) is str]
+
+
+def _of_nobody(_: FrameType) -> _Pairs:
+    return []
+
+
+_read: Callable[[FrameType], _Pairs]
+
+if _HAS_VIEW:
+    _read = _by_view
+else:
+    try:
+        from closewait_guard._live.frame_copy import copied_locals as _read
+    # Isolated interpreters have no ctypes, an audit hook may refuse it, and a build of Python may
+    # lay frames out in another way.
+    except Exception:
+        _read = _of_nobody

@@ -1,0 +1,300 @@
+"""Look at objects of the program without running a line of its code.
+
+Whatever a class defines is passed by: its `__getattribute__`, its properties, its `__eq__` and
+`__hash__` and those of its metaclass, a `__class__` that lies. What is read are slots of `object`,
+`type` and the exact built-in types, by the descriptors of these types themselves. Classes are
+compared by identity, names only if they are exact strings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from types import (
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import Any, Final
+
+__all__ = [
+    "HEAP_TYPE",
+    "MISSING",
+    "MOST_ITEMS",
+    "attribute_dict",
+    "attributes_of",
+    "call_native",
+    "class_items",
+    "class_value",
+    "derives_from",
+    "elements_of",
+    "exact_text",
+    "field",
+    "find_classes",
+    "flags_of",
+    "is_a",
+    "is_any_of",
+    "is_exactly",
+    "items_of",
+    "loaded_modules",
+    "module_dict",
+    "module_name",
+    "mro_of",
+    "native_field",
+    "number_of",
+    "text_of",
+    "type_name",
+    "type_qualname",
+    "value_at",
+]
+
+
+# Of a class that was made at run time, as all those of Python code: its objects refer to it.
+HEAP_TYPE = 1 << 9
+# How many items are copied in one call, during which no other thread runs.
+MOST_ITEMS = 100_000
+_ATTEMPTS = 8
+
+MISSING: Final = object()
+
+_mro = type.__dict__["__mro__"].__get__
+_vars = type.__dict__["__dict__"].__get__
+_flags = type.__dict__["__flags__"].__get__
+_qualname = type.__dict__["__qualname__"].__get__
+_builtin_module = type.__dict__["__module__"].__get__
+_module_vars: Any = vars(ModuleType)["__dict__"].__get__
+_as_text = str.__str__
+_SLOTS = (MemberDescriptorType, GetSetDescriptorType)
+_PLAIN = (str, int, bool, type(None))
+_METHODS = (MethodDescriptorType, WrapperDescriptorType)
+
+
+def mro_of(cls: type) -> tuple[type, ...]:
+    """A class and all that it derives from."""
+    found: tuple[type, ...] = _mro(cls)
+    return found
+
+
+def flags_of(cls: type) -> int:
+    """What the interpreter notes of a class."""
+    found: int = _flags(cls)
+    return found
+
+
+def class_items(cls: type) -> list[tuple[Any, Any]]:
+    """What a class itself has, by name."""
+    return _first(_vars(cls).items())
+
+
+def class_value(cls: type, name: str, otherwise: Any = None) -> Any:
+    """What a class itself has under a name."""
+    return _look_up(_vars(cls), name, otherwise)
+
+
+def is_a(thing: object, cls: type) -> bool:
+    """Whether the true type of an object derives from a class."""
+    return any(each is cls for each in _mro(type(thing)))
+
+
+def is_any_of(thing: object, classes: Iterable[type]) -> bool:
+    """Whether the true type of an object derives from one of some classes."""
+    return derives_from(type(thing), classes)
+
+
+def derives_from(cls: type, classes: Iterable[type]) -> bool:
+    """Whether a class is, or derives from, one of some classes."""
+    wanted = set(map(id, classes))
+    return not wanted.isdisjoint(map(id, _mro(cls)))
+
+
+def is_exactly(thing: object, classes: Iterable[type]) -> bool:
+    """Whether the true type of an object is one of some classes."""
+    kind = type(thing)
+    return any(each is kind for each in classes)
+
+
+def text_of(value: object) -> str | None:
+    """A string as an exact one; None for anything else."""
+    if type(value) is str:
+        return value
+    return _as_text(value) if is_a(value, str) else None
+
+
+def exact_text(value: object) -> str:
+    """The text of anything, as an exact string: only what is no string is asked for it."""
+    found = text_of(value)
+    return _as_text(str(value)) if found is None else found
+
+
+def number_of(value: object) -> int | None:
+    """A plain number; None for anything else."""
+    return value if type(value) is int else None
+
+
+def type_qualname(cls: type) -> str:
+    """`HTTPResponse`."""
+    return text_of(_qualname(cls)) or "?"
+
+
+def module_name(cls: type) -> str | None:
+    """The module that a class names as its own, if it names one."""
+    if _flags(cls) & HEAP_TYPE:
+        return text_of(class_value(cls, "__module__"))
+    return text_of(_builtin_module(cls))
+
+
+def type_name(thing: object) -> str:
+    """`urllib3.response.HTTPResponse`; built-in types without their module."""
+    cls = type(thing)
+    module = module_name(cls)
+    return type_qualname(cls) if module in (None, "builtins") else f"{module}.{type_qualname(cls)}"
+
+
+def items_of(mapping: Any) -> list[tuple[Any, Any]]:
+    """The items that a dict, or an object of a subclass, really has; not more than a bound."""
+    return _first(dict.items(mapping)) if is_a(mapping, dict) else []
+
+
+def value_at(mapping: Any, name: str, otherwise: Any = None) -> Any:
+    """What a dict has under an exact string. No other key is compared with it."""
+    return _look_up(mapping, name, otherwise) if is_a(mapping, dict) else otherwise
+
+
+def _first(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(RuntimeError):  # A collection meanwhile has changed it.
+            return list(islice(items, MOST_ITEMS))
+    return []
+
+
+def _look_up(mapping: Any, name: str, otherwise: Any) -> Any:
+    for _ in range(_ATTEMPTS):
+        items = dict.items(mapping) if is_a(mapping, dict) else mapping.items()
+        with contextlib.suppress(RuntimeError):  # Another thread has changed it.
+            for key, value in items:
+                if type(key) is str and key == name:
+                    return value
+            return otherwise
+    return otherwise
+
+
+def elements_of(thing: Any) -> list[Any]:
+    """What a list, tuple, set or deque, or an object of a subclass, really has, within a bound."""
+    for cls in (list, tuple, set, frozenset, deque):
+        if is_a(thing, cls):
+            for _ in range(_ATTEMPTS):
+                with contextlib.suppress(RuntimeError):
+                    return list(islice(cls.__iter__(thing), MOST_ITEMS))
+    return []
+
+
+def module_dict(thing: object) -> dict[str, Any] | None:
+    """The variables of a module; None for what only stands in for one."""
+    found = _module_vars(thing) if is_a(thing, ModuleType) else None
+    return found if type(found) is dict else None
+
+
+def loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The names and variables of what has been imported."""
+    for name, module in items_of(sys.modules):
+        variables = module_dict(module)
+        if type(name) is str and variables is not None:
+            yield name, variables
+
+
+def find_classes(names: Iterable[str]) -> dict[str, type]:
+    """Those of some classes, named as `module:name`, that are loaded."""
+    wanted: dict[str, list[str]] = {}
+    for name in names:
+        wanted.setdefault(name.partition(":")[0], []).append(name)
+    found = {}
+    for module, variables in loaded_modules():
+        for name in wanted.get(module, ()):
+            cls = _unwrapped(value_at(variables, name.partition(":")[2]))
+            if cls is not None:
+                found[name] = cls
+    return found
+
+
+def _unwrapped(thing: Any) -> type | None:
+    """A class, or the one that a wrapper stands for."""
+    for _ in range(_ATTEMPTS):
+        if is_a(thing, type):
+            found: type = thing
+            return found
+        thing = field(thing, "__wrapped__")
+    return None
+
+
+def attribute_dict(thing: object) -> dict[str, Any] | None:
+    """The dict of an instance, past whatever its class calls `__dict__`."""
+    for cls in _mro(type(thing)):
+        descriptor = class_value(cls, "__dict__")
+        if type(descriptor) is GetSetDescriptorType:
+            try:
+                found = descriptor.__get__(thing)
+            except (AttributeError, TypeError):
+                return None
+            return found if is_a(found, dict) else None
+    return None
+
+
+def _slots_of(thing: object) -> Iterator[tuple[str, Any]]:
+    for cls in _mro(type(thing)):
+        for name, descriptor in class_items(cls):
+            if type(descriptor) is MemberDescriptorType and type(name) is str:
+                with contextlib.suppress(AttributeError, TypeError):
+                    yield name, descriptor.__get__(thing)
+
+
+def attributes_of(thing: object) -> Iterator[tuple[str, Any]]:
+    """The attributes of an instance that are stored: in its dict, or in slots."""
+    variables = attribute_dict(thing)
+    for name, value in items_of(variables) if variables is not None else ():
+        if type(name) is str:
+            yield name, value
+    yield from _slots_of(thing)
+
+
+def field(thing: object, name: str, otherwise: Any = None) -> Any:
+    """A stored attribute of an object; for what a class computes, `otherwise`.
+
+    A plain value of the class counts where the object itself has none.
+    """
+    variables = attribute_dict(thing)
+    found = MISSING if variables is None else value_at(variables, name, MISSING)
+    if found is not MISSING:
+        return found
+    for cls in _mro(type(thing)):
+        stored = class_value(cls, name, MISSING)
+        if is_exactly(stored, _SLOTS):
+            return _read_slot(stored, thing, otherwise)
+        if stored is not MISSING:
+            return stored if is_exactly(stored, _PLAIN) else otherwise
+    return otherwise
+
+
+def native_field(thing: object, cls: type, name: str, otherwise: Any = None) -> Any:
+    """What a class in C stores of an object of it, whatever subclasses call by that name."""
+    slot = class_value(cls, name)
+    if is_a(thing, cls) and is_exactly(slot, _SLOTS):
+        return _read_slot(slot, thing, otherwise)
+    return otherwise
+
+
+def _read_slot(slot: Any, thing: object, otherwise: Any) -> Any:
+    try:
+        return slot.__get__(thing)
+    except (AttributeError, TypeError, ValueError):  # It has no value.
+        return otherwise
+
+
+def call_native(thing: object, cls: type, name: str, *args: object) -> Any:
+    """What a method that a class has in C returns for an object of it; None without one."""
+    method = class_value(cls, name)
+    return method(thing, *args) if is_a(thing, cls) and is_exactly(method, _METHODS) else None

@@ -1,0 +1,188 @@
+"""What the launcher hands over to the program's processes, in their environment.
+
+In the program's process: install the guard, and report at the end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from closewait_guard._format import escape_control, pluralize
+from closewait_guard._guard import Guard
+from closewait_guard._monitor import Monitor
+from closewait_guard._preload.status import Channel, Line, Status
+from closewait_guard._render import render_text, render_with_header
+from closewait_guard._stream import print_error, put
+from closewait_guard.model import Report, Reporter, Verdict
+from closewait_guard.settings import Settings
+
+__all__ = [
+    "ChildConfig",
+    "start",
+]
+
+
+# With an underscore before it: the settings refuse names that they do not know.
+_VARIABLE = "_CLOSEWAIT_GUARD_RUN"
+_MAIN = "_CLOSEWAIT_GUARD_MAIN"
+_FOLDER = str(Path(__file__).parent)
+
+
+class ChildConfig(NamedTuple):
+    """What settings have no name for.
+
+    Attributes:
+        reporters: Who is told at every interval, by name.
+        channel: How to tell the launcher how a process ends; None if it does not wait for that.
+    """
+
+    reporters: tuple[str, ...]
+    channel: Channel | None = None
+
+    def environment(
+        self, settings: Mapping[str, str], environ: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The environment in which a program and its Python children are guarded."""
+        paths = [_FOLDER]
+        # An empty path would stand for the directory that the program is started in.
+        paths += [path for path in (environ.get("PYTHONPATH"),) if path]
+        return {
+            **environ,
+            **settings,
+            "PYTHONPATH": os.pathsep.join(paths),
+            _VARIABLE: json.dumps(self),
+        }
+
+    @classmethod
+    def taken(cls, environ: Mapping[str, str]) -> Self:
+        """What the launcher has handed over."""
+        reporters, channel = json.loads(environ[_VARIABLE])
+        return cls(tuple(reporters), None if channel is None else Channel.of(*channel))
+
+    @staticmethod
+    def marked_main(environ: dict[str, str], pid: int) -> dict[str, str]:
+        """The environment of the process that is the program, not a child of it."""
+        return environ | {_MAIN: str(pid)}
+
+    @staticmethod
+    def is_main(environ: Mapping[str, str], pid: int) -> bool:
+        """Whether this process is the program itself, not a child of it."""
+        return environ.get(_MAIN) == str(pid)
+
+
+def start() -> None:
+    """Guard this process and those that it forks; whatever goes wrong, the program runs."""
+    try:
+        handover = ChildConfig.taken(os.environ)
+        line = _line(handover)
+        # One of our own: the program may install the process-wide one, with its own settings.
+        guard = Guard(Settings.load(), _reporters(handover)).install()
+        status = Status(line)
+    except Exception as error:
+        print_error(f"process {os.getpid()} is not guarded: {error}")
+        return
+    ending = _Ending(guard, status)
+    # Before all that the program registers, and so called after all of that.
+    atexit.register(ending)
+    _in_forked_children(ending, status)
+    reporters = handover.reporters or guard.settings.reporters
+    if reporters:
+        # As text the last report comes from us.
+        at_exit = guard.settings.at_exit and reporters != ("text",)
+        Monitor(guard, at_exit=at_exit, in_children=True).start()
+
+
+def _line(handover: ChildConfig) -> Line | None:
+    if handover.channel is None:
+        return None
+    return Line(handover.channel, is_main=ChildConfig.is_main(os.environ, os.getpid()))
+
+
+def _reporters(handover: ChildConfig) -> list[Reporter | str]:
+    """Text goes to stderr itself, not to what the program puts in its place, such as a logger."""
+    if "text" not in handover.reporters:
+        return list(handover.reporters)
+    from closewait_guard.reporters import text
+
+    return [text(sys.__stderr__) if name == "text" else name for name in handover.reporters]
+
+
+class _Ending:
+    """The last report of a process, when all that the program does at exit is done."""
+
+    def __init__(self, guard: Guard, status: Status) -> None:
+        self._guard = guard
+        self._status = status
+
+    def __call__(self) -> None:
+        self._report()
+        with suppress(Exception):
+            # A thread that writes to stderr while the interpreter ends would have it abort.
+            self._guard.uninstall()
+
+    def _report(self) -> None:
+        try:
+            # Without a grace time: what is not closed by now never will be.
+            report = self._guard.check(0)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self._status.end(f"failed {escape_control(why)}")
+            print_error(f"process {os.getpid()} cannot report: {why}")
+            return
+        self._status.end(_verdict(report))
+        if self._guard.settings.at_exit:
+            with suppress(Exception):
+                _tell(_without_open(report), self._status.lost_workers())
+
+
+def _verdict(report: Report) -> str:
+    """What the launcher is told: what could not be looked at may have leaked."""
+    if report.accused:
+        return "leaked"
+    undescribed = sum(not leak.observation.is_described for leak in report.leaks)
+    if undescribed:
+        return f"failed looking at {pluralize(undescribed, 'socket')} has failed"
+    return "clean"
+
+
+def _without_open(report: Report) -> Report:
+    wrong = tuple(leak for leak in report.leaks if leak.verdict is not Verdict.OPEN)
+    return replace(report, leaks=wrong)
+
+
+def _tell(report: Report, lost_workers: int) -> None:
+    """The program itself always; a child of it only when it has leaked."""
+    if not ChildConfig.is_main(os.environ, os.getpid()):
+        if report.accused:
+            put(sys.__stderr__, render_with_header(report))
+        return
+    text = render_text(report)
+    if lost_workers:
+        what = f"{pluralize(lost_workers, 'worker process')} ended without a report (by a signal or"
+        text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
+    put(sys.__stderr__, text)
+
+
+def _in_forked_children(ending: Callable[[], object], status: Status) -> None:
+    """Workers of multiprocessing end without atexit, but have hooks of their own."""
+
+    def in_child() -> None:
+        with suppress(Exception):
+            status.after_fork()
+        util: Any = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            # It forgets all hooks in the child, then calls this, which makes one anew.
+            hook = partial(util.Finalize, None, ending, exitpriority=-1_000_000)
+            util.register_after_fork(ending, lambda _: hook())
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)

@@ -1,0 +1,392 @@
+"""Linux: sockets that are in no table of connections: unconnected ones, and other protocols.
+
+Linux: the TCP connections of one network namespace, as far as they concern some processes.
+
+Linux: which process has which connection, from /proc and the kernel's tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from functools import cached_property
+
+from closewait_guard._inspect import STATES, Endpoint, ProbeResult
+from closewait_guard._processes import netlink, procfs
+from closewait_guard._processes.model import (
+    CLOSE_WAIT,
+    LISTEN,
+    Descriptor,
+    Entry,
+    Inaccessible,
+    Process,
+    ProcessSnapshot,
+    Row,
+    SharedBy,
+    Snapshot,
+    UnownedSocket,
+    view_of,
+)
+from closewait_guard._processes.procfs import namespace_of
+from closewait_guard.model import Connection, Evidence, State
+
+__all__ = [
+    "Network",
+    "SocketsWithoutRow",
+    "descendants",
+    "look",
+    "of_namespace",
+]
+
+
+_TCP = {"TCP": "AF_INET", "TCPv6": "AF_INET6", "MPTCP": "AF_INET", "MPTCPv6": "AF_INET6"}
+_KINDS = {
+    "UDP": ("AF_INET", "SOCK_DGRAM"),
+    "UDPv6": ("AF_INET6", "SOCK_DGRAM"),
+    "RAW": ("AF_INET", "SOCK_RAW"),
+    "RAWv6": ("AF_INET6", "SOCK_RAW"),
+    "UNIX": ("AF_UNIX", "SOCK_DGRAM"),
+    "UNIX-STREAM": ("AF_UNIX", "SOCK_STREAM"),
+}
+
+# Never connected, refused, or reset: the kernel does not tell which, nor since when.
+_CLOSED = ProbeResult(State.CLOSE, Evidence.TABLE, Connection.UNCONNECTED)
+
+
+class SocketsWithoutRow:
+    """What is known of such sockets of one process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def protocol(self, fd: int, inode: int) -> str | None:
+        """The protocol as the kernel names it; None if the descriptor was closed meanwhile."""
+        return procfs.protocol_of(self._process.pid, fd, inode)
+
+    def unconnected(self, fd: int, inode: int, protocol: str) -> Descriptor | None:
+        """A TCP socket without a connection; None for one of another protocol."""
+        family = _TCP.get(protocol)
+        if family is None:
+            return None
+        endpoint = Endpoint(family, "SOCK_STREAM", None, None, inode)
+        return Descriptor(fd, endpoint, _CLOSED, accepted=False)
+
+    def described(self, fd: int, inode: int, protocol: str) -> Descriptor:
+        """A socket of another protocol, with its addresses as far as there are any."""
+        family, kind = _KINDS.get(protocol, (f"AF_{protocol}", "SOCK_RAW"))
+        state = State.UNIX if family == "AF_UNIX" else State.NONE
+        view = ProbeResult(state, Evidence.TABLE, Connection.NOT_APPLICABLE)
+        local, peer = self._addresses.get(inode, (None, None))
+        return Descriptor(fd, Endpoint(family, kind, local, peer, inode), view, accepted=False)
+
+    @cached_property
+    def _addresses(self) -> dict[int, tuple[str | None, str | None]]:
+        try:
+            return procfs.local_addresses(self._process.pid)
+        except OSError:
+            # It has ended meanwhile.
+            return {}
+
+
+# All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
+# kernel's own. The closed and unconnected are in no table.
+_OPEN = sum(1 << number for number in (1, 2, LISTEN))
+_ENDING = sum(1 << number for number in (4, 5, 9, 11))
+
+
+class Network:
+    """Connections by inode.
+
+    Args:
+        wanted: The inodes that matter.
+        dated: The kernel says when the peers have closed.
+
+    Attributes:
+        rows: Of the wanted sockets.
+        strays: In CLOSE_WAIT, and not of the wanted.
+    """
+
+    def __init__(self, wanted: Set[int], *, dated: bool) -> None:
+        self.rows: dict[int, Row] = {}
+        self.strays: list[Entry] = []
+        self.dated = dated
+        self._wanted = wanted
+        # By family and port.
+        self._listeners: dict[tuple[int, bytes], list[Entry]] = {}
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Take in some connections; of one that has been seen before, this is the later state."""
+        wanted, found = self._wanted, self.rows
+        for row in rows:
+            state, inode = row[1], row[9]
+            if inode in wanted:
+                found[inode] = row
+            if state == LISTEN:
+                self._listeners.setdefault((row[0], row[2]), []).append(Entry(*row))
+            elif state == CLOSE_WAIT and inode not in wanted:
+                self.strays.append(Entry(*row))
+
+    def is_complete(self) -> bool:
+        """Whether each wanted socket has been seen."""
+        return len(self.rows) == len(self._wanted)
+
+    def has_come_in(self, entry: Entry) -> bool:
+        """Whether a listener has a connection's address, so that it must have come from one."""
+        return bool(self._listeners_of(entry))
+
+    def waits_at(self, entry: Entry) -> set[int]:
+        """The inodes of those listeners that a connection may wait at to be accepted.
+
+        The kernel tells that of none. Several can have one address: by SO_REUSEPORT, or because
+        one listens at all addresses and another at a single one.
+        """
+        found = self._listeners_of(entry)
+        # Of a listener, what it has received is how many connections wait.
+        waited_at = [each for each in found if each.received]
+        return {each.inode for each in waited_at or found}
+
+    def _listeners_of(self, entry: Entry) -> list[Entry]:
+        """What came in by IPv4 at a listener of IPv6 is of that one's family, too."""
+        if entry.state == LISTEN:
+            return []
+        of_port = self._listeners.get((entry.family, entry.local_port), ())
+        return [
+            each
+            for each in of_port
+            if each.local_host == entry.local_host or not any(each.local_host)
+        ]
+
+
+def of_namespace(
+    home: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
+) -> Network | None:
+    """The network of some processes; None where it cannot be looked at.
+
+    Args:
+        home: What tells it from other networks.
+        pids: Who lives there; any of them may end meanwhile. "self" is this process.
+        wanted: The inodes that matter.
+        dated: Ask for the times of every connection, not only of those that have ended.
+    """
+    for pid in pids:
+        for ask in (_by_netlink, _by_table):
+            with suppress(OSError):
+                network = ask(pid, wanted, dated=dated)
+                # Another may have its number now, and live elsewhere.
+                if namespace_of(pid) == home:
+                    return network
+    return None
+
+
+def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
+    with netlink.opened(None if pid == "self" else f"/proc/{pid}/ns/net") as sock:
+        network = Network(wanted, dated=True)
+        network.take(netlink.dump(sock, _OPEN, dated=dated))
+        network.take(netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
+        # Most of these are the kernel's own, of sockets that were closed long ago.
+        if not network.is_complete():
+            network.take(netlink.dump(sock, _ENDING, dated=dated))
+    return network
+
+
+def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # noqa: ARG001
+    network = Network(wanted, dated=False)
+    network.take(procfs.table(pid))
+    return network
+
+
+def look(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
+    """Look at some processes, or at all that there are."""
+    processes, refused = _read(procfs.all_pids() if pids is None else pids)
+    networks = _Networks(processes, everything=everything)
+    at = time.monotonic()
+    looks = []
+    for process in processes:
+        look = networks.look_at(process, everything=everything)
+        if not procfs.has_stayed(process):
+            refused.append(Inaccessible(process.pid, "", None, exists=False))
+        elif look is None:
+            refused.append(_refusal(process.pid, _NO_NETWORK))
+        else:
+            looks.append(look)
+    copies = _copies([look.process for look in looks], looks, complete=pids is None)
+    if pids is None:
+        # Processes end all the time: only who was asked for is missed.
+        refused = [each for each in refused if each.exists and each.is_a_loss]
+    return Snapshot(
+        at,
+        [look.sight(copies) for look in looks],
+        refused,
+        list(_strays(networks, refused, complete=pids is None)),
+        hides=pids is None and procfs.are_hidden(),
+    )
+
+
+def descendants(pids: Sequence[int]) -> list[int]:
+    """The processes, with all those that they have started, and so on."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in procfs.parents():
+        children.setdefault(parent, []).append(pid)
+    found = dict.fromkeys(pids)
+    waiting = list(found)
+    while waiting:
+        young = [pid for pid in children.get(waiting.pop(), ()) if pid not in found]
+        found |= dict.fromkeys(young)
+        waiting += young
+    return list(found)
+
+
+_NO_NETWORK = "lives in a network that cannot be looked at"
+
+
+def _read(pids: Iterable[int]) -> tuple[list[Process], list[Inaccessible]]:
+    found, refused = [], []
+    for pid in dict.fromkeys(pids):
+        try:
+            found.append(procfs.read(pid))
+        except ProcessLookupError:
+            refused.append(Inaccessible(pid, "", None, exists=procfs.is_hidden(pid)))
+        except PermissionError:
+            refused.append(_refusal(pid))
+        except procfs.HasNoDescriptorsError as error:
+            refused.append(_refusal(pid, str(error))._replace(is_a_loss=False))
+        except OSError as error:
+            refused.append(_refusal(pid, f"cannot be looked into: {error.strerror}"))
+    return found, refused
+
+
+def _refusal(pid: int, why: str = "") -> Inaccessible:
+    """With what may be known of the process all the same."""
+    program, uid = "", None
+    with suppress(OSError):
+        uid = procfs.user_of(pid)
+        program = procfs.program(pid)
+    exists = uid is not None or procfs.is_hidden(pid)
+    return Inaccessible(pid, program, uid, exists=exists, why=why)
+
+
+class _Networks:
+    """The networks that processes live in, each asked once."""
+
+    def __init__(self, processes: Sequence[Process], *, everything: bool) -> None:
+        own = procfs.namespace_of("self")
+        self._homes = {each.pid: procfs.namespace_of(each.pid) for each in processes}
+        residents: dict[int | None, list[Process]] = {own: []}
+        for process in processes:
+            residents.setdefault(self._homes[process.pid], []).append(process)
+        self._networks = {
+            home: of_namespace(
+                home,
+                ["self"] if home == own else [process.pid for process in living],
+                {inode for process in living for inode in process.sockets.values()},
+                dated=everything,
+            )
+            for home, living in residents.items()
+        }
+        self.own = self._networks[own]
+
+    def look_at(self, process: Process, *, everything: bool) -> _Look | None:
+        """One process's sockets; None where its network cannot be looked at."""
+        network = self._networks[self._homes[process.pid]]
+        return None if network is None else _Look(process, network, everything)
+
+
+class _Look:
+    """One process's sockets, sorted."""
+
+    def __init__(self, process: Process, network: Network, everything: bool) -> None:
+        self.states: Counter[str] = Counter()
+        self.ended: list[Descriptor] = []
+        self._others: list[Descriptor] = []
+        self.process = process
+        self._network = network
+        untabled = SocketsWithoutRow(process)
+        for fd, inode in process.sockets.items():
+            row = network.rows.get(inode)
+            if row is None:
+                self._take_untabled(untabled, fd, inode, everything)
+                continue
+            state = row[1]
+            self.states[STATES[state] if state < len(STATES) else State.NONE] += 1
+            if state == CLOSE_WAIT:
+                self.ended.append(_descriptor(fd, Entry(*row), network))
+            elif everything:
+                self._others.append(_descriptor(fd, Entry(*row), network))
+
+    def _take_untabled(
+        self, untabled: SocketsWithoutRow, fd: int, inode: int, everything: bool
+    ) -> None:
+        protocol = untabled.protocol(fd, inode)
+        if protocol is None:
+            return
+        found = untabled.unconnected(fd, inode, protocol)
+        self.states[found.view.state if found else protocol.partition("-")[0]] += 1
+        if found:
+            self.ended.append(found)
+        elif everything:
+            self._others.append(untabled.described(fd, inode, protocol))
+
+    def sight(self, copies: Mapping[int, Sequence[SharedBy]]) -> ProcessSnapshot:
+        return ProcessSnapshot(
+            self.process,
+            self.states,
+            self.ended,
+            self._others,
+            copies,
+            *self._backlog(),
+            self._network.dated,
+        )
+
+    def _backlog(self) -> tuple[Counter[str], Counter[str]]:
+        """What waits at listeners of this process, and what may wait at one of another instead."""
+        own = set(self.process.sockets.values())
+        certain, uncertain = Counter[str](), Counter[str]()
+        for entry in self._network.strays:
+            if entry.inode == 0:
+                listeners = self._network.waits_at(entry)
+                if not own.isdisjoint(listeners):
+                    (certain if own >= listeners else uncertain)[entry.local] += 1
+        return certain, uncertain
+
+
+def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
+    """A table's entry as one process has it."""
+    endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
+    return Descriptor(fd, endpoint, view_of(entry), network.has_come_in(entry))
+
+
+def _copies(
+    processes: Sequence[Process], looks: Iterable[_Look], *, complete: bool
+) -> dict[int, list[SharedBy]]:
+    """Who has the ended sockets open, in whatever process that may be looked into."""
+    ended = [each for look in looks for each in look.ended]
+    if not ended:
+        return {}
+    inodes = {each.endpoint.inode for each in ended}
+    known = {process.pid: process.sockets for process in processes}
+    # A fork's copy keeps the number; a program that is started on a socket has it as 0, 1 or 2.
+    likely = frozenset({0, 1, 2, *(each.fd for each in ended)})
+    others = [] if complete else set(procfs.all_pids()) - known.keys()
+    found: dict[int, list[SharedBy]] = {}
+    for pid, sockets in (*known.items(), *procfs.some_sockets_of(others, likely)):
+        mine = {fd: inode for fd, inode in sockets.items() if inode in inodes}
+        with suppress(OSError):
+            program = procfs.program(pid) if mine else ""
+            for fd, inode in mine.items():
+                found.setdefault(inode, []).append(SharedBy(pid, program, fd))
+    return {inode: copies for inode, copies in found.items() if len(copies) > 1}
+
+
+def _strays(
+    networks: _Networks, refused: Sequence[Inaccessible], *, complete: bool
+) -> Iterator[UnownedSocket]:
+    """Sockets in CLOSE_WAIT of those who may not be looked into, or are not to be seen."""
+    users = {each.uid for each in refused if each.exists and each.is_a_loss}
+    network = networks.own
+    if network is None:
+        return
+    for entry in network.strays:
+        if entry.inode and (complete or entry.uid in users):
+            yield UnownedSocket(entry.uid, _descriptor(-1, entry, network))

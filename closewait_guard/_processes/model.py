@@ -1,0 +1,271 @@
+"""One process as it is seen from outside, on whatever platform.
+
+What one look at a process from outside showed: values that every platform fills in.
+
+One line of the kernel's table of TCP connections, as raw as the kernel gives it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any, NamedTuple, Protocol
+
+from closewait_guard._inspect import Endpoint, ProbeResult
+from closewait_guard.model import Connection, Evidence, State
+
+__all__ = [
+    "CLOSE_WAIT",
+    "LISTEN",
+    "Backend",
+    "Descriptor",
+    "Entry",
+    "Inaccessible",
+    "Process",
+    "ProcessSnapshot",
+    "Row",
+    "SharedBy",
+    "Snapshot",
+    "UnownedSocket",
+    "program_of",
+    "view_of",
+]
+
+
+class Process(NamedTuple):
+    """Who it is, and what it has open.
+
+    Attributes:
+        program: Its name, and a Python program's script or module; no arguments.
+        python: The version of its interpreter as far as it shows; empty for other programs.
+        sockets: Inode by descriptor; 0 where the platform has none.
+        started: Tells it from the next process that gets its number; 0 where that is known
+            otherwise.
+    """
+
+    pid: int
+    program: str
+    python: str
+    parent: int
+    fd_used: int | None
+    fd_limit: int | None
+    sockets: Mapping[int, int]
+    started: int = 0
+
+
+_MOST = 60
+
+
+def program_of(command: Sequence[str]) -> str:
+    """The program in a command line, without arguments, which may hold secrets.
+
+    Example:
+        >>> program_of(["/usr/bin/python3", "-u", "app.py", "--password=x"])
+        'python3 app.py'
+        >>> program_of(["/usr/bin/python3", "-m", "gunicorn", "app:app"])
+        'python3 -m gunicorn'
+        >>> program_of(["nginx: worker process"]), program_of(["/usr/sbin/nginx", "-g", "x"])
+        ('nginx: worker process', 'nginx')
+    """
+    if not command or not command[0]:
+        return ""
+    if len(command) == 1 and " " in command[0]:
+        # The program has renamed itself.
+        return command[0].strip()[:_MOST]
+    name = PurePath(command[0]).name
+    if not name.startswith("python"):
+        return name[:_MOST]
+    return " ".join([name, *_script(command[1:])])[:_MOST]
+
+
+def _script(arguments: Sequence[str]) -> list[str]:
+    """A Python program's own name: the module, or the script's file."""
+    takes_value = False
+    for place, argument in enumerate(arguments):
+        if argument == "-m":
+            return [argument, *arguments[place + 1 : place + 2]]
+        if argument == "-c":
+            return [argument]
+        if not argument.startswith("-") and not takes_value:
+            return [PurePath(argument).name]
+        takes_value = argument in ("-W", "-X")
+    return []
+
+
+class Descriptor(NamedTuple):
+    """A descriptor that is a socket.
+
+    Attributes:
+        accepted: Its address is that of a listener, so that it must have come from one.
+    """
+
+    fd: int
+    endpoint: Endpoint
+    view: ProbeResult
+    accepted: bool
+
+
+class SharedBy(NamedTuple):
+    """The same socket, elsewhere."""
+
+    pid: int
+    program: str
+    fd: int
+
+
+class ProcessSnapshot(NamedTuple):
+    """One process.
+
+    Attributes:
+        states: How many sockets are in each TCP state; other sockets by their protocol.
+        ended: The TCP sockets whose connection is no more.
+        others: The rest, where they were asked for.
+        copies: By inode, all who have the same socket open, where that is more than one.
+        backlog: Connections that the peer has closed before anybody accepted them, by address.
+        uncertain_backlog: The same, where another process listens at that address, too.
+        dated: The kernel said when the peers have closed.
+    """
+
+    process: Process
+    states: Mapping[str, int]
+    ended: Sequence[Descriptor]
+    others: Sequence[Descriptor]
+    copies: Mapping[int, Sequence[SharedBy]]
+    backlog: Mapping[str, int]
+    uncertain_backlog: Mapping[str, int]
+    dated: bool
+
+
+class UnownedSocket(NamedTuple):
+    """A socket in CLOSE_WAIT whose process may not be seen."""
+
+    uid: int
+    descriptor: Descriptor
+
+
+class Inaccessible(NamedTuple):
+    """A process that may not be looked into, or is none.
+
+    Attributes:
+        why: What keeps it from being looked into, if that is not a lack of rights.
+        is_a_loss: It may have sockets that nobody has told.
+    """
+
+    pid: int
+    program: str
+    uid: int | None
+    exists: bool
+    why: str = ""
+    is_a_loss: bool = True
+
+
+class Snapshot(NamedTuple):
+    """All that one look showed.
+
+    Attributes:
+        at: The monotonic time when the kernel said how long ago everything was.
+        hides: There may be processes of other users, which the platform does not even list.
+    """
+
+    at: float
+    sights: Sequence[ProcessSnapshot]
+    refused: Sequence[Inaccessible]
+    strays: Sequence[UnownedSocket]
+    hides: bool = False
+
+
+class Backend(Protocol):
+    """One platform's way to look at processes."""
+
+    def look(self, pids: Sequence[int] | None, /, *, everything: bool) -> Snapshot:
+        """Look at some processes, or at all.
+
+        Args:
+            pids: Their numbers; None for all that there are.
+            everything: Describe the healthy sockets too.
+        """
+
+    def descendants(self, pids: Sequence[int], /) -> list[int]:
+        """The processes, with all those that they have started, and so on."""
+
+
+CLOSE_WAIT, LISTEN = 8, 10
+
+
+# The same as an Entry: of the many that are only counted, none is made.
+Row = tuple[Any, ...]
+
+
+class Entry(NamedTuple):
+    """Numbers, ports and addresses in the order of the wire.
+
+    Attributes:
+        inode: 0 while no program has the socket: it waits to be accepted, or was closed.
+        info: `struct tcp_info`, where it was asked for and given.
+    """
+
+    family: int
+    state: int
+    local_port: bytes
+    peer_port: bytes
+    local_host: bytes
+    peer_host: bytes
+    received: int
+    sent: int
+    uid: int
+    inode: int
+    info: bytes | None = None
+
+    @property
+    def local(self) -> str:
+        """The address of this end."""
+        return f"{_host(self.family, self.local_host)}:{int.from_bytes(self.local_port)}"
+
+    @property
+    def peer(self) -> str | None:
+        """The address of the other end; None while there is none."""
+        if self.state == LISTEN:
+            return None
+        return f"{_host(self.family, self.peer_host)}:{int.from_bytes(self.peer_port)}"
+
+    @property
+    def family_name(self) -> str:
+        """As Python names it."""
+        return "AF_INET6" if self.family == socket.AF_INET6 else "AF_INET"
+
+    @property
+    def unread(self) -> int:
+        """Bytes that wait to be read: the kernel counts the FIN as one."""
+        if self.state == LISTEN:
+            return 0
+        return self.received - (self.state == CLOSE_WAIT and self.received > 0)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has not acknowledged."""
+        return 0 if self.state == LISTEN else self.sent
+
+
+@lru_cache(4096)
+def _host(family: int, raw: bytes) -> str:
+    if family == socket.AF_INET6:
+        return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]"
+    return socket.inet_ntop(socket.AF_INET, raw[:4])
+
+
+def view_of(entry: Entry) -> ProbeResult:
+    """The entry as a probe would have told it."""
+    from closewait_guard._inspect import CONNECTIONS, STATES, tcp_view
+
+    if entry.info is not None:
+        return tcp_view(entry.info, lambda: entry.unread, lambda: entry.unsent)
+    state = STATES[entry.state] if entry.state < len(STATES) else State.NONE
+    return ProbeResult(
+        state,
+        Evidence.TABLE,
+        CONNECTIONS.get(state, Connection.LIVE),
+        unread=entry.unread,
+        unsent=entry.unsent,
+    )

@@ -1,0 +1,334 @@
+"""Linux: processes and their descriptors, from /proc.
+
+Linux: the tables of sockets as text, which every process may read for its namespace.
+
+That of TCP dates nothing, and costs the kernel more than netlink; it is what remains where the
+namespace of another process may not be entered, or the kernel answers no diagnostics.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from closewait_guard._descriptors import OwnedDescriptor
+from closewait_guard._processes.model import Entry, Process, program_of
+
+__all__ = [
+    "HasNoDescriptorsError",
+    "all_pids",
+    "are_hidden",
+    "has_stayed",
+    "is_hidden",
+    "local_addresses",
+    "namespace_of",
+    "parents",
+    "protocol_of",
+    "read",
+    "sockets_of",
+    "some_sockets_of",
+    "table",
+    "user_of",
+]
+
+
+_PYTHON = re.compile(r"python(\d+\.\d+)")
+# Where a program's name ends is a matter of its first words, and its arguments have no bound.
+_MAX_COMMAND = 4096
+_KERNEL_THREAD = 0x00200000
+
+
+class HasNoDescriptorsError(Exception):
+    """There is such a process, and nothing to look at. The text says why, as a predicate."""
+
+
+def all_pids() -> list[int]:
+    """Of all processes that this one can see."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def are_hidden() -> bool:
+    """Whether /proc may leave out the processes of other users, and shows none of them."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    here = [line for line in mounts.splitlines() if line.split(" ")[4:5] == ["/proc"]]
+    return any(map(_HIDES.search, here)) and _all_are_ours()
+
+
+# In numbers up to Linux 5.7, in words since.
+_HIDES = re.compile(r"[ ,]hidepid=(?:2|4|invisible|ptraceable)\b")
+
+
+def _all_are_ours() -> bool:
+    own = os.geteuid()
+    for pid in all_pids():
+        with suppress(OSError):
+            if user_of(pid) != own:
+                return False
+    return True
+
+
+def is_hidden(pid: int) -> bool:
+    """Whether there is such a process, and /proc shows no sign of it."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
+
+
+class _Status(NamedTuple):
+    """What /proc/PID/stat tells that matters here.
+
+    Attributes:
+        state: A letter.
+        started: When, since the machine was.
+    """
+
+    state: str
+    parent: int
+    flags: int
+    threads: int
+    started: int
+
+
+def _status(pid: int) -> _Status:
+    # The program's name stands in brackets before the rest, and may hold anything.
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="backslashreplace")
+    words = text.rpartition(")")[2].split()
+    return _Status(words[0], int(words[1]), int(words[6]), int(words[17]), int(words[19]))
+
+
+def read(pid: int) -> Process:
+    """A process with its sockets.
+
+    Raises:
+        ProcessLookupError: There is none of this number.
+        HasNoDescriptorsError: It is one that has none.
+        PermissionError: Its descriptors may not be looked at.
+    """
+    try:
+        status = _status(pid)
+        _refuse_without_descriptors(status)
+        used, sockets = sockets_of(pid)
+        process = Process(
+            pid=pid,
+            program=program(pid),
+            python=_python(pid),
+            parent=status.parent,
+            fd_used=used,
+            fd_limit=_fd_limit(pid),
+            sockets=sockets,
+            started=status.started,
+        )
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    if not has_stayed(process):
+        raise ProcessLookupError(pid)
+    return process
+
+
+def _refuse_without_descriptors(status: _Status) -> None:
+    if status.flags & _KERNEL_THREAD:
+        raise HasNoDescriptorsError("is a thread of the kernel, and has no descriptors")
+    if status.state in "ZX" and status.threads > 1:
+        raise HasNoDescriptorsError("goes on without its first thread, so that /proc shows nothing")
+    if status.state in "ZX":
+        raise HasNoDescriptorsError("has ended, and only its parent has not asked how")
+
+
+def has_stayed(process: Process) -> bool:
+    """Whether it has not ended, with perhaps another in its place that has its number."""
+    try:
+        return _status(process.pid).started == process.started
+    except OSError:
+        return False
+
+
+def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dict[int, int]]:
+    """How many descriptors it has open; the inodes of those that are sockets.
+
+    Args:
+        pid: The process.
+        likely: Look only at these of a process that has a great many.
+    """
+    folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        names = os.listdir(folder.fileno())  # noqa: PTH208 - pathlib reads no open folder
+        wanted: Iterable[str] = names
+        if likely is not None and len(names) > max(_FEW, len(likely)):
+            wanted = {str(fd) for fd in likely}.intersection(names)
+        sockets = _inodes(folder.fileno(), wanted)
+    finally:
+        folder.close()
+    return len(names), sockets
+
+
+_FEW = 200
+
+
+def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
+    readlink = os.readlink
+    sockets: dict[int, int] = {}
+    for name in names:
+        try:
+            target = readlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            # It has been closed since the folder was read.
+            continue
+        if target.startswith("socket:["):
+            sockets[int(name)] = int(target[8:-1])
+    return sockets
+
+
+def some_sockets_of(
+    pids: Iterable[int], likely: frozenset[int]
+) -> Iterator[tuple[int, Mapping[int, int]]]:
+    """Of those processes that may be looked into."""
+    for pid in pids:
+        with suppress(OSError):
+            yield pid, sockets_of(pid, likely)[1]
+
+
+def protocol_of(pid: int, fd: int, inode: int) -> str | None:
+    """`TCP`, `UDPv6`, `UNIX-STREAM`...; None where a descriptor is not this socket any more."""
+    path = f"/proc/{pid}/fd/{fd}"
+    try:
+        name = os.getxattr(path, "system.sockprotoname")
+        if os.readlink(path) != f"socket:[{inode}]":  # noqa: PTH115 - it is no path
+            return None
+    except OSError:
+        return None
+    return name.rstrip(b"\0").decode("ascii", "replace")
+
+
+def program(pid: int) -> str:
+    """What the process is called: without its arguments, which may hold secrets."""
+    with Path(f"/proc/{pid}/cmdline").open("rb") as file:
+        words = file.read(_MAX_COMMAND).rstrip(b"\0").split(b"\0")
+    told = program_of([word.decode(errors="backslashreplace") for word in words])
+    return told or Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
+
+
+def _python(pid: int) -> str:
+    """The version of the interpreter by its file's name; empty for other programs."""
+    try:
+        found = _PYTHON.search(Path(f"/proc/{pid}/exe").readlink().name)
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def _fd_limit(pid: int) -> int | None:
+    with Path(f"/proc/{pid}/limits").open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("Max open files"):
+                with suppress(ValueError, IndexError):
+                    return int(line.split()[3])
+    return None
+
+
+def parents() -> Iterator[tuple[int, int]]:
+    """Each process and its parent."""
+    for pid in all_pids():
+        with suppress(OSError):
+            yield pid, _status(pid).parent
+
+
+def user_of(pid: int) -> int:
+    """The number of the user that the process runs as."""
+    return Path(f"/proc/{pid}").stat().st_uid
+
+
+def namespace_of(pid: int | str) -> int | None:
+    """What tells one network from another; None where it may not be told."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except OSError:
+        return None
+
+
+def table(pid: int | str) -> Iterator[Entry]:
+    """Every TCP connection of the network that a process lives in."""
+    for family, line in _lines(pid, {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}):
+        # What is no line of a table is passed over, so that it hides no other.
+        with suppress(ValueError, IndexError, struct.error):
+            yield _entry(family, line.split())
+
+
+def _entry(family: int, words: list[str]) -> Entry:
+    local_host, local_port = _address(words[1], family)
+    peer_host, peer_port = _address(words[2], family)
+    sent, received = (int(queue, 16) for queue in words[4].split(":"))
+    return Entry(
+        family,
+        int(words[3], 16),
+        local_port,
+        peer_port,
+        local_host,
+        peer_host,
+        received,
+        sent,
+        int(words[7]),
+        int(words[9]),
+    )
+
+
+def _address(text: str, family: int) -> tuple[bytes, bytes]:
+    """Words of 32 bits in the machine's own order; the port as a number."""
+    host, port = text.split(":")
+    if (len(host), len(port)) != (32 if family == socket.AF_INET6 else 8, 4):
+        raise ValueError(text)
+    words = (host[start : start + 8] for start in range(0, len(host), 8))
+    return b"".join(struct.pack("=I", int(word, 16)) for word in words), bytes.fromhex(port)
+
+
+def local_addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
+    """Of UDP and UNIX sockets in a process's network, by inode: this end and the other."""
+    found: dict[int, tuple[str | None, str | None]] = {}
+    for family, line in _lines(pid, {"udp": socket.AF_INET, "udp6": socket.AF_INET6}):
+        with suppress(ValueError, IndexError, struct.error):
+            entry = _entry(family, line.split())
+            connected = entry.peer if any(entry.peer_port) else None
+            found[entry.inode] = entry.local, connected
+    return found | _unix_addresses(pid)
+
+
+# Number, references, protocol, flags, type, state, inode, and the path if it has one.
+_UNIX = re.compile(r"[0-9a-fA-F]+: (?:[0-9A-F]+ ){5} *([0-9]{1,20})(?: (.*))?\n?")
+
+
+def _unix_addresses(pid: int) -> dict[int, tuple[str | None, str | None]]:
+    """A path may hold the end of a line, and what looks like another: then neither is believed."""
+    found: dict[int, tuple[str | None, str | None]] = {}
+    for _, line in _lines(pid, {"unix": socket.AF_UNIX}):
+        match = _UNIX.fullmatch(line)
+        if match is not None:
+            inode = int(match[1])
+            found[inode] = (None if inode in found else match[2]), None
+    return found
+
+
+def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]]:
+    for name, family in files.items():
+        # There need not be IPv6. Where the others are missing, the process has ended.
+        absent = suppress(FileNotFoundError) if name.endswith("6") else nullcontext()
+        with absent, _opened(pid, name) as lines:
+            next(lines, None)
+            for line in lines:
+                yield family, line
+
+
+def _opened(pid: int | str, name: str) -> TextIO:
+    path = Path(f"/proc/{pid}/net/{name}")
+    return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")

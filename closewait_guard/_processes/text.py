@@ -1,0 +1,329 @@
+"""Leaks and healthy sockets by peer, as lines of text: pure.
+
+What may not be seen from outside; of its sockets, what the kernel tells everybody.
+
+What was seen from outside as text, 80 columns wide, by program and peer: pure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from closewait_guard._format import pluralize, truncate, unique, wrap_text
+from closewait_guard._processes.report import ProcessReport, ProcessScan
+from closewait_guard._render import connection_summary, socket_kind, verdict_name
+from closewait_guard.model import Leak, Observation, Origin, Report, Severity, State, Verdict
+
+__all__ = [
+    "group_lines",
+    "groups_of",
+    "healthy_lines",
+    "join_paragraphs",
+    "peer_phrase",
+    "render_inaccessible",
+    "render_processes",
+    "user",
+]
+
+
+_MOST_NUMBERS = 10
+
+
+def groups_of(reports: Iterable[Report]) -> list[list[Leak]]:
+    """By verdict and peer, worst first."""
+    groups: dict[tuple[Verdict, str], list[Leak]] = {}
+    for report in reports:
+        for leak in report.leaks:
+            groups.setdefault((leak.verdict, peer_phrase(leak.observation)), []).append(leak)
+    return sorted(groups.values(), key=_weight)
+
+
+def _weight(group: Sequence[Leak]) -> tuple[int, int, int]:
+    return (group[0].verdict.rank, -_severity(group).rank, -len(group))
+
+
+def _severity(group: Sequence[Leak]) -> Severity:
+    return max({leak.severity for leak in group}, key=attrgetter("rank"))
+
+
+def peer_phrase(seen: Observation) -> str:
+    """Whom the socket is connected to; of one who came to us, the port tells nothing."""
+    if seen.peer is None:
+        return f"at {seen.local}" if seen.local else ""
+    return f"from {_host_of(seen.peer)}" if _came_to_us(seen) else f"to {seen.peer}"
+
+
+def _came_to_us(seen: Observation) -> bool:
+    """Whether the other end has made the connection."""
+    record = seen.record
+    return Origin.ACCEPTED in (record.origin, record.parent.origin if record.parent else None)
+
+
+def _host_of(address: str) -> str:
+    """An address without its port.
+
+    Example:
+        >>> _host_of("[::1]:80"), _host_of("10.0.0.1:80")
+        ('[::1]', '10.0.0.1')
+    """
+    return address.rpartition(":")[0] or address
+
+
+def group_lines(group: Sequence[Leak], *, several: bool) -> Iterator[str]:
+    """The lines of one group.
+
+    Args:
+        group: Leaks with one verdict and peer.
+        several: They may be of several processes.
+    """
+    seen = [leak.observation for leak in group]
+    what = (
+        f"{verdict_name(group[0].verdict).upper()}  {socket_kind(seen[0])} {peer_phrase(seen[0])}"
+    )
+    yield from wrap_text(f"  {_severity(group).upper()}  {len(group):,} x {what.rstrip()}", "    ")
+    yield from wrap_text(f"    {connection_summary(seen)}", "      ")
+    if several:
+        yield from _numbers("process", unique(str(each.record.pid) for each in seen))
+    else:
+        yield from _numbers("descriptor", [each.fd for each in seen])
+    parent = seen[0].record.parent
+    if parent is not None:
+        yield f"    inherited over fork() from process {parent.pid}"
+    for holder in _some_of(unique(holder for leak in group for holder in leak.holders)):
+        yield from wrap_text(f"    held by {holder}", "      ")
+
+
+def _numbers(noun: str, numbers: Sequence[object]) -> list[str]:
+    shown = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
+    more = len(numbers) - _MOST_NUMBERS
+    word = pluralize(len(numbers), noun).partition(" ")[2]
+    return wrap_text(f"    {word} {shown}" + (f" and {more:,} more" if more > 0 else ""), "      ")
+
+
+def _some_of(holders: Sequence[str], most: int = 3) -> Iterator[str]:
+    yield from holders[:most]
+    if len(holders) > most:
+        yield f"{len(holders) - most} more"
+
+
+def healthy_lines(seen: Sequence[Observation]) -> Iterator[str]:
+    """One line for each state and peer."""
+    if not seen:
+        return
+    lines = Counter((each.state, socket_kind(each), peer_phrase(each)) for each in seen)
+    yield ""
+    ordered = sorted(lines.items(), key=lambda item: (item[0][0], -item[1]))
+    for (state, kind, peer), times in ordered:
+        name = state if state in _TCP else "-"
+        yield truncate(f"  {name:<12}{times:>7,} x {kind} {peer}".rstrip())
+
+
+_TCP = frozenset(State) - {State.UNIX, State.NONE}
+
+
+_MOST_PEERS = 12
+
+
+def join_paragraphs(blocks: Iterable[str]) -> Iterator[str]:
+    """Those with anything in them, a blank line between two."""
+    for place, block in enumerate(filter(None, blocks)):
+        yield f"\n{block}" if place else block
+
+
+def render_inaccessible(found: ProcessScan) -> str:
+    """What may not be seen; of its sockets, what the kernel tells everybody."""
+    parts = (_strays(found), _refused(found), _failed(found), _hidden(found))
+    return "\n".join(join_paragraphs("\n".join(lines) for lines in parts))
+
+
+def _strays(found: ProcessScan) -> Iterator[str]:
+    """Of others, whose processes may not be seen, what the kernel tells everybody."""
+    for uid, seen in found.strays.items():
+        yield from wrap_text(
+            f"{pluralize(len(seen), 'socket')} in CLOSE_WAIT of user {user(uid)}, whose processes "
+            "may not be looked into",
+            "  ",
+        )
+        peers = Counter(peer_phrase(each) for each in seen)
+        for peer, times in peers.most_common(_MOST_PEERS):
+            of_peer = [each for each in seen if peer_phrase(each) == peer]
+            yield from wrap_text(f"  {times:,} x TCP {peer}: {connection_summary(of_peer)}", "    ")
+
+
+def user(uid: int | None) -> str:
+    """A user's name, or the number of one that has none here."""
+    try:
+        import pwd
+
+        return pwd.getpwuid(uid if uid is not None else -1).pw_name
+    except (ImportError, KeyError, OverflowError):
+        return "unknown" if uid is None else str(uid)
+
+
+def _refused(found: ProcessScan) -> list[str]:
+    users = Counter(user(each.uid) for each in found.refused if each.exists and not each.why)
+    if not users:
+        return []
+    names = ", ".join(sorted(users))
+    many = pluralize(sum(users.values()), "process")
+    return wrap_text(f"Not permitted to look into {many} of {names}{_how()}.", "  ")
+
+
+def _failed(found: ProcessScan) -> Iterator[str]:
+    """Those that something else than a lack of rights keeps from being looked into."""
+    reasons = Counter(each.why for each in found.refused if each.exists and each.why)
+    for why, times in reasons.items():
+        yield from wrap_text(f"Not looked into: {pluralize(times, 'process')} that {why}.", "  ")
+
+
+def _hidden(found: ProcessScan) -> list[str]:
+    if not found.hides:
+        return []
+    return wrap_text(
+        f"Processes of other users are hidden here: /proc is mounted with hidepid{_how()}.", "  "
+    )
+
+
+def _how() -> str:
+    """Even root may be kept from some, in a container for instance."""
+    return ": run as root to see them" if getattr(os, "geteuid", int)() else ""
+
+
+_MOST_PEERS = 12
+_MOST_PROCESSES = 8
+
+
+def render_processes(found: ProcessScan, *, only: Sequence[ProcessReport]) -> str:
+    """Everything that is to be told, of some of the processes that were found."""
+    by_name = sorted(only, key=lambda glance: glance.report.command)
+    programs = [
+        list(group) for _, group in groupby(by_name, key=lambda glance: glance.report.command)
+    ]
+    programs.sort(key=_badness, reverse=True)
+    blocks = ["\n".join(_program(glances)) for glances in programs]
+    blocks += ["\n".join(lines) for lines in (_unseen(only), _rest(found, only))]
+    blocks.append(render_inaccessible(found))
+    return "".join(f"{block}\n" for block in join_paragraphs(blocks))
+
+
+def _badness(glances: Sequence[ProcessReport]) -> tuple[int, int]:
+    leaks = [leak for glance in glances for leak in glance.report.accused]
+    severities = {leak.severity for leak in leaks}
+    return max((severity.rank for severity in severities), default=-1), len(leaks)
+
+
+def _program(glances: Sequence[ProcessReport]) -> Iterator[str]:
+    reports = [glance.report for glance in glances]
+    name = reports[0].command or "a process without a name"
+    pids = ", ".join(str(report.pid) for report in reports[:_MOST_PROCESSES])
+    more = len(reports) - _MOST_PROCESSES
+    many = "process" if len(reports) == 1 else f"{len(reports)} processes:"
+    yield from wrap_text(f"{name}, {many} {pids}" + (f" and {more} more" if more > 0 else ""), "  ")
+    yield from _fd_numbers(glances)
+    for alert in (alert for report in reports for alert in report.alerts):
+        yield from wrap_text(
+            f"  {alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "    "
+        )
+    groups = groups_of(reports)
+    for group in groups[:_MOST_PEERS]:
+        yield ""
+        yield from group_lines(group, several=len(reports) > 1)
+    if len(groups) > _MOST_PEERS:
+        rest = [leak for group in groups[_MOST_PEERS:] for leak in group]
+        yield ""
+        yield f"  and {len(rest):,} more with {len(groups) - _MOST_PEERS:,} other peers"
+    for fix in unique(leak.hint for report in reports for leak in report.leaks if leak.hint):
+        yield ""
+        yield from wrap_text(f"  fix: {fix}", "    ")
+    yield from healthy_lines([seen for report in reports for seen in report.observations])
+    for address, times in _united(glance.backlog for glance in glances).items():
+        yield from wrap_text(f"  {_waiting(address, times)}", "    ")
+    for address, times in _united(glance.uncertain_backlog for glance in glances).items():
+        yield from wrap_text(
+            f"  {_waiting(address, times)}; at this address listens another process, too, and "
+            "which of them has them the kernel does not tell",
+            "    ",
+        )
+
+
+def _waiting(address: str, times: int) -> str:
+    return (
+        f"{pluralize(times, 'connection')} in CLOSE_WAIT in the backlog of {address}: the peer has "
+        "gone before anybody called accept()"
+    )
+
+
+def _united(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Of a listener that several processes share, once."""
+    found: dict[str, int] = {}
+    for backlog in backlogs:
+        found |= backlog
+    return found
+
+
+def _fd_numbers(glances: Sequence[ProcessReport]) -> Iterator[str]:
+    """Sockets by state for all of them, descriptors for each of those that have most."""
+    states = _summed(glance.states for glance in glances)
+    verdicts = Counter(leak.verdict for glance in glances for leak in glance.report.leaks)
+    found = [
+        f"{verdicts[verdict]:,} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
+    ]
+    total = pluralize(sum(states.values()), "open socket")
+    if not found and not any(glance.narrowed for glance in glances):
+        found = ["no leak"]
+    of_all = f"{', '.join(found)} of {total}" if found else total
+    yield from wrap_text(f"  {of_all}: {_told_states(states)}", "    ")
+    shares = sorted(glances, key=_share, reverse=True)
+    for glance in shares[:_MOST_PROCESSES]:
+        which = f"process {glance.report.pid}: " if len(glances) > 1 else ""
+        yield from wrap_text(f"  {which}{_descriptors(glance)}", "    ")
+
+
+def _share(glance: ProcessReport) -> tuple[float, int]:
+    used, limit = glance.report.fd_used or 0, glance.report.fd_limit
+    return (used / limit if limit else 0.0, len(glance.report.accused))
+
+
+def _told_states(states: Mapping[str, int]) -> str:
+    """`ESTABLISHED 10, CLOSE_WAIT 3`, the most frequent first."""
+    most = sorted(states.items(), key=lambda item: -item[1])
+    return ", ".join(f"{state} {times:,}" for state, times in most) or "none"
+
+
+def _descriptors(glance: ProcessReport) -> str:
+    used, limit = glance.report.fd_used, glance.report.fd_limit
+    if used is None:
+        return "descriptors in use unknown"
+    if not limit:
+        return f"{pluralize(used, 'descriptor')} in use, without a limit"
+    text = f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
+    waiting = glance.states.get(State.CLOSE_WAIT, 0)
+    return f"{text}; {waiting:,} in CLOSE_WAIT ({waiting / limit:.1%})" if waiting else text
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return total
+
+
+def _unseen(only: Sequence[ProcessReport]) -> list[str]:
+    """What could not be seen of these processes, each sentence once."""
+    notes = [note for glance in only for note in glance.report.coverage.notes]
+    general = [note for note, times in Counter(notes).items() if times == len(only)]
+    return wrap_text(f"Cannot see {'; '.join(general)}.", "  ") if general else []
+
+
+def _rest(found: ProcessScan, only: Sequence[ProcessReport]) -> Iterator[str]:
+    shown = {glance.report.pid for glance in only}
+    rest = [glance for glance in found.glances if glance.report.pid not in shown]
+    sockets = sum(glance.report.open_sockets for glance in rest)
+    if sockets or not only:
+        processes = pluralize(len(rest), "process")
+        text = f"Nothing wrong with {pluralize(sockets, 'socket')} of {processes}."
+        yield from wrap_text(text, "  ")

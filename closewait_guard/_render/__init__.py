@@ -1,0 +1,37 @@
+"""A report as text and as plain data."""
+
+from __future__ import annotations
+
+from closewait_guard._render.dicts import from_dict, to_dict
+from closewait_guard._render.redact import Mask, Redaction
+from closewait_guard._render.site import (
+    connection_summary,
+    frame_lines,
+    site_lines,
+    socket_kind,
+    verdict_name,
+)
+from closewait_guard._render.text import (
+    Section,
+    render_text,
+    render_with_header,
+    sections,
+    sections_with_header,
+)
+
+__all__ = [
+    "Mask",
+    "Redaction",
+    "Section",
+    "connection_summary",
+    "frame_lines",
+    "from_dict",
+    "render_text",
+    "render_with_header",
+    "sections",
+    "sections_with_header",
+    "site_lines",
+    "socket_kind",
+    "to_dict",
+    "verdict_name",
+]

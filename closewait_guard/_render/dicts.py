@@ -1,0 +1,157 @@
+"""Report to plain data and back, exactly: pure. The shape is that of `report.schema.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from closewait_guard._config import shown
+from closewait_guard.exceptions import ReportFormatError
+from closewait_guard.model import SCHEMA, Leak, Report
+
+__all__ = [
+    "from_dict",
+    "to_dict",
+]
+
+
+# What other languages' numbers, and the platform's, can take.
+_MOST = 2**63 - 1
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """A report as dicts, lists, strings and numbers, ready for JSON.
+
+    Each leak says also whether it is `accused`, which follows from its verdict.
+
+    Example:
+        >>> from closewait_guard import scan
+        >>> to_dict(scan())["schema"]
+        'closewait-guard/1'
+    """
+    return typing.cast("dict[str, Any]", _plain(report))
+
+
+def from_dict(data: Mapping[str, Any]) -> Report:
+    """The report that `to_dict` was given.
+
+    Raises:
+        ReportFormatError: The data is no report, or one of another schema.
+    """
+    schema = data.get("schema") if isinstance(data, Mapping) else None
+    if schema != SCHEMA:
+        raise ReportFormatError(f"not a report of schema {SCHEMA!r}: schema is {shown(schema)}")
+    try:
+        return typing.cast(Report, _built(Report, data, "report"))
+    except RecursionError:
+        raise ReportFormatError("report is nested too deeply") from None
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {item.name: _plain(getattr(value, item.name)) for item in _fields(type(value))}
+        return fields | {"accused": value.accused} if isinstance(value, Leak) else fields
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _built(kind: Any, data: Any, place: str) -> Any:
+    """Make a value of the annotated type, or say at which place the data does not fit."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _built_any(arguments, data, place)
+    if origin is tuple:
+        items = _expect(list, data, place)
+        return tuple(
+            _built(arguments[0], item, f"{place}[{number}]") for number, item in enumerate(items)
+        )
+    if origin is not None:
+        values = _expect(dict, data, place)
+        return {
+            _expect_scalar(str, name, place): _built(arguments[1], item, f"{place}.{name:.40}")
+            for name, item in values.items()
+        }
+    if dataclasses.is_dataclass(kind):
+        return _built_dataclass(kind, data, place)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _built_enum(kind, data, place)
+    return _expect_scalar(kind, data, place)
+
+
+def _built_any(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
+    if data is None and type(None) in kinds:
+        return None
+    candidates = [kind for kind in kinds if kind is not type(None)]
+    if len(candidates) == 1:
+        return _built(candidates[0], data, place)
+    if type(data) in candidates:
+        return _expect_scalar(type(data), data, place)
+    raise _misfit(" or ".join(kind.__name__ for kind in candidates), data, place)
+
+
+def _built_dataclass(kind: Any, data: Any, place: str) -> Any:
+    values = _expect(dict, data, place)
+    hints = _hints(kind)
+    # What has a default may be younger than the writer.
+    missing = [name for name in _required(kind) if name not in values]
+    if missing:
+        raise ReportFormatError(f"{place} lacks {', '.join(missing)}")
+    return kind(
+        **{
+            name: _built(hint, values[name], f"{place}.{name}")
+            for name, hint in hints.items()
+            if name in values
+        }
+    )
+
+
+def _built_enum(kind: type[StrEnum], data: Any, place: str) -> StrEnum:
+    try:
+        return kind(data)
+    except (ValueError, TypeError):
+        raise _misfit(f"one of {', '.join(kind)}", data, place) from None
+
+
+def _expect(kind: type, data: Any, place: str) -> Any:
+    if not isinstance(data, kind):
+        raise _misfit(kind.__name__, data, place)
+    return data
+
+
+def _expect_scalar(kind: Any, data: Any, place: str) -> Any:
+    # JSON writers of other languages drop the ".0" of a whole number.
+    if type(data) is not kind and not (kind is float and type(data) is int):
+        raise _misfit(kind.__name__, data, place)
+    if type(data) is int and not -_MOST <= data <= _MOST:
+        raise _misfit("a number of at most 64 bits", data, place)
+    if type(data) is float and not math.isfinite(data):
+        raise _misfit("a finite number", data, place)
+    return float(data) if kind is float else data
+
+
+def _misfit(wanted: str, data: Any, place: str) -> ReportFormatError:
+    return ReportFormatError(f"{place} must be {wanted}, not {shown(data)}")
+
+
+@lru_cache(None)
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@lru_cache(None)
+def _required(kind: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in _fields(kind) if item.default is dataclasses.MISSING)
+
+
+@lru_cache(None)
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)

@@ -1,0 +1,259 @@
+"""One site's leaks as lines of text: what happened, where it was born, what to change. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from closewait_guard._format import (
+    fit_path,
+    format_duration_range,
+    pluralize,
+    summarize_addresses,
+    truncate,
+    unique,
+    wrap_text,
+)
+from closewait_guard.model import (
+    Connection,
+    Evidence,
+    Frame,
+    FrameKind,
+    Observation,
+    Origin,
+    SiteGroup,
+    SocketRecord,
+    Verdict,
+)
+
+__all__ = [
+    "connection_summary",
+    "frame_lines",
+    "site_lines",
+    "socket_kind",
+    "verdict_name",
+]
+
+
+_MOST_USER_FRAMES = 8
+_MOST_HOLDERS = 4
+
+
+def site_lines(group: SiteGroup) -> Iterator[str]:
+    """The lines of one site; the first says how bad, how many, what and with whom."""
+    seen = [leak.observation for leak in group.leaks]
+    record = seen[0].record
+    yield from wrap_text(f"{group.severity.upper()}  {group.count:,} x {_what(group, seen)}", "  ")
+    if group.count > len(seen):
+        left_out = f"all that follows is of {len(seen):,} of them; the others are only counted here"
+        yield from wrap_text(f"  ({left_out})", "    ")
+    for line in (connection_summary(seen), _origin(seen)):
+        if line:
+            yield from wrap_text(f"  {line}", "    ")
+    yield from _born(record)
+    circumstances = _circumstances(observation.record for observation in seen)
+    if circumstances:
+        yield from wrap_text(f"  {circumstances}", "    ")
+    yield from _held(group)
+    yield from _superseded(group)
+    if group.leaks[0].hint:
+        yield from wrap_text(f"  fix: {group.leaks[0].hint}", "    ")
+
+
+def _held(group: SiteGroup) -> Iterator[str]:
+    """Who holds them; those that differ by an index or a key are told once."""
+    alike: dict[str, list[str]] = {}
+    for holder in unique(holder for leak in group.leaks for holder in leak.holders):
+        alike.setdefault(_without_keys(holder), []).append(holder)
+    for first, *others in list(alike.values())[:_MOST_HOLDERS]:
+        more = f", and {len(others):,} more like it" if others else ""
+        yield from wrap_text(f"  held by {first}{more}", "    ")
+    if len(alike) > _MOST_HOLDERS:
+        yield f"    (and by {len(alike) - _MOST_HOLDERS:,} more)"
+
+
+def _without_keys(holder: str) -> str:
+    """Indexes and keys left out, in a time that is linear whatever brackets there are.
+
+    Example:
+        >>> _without_keys("app.pool['a'].free[12]"), _without_keys("odd [[ text")
+        ('app.pool[].free[]', 'odd [[ text')
+    """
+    *closed, rest = holder.split("]")
+    return "]".join([*(_up_to_bracket(part) for part in closed), rest])
+
+
+def _up_to_bracket(part: str) -> str:
+    before, bracket, _ = part.partition("[")
+    return before + bracket
+
+
+def _superseded(group: SiteGroup) -> Iterator[str]:
+    """How many have been replaced by a younger connection."""
+    successors = [leak.superseded_by for leak in group.leaks if leak.superseded_by is not None]
+    if successors:
+        some = f"{len(successors):,} of them " if len(successors) < len(group.leaks) else ""
+        told = f"{some}superseded by #{max(successors)}: the same line has connected to the same "
+        yield from wrap_text(f"  {told}peer since", "    ")
+
+
+def verdict_name(verdict: Verdict) -> str:
+    """A verdict in words."""
+    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
+
+
+def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
+    """Verdict, kind of socket and peers."""
+    first = seen[0]
+    kinds = unique(socket_kind(observation) for observation in seen)
+    what = f"{verdict_name(group.verdict).upper()}  {', '.join(kinds)}"
+    peers = [observation.peer for observation in seen if observation.peer]
+    if peers:
+        preposition = "from" if _is_accepted(first) else "to"
+        return f"{what} {preposition} {summarize_addresses(peers)}"
+    local = [
+        observation.local
+        for observation in seen
+        if observation.local and not observation.local.endswith(":0")
+    ]
+    return f"{what} at {summarize_addresses(local)}" if local else what
+
+
+def _is_accepted(observation: Observation) -> bool:
+    return observation.record.birth.origin is Origin.ACCEPTED
+
+
+def socket_kind(observation: Observation) -> str:
+    """The kind of socket, as people say it: TCP, UDP, UNIX, TLS over TCP."""
+    if observation.family in ("AF_INET", "AF_INET6"):
+        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
+        name = protocol or observation.type.removeprefix("SOCK_")
+    elif observation.family == "AF_UNIX":
+        kind = observation.type.removeprefix("SOCK_").lower()
+        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
+    else:
+        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
+    return f"TLS over {name}" if observation.tls else name
+
+
+def connection_summary(seen: Sequence[Observation]) -> str:
+    """What happened to the connection, how long ago, and what lies unread."""
+    told = [", or ".join(filter(None, unique(_end(each) for each in seen)))]
+    closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
+    if closed:
+        told[0] += f" {format_duration_range(min(closed), max(closed))} ago"
+    elif seen[0].connection is Connection.PEER_CLOSED:
+        told[0] += ", nobody saw when"
+    traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
+    if traffic:
+        told.append(f"last traffic {format_duration_range(min(traffic), max(traffic))} ago")
+    if seen[0].close_called:
+        told.append("close() was called")
+    unread = sum(observation.unread or 0 for observation in seen)
+    if unread:
+        told.append(f"{pluralize(unread, 'byte')} unread")
+    unsent = sum(observation.unsent or 0 for observation in seen)
+    if unsent:
+        told.append(f"{pluralize(unsent, 'byte')} not yet taken by the peer")
+    return "; ".join(part for part in told if part)
+
+
+_ENDS = {
+    Connection.NEVER_CONNECTED: "never connected",
+    Connection.UNCONNECTED: "refused, or never connected",
+    Connection.LIVE: "",
+    Connection.PEER_CLOSED: "peer closed",
+    Connection.GONE: "connection reset or ended",
+    Connection.NOT_APPLICABLE: "",
+}
+
+
+def _end(observation: Observation) -> str:
+    """How the connection ended, in the words that the evidence allows."""
+    connection = observation.connection
+    if connection is Connection.UNCONNECTED and observation.evidence is Evidence.TCP_INFO:
+        return "the connection was refused or failed"
+    return _ENDS[connection]
+
+
+def _quiet_for(observation: Observation) -> float | None:
+    """For a connection whose end nobody has dated: since when nothing has gone over it."""
+    if observation.connection is not Connection.GONE:
+        return None
+    times = (observation.last_sent_for, observation.last_received_for)
+    return min((seconds for seconds in times if seconds is not None), default=None)
+
+
+def _origin(seen: Sequence[Observation]) -> str:
+    """How the descriptor came to be, where that is more than a plain birth."""
+    record = seen[0].record
+    parent = record.parent.site if record.parent is not None else None
+    where = f" at {parent.place}" if parent is not None else ""
+    match record.birth.origin, record.origin:
+        case Origin.ACCEPTED, _:
+            if record.culprit is not record.birth:
+                return "accepted by library code"
+            return f"accepted by the listener born{where}" if where else ""
+        case _, Origin.DUPLICATED:
+            return f"duplicated from the socket born{where}" if where else ""
+        case _, Origin.DETACHED:
+            return "its socket object gave the descriptor away by detach()"
+        case _, Origin.INHERITED:
+            return (
+                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
+            )
+        case _, Origin.NATIVE if not record.stack:
+            return "opened by native code, or received as a number: nobody knows where"
+        case _, Origin.ADOPTED if not record.stack:
+            return "older than the guard: where it was born is unknown"
+    return ""
+
+
+def _born(record: SocketRecord) -> Iterator[str]:
+    site, culprit = record.site, record.culprit
+    if site is None:
+        if record.born_at is not None and not culprit.stack and record.origin is not Origin.NATIVE:
+            yield "  born nobody knows where: stack_depth is 0"
+        return
+    yield from frame_lines("  born at " if culprit is record.birth else "  listener born at ", site)
+    outer = culprit.stack[culprit.stack.index(site) + 1 :]
+    told = 0
+    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
+        run = list(frames)
+        if not is_user:
+            yield f"    ({pluralize(len(run), 'library call')})"
+            continue
+        for frame in run[: _MOST_USER_FRAMES - told]:
+            yield from frame_lines("    from ", frame)
+        told += len(run)
+        if told > _MOST_USER_FRAMES:
+            yield f"    ({pluralize(told - _MOST_USER_FRAMES, 'more call')})"
+            return
+
+
+def frame_lines(prefix: str, frame: Frame) -> Iterator[str]:
+    """One call of a stack, and its source line."""
+    yield fit_path(prefix, frame.place, f" in {frame.function}()".replace(">()", ">"))
+    if frame.source:
+        yield truncate(" " * 8 + frame.source)
+
+
+def _circumstances(records: Iterable[SocketRecord]) -> str:
+    """Threads, tasks, labels and context, each value once."""
+    births = [record.birth for record in records]
+    told = {
+        "thread": unique(record.thread for record in births if record.thread),
+        "task": unique(record.task for record in births if record.task),
+        "label": unique(label for record in births for label in record.labels),
+    }
+    parts = [f"{name} {_some(values)}" for name, values in told.items() if values]
+    names = unique(name for record in births for name in record.context)
+    for name in names:
+        values = unique(str(record.context[name]) for record in births if name in record.context)
+        parts.append(f"{name}={_some(values)}")
+    return ", ".join(parts)
+
+
+def _some(values: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(values[:most])
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"

@@ -1,0 +1,162 @@
+"""`demo`: a program that leaks on purpose, and its report.
+
+The server of the demonstration: answers each connection once, and hangs up at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Self
+
+from closewait_guard._stream import put_if_possible
+from closewait_guard.commands._output import FINE, say
+
+if TYPE_CHECKING:
+    from closewait_guard.model import Report
+
+__all__ = [
+    "PriceServer",
+]
+
+
+_DESCRIPTION = """\
+Leaks sockets in the classic ways, to a server over loopback: a missing close,
+a response that is not read, a file object that is kept, an idle pool, a stuck
+thread, a dropped variable. Then tells them. Takes some three seconds."""
+_EPILOG = """\
+exit codes: 0 told, 2 usage
+example:    closewait-guard demo"""
+
+_PAUSE = 0.35
+_GRACE = 0.2
+_FAREWELL = """\
+This program leaks on purpose. Yours, from its first import on, or from outside:
+  closewait-guard run -- python app.py
+  closewait-guard scan PID
+"""
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument("--source", action="store_true", help="print the program that leaks")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Leak, look, tell, and leave nothing behind."""
+    source = Path(__file__).with_name("_leaky_shop.py")
+    if arguments.source:
+        say(source.read_text(encoding="utf-8"), end="")
+        return FINE
+    from closewait_guard._render import render_text
+
+    with tempfile.TemporaryDirectory(prefix="closewait-guard-") as folder:
+        # Out of this package, whose own calls are left out of every report.
+        copy = Path(folder, "shop.py")
+        copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        say(render_text(_leaked(_loaded(copy))))
+    say(_FAREWELL, end="")
+    return FINE
+
+
+def _loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _leaked(program: ModuleType) -> Report:
+    import warnings
+
+    from closewait_guard._guard import Guard
+    from closewait_guard.settings import Settings
+
+    # What is dropped is told by the report.
+    warnings.simplefilter("ignore", ResourceWarning)
+    with Guard(Settings(grace=_GRACE)) as guard, PriceServer() as server:
+        shop = program.Shop(server.address)
+        for way in _progress(program.WAYS):
+            program.WAYS[way](shop)
+            time.sleep(_PAUSE)
+        time.sleep(_GRACE)
+        report = guard.scan()
+        shop.close_down()
+    return report
+
+
+def _progress(ways: Collection[str]) -> Iterator[str]:
+    """Each way in turn: with a bar on a terminal, if there is rich to draw it."""
+    if not sys.stderr.isatty():
+        yield from ways
+        return
+    from closewait_guard.exceptions import MissingExtraError
+
+    try:
+        from closewait_guard._rich import progress
+    except MissingExtraError:
+        progress = _named
+    yield from progress("leaking", ways)
+
+
+def _named(what: str, items: Collection[str]) -> Iterator[str]:
+    for item in items:
+        put_if_possible(f"{what}: {item}\n")
+        yield item
+
+
+# How long it waits for a request, and looks whether it is to stop, in seconds.
+_PATIENCE = 0.1
+_CATALOGUE = b"a chair, a table, a lamp\n" * 800
+
+
+class PriceServer:
+    """Over loopback, in a thread of its own, while the block lasts."""
+
+    def __enter__(self) -> Self:
+        self._stopping = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(_PATIENCE)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._thread = threading.Thread(target=self._serve, name="price-server", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            with connection:
+                connection.settimeout(_PATIENCE)
+                _answer(connection)
+
+
+def _answer(connection: socket.socket) -> None:
+    try:
+        request = connection.recv(4096)
+    except OSError:
+        # It asks nothing: like any server, this one does not wait for ever.
+        return
+    body = _CATALOGUE if b"/catalogue" in request else b"42"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    connection.sendall(head + body)

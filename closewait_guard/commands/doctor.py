@@ -1,0 +1,308 @@
+"""`doctor`: what the guard can and cannot see on this machine.
+
+Libraries whose sockets Python's socket class never sees, or that put another in its place.
+
+Who has put something of his own in the place of the socket class, its methods or its makers.
+
+What `doctor` finds of this machine: one topic after the other, each in a sentence or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from closewait_guard import _descriptors
+from closewait_guard._capture import SOCKET, replacement_class
+from closewait_guard._processes import kernel_answers
+from closewait_guard.commands._configuration import add_no_config, variables_of
+from closewait_guard.commands._output import FINE, say
+from closewait_guard.commands.scan import pid
+from closewait_guard.exceptions import CloseWaitGuardError, ReportFormatError
+from closewait_guard.settings import Settings
+
+__all__ = [
+    "Library",
+    "findings",
+    "installed",
+    "loaded_by",
+    "replacements",
+]
+
+
+_DESCRIPTION = """\
+Says what the guard can and cannot see here: Python, probe, limits, keepalive,
+libraries that open sockets outside Python, and whoever has replaced the socket
+class. With PID, which of these libraries that process has loaded."""
+_EPILOG = """\
+exit codes: 0 told, 2 usage or no such process
+example:    closewait-guard doctor"""
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.add_argument(
+        "pid", nargs="?", type=pid, metavar="PID", help="a process to look into, too"
+    )
+    add_no_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Examine, and tell."""
+    from closewait_guard._format import wrap_text
+
+    # All of it first: a process that is none is told instead of everything else.
+    for topic, text in list(findings(arguments.pid, variables_of(arguments))):
+        say("\n".join(wrap_text(f"{topic + ':':<13} {text}", " " * 14)))
+    return FINE
+
+
+_UNSEEN = "opens its sockets outside Python"
+_OWN_CLASS = "puts a class of its own in the place of socket.socket"
+
+
+class Library(NamedTuple):
+    """One library, and how it shows.
+
+    Attributes:
+        module: What a program imports.
+        distribution: What pip installs.
+        part: A part of the names of its files, when a process has loaded it.
+        what: What it does.
+    """
+
+    module: str
+    distribution: str
+    part: str
+    what: str
+
+
+_LIBRARIES = (
+    Library("uvloop", "uvloop", "/uvloop/", f"an event loop on libuv, {_UNSEEN}"),
+    Library("rloop", "rloop", "/rloop/", f"an event loop in Rust, {_UNSEEN}"),
+    Library("gevent", "gevent", "/gevent/", _OWN_CLASS),
+    Library("eventlet", "eventlet", "/eventlet/", _OWN_CLASS),
+    Library("psycopg2", "psycopg2", "libpq", f"libpq {_UNSEEN}"),
+    Library("psycopg_c", "psycopg-c", "libpq", f"libpq {_UNSEEN}"),
+    Library("psycopg_binary", "psycopg-binary", "libpq", f"libpq {_UNSEEN}"),
+    Library("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
+    Library("pycurl", "pycurl", "libcurl", f"libcurl {_UNSEEN}"),
+    Library("curl_cffi", "curl_cffi", "/curl_cffi", f"libcurl {_UNSEEN}"),
+    Library("grpc", "grpcio", "/grpc/_cython", f"grpc {_UNSEEN}"),
+    Library("zmq", "pyzmq", "libzmq", f"libzmq {_UNSEEN}"),
+    Library("confluent_kafka", "confluent-kafka", "librdkafka", f"librdkafka {_UNSEEN}"),
+    Library("pylibmc", "pylibmc", "libmemcached", f"libmemcached {_UNSEEN}"),
+    Library("oracledb", "oracledb", "libclntsh", f"in its thick mode {_UNSEEN}"),
+    Library("pyodbc", "pyodbc", "libodbc", f"the driver {_UNSEEN}"),
+    Library("pymssql", "pymssql", "libsybdb", f"FreeTDS {_UNSEEN}"),
+)
+
+
+def installed() -> Iterator[tuple[Library, str]]:
+    """Those that this Python could import, with their versions; none of them is imported."""
+    for library in _LIBRARIES:
+        if find_spec(library.module) is not None:
+            yield library, _version(library.distribution)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def loaded_by(pid: int) -> list[Library]:
+    """Those of whom a running process has mapped a file.
+
+    Raises:
+        ReportFormatError: There is no such process, or it may not be looked into.
+    """
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except PermissionError:
+        raise ReportFormatError(f"not permitted to look into process {pid}: run as root") from None
+    except OSError:
+        raise ReportFormatError(f"no such process, or no /proc to look into: {pid}") from None
+    found: dict[str, Library] = {}
+    for library in _LIBRARIES:
+        if library.part in maps:
+            found.setdefault(library.part, library)
+    return list(found.values())
+
+
+_MAKERS = ("create_connection", "create_server", "socketpair", "fromfd", "getaddrinfo")
+
+
+_STANDARD: str = SOCKET.__init__.__code__.co_filename
+
+
+def replacements() -> Iterator[str]:
+    """Each with the file and line of what stands there now."""
+    class_name = replacement_class()
+    if class_name is not None:
+        yield f"socket.socket is {class_name} ({_place(socket.socket)})"
+    for name, value in vars(SOCKET).items():
+        if not _is_standard(value):
+            yield f"socket.socket.{name} is {_name(value)} ({_place(value)})"
+    for name in _MAKERS:
+        value = getattr(socket, name, None)
+        if value is not None and not _is_standard(value):
+            yield f"socket.{name} is {_name(value)} ({_place(value)})"
+
+
+def _is_standard(value: Any) -> bool:
+    """Whether it is of the socket module's own file, or no function of anybody's."""
+    if isinstance(value, FunctionType):
+        return value.__code__.co_filename == _STANDARD
+    # Wrapt's wrappers are no functions, but stand for one.
+    return not hasattr(value, "__wrapped__")
+
+
+def _name(value: Any) -> str:
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return f"{module}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _place(value: Any) -> str:
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        return f"{code.co_filename}:{code.co_firstlineno}"
+    module = sys.modules.get(getattr(value, "__module__", None) or type(value).__module__)
+    return str(getattr(module, "__file__", "no file"))
+
+
+_ON_LINUX = sys.platform == "linux"
+
+
+def findings(pid: int | None, variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Topics, with what there is to say of each.
+
+    Args:
+        pid: A process to look into, too.
+        variables: What to take as if it were in the environment.
+    """
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    yield "Python", f"{python}, {sys.executable}"
+    yield "Platform", f"{platform.system()} {platform.release()}, {platform.machine()}"
+    yield from _settings(variables)
+    yield "Descriptors", _descriptor_limits()
+    yield "Keepalive", _keepalive()
+    yield "From outside", _outside()
+    yield "Unseen", _natives()
+    if pid is not None:
+        yield f"Process {pid}", _loaded(pid)
+    yield "Socket class", "; ".join(replacements()) or "as the standard library has made it"
+    yield "Extras", _extras()
+
+
+def _natives() -> str:
+    found = [f"{library.module} {number}: {library.what}" for library, number in installed()]
+    return "; ".join(found) or "no library is installed that is known to open sockets in C"
+
+
+def _loaded(pid: int) -> str:
+    found = [f"{library.module}: {library.what}" for library in loaded_by(pid)]
+    return "; ".join(found) or "has loaded no library that is known to open sockets in C"
+
+
+def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    try:
+        settings = Settings.load(environ={**os.environ, **variables}, code_from_file=False)
+    except CloseWaitGuardError as error:
+        yield "Settings", f"cannot be used: {error}"
+        return
+    defaults = Settings().describe()
+    found = settings.describe()
+    changed = [f"{name}={value}" for name, value in found.items() if value != defaults[name]]
+    yield "Settings", "; ".join((", ".join(changed) or "the defaults", *settings.notes))
+    yield "Probe", _probe(settings.probe)
+
+
+def _probe(chosen: str) -> str:
+    if chosen == "linux" or (chosen == "auto" and _ON_LINUX):
+        return (
+            "linux: poll() finds whom the peer has left, TCP_INFO says since when, even if that "
+            "was before the guard"
+        )
+    return (
+        "portable: poll() or select(), and a peek where it is safe; dates an end by the first "
+        "look that sees it, and sees none behind unread data"
+    )
+
+
+def _descriptor_limits() -> str:
+    used, limit = _descriptors.fd_used(), _descriptors.fd_limit()
+    told = f"{used:,} in use" if used is not None else "in use unknown"
+    if limit is None:
+        return f"{told}, without a limit"
+    return f"{told} of {limit:,} (soft limit{_hard_limit()})"
+
+
+def _hard_limit() -> str:
+    try:
+        import resource
+    except ImportError:
+        return ""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return "; no hard limit" if hard == resource.RLIM_INFINITY else f"; hard limit {hard:,}"
+
+
+def _keepalive() -> str:
+    names = ("time", "intvl", "probes")
+    try:
+        idle, interval, probes = (
+            int(Path(f"/proc/sys/net/ipv4/tcp_keepalive_{name}").read_text(encoding="ascii"))
+            for name in names
+        )
+        told = (
+            f"tcp_keepalive_time={idle} s, tcp_keepalive_intvl={interval} s, "
+            f"tcp_keepalive_probes={probes}, for sockets that ask for it. "
+        )
+    except OSError:
+        told = ""
+    return told + (
+        "Keepalive finds peers that have vanished without a word. It does not end CLOSE_WAIT for "
+        "the program: a peer that has closed answers probes while it remembers the connection, "
+        "and resets it afterwards (then ss shows it no more); either way the descriptor stays "
+        "taken until the program calls close()."
+    )
+
+
+def _outside() -> str:
+    if not _ON_LINUX:
+        return "scan and watch ask psutil: no ages, no unread bytes" + _rights()
+    if kernel_answers():
+        return "scan and watch ask the kernel by netlink, which dates each peer's end" + _rights()
+    return (
+        "scan and watch read /proc/net, for the kernel answers no socket diagnostics: no ages"
+        + _rights()
+    )
+
+
+def _rights() -> str:
+    if getattr(os, "geteuid", int)() == 0:
+        return "; you are root, and may look into the processes of all users"
+    return "; you may look into your own processes, root into all"
+
+
+def _extras() -> str:
+    return ", ".join(f"{name} {_version_of(name)}" for name in ("rich", "psutil", "argcomplete"))
+
+
+def _version_of(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

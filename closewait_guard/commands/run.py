@@ -1,0 +1,179 @@
+"""`run`: start a program with the guard in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from closewait_guard._config import ENVIRONMENT_PREFIX
+from closewait_guard._preload import ChildConfig
+from closewait_guard._stream import print_error
+from closewait_guard.commands._configuration import add_no_config, variables_of
+from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from closewait_guard.commands._verdicts import Verdicts
+
+
+_USAGE = "closewait-guard run [options] [--] TARGET [ARG ...]"
+_DESCRIPTION = """\
+Runs TARGET - a script, -m MODULE or any command - with the guard in it, and in
+its Python children, from before their first import on. The last report goes to
+stderr."""
+_EPILOG = """\
+exit codes: TARGET's; 86 leaks, 87 not known (--fail-on-leak); 126, 127 no start
+example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""
+
+# The settings that are worth a line in the help.
+_TOLD = {
+    "interval": ("SECONDS", "report every so often, not only in the end"),
+    "grace": ("SECONDS", "time to close a socket before it is accused"),
+    "stack_depth": ("N", "calls to remember of each birth"),
+    "signal": ("NAME", "report upon this signal, such as SIGUSR1"),
+}
+_ELSEWHERE = ("reporters", "at_exit")
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.usage, parser.description = _USAGE, _DESCRIPTION
+    parser.add_argument("target", nargs="...", metavar="TARGET", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--report",
+        action="append",
+        metavar="NAME",
+        help="tell it at every interval: structlog, json_lines:PATH",
+    )
+    parser.add_argument(
+        "--at-exit",
+        action=argparse.BooleanOptionalAction,
+        help="report in the end; so if left out",
+    )
+    parser.add_argument(
+        "--fail-on-leak", action="store_true", help="exit with 86 if it succeeds, but leaks"
+    )
+    add_no_config(parser)
+    names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
+    for name in sorted(names, key=[*_TOLD, *names].index):
+        metavar, meaning = _TOLD.get(name, (None, argparse.SUPPRESS))
+        parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
+    others = ", ".join(_option(name) for name in names if name not in _TOLD)
+    told = fill(f"More options, as the guide tells them: {others}.", 78, break_on_hyphens=False)
+    parser.epilog = f"{told}\n{_EPILOG}"
+    parser.set_defaults(run=run)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our own options, and TARGET with all that follows: none of that is ours.
+
+    Example:
+        >>> split(["run", "--grace", "2", "app.py", "--grace", "3"])
+        (['run', '--grace', '2'], ['app.py', '--grace', '3'])
+        >>> split(["run", "-m", "http.server"]), split(["run", "--", "ls"])
+        ((['run'], ['-m', 'http.server']), (['run'], ['ls']))
+    """
+    place = 1
+    while place < len(given):
+        word = given[place]
+        if word == "--":
+            return list(given[:place]), list(given[place + 1 :])
+        if word == "-m" or not word.startswith("-"):
+            break
+        place += 1 if word in _SWITCHES or "=" in word else 2
+    return list(given[:place]), list(given[place:])
+
+
+_SWITCHES = frozenset(
+    {"-h", "--help", "--at-exit", "--no-at-exit", "--fail-on-leak", "--no-config"}
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Become the program, or wait for it where the exit code is ours to change."""
+    from closewait_guard.commands._launch import command_of, exec_program, run_and_wait
+
+    if not arguments.target:
+        raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
+    command = command_of(arguments.target)
+    settings = _settings(arguments)
+    reporters = tuple(map(_checked, arguments.report or ()))
+    if arguments.interval is not None and not reporters:
+        reporters = _loaded(arguments).reporters or ("text",)
+    handover = ChildConfig(reporters)
+    if not arguments.fail_on_leak:
+        return exec_program(command, handover.environment(settings, os.environ))
+    from closewait_guard.commands._verdicts import Verdicts
+
+    with Verdicts() as verdicts:
+        handover = handover._replace(channel=verdicts.channel)
+        environ = handover.environment(settings, os.environ)
+        code = run_and_wait(command, environ, verdicts.listen, verdicts.settle)
+        return _judged(verdicts, code)
+
+
+def _judged(verdicts: Verdicts, code: int) -> int:
+    """The program's own failure comes first; then a leak; then what nobody knows."""
+    from closewait_guard.commands._launch import exit_like
+
+    unknown = verdicts.unknown()
+    if code and not verdicts.has_heard:
+        # It may not even have been started.
+        unknown = []
+    for sentence in unknown:
+        print_error(f"leaks unknown: {sentence}")
+    if code:
+        return exit_like(code)
+    if verdicts.leaked:
+        return FAILED_ON_LEAK
+    return NO_VERDICT if unknown else code
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """As variables of the environment, which the program's processes read them from."""
+    given = {
+        item.name: str(value)
+        for item in fields(Settings)
+        if (value := getattr(arguments, item.name, None)) is not None
+    }
+    # A callable is imported in the program's process: here it might not be found.
+    checked = {name: value for name, value in given.items() if name not in ("context", "redact")}
+    try:
+        _loaded(arguments, checked)
+    except ConfigurationError as error:
+        text = str(error)
+        for name in checked:
+            text = text.replace(f"keyword {name}", f"run {_option(name)}")
+        raise ConfigurationError(text) from None
+    variables = {ENVIRONMENT_PREFIX + name.upper(): value for name, value in given.items()}
+    return variables | variables_of(arguments)
+
+
+def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = None) -> Settings:
+    """What the program will read, but for code: that is for its own process to import."""
+    environ = os.environ | variables_of(arguments)
+    return Settings.load(checked, environ=environ, code_from_file=False)
+
+
+def _checked(name: str) -> str:
+    """A reporter that can be made; its file under a name that holds in every directory."""
+    from closewait_guard.reporters import named
+    from closewait_guard.reporters.base import closed
+
+    before, marker, path = name.partition("json_lines:")
+    whole = before + marker + str(Path(path).absolute()) if path else name
+    try:
+        closed(named(whole))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"run --report: {error}") from None
+    return whole

@@ -1,0 +1,181 @@
+"""Which processes are meant: what `scan` and `watch` have in common.
+
+`scan`: look at processes from outside, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from typing import TYPE_CHECKING
+
+from closewait_guard.commands._configuration import add_no_config, settings_of
+from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+
+if TYPE_CHECKING:
+    from closewait_guard._processes import ProcessReport, ProcessScan, ProcessScanner
+
+__all__ = [
+    "add_targets",
+    "complain",
+    "pid",
+    "pids_of",
+    "state",
+]
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which processes to look at."""
+    pids = parser.add_argument(
+        "pids", nargs="*", type=pid, metavar="PID", help="a process; all of them if left out"
+    )
+    pids.completer = _numbers  # type: ignore[attr-defined]
+    parser.add_argument("--tree", action="store_true", help="their descendants, too")
+
+
+def pid(text: str) -> int:
+    """The number of a process, as it is typed."""
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"not the number of a process: {text!r}")
+    return int(text)
+
+
+def _numbers(**_: object) -> list[str]:
+    """For the shell's completion."""
+    from pathlib import Path
+
+    try:
+        return [path.name for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    except OSError:
+        return []
+
+
+def state(text: str) -> str:
+    """A TCP state by any of its usual spellings: CLOSE_WAIT, close-wait, Close-Wait."""
+    from closewait_guard.model import State
+
+    name = text.upper().replace("-", "_")
+    name = {"SYN_SENT1": "SYN_SENT", "CLOSED": "CLOSE", "ESTAB": "ESTABLISHED"}.get(name, name)
+    known = [each.value for each in State if each.value.isupper()]
+    if name not in known:
+        raise argparse.ArgumentTypeError(f"not a TCP state: {text!r}; known are {', '.join(known)}")
+    return name
+
+
+def pids_of(arguments: argparse.Namespace, onlooker: ProcessScanner) -> list[int] | None:
+    """The processes to look at; None for all."""
+    from closewait_guard.exceptions import ConfigurationError
+
+    if not arguments.pids:
+        if arguments.tree:
+            raise ConfigurationError("--tree: whose descendants? Name a PID")
+        return None
+    pids: list[int] = arguments.pids
+    return onlooker.with_descendants(pids) if arguments.tree else pids
+
+
+def complain(found: ProcessScan, asked: list[int]) -> bool:
+    """Say which of the processes asked for cannot be looked at; whether there are any."""
+    from closewait_guard._processes import user
+    from closewait_guard._stream import print_error
+
+    missed = [each for each in found.refused if each.pid in asked]
+    for each in missed:
+        program = f" ({each.program})" if each.program else ""
+        if each.why:
+            text = f"process {each.pid}{program} {each.why}"
+        elif each.exists:
+            who = f"{each.pid}{program} of user {user(each.uid)}"
+            text = f"not permitted to look into process {who}: run as root, or as that user"
+        else:
+            text = f"no such process: {each.pid}"
+        print_error(text)
+    return bool(missed)
+
+
+_DESCRIPTION = """\
+Looks at processes from outside, guarded or not: their sockets by program and
+peer, how long the peers have been gone, bytes left unread, share of the limit
+on descriptors, and the verdict. Without PID, tells every process that leaks."""
+_EPILOG = """\
+exit codes: 0 no leak, 1 leaks found, 2 usage or no such process
+example:    closewait-guard scan 4242 --tree"""
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_targets(parser)
+    parser.add_argument("--all", action="store_true", help="tell healthy sockets, too")
+    parser.add_argument(
+        "--state",
+        action="append",
+        type=state,
+        metavar="S",
+        help="only sockets in this TCP state, such as CLOSE_WAIT; may be given again",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one document a line, one line a process"
+    )
+    add_no_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, and tell."""
+    from closewait_guard._processes import ProcessScanner, render_inaccessible, render_processes
+    from closewait_guard._stream import put_if_possible
+
+    # Nothing that is made here is garbage before the end: to look for any is a third of the time.
+    gc.disable()
+    settings = settings_of(arguments)
+    onlooker = ProcessScanner(settings)
+    pids = pids_of(arguments, onlooker)
+    found = _looked(onlooker, pids, settings.grace, everything=arguments.all or arguments.state)
+    chosen = _chosen(found, arguments)
+    missed = complain(found, arguments.pids)
+    # Of those that were asked for, each has been complained of.
+    found = found._replace(refused=[] if arguments.pids else found.refused)
+    if arguments.json:
+        _print_json(chosen)
+        if missing := render_inaccessible(found):
+            put_if_possible(f"{missing}\n")
+    elif chosen or found.strays or not arguments.pids:
+        say(render_processes(found, only=chosen), end="")
+    if any(glance.report.accused for glance in chosen):
+        return LEAKS_FOUND
+    return USAGE if missed else FINE
+
+
+def _looked(
+    onlooker: ProcessScanner, pids: list[int] | None, grace: float, *, everything: bool
+) -> ProcessScan:
+    """A second look, where nobody has dated an end, tells whether the grace time is over."""
+    found = onlooker.look(pids, everything=everything)
+    if found.undated:
+        time.sleep(grace)
+        found = onlooker.look(pids, everything=everything)
+    return found
+
+
+def _chosen(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessReport]:
+    """Who was asked for; of all, those who leak."""
+    glances = list(found.glances)
+    if arguments.state:
+        glances = [glance.only(set(arguments.state)) for glance in glances]
+        return [each for each in glances if each.report.leaks or each.report.observations]
+    if arguments.pids:
+        return glances
+    if arguments.all:
+        return [glance for glance in glances if glance.report.open_sockets]
+    return [glance for glance in glances if glance.report.leaks]
+
+
+def _print_json(glances: list[ProcessReport]) -> None:
+    import json
+
+    from closewait_guard._render import to_dict
+
+    for glance in glances:
+        say(json.dumps(to_dict(glance.report)))

@@ -1,0 +1,145 @@
+"""`watch`: look at processes from outside again and again."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from closewait_guard._format import one_line
+from closewait_guard.commands._configuration import add_no_config, settings_of
+from closewait_guard.commands._output import FINE, USAGE, say
+from closewait_guard.commands.scan import add_targets, complain, pids_of
+
+if TYPE_CHECKING:
+    from closewait_guard._processes import ProcessScan
+    from closewait_guard.commands._watch_state import ScanHistory
+
+
+_DESCRIPTION = """\
+Looks at processes from outside again and again: how many sockets are in which
+state, now and before; who leaks most, to whom; what has changed. On a pipe,
+prints one line for each look."""
+_EPILOG = """\
+keys:       q quits
+exit codes: 0 quit, or the processes have ended; 2 usage or no such process
+example:    closewait-guard watch --interval 1 4242"""
+
+_LOOKS_AT_KEYS = 0.2
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add_targets(parser)
+    parser.add_argument(
+        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks (2)"
+    )
+    parser.add_argument("--count", type=_count, metavar="N", help="look so many times, then quit")
+    add_no_config(parser)
+    parser.set_defaults(run=run)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"not a number of seconds, 0.1 or more: {text!r}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"not a whole number above zero: {text!r}")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look until there is nothing left to look at, or nobody wants to see it."""
+    from closewait_guard.commands._watch_state import ScanHistory
+
+    history = ScanHistory()
+    looks = _looks(arguments, history)
+    # Processes that cannot be looked at are told before anything is drawn.
+    first = next(looks)
+    if complain(first, arguments.pids) and not first.glances:
+        return USAGE
+    if sys.stdout.isatty():
+        return _draw(arguments, history, looks)
+    return _print_lines(arguments, history, looks)
+
+
+def _looks(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[ProcessScan]:
+    """One look each time; none any more when the processes have ended, or it has been enough."""
+    from closewait_guard._processes import ProcessScanner
+
+    onlooker = ProcessScanner(settings_of(arguments), in_series=True)
+    taken = 0
+    while arguments.count is None or taken < arguments.count:
+        found = onlooker.look(pids_of(arguments, onlooker))
+        if taken and not found.glances:
+            return
+        history.take(found)
+        taken += 1
+        yield found
+
+
+def _print_lines(
+    arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[ProcessScan]
+) -> int:
+    while True:
+        say(_line(history), flush=True)
+        time.sleep(arguments.interval)
+        if next(looks, None) is None:
+            return FINE
+
+
+def _line(history: ScanHistory) -> str:
+    """One look: the states with what has changed, and the worst offender."""
+    told = [time.strftime("%H:%M:%S")]
+    for state, counts in sorted(history.states.items(), key=lambda item: -item[1][-1]):
+        change = history.change(state)
+        told.append(f"{state} {counts[-1]:,}" + (f" ({change:+,})" if change else ""))
+    if history.offenders:
+        worst = history.offenders[0]
+        told.append(
+            f"worst: {worst.many:,} {worst.verdict} {worst.peer} in {worst.program} ({worst.pid})"
+        )
+    else:
+        told.append("no leak")
+    return one_line("  ".join(told))
+
+
+def _draw(arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[ProcessScan]) -> int:
+    from closewait_guard._rich import Console, Live
+    from closewait_guard.commands._watch_screen import Keyboard, picture
+
+    console = Console()
+    if console.is_dumb_terminal:
+        return _print_lines(arguments, history, looks)
+    # The terminal is to be left as it was, however this ends; and not while it is drawn on.
+    signal.signal(signal.SIGTERM, _terminated)
+    if hasattr(signal, "SIGTSTP"):
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+    with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            due = time.monotonic() + arguments.interval
+            size = None
+            while (left := due - time.monotonic()) > 0:
+                if console.size != size:
+                    size = console.size
+                    live.update(picture(history, console, arguments.interval), refresh=True)
+                if keyboard.key(min(left, _LOOKS_AT_KEYS)) in ("q", "Q"):
+                    return FINE
+            if next(looks, None) is None:
+                return FINE
+
+
+def _terminated(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

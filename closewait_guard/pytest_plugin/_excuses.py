@@ -1,0 +1,240 @@
+"""Sockets that are open for a reason that is no fault of the test's.
+
+Is a socket kept by this object? Walks forward from it, bounded in count and time.
+
+Let event loops that nobody runs at this moment close what they have been asked to close.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from types import FrameType
+from typing import Any
+
+from closewait_guard._clock import now
+from closewait_guard._live import (
+    derives_from,
+    field,
+    find_classes,
+    instances_of,
+    is_a,
+    items_of,
+    kinds_of,
+    locals_of,
+    module_name,
+    native_field,
+    text_of,
+    value_at,
+)
+from closewait_guard.model import Frame, SocketRecord
+
+__all__ = [
+    "IdleEventLoops",
+    "is_ignored",
+    "is_of_default_loop",
+    "locals_of_tracebacks",
+    "reachable",
+]
+
+
+def is_ignored(record: SocketRecord, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the file, the function or the module of any call of the birth."""
+    frames = {*record.stack, *record.birth.stack, *record.culprit.stack}
+    return any(_fits(frame, pattern) for frame in frames for pattern in patterns)
+
+
+def _fits(frame: Frame, pattern: str) -> bool:
+    filename = frame.filename.replace("\\", "/")
+    names = (frame.module, frame.function, frame.function.rpartition(".")[2], filename)
+    return any(fnmatchcase(name, pattern) for name in names) or fnmatchcase(
+        filename, f"*/{pattern}"
+    )
+
+
+def is_of_default_loop(record: SocketRecord) -> bool:
+    """Whether asyncio made it for the loop that it gives a thread which asks and has none.
+
+    That loop is the thread's own and stays for whoever asks next.
+    """
+    return any(
+        frame.module == "asyncio.events" and frame.function.endswith("Policy.get_event_loop")
+        for frame in record.birth.stack
+    )
+
+
+def locals_of_tracebacks(failures: Iterable[BaseException]) -> Iterator[object]:
+    """The local variables that the tracebacks of failures keep alive, for who debugs them."""
+    for error in _with_causes(failures):
+        trace = native_field(error, BaseException, "__traceback__")
+        while trace is not None:
+            module = text_of(value_at(trace.tb_frame.f_globals, "__name__")) or ""
+            if not module.startswith(("_pytest.", "pluggy.")):
+                yield from _values_of(trace.tb_frame)
+            trace = trace.tb_next
+
+
+def _values_of(frame: FrameType) -> Iterable[object]:
+    if frame.f_code.co_name == "<module>":
+        return [value for _, value in items_of(frame.f_globals)]
+    return locals_of(frame).values()
+
+
+def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:
+    waiting: list[Any] = list(failures)
+    seen = set[int]()
+    while waiting:
+        error = waiting.pop()
+        if id(error) in seen or not is_a(error, BaseException):
+            continue
+        seen.add(id(error))
+        yield error
+        waiting += [native_field(error, BaseException, name) for name in _CAUSES]
+        waiting += native_field(error, BaseExceptionGroup, "exceptions", ())
+
+
+_CAUSES = ("__cause__", "__context__")
+
+
+_MOST_OBJECTS = 200_000
+_MOST_SECONDS = 0.5
+_LOOK_AT_THE_CLOCK = 1024
+_FIRST_NAMES = 100
+
+# What leads to everything, or nowhere.
+_DEAD_ENDS = (
+    type,
+    str,
+    bytes,
+    int,
+    float,
+    types.ModuleType,
+    types.CodeType,
+    types.FrameType,
+    types.TracebackType,
+    types.BuiltinFunctionType,
+)
+# Event loops, and the selectors in which they keep everybody's sockets.
+_LOOPS = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
+# pytest's objects lead from any fixture to the test that runs, and to what is the test's own.
+_FOREIGN = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
+
+
+def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
+    """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
+
+    An event loop knows the sockets of everybody who uses it, so it keeps none but its own.
+    """
+    found: set[int] = set()
+    for thing in _walk(roots):
+        key = targets.get(id(thing))
+        if key is not None:
+            found.add(key)
+            if len(found) == len(targets):
+                break
+    return found
+
+
+def _walk(roots: Iterable[object]) -> Iterator[object]:
+    queue = deque(roots)
+    visited = {id(thing) for thing in queue}
+    kinds = _Kinds()
+    deadline = now() + _MOST_SECONDS
+    for count in range(_MOST_OBJECTS):
+        if not queue or (count % _LOOK_AT_THE_CLOCK == 0 and now() > deadline):
+            return
+        thing = queue.popleft()
+        yield thing
+        for further in _children(thing, kinds):
+            if id(further) not in visited:
+                visited.add(id(further))
+                queue.append(further)
+
+
+def _children(thing: Any, kinds: _Kinds) -> Iterable[object]:
+    kind = type(thing)
+    if kinds.is_dead_end(kind):
+        return ()
+    if kinds.is_loop(kind):
+        return (field(thing, "_ssock"), field(thing, "_csock"))
+    if kind is types.FunctionType:
+        return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
+    if kind is dict and _is_of_a_module(thing):
+        return ()
+    return gc.get_referents(thing)
+
+
+class _Kinds:
+    """What the classes met on one walk are, each looked at once."""
+
+    def __init__(self) -> None:
+        # The class is kept, so that its identity stays its own.
+        self._known: dict[int, tuple[type, bool, bool]] = {}
+        self._loops = list(find_classes(_LOOPS).values())
+
+    def is_dead_end(self, kind: type) -> bool:
+        return self._look(kind)[1]
+
+    def is_loop(self, kind: type) -> bool:
+        return self._look(kind)[2]
+
+    def _look(self, kind: type) -> tuple[type, bool, bool]:
+        known = self._known.get(id(kind))
+        if known is None:
+            is_foreign = (module_name(kind) or "").partition(".")[0] in _FOREIGN
+            is_dead_end = is_foreign or derives_from(kind, _DEAD_ENDS)
+            known = self._known[id(kind)] = (kind, is_dead_end, derives_from(kind, self._loops))
+        return known
+
+
+def _is_of_a_module(variables: dict[Any, Any]) -> bool:
+    """Whether a dict holds globals: the import system, or `exec`, has set a name early on."""
+    names = list(itertools.islice(variables, _FIRST_NAMES))
+    return any(type(name) is str and name == "__builtins__" for name in names)
+
+
+class IdleEventLoops:
+    """The idle event loops that know a suspect; each call gives them one turn.
+
+    After `transport.close()` a socket stays open until the loop has called back, and between two
+    tests nobody runs the loop of a wider fixture.
+
+    Args:
+        targets: The suspects: the address of each socket, and a key.
+    """
+
+    def __init__(self, targets: dict[int, int]) -> None:
+        self._targets = targets
+        self._loops: list[weakref.ref[Any]] | None = None
+
+    def __call__(self) -> None:
+        asyncio = sys.modules.get("asyncio")
+        if asyncio is None or asyncio._get_running_loop() is not None:
+            return
+        if self._loops is None:
+            # By weak reference: a loop that is garbage is to be collected while we wait.
+            self._loops = [weakref.ref(loop) for loop in _idle_loops(asyncio) if self._knows(loop)]
+        for reference in self._loops:
+            loop = reference()
+            if loop is not None and _is_idle(loop):
+                loop.call_soon(loop.stop)
+                loop.run_forever()
+
+    def _knows(self, loop: Any) -> bool:
+        parts = (loop, field(loop, "_selector"))
+        inside = (gc.get_referents(part) for part in parts if part is not None)
+        return bool(reachable([thing for things in inside for thing in things], self._targets))
+
+
+def _idle_loops(asyncio: Any) -> Iterator[Any]:
+    return filter(_is_idle, instances_of(kinds_of(asyncio.AbstractEventLoop)))
+
+
+def _is_idle(loop: Any) -> bool:
+    return not loop.is_closed() and not loop.is_running()

@@ -1,0 +1,177 @@
+"""What is asked for, and by whom: marker, command line, environment, ini-file, in this order."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import pytest
+
+__all__ = [
+    "Mode",
+    "Options",
+    "Plan",
+    "is_wanted",
+    "options_of",
+    "plan_of",
+]
+
+
+class Mode(StrEnum):
+    """What to do about leaks."""
+
+    OFF = "off"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Plan(NamedTuple):
+    """How one test is to be watched.
+
+    Attributes:
+        allowed: The reason of its `allow_socket_leaks` marker, if it has one.
+    """
+
+    mode: Mode = Mode.OFF
+    grace: float = 0.5
+    ignore: tuple[str, ...] = ()
+    allowed: str | None = None
+
+
+class Options(NamedTuple):
+    """What a whole run asks for: the plan of a test without markers, and the file to write."""
+
+    plan: Plan = Plan()
+    json: str | None = None
+
+
+def options_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
+    """Read every source; the strongest wins, but for patterns, which add up.
+
+    Raises:
+        pytest.UsageError: A value cannot be used; the text names where it came from.
+    """
+    found: dict[str, Any] = {}
+    for name, parse in _PARSERS.items():
+        for value, source in _given(config, environ, name):
+            parsed = _parsed(parse, value, source)
+            found[name] = found.get(name, ()) + parsed if name == "ignore" else parsed
+    path = found.pop("json", None)
+    return Options(Plan(**found), path)
+
+
+def is_wanted(config: pytest.Config) -> bool:
+    """Whether all tests are to be watched. Complains of values that cannot be used."""
+    return options_of(config).plan.mode is not Mode.OFF
+
+
+def plan_of(item: pytest.Item, plan: Plan) -> Plan:
+    """The plan of one test: what its markers, and the fixture that it asks for, make of it."""
+    if "closewait_guard" in getattr(item, "fixturenames", ()):
+        plan = plan._replace(mode=Mode.FAIL)
+    for mark in item.iter_markers("socket_leaks"):
+        return _allowed(item, plan._replace(**_marked(item, mark, plan)))
+    return _allowed(item, plan)
+
+
+def _given(
+    config: pytest.Config, environ: Mapping[str, str], name: str
+) -> Iterator[tuple[object, str]]:
+    """The values of an option, the weakest source first."""
+    full = "socket_leaks" if name == "mode" else f"socket_leaks_{name}"
+    ini, variable, option = (
+        config.getini(full),
+        f"CLOSEWAIT_GUARD_{full.upper()}",
+        "--" + full.replace("_", "-"),
+    )
+    if ini:
+        yield ini, f"ini value {full} in {config.inipath or 'the command line'}"
+    if variable in environ:
+        yield environ[variable], f"environment variable {variable}"
+    if (value := config.getoption(full)) is not None:
+        yield value, option
+
+
+def _parsed(parse: Callable[[object], object], value: object, source: str) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise pytest.UsageError(f"{source}: must be {error}, not {value!r}") from None
+
+
+def _mode(value: object) -> Mode:
+    try:
+        return Mode(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise ValueError("off, warn or fail") from None
+
+
+def _seconds(value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError("a number of seconds, zero or more")
+    return number
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    """One pattern or several: from a list, or from text with a comma or a new line between."""
+    parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("a pattern, or a list of patterns")
+    patterns = tuple(part.strip() for part in parts if part.strip())
+    if not patterns:
+        raise ValueError("a pattern on a file, function or module")
+    return patterns
+
+
+def _path(value: object) -> str:
+    if not value:
+        raise ValueError("the path of a file")
+    return str(value)
+
+
+_PARSERS: dict[str, Callable[[object], object]] = {
+    "mode": _mode,
+    "grace": _seconds,
+    "ignore": _patterns,
+    "json": _path,
+}
+
+
+def _marked(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:
+    source = f"{item.nodeid}: marker socket_leaks"
+    given = {**dict(zip(("mode",), mark.args, strict=False)), **mark.kwargs}
+    unknown = set(given) - {"mode", "grace", "ignore"}
+    if unknown or len(mark.args) > 1:
+        raise pytest.UsageError(f"{source}: takes a mode, grace and ignore, not {_call(mark)}")
+    found = {
+        name: _parsed(_PARSERS[name], value, f"{source}: {name}") for name, value in given.items()
+    }
+    if "ignore" in found:
+        found["ignore"] = plan.ignore + found["ignore"]
+    return found
+
+
+def _allowed(item: pytest.Item, plan: Plan) -> Plan:
+    mark = item.get_closest_marker("allow_socket_leaks")
+    if mark is None:
+        return plan
+    reason = mark.kwargs.get("reason")
+    if mark.args or set(mark.kwargs) != {"reason"} or not isinstance(reason, str) or not reason:
+        raise pytest.UsageError(
+            f"{item.nodeid}: marker allow_socket_leaks: needs a reason, as in "
+            f'allow_socket_leaks(reason="..."), not {_call(mark)}'
+        )
+    return plan._replace(allowed=reason)
+
+
+def _call(mark: pytest.Mark) -> str:
+    arguments = [repr(value) for value in mark.args]
+    arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
+    return f"{mark.name}({', '.join(arguments)})"

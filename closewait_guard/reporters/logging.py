@@ -1,0 +1,58 @@
+"""The same events through the standard library's logging."""
+
+from __future__ import annotations
+
+import logging as standard
+from collections.abc import Mapping
+
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.model import Report, Reporter, Scalar, Severity
+from closewait_guard.reporters.events import events
+
+__all__ = [
+    "logging",
+]
+
+
+_LEVELS = {
+    Severity.INFO: standard.INFO,
+    Severity.WARNING: standard.WARNING,
+    Severity.CRITICAL: standard.CRITICAL,
+}
+
+_Logger = standard.Logger | standard.LoggerAdapter[standard.Logger]
+
+
+def logging(logger: _Logger | str | None = None) -> Reporter:
+    """Log one sentence for each site and each alert; the facts go along as `extra`.
+
+    No handler is added and no level changed. What is explained rather than accused is told at
+    debug level.
+
+    Args:
+        logger: A logger, or its name; `closewait_guard` by default.
+    """
+    if logger is None or isinstance(logger, str):
+        logger = standard.getLogger(logger or "closewait_guard")
+    if not isinstance(logger, standard.Logger | standard.LoggerAdapter):
+        raise ConfigurationError(f"logging: logger must be a logger or its name, not {logger!r}")
+    log = logger
+
+    def logging_reporter(report: Report) -> None:
+        for event in events(report):
+            level = _LEVELS[event.severity] if event.is_news else standard.DEBUG
+            _log(log, level, "%s", event.sentence, {"event": event.name, **event.facts})
+
+    return logging_reporter
+
+
+def _log(
+    logger: _Logger, level: int, template: str, sentence: str, facts: Mapping[str, Scalar]
+) -> None:
+    if isinstance(logger, standard.LoggerAdapter):
+        # Before Python 3.13 an adapter puts its own facts in the place of those that it is given.
+        template, changed = logger.process(template, {"extra": facts})
+        facts = {**facts, **(changed.get("extra") or {})}
+        _log(logger.logger, level, template, sentence, facts)
+    else:
+        logger.log(level, template, sentence, extra=facts)

@@ -1,0 +1,143 @@
+"""Reporters by name: `text`, `json_lines:/var/log/leaks.jsonl`, `at_least:warning:structlog`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+from closewait_guard.exceptions import CloseWaitGuardError, ConfigurationError
+from closewait_guard.model import Reporter, Severity
+from closewait_guard.reporters.console import console
+from closewait_guard.reporters.filters import at_least, changes, every
+from closewait_guard.reporters.json_lines import json_lines
+from closewait_guard.reporters.logging import logging
+from closewait_guard.reporters.structlog import structlog
+from closewait_guard.reporters.text import text
+from closewait_guard.reporters.warn import warn
+
+__all__ = [
+    "GROUP",
+    "known_names",
+    "named",
+]
+
+
+GROUP = "closewait_guard.reporters"
+
+
+def named(name: str) -> Reporter:
+    """The reporter that a name stands for, with its argument after a colon.
+
+    Names are those of the factories in `closewait_guard.reporters`, and of entry points in the
+    group `closewait_guard.reporters`. A reporter that wraps another is written before it.
+
+    Raises:
+        ConfigurationError: Nobody is called so, or the argument will not do.
+
+    Example:
+        >>> named("at_least:warning:changes:text")
+        at_least(changes(text.<locals>.text_reporter))
+    """
+    word, colon, argument = name.strip().partition(":")
+    make = _BUILT_IN.get(word)
+    if make is not None:
+        return make(argument)
+    for point in entry_points(group=GROUP):
+        if point.name == word:
+            return _installed(point, [argument] if colon else [])
+    raise _refused(f"nobody is called {word!r}")
+
+
+def known_names() -> list[str]:
+    """The names that `named` understands."""
+    return [*_BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*_BUILT_IN})]
+
+
+def _refused(why: str) -> ConfigurationError:
+    shapes = [_SHAPES.get(name, name) for name in known_names()]
+    return ConfigurationError(f"reporters: {why}; known are {', '.join(shapes)}")
+
+
+def _installed(point: EntryPoint, arguments: list[str]) -> Reporter:
+    """Whatever somebody else's factory raises becomes one sentence."""
+    try:
+        reporter: Reporter = point.load()(*arguments)
+    except CloseWaitGuardError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"reporters: {point.name!r} ({point.value}) cannot be made: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not callable(reporter):
+        raise ConfigurationError(
+            f"reporters: {point.name!r} ({point.value}) made no reporter, but {reporter!r}"
+        )
+    return reporter
+
+
+def _alone(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]:
+    def made(argument: str) -> Reporter:
+        if argument:
+            raise _refused(f"{name} takes no argument, not {argument!r}")
+        return make()
+
+    return made
+
+
+def _json_lines(argument: str) -> Reporter:
+    if not argument:
+        raise _refused("json_lines needs a path")
+    return json_lines(argument)
+
+
+def _logging(argument: str) -> Reporter:
+    return logging(argument or None)
+
+
+def _changes(argument: str) -> Reporter:
+    return changes(_wrapped("changes", argument))
+
+
+def _at_least(argument: str) -> Reporter:
+    severity, _, rest = argument.partition(":")
+    if severity not in tuple(Severity):
+        raise _refused(f"at_least needs one of {', '.join(Severity)}, not {severity!r}")
+    return at_least(severity, _wrapped(f"at_least:{severity}", rest))
+
+
+def _every(argument: str) -> Reporter:
+    number, _, rest = argument.partition(":")
+    try:
+        seconds = float(number)
+    except ValueError:
+        raise _refused(f"every needs seconds, not {number!r}") from None
+    return every(seconds, _wrapped(f"every:{number}", rest))
+
+
+def _wrapped(before: str, rest: str) -> Reporter:
+    if not rest:
+        raise _refused(f"{before} needs another, as in {before}:text")
+    return named(rest)
+
+
+# How a name is written that takes an argument.
+_SHAPES = {
+    "logging": "logging[:LOGGER]",
+    "json_lines": "json_lines:PATH",
+    "changes": "changes:REPORTER",
+    "at_least": "at_least:SEVERITY:REPORTER",
+    "every": "every:SECONDS:REPORTER",
+}
+
+_BUILT_IN: dict[str, Callable[[str], Reporter]] = {
+    "text": _alone("text", text),
+    "console": _alone("console", console),
+    "structlog": _alone("structlog", structlog),
+    "logging": _logging,
+    "json_lines": _json_lines,
+    "warn": _alone("warn", warn),
+    "changes": _changes,
+    "at_least": _at_least,
+    "every": _every,
+}

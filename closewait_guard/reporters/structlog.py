@@ -1,0 +1,43 @@
+"""One structured event for each site and each alert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from closewait_guard._structlog import get_logger
+from closewait_guard.exceptions import ConfigurationError
+from closewait_guard.model import Report, Reporter
+from closewait_guard.reporters.events import Event, events
+
+__all__ = [
+    "structlog",
+]
+
+
+def structlog(logger: Any = None) -> Reporter:
+    """Log flat events that can be queried, after the program's own structlog configuration.
+
+    The events are `socket_leak`, `socket_alert` and `socket_closed_after_all`. Severity gives the
+    level; what is explained rather than accused is told at debug level.
+
+    Args:
+        logger: A structlog logger; by default what `structlog.get_logger()` gives.
+
+    Example:
+        >>> from closewait_guard import Guard
+        >>> with Guard(reporters=[structlog()]) as guard:
+        ...     _ = guard.report()
+    """
+    if logger is not None and not callable(getattr(logger, "critical", None)):
+        raise ConfigurationError(f"structlog: logger must be a structlog logger, not {logger!r}")
+    log = logger if logger is not None else get_logger("closewait_guard.reports")
+
+    def structlog_reporter(report: Report) -> None:
+        for event in events(report):
+            getattr(log, _level(event))(event.name, **event.facts)
+
+    return structlog_reporter
+
+
+def _level(event: Event) -> str:
+    return event.severity.value if event.is_news else "debug"

@@ -1,0 +1,82 @@
+"""A warning at the line that leaks, as if that line had given it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from closewait_guard._format import one_line
+from closewait_guard.model import Frame, Report, Reporter, SiteGroup
+
+__all__ = [
+    "SocketLeakWarning",
+    "warn",
+]
+
+
+_NOWHERE = Frame("<unknown>", 0, "<unknown>", "<unknown>")
+
+
+class SocketLeakWarning(ResourceWarning):
+    """A socket was leaked; the warning is attributed to the line that made it."""
+
+
+def warn() -> Reporter:
+    """Warn of each accused site, at the site, so that filters by module and line work.
+
+    Like every `ResourceWarning` it is ignored unless it is asked for, as with `-W default` or
+    `-W "default::ResourceWarning"`. The text of a site stays the same from report to report, so
+    that a filter that shows a warning once shows it once.
+    """
+    return _Warner()
+
+
+class _Warner:
+    def __init__(self) -> None:
+        # For sites whose module is gone, or goes by another name: by file.
+        self._registries: dict[str, dict[Any, Any]] = {}
+
+    def __call__(self, report: Report, /) -> None:
+        # Several stacks may lead to one line, which is warned of once.
+        warned = {
+            (group.site or _NOWHERE, _sentence(group)): None
+            for group in report.by_site()
+            if group.verdict.accused
+        }
+        failures = [self._failure_to_warn(site, sentence) for site, sentence in warned]
+        for failure in filter(None, failures):
+            raise failure
+
+    def __repr__(self) -> str:
+        return "warn()"
+
+    def _failure_to_warn(self, site: Frame, sentence: str) -> Exception | None:
+        """A filter may turn the warning into an error, and the next site has one of its own."""
+        try:
+            warnings.warn_explicit(
+                one_line(sentence),
+                SocketLeakWarning,
+                one_line(site.filename),
+                site.lineno,
+                module=site.module,
+                registry=self._registry_of(site),
+            )
+        except Exception as error:
+            return error
+        return None
+
+    def _registry_of(self, site: Frame) -> dict[Any, Any]:
+        """Where the interpreter itself notes which warnings this module has given."""
+        module = sys.modules.get(site.module)
+        names = vars(module) if module is not None else {}
+        if names.get("__file__") != site.filename:
+            return self._registries.setdefault(site.filename, {})
+        registry: dict[Any, Any] = names.setdefault("__warningregistry__", {})
+        return registry
+
+
+def _sentence(group: SiteGroup) -> str:
+    """Without counts, times and peers, which are others in every report."""
+    born = f", born in {group.site.function}()" if group.site is not None else ""
+    return f"{group.verdict} socket{born.replace('>()', '>')}: {group.leaks[0].hint}"
