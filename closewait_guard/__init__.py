@@ -19,11 +19,10 @@ if TYPE_CHECKING:
         watch,
         watch_async,
     )
-    from closewait_guard._capture.context import label
+    from closewait_guard._capture import label
     from closewait_guard._guard import Guard
     from closewait_guard._monitor import Monitor
-    from closewait_guard._render.dicts import from_dict, to_dict
-    from closewait_guard._render.text import render_text
+    from closewait_guard._render import from_dict, render_text, to_dict
     from closewait_guard.exceptions import (
         CloseWaitGuardError,
         ConfigurationError,
@@ -109,10 +108,9 @@ _HOMES = {
         "watch_async",
     ),
     "_guard": ("Guard",),
-    "_capture.context": ("label",),
+    "_capture": ("label",),
     "_monitor": ("Monitor",),
-    "_render.text": ("render_text",),
-    "_render.dicts": ("from_dict", "to_dict"),
+    "_render": ("from_dict", "render_text", "to_dict"),
     "exceptions": (
         "CloseWaitGuardError",
         "ConfigurationError",

@@ -26,10 +26,7 @@ from closewait_guard._delivery import Delivery
 from closewait_guard._inspect import probe
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Examiner
-from closewait_guard._render import (
-    Redaction,
-    dicts,  # noqa: F401
-)
+from closewait_guard._redact import Redaction
 from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings

@@ -19,7 +19,7 @@ from typing import Self
 
 from closewait_guard._clock import Pace, now
 from closewait_guard._guard import Guard
-from closewait_guard._render import Redaction
+from closewait_guard._redact import Redaction
 from closewait_guard._signal import WakeupReader
 from closewait_guard._structlog import log_error
 from closewait_guard._threads import allows_daemons, in_child

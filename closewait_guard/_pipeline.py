@@ -36,7 +36,8 @@ from closewait_guard._interruptions import refusals
 from closewait_guard._judge import AlertState, SeriesPoint, judge, threshold_alerts, update_alerts
 from closewait_guard._libraries import PoolUse
 from closewait_guard._live import sees_all_threads, shows_other_threads
-from closewait_guard._render import Redaction, render_with_header
+from closewait_guard._redact import Redaction
+from closewait_guard._render import render_with_header
 from closewait_guard._stream import put
 from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
 from closewait_guard.settings import Settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from closewait_guard._inspect.observation import SuspectAge, notice, observed, suspect_for
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
-from closewait_guard._inspect.probe.linux import CONNECTIONS, STATES, tcp_view
 from closewait_guard._inspect.records import (
     SiteCount,
     count_by_site,
@@ -17,8 +16,6 @@ from closewait_guard._inspect.records import (
 from closewait_guard._inspect.scanner import Lookout, ScanResult
 
 __all__ = [
-    "CONNECTIONS",
-    "STATES",
     "Endpoint",
     "Lookout",
     "Probe",
@@ -36,5 +33,4 @@ __all__ = [
     "record_of",
     "resolve",
     "suspect_for",
-    "tcp_view",
 ]

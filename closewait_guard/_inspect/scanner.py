@@ -217,7 +217,7 @@ class Scanner:
 
     def _describe_drop(self, drop: DroppedSocket) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-        view = self._probe.read(drop.remains)._replace(evidence=evidence)
+        view = self._probe.probe_snapshot(drop.remains)._replace(evidence=evidence)
         record = record_of(drop.story, self._source.pid)
         return observed(record, drop.fd, endpoint_of_remains(drop.remains), view, view.fin_for)
 
@@ -283,7 +283,11 @@ class _Glance:
 
     def _look_at(self, fd: int, story: CreationTuple, before: _Known | None) -> _Shown | None:
         sock, began = story[SOCK](), now()
-        view = self._probe.look(sock, fd, self._events.get(fd, 0)) if sock is not None else None
+        view = (
+            self._probe.probe_socket(sock, fd, self._events.get(fd, 0))
+            if sock is not None
+            else None
+        )
         ended = now()
         if sock is None or view is None:
             return None
@@ -296,7 +300,7 @@ class _Glance:
         try:
             with duplicate_fd(fd) as sock:
                 copy, began = sock.fileno(), now()
-                view = self._probe.look(sock, copy, self._events.get(fd, 0))
+                view = self._probe.probe_socket(sock, copy, self._events.get(fd, 0))
                 ended = now()
                 return (view, endpoint_of(sock, copy), began, ended) if view is not None else None
         except Exception as error:

@@ -196,8 +196,8 @@ def churning(
             continue
         message = (
             f"sockets of {site} are made faster than they are closed: {now.open:,} are open, "
-            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {now.old:,} of the "
-            f"{before:,} that were open half-way are open still"
+            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {now.old:,} of "
+            f"the {before:,} that were open half-way are open still"
         )
         data: dict[str, Scalar] = {
             "site": site,

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cached_property
 
-from closewait_guard._inspect import STATES, Endpoint, ProbeResult
+from closewait_guard._inspect import Endpoint, ProbeResult
+from closewait_guard._inspect.probe import linux as probe
 from closewait_guard._processes import netlink, procfs
 from closewait_guard._processes.model import (
     CLOSE_WAIT,
@@ -309,7 +310,7 @@ class _Look:
                 self._take_untabled(untabled, fd, inode, everything)
                 continue
             state = row[1]
-            self.states[STATES[state] if state < len(STATES) else State.NONE] += 1
+            self.states[probe.STATES[state] if state < len(probe.STATES) else State.NONE] += 1
             if state == CLOSE_WAIT:
                 self.ended.append(_descriptor(fd, Entry(*row), network))
             elif everything:

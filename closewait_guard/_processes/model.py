@@ -257,15 +257,15 @@ def _host(family: int, raw: bytes) -> str:
 
 def view_of(entry: Entry) -> ProbeResult:
     """The entry as a probe would have told it."""
-    from closewait_guard._inspect import CONNECTIONS, STATES, tcp_view
+    from closewait_guard._inspect.probe import linux
 
     if entry.info is not None:
-        return tcp_view(entry.info, lambda: entry.unread, lambda: entry.unsent)
-    state = STATES[entry.state] if entry.state < len(STATES) else State.NONE
+        return linux.tcp_view(entry.info, lambda: entry.unread, lambda: entry.unsent)
+    state = linux.STATES[entry.state] if entry.state < len(linux.STATES) else State.NONE
     return ProbeResult(
         state,
         Evidence.TABLE,
-        CONNECTIONS.get(state, Connection.LIVE),
+        linux.CONNECTIONS.get(state, Connection.LIVE),
         unread=entry.unread,
         unsent=entry.unsent,
     )

@@ -24,7 +24,7 @@ from closewait_guard._processes.model import (
     ProcessSnapshot,
     SharedBy,
 )
-from closewait_guard._render import Mask, Redaction
+from closewait_guard._redact import Mask, Redaction
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     SCHEMA,

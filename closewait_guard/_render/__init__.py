@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from closewait_guard._render.dicts import from_dict, to_dict
-from closewait_guard._render.redact import Mask, Redaction
 from closewait_guard._render.site import (
     connection_summary,
     frame_lines,
@@ -20,8 +19,6 @@ from closewait_guard._render.text import (
 )
 
 __all__ = [
-    "Mask",
-    "Redaction",
     "Section",
     "connection_summary",
     "frame_lines",

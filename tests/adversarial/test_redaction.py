@@ -12,7 +12,7 @@ import structlog
 
 import closewait_guard as cwg
 from closewait_guard._processes import ProcessScanner, render_processes
-from closewait_guard._render.redact import WITHHELD, Redaction
+from closewait_guard._redact import WITHHELD, Redaction
 from closewait_guard.testing import half_closed_pair
 from leaking import fork, leaking_guard
 

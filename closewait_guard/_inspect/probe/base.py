@@ -81,10 +81,10 @@ class Probe(Protocol):
     def poller(self) -> Poller:
         """A new poller, for one thread at a time."""
 
-    def look(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
+    def probe_socket(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
         """Look at a socket; None if it is closed, or no longer owns the descriptor."""
 
-    def read(self, remains: FinalSnapshot, /) -> ProbeResult:
+    def probe_snapshot(self, remains: FinalSnapshot, /) -> ProbeResult:
         """What the last look at a socket showed."""
 
 

@@ -21,9 +21,9 @@ __all__ = [
     "CONNECTIONS",
     "STATES",
     "TCP_INFO_SIZE",
-    "look",
     "poller",
-    "read",
+    "probe_snapshot",
+    "probe_socket",
     "tcp_view",
 ]
 
@@ -73,7 +73,7 @@ def poller() -> PollPoller:
     return PollPoller(select.POLLRDHUP)
 
 
-def look(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
     """Look at a socket by TCP_INFO where there is one, else by the poll events given."""
     family = _family(sock)
     view: ProbeResult | None = None
@@ -86,7 +86,7 @@ def look(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
     return (view or _OTHER) if _fileno(sock) == fd else None
 
 
-def read(remains: FinalSnapshot) -> ProbeResult:
+def probe_snapshot(remains: FinalSnapshot) -> ProbeResult:
     """What is left to see of a socket that has died open."""
     family = remains.family
     if remains.type == socket.SOCK_STREAM:

@@ -16,9 +16,9 @@ from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import Poller, PollPoller, ProbeResult, select
 
 __all__ = [
-    "look",
     "poller",
-    "read",
+    "probe_snapshot",
+    "probe_socket",
 ]
 
 
@@ -74,7 +74,7 @@ def poller() -> Poller:
     return PollPoller(select.POLLIN) if hasattr(select, "poll") else _SelectPoller()
 
 
-def look(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
     """Look at a socket by its poll events, its peer's name and, where that is safe, a peek."""
     family = _family(sock)
     listening = is_listening(sock)
@@ -87,7 +87,7 @@ def look(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
     return ProbeResult(_state(family, connection, listening), evidence, connection, unread=waiting)
 
 
-def read(remains: FinalSnapshot) -> ProbeResult:
+def probe_snapshot(remains: FinalSnapshot) -> ProbeResult:
     """What is left to see of a socket that has died open."""
     family, listening = remains.family, remains.listening
     connection = Connection.NOT_APPLICABLE

@@ -20,11 +20,11 @@ import pycurl
 import pytest
 import sqlalchemy
 import uvloop
+from test_pools import are_of_a_pool_for_each_call, told, told_async
 
 import closewait_guard as cwg
 from closewait_guard.testing import connected_pair
 from servers import postgres, web
-from test_pools import are_of_a_pool_for_each_call, told, told_async
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 
 import closewait_guard as cwg
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     path
     for path in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")))

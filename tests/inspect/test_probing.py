@@ -14,7 +14,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard._capture.dropped import FinalSnapshot
 from closewait_guard._inspect import probe
-from closewait_guard._inspect.probe import linux, portable
+from closewait_guard._inspect.probe import endpoint_of, endpoint_of_remains, linux, portable
 from closewait_guard._inspect.probe.base import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
@@ -111,7 +111,7 @@ def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
 def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sending(
     guard, monkeypatch
 ):
-    look = linux.look
+    look = linux.probe_socket
 
     def late(*args):
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sendin
         theirs.close()
         wait()
         with monkeypatch.context() as busy:
-            busy.setattr(linux, "look", late)
+            busy.setattr(linux, "probe_socket", late)
             guard.scan()
         assert verdicts(guard.scan()) == ["leaked"]
 
@@ -482,13 +482,13 @@ def left_by_its_peer():
 )
 def test_what_is_read_of_a_dead_socket_is_what_a_look_would_have_shown(probe, make, unread):
     with make() as sock:
-        view = probe.look(sock, sock.fileno(), 0)
+        view = probe.probe_socket(sock, sock.fileno(), 0)
         remains = FinalSnapshot(sock, sock.fileno())
-        endpoint = probe.endpoint_of(sock, sock.fileno())
-    read = probe.read(remains)
+        endpoint = endpoint_of(sock, sock.fileno())
+    read = probe.probe_snapshot(remains)
     assert (read.state, read.evidence, read.connection) == view[:3]
     assert read.unread in unread
-    assert probe.endpoint_of_remains(remains) == endpoint
+    assert endpoint_of_remains(remains) == endpoint
 
 
 def test_the_count_of_the_dropped_outlives_their_records():

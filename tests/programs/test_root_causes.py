@@ -1,8 +1,8 @@
 """The ways in which Python programs leak sockets, each made on purpose: verdict, line, holder.
 
 Told elsewhere: pools whose idle connections the server closes, responses never read, a session for
-each call, connections never returned: test_pools.py; native owners: test_natives.py; forks:
-test_forks.py; numbers closed by somebody else: test_thefts.py.
+each call, connections never returned: test_pools.py; native owners: test_native_sockets.py; forks:
+test_forks.py; numbers closed by somebody else: test_closed_elsewhere.py.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import urllib.request
 import botocore.config
 import botocore.session
 import pytest
+from test_pools import ours, told, told_async
 
 import closewait_guard as cwg
 from closewait_guard.testing import connected_pair
 from servers import authority, web
-from test_pools import ours, told, told_async
 
 # Leaving sockets behind is what this is about.
 pytestmark = pytest.mark.filterwarnings(

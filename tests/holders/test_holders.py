@@ -181,10 +181,10 @@ def test_a_local_of_a_running_call_with_its_thread_and_line():
     time.sleep(0.05)
     first, calls = held_by(refs[0])
     assert first.startswith("local 'resp' of ")
-    assert "fetch() in thread worker-3, now at tests/test_holders.py:" in first
+    assert "fetch() in thread worker-3, now at holders/test_holders.py:" in first
     assert ", inside Condition.wait(): resp.sock.sock" in first
     assert calls.startswith("thread worker-3, whose calls now are ")
-    assert "Event.wait(), tests/test_holders.py:" in calls
+    assert "Event.wait(), holders/test_holders.py:" in calls
     assert "_bootstrap" not in calls
     stop.set()
     thread.join()
@@ -296,7 +296,7 @@ def test_a_suspended_generator_and_who_holds_it(module):
     module.jobs = [rows()]
     [sentence] = held_by(next(module.jobs[0]))
     assert sentence.startswith("app.prices.jobs[0] (module global): local 'resp' of ")
-    assert "rows(), suspended at tests/test_holders.py:" in sentence
+    assert "rows(), suspended at holders/test_holders.py:" in sentence
     assert sentence.endswith(": resp.sock")
     module.jobs[0].close()
 
@@ -309,7 +309,7 @@ def test_a_suspended_generator_that_a_library_holds_is_told_by_itself(library):
 
     library.jobs = [rows()]
     [sentence] = held_by(next(library.jobs[0]))
-    assert re.match(r"local 'resp' of \S+rows\(\), suspended at tests/test_holders.py:", sentence)
+    assert re.match(r"local 'resp' of \S+rows\(\), suspended at holders/test_holders.py:", sentence)
     assert sentence.endswith(": resp.sock")
     library.jobs[0].close()
 
@@ -337,7 +337,7 @@ def test_a_suspended_task():
         task = asyncio.create_task(refresh(), name="refresh-7")
         await asyncio.sleep(0.01)
         [sentence] = held_by(refs[0])
-        assert sentence.startswith("task 'refresh-7' suspended at tests/test_holders.py:")
+        assert sentence.startswith("task 'refresh-7' suspended at holders/test_holders.py:")
         assert "pause(), inside sleep(): local 'conn' of" in sentence
         assert sentence.endswith("refresh(): conn.sock")
         task.cancel()

@@ -17,10 +17,10 @@ import requests
 import trio
 import websockets.asyncio.client
 import websockets.asyncio.server
+from test_pools import told, told_async
 
 import closewait_guard as cwg
 from servers import authority, web
-from test_pools import told, told_async
 
 # Leaving sockets behind is what this is about.
 pytestmark = pytest.mark.filterwarnings(
