@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from closewait_guard._structlog import log_error, log_warning
 from closewait_guard._threads import StillBusyError, Turn
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.reporters.base import closed, described
+from closewait_guard.model import close_reporter, reporter_name
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report, Reporter
@@ -98,7 +98,7 @@ class _Addressee:
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
-        self.name = described(reporter)
+        self.name = reporter_name(reporter)
         self.is_failing = False
         self._turn = Turn()
 
@@ -110,7 +110,7 @@ class _Addressee:
         """Let the reporter give back what it holds, unless it is in the middle of a report."""
         if not callable(getattr(self.reporter, "close", None)):
             return None
-        return self._turn.call(lambda: closed(self.reporter), timeout)
+        return self._turn.call(lambda: close_reporter(self.reporter), timeout)
 
     def after_fork(self) -> None:
         self._turn = Turn()

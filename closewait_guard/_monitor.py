@@ -7,7 +7,6 @@ Reports of a running program, one in every interval, from its event loop.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import math
 import threading
@@ -216,6 +215,9 @@ def _after_fork() -> None:
 
 async def reporting(guard: Guard, interval: float | None, at_exit: bool | None) -> None:
     """Report at every interval until cancelled, without ever blocking the event loop."""
+    # It takes long to import, and a program without it must not pay.
+    import asyncio
+
     rounds = Schedule(guard, interval)
     try:
         while True:

@@ -366,3 +366,19 @@ class Reporter(Protocol):
 
     def __call__(self, report: Report, /) -> object:
         """Tell of the report; raise nothing that the program should see."""
+
+
+def reporter_name(reporter: object) -> str:
+    """What to call a reporter in a sentence."""
+    name = getattr(reporter, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    has_own_text = type(reporter).__repr__ is not object.__repr__
+    return repr(reporter) if has_own_text else type(reporter).__qualname__
+
+
+def close_reporter(reporter: object) -> None:
+    """Let a reporter give back what it holds, if it holds anything."""
+    close = getattr(reporter, "close", None)
+    if callable(close):
+        close()

@@ -12,14 +12,13 @@ import sys
 import termios
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import jsonschema
 import pyte
 
 import closewait_guard as cwg
+from schema import SCHEMA
 
-SCHEMA = Path(cwg.__file__).with_name("report.schema.json")
 # Not the checkout that the tests may stand in, but what is installed.
 COMMAND = [sys.executable, "-P", "-m", "closewait_guard"]
 
@@ -98,11 +97,10 @@ def program(source=LEAKY + WAIT, *arguments, prefix=(), **options):
 
 def documents(text):
     """The reports in JSON lines, each proven to be of the schema and to come back as they were."""
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     found = []
     for line in text.splitlines():
         data = json.loads(line)
-        jsonschema.validate(data, schema)
+        jsonschema.validate(data, SCHEMA)
         report = cwg.from_dict(data)
         assert cwg.to_dict(report) == data
         found.append(report)

@@ -97,7 +97,7 @@ class Creation(NamedTuple):
 
     sock: weakref.ref[socket.socket]
     # The address tells a socket whose weak references the collector has already cleared.
-    key: int
+    object_id: int
     serial: int
     pid: int
     born_at: float | None

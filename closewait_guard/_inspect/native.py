@@ -197,7 +197,7 @@ class NativeSockets:
         return tuple(
             Creation(
                 sock=_no_object,  # type: ignore[arg-type]
-                key=0,
+                object_id=0,
                 serial=serial,
                 pid=os.getpid(),
                 born_at=born_at,

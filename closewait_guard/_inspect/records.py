@@ -136,7 +136,7 @@ _STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")
 def record_of(story: CreationTuple, pid: int) -> SocketRecord:
     """The public record, with its stack resolved. Those of another process are inherited ones."""
     fields = Creation._make(story)._asdict()
-    del fields["sock"], fields["key"]
+    del fields["sock"], fields["object_id"]
     fields["stack"] = resolve(fields["stack"])
     if fields["parent"] is not None:
         fields["parent"] = record_of(fields["parent"], pid)

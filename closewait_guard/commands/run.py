@@ -167,13 +167,13 @@ def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = N
 
 def _checked(name: str) -> str:
     """A reporter that can be made; its file under a name that holds in every directory."""
+    from closewait_guard.model import close_reporter
     from closewait_guard.reporters import named
-    from closewait_guard.reporters.base import closed
 
     before, marker, path = name.partition("json_lines:")
     whole = before + marker + str(Path(path).absolute()) if path else name
     try:
-        closed(named(whole))
+        close_reporter(named(whole))
     except ConfigurationError as error:
         raise ConfigurationError(f"run --report: {error}") from None
     return whole

@@ -159,7 +159,7 @@ _SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
 
 def _targets(births: Iterable[Creation]) -> dict[int, int]:
     """The sockets that are alive, by the address of the object."""
-    return {birth.key: birth.serial for birth in births if birth.sock() is not None}
+    return {birth.object_id: birth.serial for birth in births if birth.sock() is not None}
 
 
 def _is_below(birth: Creation, calls: frozenset[tuple[str, str]]) -> bool:

@@ -313,7 +313,7 @@ def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch
     from closewait_guard import _monitor
 
     told = []
-    monkeypatch.setattr(_monitor, "tell_failure", lambda *facts: told.append(facts))
+    monkeypatch.setattr(_monitor, "log_error", lambda *facts: told.append(facts))
     with cwg.Guard() as guard:
         rounds = _monitor.Schedule(guard, 60)
         with monkeypatch.context() as patched:

@@ -95,10 +95,10 @@ def test_what_lies_behind_a_container_of_many_is_told():
         """
 import socket, sys, time, types
 import closewait_guard as cwg
-from closewait_guard import _explain, _pools
+from closewait_guard._holders import explain, libraries
 
-_explain._MOST_TIME = 10.0
-_explain.is_too_large = _pools.is_too_large = lambda: True
+explain._MOST_TIME = 10.0
+explain.is_too_large = libraries.is_too_large = lambda: True
 module = sys.modules["app.prices"] = types.ModuleType("app.prices")
 module.__file__ = "/srv/app/prices.py"
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-from test_rendering import SCHEMA
 
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard.commands.show import difference
 from leaking import told
+from schema import SCHEMA
 
 MANY = 2_000
 

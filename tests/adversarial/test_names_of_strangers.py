@@ -415,7 +415,7 @@ def test_our_own_log_events_hold_no_variables_and_no_values_from_before_redactio
     code = """
 import socket, sys, structlog, threading, time
 import closewait_guard as cwg
-from closewait_guard import _examiner
+from closewait_guard import _pipeline
 from closewait_guard.testing import half_closed_pair
 secret = "tenant-" + str(4000 + 711)
 def failing(self, *_, **__):
@@ -425,7 +425,7 @@ structlog.configure(processors=[
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=True)),
     structlog.processors.JSONRenderer(),
 ])
-_examiner.Examiner.next_report = failing
+_pipeline.Examiner.next_report = failing
 guard = cwg.install(redact=lambda text: text.replace(secret, "***"))
 monitor = cwg.watch(interval=0.05)
 time.sleep(0.5)

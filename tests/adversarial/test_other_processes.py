@@ -210,13 +210,13 @@ def test_processes_that_are_hidden_are_said_to_be_so():
 def test_a_network_whose_first_process_ends_is_seen_through_another(monkeypatch):
     with program(LISTENER, prefix=["unshare", "--net"]) as running:
         home = procfs.namespace_of(running.pid)
-        true = linux._network.of_namespace
+        true = linux.of_namespace
 
         def after_the_first_has_ended(home_, pids, wanted, *, dated):
             gone = [1 << 22, *pids] if home_ == home else pids
             return true(home_, gone, wanted, dated=dated)
 
-        monkeypatch.setattr(linux._network, "of_namespace", after_the_first_has_ended)
+        monkeypatch.setattr(linux, "of_namespace", after_the_first_has_ended)
         [glance] = look(running.pid).glances
     assert glance.states == {"LISTEN": 1, "ESTABLISHED": 2}
 

@@ -54,12 +54,17 @@ def test_a_record_tells_who_when_and_where(guard):
 
 
 def test_a_story_has_the_order_of_a_birth():
-    names = ("SOCK", "KEY", "SERIAL", "ORIGIN", "PARENT", "STACK")
+    names = ("SOCK", "OBJECT_ID", "SERIAL", "ORIGIN", "PARENT", "STACK")
     places = [Creation._fields.index(name.lower()) for name in names]
     assert places == [getattr(creation, name) for name in names]
     with socket.socket() as s:
         stranger = Creation._make(creation.unknown_creation(s, -1, 7))
-        assert (stranger.sock(), stranger.key, stranger.serial, stranger.pid) == (s, id(s), -1, 7)
+        assert (stranger.sock(), stranger.object_id, stranger.serial, stranger.pid) == (
+            s,
+            id(s),
+            -1,
+            7,
+        )
     assert stranger.born_at is stranger.task is stranger.parent is None
     assert (stranger.thread, stranger.labels, stranger.context) == ("", (), {})
     assert (stranger.origin, stranger.stack) == (cwg.Origin.ADOPTED, NO_STACK)

@@ -427,7 +427,7 @@ def test_a_path_that_is_too_long_is_told_as_far_as_it_was_found(module):
 def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_second():
     code = """
         import gc, socket, time
-        from closewait_guard._holders.find import Roots, holdings
+        from closewait_guard._holders.find import Roots, find_holders
 
         class Node:
             def __init__(self, value):
@@ -441,7 +441,7 @@ def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_seco
         def find(most_time):
             socks = [each["x"][0].value.value for each in kept]
             started = time.perf_counter()
-            found = holdings(socks, time.monotonic() + most_time)
+            found = find_holders(socks, time.monotonic() + most_time)
             return found, time.perf_counter() - started
 
         found, _ = find(30)
@@ -493,7 +493,7 @@ def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
 
     monkeypatch.setattr(
         explain,
-        "holdings",
+        "find_holders",
         lambda socks, *rest: asked.append(len(socks)) or find_holders(socks, *rest),
     )
     with connected_pair(), half_closed_pair() as (ours, _):

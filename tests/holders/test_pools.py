@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import aiohttp
 import botocore.config
@@ -17,38 +16,8 @@ import requests
 import urllib3
 
 import closewait_guard as cwg
+from findings import are_of_a_pool_for_each_call, findings_of, findings_of_async, opened_in
 from servers import redis_server, web
-
-
-def told(guard, verdict, count=1, deadline=10.0):
-    """The leaks of a verdict, as soon as there are so many."""
-    end = time.monotonic() + deadline
-    while time.monotonic() < end:
-        found = [leak for leak in guard.scan().leaks if leak.verdict is verdict]
-        if len(found) >= count:
-            return found
-        time.sleep(0.03)
-    raise AssertionError(cwg.render_text(guard.scan(full=True)))
-
-
-async def told_async(guard, verdict, count=1):
-    return await asyncio.to_thread(told, guard, verdict, count)
-
-
-def ours(leaks, site):
-    """Those that were born in a function of this file."""
-    return [
-        leak
-        for leak in leaks
-        if (found := leak.observation.record.site) and found.function.endswith(site)
-    ]
-
-
-def are_of_a_pool_for_each_call(leaks, hint):
-    assert len(leaks) == 25
-    assert "one of 25 pools for this address" in leaks[0].holders[-1]
-    assert all(hint in leak.hint for leak in leaks)
-
 
 HINT_OF = {
     "urllib3": "the pool will replace it",
@@ -73,14 +42,14 @@ def test_urllib3_idle_is_stale_and_unread_is_leaked(guard):
         manager.request("GET", server.url)
         unread = manager.request("GET", server.url + "/partial", preload_content=False)
         server.hang_up()
-        [idle] = [] if unread._connection is None else told(guard, cwg.Verdict.LEAKED)
+        [idle] = [] if unread._connection is None else findings_of(guard, cwg.Verdict.LEAKED)
         assert any("urllib3" in holder and "checked out" in holder for holder in idle.holders)
         assert "at most 7" in idle.holders[-1]
         assert "release_conn" in idle.hint
         unread.close()
         manager.request("GET", server.url)
         server.hang_up()
-        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 7)")
 
 
@@ -88,7 +57,7 @@ def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, mo
     with web() as server, requests.Session() as session:
         session.get(server.url)
         server.hang_up()
-        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(guard, stale, "idle in the pool (at most 10)")
         assert guard.scan().accused == ()
         import closewait_guard._holders.libraries as pools
@@ -111,7 +80,7 @@ def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds
         for _ in range(40):
             call(server.url)
         server.hang_up()
-        leaks = ours(told(guard, cwg.Verdict.LEAKED, 40), "call")
+        leaks = opened_in(findings_of(guard, cwg.Verdict.LEAKED, 40), "call")
         assert len(leaks) == 40
         assert "one of 40 pools for this address" in leaks[0].holders[-1]
         assert any("kept[" in holder for leak in leaks for holder in leak.holders)
@@ -141,7 +110,7 @@ def test_a_client_for_each_call_is_leaked(guard, library):
         for _ in range(25):
             call(server.url)
         server.hang_up()
-        leaks = ours(told(guard, cwg.Verdict.LEAKED, 25), call.__name__)
+        leaks = opened_in(findings_of(guard, cwg.Verdict.LEAKED, 25), call.__name__)
         are_of_a_pool_for_each_call(leaks, hint)
         for client in kept:
             client.clear() if library == "urllib3" else client.close()
@@ -166,7 +135,7 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
             await call(server.url)
         server.hang_up()
         # The loop is busy with something else, so that it cannot see the end.
-        leaks = told(guard, cwg.Verdict.LEAKED, 25)
+        leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
         are_of_a_pool_for_each_call(leaks, hint)
         for client in kept:
             await (client.aclose() if library == "httpx" else client.close())
@@ -196,7 +165,7 @@ def test_a_session_for_each_thread_is_explained(guard):
         for _ in threads:
             done.acquire()
         server.hang_up()
-        told(guard, cwg.Verdict.STALE_POOL, 20)
+        findings_of(guard, cwg.Verdict.STALE_POOL, 20)
         assert guard.scan().accused == ()
         stop.set()
         for thread in threads:
@@ -207,12 +176,12 @@ def test_httpx_idle_is_stale_and_a_stream_never_closed_is_leaked(guard):
     with web() as server, httpx.Client() as client:
         client.get(server.url)
         server.hang_up()
-        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(
             guard, stale, "httpcore pool of an httpx client: idle in the pool (at most 20)"
         )
         response = client.send(client.build_request("GET", server.url + "/partial"), stream=True)
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert "checked out of the pool" in leak.holders[-1]
         assert "client.stream" in leak.hint
         response.close()
@@ -224,7 +193,7 @@ def test_httpx_async_idle_is_stale(guard):
         async with httpx.AsyncClient() as client:
             await client.get(server.url)
             server.hang_up()
-            leaks = await told_async(guard, cwg.Verdict.STALE_POOL)
+            leaks = await findings_of_async(guard, cwg.Verdict.STALE_POOL)
             is_explained(guard, leaks[0], "httpcore pool of an httpx client: idle in the pool")
 
     with web() as server:
@@ -241,7 +210,7 @@ def test_aiohttp_closes_idle_connections_itself_and_names_unread_responses(guard
             assert guard.scan().accused == ()
             response = await session.get(server.url + "/partial")
             response.connection.protocol.transport.pause_reading()
-            [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+            [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
             assert "aiohttp TCPConnector: checked out of the pool (at most 100)" in leak.holders[-1]
             assert "`async with session.get(...) as response:`" in leak.hint
             response.close()
@@ -257,7 +226,7 @@ def test_aiohttp_idle_that_the_loop_has_not_noticed_is_stale(guard):
                 await response.read()
             server.hang_up()
             # The loop is busy with something else, so that it cannot see the end.
-            [leak] = told(guard, cwg.Verdict.STALE_POOL)
+            [leak] = findings_of(guard, cwg.Verdict.STALE_POOL)
             is_explained(guard, leak, "aiohttp TCPConnector: idle in the pool (at most 100)")
 
     with web() as server:
@@ -276,11 +245,11 @@ def test_botocore_idle_is_stale_and_an_unread_body_is_leaked(guard, monkeypatch)
         )
         client.get_object(Bucket="bucket", Key="key")["Body"].read()
         server.hang_up()
-        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 10)")
         body = client.get_object(Bucket="bucket", Key="key")["Body"]
         server.hang_up()
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert "body.close()" in leak.hint
         body.close()
         client.close()
@@ -302,13 +271,13 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
     with redis.Redis(port=redis_port, max_connections=5) as client:
         client.ping()
         hang_up_redis(redis_port)
-        [stale] = told(guard, cwg.Verdict.STALE_POOL)
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(
             guard, stale, f"redis pool of localhost:{redis_port}: idle in the pool (at most 5)"
         )
         taken = client.connection_pool.get_connection()
         hang_up_redis(redis_port)
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert "checked out of the pool (at most 5)" in leak.holders[-1]
         assert "give the connection back" in leak.hint
         client.connection_pool.release(taken)
@@ -320,7 +289,7 @@ def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
     for client in clients:
         client.ping()
     hang_up_redis(redis_port)
-    leaks = told(guard, cwg.Verdict.LEAKED, 25)
+    leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
     are_of_a_pool_for_each_call(leaks, "make one client and keep it: it has a pool")
     for client in clients:
         client.close()
@@ -332,7 +301,7 @@ def test_redis_asyncio_idle_is_stale(guard, redis_port):
         async with redis.asyncio.Redis(port=redis_port) as client:
             await client.ping()
             hang_up_redis(redis_port)
-            [leak] = told(guard, cwg.Verdict.STALE_POOL)
+            [leak] = findings_of(guard, cwg.Verdict.STALE_POOL)
             is_explained(guard, leak, f"redis pool of localhost:{redis_port}: idle in the pool")
 
     asyncio.run(main())
@@ -345,5 +314,5 @@ def test_a_crowd_of_stale_connections_is_severe_all_the_same():
             for response in responses:
                 response.content  # noqa: B018 - reading it gives the connection back
             server.hang_up()
-            leaks = told(guard, cwg.Verdict.STALE_POOL, 3)
+            leaks = findings_of(guard, cwg.Verdict.STALE_POOL, 3)
             assert {leak.severity for leak in leaks} == {cwg.Severity.WARNING}

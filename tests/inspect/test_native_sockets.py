@@ -20,10 +20,10 @@ import pycurl
 import pytest
 import sqlalchemy
 import uvloop
-from test_pools import are_of_a_pool_for_each_call, told, told_async
 
 import closewait_guard as cwg
 from closewait_guard.testing import connected_pair
+from findings import are_of_a_pool_for_each_call, findings_of, findings_of_async
 from servers import postgres, web
 
 
@@ -66,7 +66,7 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
     assert "1 such are open" in cwg.render_text(report)
     name = "{}:{}".format(*theirs.getsockname())
     theirs.close()
-    [leak] = told(guard, cwg.Verdict.LEAKED)
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     assert (leak.observation.fd, leak.observation.peer) == (fd, name)
     assert leak.observation.state is cwg.State.CLOSE_WAIT
     assert leak.observation.record.born_at is not None
@@ -82,7 +82,7 @@ def test_a_bare_c_socket_is_found(guard):
         kept = {"bare": _socket.socket()}
         kept["bare"].connect(server.getsockname())
         server.accept()[0].close()
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.NATIVE
         # The collector does not know such an object before Python 3.12.
         assert [holder.rpartition(": ")[2] for holder in leak.holders] == ["kept['bare']"] * (
@@ -102,7 +102,7 @@ def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, libr
 
     db = {"main": connect()}
     hang_up_postgres(postgres_port)
-    [leak] = told(guard, cwg.Verdict.LEAKED)
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     record = leak.observation.record
     assert record.origin is cwg.Origin.NATIVE
     assert record.site.function.endswith("connect")
@@ -126,7 +126,7 @@ def test_asynchronous_psycopg_is_attributed_too(guard, postgres_port):
         mine = await connect()
         other = socket.socket()
         await asyncio.to_thread(hang_up_postgres, postgres_port)
-        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.site.function.endswith("connect")
         assert "'mine' of" in leak.holders[0]
         await mine.close()
@@ -142,14 +142,14 @@ def test_sqlalchemy_idle_is_stale_and_checked_out_is_leaked(guard, postgres_port
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text("select 1"))
     hang_up_postgres(postgres_port)
-    [stale] = told(guard, cwg.Verdict.STALE_POOL)
+    [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
     assert not stale.accused
     assert "SQLAlchemy QueuePool: idle in the pool (at most 13)" in stale.holders[-1]
     assert "pool_pre_ping" in stale.hint
     engine.dispose()
     taken = engine.connect()
     hang_up_postgres(postgres_port)
-    [leak] = told(guard, cwg.Verdict.LEAKED)
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     assert "checked out of the pool (at most 13)" in leak.holders[-1]
     assert "'taken' of" in leak.holders[0]
     assert "engine.connect()" in leak.hint
@@ -165,7 +165,7 @@ def test_an_engine_for_each_call_is_leaked(guard, postgres_port):
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text("select 1"))
     hang_up_postgres(postgres_port)
-    leaks = told(guard, cwg.Verdict.LEAKED, 25)
+    leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
     are_of_a_pool_for_each_call(leaks, "engine.dispose()")
     for engine in engines:
         engine.dispose()
@@ -236,7 +236,7 @@ def test_a_curl_handle_that_keeps_its_connection_is_attributed(guard):
         assert isinstance(handle, pycurl.Curl)
         handle.perform()
         server.hang_up()
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.site.function.endswith("make")
         assert "'handle' of" in leak.holders[0]
         assert "curl.close()" in leak.hint
@@ -253,7 +253,7 @@ def test_uvloop_streams_are_attributed_and_held(guard):
         reader, writer = await connect()
         writer.write(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
         writer.transport.pause_reading()
-        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.NATIVE
         assert leak.observation.record.site.function.endswith("connect")
         assert any("'writer' of" in holder or "'reader' of" in holder for holder in leak.holders)
@@ -283,7 +283,7 @@ def test_what_uvloop_accepts_is_found_with_its_protocol(guard):
         with socket.create_connection(server.sockets[0].getsockname()):
             while not kept:
                 await asyncio.sleep(0.01)
-        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.NATIVE
         assert "'kept' of" in leak.holders[0] or "kept[0]" in leak.holders[0]
         kept[0].close()
@@ -300,7 +300,7 @@ def test_a_pipe_end_of_multiprocessing_keeps_its_birth_and_names_the_connection(
 
     mine, theirs = make()
     theirs.close()
-    [leak] = told(guard, cwg.Verdict.LEAKED)
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     assert leak.observation.record.origin is cwg.Origin.DETACHED
     assert leak.observation.record.site.function.endswith("make")
     assert "'mine' of" in leak.holders[0]

@@ -17,9 +17,9 @@ import requests
 import trio
 import websockets.asyncio.client
 import websockets.asyncio.server
-from test_pools import told, told_async
 
 import closewait_guard as cwg
+from findings import findings_of, findings_of_async
 from servers import authority, web
 
 # Leaving sockets behind is what this is about.
@@ -124,7 +124,7 @@ def test_requests_and_httpx_over_tls_are_blamed_on_the_programs_line(guard, tmp_
     with web(theirs) as server:
         for fetch, hint in ((with_requests, "session.get"), (with_httpx, "client.stream")):
             owner, response = fetch(server.url + "/partial")
-            [leak] = told(guard, cwg.Verdict.LEAKED)
+            [leak] = findings_of(guard, cwg.Verdict.LEAKED)
             assert leak.observation.tls
             assert leak.observation.record.site.function.endswith(fetch.__name__)
             assert any("'response' of" in holder for holder in leak.holders), leak.holders
@@ -144,7 +144,7 @@ def test_tls_over_asyncio_and_aiohttp_is_seen_through_its_transport(guard):
         _, mine = await connect()
         mine.write(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
         mine.transport.pause_reading()
-        leaks = await told_async(guard, cwg.Verdict.LEAKED)
+        leaks = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leaks[0].observation.record.site.function.endswith("connect")
         assert "main(): " in leaks[0].holders[0]
         assert "writer.close()" in leaks[0].hint
@@ -179,7 +179,7 @@ def test_wrapping_before_the_connect_and_unwrapping(guard):
         wrapped = connect()
         plain = wrapped.unwrap()
         thread.join()
-        [leak] = told(guard, cwg.Verdict.LEAKED)
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.site.function.endswith("connect")
         plain.close()
 

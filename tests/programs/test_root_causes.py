@@ -18,10 +18,10 @@ import urllib.request
 import botocore.config
 import botocore.session
 import pytest
-from test_pools import ours, told, told_async
 
 import closewait_guard as cwg
 from closewait_guard.testing import connected_pair
+from findings import findings_of, findings_of_async, opened_in
 from servers import authority, web
 
 # Leaving sockets behind is what this is about.
@@ -34,7 +34,7 @@ def only(guard, verdict, site):
     """The one leak of a verdict that was born in a function of this file."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        leaks = [leak for leak in ours(guard.scan().leaks, site) if leak.verdict is verdict]
+        leaks = [leak for leak in opened_in(guard.scan().leaks, site) if leak.verdict is verdict]
         if leaks:
             [leak] = leaks
             return leak
@@ -58,7 +58,7 @@ def test_a_client_for_each_call_of_a_library_that_hides_its_close(guard, monkeyp
         for _ in range(13):
             call(server.url)
         server.hang_up()
-        leaks = ours(told(guard, cwg.Verdict.LEAKED, 13), "call")
+        leaks = opened_in(findings_of(guard, cwg.Verdict.LEAKED, 13), "call")
         assert "one of 13 pools for this address" in leaks[0].holders[-1]
         assert any("kept[" in holder for leak in leaks for holder in leak.holders)
         for client in kept:
@@ -200,7 +200,7 @@ def test_a_failed_handshake_leaves_nothing_but_what_the_program_keeps(guard):
         mine = connect(server.getsockname())
         thread.join()
         end = time.monotonic() + 10
-        while not (leaks := ours(guard.scan().accused, "connect")) and time.monotonic() < end:
+        while not (leaks := opened_in(guard.scan().accused, "connect")) and time.monotonic() < end:
             time.sleep(0.02)
         [leak] = leaks
         assert leak.observation.tls
@@ -244,7 +244,7 @@ def test_a_server_that_ignores_the_end_of_a_bare_connection(guard):
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         socket.create_connection(server.sockets[0].getsockname()).close()
-        [leak] = await told_async(guard, cwg.Verdict.LEAKED)
+        [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.ACCEPTED
         assert leak.observation.record.site.function.endswith("main")
         assert leak.observation.unread == 0

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import jsonschema
 import pytest
 
 import closewait_guard as cwg
 from closewait_guard.pytest_plugin._findings import Finding, Outcome
-
-SCHEMA = json.loads((Path(cwg.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
+from schema import SCHEMA
 
 HELPED = """
 def helper():

@@ -7,7 +7,6 @@ import pickle
 import socket
 import time
 from dataclasses import replace
-from importlib import resources
 
 import jsonschema
 import pytest
@@ -16,10 +15,8 @@ from hypothesis import HealthCheck, given, settings
 import closewait_guard as cwg
 import strategies
 from closewait_guard.testing import half_closed_pair
+from schema import SCHEMA
 
-SCHEMA = json.loads(
-    resources.files("closewait_guard").joinpath("report.schema.json").read_text(encoding="utf-8")
-)
 many = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 

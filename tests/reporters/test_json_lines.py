@@ -13,11 +13,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from test_rendering import SCHEMA
 
 import closewait_guard as cwg
 from closewait_guard import reporters
 from leaking import PRELUDE, told
+from schema import SCHEMA
 
 
 def written(path):

@@ -36,9 +36,9 @@ KNOWN = (
     ],
 )
 def test_a_name_makes_a_reporter(name, made):
-    from closewait_guard.reporters.base import described
+    from closewait_guard.model import reporter_name
 
-    assert described(reporters.named(name)) == made
+    assert reporter_name(reporters.named(name)) == made
 
 
 def test_a_path_is_all_that_follows_the_first_colon(tmp_path):

@@ -1,0 +1,38 @@
+"""What a guard finds, as soon as it finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import closewait_guard as cwg
+
+
+def findings_of(guard, verdict, count=1, deadline=10.0):
+    """The leaks of a verdict, as soon as there are so many."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        found = [leak for leak in guard.scan().leaks if leak.verdict is verdict]
+        if len(found) >= count:
+            return found
+        time.sleep(0.03)
+    raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+
+async def findings_of_async(guard, verdict, count=1):
+    return await asyncio.to_thread(findings_of, guard, verdict, count)
+
+
+def opened_in(leaks, site):
+    """Those that were born in a function of this file."""
+    return [
+        leak
+        for leak in leaks
+        if (found := leak.observation.record.site) and found.function.endswith(site)
+    ]
+
+
+def are_of_a_pool_for_each_call(leaks, hint):
+    assert len(leaks) == 25
+    assert "one of 25 pools for this address" in leaks[0].holders[-1]
+    assert all(hint in leak.hint for leak in leaks)
