@@ -148,7 +148,7 @@ def test_what_a_profile_or_trace_function_raises_reaches_the_program_and_leaves_
     """As it does without us: so a debugger ends what it debugs."""
 
     def fails(frame, event, arg):
-        if frame.f_code.co_filename.endswith("_recorder.py"):
+        if frame.f_code.co_filename.endswith("_capture/recorder.py"):
             raise RuntimeError(event)
 
     before = {sys.setprofile: sys.getprofile, sys.settrace: sys.gettrace}[install]()
