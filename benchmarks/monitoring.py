@@ -20,7 +20,7 @@ def run(*, quick: bool) -> list[Result]:
             busy = _core_share(rounds)
     # Fewer than one a second where a look takes more than a hundredth of it.
     assert told
-    assert not any(report.accused for report in told)
+    assert not any(report.leaks for report in told)
     name = f"monitor at {_INTERVAL:.0f} s ({len(told)} reports in {rounds} s), {size:,} sockets"
     return [Result(f"{name}, of a core", (busy - idle) * 100, "%", busy - idle, 0.01)]
 

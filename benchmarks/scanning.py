@@ -127,7 +127,7 @@ def times_of(socks: list[socket.socket], rounds: int = 20) -> tuple[float, float
     for _ in range(rounds):
         took, report = _timed(cwg.scan)
         scans.append(took)
-        assert len(report.accused) == CLOSED, len(report.accused)
+        assert len(report.leaks) == CLOSED, len(report.leaks)
         polls.append(_timed(lambda: poll.poll(0))[0])
     return statistics.median(scans), statistics.median(polls)
 

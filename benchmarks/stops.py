@@ -88,7 +88,7 @@ def _main(size: int, seconds: int, interval: float) -> None:
         spent = time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0))
         share = spent / (time.perf_counter() - begun)
     assert heap
-    named = sum(bool(leak.holders) for leak in reports[-1].leaks)
+    named = sum(bool(leak.holders) for leak in reports[-1].findings)
     print(json.dumps([ticker.longest, share, named / len(kept)]))
 
 

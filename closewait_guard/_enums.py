@@ -1,9 +1,4 @@
-"""Where a descriptor comes from: the one word that is known at its birth.
-
-The words for what is seen: states, what is left of a connection, evidence.
-
-The words for what is thought of it: verdicts, severities, alerts.
-"""
+"""The words of a report: origins, states, evidence, verdicts, severities, alerts."""
 
 from __future__ import annotations
 
@@ -98,23 +93,23 @@ class Evidence(Word):
 
 
 class Verdict(Word):
-    """What is to be thought of a socket; the first five accuse the program."""
+    """What is to be thought of a socket; the first five are leaks."""
 
     LEAKED = "leaked"
     DEAD = "dead"
     DROPPED = "dropped"
     LINGERING = "lingering"
     INHERITED = "inherited"
-    STOLEN = "stolen"
+    CLOSED_ELSEWHERE = "closed_elsewhere"
     STALE_POOL = "stale_pool"
     HALF_CLOSED = "half_closed"
     CLOSING = "closing"
     OPEN = "open"
 
     @property
-    def accused(self) -> bool:
+    def is_leak(self) -> bool:
         """Whether the program should have closed the socket."""
-        return self in _ACCUSED
+        return self in _LEAKS
 
     @property
     def rank(self) -> int:
@@ -123,7 +118,7 @@ class Verdict(Word):
 
 
 _VERDICTS = tuple(Verdict)
-_ACCUSED = frozenset(_VERDICTS[:5])
+_LEAKS = frozenset(_VERDICTS[:5])
 
 
 class Severity(Word):

@@ -97,7 +97,7 @@ class Guard:
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
-        ...     guard.scan().accused
+        ...     guard.scan().leaks
         ()
     """
 
@@ -258,9 +258,9 @@ class Guard:
             >>> with Guard() as guard:
             ...     mark = guard.mark()
             ...     sock = socket.socket()
-            ...     before = [leak.verdict for leak in guard.check(mark).leaks]
+            ...     before = [leak.verdict for leak in guard.check(mark).findings]
             ...     sock.close()
-            ...     after = guard.check(mark).leaks
+            ...     after = guard.check(mark).findings
             >>> before, after
             ([<Verdict.DEAD: 'dead'>], ())
         """

@@ -19,7 +19,7 @@ from closewait_guard._decorators import around
 from closewait_guard._enums import Verdict
 from closewait_guard._render import render_text
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
-from closewait_guard.model import Leak, Report
+from closewait_guard.model import Finding, Report
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
@@ -68,7 +68,7 @@ class Settling:
     def _settled(self) -> bool:
         """Whether waiting can change nothing: all is closed, but for what was dropped."""
         self.report = self._look()
-        return all(leak.verdict is Verdict.DROPPED for leak in self.report.leaks)
+        return all(leak.verdict is Verdict.DROPPED for leak in self.report.findings)
 
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -170,15 +170,15 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 
     def _judge(self, report: Report) -> None:
         if guilty := self._guilty(report):
-            report = replace(report, leaks=guilty)
+            report = replace(report, findings=guilty)
             raise SocketLeakError(render_text(report), report)
 
-    def _guilty(self, report: Report) -> tuple[Leak, ...]:
+    def _guilty(self, report: Report) -> tuple[Finding, ...]:
         return tuple(
             leak
-            for leak in report.leaks
+            for leak in report.findings
             # What could not be looked at is not known to be well.
-            if leak.accused or not self._allow_open or not leak.observation.is_described
+            if leak.is_leak or not self._allow_open or not leak.observation.is_described
         )
 
 

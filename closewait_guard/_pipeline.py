@@ -39,7 +39,7 @@ from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
 from closewait_guard._render import render_with_header
 from closewait_guard._stream import put
-from closewait_guard.model import SCHEMA, Coverage, Leak, Observation, Report, Verdict
+from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -153,7 +153,7 @@ class Jury:
         """For how many of the accused nobody could find out who holds them."""
         return self._explainer.failed
 
-    def leaks(
+    def findings(
         self,
         seen: Iterable[Observation],
         settings: Settings,
@@ -162,7 +162,7 @@ class Jury:
         everything: bool = False,
         explain: bool = True,
         paced: bool = False,
-    ) -> tuple[Leak, ...]:
+    ) -> tuple[Finding, ...]:
         """The verdicts with their holders.
 
         Args:
@@ -178,7 +178,7 @@ class Jury:
         if not explain:
             return leaks
         begun = time.thread_time()
-        accused = (leak for leak in leaks if leak.accused and leak.verdict is not Verdict.DROPPED)
+        accused = (leak for leak in leaks if leak.is_leak and leak.verdict is not Verdict.DROPPED)
         limit = self._explainer.time_to_search(paced=paced)
         pools = self._ask_pools((leak.observation for leak in accused), limit.part(_OF_POOLS))
         idle = {serial for serial, use in pools.items() if use.is_idle and not use.is_surplus}
@@ -227,14 +227,14 @@ class History:
             self._latest = began
             still_open = frozenset(
                 serial
-                for serial, (leak, _) in self._trend.accused.items()
+                for serial, (leak, _) in self._trend.leaks.items()
                 if self._registry.is_open(leak.observation.fd, serial)
             )
             moment = SeriesPoint(
                 self._clock(), report, self._populations(report), times_exhausted, still_open
             )
             self._trend, alerts, closed = update_alerts(self._trend, moment, self._settings)
-            return replace(report, alerts=alerts, closed=closed)
+            return replace(report, alerts=alerts, closed_late=closed)
 
     def after_fork(self) -> None:
         """In the child: what was accused is the parent's, and its lock may never be released."""
@@ -247,7 +247,7 @@ class History:
             return {}
         self._marks.append(self._registry.mark())
         # Counting touches every socket; where none was born or closed there is nothing new.
-        size = report.coverage.births, report.open_sockets
+        size = report.coverage.opened, report.open_sockets
         if size != self._size:
             self._size = size
             registry = self._registry
@@ -304,7 +304,7 @@ class Examiner:
         sight = self._look(full=full)
         limit = _descriptors.fd_limit()
         seen = (*sight.suspects, *sight.dropped)
-        judged = self._jury.leaks(seen, self._settings, limit, paced=paced)
+        judged = self._jury.findings(seen, self._settings, limit, paced=paced)
         leaks = tuple(leak for leak in judged if leak.verdict is not Verdict.OPEN)
         spared = (leak.observation for leak in judged if leak.verdict is Verdict.OPEN)
         healthy = (*sight.healthy, *spared) if full else ()
@@ -325,12 +325,12 @@ class Examiner:
 
     def check(self, since: int, *, explain: bool) -> Report:
         """Look only at the sockets born after a mark, without any grace."""
-        sight = self._look(born_after=since)
+        sight = self._look(opened_after=since)
         limit = _descriptors.fd_limit()
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)
         young = [seen for seen in everything if seen.record.serial > since]
         settings = self._settings.replaced(grace=0)
-        leaks = self._jury.leaks(young, settings, limit, everything=True, explain=explain)
+        leaks = self._jury.findings(young, settings, limit, everything=True, explain=explain)
         return self._redaction.report(self._report(sight, leaks, (), limit))
 
     def print(self) -> None:
@@ -342,16 +342,16 @@ class Examiner:
         self.lookout.after_fork()
         self._history.after_fork()
 
-    def _look(self, *, full: bool = False, born_after: int | None = None) -> ScanResult:
+    def _look(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         if not self._installed():
             self._registry.adopt()
         read_again()
-        return self.lookout.look(full=full, born_after=born_after)
+        return self.lookout.look(full=full, opened_after=opened_after)
 
     def _report(
         self,
         sight: ScanResult,
-        leaks: tuple[Leak, ...],
+        leaks: tuple[Finding, ...],
         observations: tuple[Observation, ...],
         limit: int | None,
     ) -> Report:
@@ -366,7 +366,7 @@ class Examiner:
             fd_used=_descriptors.fd_used(),
             fd_limit=limit,
             coverage=self._coverage(sight.undescribed),
-            leaks=leaks,
+            findings=leaks,
             observations=observations,
         )
         return replace(report, alerts=threshold_alerts(report, self._settings))

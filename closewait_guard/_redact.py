@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from closewait_guard._threads import Turn
-from closewait_guard.model import Alert, Frame, Leak, Observation, Report, Scalar, SocketRecord
+from closewait_guard.model import Alert, Finding, Frame, Observation, Report, Scalar, SocketRecord
 
 __all__ = [
     "Mask",
@@ -90,9 +90,11 @@ class Mask:
             report,
             host=self.text(report.host),
             command=self.text(report.command),
-            leaks=tuple(self.leak(leak) for leak in report.leaks),
+            findings=tuple(self.finding(each) for each in report.findings),
             alerts=tuple(self.alert(alert) for alert in report.alerts),
-            closed=tuple(replace(each, leak=self.leak(each.leak)) for each in report.closed),
+            closed_late=tuple(
+                replace(each, finding=self.finding(each.finding)) for each in report.closed_late
+            ),
             observations=tuple(self.observation(seen) for seen in report.observations),
         )
         notes = tuple(self.text(note) for note in report.coverage.notes)
@@ -118,10 +120,10 @@ class Mask:
             peer=self._optional(seen.peer),
         )
 
-    def leak(self, leak: Leak) -> Leak:
-        """What may be told of a leak."""
-        holders = tuple(self.text(holder) for holder in leak.holders)
-        return replace(leak, observation=self.observation(leak.observation), holders=holders)
+    def finding(self, finding: Finding) -> Finding:
+        """What may be reported of a finding."""
+        holders = tuple(self.text(holder) for holder in finding.holders)
+        return replace(finding, observation=self.observation(finding.observation), holders=holders)
 
     def alert(self, alert: Alert) -> Alert:
         """What may be told of an alert: its numbers are ours."""

@@ -1,7 +1,4 @@
-"""The values of one socket: its creation stack, its record, and what the kernel shows of it.
-
-The values that travel from a socket's birth to a report: frozen, picklable, comparable.
-"""
+"""The values that travel from a socket's creation to a report: frozen, picklable, comparable."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ __all__ = [
     "Alert",
     "AlertKind",
     "AlertStatus",
-    "Closed",
+    "ClosedLate",
     "Connection",
     "Coverage",
     "Evidence",
+    "Finding",
     "Frame",
     "FrameKind",
-    "Leak",
     "Observation",
     "Origin",
     "Report",
@@ -71,19 +68,19 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SocketRecord:
-    """How a socket was born.
+    """How a socket was opened.
 
     Attributes:
-        serial: Counts the births of one guard.
-        born_at: Seconds since the epoch; None for a socket older than the guard.
-        context: What `Settings.context` said at birth; read it, do not change it.
+        serial: Counts the sockets of one guard.
+        opened_at: Seconds since the epoch; None for a socket older than the guard.
+        context: What `Settings.context` returned then; read it, do not change it.
         parent: The record this descriptor had before (TLS, dup, detach, fork), or the listener's.
         stack: The innermost call first; empty with depth 0 and for adopted sockets.
     """
 
     serial: int
     pid: int
-    born_at: float | None
+    opened_at: float | None
     thread: str
     task: str | None
     labels: tuple[str, ...]
@@ -93,30 +90,30 @@ class SocketRecord:
     stack: tuple[Frame, ...]
 
     @property
-    def birth(self) -> SocketRecord:
-        """The record whose stack tells who opened the descriptor: through TLS and fork."""
+    def opener(self) -> SocketRecord:
+        """The record of the call that opened the descriptor: through TLS and fork."""
         record = self
         while record.origin in _SAME_DESCRIPTOR and record.parent and record.parent.stack:
             record = record.parent
         return record
 
     @property
-    def culprit(self) -> SocketRecord:
-        """The record whose code is to blame: the birth's, or the listener's.
+    def blamed(self) -> SocketRecord:
+        """The record whose code is to blame: the opener's, or the listener's.
 
         A server of a library, or an event loop, accepts for the program: no line of the program
-        called `accept()`, so its listener's birth tells more.
+        called `accept()`, so the line that opened the listener says more.
         """
-        birth = self.birth
-        if birth.origin is Origin.ACCEPTED and birth.parent and not _called_by_user(birth.stack):
-            return birth.parent.culprit if birth.parent.stack else birth
-        return birth
+        opener = self.opener
+        if opener.origin is Origin.ACCEPTED and opener.parent and not _called_by_user(opener.stack):
+            return opener.parent.blamed if opener.parent.stack else opener
+        return opener
 
     @property
     def site(self) -> Frame | None:
         """The line to look at: the innermost user frame, else the innermost outside the stdlib."""
         for kind in (FrameKind.USER, FrameKind.LIBRARY):
-            for frame in self.culprit.stack:
+            for frame in self.blamed.stack:
                 if frame.kind is kind:
                     return frame
         return None
@@ -171,7 +168,7 @@ class Observation:
     in_use: bool = False
 
     @property
-    def useless_for(self) -> float:
+    def ended_for(self) -> float:
         """Seconds since the peer closed, or for which nobody has done anything about it."""
         return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)
 
@@ -191,15 +188,15 @@ SCHEMA = "closewait-guard/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Leak:
+class Finding:
     """A verdict on one socket, and what to do about it.
 
     Attributes:
         holders: Who keeps it alive, as code that a person would recognise.
         hint: What to change.
-        superseded_by: The serial of a younger socket, that the same line has connected to the same
-            peer since this one became useless.
-        count: How many leaks it stands for: more than one in a saved report that keeps some
+        replaced_by: The serial of a younger socket, which the same line has connected to the same
+            peer since the connection of this one ended.
+        count: How many sockets it stands for: more than one in a saved report that keeps some
             examples of each site.
     """
 
@@ -208,19 +205,19 @@ class Leak:
     severity: Severity
     holders: tuple[str, ...]
     hint: str
-    superseded_by: int | None = None
+    replaced_by: int | None = None
     count: int = 1
 
     @property
-    def accused(self) -> bool:
+    def is_leak(self) -> bool:
         """Whether the program should have closed this socket."""
-        return self.verdict.accused
+        return self.verdict.is_leak
 
     @property
     def fingerprint(self) -> str:
         """Names verdict and creation stack: the same in every process that runs the same code."""
         record = self.observation.record
-        calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.birth.stack)
+        calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.opener.stack)
         text = "|".join((self.verdict, record.origin, *calls))
         return str(
             sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
@@ -228,14 +225,14 @@ class Leak:
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """A socket that was accused, as it was last seen, and that the program has closed after all.
+class ClosedLate:
+    """A leak, as it was last seen, that the program has closed since.
 
     Attributes:
-        after: Seconds that it was kept after it had become useless.
+        after: Seconds for which it was kept open after its connection had ended.
     """
 
-    leak: Leak
+    finding: Finding
     after: float
 
 
@@ -255,18 +252,18 @@ class Coverage:
     """What the guard has seen, and what it could not.
 
     Attributes:
-        births: Sockets born since the guard was installed; in a forked child, since the fork.
-        adopted: Open sockets that are older than the guard, so that their birth is unknown.
+        opened: Sockets opened since the guard was installed; in a forked child, since the fork.
+        adopted: Open sockets that are older than the guard, so that nobody knows who opened them.
         dropped: Sockets garbage-collected while open, in the same time.
         forgotten: Those of the dropped whose records had to make room for younger ones.
-        failures: Births or deaths that the guard failed to record.
+        failures: Creations or ends that the guard failed to record.
         native: Open sockets that no socket object is known for, because native code opened them or
             they came as a number; None where nobody says. A count of one moment: a socket that
             another thread is in the middle of opening or closing has no object either, and counts.
         notes: One sentence for each thing the guard cannot see here.
     """
 
-    births: int
+    opened: int
     adopted: int
     dropped: int
     forgotten: int
@@ -282,17 +279,17 @@ class SiteGroup:
     verdict: Verdict
     severity: Severity
     site: Frame | None
-    leaks: tuple[Leak, ...]
+    findings: tuple[Finding, ...]
 
     @property
     def count(self) -> int:
         """How many leaks there are, also where only some of them have been saved."""
-        return sum(leak.count for leak in self.leaks)
+        return sum(leak.count for leak in self.findings)
 
     @property
     def fingerprint(self) -> str:
         """That of each of the leaks."""
-        return self.leaks[0].fingerprint
+        return self.findings[0].fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,12 +301,12 @@ class Report:
         open_sockets: Open sockets that the guard tracks.
         fd_used: Descriptors that the process has open, of any kind; None where nobody knows.
         fd_limit: The soft limit on descriptors; None when there is none.
-        leaks: Suspects, accused or explained. An object with nothing wrong is not among them.
+        findings: Suspects: leaks, and what is explained. A healthy socket is not among them.
         alerts: What a series of reports shows, when it begins, gets worse and ends; in a scan,
             which is no part of a series, the thresholds that are crossed at this moment.
         observations: The healthy sockets, of a full scan only.
-        closed: Those accused in the report before that have been closed since; none in a scan.
-        omitted: Accused leaks that were left out, because they were told before or matter less.
+        closed_late: Leaks of the report before that have been closed since; none in a scan.
+        omitted: Leaks that were left out, because they were reported before or matter less.
     """
 
     schema: str
@@ -322,43 +319,42 @@ class Report:
     fd_used: int | None
     fd_limit: int | None
     coverage: Coverage
-    leaks: tuple[Leak, ...]
+    findings: tuple[Finding, ...]
     alerts: tuple[Alert, ...] = ()
     observations: tuple[Observation, ...] = ()
-    closed: tuple[Closed, ...] = ()
+    closed_late: tuple[ClosedLate, ...] = ()
     omitted: int = 0
 
     @property
-    def accused(self) -> tuple[Leak, ...]:
-        """The leaks that the program is to blame for."""
-        return tuple(leak for leak in self.leaks if leak.accused)
+    def leaks(self) -> tuple[Finding, ...]:
+        """The findings that the program is to blame for."""
+        return tuple(finding for finding in self.findings if finding.is_leak)
 
     def by_site(self) -> tuple[SiteGroup, ...]:
         """Group the leaks by verdict and creation stack, worst first."""
-        groups: dict[object, list[Leak]] = {}
-        for leak in self.leaks:
+        groups: dict[object, list[Finding]] = {}
+        for leak in self.findings:
             groups.setdefault(site_key(leak), []).append(leak)
         return tuple(sorted((_group(leaks) for leaks in groups.values()), key=_badness))
 
 
-def site_key(leak: Leak) -> object:
+def site_key(leak: Finding) -> object:
     """What leaks of one group have in common."""
     record = leak.observation.record
-    return leak.verdict, record.origin, record.birth.stack, record.site
+    return leak.verdict, record.origin, record.opener.stack, record.site
 
 
-def _group(leaks: list[Leak]) -> SiteGroup:
+def _group(leaks: list[Finding]) -> SiteGroup:
     return SiteGroup(
         verdict=leaks[0].verdict,
         severity=max((leak.severity for leak in leaks), key=lambda severity: severity.rank),
         site=leaks[0].observation.record.site,
-        leaks=tuple(leaks),
+        findings=tuple(leaks),
     )
 
 
 def _badness(group: SiteGroup) -> tuple[bool, int, int, int]:
-    accused = group.verdict.accused
-    return (not accused, -group.severity.rank, -group.count, group.verdict.rank)
+    return (not group.verdict.is_leak, -group.severity.rank, -group.count, group.verdict.rank)
 
 
 class Reporter(Protocol):

@@ -54,5 +54,5 @@ async def served(handler: Handler) -> cwg.Report:
 cwg.install(grace=0.2)
 print(cwg.render_text(asyncio.run(served(subscribe))))
 subscribers.clear()
-print("mended:", len(asyncio.run(served(subscribe_mended)).accused), "leaks")
+print("mended:", len(asyncio.run(served(subscribe_mended)).leaks), "leaks")
 cwg.uninstall()

@@ -12,7 +12,7 @@ def findings_of(guard, verdict, count=1, deadline=10.0):
     """The leaks of a verdict, as soon as there are so many."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
-        found = [leak for leak in guard.scan().leaks if leak.verdict is verdict]
+        found = [leak for leak in guard.scan().findings if leak.verdict is verdict]
         if len(found) >= count:
             return found
         time.sleep(0.03)

@@ -30,7 +30,7 @@ def records_with(parents):
         cwg.SocketRecord,
         serial=st.integers(-(2**63) + 1, 2**63 - 1),
         pid=counts,
-        born_at=maybe_seconds,
+        opened_at=maybe_seconds,
         thread=texts,
         task=st.none() | texts,
         labels=st.lists(texts, max_size=3).map(tuple),
@@ -67,7 +67,7 @@ observations = st.builds(
 )
 
 leaks = st.builds(
-    cwg.Leak,
+    cwg.Finding,
     observation=observations,
     verdict=st.sampled_from(cwg.Verdict),
     severity=st.sampled_from(cwg.Severity),
@@ -86,7 +86,7 @@ alerts = st.builds(
 
 coverages = st.builds(
     cwg.Coverage,
-    births=counts,
+    opened=counts,
     adopted=counts,
     dropped=counts,
     forgotten=counts,
@@ -106,10 +106,12 @@ reports = st.builds(
     fd_used=st.none() | counts,
     fd_limit=st.none() | counts,
     coverage=coverages,
-    leaks=st.lists(leaks, max_size=3).map(tuple),
+    findings=st.lists(leaks, max_size=3).map(tuple),
     alerts=st.lists(alerts, max_size=2).map(tuple),
     observations=st.lists(observations, max_size=2).map(tuple),
-    closed=st.lists(st.builds(cwg.Closed, leak=leaks, after=seconds), max_size=2).map(tuple),
+    closed_late=st.lists(st.builds(cwg.ClosedLate, finding=leaks, after=seconds), max_size=2).map(
+        tuple
+    ),
     omitted=counts,
 )
 

@@ -85,7 +85,7 @@ class Suite:
         run = self.run_apart if apart else self.pytester.runpytest_inprocess
         return run(*QUIET, *ours, *options)
 
-    def leaks(self, source, *options):
+    def findings(self, source, *options):
         """The lines of the JSON file, of a run that fails tests."""
         self.fail(source, "--socket-leaks-json=leaks.jsonl", *options)
         text = (self.pytester.path / "leaks.jsonl").read_text(encoding="utf-8")

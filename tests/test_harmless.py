@@ -161,15 +161,15 @@ def test_a_fork_in_the_middle_of_a_scan_works_and_tells_what_was_inherited():
             child = os.fork()
             if child == 0:
                 report = guard.scan()
-                verdicts = {leak.verdict for leak in report.leaks}
-                records = [leak.observation.record for leak in report.leaks]
+                verdicts = {leak.verdict for leak in report.findings}
+                records = [leak.observation.record for leak in report.findings]
                 ok = verdicts == {cwg.Verdict.INHERITED} and len(records) == 50
                 ok = ok and all(r.pid == os.getpid() != r.parent.pid for r in records)
                 own, other = socket.socketpair(); other.close()
-                young = [leak for leak in guard.scan().leaks if leak.verdict == "leaked"]
+                young = [leak for leak in guard.scan().findings if leak.verdict == "leaked"]
                 ok = ok and [leak.observation.fd for leak in young] == [own.fileno()]
-                ok = ok and "fork()" in young[0].hint + report.leaks[0].hint
-                ok = ok and report.coverage.births == 0 and guard.scan().coverage.births == 2
+                ok = ok and "fork()" in young[0].hint + report.findings[0].hint
+                ok = ok and report.coverage.opened == 0 and guard.scan().coverage.opened == 2
                 ok = ok and "dropped" not in verdicts
                 own.close()
                 with cwg.no_leaks(grace=0):
@@ -184,7 +184,7 @@ def test_a_fork_in_the_middle_of_a_scan_works_and_tells_what_was_inherited():
             assert status == 0, status
         stop.set()
         for thread in threads: thread.join()
-        assert {leak.verdict for leak in guard.scan().leaks} == {"leaked", "dropped"}
+        assert {leak.verdict for leak in guard.scan().findings} == {"leaked", "dropped"}
         for pair in parents:
             for s in pair: s.close()
         """,
@@ -215,11 +215,11 @@ def test_a_report_needs_no_descriptor():
         else:
             raise SystemExit("there was room")
         report = guard.report()
-        assert len(report.accused) == 5, report.accused
+        assert len(report.leaks) == 5, report.leaks
         assert report.fd_used == report.fd_limit == 128
         assert "5 leaked" in cwg.render_text(report)
         for one in held: os.close(one)
-        assert len(guard.scan().accused) == 6
+        assert len(guard.scan().leaks) == 6
         os.close(fd)
         for ours, _ in pairs: ours.close()
         """
@@ -243,7 +243,7 @@ def test_a_finalizer_that_makes_sockets_is_no_deadlock():
             socket.socket().close()
         gc.collect()
         cwg.uninstall()
-        assert guard.scan().coverage.births == 600
+        assert guard.scan().coverage.opened == 600
         """
     )
 
@@ -390,7 +390,7 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
         def scan():
             while not stop.is_set():
                 try:
-                    for leak in guard.scan().accused:
+                    for leak in guard.scan().leaks:
                         # Between birth and close a socket may truly be dead or left by its peer.
                         if leak.verdict is cwg.Verdict.LINGERING:
                             errors.append(leak.verdict)
@@ -408,14 +408,14 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
         assert not any(thread.is_alive() for thread in [*workers, scanner])
         report = guard.scan(full=True)
         told = report.coverage
-        assert told.births == sum(births) + 1, (told, sum(births))
+        assert told.opened == sum(births) + 1, (told, sum(births))
         assert told.dropped == sum(drops), (told, sum(drops))
         assert told.failures == 0
         assert report.open_sockets == 1, report.open_sockets
-        assert [leak for leak in report.accused if leak.verdict != "dropped"] == []
+        assert [leak for leak in report.leaks if leak.verdict != "dropped"] == []
         assert not any(ref() is not None for ref in alive)
         server.close()
-        print(told.births)
+        print(told.opened)
         """
     )
     assert int(done.stdout) >= total

@@ -46,11 +46,11 @@ def run(program, *arguments):
 
 def test_it_tells_at_every_interval_what_there_is_at_that_time(watching, told):
     until(lambda: told.reports)
-    assert not told.reports[0].accused
+    assert not told.reports[0].leaks
     with half_closed_pair():
-        until(lambda: told.reports[-1].accused)
-    until(lambda: not told.reports[-1].accused)
-    assert [len(report.closed) for report in told.reports if report.closed] == [1]
+        until(lambda: told.reports[-1].leaks)
+    until(lambda: not told.reports[-1].leaks)
+    assert [len(report.closed_late) for report in told.reports if report.closed_late] == [1]
 
 
 def test_the_first_report_comes_after_one_interval(told):
@@ -90,7 +90,7 @@ def test_a_block_ends_with_a_last_report(told):
         with half_closed_pair():
             with Monitor(guard, interval=3600):
                 pass
-    assert [len(report.accused) for report in told.reports] == [1]
+    assert [len(report.leaks) for report in told.reports] == [1]
 
 
 def test_uninstalling_stops_it():
@@ -360,5 +360,5 @@ def test_no_descriptor_is_left():
 
 def test_sockets_are_not_kept_alive_by_the_series(watching, told):
     with half_closed_pair():
-        until(lambda: told.reports and told.reports[-1].accused)
+        until(lambda: told.reports and told.reports[-1].leaks)
     until(lambda: told.reports[-1].open_sockets == 0)

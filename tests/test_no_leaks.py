@@ -40,7 +40,7 @@ def test_a_socket_left_open_fails_with_the_rendered_report(depth):
     kept[0].close()
     assert isinstance(caught.value, AssertionError)
     assert str(caught.value) == cwg.render_text(caught.value.report)
-    [leak] = caught.value.report.leaks
+    [leak] = caught.value.report.findings
     assert leak.verdict is cwg.Verdict.OPEN
     assert ("kept.append(socket.socket(" in str(caught.value)) == bool(depth)
 
@@ -57,7 +57,7 @@ def test_a_connection_left_open_is_told_by_what_became_of_it(peer_closes, verdic
                 theirs.close()
         ours.close()
         theirs.close()
-    assert verdict in [leak.verdict for leak in caught.value.report.leaks]
+    assert verdict in [leak.verdict for leak in caught.value.report.findings]
 
 
 def test_what_was_open_before_is_not_its_concern():
@@ -66,7 +66,7 @@ def test_what_was_open_before_is_not_its_concern():
     with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
         with guard.no_leaks(grace=0):
             pass
-        assert guard.scan().accused
+        assert guard.scan().leaks
 
 
 def test_allow_open_accepts_a_connection_that_is_well_and_no_other():
@@ -200,8 +200,8 @@ def test_blocks_nest_and_each_fails_for_its_own():
                 second = socket.socket()
         first.close()
         second.close()
-    assert len(inner.value.report.leaks) == 1
-    assert len(outer.value.report.leaks) == 2
+    assert len(inner.value.report.findings) == 1
+    assert len(outer.value.report.findings) == 2
 
 
 def test_it_misses_nothing_while_another_thread_scans():

@@ -100,7 +100,7 @@ class Creation(NamedTuple):
     object_id: int
     serial: int
     pid: int
-    born_at: float | None
+    opened_at: float | None
     thread: str
     task: str | None
     labels: tuple[str, ...]

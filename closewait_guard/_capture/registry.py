@@ -89,7 +89,7 @@ class OpenSockets:
         self.close_called = close_called
         self.detached = detached
 
-    def born_after(self, mark: int) -> set[int]:
+    def opened_after(self, mark: int) -> set[int]:
         """Those that are younger than a mark."""
         return {fd for fd, story in self.stories.items() if story[SERIAL] > mark}
 

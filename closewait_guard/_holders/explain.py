@@ -28,7 +28,7 @@ from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
 from closewait_guard._libraries import PoolUse
 from closewait_guard._live import instances_of, is_too_large
-from closewait_guard.model import Frame, Leak, Observation, Origin, Verdict
+from closewait_guard.model import Finding, Frame, Observation, Origin, Verdict
 
 __all__ = [
     "Explainer",
@@ -52,7 +52,7 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
         wall: About the time of the look, in seconds since the epoch.
     """
     old = {
-        seen.record.serial: (wall - seen.useless_for + _PAUSE, seen.peer, seen.record.site)
+        seen.record.serial: (wall - seen.ended_for + _PAUSE, seen.peer, seen.record.site)
         for seen in ended
         if seen.record.origin is Origin.CREATED and seen.peer
     }
@@ -62,9 +62,9 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
     living = registry.living().stories.values()
     for story in nlargest(_MOST, living, key=itemgetter(SERIAL)):
         sock, record = story[SOCK](), record_of(story, registry.pid)
-        peer, born_at = peer_of(sock) if sock is not None else None, record.born_at or 0.0
+        peer, opened_at = peer_of(sock) if sock is not None else None, record.opened_at or 0.0
         for serial, (end, to, site) in old.items():
-            is_younger = record.serial > serial and born_at > end
+            is_younger = record.serial > serial and opened_at > end
             if is_younger and peer == to and record.site == site:
                 found.setdefault(serial, record.serial)
     return found
@@ -93,7 +93,7 @@ class _Told(NamedTuple):
     successor: int | None
 
 
-_How = Callable[[list[Leak], TimeLimit], dict[int, Holders | None]]
+_How = Callable[[list[Finding], TimeLimit], dict[int, Holders | None]]
 _FAILED = Holders(has_failed=True)
 _NOTHING = _Told((Verdict.OPEN, None), Holders(), 0.0, None)
 
@@ -126,12 +126,12 @@ class Explainer:
 
     def explain(
         self,
-        leaks: Iterable[Leak],
+        leaks: Iterable[Finding],
         pools: Mapping[int, PoolUse],
         limit: TimeLimit,
         *,
         everything: bool = False,
-    ) -> tuple[Leak, ...]:
+    ) -> tuple[Finding, ...]:
         """The leaks with their holders, as far as these are known or found in the time there is.
 
         Args:
@@ -141,7 +141,7 @@ class Explainer:
             everything: Explain the innocent too, and each at once: it is the only time.
         """
         leaks = tuple(leaks)
-        wanted = [leak for leak in leaks if everything or leak.accused]
+        wanted = [leak for leak in leaks if everything or leak.is_leak]
         self._told = self._remembered(wanted)
         rests = self._allowance.balance(now()) < 0 and not everything
         self._search_all(self._asked(wanted, rests=rests), limit)
@@ -150,7 +150,7 @@ class Explainer:
         self.unsearched = sum(leak.observation.record.serial not in told for leak in unknown)
         return tuple(self._explained(leak, pools) for leak in leaks)
 
-    def _search_all(self, asked: list[Leak], limit: TimeLimit) -> None:
+    def _search_all(self, asked: list[Finding], limit: TimeLimit) -> None:
         is_large = bool(asked) and is_too_large()
         size = _MOST_REACHED if is_large else _MOST_AT_ONCE
         search = self._reach if is_large else self._search_back
@@ -165,32 +165,32 @@ class Explainer:
         """For how many of the leaks that were explained last the search has failed."""
         return sum(told.holding.has_failed for told in self._told.copy().values())
 
-    def _remembered(self, leaks: list[Leak]) -> dict[int, _Told]:
+    def _remembered(self, leaks: list[Finding]) -> dict[int, _Told]:
         told = self._told
         serials = (leak.observation.record.serial for leak in leaks)
         return {serial: told[serial] for serial in serials if serial in told}
 
-    def _asked(self, wanted: list[Leak], *, rests: bool) -> list[Leak]:
+    def _asked(self, wanted: list[Finding], *, rests: bool) -> list[Finding]:
         """What to look for, with one of each site to begin with.
 
         While the search rests, only sites that are new are looked for.
         """
         sites = {told.site for told in self._told.copy().values()}
-        new: list[Leak] = []
-        others: list[Leak] = []
+        new: list[Finding] = []
+        others: list[Finding] = []
         for leak in wanted:
             if self._is_unknown(leak):
                 (others if _site_of(leak) in sites else new).append(leak)
                 sites.add(_site_of(leak))
         return new if rests else new + others
 
-    def _is_unknown(self, leak: Leak) -> bool:
-        if leak.verdict in (Verdict.DROPPED, Verdict.STOLEN):
+    def _is_unknown(self, leak: Finding) -> bool:
+        if leak.verdict in (Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE):
             return False
         told = self._told.get(leak.observation.record.serial)
         return told is None or told.site != _site_of(leak) or now() > told.at + _REFRESH_AFTER
 
-    def _search(self, leaks: list[Leak], search: _How, limit: TimeLimit, wall: float) -> None:
+    def _search(self, leaks: list[Finding], search: _How, limit: TimeLimit, wall: float) -> None:
         try:
             known = search(leaks, limit)
             observations = [leak.observation for leak in leaks]
@@ -210,14 +210,14 @@ class Explainer:
                 told = _Told(_site_of(leak), holding, now(), successor)
                 self._told[seen.record.serial] = told
 
-    def _search_back(self, leaks: list[Leak], limit: TimeLimit) -> dict[int, Holders | None]:
+    def _search_back(self, leaks: list[Finding], limit: TimeLimit) -> dict[int, Holders | None]:
         """From each socket to what holds it, by questions to the whole heap."""
         roots = Roots()
         found, held = self._objects(leaks, lambda classes: instances_of(classes.values()))
         serials = [leak.observation.record.serial for leak in found]
         return dict(zip(serials, find_holders(held, limit.end, roots), strict=True))
 
-    def _reach(self, leaks: list[Leak], limit: TimeLimit) -> dict[int, Holders | None]:
+    def _reach(self, leaks: list[Finding], limit: TimeLimit) -> dict[int, Holders | None]:
         """From what the program has by name to the sockets; None for what was not reached."""
         roots = Roots(with_values=True)
         part = limit.part(_OF_OWNERS)
@@ -233,8 +233,8 @@ class Explainer:
         return known
 
     def _objects(
-        self, leaks: list[Leak], find: Callable[[dict[int, type]], Iterable[object]]
-    ) -> tuple[list[Leak], list[object]]:
+        self, leaks: list[Finding], find: Callable[[dict[int, type]], Iterable[object]]
+    ) -> tuple[list[Finding], list[object]]:
         """The objects that have the sockets, in a list that is the only thing to hold them."""
         without = {leak.observation.fd: leak for leak in leaks if self._socket_of(leak) is None}
         owners = owners_of_descriptors(without.keys(), find) if without else {}
@@ -247,11 +247,11 @@ class Explainer:
                 held.append(sock)
         return found, held
 
-    def _socket_of(self, leak: Leak) -> object | None:
+    def _socket_of(self, leak: Finding) -> object | None:
         return self._registry.socket_of(leak.observation.fd, leak.observation.record.serial)
 
-    def _explained(self, leak: Leak, pools: Mapping[int, PoolUse]) -> Leak:
-        if leak.verdict is Verdict.STOLEN:
+    def _explained(self, leak: Finding, pools: Mapping[int, PoolUse]) -> Finding:
+        if leak.verdict is Verdict.CLOSED_ELSEWHERE:
             return replace(leak, holders=(_thief_of(leak.observation.fd),))
         record = leak.observation.record
         told = self._told.get(record.serial, _NOTHING)
@@ -272,10 +272,10 @@ class Explainer:
         )
         # Not by replace(), which takes a tenth of a scan of those that are told in every report.
         seen, verdict, severity = leak.observation, leak.verdict, leak.severity
-        return Leak(seen, verdict, severity, sentences, hint, told.successor)
+        return Finding(seen, verdict, severity, sentences, hint, told.successor)
 
 
-def _site_of(leak: Leak) -> _Site:
+def _site_of(leak: Finding) -> _Site:
     return leak.verdict, leak.observation.record.site
 
 

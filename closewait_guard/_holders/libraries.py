@@ -94,7 +94,7 @@ class Pools:
             idle = [fd for fd, use in found.items() if use.is_idle]
             pools.update({(kind.library, by_fd[fd].peer) for fd in idle})
             for fd in idle:
-                births[kind.library, by_fd[fd].peer].add(by_fd[fd].record.birth.thread)
+                births[kind.library, by_fd[fd].peer].add(by_fd[fd].record.opener.thread)
         alive = {text_of(field(thread, "_name")) for thread in threads.copy().values()}
         for fd, use in uses.items():
             place = (use.library, by_fd[fd].peer)

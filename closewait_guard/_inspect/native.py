@@ -135,14 +135,14 @@ class NativeSockets:
         self.count = None if found is None else len(found)
         if found is None:
             return
-        born_at = wall() if self._has_counted else None
+        opened_at = wall() if self._has_counted else None
         self._has_counted = True
         for fd, native in before.items():
             if found.get(fd) != native.inode:
                 pop_if_same(self._known, fd, native)
         for fd, inode in found.items():
             if fd not in self._known and fd >= _FIRST:
-                story = self._story(born_at, NO_STACK)
+                story = self._story(opened_at, NO_STACK)
                 self._known.setdefault(fd, _Native(story, inode, since, now()))
 
     def is_new(self, seen: Observation) -> bool:
@@ -192,7 +192,7 @@ class NativeSockets:
         """In the child: a census of our own comes next."""
         self._rests_until = 0.0
 
-    def _story(self, born_at: float | None, stack: CapturedStack) -> CreationTuple:
+    def _story(self, opened_at: float | None, stack: CapturedStack) -> CreationTuple:
         serial = self._youngest = self._tracked.mark()
         return tuple(
             Creation(
@@ -200,7 +200,7 @@ class NativeSockets:
                 object_id=0,
                 serial=serial,
                 pid=os.getpid(),
-                born_at=born_at,
+                opened_at=opened_at,
                 thread=threading.current_thread().name if stack else "",
                 task=None,
                 labels=current_labels() if stack else (),

@@ -135,14 +135,14 @@ class Scanner:
         # second thread, in a signal handler or in a forked child makes its own.
         self._idle_pollers: list[Poller] = []
 
-    def look(self, *, full: bool = False, born_after: int | None = None) -> ScanResult:
+    def look(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """Look at every open socket, and describe the suspects.
 
         Args:
             full: Describe the healthy sockets too.
-            born_after: A mark; describe all sockets born after it, healthy or not.
+            opened_after: A mark; describe all sockets born after it, healthy or not.
         """
-        living = self._source.living(thorough=full or born_after is not None)
+        living = self._source.living(thorough=full or opened_after is not None)
         events = self._events(living)
         looked_at = set(living.stories) if full else set(events)
         stolen = self._thefts.notice(living.stories, events, looked_at)
@@ -152,8 +152,8 @@ class Scanner:
         suspects = self._describe_suspects(glance, suspected)
         self._last_look = max(self._last_look, glance.look)
         others = set(living.stories) if full else set()
-        if born_after is not None:
-            others |= living.born_after(born_after)
+        if opened_after is not None:
+            others |= living.opened_after(opened_after)
         others -= events.keys() | living.close_called | stolen
         healthy = tuple(glance.describe(others, {}))
         return ScanResult(
@@ -323,7 +323,7 @@ class _Glance:
         )
         if before is None or before.sighting.seen_at <= ended:
             known[story[SERIAL]] = _Known(record, endpoint, sighting)
-        if fd in self._living.detached and record.birth.origin is not Origin.NATIVE:
+        if fd in self._living.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
         return observed(
             record,
@@ -341,9 +341,9 @@ class _Glance:
         if story[SERIAL] <= self._last_look.youngest:
             return 0.0
         bounds = [view.last_sent_for, view.last_received_for]
-        if record.born_at is not None:
+        if record.opened_at is not None:
             # By the program's clock, which a test may have set to any time.
-            bounds += [self._wall - record.born_at, self.look.at - self._last_look.at]
+            bounds += [self._wall - record.opened_at, self.look.at - self._last_look.at]
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
 
 
@@ -366,16 +366,16 @@ class Lookout:
         """Take in the native sockets that are open by now: they are older than what follows."""
         self._natives.living(thorough=True)
 
-    def look(self, *, full: bool = False, born_after: int | None = None) -> ScanResult:
+    def look(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """One look at all of them; see `Observer.look`."""
         self._attribution.refresh()
         ours, natives = (
-            observer.look(full=full, born_after=born_after) for observer in self._observers
+            observer.look(full=full, opened_after=opened_after) for observer in self._observers
         )
-        if born_after is not None:
+        if opened_after is not None:
             natives = natives.only(_is_anybodys)
         if natives.suspects:
-            natives = self._settled(natives, self._grace if born_after is None else 0.0)
+            natives = self._settled(natives, self._grace if opened_after is None else 0.0)
         return ours.with_natives(natives)
 
     def _settled(self, natives: ScanResult, grace: float) -> ScanResult:
@@ -391,7 +391,7 @@ class Lookout:
         """What was seen, and what could not be."""
         births, dropped, failures = self._registry.totals()
         return Coverage(
-            births=births,
+            opened=births,
             adopted=self._registry.adopted_now(),
             dropped=dropped,
             forgotten=dropped - len(self._registry.dropped()),

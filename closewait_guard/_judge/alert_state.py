@@ -20,7 +20,15 @@ from closewait_guard._judge.alerts import (
     standing,
 )
 from closewait_guard._judge.growth import Series
-from closewait_guard.model import Alert, AlertKind, AlertStatus, Closed, Leak, Report, Verdict
+from closewait_guard.model import (
+    Alert,
+    AlertKind,
+    AlertStatus,
+    ClosedLate,
+    Finding,
+    Report,
+    Verdict,
+)
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -47,14 +55,14 @@ class AlertState(NamedTuple):
     leaked: Mapping[str, Series] = {}
     opened: Mapping[str, Series] = {}
     active: Mapping[str, _Active] = {}
-    accused: Mapping[int, tuple[Leak, float]] = {}
+    leaks: Mapping[int, tuple[Finding, float]] = {}
     exhausted: int = 0
     exhausted_at: float | None = None
 
 
 def update_alerts(
     trend: AlertState, moment: SeriesPoint, settings: Settings
-) -> tuple[AlertState, tuple[Alert, ...], tuple[Closed, ...]]:
+) -> tuple[AlertState, tuple[Alert, ...], tuple[ClosedLate, ...]]:
     """The trend with one more report; what there is to tell; and what was closed after all."""
     leaked = _extended(trend.leaked, _leaks_by_site(moment.report), moment.at, settings)
     counts = {site: number.open for site, number in moment.open_by_site.items()}
@@ -63,9 +71,9 @@ def update_alerts(
     following = AlertState(
         leaked=leaked,
         opened=opened,
-        accused={
+        leaks={
             leak.observation.record.serial: (leak, moment.at)
-            for leak in moment.report.accused
+            for leak in moment.report.leaks
             if leak.verdict is not Verdict.DROPPED
         },
         exhausted=moment.exhausted,
@@ -82,8 +90,8 @@ def update_alerts(
 
 
 def _leaks_by_site(report: Report) -> dict[str, int]:
-    counts = Counter({TOTAL: len(report.accused)})
-    for leak in report.accused:
+    counts = Counter({TOTAL: len(report.leaks)})
+    for leak in report.leaks:
         site = leak.observation.record.site
         if site is not None:
             counts[site.call] += 1
@@ -142,8 +150,8 @@ def _patience(key: str, told: ActiveAlert, trend: AlertState) -> int:
     return 1 if series is None or has_shrunk else max(1, series.window // 3)
 
 
-def _closed(trend: AlertState, moment: SeriesPoint) -> Iterator[Closed]:
-    now = {leak.observation.record.serial for leak in moment.report.leaks}
-    for serial, (leak, at) in trend.accused.items():
+def _closed(trend: AlertState, moment: SeriesPoint) -> Iterator[ClosedLate]:
+    now = {leak.observation.record.serial for leak in moment.report.findings}
+    for serial, (leak, at) in trend.leaks.items():
         if serial not in now and serial not in moment.still_open:
-            yield Closed(leak, leak.observation.useless_for + moment.at - at)
+            yield ClosedLate(leak, leak.observation.ended_for + moment.at - at)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.growth import Growth, Series
-from closewait_guard.model import Alert, AlertKind, Leak, Report, Scalar, Severity, State
+from closewait_guard.model import Alert, AlertKind, Finding, Report, Scalar, Severity, State
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -57,7 +57,7 @@ def _limit(kind: AlertKind, limit: float, active: Collection[str]) -> float:
 
 
 def _close_wait(report: Report) -> int:
-    return sum(leak.observation.state is State.CLOSE_WAIT for leak in report.leaks)
+    return sum(leak.observation.state is State.CLOSE_WAIT for leak in report.findings)
 
 
 def _count(report: Report, settings: Settings, active: Collection[str]) -> Iterator[ActiveAlert]:
@@ -88,7 +88,7 @@ def _fd_limit(report: Report, settings: Settings, active: Collection[str]) -> It
 
 
 def _age(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
-    waiting = [leak for leak in report.accused if leak.observation.state is State.CLOSE_WAIT]
+    waiting = [leak for leak in report.leaks if leak.observation.state is State.CLOSE_WAIT]
     oldest = max(waiting, key=_waits_for, default=None)
     if oldest is None or _waits_for(oldest) <= min(settings.age_warning, settings.age_critical):
         return
@@ -108,7 +108,7 @@ def _age(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
     yield ActiveAlert(AlertKind.AGE, count, Alert(AlertKind.AGE, severity, message, data))
 
 
-def _waits_for(leak: Leak) -> float:
+def _waits_for(leak: Finding) -> float:
     return leak.observation.peer_closed_for or 0.0
 
 

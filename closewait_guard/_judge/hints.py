@@ -269,7 +269,7 @@ HINTS: tuple[Hint, ...] = (
         "this copy came over fork(): close it in the child, or open it after the fork",
     ),
     Hint(
-        Verdict.STOLEN,
+        Verdict.CLOSED_ELSEWHERE,
         "something has called os.close() on the number of this socket, or closed another object "
         "made of the same number: its own close() will now close what has the number since; let "
         "one owner close it, and use sock.detach() to hand the number over",

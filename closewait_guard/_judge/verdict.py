@@ -9,7 +9,7 @@ from closewait_guard._judge.hints import hint_for
 from closewait_guard.model import (
     Connection,
     Evidence,
-    Leak,
+    Finding,
     Observation,
     Origin,
     Severity,
@@ -48,7 +48,7 @@ def judge(
     settings: Settings,
     fd_limit: int | None,
     pooled: Collection[int] = (),
-) -> tuple[Leak, ...]:
+) -> tuple[Finding, ...]:
     """Give every observation its verdict, severity and hint.
 
     Severity rises with the number of sockets in CLOSE_WAIT among all that are given, so give all
@@ -71,7 +71,7 @@ def judge(
 
 def _leak(
     observation: Observation, settings: Settings, crowd: CloseWaitLoad, pooled: Collection[int]
-) -> Leak:
+) -> Finding:
     verdict = verdict_of(observation, settings)
     if verdict in _DEALT_WITH_BY_POOLS and observation.record.serial in pooled:
         verdict = Verdict.STALE_POOL
@@ -79,7 +79,7 @@ def _leak(
     hint = hint_for(
         verdict, observation.record.origin, observation.evidence, observation.connection
     )
-    return Leak(observation, verdict, severity, (), hint)
+    return Finding(observation, verdict, severity, (), hint)
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
@@ -87,7 +87,7 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     if observation.evidence in (Evidence.FINALIZED, Evidence.COLLECTED):
         return Verdict.DROPPED
     if observation.evidence is Evidence.INODE:
-        return Verdict.STOLEN
+        return Verdict.CLOSED_ELSEWHERE
     if observation.connection is Connection.NOT_APPLICABLE:
         return Verdict.OPEN
     if observation.close_called:
@@ -135,13 +135,13 @@ def _still_sending(observation: Observation, settings: Settings) -> bool:
 def _severity(
     verdict: Verdict, observation: Observation, settings: Settings, crowd: CloseWaitLoad
 ) -> Severity:
-    if verdict is Verdict.STOLEN:
+    if verdict is Verdict.CLOSED_ELSEWHERE:
         return Severity.WARNING
     is_pooled = verdict is Verdict.STALE_POOL
-    if not verdict.accused and not is_pooled:
+    if not verdict.is_leak and not is_pooled:
         return Severity.INFO
     # A pool may keep a connection for as long as it likes; how many there are still matters.
-    age = 0.0 if is_pooled else observation.useless_for
+    age = 0.0 if is_pooled else observation.ended_for
     in_crowd = observation.state is State.CLOSE_WAIT
     if age > settings.age_critical or (in_crowd and crowd.is_critical):
         return Severity.CRITICAL

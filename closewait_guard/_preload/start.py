@@ -146,23 +146,23 @@ class _Ending:
 
 def _verdict(report: Report) -> str:
     """What the launcher is told: what could not be looked at may have leaked."""
-    if report.accused:
+    if report.leaks:
         return "leaked"
-    undescribed = sum(not leak.observation.is_described for leak in report.leaks)
+    undescribed = sum(not leak.observation.is_described for leak in report.findings)
     if undescribed:
         return f"failed looking at {pluralize(undescribed, 'socket')} has failed"
     return "clean"
 
 
 def _without_open(report: Report) -> Report:
-    wrong = tuple(leak for leak in report.leaks if leak.verdict is not Verdict.OPEN)
-    return replace(report, leaks=wrong)
+    wrong = tuple(leak for leak in report.findings if leak.verdict is not Verdict.OPEN)
+    return replace(report, findings=wrong)
 
 
 def _tell(report: Report, lost_workers: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
     if not ChildConfig.is_main(os.environ, os.getpid()):
-        if report.accused:
+        if report.leaks:
             put(sys.__stderr__, render_with_header(report))
         return
     text = render_text(report)

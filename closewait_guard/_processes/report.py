@@ -29,7 +29,7 @@ from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     SCHEMA,
     Coverage,
-    Leak,
+    Finding,
     Observation,
     Origin,
     Report,
@@ -147,7 +147,7 @@ class _Records:
         return self._plain[each.accepted]
 
 
-def _held(leak: Leak, sight: ProcessSnapshot) -> Leak:
+def _held(leak: Finding, sight: ProcessSnapshot) -> Finding:
     """Who else has the same socket open: the peer hears of no end until all have closed it."""
     copies = sight.copies.get(leak.observation.inode or 0, ())
     if not copies:
@@ -157,7 +157,7 @@ def _held(leak: Leak, sight: ProcessSnapshot) -> Leak:
     return replace(leak, holders=tuple(_told(copy, own) for copy in others))
 
 
-def _without_python(leak: Leak) -> Leak:
+def _without_python(leak: Finding) -> Finding:
     """What to change in a program in C, for instance."""
     seen = leak.observation
     return replace(leak, hint=hint_for(leak.verdict, Origin.NATIVE, seen.evidence, seen.connection))
@@ -170,7 +170,7 @@ def _told(copy: SharedBy, own: int) -> str:
 
 
 def _report(
-    sight: ProcessSnapshot, leaks: tuple[Leak, ...], observations: tuple[Observation, ...]
+    sight: ProcessSnapshot, leaks: tuple[Finding, ...], observations: tuple[Observation, ...]
 ) -> Report:
     process = sight.process
     return Report(
@@ -184,7 +184,7 @@ def _report(
         fd_used=process.fd_used,
         fd_limit=process.fd_limit,
         coverage=Coverage(0, 0, 0, 0, 0, tuple(_notes(sight))),
-        leaks=leaks,
+        findings=leaks,
         observations=observations,
     )
 
@@ -247,9 +247,9 @@ class ProcessReport(NamedTuple):
 
     def only(self, states: Set[str]) -> ProcessReport:
         """The same, of the sockets in some states."""
-        leaks = tuple(leak for leak in self.report.leaks if leak.observation.state in states)
+        leaks = tuple(leak for leak in self.report.findings if leak.observation.state in states)
         others = tuple(seen for seen in self.report.observations if seen.state in states)
-        report = replace(self.report, leaks=leaks, observations=others)
+        report = replace(self.report, findings=leaks, observations=others)
         return self._replace(report=report, narrowed=True)
 
 

@@ -16,7 +16,7 @@ from operator import attrgetter
 from closewait_guard._format import pluralize, truncate, unique, wrap_text
 from closewait_guard._processes.report import ProcessReport, ProcessScan
 from closewait_guard._render import connection_summary, socket_kind, verdict_name
-from closewait_guard.model import Leak, Observation, Origin, Report, Severity, State, Verdict
+from closewait_guard.model import Finding, Observation, Origin, Report, Severity, State, Verdict
 
 __all__ = [
     "group_lines",
@@ -33,20 +33,20 @@ __all__ = [
 _MOST_NUMBERS = 10
 
 
-def groups_of(reports: Iterable[Report]) -> list[list[Leak]]:
+def groups_of(reports: Iterable[Report]) -> list[list[Finding]]:
     """By verdict and peer, worst first."""
-    groups: dict[tuple[Verdict, str], list[Leak]] = {}
+    groups: dict[tuple[Verdict, str], list[Finding]] = {}
     for report in reports:
-        for leak in report.leaks:
+        for leak in report.findings:
             groups.setdefault((leak.verdict, peer_phrase(leak.observation)), []).append(leak)
     return sorted(groups.values(), key=_weight)
 
 
-def _weight(group: Sequence[Leak]) -> tuple[int, int, int]:
+def _weight(group: Sequence[Finding]) -> tuple[int, int, int]:
     return (group[0].verdict.rank, -_severity(group).rank, -len(group))
 
 
-def _severity(group: Sequence[Leak]) -> Severity:
+def _severity(group: Sequence[Finding]) -> Severity:
     return max({leak.severity for leak in group}, key=attrgetter("rank"))
 
 
@@ -73,7 +73,7 @@ def _host_of(address: str) -> str:
     return address.rpartition(":")[0] or address
 
 
-def group_lines(group: Sequence[Leak], *, several: bool) -> Iterator[str]:
+def group_lines(group: Sequence[Finding], *, several: bool) -> Iterator[str]:
     """The lines of one group.
 
     Args:
@@ -211,7 +211,7 @@ def render_processes(found: ProcessScan, *, only: Sequence[ProcessReport]) -> st
 
 
 def _badness(glances: Sequence[ProcessReport]) -> tuple[int, int]:
-    leaks = [leak for glance in glances for leak in glance.report.accused]
+    leaks = [leak for glance in glances for leak in glance.report.leaks]
     severities = {leak.severity for leak in leaks}
     return max((severity.rank for severity in severities), default=-1), len(leaks)
 
@@ -236,7 +236,7 @@ def _program(glances: Sequence[ProcessReport]) -> Iterator[str]:
         rest = [leak for group in groups[_MOST_PEERS:] for leak in group]
         yield ""
         yield f"  and {len(rest):,} more with {len(groups) - _MOST_PEERS:,} other peers"
-    for fix in unique(leak.hint for report in reports for leak in report.leaks if leak.hint):
+    for fix in unique(leak.hint for report in reports for leak in report.findings if leak.hint):
         yield ""
         yield from wrap_text(f"  fix: {fix}", "    ")
     yield from healthy_lines([seen for report in reports for seen in report.observations])
@@ -268,7 +268,7 @@ def _united(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def _fd_numbers(glances: Sequence[ProcessReport]) -> Iterator[str]:
     """Sockets by state for all of them, descriptors for each of those that have most."""
     states = _summed(glance.states for glance in glances)
-    verdicts = Counter(leak.verdict for glance in glances for leak in glance.report.leaks)
+    verdicts = Counter(leak.verdict for glance in glances for leak in glance.report.findings)
     found = [
         f"{verdicts[verdict]:,} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
@@ -285,7 +285,7 @@ def _fd_numbers(glances: Sequence[ProcessReport]) -> Iterator[str]:
 
 def _share(glance: ProcessReport) -> tuple[float, int]:
     used, limit = glance.report.fd_used or 0, glance.report.fd_limit
-    return (used / limit if limit else 0.0, len(glance.report.accused))
+    return (used / limit if limit else 0.0, len(glance.report.leaks))
 
 
 def _told_states(states: Mapping[str, int]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from closewait_guard._config import shown
 from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import SCHEMA, Leak, Report
+from closewait_guard.model import SCHEMA, Finding, Report
 
 __all__ = [
     "from_dict",
@@ -28,7 +28,7 @@ _MOST = 2**63 - 1
 def to_dict(report: Report) -> dict[str, Any]:
     """A report as dicts, lists, strings and numbers, ready for JSON.
 
-    Each leak says also whether it is `accused`, which follows from its verdict.
+    Each leak says also whether it is `is_leak`, which follows from its verdict.
 
     Example:
         >>> from closewait_guard import scan
@@ -56,7 +56,7 @@ def from_dict(data: Mapping[str, Any]) -> Report:
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {item.name: _plain(getattr(value, item.name)) for item in _fields(type(value))}
-        return fields | {"accused": value.accused} if isinstance(value, Leak) else fields
+        return fields | {"is_leak": value.is_leak} if isinstance(value, Finding) else fields
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

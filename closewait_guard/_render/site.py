@@ -41,7 +41,7 @@ _MOST_HOLDERS = 4
 
 def site_lines(group: SiteGroup) -> Iterator[str]:
     """The lines of one site; the first says how bad, how many, what and with whom."""
-    seen = [leak.observation for leak in group.leaks]
+    seen = [leak.observation for leak in group.findings]
     record = seen[0].record
     yield from wrap_text(f"{group.severity.upper()}  {group.count:,} x {_what(group, seen)}", "  ")
     if group.count > len(seen):
@@ -56,14 +56,14 @@ def site_lines(group: SiteGroup) -> Iterator[str]:
         yield from wrap_text(f"  {circumstances}", "    ")
     yield from _held(group)
     yield from _superseded(group)
-    if group.leaks[0].hint:
-        yield from wrap_text(f"  fix: {group.leaks[0].hint}", "    ")
+    if group.findings[0].hint:
+        yield from wrap_text(f"  fix: {group.findings[0].hint}", "    ")
 
 
 def _held(group: SiteGroup) -> Iterator[str]:
     """Who holds them; those that differ by an index or a key are told once."""
     alike: dict[str, list[str]] = {}
-    for holder in unique(holder for leak in group.leaks for holder in leak.holders):
+    for holder in unique(holder for leak in group.findings for holder in leak.holders):
         alike.setdefault(_without_keys(holder), []).append(holder)
     for first, *others in list(alike.values())[:_MOST_HOLDERS]:
         more = f", and {len(others):,} more like it" if others else ""
@@ -90,9 +90,9 @@ def _up_to_bracket(part: str) -> str:
 
 def _superseded(group: SiteGroup) -> Iterator[str]:
     """How many have been replaced by a younger connection."""
-    successors = [leak.superseded_by for leak in group.leaks if leak.superseded_by is not None]
+    successors = [leak.replaced_by for leak in group.findings if leak.replaced_by is not None]
     if successors:
-        some = f"{len(successors):,} of them " if len(successors) < len(group.leaks) else ""
+        some = f"{len(successors):,} of them " if len(successors) < len(group.findings) else ""
         told = f"{some}superseded by #{max(successors)}: the same line has connected to the same "
         yield from wrap_text(f"  {told}peer since", "    ")
 
@@ -120,7 +120,7 @@ def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
 
 
 def _is_accepted(observation: Observation) -> bool:
-    return observation.record.birth.origin is Origin.ACCEPTED
+    return observation.record.opener.origin is Origin.ACCEPTED
 
 
 def socket_kind(observation: Observation) -> str:
@@ -189,9 +189,9 @@ def _origin(seen: Sequence[Observation]) -> str:
     record = seen[0].record
     parent = record.parent.site if record.parent is not None else None
     where = f" at {parent.place}" if parent is not None else ""
-    match record.birth.origin, record.origin:
+    match record.opener.origin, record.origin:
         case Origin.ACCEPTED, _:
-            if record.culprit is not record.birth:
+            if record.blamed is not record.opener:
                 return "accepted by library code"
             return f"accepted by the listener born{where}" if where else ""
         case _, Origin.DUPLICATED:
@@ -210,13 +210,13 @@ def _origin(seen: Sequence[Observation]) -> str:
 
 
 def _born(record: SocketRecord) -> Iterator[str]:
-    site, culprit = record.site, record.culprit
+    site, blamed = record.site, record.blamed
     if site is None:
-        if record.born_at is not None and not culprit.stack and record.origin is not Origin.NATIVE:
+        if record.opened_at is not None and not blamed.stack and record.origin is not Origin.NATIVE:
             yield "  born nobody knows where: stack_depth is 0"
         return
-    yield from frame_lines("  born at " if culprit is record.birth else "  listener born at ", site)
-    outer = culprit.stack[culprit.stack.index(site) + 1 :]
+    yield from frame_lines("  born at " if blamed is record.opener else "  listener born at ", site)
+    outer = blamed.stack[blamed.stack.index(site) + 1 :]
     told = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
         run = list(frames)
@@ -240,7 +240,7 @@ def frame_lines(prefix: str, frame: Frame) -> Iterator[str]:
 
 def _circumstances(records: Iterable[SocketRecord]) -> str:
     """Threads, tasks, labels and context, each value once."""
-    births = [record.birth for record in records]
+    births = [record.opener for record in records]
     told = {
         "thread": unique(record.thread for record in births if record.thread),
         "task": unique(record.task for record in births if record.task),

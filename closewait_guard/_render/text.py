@@ -12,7 +12,7 @@ from closewait_guard._render.site import site_lines, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
-    Closed,
+    ClosedLate,
     Coverage,
     Report,
     Severity,
@@ -74,14 +74,14 @@ def sections(report: Report) -> Iterator[Section]:
         yield Section(alert.severity, _alert(alert))
     for group in report.by_site():
         yield Section(group.severity, list(site_lines(group)), group)
-    if report.closed:
-        yield Section(None, list(_closed(report.closed)))
+    if report.closed_late:
+        yield Section(None, list(_closed(report.closed_late)))
     yield Section(None, _cannot_see(report.coverage))
 
 
 def _headline(report: Report) -> list[str]:
     verdicts: Counter[Verdict] = Counter()
-    for leak in report.leaks:
+    for leak in report.findings:
         verdicts[leak.verdict] += leak.count
     told = [
         f"{verdicts[verdict]} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
@@ -108,19 +108,19 @@ def _alert(alert: Alert) -> list[str]:
     return wrap_text(f"{alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "  ")
 
 
-def _closed(closed: tuple[Closed, ...]) -> Iterator[str]:
+def _closed(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
     """One sentence for each site."""
     for place, group in groupby(sorted(closed, key=_place), key=_place):
         those = list(group)
         kept = [each.after for each in those]
-        what = f"{pluralize(sum(each.leak.count for each in those), 'socket')} born at {place}"
+        what = f"{pluralize(sum(each.finding.count for each in those), 'socket')} born at {place}"
         yield from wrap_text(
             f"CLOSED AFTER ALL, after {format_duration_range(min(kept), max(kept))}: {what}", "  "
         )
 
 
-def _place(closed: Closed) -> str:
-    site = closed.leak.observation.record.site
+def _place(closed: ClosedLate) -> str:
+    site = closed.finding.observation.record.site
     return site.place if site is not None else "an unknown place"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from closewait_guard._processes import ProcessScan, peer_phrase
-from closewait_guard.model import Leak, Severity, Verdict
+from closewait_guard.model import Finding, Severity, Verdict
 
 __all__ = [
     "Offender",
@@ -77,11 +77,11 @@ class ScanHistory:
         return counts[-1] - counts[-2] if len(counts) > 1 else 0
 
     def _take_offenders(self, found: ProcessScan) -> None:
-        groups: dict[tuple[int, Verdict, str], list[Leak]] = {}
+        groups: dict[tuple[int, Verdict, str], list[Finding]] = {}
         programs: dict[int, str] = {}
         for glance in found.glances:
             programs[glance.report.pid] = glance.report.command
-            for leak in glance.report.accused:
+            for leak in glance.report.leaks:
                 key = (glance.report.pid, leak.verdict, peer_phrase(leak.observation))
                 groups.setdefault(key, []).append(leak)
         self.offenders = sorted(
@@ -90,7 +90,9 @@ class ScanHistory:
         )
         self._before = {key: len(leaks) for key, leaks in groups.items()}
 
-    def _offender(self, key: tuple[int, Verdict, str], leaks: list[Leak], program: str) -> Offender:
+    def _offender(
+        self, key: tuple[int, Verdict, str], leaks: list[Finding], program: str
+    ) -> Offender:
         pid, verdict, peer = key
         ages = [leak.observation.peer_closed_for for leak in leaks]
         return Offender(

@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             put_if_possible(f"{missing}\n")
     elif chosen or found.strays or not arguments.pids:
         say(render_processes(found, only=chosen), end="")
-    if any(glance.report.accused for glance in chosen):
+    if any(glance.report.leaks for glance in chosen):
         return LEAKS_FOUND
     return USAGE if missed else FINE
 
@@ -164,12 +164,12 @@ def _chosen(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessRe
     glances = list(found.glances)
     if arguments.state:
         glances = [glance.only(set(arguments.state)) for glance in glances]
-        return [each for each in glances if each.report.leaks or each.report.observations]
+        return [each for each in glances if each.report.findings or each.report.observations]
     if arguments.pids:
         return glances
     if arguments.all:
         return [glance for glance in glances if glance.report.open_sockets]
-    return [glance for glance in glances if glance.report.leaks]
+    return [glance for glance in glances if glance.report.findings]
 
 
 def _print_json(glances: list[ProcessReport]) -> None:

@@ -23,7 +23,7 @@ from closewait_guard._render import from_dict, site_lines
 from closewait_guard._stream import print_error
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
 from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import Leak, Report, SiteGroup
+from closewait_guard.model import Finding, Report, SiteGroup
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if arguments.file is None and not arguments.diff:
         parser.error("FILE is needed, or --diff A B")
     reports = _told_difference(arguments) if arguments.diff else _told_reports(arguments)
-    leaks = any(report.accused for report in reports)
+    leaks = any(report.leaks for report in reports)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
 
 
@@ -280,7 +280,7 @@ def _by_name(report: Report) -> dict[str, SiteGroup]:
     """By what names a site in whatever process; without a stack, the peers tell sites apart."""
     groups: dict[str, SiteGroup] = {}
     for group in report.by_site():
-        if not group.verdict.accused:
+        if not group.verdict.is_leak:
             # What is closing at one moment is gone at the next, and no news.
             continue
         if group.site is None:
@@ -291,11 +291,11 @@ def _by_name(report: Report) -> dict[str, SiteGroup]:
 
 
 def _by_peer(group: SiteGroup) -> Iterator[tuple[str, SiteGroup]]:
-    peers: dict[str, list[Leak]] = {}
-    for leak in group.leaks:
+    peers: dict[str, list[Finding]] = {}
+    for leak in group.findings:
         peers.setdefault(peer_phrase(leak.observation), []).append(leak)
     for peer, leaks in peers.items():
-        yield peer, replace(group, leaks=tuple(leaks))
+        yield peer, replace(group, findings=tuple(leaks))
 
 
 def _used(report: Report) -> str:

@@ -136,7 +136,7 @@ def closewait_guard(request: pytest.FixtureRequest) -> Guard:
         def test_pool(closewait_guard):
             with Pool() as pool:
                 pool.fetch("/")
-                assert not closewait_guard.scan().accused
+                assert not closewait_guard.scan().leaks
     """  # noqa: D205 - pytest --fixtures shows the first paragraph
     return _begin(request.config).watched(request.node)
 

@@ -29,7 +29,7 @@ from closewait_guard.pytest_plugin._excuses import (
     locals_of_tracebacks,
     reachable,
 )
-from closewait_guard.pytest_plugin._findings import Finding, Outcome
+from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Inspector:
             pause(wait)
         waited = now() - began
         # Only now is it asked who holds them, which goes through the whole heap.
-        report = self._look(owner, suspects, explain=True) if settling.report.leaks else None
+        report = self._look(owner, suspects, explain=True) if settling.report.findings else None
         self._done |= suspects
         return Result(report or settling.report, waited)
 
@@ -134,7 +134,7 @@ class Inspector:
             return set()
         excused = reachable(locals_of_tracebacks(around.failures()), _targets(births))
         suspects = {birth.serial for birth in births}
-        for leak in self._look(owner, suspects).leaks:
+        for leak in self._look(owner, suspects).findings:
             record = leak.observation.record
             if is_ignored(record, around.plan.ignore) or is_of_default_loop(record):
                 excused.add(record.serial)
@@ -143,8 +143,8 @@ class Inspector:
 
     def _look(self, owner: Owner, suspects: set[int], *, explain: bool = False) -> Report:
         report = self._guard.check(owner.mark, explain=explain)
-        leaks = (leak for leak in report.leaks if leak.observation.record.serial in suspects)
-        return replace(report, leaks=tuple(leaks))
+        leaks = (leak for leak in report.findings if leak.observation.record.serial in suspects)
+        return replace(report, findings=tuple(leaks))
 
 
 def _born_in(birth: Creation) -> object:
@@ -187,7 +187,7 @@ class LeakChecker:
         self._plan = plan
         self._worker = worker
 
-    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> Finding | None:
+    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> OwnerFinding | None:
         """What a test has left behind at its end."""
         owner, plan = running.owner, running.plan
         if plan.mode is Mode.OFF:
@@ -196,7 +196,9 @@ class LeakChecker:
         around = CheckContext(plan, keepers, running.all_failures, running.own_calls)
         return self._finding(owner, around, "test")
 
-    def of_fixture(self, keeper: WiderFixture, keepers: Sequence[WiderFixture]) -> Finding | None:
+    def of_fixture(
+        self, keeper: WiderFixture, keepers: Sequence[WiderFixture]
+    ) -> OwnerFinding | None:
         """What a wider fixture has left behind when it is finalized."""
         if self._plan.mode is Mode.OFF:
             self._inspector.adopt(keeper.owner)
@@ -204,7 +206,7 @@ class LeakChecker:
         around = CheckContext(self._plan, keepers, keeper.failures)
         return self._finding(keeper.owner, around, "fixture")
 
-    def of_leftovers(self, since: int) -> Iterator[Finding]:
+    def of_leftovers(self, since: int) -> Iterator[OwnerFinding]:
         """What tests have left behind, born after a mark, and after they had been looked at."""
         for owner in self._inspector.owners_of_leftovers(since):
             if owner is not NOBODY and self._plan.mode is not Mode.OFF:
@@ -212,14 +214,14 @@ class LeakChecker:
                 if finding is not None:
                     yield finding
 
-    def _finding(self, owner: Owner, around: CheckContext, kind: str) -> Finding | None:
+    def _finding(self, owner: Owner, around: CheckContext, kind: str) -> OwnerFinding | None:
         result = self._inspector.inspect(owner, around)
         if result is None:
             return None
-        leaked = bool(result.report.leaks)
+        leaked = bool(result.report.findings)
         if not leaked and (result.waited < _LONG_SETTLE or around.plan.allowed):
             return None
-        return Finding(
+        return OwnerFinding(
             owner=owner.name,
             nodeid=owner.nodeid,
             kind=kind,

@@ -18,7 +18,7 @@ from closewait_guard._files import OutputFile
 from closewait_guard.pytest_plugin._options import Options
 
 if TYPE_CHECKING:
-    from closewait_guard.pytest_plugin._findings import Finding
+    from closewait_guard.pytest_plugin._findings import OwnerFinding
 
 __all__ = [
     "FindingCollector",
@@ -44,31 +44,31 @@ class FindingCollector:
         if options.json is not None:
             self._file = JsonFile(config, options.json)
             config.add_cleanup(self._file.close)
-        self._findings: list[Finding] = []
+        self._findings: list[OwnerFinding] = []
 
     def pytest_sessionstart(self) -> None:
         """Only now is it known whether workers of pytest-xdist run the tests."""
         if self._config.pluginmanager.has_plugin("dsession"):
             self._config.pluginmanager.register(XdistReceiver(self), "closewait_guard_receiver")
 
-    def with_report(self, report: pytest.TestReport, findings: Iterable[Finding]) -> None:  # noqa: ARG002
+    def with_report(self, report: pytest.TestReport, findings: Iterable[OwnerFinding]) -> None:  # noqa: ARG002
         """From the tests of this process."""
         self.take(findings)
 
-    def late(self, session: pytest.Session, findings: Iterable[Finding]) -> None:
+    def late(self, session: pytest.Session, findings: Iterable[OwnerFinding]) -> None:
         """The same, when no test is left whose failing could tell the outcome of the run."""
         self.fail(findings)
         if session.testsfailed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def take(self, findings: Iterable[Finding]) -> None:
+    def take(self, findings: Iterable[OwnerFinding]) -> None:
         """Keep them to be told at the end, and in the file."""
         for finding in findings:
             self._findings.append(finding)
             if self._file is not None and finding.report is not None:
                 self._file.write(finding.plain())
 
-    def fail(self, findings: Iterable[Finding]) -> None:
+    def fail(self, findings: Iterable[OwnerFinding]) -> None:
         """Fail with an error of its own each that was found when no test was left to tell it."""
         for finding in findings:
             self.take([finding])
@@ -115,11 +115,11 @@ class FindingCollector:
 class XdistSender:
     """Sends findings with the reports of tests, and the last ones with the worker's farewell."""
 
-    def with_report(self, report: Any, findings: list[Finding]) -> None:
+    def with_report(self, report: Any, findings: list[OwnerFinding]) -> None:
         """Attributes of a report are sent along with it."""
         report.socket_leaks = [finding.plain() for finding in findings]
 
-    def late(self, session: pytest.Session, findings: list[Finding]) -> None:
+    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
         """No report is left that could carry them."""
         sent = [finding.plain() for finding in findings]
         session.config.workeroutput["socket_leaks"] = sent  # type: ignore[attr-defined]
@@ -141,12 +141,12 @@ class XdistReceiver:
         self._ledger.fail(_findings(getattr(node, "workeroutput", {}).get("socket_leaks", ())))
 
 
-def _findings(sent: Any) -> list[Finding]:
+def _findings(sent: Any) -> list[OwnerFinding]:
     if not sent:
         return []
-    from closewait_guard.pytest_plugin._findings import Finding
+    from closewait_guard.pytest_plugin._findings import OwnerFinding
 
-    return [Finding.of(data) for data in sent]
+    return [OwnerFinding.of(data) for data in sent]
 
 
 class JsonFile:

@@ -14,7 +14,7 @@ from closewait_guard.pytest_plugin._options import Plan
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import Failure
-    from closewait_guard.pytest_plugin._findings import Finding
+    from closewait_guard.pytest_plugin._findings import OwnerFinding
 
 __all__ = [
     "CurrentTest",
@@ -48,7 +48,7 @@ class CurrentTest:
         last = getattr(sys, "last_value", None)
         return [*self.failures, *([last] if isinstance(last, BaseException) else [])]
 
-    def take(self, finding: Finding) -> None:
+    def take(self, finding: OwnerFinding) -> None:
         """Remember what to fail the test with, and what to tell of it in XML."""
         from closewait_guard.pytest_plugin._failing import failure_of
         from closewait_guard.pytest_plugin._text import properties
@@ -62,11 +62,11 @@ class CurrentTest:
         """Whether it has run to its end, and nothing went wrong."""
         return self.called and not self.all_failures()
 
-    def unused_waiver(self) -> Finding:
+    def unused_waiver(self) -> OwnerFinding:
         """That its marker is not needed any more."""
-        from closewait_guard.pytest_plugin._findings import Finding, Outcome
+        from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
 
-        return Finding(
+        return OwnerFinding(
             owner=self.owner.name,
             nodeid=self.owner.nodeid,
             kind="test",

@@ -46,7 +46,7 @@ __all__ = [
 
 def is_ignored(record: SocketRecord, patterns: Sequence[str]) -> bool:
     """Whether a pattern fits the file, the function or the module of any call of the birth."""
-    frames = {*record.stack, *record.birth.stack, *record.culprit.stack}
+    frames = {*record.stack, *record.opener.stack, *record.blamed.stack}
     return any(_fits(frame, pattern) for frame in frames for pattern in patterns)
 
 
@@ -65,7 +65,7 @@ def is_of_default_loop(record: SocketRecord) -> bool:
     """
     return any(
         frame.module == "asyncio.events" and frame.function.endswith("Policy.get_event_loop")
-        for frame in record.birth.stack
+        for frame in record.opener.stack
     )
 
 

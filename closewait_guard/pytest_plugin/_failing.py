@@ -11,7 +11,7 @@ import pytest
 
 from closewait_guard._format import one_line
 from closewait_guard.model import Frame
-from closewait_guard.pytest_plugin._findings import Finding
+from closewait_guard.pytest_plugin._findings import OwnerFinding
 from closewait_guard.pytest_plugin._text import failure_text, headline, properties
 
 __all__ = [
@@ -32,9 +32,9 @@ class Failure(NamedTuple):
     frame: Frame | None
 
 
-def failure_of(finding: Finding, config: pytest.Config) -> Failure:
+def failure_of(finding: OwnerFinding, config: pytest.Config) -> Failure:
     """What a test or fixture that leaked fails with."""
-    leaks = finding.report.leaks if finding.report is not None else ()
+    leaks = finding.report.findings if finding.report is not None else ()
     return Failure(
         failure_text(finding, whole_stacks=config.getoption("verbose") > 0),
         headline(finding, config.rootpath),
@@ -42,7 +42,7 @@ def failure_of(finding: Finding, config: pytest.Config) -> Failure:
     )
 
 
-def as_report(finding: Finding, nodeid: str, config: pytest.Config) -> pytest.TestReport:
+def as_report(finding: OwnerFinding, nodeid: str, config: pytest.Config) -> pytest.TestReport:
     """An error of its own: for a fixture, or for a test whose reports have been made already."""
     failure = failure_of(finding, config)
     path = (finding.nodeid or nodeid).partition("::")[0]
@@ -78,10 +78,10 @@ def set_crash_location(report: pytest.TestReport, failure: Failure) -> None:
 class FindingSink(Protocol):
     """Where findings go: the ledger of this process, or the wire to the controller."""
 
-    def with_report(self, report: pytest.TestReport, findings: list[Finding]) -> None:
+    def with_report(self, report: pytest.TestReport, findings: list[OwnerFinding]) -> None:
         """What has been found up to the end of this test."""
 
-    def late(self, session: pytest.Session, findings: list[Finding]) -> None:
+    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
         """What was found when no test was left."""
 
 
@@ -91,13 +91,13 @@ class PendingFindings:
     def __init__(self, config: pytest.Config, desk: FindingSink) -> None:
         self._config = config
         self._desk = desk
-        self._findings: list[Finding] = []
-        self._of_fixtures: list[Finding] = []
+        self._findings: list[OwnerFinding] = []
+        self._of_fixtures: list[OwnerFinding] = []
         # By test: a plugin that runs tests again may drop the report of this one.
         self._raised: dict[str, Failure] = {}
         config.pluginmanager.register(self, "closewait_guard_outbox")
 
-    def put(self, finding: Finding) -> None:
+    def put(self, finding: OwnerFinding) -> None:
         """To go out with the next report of a teardown."""
         self._findings.append(finding)
         if finding.fails and finding.kind == "fixture":
@@ -112,7 +112,7 @@ class PendingFindings:
         self._raised = {nodeid: failure}
         pytest.fail(failure.text, pytrace=False)
 
-    def late(self, session: pytest.Session, findings: list[Finding]) -> None:
+    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
         """What no report is left for, after what has not gone out."""
         waiting, self._findings = self._findings, []
         if waiting or findings:

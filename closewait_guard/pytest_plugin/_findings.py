@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard.model import Frame, Leak
+from closewait_guard.model import Finding, Frame
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
 
 __all__ = [
     "SCHEMA",
-    "Finding",
     "Outcome",
+    "OwnerFinding",
     "Site",
     "location",
     "relative",
@@ -41,7 +41,7 @@ class Outcome(StrEnum):
     SETTLED = "settled"
 
 
-class Finding(NamedTuple):
+class OwnerFinding(NamedTuple):
     """The leaks of one owner, or that a waiver is not needed any more.
 
     Attributes:
@@ -85,7 +85,7 @@ class Finding(NamedTuple):
         }
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Finding:
+    def of(cls, data: Mapping[str, Any]) -> OwnerFinding:
         """What `plain` was made of."""
         from closewait_guard._render import from_dict
 
@@ -101,8 +101,8 @@ class Site(NamedTuple):
 
     frame: Frame | None
     outcome: Outcome
-    leaks: tuple[Leak, ...]
-    owners: tuple[Finding, ...]
+    findings: tuple[Finding, ...]
+    owners: tuple[OwnerFinding, ...]
 
     def who(self) -> str:
         """The only owner, or how many tests and fixtures."""
@@ -114,11 +114,11 @@ class Site(NamedTuple):
         )
 
 
-def sites(findings: Iterable[Finding]) -> list[Site]:
+def sites(findings: Iterable[OwnerFinding]) -> list[Site]:
     """Group by birth site and by what became of it; those with the most owners first."""
-    groups: dict[tuple[Frame | None, Outcome], list[tuple[Leak, Finding]]] = {}
+    groups: dict[tuple[Frame | None, Outcome], list[tuple[Finding, OwnerFinding]]] = {}
     for finding in findings:
-        for leak in finding.report.leaks if finding.report is not None else ():
+        for leak in finding.report.findings if finding.report is not None else ():
             key = (leak.observation.record.site, finding.outcome)
             groups.setdefault(key, []).append((leak, finding))
     found = [

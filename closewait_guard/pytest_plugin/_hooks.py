@@ -32,7 +32,7 @@ from closewait_guard.pytest_plugin._options import Mode, Options, Plan, options_
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin._failing import Failure, FindingSink, PendingFindings
-    from closewait_guard.pytest_plugin._findings import Finding
+    from closewait_guard.pytest_plugin._findings import OwnerFinding
     from closewait_guard.pytest_plugin._recording import RunRecorder
     from closewait_guard.settings import Settings
 
@@ -325,7 +325,7 @@ class LeakHooks:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Tell of fixtures that a stopped run finishes, and of tests that leaked later."""
         self._reserve.give_up()
-        leftovers: list[Finding] = []
+        leftovers: list[OwnerFinding] = []
         if self._began and self._trial is not None and exitstatus != pytest.ExitCode.INTERRUPTED:
             leftovers += self._trial.of_leftovers()
         if leftovers or self._outbox is not None:

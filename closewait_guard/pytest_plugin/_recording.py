@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin._checker import LeakChecker
-    from closewait_guard.pytest_plugin._findings import Finding
+    from closewait_guard.pytest_plugin._findings import OwnerFinding
     from closewait_guard.settings import Settings
 
 __all__ = [
@@ -122,17 +122,19 @@ class RunRecorder:
             self._hearing = LeakChecker(self.guard(), self._ownership, self._plan, self._worker)
         return self._hearing
 
-    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> Finding | None:
+    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> OwnerFinding | None:
         """What a test has left behind at its end, if it has not closed all."""
         return self._heard().of_test(running, keepers)
 
-    def of_fixture(self, keeper: WiderFixture, keepers: Sequence[WiderFixture]) -> Finding | None:
+    def of_fixture(
+        self, keeper: WiderFixture, keepers: Sequence[WiderFixture]
+    ) -> OwnerFinding | None:
         """What a wider fixture has left behind when it is finalized."""
         if self.has_closed_all(keeper.owner.mark):
             return None
         return self._heard().of_fixture(keeper, keepers)
 
-    def of_leftovers(self) -> Iterable[Finding]:
+    def of_leftovers(self) -> Iterable[OwnerFinding]:
         """What tests have left behind after they had been looked at: their threads, for example."""
         if self.has_closed_all(self._mark):
             return ()

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from closewait_guard._format import format_duration, one_line, pluralize
 from closewait_guard._render import Section, frame_lines, sections
-from closewait_guard.model import Frame, FrameKind, Leak, Report, SocketRecord
+from closewait_guard.model import Finding, Frame, FrameKind, Report, SocketRecord
 from closewait_guard.pytest_plugin._attribution import BORN_IN
 from closewait_guard.pytest_plugin._findings import (
-    Finding,
     Outcome,
+    OwnerFinding,
     Site,
     location,
     relative,
@@ -50,7 +50,7 @@ def _lines(site: Section, *, whole_stacks: bool) -> Iterator[str]:
     yield from site.lines
     if whole_stacks and site.group is not None:
         yield "  the whole stack, innermost call first:"
-        for frame in site.group.leaks[0].observation.record.birth.stack:
+        for frame in site.group.findings[0].observation.record.opener.stack:
             yield from frame_lines("    ", frame)
 
 
@@ -67,18 +67,18 @@ _CALLS_OF_PYTEST = frozenset(
 )
 
 
-def failure_text(finding: Finding, *, whole_stacks: bool = False) -> str:
+def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
     """What the test's error shows: who, how many, and the blocks of the report."""
     report = finding.report
     if report is None:
         return ""
     waited = f", {format_duration(finding.waited)} after its end" if finding.waited >= 0.05 else ""
-    head = f"{finding.owner} leaked {pluralize(len(report.leaks), 'socket')}{waited}"
+    head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
     shown = report if whole_stacks else trimmed(report)
     return "\n".join([one_line(head), "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
 
 
-def headline(finding: Finding, root: Path) -> str:
+def headline(finding: OwnerFinding, root: Path) -> str:
     """The one line of it that pytest's short summary has room for."""
     if finding.report is None:
         return ""
@@ -87,13 +87,13 @@ def headline(finding: Finding, root: Path) -> str:
     if len(found) > _MOST_PLACES:
         places.append(pluralize(len(found) - _MOST_PLACES, "more line"))
     who = "" if finding.kind == "test" else f"{finding.owner} "
-    leaked = f"leaked {pluralize(len(finding.report.leaks), 'socket')}"
+    leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
     return one_line(f"{who}{leaked}: {', '.join(places)}")
 
 
-def properties(finding: Finding) -> list[tuple[str, object]]:
+def properties(finding: OwnerFinding) -> list[tuple[str, object]]:
     """What the XML file tells of a leaking test: how many, and each verdict with its line."""
-    leaks = finding.report.leaks if finding.report is not None else ()
+    leaks = finding.report.findings if finding.report is not None else ()
     found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
     for leak in leaks:
         site = leak.observation.record.site
@@ -117,11 +117,11 @@ def _each_record(report: Report, change: Callable[[SocketRecord], SocketRecord])
         parent = changed(record.parent) if record.parent is not None else None
         return replace(change(record), parent=parent)
 
-    def of_leak(leak: Leak) -> Leak:
+    def of_leak(leak: Finding) -> Finding:
         seen = replace(leak.observation, record=changed(leak.observation.record))
         return replace(leak, observation=seen)
 
-    return replace(report, leaks=tuple(of_leak(leak) for leak in report.leaks))
+    return replace(report, findings=tuple(of_leak(leak) for leak in report.findings))
 
 
 def _trimmed(record: SocketRecord) -> SocketRecord:
@@ -156,7 +156,9 @@ _SAID = {
 }
 
 
-def summary(findings: Sequence[Finding], root: Path, *, whole_stacks: bool = False) -> list[str]:
+def summary(
+    findings: Sequence[OwnerFinding], root: Path, *, whole_stacks: bool = False
+) -> list[str]:
     """The lines of the section; none when there is nothing to tell."""
     lines: list[str] = []
     for site in sites(findings):
@@ -168,11 +170,11 @@ def summary(findings: Sequence[Finding], root: Path, *, whole_stacks: bool = Fal
 
 
 def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
-    verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.leaks)
+    verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.findings)
     told = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     kinds = Counter(finding.kind for finding in site.owners)
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
-    sockets = f"{pluralize(len(site.leaks), 'socket')} ({told})"
+    sockets = f"{pluralize(len(site.findings), 'socket')} ({told})"
     yield f"{location(site.frame, root)}: {sockets} {_SAID[site.outcome]} by {by}"
     for finding in site.owners[:_MOST_OWNERS]:
         notes = ", ".join(note for note in (finding.worker, finding.reason) if note)
@@ -181,11 +183,11 @@ def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
         yield f"    and {len(site.owners) - _MOST_OWNERS} more"
     first = site.owners[0].report
     if whole_stacks and first is not None:
-        report = replace(first, leaks=site.leaks)
+        report = replace(first, findings=site.findings)
         yield from ("  " + line for line in blocks(report, whole_stacks=True))
 
 
-def _waivers(findings: Sequence[Finding]) -> Iterator[str]:
+def _waivers(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     for finding in findings:
         if finding.outcome is Outcome.UNUSED_WAIVER:
             yield (
@@ -194,7 +196,7 @@ def _waivers(findings: Sequence[Finding]) -> Iterator[str]:
             )
 
 
-def _settles(findings: Sequence[Finding]) -> Iterator[str]:
+def _settles(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     waited = [finding for finding in findings if finding.waited >= _SHORT_SETTLE]
     slowest = sorted(waited, key=lambda finding: -finding.waited)[:_MOST_SETTLES]
     if slowest:
@@ -202,7 +204,7 @@ def _settles(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"Slowest to settle: {told}"
 
 
-def _not_seen(findings: Sequence[Finding]) -> Iterator[str]:
+def _not_seen(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     reports = [finding.report for finding in findings if finding.report is not None]
     if reports:
         yield from cannot_see(reports[-1])
@@ -211,7 +213,7 @@ def _not_seen(findings: Sequence[Finding]) -> Iterator[str]:
 _LEVELS = {Outcome.FAILED: "error", Outcome.WARNED: "warning"}
 
 
-def commands(findings: Iterable[Finding], root: Path) -> Iterator[str]:
+def commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
     """One command of GitHub Actions for each birth site."""
     for site in sites(findings):
         level = _LEVELS.get(site.outcome)
@@ -221,8 +223,8 @@ def commands(findings: Iterable[Finding], root: Path) -> Iterator[str]:
 
 
 def _said(site: Site) -> str:
-    sockets = pluralize(len(site.leaks), "socket")
-    hint = site.leaks[0].hint
+    sockets = pluralize(len(site.findings), "socket")
+    hint = site.findings[0].hint
     return _escaped(f"{sockets} born here leaked by {site.who()}; fix: {hint}")
 
 

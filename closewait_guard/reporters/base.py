@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Leak, Reporter, close_reporter, reporter_name
+from closewait_guard.model import Finding, Reporter, close_reporter, reporter_name
 
 __all__ = [
     "Wrapping",
@@ -29,6 +29,6 @@ class Wrapping:
         return f"{self._name}({reporter_name(self._reporter)})"
 
 
-def serial_of(leak: Leak) -> int:
+def serial_of(leak: Finding) -> int:
     """What tells the socket of a leak from all others."""
     return leak.observation.record.serial

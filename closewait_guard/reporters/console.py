@@ -69,7 +69,7 @@ def _pictures(report: Report) -> Iterator[RenderableType]:
         yield Text("\n").join(Text(line, style) for line, style in _styled(part))
         if (
             part.group is not None
-            and len({_peer(leak.observation) for leak in part.group.leaks}) > 1
+            and len({_peer(leak.observation) for leak in part.group.findings}) > 1
         ):
             yield _peers(part.group)
         yield Text()
@@ -93,7 +93,7 @@ def _peers(group: SiteGroup) -> Table:
         "peer", "sockets", "closed", "unread", box=None, padding=(0, 2), header_style="dim"
     )
     seen: dict[str, list[Observation]] = {}
-    for leak in group.leaks:
+    for leak in group.findings:
         seen.setdefault(_peer(leak.observation), []).append(leak.observation)
     for peer, those in sorted(seen.items(), key=lambda item: -len(item[1]))[:_MOST_PEERS]:
         ago = [each.peer_closed_for for each in those if each.peer_closed_for is not None]

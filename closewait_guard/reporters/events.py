@@ -11,7 +11,15 @@ from itertools import groupby
 from typing import NamedTuple
 
 from closewait_guard._format import format_duration, one_line, pluralize, summarize_addresses
-from closewait_guard.model import Alert, AlertStatus, Closed, Report, Scalar, Severity, SiteGroup
+from closewait_guard.model import (
+    Alert,
+    AlertStatus,
+    ClosedLate,
+    Report,
+    Scalar,
+    Severity,
+    SiteGroup,
+)
 
 __all__ = [
     "Event",
@@ -39,7 +47,9 @@ def _all(report: Report) -> Iterator[Event]:
         yield _alert(alert, report.pid)
     for group in report.by_site():
         yield _site(group, report.pid)
-    for fingerprint, closed in groupby(sorted(report.closed, key=_fingerprint), key=_fingerprint):
+    for fingerprint, closed in groupby(
+        sorted(report.closed_late, key=_fingerprint), key=_fingerprint
+    ):
         yield _closed(list(closed), fingerprint, report.pid)
 
 
@@ -56,15 +66,15 @@ def _alert(alert: Alert, pid: int) -> Event:
 
 
 def _site(group: SiteGroup, pid: int) -> Event:
-    first = group.leaks[0]
-    oldest = max(leak.observation.useless_for for leak in group.leaks)
+    first = group.findings[0]
+    oldest = max(leak.observation.ended_for for leak in group.findings)
     peers = summarize_addresses(
-        leak.observation.peer for leak in group.leaks if leak.observation.peer
+        leak.observation.peer for leak in group.findings if leak.observation.peer
     )
     facts: dict[str, Scalar] = {
         "verdict": group.verdict.value,
         "severity": group.severity.value,
-        "accused": group.verdict.accused,
+        "is_leak": group.verdict.is_leak,
         "count": group.count,
         "site": group.site.place if group.site is not None else None,
         "function": group.site.function if group.site is not None else None,
@@ -79,14 +89,14 @@ def _site(group: SiteGroup, pid: int) -> Event:
         f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, born at {where}"
         f"{f' to {peers}' if peers else ''}, for up to {format_duration(oldest)}: {first.hint}"
     )
-    return Event(group.severity, group.verdict.accused, "socket_leak", sentence, facts)
+    return Event(group.severity, group.verdict.is_leak, "socket_leak", sentence, facts)
 
 
-def _closed(closed: list[Closed], fingerprint: str, pid: int) -> Event:
-    leak = closed[0].leak
+def _closed(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:
+    leak = closed[0].finding
     site = leak.observation.record.site
     longest = max(each.after for each in closed)
-    many = sum(each.leak.count for each in closed)
+    many = sum(each.finding.count for each in closed)
     where = site.place if site is not None else "an unknown place"
     return Event(
         Severity.INFO,
@@ -106,9 +116,9 @@ def _closed(closed: list[Closed], fingerprint: str, pid: int) -> Event:
     )
 
 
-def _fingerprint(closed: Closed) -> str:
+def _fingerprint(closed: ClosedLate) -> str:
     """That of the site as it was told when the socket was leaked."""
-    return closed.leak.fingerprint
+    return closed.finding.fingerprint
 
 
 def _escaped(event: Event) -> Event:

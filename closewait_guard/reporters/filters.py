@@ -18,8 +18,8 @@ from closewait_guard.model import (
     Alert,
     AlertKind,
     AlertStatus,
-    Closed,
-    Leak,
+    ClosedLate,
+    Finding,
     Report,
     Reporter,
     Severity,
@@ -61,15 +61,17 @@ class _AtLeast(Wrapping):
             ) from None
 
     def __call__(self, report: Report, /) -> None:
-        leaks = tuple(leak for leak in report.leaks if self._matters(leak.severity))
+        leaks = tuple(leak for leak in report.findings if self._matters(leak.severity))
         alerts = tuple(alert for alert in report.alerts if self._is_told(alert))
-        closed = tuple(each for each in report.closed if serial_of(each.leak) in self._sockets)
-        present = {serial_of(leak) for leak in report.leaks}
+        closed = tuple(
+            each for each in report.closed_late if serial_of(each.finding) in self._sockets
+        )
+        present = {serial_of(leak) for leak in report.findings}
         self._sockets = {serial_of(leak) for leak in leaks} | (self._sockets & present)
         if leaks or alerts or closed:
-            omitted = report.omitted + len(report.accused) - sum(leak.accused for leak in leaks)
+            omitted = report.omitted + len(report.leaks) - sum(leak.is_leak for leak in leaks)
             self._reporter(
-                replace(report, leaks=leaks, alerts=alerts, closed=closed, omitted=omitted)
+                replace(report, findings=leaks, alerts=alerts, closed_late=closed, omitted=omitted)
             )
 
     def _is_told(self, alert: Alert) -> bool:
@@ -112,35 +114,35 @@ def changes(reporter: Reporter) -> Reporter:
 class _Changes(Wrapping):
     def __init__(self, name: str, reporter: Reporter) -> None:
         super().__init__(name, reporter)
-        self._told: dict[int, Leak] = {}
+        self._told: dict[int, Finding] = {}
 
     def __call__(self, report: Report, /) -> None:
-        news = {serial_of(leak): leak for leak in report.leaks if self._is_other(leak)}
-        gone = tuple(each for each in report.closed if serial_of(each.leak) in self._told)
+        news = {serial_of(leak): leak for leak in report.findings if self._is_other(leak)}
+        gone = tuple(each for each in report.closed_late if serial_of(each.finding) in self._told)
         if gone or report.alerts or any(map(self._is_news, news.values())):
-            known = sum(leak.accused for leak in report.leaks if serial_of(leak) not in news)
+            known = sum(leak.is_leak for leak in report.findings if serial_of(leak) not in news)
             self._reporter(
                 replace(
                     report,
-                    leaks=tuple(news.values()),
-                    closed=gone,
+                    findings=tuple(news.values()),
+                    closed_late=gone,
                     omitted=report.omitted + known,
                 )
             )
             self._told |= news
-        present = {serial_of(leak) for leak in report.leaks}
+        present = {serial_of(leak) for leak in report.findings}
         self._told = {serial: leak for serial, leak in self._told.items() if serial in present}
 
-    def _is_other(self, leak: Leak) -> bool:
+    def _is_other(self, leak: Finding) -> bool:
         """Whether it is not as it was told, or better only in how bad it is."""
         told = self._told.get(serial_of(leak))
         if told is None:
             return True
         return told.verdict is not leak.verdict or told.severity.rank < leak.severity.rank
 
-    def _is_news(self, leak: Leak) -> bool:
+    def _is_news(self, leak: Finding) -> bool:
         told = self._told.get(serial_of(leak))
-        return leak.accused or (told is not None and told.accused)
+        return leak.is_leak or (told is not None and told.is_leak)
 
 
 _MOST_WAITING = 1000
@@ -172,14 +174,14 @@ class _Every(Wrapping):
         self._clock = clock
         self._next = -math.inf
         self._alerts: tuple[Alert, ...] = ()
-        self._closed: tuple[Closed, ...] = ()
+        self._closed: tuple[ClosedLate, ...] = ()
 
     def __call__(self, report: Report, /) -> None:
         self._alerts = (*self._alerts, *report.alerts)[-_MOST_WAITING:]
-        self._closed = (*self._closed, *report.closed)[-_MOST_WAITING:]
+        self._closed = (*self._closed, *report.closed_late)[-_MOST_WAITING:]
         at = self._clock()
         if at >= self._next:
             self._next = at + self._seconds
-            self._reporter(replace(report, alerts=self._alerts, closed=self._closed))
+            self._reporter(replace(report, alerts=self._alerts, closed_late=self._closed))
             # Only now, because it may have failed.
             self._alerts = self._closed = ()

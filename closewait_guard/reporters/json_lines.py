@@ -17,7 +17,7 @@ from closewait_guard._config import shown
 from closewait_guard._files import OutputFile
 from closewait_guard._render import to_dict
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Closed, Leak, Report, Reporter, site_key
+from closewait_guard.model import ClosedLate, Finding, Report, Reporter, site_key
 
 __all__ = [
     "json_lines",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-_Item = TypeVar("_Item", Leak, Closed)
+_Item = TypeVar("_Item", Finding, ClosedLate)
 
 
 def with_examples(report: Report, most: int) -> Report:
@@ -36,13 +36,13 @@ def with_examples(report: Report, most: int) -> Report:
     """
     return replace(
         report,
-        leaks=_some(report.leaks, most, lambda leak: leak, _age, _standing_for),
-        closed=_some(
-            report.closed,
+        findings=_some(report.findings, most, lambda leak: leak, _age, _standing_for),
+        closed_late=_some(
+            report.closed_late,
             most,
-            lambda closed: closed.leak,
+            lambda closed: closed.finding,
             lambda closed: closed.after,
-            lambda closed, count: replace(closed, leak=_standing_for(closed.leak, count)),
+            lambda closed, count: replace(closed, finding=_standing_for(closed.finding, count)),
         ),
     )
 
@@ -50,7 +50,7 @@ def with_examples(report: Report, most: int) -> Report:
 def _some(
     items: Sequence[_Item],
     most: int,
-    leak_of: Callable[[_Item], Leak],
+    leak_of: Callable[[_Item], Finding],
     age_of: Callable[[_Item], float],
     standing_for: Callable[[_Item, int], _Item],
 ) -> tuple[_Item, ...]:
@@ -71,11 +71,11 @@ def _some(
     return tuple(kept[place] for place in sorted(kept))
 
 
-def _age(leak: Leak) -> float:
-    return leak.observation.useless_for
+def _age(leak: Finding) -> float:
+    return leak.observation.ended_for
 
 
-def _standing_for(leak: Leak, count: int) -> Leak:
+def _standing_for(leak: Finding, count: int) -> Finding:
     return replace(leak, count=count)
 
 

@@ -42,7 +42,7 @@ class _Warner:
         warned = {
             (group.site or _NOWHERE, _sentence(group)): None
             for group in report.by_site()
-            if group.verdict.accused
+            if group.verdict.is_leak
         }
         failures = [self._failure_to_warn(site, sentence) for site, sentence in warned]
         for failure in filter(None, failures):
@@ -79,4 +79,4 @@ class _Warner:
 def _sentence(group: SiteGroup) -> str:
     """Without counts, times and peers, which are others in every report."""
     born = f", born in {group.site.function}()" if group.site is not None else ""
-    return f"{group.verdict} socket{born.replace('>()', '>')}: {group.leaks[0].hint}"
+    return f"{group.verdict} socket{born.replace('>()', '>')}: {group.findings[0].hint}"

@@ -177,8 +177,8 @@ def age_of_forgotten(guard, wait):
         theirs.close()
         guard.scan()
         threading.Event().wait(wait)
-        [leak] = guard.scan().leaks
-        return leak.observation.useless_for
+        [leak] = guard.scan().findings
+        return leak.observation.ended_for
 
 
 def test_ages_are_those_that_have_really_passed(strange_clock, guard):
@@ -191,7 +191,7 @@ def test_a_socket_of_a_stopped_clock_is_no_older_than_it_is_when_the_clock_goes_
         ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        assert all(leak.observation.useless_for < 5 for leak in guard.scan().leaks)
+        assert all(leak.observation.ended_for < 5 for leak in guard.scan().findings)
 
 
 def test_a_block_takes_nothing_of_what_a_test_lets_its_mocked_clock_answer():

@@ -351,8 +351,8 @@ def test_it():
     code = compile("import socket\\nkept = keep(socket.socket())", "/tmp/\\udcff.py", "exec")
     exec(code, {"keep": keep})
 """
-    [line] = suite.leaks(source)
-    [leak] = line["report"]["leaks"]
+    [line] = suite.findings(source)
+    [leak] = line["report"]["findings"]
     assert "/tmp/\udcff.py" in [
         frame["filename"] for frame in leak["observation"]["record"]["stack"]
     ]

@@ -79,10 +79,10 @@ def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_
             guard.scan(full=True),
             guard.check(0, explain=True),
         ):
-            assert report.leaks
+            assert report.findings
             assert any(
-                keep.__name__ in told or "app." in told for told in report.leaks[0].holders
-            ), report.leaks
+                keep.__name__ in told or "app." in told for told in report.findings[0].holders
+            ), report.findings
             assert "who holds" not in " ".join(report.coverage.notes)
         assert reports
         assert cwg.from_dict(cwg.to_dict(report)) == report
@@ -108,7 +108,7 @@ def test_any_combination_of_holders_runs_nothing_of_theirs(place, keepers):
         time.sleep(0.01)
         zoo.armed.set()
         try:
-            [leak] = guard.scan().accused
+            [leak] = guard.scan().leaks
         finally:
             zoo.armed.clear()
             close_all()
@@ -129,7 +129,7 @@ def test_a_block_and_a_monitor_run_nothing_of_the_zoo(place, nothing_evaluated):
             while not reports and time.monotonic() < deadline:
                 time.sleep(0.02)
         assert reports
-        assert reports[0].leaks
+        assert reports[0].findings
         with pytest.raises(cwg.SocketLeakError), guard.no_leaks(grace=0.05):
             place.more = zoo.attribute(left_by_its_peer())
         zoo.armed.clear()
@@ -224,7 +224,7 @@ def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch)
         with monkeypatch.context() as patched:
             patched.setattr(place, broken)
             report = guard.scan()
-        assert len(report.accused) == 2
+        assert len(report.leaks) == 2
         assert note in report.coverage.notes
         close_all()
         del kept
@@ -252,8 +252,8 @@ def test_a_socket_of_a_hostile_class_is_seen_and_asked_for_nothing(nothing_evalu
         kept = [abandoned(HostileSocket), abandoned(socket.socket)]
         time.sleep(0.01)
         nothing_evaluated()
-        assert len(guard.scan(full=True).accused) == 2
-        assert len(guard.scan().accused) == 2
+        assert len(guard.scan(full=True).leaks) == 2
+        assert len(guard.scan().leaks) == 2
         zoo.armed.clear()
         for sock in kept:
             sock.close()
@@ -277,7 +277,7 @@ def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undesc
         kept = [abandoned(HostileSocket), abandoned(socket.socket)]
         time.sleep(0.01)
         report = guard.scan()
-        assert len(report.accused) == 1
+        assert len(report.leaks) == 1
         assert "the state of 1 socket: looking at it has failed" in report.coverage.notes
         for sock in kept:
             sock.close()
@@ -358,7 +358,7 @@ def recorded(context=None):
         cwg.to_dict(report)
         zoo.armed.clear()
         sock.close()
-    return report.leaks[0].observation.record, report.coverage.notes
+    return report.findings[0].observation.record, report.coverage.notes
 
 
 def recorded_in_thread():
@@ -415,7 +415,7 @@ def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, plac
         report = guard.scan()
         close_all()
         del place.kept
-    [told] = report.leaks[0].holders
+    [told] = report.findings[0].holders
     assert "...]" in told
     assert len(told) < 120
     assert "who holds" not in " ".join(report.coverage.notes)
@@ -432,5 +432,5 @@ def test_sockets_whose_holders_were_not_searched_for_are_counted_beside_one_of_t
         report = guard.scan()
         close_all()
         del kept
-    assert sum(not leak.holders for leak in report.accused) == 2
+    assert sum(not leak.holders for leak in report.leaks) == 2
     assert any(note.startswith("who holds 2 sockets: not") for note in report.coverage.notes)

@@ -40,13 +40,13 @@ def test_a_report_that_another_has_overtaken_takes_nothing_back(guard, monkeypat
         monkeypatch.setattr(guard._examiner, "_scan", scan)
         leaking.enter_context(half_closed_pair())
         time.sleep(0.1)
-        assert guard.report().accused
+        assert guard.report().leaks
         return seen
 
     with ExitStack() as leaking:
         monkeypatch.setattr(guard._examiner, "_scan", scan_and_be_overtaken)
-        assert not guard.report().accused
-    assert len(guard.report().closed) == 1
+        assert not guard.report().leaks
+    assert len(guard.report().closed_late) == 1
 
 
 class Thing:

@@ -41,8 +41,8 @@ socket.socket().close()
 ours, theirs = socket.socketpair()
 theirs.close()
 report = guard.scan(full=True)
-assert report.coverage.births == 3, report.coverage
-assert [leak.observation.fd for leak in report.leaks] == [ours.fileno()], report.leaks
+assert report.coverage.opened == 3, report.coverage
+assert [leak.observation.fd for leak in report.findings] == [ours.fileno()], report.findings
 assert not any("taken the place" in note for note in report.coverage.notes), report.coverage.notes
 '''
 """
@@ -69,7 +69,7 @@ def test_an_interpreter_that_begins_and_ends_later_leaves_the_guard_of_the_first
         f"""
         def rest():
             assert socket.socket.__init__ is ours
-            assert guard.scan().coverage.births == 1
+            assert guard.scan().coverage.opened == 1
 
         guard = cwg.install()
         ours = socket.socket.__init__
@@ -93,9 +93,9 @@ def test_an_interpreter_that_has_a_guard_before_the_first_has_one_keeps_it(share
         apart(other, OPENS)
         with cwg.Guard() as guard:
             socket.socket().close()
-            assert guard.scan().coverage.births == 1
-            apart(other, "socket.socket().close(); assert guard.scan().coverage.births == 4")
-        apart(other, "socket.socket().close(); assert guard.scan().coverage.births == 5")
+            assert guard.scan().coverage.opened == 1
+            apart(other, "socket.socket().close(); assert guard.scan().coverage.opened == 4")
+        apart(other, "socket.socket().close(); assert guard.scan().coverage.opened == 5")
         apart(other, "ours.close()")
         interpreters.destroy(other)
         socket.socket().close()
@@ -175,7 +175,7 @@ def test_a_scan_beside_an_interpreter_that_runs_says_what_it_leaves_out():
         time.sleep(0.01)
         with cwg.Guard() as before:
             report = before.check(-10, explain=True)
-            assert ("waits()" in str(report.leaks)) is {shows_other_threads()}
+            assert ("waits()" in str(report.findings)) is {shows_other_threads()}
             assert "several interpreters" not in str(report.coverage.notes)
         other = new()
         running = threading.Thread(target=apart, args=(other, {RUNS!r}))
@@ -184,9 +184,9 @@ def test_a_scan_beside_an_interpreter_that_runs_says_what_it_leaves_out():
         scans = 0
         while running.is_alive():
             report = guard.check(0, explain=True)
-            assert len(report.leaks) == 1
+            assert len(report.findings) == 1
             assert "several interpreters" in str(report.coverage.notes)
-            assert "waits()" not in str(report.leaks)
+            assert "waits()" not in str(report.findings)
             scans += 1
         print(scans)
         ended.set()
@@ -207,7 +207,7 @@ def test_a_scan_beside_another_interpreter_sees_the_locals_of_its_caller_and_kee
         def scans():
             ours, theirs = socket.socketpair()
             theirs.close()
-            assert "'ours'" in str(guard.scan().leaks)
+            assert "'ours'" in str(guard.scan().findings)
             ours.close()
             return weakref.ref(ours)
 
@@ -227,7 +227,7 @@ def test_another_interpreter_reports_without_a_thread_and_says_that_it_cannot_wa
             cwg.watch(interval=0.01, at_exit=False)
         except cwg.ConfigurationError as error:
             print(error)
-        guard = cwg.install(grace=0, reporters=[lambda report: print(len(report.leaks))])
+        guard = cwg.install(grace=0, reporters=[lambda report: print(len(report.findings))])
         cwg.report()
         import threading
         assert threading.enumerate() == [threading.main_thread()]

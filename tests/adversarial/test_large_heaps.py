@@ -68,8 +68,8 @@ def holders(guard):
     # On a busy machine the time for a search may not suffice; then it is made again.
     for _ in range(10):
         report = guard.scan()
-        assert len(report.leaks) == 1, cwg.render_text(report)
-        [found] = report.leaks
+        assert len(report.findings) == 1, cwg.render_text(report)
+        [found] = report.findings
         assert not any("failed" in note for note in report.coverage.notes)
         if found.holders:
             break
@@ -114,7 +114,7 @@ with cwg.Guard(cwg.Settings(grace=0)) as guard:
     theirs.close()
     module.table["last"] = Connection(module.__dict__.pop("ours"))
     time.sleep(0.02)
-    [leak] = guard.scan().leaks
+    [leak] = guard.scan().findings
     assert leak.holders[0] == "app.prices.table['last'].sock (module global)", leak.holders
     module.table["last"].sock.close()
 """
@@ -173,7 +173,7 @@ def test_an_idle_connection_of_a_pool_is_explained(guard, module):
     module.pool.pool.get_nowait()
     module.pool.pool.put(connection)
     time.sleep(0.02)
-    [found] = guard.scan().leaks
+    [found] = guard.scan().findings
     assert found.verdict is cwg.Verdict.STALE_POOL
     assert "urllib3 pool of http://127.0.0.1:1: idle in the pool" in found.holders[-1]
 
@@ -183,14 +183,14 @@ def test_a_series_that_may_not_search_yet_says_so_and_searches_later(guard, modu
     module.kept = leak()
     time.sleep(0.02)
     report = guard.report()
-    [found] = report.leaks
+    [found] = report.findings
     assert found.holders == ()
     assert any(
         note.startswith("who holds 1 socket: not searched") for note in report.coverage.notes
     )
     monkeypatch.setattr(Allowance, "balance", lambda *_, **__: 0.4)
     report = guard.report()
-    assert report.leaks[0].holders == ("app.prices.kept (module global)",)
+    assert report.findings[0].holders == ("app.prices.kept (module global)",)
     assert not any(note.startswith("who holds") for note in report.coverage.notes)
 
 
@@ -198,7 +198,7 @@ def test_a_small_heap_is_asked_whole_and_in_a_series_too(module):
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         module.kept = leak()
         time.sleep(0.02)
-        assert guard.report().leaks[0].holders == ("app.prices.kept (module global)",)
+        assert guard.report().findings[0].holders == ("app.prices.kept (module global)",)
 
 
 @pytest.mark.long

@@ -21,14 +21,14 @@ MANY = 2_000
 def large():
     """As many as one line can leak, each useless for longer than the one before."""
     report = told(lambda report: None)
-    leak = report.leaks[0]
+    leak = report.findings[0]
     seen = leak.observation
     leaks = tuple(
         replace(leak, observation=replace(seen, fd=number, suspect_for=float(number)))
         for number in range(MANY)
     )
-    closed = tuple(cwg.Closed(leak, leak.observation.useless_for) for leak in leaks)
-    return replace(report, leaks=leaks, closed=closed, open_sockets=MANY)
+    closed = tuple(cwg.ClosedLate(leak, leak.observation.ended_for) for leak in leaks)
+    return replace(report, findings=leaks, closed_late=closed, open_sockets=MANY)
 
 
 def saved(path, report, **options):
@@ -42,9 +42,9 @@ def test_a_file_has_some_examples_of_each_site_and_all_the_numbers(tmp_path, lar
     assert len(line) < 1_000_000
     jsonschema.validate(json.loads(line), SCHEMA)
     [group] = found.by_site()
-    assert (len(group.leaks), group.count) == (50, MANY)
-    assert min(leak.observation.useless_for for leak in group.leaks) == MANY - 50
-    assert sum(closed.leak.count for closed in found.closed) == MANY
+    assert (len(group.findings), group.count) == (50, MANY)
+    assert min(leak.observation.ended_for for leak in group.findings) == MANY - 50
+    assert sum(closed.finding.count for closed in found.closed_late) == MANY
     text = cwg.render_text(found)
     assert f"{MANY} leaked of" in text
     assert "2,000 x LEAKED" in text
@@ -53,7 +53,7 @@ def test_a_file_has_some_examples_of_each_site_and_all_the_numbers(tmp_path, lar
 
 
 def test_every_leak_is_written_on_demand_and_by_to_dict(tmp_path, large):
-    report = replace(large, leaks=large.leaks[:100], closed=())
+    report = replace(large, findings=large.findings[:100], closed_late=())
     _, found = saved(tmp_path / "leaks.jsonl", report, examples=0)
     assert found == report == cwg.from_dict(cwg.to_dict(report))
     assert "only counted" not in cwg.render_text(found)
@@ -61,7 +61,7 @@ def test_every_leak_is_written_on_demand_and_by_to_dict(tmp_path, large):
 
 def test_a_difference_counts_those_that_were_left_out(tmp_path, large):
     _, found = saved(tmp_path / "leaks.jsonl", large)
-    fewer = replace(large, leaks=large.leaks[:100], closed=())
+    fewer = replace(large, findings=large.findings[:100], closed_late=())
     text = "\n".join(difference(fewer, found))
     assert "GROWING, from 100 to 2,000 (+1,900):" in text
 
@@ -74,14 +74,14 @@ def test_sites_that_only_their_peers_tell_apart_are_written_whole(tmp_path, larg
                 leak.observation, record=replace(leak.observation.record, parent=None, stack=())
             ),
         )
-        for leak in large.leaks[:200]
+        for leak in large.findings[:200]
     )
-    _, found = saved(tmp_path / "leaks.jsonl", replace(large, leaks=leaks, closed=()))
-    assert len(found.leaks) == 200
+    _, found = saved(tmp_path / "leaks.jsonl", replace(large, findings=leaks, closed_late=()))
+    assert len(found.findings) == 200
 
 
 def test_what_was_cut_down_once_can_be_cut_down_again(tmp_path, large):
     _, found = saved(tmp_path / "first.jsonl", large)
     _, again = saved(tmp_path / "second.jsonl", found, examples=7)
     [group] = again.by_site()
-    assert (len(group.leaks), group.count) == (7, MANY)
+    assert (len(group.findings), group.count) == (7, MANY)

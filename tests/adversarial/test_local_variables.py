@@ -42,7 +42,7 @@ def test_a_scan_leaves_what_exec_has_set_in_a_running_function(leaking):
     report = guard.scan()
     scanned.set()
     thread.join()
-    assert report.leaks
+    assert report.findings
     assert seen == ["set by exec"]
 
 
@@ -72,7 +72,7 @@ def test_a_scan_leaves_what_a_debugger_has_set_in_a_function_and_in_a_generator(
         return report, value, list(suspended)
 
     report, *_ = calls()
-    assert any("local 'sock' of" in told for leak in report.leaks for told in leak.holders)
+    assert any("local 'sock' of" in told for leak in report.findings for told in leak.holders)
     for variables in shared:
         assert variables["value"] == "set by a debugger"
         assert variables["added"] == 1

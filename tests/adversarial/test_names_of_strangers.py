@@ -62,7 +62,7 @@ records = st.builds(
     cwg.SocketRecord,
     serial=st.integers(0, 10),
     pid=strategies.counts,
-    born_at=strategies.seconds,
+    opened_at=strategies.seconds,
     thread=nasty,
     task=nasty,
     labels=st.lists(nasty, max_size=2).map(tuple),
@@ -90,7 +90,7 @@ observations = st.builds(
     close_called=st.booleans(),
 )
 leaks = st.builds(
-    cwg.Leak,
+    cwg.Finding,
     observation=observations,
     verdict=st.sampled_from(cwg.Verdict),
     severity=st.sampled_from(cwg.Severity),
@@ -110,14 +110,14 @@ reports = st.builds(
     fd_limit=strategies.counts,
     coverage=st.builds(
         cwg.Coverage,
-        births=strategies.counts,
+        opened=strategies.counts,
         adopted=strategies.counts,
         dropped=strategies.counts,
         forgotten=strategies.counts,
         failures=strategies.counts,
         notes=st.lists(nasty, max_size=2).map(tuple),
     ),
-    leaks=st.lists(leaks, max_size=3).map(tuple),
+    findings=st.lists(leaks, max_size=3).map(tuple),
     alerts=st.lists(
         st.builds(
             cwg.Alert,
@@ -128,9 +128,9 @@ reports = st.builds(
         ),
         max_size=1,
     ).map(tuple),
-    closed=st.lists(st.builds(cwg.Closed, leak=leaks, after=strategies.seconds), max_size=1).map(
-        tuple
-    ),
+    closed_late=st.lists(
+        st.builds(cwg.ClosedLate, finding=leaks, after=strategies.seconds), max_size=1
+    ).map(tuple),
 )
 thoroughly = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -162,7 +162,7 @@ def test_data_of_an_alert_from_elsewhere_cannot_break_a_log():
     alert = cwg.Alert(cwg.AlertKind.COUNT, cwg.Severity.WARNING, "many", dict.fromkeys(names, "x"))
     coverage = cwg.Coverage(0, 0, 0, 0, 0, ())
     report = cwg.Report(
-        strategies.SCHEMA, 0.0, "h", 1, "c", "3", 0, 0, 0, coverage, leaks=(), alerts=(alert,)
+        strategies.SCHEMA, 0.0, "h", 1, "c", "3", 0, 0, 0, coverage, findings=(), alerts=(alert,)
     )
     logged = []
     handler = standard.Handler()
@@ -202,8 +202,8 @@ def test_on_a_terminal_only_our_own_colours_are_escape_sequences(report):
     without_colours = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
     assert_harmless(without_colours)
     # Not taken for markup, which would have been left out.
-    for leak in report.leaks:
-        if leak.observation.peer == "[/bold]" and len(report.leaks) == 1:
+    for leak in report.findings:
+        if leak.observation.peer == "[/bold]" and len(report.findings) == 1:
             assert "[/bold]" in without_colours
 
 
@@ -250,8 +250,8 @@ def test_json_holds_the_true_names_in_valid_utf_8(report):
     text.encode("utf-8")
     data = json.loads(text)
     assert data["command"] == report.command
-    assert [leak["observation"]["peer"] for leak in data["leaks"]] == [
-        leak.observation.peer for leak in report.leaks
+    assert [leak["observation"]["peer"] for leak in data["findings"]] == [
+        leak.observation.peer for leak in report.findings
     ]
 
 
@@ -289,7 +289,7 @@ def test_the_peer_of_an_abstract_socket_steers_no_terminal():
             client.connect(name)
             server.accept()[0].close()
             report = guard.scan()
-            assert [leak.verdict for leak in report.accused] == [cwg.Verdict.LEAKED]
+            assert [leak.verdict for leak in report.leaks] == [cwg.Verdict.LEAKED]
             text = cwg.render_text(report)
     assert_harmless(text)
     assert "\\x1b[31m::error::" in text

@@ -40,7 +40,7 @@ WAYS = {
     "warn": "guard.report()",
     "changes:at_least:info:every:1:text": "guard.report()",
     "scan": "guard.scan(full=True)",
-    "fingerprint": "[leak.fingerprint for leak in guard.scan().leaks]",
+    "fingerprint": "[leak.fingerprint for leak in guard.scan().findings]",
     "text of it": "cwg.render_text(guard.scan())",
     "dict of it": "cwg.from_dict(cwg.to_dict(guard.scan()))",
     "context": "guard.scan()",
@@ -108,7 +108,7 @@ warnings.simplefilter("always")
 
 def gauges(report):
     sites = [group for group in report.by_site() if group.fingerprint]
-    told.append({(group.verdict, len(group.leaks)) for group in sites})
+    told.append({(group.verdict, len(group.findings)) for group in sites})
 
 guard = cwg.install(grace=0, reporters=[
     reporters.text(plain), reporters.console(colour), "structlog", "logging",
@@ -126,7 +126,7 @@ while not told and time.monotonic() < end:
     time.sleep(0.01)
 guard.report()
 report = guard.scan()
-found = len(report.accused), cwg.render_text(report), cwg.to_dict(report)
+found = len(report.leaks), cwg.render_text(report), cwg.to_dict(report)
 for sock in taken:
     sock.close()
 assert guard.failed_reports == 0, guard.failed_reports
@@ -135,7 +135,7 @@ for stream in (plain, colour, filtered):
 assert "3 sockets leaked" in logged.getvalue(), logged.getvalue()
 assert any(warning.startswith("leaked socket") for warning in warned), warned
 assert len(told) == 2 and all(("leaked", 3) in each for each in told), told
-assert "3 x LEAKED" in found[1] and len(found[2]["leaks"]) == found[0] == 3 + len(taken)
+assert "3 x LEAKED" in found[1] and len(found[2]["findings"]) == found[0] == 3 + len(taken)
 """
 
 
@@ -145,7 +145,7 @@ def test_every_reporter_tells_all_leaks_without_a_descriptor(tmp_path):
     assert any("count=3" in event and "leaked" in event for event in events), done.stdout
     reports = [json.loads(line) for line in (tmp_path / "leaks.jsonl").read_text().splitlines()]
     assert len(reports) == 2
-    verdicts = [leak["verdict"] for leak in reports[-1]["leaks"]]
+    verdicts = [leak["verdict"] for leak in reports[-1]["findings"]]
     assert verdicts.count("leaked") == 3
     assert "closewait-guard: " not in done.stderr
 
@@ -159,7 +159,7 @@ def make():
     return socket.socket()
 
 def source_of(sock):
-    leaks = [leak for leak in guard.scan().leaks if leak.observation.fd == sock.fileno()]
+    leaks = [leak for leak in guard.scan().findings if leak.observation.fd == sock.fileno()]
     return leaks[0].observation.record.site.source
 
 guard = cwg.install(grace=0)
@@ -233,7 +233,7 @@ def test_it():
     [line] = (suite.pytester.path / "leaks.jsonl").read_text(encoding="utf-8").splitlines()
     finding = json.loads(line)
     assert finding["owner"] == "test_it.py::test_it"
-    assert len(finding["report"]["leaks"]) > 50
+    assert len(finding["report"]["findings"]) > 50
     assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
 
 

@@ -28,7 +28,7 @@ def test_a_context_provider_that_opens_sockets_is_not_asked_about_them():
 
     with cwg.Guard(cwg.Settings(context=opens)) as guard, socket.socket():
         [seen] = guard.scan(full=True).observations
-        assert guard.scan().coverage.births == 2
+        assert guard.scan().coverage.opened == 2
     assert seen.record.context == {"request": 1}
     assert asked == [1]
 
@@ -38,7 +38,7 @@ def test_odd_objects_in_place_of_the_module_ssl_stop_no_scan(odd, monkeypatch):
     monkeypatch.setitem(sys.modules, "ssl", odd)
     with cwg.Guard() as guard, socket.socket():
         report = guard.scan(full=True)
-    assert len(report.observations) + len(report.leaks) == 1
+    assert len(report.observations) + len(report.findings) == 1
     assert report.coverage.failures == 0
 
 
@@ -69,12 +69,12 @@ with cwg.Guard(cwg.Settings(grace=0)) as guard:
     ours, theirs = socket.socketpair()
     theirs.close()
     detached = socket.socket().detach()
-    before = len(guard.scan().leaks)
+    before = len(guard.scan().findings)
     refused = {event!r}
     report = guard.scan(full=True)
     refused = None
     said = [note for note in report.coverage.notes if "hook" in note or "failed" in note]
-    print(len(report.leaks) == before or bool(said), bool(said), guard.scan().coverage.failures)
+    print(len(report.findings) == before or bool(said), bool(said), guard.scan().coverage.failures)
     again = guard.scan().coverage.notes
     print([note for note in again if "hook" in note] == [note for note in said if "hook" in note])
 """
@@ -138,7 +138,7 @@ def test_births_and_scans_under_a_function_that_opens_sockets_do_not_recurse(ins
             install(before)
         sock.close()
     assert seen
-    assert (report.coverage.births, report.coverage.failures) == (2, 0)
+    assert (report.coverage.opened, report.coverage.failures) == (2, 0)
 
 
 @pytest.mark.parametrize("install", [sys.setprofile, sys.settrace])

@@ -59,7 +59,7 @@ class World:
         newest = guard.mark()
         # Those are the first, and stay open.
         time.sleep(GRACE + 0.05)
-        found = [leak.observation.record.serial for leak in guard.scan().leaks]
+        found = [leak.observation.record.serial for leak in guard.scan().findings]
         self.serials = {serial for serial in found if serial < newest}
         assert len(self.serials) == LEAKS
 
@@ -126,11 +126,11 @@ class World:
 
     def judge(self, report):
         self.scans += 1
-        told = {leak.observation.record.serial: leak for leak in report.leaks}
-        for leak in report.leaks:
+        told = {leak.observation.record.serial: leak for leak in report.findings}
+        for leak in report.findings:
             origin = leak.observation.record.origin
-            self.wrong["stolen"] += leak.verdict is Verdict.STOLEN
-            self.wrong["native"] += leak.accused and origin is Origin.NATIVE
+            self.wrong["closed_elsewhere"] += leak.verdict is Verdict.CLOSED_ELSEWHERE
+            self.wrong["native"] += leak.is_leak and origin is Origin.NATIVE
             self.wrong["birth lost"] += leak.verdict is Verdict.DROPPED and origin is Origin.ADOPTED
         for serial in self.serials:
             verdict = told[serial].verdict if serial in told else None

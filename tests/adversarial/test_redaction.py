@@ -38,7 +38,7 @@ def test_a_redact_callable_that_blocks_withholds_all_and_is_waited_for_once():
         assert time.monotonic() - begun < 0.15
     finally:
         free.set()
-    assert first.host == first.leaks[0].observation.peer == WITHHELD
+    assert first.host == first.findings[0].observation.peer == WITHHELD
     assert "texts that the redact callable failed on" in cwg.render_text(first).replace("\n  ", " ")
     deadline = time.monotonic() + 10
     while redaction.text("secret") == WITHHELD and time.monotonic() < deadline:
@@ -95,15 +95,15 @@ def test_sockets_that_closed_after_all_pass_through_redact():
     with leaking_guard(redact=hidden, count=0) as guard:
         with half_closed_pair():
             time.sleep(0.03)
-            assert guard.report().accused
-        [closed] = guard.report().closed
-    assert closed.leak.observation.peer == closed.leak.observation.record.thread == "hidden"
+            assert guard.report().leaks
+        [closed] = guard.report().closed_late
+    assert closed.finding.observation.peer == closed.finding.observation.record.thread == "hidden"
 
 
 def test_no_value_of_the_context_is_lost_where_its_names_read_alike():
     settings = {"context": lambda: {"card": 4711, "name": "x", "vip": True}}
     with leaking_guard(redact=hidden, **settings) as guard:
-        [leak] = guard.scan().leaks
+        [leak] = guard.scan().findings
     context = leak.observation.record.context
     assert list(context.values()) == ["hidden", "hidden", True]
     assert list(context) == ["hidden", "hidden (2)", "hidden (3)"]

@@ -148,7 +148,7 @@ def in_report(data, path, value):
     return copied
 
 
-SEEN = ("leaks", 0, "observation")
+SEEN = ("findings", 0, "observation")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_moment_in_no_calendar_costs_no_report(tmp_path, data, taken_at):
 
 
 def test_a_report_nested_too_deeply_is_refused_in_one_sentence(data):
-    record = data["leaks"][0]["observation"]["record"]
+    record = data["findings"][0]["observation"]["record"]
     plain = dict(record)
     for _ in range(5000):
         record["parent"] = record = dict(plain)
@@ -196,7 +196,7 @@ def test_a_report_nested_too_deeply_is_refused_in_one_sentence(data):
 
 
 def test_a_writer_that_knows_no_younger_fields_is_understood(data):
-    for name in ("alerts", "observations", "closed", "omitted"):
+    for name in ("alerts", "observations", "closed_late", "omitted"):
         del data[name]
     assert cwg.from_dict(data).alerts == ()
 
@@ -230,7 +230,7 @@ def test_the_context_of_a_birth_becomes_what_json_can_write(tmp_path):
         raise AssertionError(word)
 
     assert cwg.from_dict(json.loads(line, parse_constant=refuse)) == report
-    [context] = [leak.observation.record.context for leak in report.leaks]
+    [context] = [leak.observation.record.context for leak in report.findings]
     assert context["nan"], context["inf"] == ("nan", "-inf")
     assert context["huge"].startswith("0x")
     assert len(context["huge"]) == 80

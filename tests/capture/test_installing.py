@@ -48,8 +48,8 @@ def test_guards_nest_in_any_order():
     socket.socket().close()
     second.uninstall()
     assert_pristine()
-    assert first.scan().coverage.births == 1
-    assert second.scan().coverage.births == 2
+    assert first.scan().coverage.opened == 1
+    assert second.scan().coverage.opened == 2
 
 
 def test_a_guard_can_be_installed_again():
@@ -58,13 +58,13 @@ def test_a_guard_can_be_installed_again():
         pass
     with guard:
         socket.socket().close()
-    assert guard.scan().coverage.births == 1
+    assert guard.scan().coverage.opened == 1
 
 
 def test_a_name_imported_before_is_seen():
     with cwg.Guard() as guard:
         imported_by_name().close()
-        assert guard.scan().coverage.births == 1
+        assert guard.scan().coverage.opened == 1
 
 
 def test_sockets_older_than_the_guard_are_adopted():
@@ -73,9 +73,9 @@ def test_sockets_older_than_the_guard_are_adopted():
         record = next(seen.record for seen in report.observations if seen.fd == old.fileno())
     assert record.origin is cwg.Origin.ADOPTED
     assert record.stack == ()
-    assert record.born_at is None
+    assert record.opened_at is None
     assert report.coverage.adopted >= 1
-    assert report.coverage.births == 0
+    assert report.coverage.opened == 0
 
 
 def test_the_class_looks_the_same_to_inspection():
@@ -130,8 +130,8 @@ def test_every_way_to_make_a_socket_works_as_before(guard):
     context = ssl.create_default_context()
     with context.wrap_socket(socket.socket(), server_hostname="localhost") as secure:
         assert isinstance(secure, ssl.SSLSocket)
-    assert guard.scan().coverage.births == 12
-    assert guard.scan().accused == ()
+    assert guard.scan().coverage.opened == 12
+    assert guard.scan().leaks == ()
 
 
 def test_timeouts_blocking_and_data_stay_untouched(probed_guard):
@@ -211,7 +211,7 @@ async def connect():
     return socket.create_connection(server.getsockname())
 in_task = asyncio.run(connect())
 server.accept()[0].close()
-seen = {leak.observation.fd: leak.observation for leak in cwg.scan().leaks}
+seen = {leak.observation.fd: leak.observation for leak in cwg.scan().findings}
 wrapped, made_in_task = seen[tls.fileno()], seen[in_task.fileno()]
 assert (wrapped.record.origin, wrapped.record.parent.origin) == ("wrapped", "created"), wrapped
 assert wrapped.tls

@@ -29,14 +29,14 @@ def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
         assert socket.socket.__init__ is theirs
         with pytest.warns(ResourceWarning):
             socket.socket()
-        assert guard.scan().coverage.births == 0
+        assert guard.scan().coverage.opened == 0
     finally:
         socket.socket.__init__ = ours
     assert patch.is_patched(), "ours is back, and silent"
     with cwg.Guard() as again:
         assert socket.socket.__init__ is ours
         socket.socket().close()
-        assert again.scan().coverage.births == 1
+        assert again.scan().coverage.opened == 1
 
 
 def test_a_guard_over_a_silent_wrapper_counts_each_birth_once():
@@ -52,7 +52,7 @@ def test_a_guard_over_a_silent_wrapper_counts_each_birth_once():
         first.uninstall()
         with cwg.Guard() as second:
             socket.socket().close()
-            assert second.scan().coverage.births == 1
+            assert second.scan().coverage.opened == 1
         assert socket.socket.__init__ is passing_on
     finally:
         socket.socket.__init__ = ours
@@ -71,7 +71,7 @@ def test_a_patch_that_was_there_before_sees_the_arguments_as_they_were_given():
     try:
         with cwg.Guard() as guard:
             socket.socket(socket.AF_INET, type=socket.SOCK_DGRAM).close()
-            assert guard.scan().coverage.births == 1
+            assert guard.scan().coverage.opened == 1
         assert socket.socket.__init__ is theirs
     finally:
         socket.socket.__init__ = original
@@ -87,7 +87,7 @@ def test_mock_patch_and_autospec_work_as_before():
         spec(socket.AF_INET, socket.SOCK_STREAM).close()
         with pytest.raises(TypeError):
             spec(1, 2, 3, 4, 5)
-        assert guard.scan().coverage.births == 0
+        assert guard.scan().coverage.opened == 0
 
 
 def test_installing_while_the_name_is_mocked_patches_the_class_itself():
@@ -95,7 +95,7 @@ def test_installing_while_the_name_is_mocked_patches_the_class_itself():
         guard = cwg.Guard().install()
     try:
         socket.socket().close()
-        assert guard.scan().coverage.births == 1
+        assert guard.scan().coverage.opened == 1
     finally:
         guard.uninstall()
 
@@ -148,7 +148,7 @@ def test_wrappers_that_were_there_before_are_told_what_they_are_told_without_us(
     found = dict(vars(SOCKET))
     with cwg.Guard() as guard:
         assert told() == before
-        births = guard.scan().coverage.births
+        births = guard.scan().coverage.opened
     assert dict(vars(SOCKET)) == found
     assert births == 4
     assert {of for _, of, *_ in before} == {SOCKET}
@@ -174,7 +174,7 @@ def test_the_stack_and_origin_of_a_birth_are_known_under_others_wrappers(wrapped
         with socket.create_server(("127.0.0.1", 0)) as server:
             with socket.create_connection(server.getsockname()):
                 accepted, _ = server.accept()
-            [leak] = guard.scan().leaks
+            [leak] = guard.scan().findings
             accepted.close()
     assert leak.observation.record.origin == "accepted"
     functions = [frame.function for frame in leak.observation.record.stack]
@@ -210,7 +210,7 @@ server = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(server.getsockname())
 accepted, _ = server.accept()
 client.close()
-[leak] = cwg.scan().leaks
+[leak] = cwg.scan().findings
 assert leak.observation.record.origin == "accepted", leak.observation.record
 # The server's family and type; those of the client and its protocol; the four of accept().
 assert [number for name, number in calls if name == "__init__"] == [3, 4, 5], calls

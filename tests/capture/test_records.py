@@ -32,14 +32,14 @@ def record_of(guard, sock):
 
 def everything(guard):
     report = guard.scan(full=True)
-    return [*report.observations, *(leak.observation for leak in report.leaks)]
+    return [*report.observations, *(leak.observation for leak in report.findings)]
 
 
 def test_a_record_tells_who_when_and_where(guard):
     before = time.time()
     with socket.socket() as s:
         record = record_of(guard, s)
-    assert before <= record.born_at <= time.time()
+    assert before <= record.opened_at <= time.time()
     assert record.thread == "MainThread"
     assert record.task is None
     assert record.labels == ()
@@ -65,7 +65,7 @@ def test_a_story_has_the_order_of_a_birth():
             -1,
             7,
         )
-    assert stranger.born_at is stranger.task is stranger.parent is None
+    assert stranger.opened_at is stranger.task is stranger.parent is None
     assert (stranger.thread, stranger.labels, stranger.context) == ("", (), {})
     assert (stranger.origin, stranger.stack) == (cwg.Origin.ADOPTED, NO_STACK)
 
@@ -303,7 +303,7 @@ def test_tls_knows_the_plain_socket(guard):
     assert seen.tls
     assert seen.record.origin is cwg.Origin.WRAPPED
     assert seen.record.parent == born
-    assert seen.record.birth == born
+    assert seen.record.opener == born
     assert seen.record.site.source == "plain = socket.socket()"
 
 
@@ -499,7 +499,7 @@ def test_each_birth_has_a_serial_above_those_before(guard):
         with socket.socket() as c:
             serials = [record_of(guard, s).serial for s in (a, b, c)]
     assert serials[0] < serials[1] < mark < serials[2]
-    assert guard.scan().coverage.births == 3
+    assert guard.scan().coverage.opened == 3
 
 
 def test_a_script_without_any_package_is_its_own_site(tmp_path):
@@ -508,7 +508,7 @@ def test_a_script_without_any_package_is_its_own_site(tmp_path):
         "import socket, closewait_guard as cwg\n"
         "cwg.install(grace=0)\n"
         "a, b = socket.socketpair(); b.close()\n"
-        "site = cwg.scan().accused[0].observation.record.site\n"
+        "site = cwg.scan().leaks[0].observation.record.site\n"
         "print(site.filename, site.lineno, site.function, site.module)\n"
     )
     done = subprocess.run(
@@ -525,7 +525,7 @@ def test_files_that_read_alike_are_told_apart(guard):
         scope = {}
         exec(compile(source, filename, "exec"), scope)
         made.append(scope["make"]())
-    leaks = guard.check(0).leaks
+    leaks = guard.check(0).findings
     assert [leak.observation.record.site.filename for leak in leaks] == [
         "/one/pool.py",
         "/two/pool.py",

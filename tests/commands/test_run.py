@@ -265,13 +265,13 @@ def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tm
     reports = documents((tmp_path / "leaks.jsonl").read_text())
     times = [report.taken_at for report in reports]
     ended = float(done.stdout)
-    *leaking, last = [report for report in reports if report.accused]
+    *leaking, last = [report for report in reports if report.leaks]
     assert len(leaking) >= 2
     # That of the end comes when it comes.
     assert all(later - earlier > 0.4 for earlier, later in pairwise(times[:-1]))
     assert ended < last.taken_at
     for report in (*leaking, last):
-        assert report.accused[0].observation.record.site.lineno == 4
+        assert report.leaks[0].observation.record.site.lineno == 4
     assert "1 leaked" in done.stderr
 
 
@@ -365,4 +365,4 @@ def test_the_reports_name_the_line_whatever_directory_the_program_goes_to(script
     path = script("import os\nos.chdir('/')\n" + LEAK)
     call("run", "--report", "json_lines:told.jsonl", path, cwd=tmp_path, code=0)
     (report,) = documents((tmp_path / "told.jsonl").read_text())
-    assert report.leaks[0].verdict in (cwg.Verdict.LEAKED, cwg.Verdict.CLOSING)
+    assert report.findings[0].verdict in (cwg.Verdict.LEAKED, cwg.Verdict.CLOSING)

@@ -60,7 +60,7 @@ def test_it_tells_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
 def test_it_counts_the_states_as_lsof_does(leaky):
     theirs = told_by_lsof(leaky.pid)
     (report,) = documents(call("scan", leaky.pid, "--json", "--all", code=1).stdout)
-    seen = [leak.observation for leak in report.leaks] + list(report.observations)
+    seen = [leak.observation for leak in report.findings] + list(report.observations)
     ours = {(each.fd, each.state) for each in seen if each.family == "AF_INET" and each.local}
     assert ours == {(int(line[3].rstrip("u")), line[-1].strip("()")) for line in theirs}
 
@@ -70,16 +70,16 @@ def test_the_kernel_dates_the_end_from_before_the_look():
     with program() as running:
         time.sleep(2.0)
         (report,) = documents(call("scan", running.pid, "--json", code=1).stdout)
-    ages = [leak.observation.peer_closed_for for leak in report.leaks]
+    ages = [leak.observation.peer_closed_for for leak in report.findings]
     assert len(ages) == 5
     assert all(1.9 < age < 10 for age in ages)
-    assert {leak.observation.evidence for leak in report.leaks} == {cwg.Evidence.TCP_INFO}
+    assert {leak.observation.evidence for leak in report.findings} == {cwg.Evidence.TCP_INFO}
 
 
 @needs_linux
 def test_unread_bytes_are_counted_without_the_fin(leaky):
     (report,) = documents(call("scan", leaky.pid, "--json", code=1).stdout)
-    unread = sorted(leak.observation.unread for leak in report.leaks)
+    unread = sorted(leak.observation.unread for leak in report.findings)
     assert unread == [0, 0, 2, 2, 2]
 
 
@@ -89,7 +89,7 @@ def test_an_end_within_the_grace_time_is_no_leak():
         (report,) = documents(
             call("scan", running.pid, "--json", code=0, CLOSEWAIT_GUARD_GRACE="30").stdout
         )
-    assert {leak.verdict for leak in report.leaks} == {cwg.Verdict.CLOSING}
+    assert {leak.verdict for leak in report.findings} == {cwg.Verdict.CLOSING}
 
 
 @needs_linux
@@ -127,7 +127,7 @@ def test_a_healthy_process_is_told_when_it_is_asked_for():
 @pytest.mark.parametrize("spelling", ["ESTABLISHED", "established", "estab"])
 def test_only_sockets_of_a_state_are_told(leaky, spelling):
     (report,) = documents(call("scan", leaky.pid, "--json", "--state", spelling, code=0).stdout)
-    assert not report.leaks
+    assert not report.findings
     assert {seen.state for seen in report.observations} == {cwg.State.ESTABLISHED}
     text = call("scan", leaky.pid, "--state", spelling, code=0).stdout
     assert "ESTABLISHED       1 x TCP to 127.0.0.1:" in text
@@ -137,7 +137,7 @@ def test_only_sockets_of_a_state_are_told(leaky, spelling):
 @needs_linux
 def test_a_state_as_ss_spells_it_finds_the_leaks(leaky):
     (report,) = documents(call("scan", "--state", "close-wait", "--json", leaky.pid, code=1).stdout)
-    assert len(report.accused) == 5
+    assert len(report.leaks) == 5
     assert not report.observations
 
 
@@ -148,11 +148,11 @@ def test_a_copy_over_fork_is_told_with_who_else_holds_it():
         reports = documents(call("scan", running.pid, "--tree", "--json", code=1, **AT_ONCE).stdout)
         parent, child = sorted(reports, key=lambda report: report.pid != running.pid)
         assert parent.pid == running.pid
-        assert {leak.verdict for leak in parent.leaks} == {cwg.Verdict.LEAKED}
-        assert {leak.verdict for leak in child.leaks} == {cwg.Verdict.INHERITED}
-        for leak in parent.leaks:
+        assert {leak.verdict for leak in parent.findings} == {cwg.Verdict.LEAKED}
+        assert {leak.verdict for leak in child.findings} == {cwg.Verdict.INHERITED}
+        for leak in parent.findings:
             assert leak.holders == (f"process {child.pid} ({child.command}) too",)
-        assert child.leaks[0].observation.record.parent.pid == parent.pid
+        assert child.findings[0].observation.record.parent.pid == parent.pid
         # Of one process alone, the copies are told as well.
         text = call("scan", running.pid, code=1, **AT_ONCE).stdout
         assert f"held by process {child.pid} (" in text
@@ -166,7 +166,7 @@ def test_a_copy_over_fork_is_told_with_who_else_holds_it():
 def test_a_duplicate_in_the_same_process_is_told():
     with program(LEAKY + "again = kept[0].dup()\n" + WAIT) as running:
         (report,) = documents(call("scan", running.pid, "--json", code=1, **AT_ONCE).stdout)
-    held = [leak.holders for leak in report.leaks if leak.holders]
+    held = [leak.holders for leak in report.findings if leak.holders]
     assert len(held) == 2
     assert all(text.endswith("of the same process too") for (text,) in held)
 
@@ -219,7 +219,7 @@ named.bind(sys.argv[1])
             )
     finally:
         os.unlink(path)
-    (leak,) = report.accused
+    (leak,) = report.leaks
     assert leak.observation.peer == f"[::1]:{running.first_line}"
     assert leak.observation.family == "AF_INET6"
     others = {(seen.family, seen.type): seen for seen in report.observations}
@@ -273,8 +273,8 @@ def test_the_network_of_a_container_is_entered_to_date_the_ends():
     source = "import os; os.system('ip link set lo up')\n" + LEAKY + WAIT
     with program(source, prefix=["unshare", "--net"]) as running:
         (report,) = documents(call("scan", running.pid, "--json", code=1, **AT_ONCE).stdout)
-    assert len(report.accused) == 5
-    assert all(leak.observation.peer_closed_for > 0 for leak in report.leaks)
+    assert len(report.leaks) == 5
+    assert all(leak.observation.peer_closed_for > 0 for leak in report.findings)
 
 
 @needs_linux
@@ -288,9 +288,9 @@ def test_where_the_network_may_not_be_entered_its_table_is_read(tmp_path):
         done = call("scan", running.pid, "--json", command=[*weak, *COMMAND], code=1, **AT_ONCE)
         (report,) = documents(done.stdout)
         text = call("scan", running.pid, command=[*weak, *COMMAND], code=1, **AT_ONCE).stdout
-    assert len(report.accused) == 5
-    assert {leak.observation.peer_closed_for for leak in report.leaks} == {None}
-    assert {leak.observation.evidence for leak in report.leaks} == {cwg.Evidence.TABLE}
+    assert len(report.leaks) == 5
+    assert {leak.observation.peer_closed_for for leak in report.findings} == {None}
+    assert {leak.observation.evidence for leak in report.findings} == {cwg.Evidence.TABLE}
     assert "since when the peers have closed" in " ".join(text.split())
 
 

@@ -23,7 +23,7 @@ def reports(guard):
         with half_closed_pair(), half_closed_pair():
             wait_for_grace()
             found.append(guard.scan())
-    assert [len(report.accused) for report in found] == [0, 1, 3]
+    assert [len(report.leaks) for report in found] == [0, 1, 3]
     return found
 
 

@@ -266,7 +266,7 @@ import closewait_guard as cwg
 
 def work():
     ours = socket.socket()
-    [leak] = guard.check(mark).leaks
+    [leak] = guard.check(mark).findings
     print(leak.holders[0])
 
 with cwg.Guard() as guard:
@@ -500,28 +500,28 @@ def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
         guard.scan()
         assert asked == []
         time.sleep(0.1)
-        [leak] = guard.scan().leaks
+        [leak] = guard.scan().findings
         assert leak.holders[0].startswith("local 'ours' of test_the_accused")
         assert asked == [1]
         for _ in range(5):
-            assert guard.scan().leaks[0].holders == leak.holders
+            assert guard.scan().findings[0].holders == leak.holders
         assert asked == [1]
         assert "held by local 'ours' of" in cwg.render_text(guard.scan()).replace("\n", " ")
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_holders_pass_through_the_redactor():
     settings = cwg.Settings(grace=0.05, redact=lambda text: text.replace("ours", "***"))
     with cwg.Guard(settings) as guard, half_closed_pair() as (ours, _):
         time.sleep(0.1)
-        assert guard.scan().leaks[0].holders[0].startswith("local '***'")
+        assert guard.scan().findings[0].holders[0].startswith("local '***'")
 
 
 def test_a_proof_names_the_holder(module):
     with pytest.raises(cwg.SocketLeakError) as caught:
         with cwg.no_leaks(grace=0):
             module.kept = make()
-    assert caught.value.report.leaks[0].holders == ("app.prices.kept (module global)",)
+    assert caught.value.report.findings[0].holders == ("app.prices.kept (module global)",)
     module.kept.close()
 
 
@@ -530,7 +530,7 @@ def test_each_proof_names_the_holder_though_its_line_has_been_told_before(guard,
         with pytest.raises(cwg.SocketLeakError) as caught:
             with guard.no_leaks(grace=0):
                 setattr(module, name, make())
-        [leak] = caught.value.report.leaks
+        [leak] = caught.value.report.findings
         assert leak.holders == (f"app.prices.{name} (module global)",)
 
 

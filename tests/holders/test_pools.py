@@ -29,7 +29,7 @@ HINT_OF = {
 
 
 def is_explained(guard, leak, sentence):
-    assert not leak.accused
+    assert not leak.is_leak
     assert leak.severity is cwg.Severity.INFO
     assert sentence in leak.holders[-1]
     library = leak.holders[-1].split()[0]
@@ -59,13 +59,13 @@ def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, mo
         server.hang_up()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
         is_explained(guard, stale, "idle in the pool (at most 10)")
-        assert guard.scan().accused == ()
+        assert guard.scan().leaks == ()
         import closewait_guard._holders.libraries as pools
 
         monkeypatch.setattr(
             pools, "_kinds_by_class", lambda: pytest.fail("went through the heap again")
         )
-        assert [leak.verdict for leak in guard.scan().leaks] == ["stale_pool"]
+        assert [leak.verdict for leak in guard.scan().findings] == ["stale_pool"]
 
 
 def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds(guard):
@@ -87,7 +87,7 @@ def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds
         assert any("make one session and keep it" in leak.hint for leak in leaks)
         for session in kept:
             session.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 @pytest.mark.parametrize("library", ["urllib3", "httpx"])
@@ -114,7 +114,7 @@ def test_a_client_for_each_call_is_leaked(guard, library):
         are_of_a_pool_for_each_call(leaks, hint)
         for client in kept:
             client.clear() if library == "urllib3" else client.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 @pytest.mark.parametrize("library", ["httpx", "aiohttp"])
@@ -146,7 +146,7 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
     }[library]
     with web() as server:
         asyncio.run(main(server))
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_a_session_for_each_thread_is_explained(guard):
@@ -166,7 +166,7 @@ def test_a_session_for_each_thread_is_explained(guard):
             done.acquire()
         server.hang_up()
         findings_of(guard, cwg.Verdict.STALE_POOL, 20)
-        assert guard.scan().accused == ()
+        assert guard.scan().leaks == ()
         stop.set()
         for thread in threads:
             thread.join()
@@ -185,7 +185,7 @@ def test_httpx_idle_is_stale_and_a_stream_never_closed_is_leaked(guard):
         assert "checked out of the pool" in leak.holders[-1]
         assert "client.stream" in leak.hint
         response.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_httpx_async_idle_is_stale(guard):
@@ -207,7 +207,7 @@ def test_aiohttp_closes_idle_connections_itself_and_names_unread_responses(guard
                 await response.read()
             server.hang_up()
             await asyncio.sleep(0.2)
-            assert guard.scan().accused == ()
+            assert guard.scan().leaks == ()
             response = await session.get(server.url + "/partial")
             response.connection.protocol.transport.pause_reading()
             [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
@@ -253,7 +253,7 @@ def test_botocore_idle_is_stale_and_an_unread_body_is_leaked(guard, monkeypatch)
         assert "body.close()" in leak.hint
         body.close()
         client.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
         assert "checked out of the pool (at most 5)" in leak.holders[-1]
         assert "give the connection back" in leak.hint
         client.connection_pool.release(taken)
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
@@ -293,7 +293,7 @@ def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
     are_of_a_pool_for_each_call(leaks, "make one client and keep it: it has a pool")
     for client in clients:
         client.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_redis_asyncio_idle_is_stale(guard, redis_port):

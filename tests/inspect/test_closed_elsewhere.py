@@ -17,7 +17,7 @@ GRACE = 0.05
 
 
 def told(report):
-    return {leak.observation.record.serial: leak.verdict for leak in report.leaks}
+    return {leak.observation.record.serial: leak.verdict for leak in report.findings}
 
 
 def serial_of(guard, sock):
@@ -40,16 +40,16 @@ def test_a_number_that_is_free_is_told(guard, pair):
     theirs.close()
     os.close(fd)
     report = guard.scan()
-    [leak] = report.leaks
-    assert told(report) == {serial: cwg.Verdict.STOLEN}
-    assert not leak.accused
+    [leak] = report.findings
+    assert told(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
+    assert not leak.is_leak
     assert leak.severity is cwg.Severity.WARNING
     assert leak.holders == (f"nobody: descriptor {fd} is closed",)
     assert "os.close()" in leak.hint
-    assert "STOLEN" in cwg.render_text(report)
-    assert told(guard.scan()) == {serial: cwg.Verdict.STOLEN}
+    assert "CLOSED ELSEWHERE" in cwg.render_text(report)
+    assert told(guard.scan()) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
     victim.detach()
-    assert guard.scan().leaks == ()
+    assert guard.scan().findings == ()
 
 
 def test_a_stranger_with_a_socket_object_is_judged_by_its_own_birth(guard, pair):
@@ -62,7 +62,7 @@ def test_a_stranger_with_a_socket_object_is_judged_by_its_own_birth(guard, pair)
         guard.scan()
         time.sleep(GRACE * 2.5)
         verdicts = told(guard.scan())
-        assert verdicts.pop(serial) is cwg.Verdict.STOLEN
+        assert verdicts.pop(serial) is cwg.Verdict.CLOSED_ELSEWHERE
         assert list(verdicts.values()) == [cwg.Verdict.LEAKED]
         assert serial not in verdicts
 
@@ -75,10 +75,10 @@ def test_a_file_that_has_the_number_is_not_accused(guard, pair, tmp_path, full):
     with (tmp_path / "file").open("w") as file:
         os.dup2(file.fileno(), fd)
         report = guard.scan(full=full)
-        assert report.accused == ()
+        assert report.leaks == ()
         if full:
-            assert told(report) == {serial: cwg.Verdict.STOLEN}
-            assert report.leaks[0].holders[0].endswith("/file")
+            assert told(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
+            assert report.findings[0].holders[0].endswith("/file")
         os.close(victim.detach())
 
 
@@ -92,8 +92,8 @@ def test_a_native_socket_that_has_the_number_and_leaks_is_not_the_objects(guard,
     end.close()
     time.sleep(GRACE * 2.5)
     report = guard.scan()
-    assert told(report)[serial] is cwg.Verdict.STOLEN
-    assert all(leak.observation.record.serial != serial for leak in report.accused)
+    assert told(report)[serial] is cwg.Verdict.CLOSED_ELSEWHERE
+    assert all(leak.observation.record.serial != serial for leak in report.leaks)
     victim.close()
 
 
@@ -114,7 +114,9 @@ def test_closing_detaching_and_wrapping_are_no_thefts(guard, pair):
     victim.close()
     guard.scan(full=True)
     file.close()
-    assert not [leak for leak in guard.scan(full=True).leaks if leak.verdict == "stolen"]
+    assert not [
+        leak for leak in guard.scan(full=True).findings if leak.verdict == "closed_elsewhere"
+    ]
 
 
 def test_sockets_that_come_and_go_in_another_thread_are_no_thefts(guard):
@@ -130,8 +132,8 @@ def test_sockets_that_come_and_go_in_another_thread_are_no_thefts(guard):
         thread.start()
     end = time.monotonic() + 1
     while time.monotonic() < end:
-        verdicts = {leak.verdict for leak in guard.scan().leaks}
-        assert cwg.Verdict.STOLEN not in verdicts
+        verdicts = {leak.verdict for leak in guard.scan().findings}
+        assert cwg.Verdict.CLOSED_ELSEWHERE not in verdicts
     stop.set()
     for thread in threads:
         thread.join()

@@ -69,11 +69,11 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
     [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     assert (leak.observation.fd, leak.observation.peer) == (fd, name)
     assert leak.observation.state is cwg.State.CLOSE_WAIT
-    assert leak.observation.record.born_at is not None
+    assert leak.observation.record.opened_at is not None
     assert "nobody knows where" in cwg.render_text(guard.scan())
     os.close(fd)
     report = guard.scan(full=True)
-    assert report.accused == ()
+    assert report.leaks == ()
     assert report.coverage.native == 0
 
 
@@ -106,7 +106,7 @@ def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, libr
     record = leak.observation.record
     assert record.origin is cwg.Origin.NATIVE
     assert record.site.function.endswith("connect")
-    assert record.born_at == pytest.approx(time.time(), abs=30)
+    assert record.opened_at == pytest.approx(time.time(), abs=30)
     assert leak.observation.peer == f"127.0.0.1:{postgres_port}"
     assert leak.holders[0].endswith("db['main']")
     assert "connection.close()" in leak.hint
@@ -143,7 +143,7 @@ def test_sqlalchemy_idle_is_stale_and_checked_out_is_leaked(guard, postgres_port
         connection.execute(sqlalchemy.text("select 1"))
     hang_up_postgres(postgres_port)
     [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-    assert not stale.accused
+    assert not stale.is_leak
     assert "SQLAlchemy QueuePool: idle in the pool (at most 13)" in stale.holders[-1]
     assert "pool_pre_ping" in stale.hint
     engine.dispose()
@@ -268,7 +268,7 @@ def test_uvloop_streams_are_attributed_and_held(guard):
 
 
 def told_nothing(guard):
-    assert guard.scan(full=True).accused == (), cwg.render_text(guard.scan())
+    assert guard.scan(full=True).leaks == (), cwg.render_text(guard.scan())
 
 
 def test_what_uvloop_accepts_is_found_with_its_protocol(guard):
@@ -407,7 +407,7 @@ def test_standard_streams_that_are_sockets_are_not_accused():
         import closewait_guard as cwg
         cwg.install(grace=0)
         time.sleep(0.2)
-        assert cwg.scan(full=True).accused == ()
+        assert cwg.scan(full=True).leaks == ()
         """
     ours, theirs = socket.socketpair()
     with ours:

@@ -26,11 +26,11 @@ def wait():
 
 
 def verdicts(report):
-    return sorted(leak.verdict for leak in report.leaks)
+    return sorted(leak.verdict for leak in report.findings)
 
 
 def only(report):
-    [leak] = report.leaks
+    [leak] = report.findings
     return leak
 
 
@@ -55,8 +55,8 @@ def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
         leak = only(probed_guard.scan())
     seen = leak.observation
     assert leak.verdict is cwg.Verdict.LEAKED
-    assert leak.accused
-    assert leak.superseded_by is None
+    assert leak.is_leak
+    assert leak.replaced_by is None
     assert seen.state is cwg.State.CLOSE_WAIT
     assert seen.connection is cwg.Connection.PEER_CLOSED
     assert seen.family == ("AF_INET" if host == "127.0.0.1" else "AF_INET6")
@@ -72,7 +72,7 @@ def test_nothing_is_accused_within_the_grace_time(probe):
     with cwg.Guard(cwg.Settings(grace=60, probe=probe)) as guard:
         with half_closed_pair(), socket.socket():
             report = guard.scan()
-    assert report.accused == ()
+    assert report.leaks == ()
     assert set(verdicts(report)) <= {cwg.Verdict.CLOSING}
 
 
@@ -102,7 +102,7 @@ def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
         wait()
         guard.scan()
         for _ in range(4):
-            assert scan_within_the_grace_time(guard, lambda: ours.recv(1)).accused == ()
+            assert scan_within_the_grace_time(guard, lambda: ours.recv(1)).leaks == ()
             time.sleep(GRACE / 2)
         wait()
         assert verdicts(guard.scan()) == ["leaked"]
@@ -179,13 +179,13 @@ def test_refused_and_never_connected_sockets_that_are_kept_are_dead(probed_guard
     never, refused = socket.socket(), socket.socket()
     with pytest.raises(ConnectionRefusedError):
         refused.connect(nobody)
-    assert probed_guard.scan().leaks == ()
+    assert probed_guard.scan().findings == ()
     wait()
     report = probed_guard.scan()
     assert verdicts(report) == ["dead", "dead"]
-    connections = {leak.observation.connection for leak in report.leaks}
+    connections = {leak.observation.connection for leak in report.findings}
     assert connections <= {cwg.Connection.UNCONNECTED, cwg.Connection.NEVER_CONNECTED}
-    assert {leak.observation.state for leak in report.leaks} == {cwg.State.CLOSE}
+    assert {leak.observation.state for leak in report.findings} == {cwg.State.CLOSE}
     never.close()
     refused.close()
 
@@ -277,7 +277,7 @@ def test_a_connect_that_was_refused_is_told_as_a_failure(guard, kind, timeout):
         guard.scan()
         wait()
         report = guard.scan()
-        [leak] = [leak for leak in report.leaks if leak.observation.fd == sock.fileno()]
+        [leak] = [leak for leak in report.findings if leak.observation.fd == sock.fileno()]
     assert leak.verdict is cwg.Verdict.DEAD
     assert leak.observation.connection is cwg.Connection.UNCONNECTED
     assert leak.hint.startswith("the connection failed or ended")
@@ -338,7 +338,7 @@ def test_a_reset_connection_that_is_kept_is_dead_and_keeps_its_error(probed_guar
 def test_a_connection_found_dead_after_being_found_well_has_its_grace_time(guard):
     with connected_pair() as (ours, theirs):
         wait()
-        assert guard.scan().leaks == ()
+        assert guard.scan().findings == ()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         theirs.close()
         select.select([ours], [], [], 5)
@@ -362,7 +362,7 @@ def test_our_own_shutdown_for_reading_is_no_leak(guard):
     with connected_pair() as (ours, _):
         ours.shutdown(socket.SHUT_RD)
         wait()
-        assert guard.scan().leaks == ()
+        assert guard.scan().findings == ()
 
 
 def test_a_half_closed_connection_that_we_still_serve_is_explained(guard):
@@ -372,7 +372,7 @@ def test_a_half_closed_connection_that_we_still_serve_is_explained(guard):
         for _ in range(6):
             time.sleep(GRACE)
             ours.sendall(b"more")
-            assert guard.scan().accused == ()
+            assert guard.scan().leaks == ()
         leak = only(guard.scan())
     assert leak.verdict is cwg.Verdict.HALF_CLOSED
     assert leak.severity is cwg.Severity.INFO
@@ -496,7 +496,7 @@ def test_the_count_of_the_dropped_outlives_their_records():
         for _ in range(10):
             socket.socket()
     report = guard.scan()
-    assert len(report.leaks) == 3
+    assert len(report.findings) == 3
     assert report.coverage.dropped == 10
     assert report.coverage.forgotten == 7
     assert "7 of 10 dropped sockets" in cwg.render_text(report).replace("\n  ", " ")
@@ -518,14 +518,14 @@ def test_a_closed_socket_kept_open_by_a_file_object_lingers(probed_guard):
     with connected_pair() as (ours, _):
         file = ours.makefile("rb")
         ours.close()
-        assert probed_guard.scan().accused == ()
+        assert probed_guard.scan().leaks == ()
         wait()
         leak = only(probed_guard.scan())
         assert leak.verdict is cwg.Verdict.LINGERING
         assert "makefile()" in leak.hint
         assert leak.observation.close_called
         file.close()
-        assert probed_guard.scan().accused == ()
+        assert probed_guard.scan().leaks == ()
 
 
 def test_a_closed_socket_whose_file_object_carries_data_is_in_use(guard):
@@ -539,7 +539,7 @@ def test_a_closed_socket_whose_file_object_carries_data_is_in_use(guard):
             time.sleep(GRACE / 2)
 
         for _ in range(6):
-            assert scan_within_the_grace_time(guard, carry).accused == ()
+            assert scan_within_the_grace_time(guard, carry).leaks == ()
         file.close()
 
 
@@ -552,7 +552,7 @@ def test_a_closed_socket_that_a_thread_waits_to_read_from_is_in_use(probed_guard
         thread.start()
         for _ in range(3):
             wait()
-            assert probed_guard.scan().accused == ()
+            assert probed_guard.scan().leaks == ()
         theirs.sendall(b"at last\n")
         thread.join(10)
         assert lines == [b"at last\n"]
@@ -569,7 +569,7 @@ def test_a_connect_under_way_is_not_accused(guard):
             s.connect_ex(full.getsockname())
         wait()
         states = {seen.state for seen in guard.scan(full=True).observations}
-        assert guard.scan().accused == ()
+        assert guard.scan().leaks == ()
         for s in socks:
             s.close()
     assert cwg.State.SYN_SENT in states
@@ -593,7 +593,7 @@ def test_a_detached_descriptor_whose_peer_has_closed_is_found(guard):
     assert leak.observation.record.origin is cwg.Origin.DETACHED
     assert "detach()" in leak.hint
     os.close(fd)
-    assert guard.scan().leaks == ()
+    assert guard.scan().findings == ()
 
 
 def test_a_stranger_on_the_number_of_a_stolen_descriptor_is_not_accused(guard):
@@ -603,7 +603,7 @@ def test_a_stranger_on_the_number_of_a_stolen_descriptor_is_not_accused(guard):
     assert stolen.fileno() in (a.fileno(), b.fileno())
     wait()
     report = guard.scan(full=True)
-    assert report.leaks == ()
+    assert report.findings == ()
     assert all("socketpair" in seen.record.site.source for seen in report.observations)
     stolen.detach()
     a.close()
@@ -614,7 +614,7 @@ def test_a_descriptor_closed_under_its_object_is_not_accused(guard):
     sock = socket.socket()
     os.close(sock.fileno())
     wait()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
     sock.detach()
     assert guard.scan().coverage.failures == 0
     assert guard.scan().open_sockets == 0
@@ -642,7 +642,7 @@ def test_linux_and_portable_agree(request):
 def test_the_portable_probe_does_not_know_of_a_fin_behind_unread_data(request):
     with cwg.Guard(cwg.Settings(grace=0, probe="portable")) as guard:
         with half_closed_pair(b"data") as (ours, _):
-            assert guard.scan().leaks == ()
+            assert guard.scan().findings == ()
             ours.recv(10)
             assert only(guard.scan()).verdict is cwg.Verdict.LEAKED
 
@@ -665,6 +665,6 @@ def test_the_probe_is_chosen_by_platform_and_by_name(monkeypatch):
 def test_scanning_without_install_finds_what_is_there():
     with half_closed_pair() as (ours, _):
         wait()
-        found = {leak.observation.fd: leak for leak in cwg.scan().leaks}
+        found = {leak.observation.fd: leak for leak in cwg.scan().findings}
         assert found[ours.fileno()].observation.record.origin is cwg.Origin.ADOPTED
     assert "not installed" in " ".join(cwg.scan().coverage.notes)

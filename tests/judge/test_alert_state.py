@@ -47,10 +47,10 @@ def leak(serial, site="fetch", age=1.0, verdict=cwg.Verdict.LEAKED, state=CLOSE_
         connection=cwg.Connection.PEER_CLOSED,
         suspect_for=age,
     )
-    return cwg.Leak(seen, verdict, cwg.Severity.INFO, (), "")
+    return cwg.Finding(seen, verdict, cwg.Severity.INFO, (), "")
 
 
-def report_of(leaks=(), *, fd_used=10, fd_limit=1_000_000):
+def report_of(findings=(), *, fd_used=10, fd_limit=1_000_000):
     return cwg.Report(
         schema=SCHEMA,
         taken_at=0.0,
@@ -58,11 +58,11 @@ def report_of(leaks=(), *, fd_used=10, fd_limit=1_000_000):
         pid=1,
         command="",
         python="",
-        open_sockets=len(leaks),
+        open_sockets=len(findings),
         fd_used=fd_used,
         fd_limit=fd_limit,
         coverage=cwg.Coverage(0, 0, 0, 0, 0, ()),
-        leaks=tuple(leaks),
+        findings=tuple(findings),
     )
 
 
@@ -353,9 +353,9 @@ def test_a_window_of_zero_remembers_and_tells_nothing(series):
 # Churn.
 
 
-def churn(told, populations, leaks=None):
+def churn(told, populations, findings=None):
     for number, (now, old) in enumerate(populations):
-        report = report_of(leaks(number) if leaks else ())
+        report = report_of(findings(number) if findings else ())
         told.next(report, populations={"/app/pool.py:7 in grow()": SiteCount(now, old)})
     return [alert.status.value for alert in told.of("churn")]
 
@@ -429,7 +429,7 @@ def test_what_was_accused_and_is_closed_is_told_with_the_time_it_was_kept():
     told.next(report_of([leak(1, age=30.0), leak(2, age=5.0)]))
     told.next(report_of([leak(2, age=15.0)]))
     [closed] = told.closed
-    assert (closed.leak.observation.record.serial, closed.after) == (1, 40.0)
+    assert (closed.finding.observation.record.serial, closed.after) == (1, 40.0)
     told.next(report_of())
     assert [each.after for each in told.closed] == [25.0]
     told.next(report_of())

@@ -82,7 +82,7 @@ def test_the_verdicts_of_the_contract(changes, verdict):
 
 
 def test_the_first_five_verdicts_accuse():
-    assert [verdict for verdict in cwg.Verdict if verdict.accused] == [
+    assert [verdict for verdict in cwg.Verdict if verdict.is_leak] == [
         "leaked",
         "dead",
         "dropped",
@@ -120,7 +120,7 @@ def test_thresholds_can_be_set():
 @given(strategies.observations, strategies.settings)
 def test_nothing_is_accused_that_is_not_a_connection_or_was_not_given_time(seen, settings):
     verdict = verdict_of(seen, settings)
-    if verdict.accused and verdict is not cwg.Verdict.DROPPED:
+    if verdict.is_leak and verdict is not cwg.Verdict.DROPPED:
         assert seen.connection is not cwg.Connection.NOT_APPLICABLE
         assert seen.suspect_for >= settings.grace
         assert not seen.in_use or not seen.close_called
@@ -129,8 +129,8 @@ def test_nothing_is_accused_that_is_not_a_connection_or_was_not_given_time(seen,
 @given(strategies.observations, strategies.settings, strategies.seconds)
 def test_more_grace_never_accuses_more(seen, settings, extra):
     patient = settings.replaced(grace=settings.grace + extra)
-    if verdict_of(seen, patient).accused:
-        assert verdict_of(seen, settings).accused
+    if verdict_of(seen, patient).is_leak:
+        assert verdict_of(seen, settings).is_leak
 
 
 @given(st.lists(strategies.observations, max_size=5), strategies.settings, st.none() | st.just(3))
@@ -139,9 +139,9 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
     assert [leak.observation for leak in leaks] == seen
     for leak in leaks:
         assert leak.hint
-        assert leak.accused == leak.verdict.accused
-        innocent = leak.verdict in (cwg.Verdict.STOLEN, cwg.Verdict.STALE_POOL)
-        assert leak.accused or innocent or leak.severity is cwg.Severity.INFO
+        assert leak.is_leak == leak.verdict.is_leak
+        innocent = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
+        assert leak.is_leak or innocent or leak.severity is cwg.Severity.INFO
 
 
 def test_every_verdict_that_a_judge_gives_has_a_hint_for_every_origin():

@@ -133,7 +133,7 @@ def test_every_page_is_in_a_table_of_contents():
 def test_the_page_of_verdicts_lists_every_one_that_is_given():
     text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     for verdict in set(cwg.Verdict) - {cwg.Verdict.STALE_POOL}:
-        assert f"| `{verdict}` | {'yes' if verdict.accused else 'no'} |" in text
+        assert f"| `{verdict}` | {'yes' if verdict.is_leak else 'no'} |" in text
 
 
 def test_the_readme_is_two_screens():

@@ -115,7 +115,7 @@ def all_resolved(reporter):
 def assert_each_is_told_once_and_again_when_it_gets_worse(told):
     steps = {}
     for report in told:
-        for leak in report.leaks:
+        for leak in report.findings:
             site = leak.observation.record.site
             assert site is not None
             assert site.function == "LeakingServer.serve"
@@ -141,9 +141,11 @@ def assert_growth_is_told_with_its_site(reports):
 
 
 def assert_everything_recovers(reports, told):
-    closed = {each.leak.observation.record.serial for report in told for each in report.closed}
-    accused = {leak.observation.record.serial for report in told for leak in report.accused}
+    closed = {
+        each.finding.observation.record.serial for report in told for each in report.closed_late
+    }
+    accused = {leak.observation.record.serial for report in told for leak in report.leaks}
     assert closed == accused
     assert "CLOSED AFTER ALL" in "".join(cwg.render_text(report) for report in told)
     # The last report is that of the end of the block.
-    assert not reports[-1].accused
+    assert not reports[-1].leaks

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 async def told_meanwhile(guard, sleep, wanted=lambda _: True):
     """As `told_async`, in any event loop."""
     for _ in range(300):
-        for leak in guard.scan().leaks:
+        for leak in guard.scan().findings:
             if leak.verdict is cwg.Verdict.LEAKED and wanted(leak):
                 return leak
         await sleep(0.03)
@@ -72,7 +72,7 @@ def test_anyio_streams_are_named_with_their_holder(guard, backend):
 
     with web() as server:
         anyio.run(main, server.port, backend=backend)
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_a_websocket_never_closed_is_held_and_a_closing_handshake_is_no_leak(guard):
@@ -92,7 +92,7 @@ def test_a_websocket_never_closed_is_held_and_a_closing_handshake_is_no_leak(gua
             mine = await connect(port)
             closing = asyncio.create_task(mine.close())
             while not closing.done():
-                assert guard.scan().accused == ()
+                assert guard.scan().leaks == ()
                 await asyncio.sleep(0)
             mine = await connect(port)
             mine.transport.pause_reading()
@@ -131,7 +131,7 @@ def test_requests_and_httpx_over_tls_are_blamed_on_the_programs_line(guard, tmp_
             assert hint in leak.hint
             response.close()
             owner.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_tls_over_asyncio_and_aiohttp_is_seen_through_its_transport(guard):
@@ -153,7 +153,7 @@ def test_tls_over_asyncio_and_aiohttp_is_seen_through_its_transport(guard):
             async with session.get(server.url, ssl=ours) as response:
                 await response.read()
         await asyncio.sleep(0.1)
-        assert guard.scan().accused == ()
+        assert guard.scan().leaks == ()
 
     with web(theirs) as server:
         asyncio.run(main(server))
@@ -213,7 +213,7 @@ GREEN = """
     end = time.monotonic() + 10
     leaks = ()
     while not leaks and time.monotonic() < end:
-        leaks = guard.scan().accused
+        leaks = guard.scan().leaks
         time.sleep(0.02)
     [leak] = leaks
     report = guard.scan()
@@ -224,7 +224,7 @@ GREEN = """
     # With its birth, or found among the descriptors and said so.
     assert seen or (leak.observation.record.origin == "native" and replaced), text
     kept["mine"].close()
-    assert guard.scan(full=True).accused == ()
+    assert guard.scan(full=True).leaks == ()
 """
 PATCHES = {
     "gevent": "from gevent import monkey; monkey.patch_all()",
@@ -257,7 +257,7 @@ def test_a_suspended_greenlet_is_told_with_its_variable():
         gevent.sleep(0.1)
         server.accept()[0].close()
         gevent.sleep(0.3)
-        [leak] = guard.scan().accused
+        [leak] = guard.scan().leaks
         assert leak.holders[0].startswith("local 'mine' of hold() in greenlet "), leak.holders
         task.kill()
         """

@@ -18,7 +18,7 @@ import closewait_guard as cwg
 def told(guard, verdict):
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        found = [leak for leak in guard.scan().leaks if leak.verdict == verdict]
+        found = [leak for leak in guard.scan().findings if leak.verdict == verdict]
         if found:
             return found
         time.sleep(0.02)
@@ -168,7 +168,7 @@ def app(environ, start_response):
     end = time.monotonic() + 5
     found = []
     while time.monotonic() < end and not found:
-        found = [leak for leak in guard.scan().leaks if leak.verdict == "inherited"]
+        found = [leak for leak in guard.scan().findings if leak.verdict == "inherited"]
         time.sleep(0.02)
     told = [[leak.observation.record.site.function, list(leak.holders)] for leak in found]
     start_response("200 OK", [])

@@ -53,7 +53,7 @@ def leaked_by(guard, verdict, function, deadline=10.0):
     """The leak that was born in a function of this file, waiting for the FIN to arrive."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
-        for leak in guard.scan().leaks:
+        for leak in guard.scan().findings:
             site = leak.observation.record.site
             if leak.verdict is verdict and site and site.function.endswith(function):
                 return leak
@@ -90,7 +90,7 @@ def test_a_response_never_read_is_blamed_on_the_programs_line(guard, fetch):
         assert "response" in leak.hint
         response.close()
         owner.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 @pytest.mark.parametrize("fetch", [with_requests, with_httpx, with_http_client])
@@ -113,7 +113,7 @@ def test_a_response_of_a_closed_connection_lingers(guard):
         leak = leaked_by(guard, cwg.Verdict.LINGERING, "open_url")
         assert leak.observation.unread == 0
         response.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_tls_is_blamed_on_the_line_that_made_the_plain_socket(guard):
@@ -136,7 +136,7 @@ def test_tls_is_blamed_on_the_line_that_made_the_plain_socket(guard):
         assert "create_connection" in leak.observation.record.site.source
         assert "TLS over TCP to 127.0.0.1" in cwg.render_text(guard.scan())
         sock.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_an_aiohttp_session_never_closed_names_its_task(guard):
@@ -149,7 +149,7 @@ def test_an_aiohttp_session_never_closed_names_its_task(guard):
         session, response = await task
         [leak] = [
             leak
-            for leak in guard.check(mark).leaks
+            for leak in guard.check(mark).findings
             if leak.observation.record.task == "fetch-prices"
         ]
         assert leak.observation.record.site.function.endswith("fetch")

@@ -34,7 +34,7 @@ def only(guard, verdict, site):
     """The one leak of a verdict that was born in a function of this file."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        leaks = [leak for leak in opened_in(guard.scan().leaks, site) if leak.verdict is verdict]
+        leaks = [leak for leak in opened_in(guard.scan().findings, site) if leak.verdict is verdict]
         if leaks:
             [leak] = leaks
             return leak
@@ -63,7 +63,7 @@ def test_a_client_for_each_call_of_a_library_that_hides_its_close(guard, monkeyp
         assert any("kept[" in holder for leak in leaks for holder in leak.holders)
         for client in kept:
             client.close()
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_an_exception_that_is_kept_keeps_the_connection(guard):
@@ -156,7 +156,7 @@ def test_a_task_cancelled_in_its_handshake_leaves_its_socket_in_a_list(guard):
             kept.pop().close()
 
     asyncio.run(main())
-    assert guard.scan().accused == ()
+    assert guard.scan().leaks == ()
 
 
 def test_tls_and_connects_cancelled_within_asyncio_leave_nothing(guard):
@@ -172,7 +172,7 @@ def test_tls_and_connects_cancelled_within_asyncio_leave_nothing(guard):
             await asyncio.sleep(0.2)
 
     asyncio.run(main())
-    assert guard.scan(full=True).accused == ()
+    assert guard.scan(full=True).leaks == ()
 
 
 def test_a_failed_handshake_leaves_nothing_but_what_the_program_keeps(guard):
@@ -200,7 +200,7 @@ def test_a_failed_handshake_leaves_nothing_but_what_the_program_keeps(guard):
         mine = connect(server.getsockname())
         thread.join()
         end = time.monotonic() + 10
-        while not (leaks := opened_in(guard.scan().accused, "connect")) and time.monotonic() < end:
+        while not (leaks := opened_in(guard.scan().leaks, "connect")) and time.monotonic() < end:
             time.sleep(0.02)
         [leak] = leaks
         assert leak.observation.tls
@@ -282,7 +282,7 @@ def test_a_reconnect_that_forgets_to_close_the_old_connection(guard):
             for seen in guard.scan(full=True).observations
             if seen.fd == client.sock.fileno()
         ]
-        assert leak.superseded_by == young
+        assert leak.replaced_by == young
         assert f"superseded by #{young}: the same line" in cwg.render_text(guard.scan())
         for sock in [*client.history, *peers]:
             sock.close()

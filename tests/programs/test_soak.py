@@ -173,9 +173,9 @@ def test_nothing_is_accused_while_every_kind_of_client_and_server_is_at_work():
     with cwg.Guard(cwg.Settings()) as guard, every_kind_of_load() as load:
         while load:
             report = guard.scan()
-            leaked = [leak for leak in report.leaks if leak.verdict is cwg.Verdict.LEAKED]
+            leaked = [leak for leak in report.findings if leak.verdict is cwg.Verdict.LEAKED]
             assert leaked == [], cwg.render_text(report)
-            assert report.accused == (), cwg.render_text(report)
+            assert report.leaks == (), cwg.render_text(report)
             scans += 1
             time.sleep(0.1)
     assert load.requests > 20 * SECONDS

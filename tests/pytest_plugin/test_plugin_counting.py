@@ -218,7 +218,7 @@ def test_it():
     RUNS.append(keep(socket.socket()) if RUNS else None)
 """
     )
-    findings = suite.leaks(None)
+    findings = suite.findings(None)
     assert [(each["owner"], each["nodeid"]) for each in findings] == [
         (f"test_it.py::test_it (run {run})", "test_it.py::test_it") for run in (2, 3)
     ]

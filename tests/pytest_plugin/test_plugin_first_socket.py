@@ -84,8 +84,8 @@ def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
 
 
 def test_the_first_socket_has_its_line_and_its_origin(suite):
-    [line] = suite.leaks("def test_it(): keep(socket.socketpair()[0])\n")
-    [first, second] = line["report"]["leaks"]
+    [line] = suite.findings("def test_it(): keep(socket.socketpair()[0])\n")
+    [first, second] = line["report"]["findings"]
     for leak in (first, second):
         record = leak["observation"]["record"]
         assert record["origin"] == "created"

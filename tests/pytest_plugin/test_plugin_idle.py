@@ -9,7 +9,7 @@ PREFIX = "def test_without_sockets(): pass\n"
 
 def told(suite):
     """The tests and fixtures that fail for a leak."""
-    found = suite.leaks(None)
+    found = suite.findings(None)
     return [finding["owner"] for finding in found if finding["outcome"] == "failed"]
 
 

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard.pytest_plugin._findings import Finding, Outcome
+from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
 from schema import SCHEMA
 
 HELPED = """
@@ -161,7 +161,7 @@ def test_a_run_that_leaks_nothing_tells_nothing(suite):
 
 
 def test_json_has_one_line_for_each_leaking_test_and_fixture(suite):
-    found = suite.leaks(
+    found = suite.findings(
         HELPED
         + """
 @pytest.mark.allow_socket_leaks(reason="old")
@@ -183,14 +183,14 @@ def test_client(client): pass
     for line in found:
         assert line["schema"] == "closewait-guard-pytest/1"
         jsonschema.validate(line["report"], SCHEMA)
-        [leak] = cwg.from_dict(line["report"]).leaks
+        [leak] = cwg.from_dict(line["report"]).findings
         assert leak.observation.record.context == {"born_in": line["owner"]}
-        assert Finding.of(line).plain() == line
+        assert OwnerFinding.of(line).plain() == line
 
 
 def test_a_finding_survives_the_wire():
-    finding = Finding("a", "a", "test", Outcome.ALLOWED, 0.5, "why", cwg.scan(), "gw0")
-    assert Finding.of(json.loads(json.dumps(finding.plain()))) == finding
+    finding = OwnerFinding("a", "a", "test", Outcome.ALLOWED, 0.5, "why", cwg.scan(), "gw0")
+    assert OwnerFinding.of(json.loads(json.dumps(finding.plain()))) == finding
 
 
 def test_the_json_file_is_there_though_nothing_leaks(suite):

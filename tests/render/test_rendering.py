@@ -41,7 +41,7 @@ def test_the_first_line_tells_counts_and_share():
     report = replace(leaky_report(), fd_used=10_000, fd_limit=20_000, open_sockets=1234)
     line = cwg.render_text(report).splitlines()[0]
     assert line.startswith("closewait_guard: 4 leaked of 1,234 open sockets; 10,000 of 20,000")
-    assert "no leak of" in cwg.render_text(replace(report, leaks=()))
+    assert "no leak of" in cwg.render_text(replace(report, findings=()))
     assert "descriptors in use unknown" in cwg.render_text(replace(report, fd_used=None))
 
 
@@ -77,10 +77,10 @@ def test_library_calls_are_folded_with_a_count():
         *(frame(user, f"outer{number}") for number in range(12)),
     )
     report = leaky_report()
-    leak = report.leaks[0]
+    leak = report.findings[0]
     record = replace(leak.observation.record, stack=stack)
     leak = replace(leak, observation=replace(leak.observation, record=record))
-    text = cwg.render_text(replace(report, leaks=(leak,)))
+    text = cwg.render_text(replace(report, findings=(leak,)))
     assert "  born at /app/inner.py:1 in inner()\n        inner()\n" in text
     assert "    (2 library calls)\n    from /app/outer0.py:1 in outer0()" in text
     assert "    (4 more calls)" in text
@@ -89,15 +89,15 @@ def test_library_calls_are_folded_with_a_count():
 
 def test_by_site_groups_the_same_verdict_and_stack_worst_first():
     report = leaky_report()
-    critical = replace(report.leaks[3], severity=cwg.Severity.CRITICAL)
-    explained = replace(report.leaks[0], verdict=cwg.Verdict.CLOSING)
-    report = replace(report, leaks=(explained, *report.leaks[1:3], critical))
+    critical = replace(report.findings[3], severity=cwg.Severity.CRITICAL)
+    explained = replace(report.findings[0], verdict=cwg.Verdict.CLOSING)
+    report = replace(report, findings=(explained, *report.findings[1:3], critical))
     groups = report.by_site()
-    assert [len(group.leaks) for group in groups] == [1, 2, 1]
+    assert [len(group.findings) for group in groups] == [1, 2, 1]
     assert groups[0].severity is cwg.Severity.CRITICAL
     assert groups[1].site.function == "leaky_report.<locals>.fetch"
     assert groups[2].verdict is cwg.Verdict.CLOSING
-    assert report.accused == report.leaks[1:]
+    assert report.leaks == report.findings[1:]
 
 
 def test_alerts_are_told_after_the_counts():
@@ -108,7 +108,7 @@ def test_alerts_are_told_after_the_counts():
 
 def test_every_origin_is_told():
     report = leaky_report()
-    leak = report.leaks[0]
+    leak = report.findings[0]
     stack = (
         cwg.Frame("/lib/socket.py", 1, "accept", "socket", cwg.FrameKind.STDLIB),
         cwg.Frame("/app/server.py", 2, "serve", "server"),
@@ -120,7 +120,7 @@ def test_every_origin_is_told():
         if origin is cwg.Origin.ADOPTED:
             record = replace(record, stack=(), parent=None)
         changed = replace(leak, observation=replace(leak.observation, record=record))
-        told[origin] = cwg.render_text(replace(report, leaks=(changed,)))
+        told[origin] = cwg.render_text(replace(report, findings=(changed,)))
     assert "accepted by the listener born at" in told["accepted"]
     assert "duplicated from the socket born at" in told["duplicated"]
     assert "gave the descriptor away by detach()" in told["detached"].replace("\n    ", " ")
@@ -150,7 +150,7 @@ def test_a_real_report_fits_the_schema_and_survives():
         report = guard.scan(full=True)
     data = cwg.to_dict(report)
     jsonschema.validate(data, SCHEMA)
-    assert data["leaks"][0]["accused"] is True
+    assert data["findings"][0]["is_leak"] is True
     assert cwg.from_dict(json.loads(json.dumps(data))) == report
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
@@ -160,16 +160,16 @@ def test_a_real_report_fits_the_schema_and_survives():
     [
         (lambda data: data.update(schema="other/1"), "not a report of schema"),
         (lambda data: data.clear(), "not a report of schema"),
-        (lambda data: data.pop("leaks"), "report lacks leaks"),
+        (lambda data: data.pop("findings"), "report lacks findings"),
         (lambda data: data.update(pid="seven"), r"report\.pid must be int, not 'seven'"),
         (lambda data: data.update(pid=True), r"report\.pid must be int, not True"),
-        (lambda data: data.update(leaks={}), r"report\.leaks must be list, not \{\}"),
+        (lambda data: data.update(findings={}), r"report\.findings must be list, not \{\}"),
         (
-            lambda data: data["leaks"][0].update(verdict="guilty"),
-            r"report\.leaks\[0\]\.verdict must be one of leaked, dead",
+            lambda data: data["findings"][0].update(verdict="guilty"),
+            r"report\.findings\[0\]\.verdict must be one of leaked, dead",
         ),
         (
-            lambda data: data["leaks"][0]["observation"]["record"]["context"].update(a=[]),
+            lambda data: data["findings"][0]["observation"]["record"]["context"].update(a=[]),
             r"record\.context\.a must be str or int or float or bool, not \[\]",
         ),
     ],

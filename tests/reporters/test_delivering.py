@@ -27,7 +27,7 @@ def test_reporters_are_told_by_report_and_not_by_scan():
     finally:
         cwg.uninstall()
     assert reporter.reports == [told]
-    assert told.accused
+    assert told.leaks
 
 
 def test_a_reporter_that_raises_is_told_once_and_the_others_still_run():
@@ -247,7 +247,7 @@ def test_a_reporter_may_make_sockets_and_leak_them():
             assert guard.failed_reports == 0
             server.accept()[0].close()
             time.sleep(0.05)
-            sites = [leak.observation.record.site.function for leak in guard.report().accused]
+            sites = [leak.observation.record.site.function for leak in guard.report().leaks]
     assert sites == ["test_a_reporter_may_make_sockets_and_leak_them.<locals>.careless"]
     for sock in leaks:
         sock.close()

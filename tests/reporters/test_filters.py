@@ -65,37 +65,37 @@ def test_changes_tells_a_leak_once_and_then_what_is_new(watched):
     it = watched(reporters.changes)
     assert it.report() is None
     it.leak(2)
-    assert len(it.report().leaks) == 2
+    assert len(it.report().findings) == 2
     assert it.report() is None
     it.leak(1)
     third = it.report()
-    assert (len(third.leaks), third.omitted) == (1, 2)
+    assert (len(third.findings), third.omitted) == (1, 2)
     assert "1 leaked, 2 left out of 3 open sockets" in cwg.render_text(third)
 
 
 def test_changes_tells_when_it_got_worse_and_not_when_it_got_better_again(watched):
     it = watched(reporters.changes, count_warning=2)
     it.leak(2)
-    assert {leak.severity for leak in it.report().leaks} == {"info"}
+    assert {leak.severity for leak in it.report().findings} == {"info"}
     [third] = it.leak(1)
-    assert [leak.severity for leak in it.report().leaks] == ["warning"] * 3
+    assert [leak.severity for leak in it.report().findings] == ["warning"] * 3
     third.close()
     better = it.report()
-    assert better.leaks == ()
-    assert len(better.closed) == 1
+    assert better.findings == ()
+    assert len(better.closed_late) == 1
     it.leak(1)
     again = it.report()
-    assert len(again.leaks) == 1, "those that were told as warnings are as they were told"
+    assert len(again.findings) == 1, "those that were told as warnings are as they were told"
 
 
 def test_changes_tells_what_closed_after_all_and_after_how_long(watched):
     it = watched(reporters.changes)
     [sock] = it.leak(1)
     it.leak(1)
-    leak = it.report().leaks[0]
+    leak = it.report().findings[0]
     sock.close()
-    [closed] = it.report().closed
-    assert closed.leak.observation.record == leak.observation.record
+    [closed] = it.report().closed_late
+    assert closed.finding.observation.record == leak.observation.record
     assert 0.05 < closed.after < 5
     text = cwg.render_text(it.told.reports[-1])
     assert "CLOSED AFTER ALL, after 0." in text
@@ -117,7 +117,7 @@ def test_changes_takes_what_is_explained_along_but_for_no_news(watched):
     with half_closed_pair() as (ours, _):
         time.sleep(0.03)
         ours.send(b"still sending")
-        assert [leak.accused for leak in it.guard.scan().leaks] == [False]
+        assert [leak.is_leak for leak in it.guard.scan().findings] == [False]
         assert it.report() is None
 
 
@@ -136,7 +136,7 @@ def test_a_leak_that_could_not_be_told_is_news_in_the_next_report(watched):
     it.told.failures = 1
     assert it.report() is None
     assert it.guard.failed_reports == 1
-    assert len(it.report().leaks) == 1
+    assert len(it.report().findings) == 1
 
 
 # at_least
@@ -156,7 +156,7 @@ def test_at_least_tells_what_is_bad_enough_or_nothing(watched, severity, setting
     it = watched(lambda told: reporters.at_least(severity, told), **settings)
     it.leak(2)
     report = it.report()
-    assert (report and len(report.leaks)) == expected
+    assert (report and len(report.findings)) == expected
 
 
 def test_at_least_counts_what_it_leaves_out(watched):
@@ -165,18 +165,18 @@ def test_at_least_counts_what_it_leaves_out(watched):
     time.sleep(0.2)
     it.leak(1)
     report = it.report()
-    assert ([leak.severity for leak in report.leaks], report.omitted) == (["warning"], 1)
+    assert ([leak.severity for leak in report.findings], report.omitted) == (["warning"], 1)
 
 
 def test_at_least_tells_the_end_of_what_it_told_even_if_it_was_better_by_then(watched):
     it = watched(lambda told: reporters.at_least("warning", told), count_warning=1)
     first, second = it.leak(2)
-    assert len(it.report().leaks) == 2
+    assert len(it.report().findings) == 2
     first.close()
-    assert len(it.report().closed) == 1
+    assert len(it.report().closed_late) == 1
     assert it.report() is None, "one socket is no warning"
     second.close()
-    assert len(it.report().closed) == 1
+    assert len(it.report().closed_late) == 1
 
 
 def test_at_least_does_not_tell_the_end_of_what_it_never_told(watched):
@@ -195,7 +195,7 @@ def alerts_told(severity, *steps):
         report = guard.scan()
     for kind, how_bad, status, site in steps:
         alert = cwg.Alert(kind, how_bad, "", {"site": site}, status)
-        reporter(replace(report, leaks=(), alerts=(alert,)))
+        reporter(replace(report, findings=(), alerts=(alert,)))
     return [(report.alerts[0].severity, report.alerts[0].status) for report in told.reports]
 
 
@@ -247,7 +247,7 @@ def test_every_keeps_alerts_and_ends_for_the_next_report_that_is_told(watched):
     now[0] = 120
     report = it.report()
     assert [alert.status for alert in report.alerts] == ["raised", "resolved"]
-    assert len(report.closed) == 1
+    assert len(report.closed_late) == 1
     now[0] = 180
     assert it.report().alerts == ()
 
@@ -259,14 +259,14 @@ def test_what_waits_is_bounded():
     with leaking_guard() as guard:
         report = guard.report()
     alert = cwg.Alert(Kind.COUNT, Severity.WARNING, "", {})
-    closed = cwg.Closed(report.leaks[0], 1)
+    closed = cwg.ClosedLate(report.findings[0], 1)
     reporter(report)
     for number in range(30):
         reporter(replace(report, alerts=(replace(alert, message=str(number)),) * 100))
-        reporter(replace(report, closed=(closed,) * 100))
+        reporter(replace(report, closed_late=(closed,) * 100))
     now[0] = 60
     reporter(report)
-    assert (len(told.reports[-1].alerts), len(told.reports[-1].closed)) == (1000, 1000)
+    assert (len(told.reports[-1].alerts), len(told.reports[-1].closed_late)) == (1000, 1000)
     assert told.reports[-1].alerts[-1].message == "29"
 
 
@@ -274,14 +274,14 @@ def test_changes_within_every_loses_nothing(watched):
     now = [0.0]
     it = watched(lambda told: reporters.every(60, reporters.changes(told), clock=lambda: now[0]))
     first, second = it.leak(2)
-    assert len(it.report().leaks) == 2
+    assert len(it.report().findings) == 2
     now[0] = 30
     second.close()
     it.leak(1)
     assert it.report() is None
     now[0] = 60
     report = it.report()
-    assert (len(report.leaks), len(report.closed), report.omitted) == (1, 1, 1)
+    assert (len(report.findings), len(report.closed_late), report.omitted) == (1, 1, 1)
 
 
 # All of them.

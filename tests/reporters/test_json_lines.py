@@ -108,7 +108,7 @@ with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
     from dataclasses import replace
     time.sleep(0.03)
     report = guard.scan()
-    report = replace(report, leaks=report.leaks * 20)
+    report = replace(report, findings=report.findings * 20)
     reporter = reporters.json_lines(path, max_bytes=limit, backups=1000)
     print("ready", flush=True)
     sys.stdin.readline()

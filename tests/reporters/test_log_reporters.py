@@ -21,7 +21,7 @@ from leaking import fetch, leaking_guard, run, told
 KEYS = {
     "verdict",
     "severity",
-    "accused",
+    "is_leak",
     "count",
     "site",
     "function",
@@ -56,29 +56,29 @@ def own_structlog():
 
 def all_at_once(report):
     """The report with every kind of event in it."""
-    leak = report.leaks[0]
+    leak = report.findings[0]
     alert = cwg.Alert(cwg.AlertKind.COUNT, cwg.Severity.WARNING, "many", {"count": 7})
     return replace(
         report,
         alerts=(alert, replace(alert, status=cwg.AlertStatus.RESOLVED)),
-        closed=(cwg.Closed(leak, 9.5), cwg.Closed(leak, 12.25)),
+        closed_late=(cwg.ClosedLate(leak, 9.5), cwg.ClosedLate(leak, 12.25)),
     )
 
 
 def test_structlog_tells_one_event_for_each_site_with_flat_keys(own_structlog):
     report = told(reporters.structlog(), count=3)
     [event] = own_structlog()
-    leak = report.leaks[0]
+    leak = report.findings[0]
     assert event.keys() == KEYS | {"event", "level", "request"}
     assert event["event"] == "socket_leak"
-    assert (event["verdict"], event["severity"], event["accused"]) == ("leaked", "info", True)
+    assert (event["verdict"], event["severity"], event["is_leak"]) == ("leaked", "info", True)
     assert (event["count"], event["pid"]) == (3, os.getpid())
     assert event["site"] == leak.observation.record.site.place
     assert event["function"] == "fetch"
     assert event["oldest_s"] == pytest.approx(
-        max(leak.observation.peer_closed_for for leak in report.leaks), abs=0.001
+        max(leak.observation.peer_closed_for for leak in report.findings), abs=0.001
     )
-    assert all(leak.observation.peer in event["peers"] for leak in report.leaks)
+    assert all(leak.observation.peer in event["peers"] for leak in report.findings)
     assert event["hint"] == leak.hint
     assert event["fingerprint"] == report.by_site()[0].fingerprint
     assert event["request"] == "r7"
@@ -101,11 +101,11 @@ def test_what_is_explained_rather_than_accused_is_told_at_debug_level(own_struct
     with half_closed_pair() as (ours, _), cwg.Guard(cwg.Settings(grace=60)) as guard:
         ours.send(b"still sending")
         report = guard.scan()
-    assert [leak.accused for leak in report.leaks] == [False]
+    assert [leak.is_leak for leak in report.findings] == [False]
     reporters.structlog()(report)
     reporters.logging()(report)
     [event] = own_structlog()
-    assert (event["level"], event["accused"]) == ("debug", False)
+    assert (event["level"], event["is_leak"]) == ("debug", False)
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
@@ -191,7 +191,7 @@ def test_logging_tells_a_sentence_and_the_facts_as_extra(caplog):
     caplog.set_level(logging.INFO)
     report = told(reporters.logging(), count=2)
     [record] = caplog.records
-    site = report.leaks[0].observation.record.site.place
+    site = report.findings[0].observation.record.site.place
     assert record.name == "closewait_guard"
     assert record.getMessage().startswith(f"2 sockets leaked, born at {site} to 127.0.0.1:")
     assert record.event == "socket_leak"

@@ -45,7 +45,7 @@ def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
     path = tmp_path / "a:b,c.jsonl"
     with leaking_guard(f"changes:json_lines:{path}") as guard:
         guard.report()
-    assert json.loads(path.read_text())["leaks"]
+    assert json.loads(path.read_text())["findings"]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ TOLD = []
 def pager(number="112"):
     if not number.isdigit():
         raise ConfigurationError(f"pager: {number!r} is no number")
-    return lambda report: TOLD.append((number, len(report.accused)))
+    return lambda report: TOLD.append((number, len(report.leaks)))
 
 def broken():
     raise OSError("no route to pager")

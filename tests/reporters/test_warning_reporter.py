@@ -49,21 +49,21 @@ def recorded(**settings):
 
 def test_a_leak_is_warned_of_at_the_line_that_made_it():
     report, [warning] = recorded(count=3)
-    site = report.leaks[0].observation.record.site
+    site = report.findings[0].observation.record.site
     assert warning.category is reporters.SocketLeakWarning
     assert issubclass(warning.category, ResourceWarning)
     assert (warning.filename, warning.lineno) == (leaking.__file__, site.lineno)
-    assert str(warning.message) == f"leaked socket, born in fetch(): {report.leaks[0].hint}"
+    assert str(warning.message) == f"leaked socket, born in fetch(): {report.findings[0].hint}"
 
 
 def test_every_accused_site_is_warned_of_and_no_other():
     report, _ = recorded(count=2)
-    first, second = report.leaks
+    first, second = report.findings
     other = replace(first, verdict=cwg.Verdict.DEAD)
     explained = replace(second, verdict=cwg.Verdict.HALF_CLOSED)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        reporters.warn()(replace(report, leaks=(first, other, explained)))
+        reporters.warn()(replace(report, findings=(first, other, explained)))
     assert [str(each.message).split()[0] for each in caught] == ["leaked", "dead"]
 
 
@@ -134,8 +134,8 @@ def test_a_script_is_warned_of_once(module):
 
 def test_a_filter_that_makes_it_an_error_keeps_no_other_site_from_being_warned_of():
     report, _ = recorded(count=2)
-    first, second = report.leaks
-    report = replace(report, leaks=(first, replace(second, verdict=cwg.Verdict.DEAD)))
+    first, second = report.findings
+    report = replace(report, findings=(first, replace(second, verdict=cwg.Verdict.DEAD)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("error", "leaked socket")

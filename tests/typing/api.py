@@ -9,12 +9,12 @@ from closewait_guard.testing import CapturingReporter
 def reporter(report: cwg.Report) -> None:
     for group in report.by_site():
         site: cwg.Frame | None = group.site
-        print(group.verdict.accused, site.lineno if site else "", len(group.leaks))
+        print(group.verdict.is_leak, site.lineno if site else "", len(group.findings))
 
 
 class Counting:
     def __call__(self, report: cwg.Report) -> None:
-        self.count: int = len(report.accused)
+        self.count: int = len(report.leaks)
 
 
 def use() -> str:
