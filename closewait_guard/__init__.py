@@ -1,4 +1,4 @@
-"""Track socket leaks from inside the process: which, since when, born where, and what to change.
+"""Track socket leaks from inside the process: which, since when, opened where, and what to change.
 
 The names are fetched when they are first used, so that importing the package costs next to
 nothing and patches nothing.

@@ -34,7 +34,7 @@ def install(
     reporters: Iterable[Reporter | str] = (),
     **overrides: object,
 ) -> Guard:
-    """Begin to record where sockets are born. Idempotent; returns the process-wide guard.
+    """Begin to record where sockets are opened. Idempotent; returns the process-wide guard.
 
     Call it early: sockets that are open already are adopted, with their birth unknown.
 
@@ -91,10 +91,10 @@ def uninstall() -> None:
 
 
 def attribute(*names: str) -> None:
-    """Know where sockets are born that native code opens: libpq, libcurl, libuv and the like.
+    """Know where sockets are opened that native code opens: libpq, libcurl, libuv and the like.
 
     The callables that open them are wrapped until `uninstall()`. A socket that appears during the
-    call, and that no socket object is known for, is born where the call was made.
+    call, and that no socket object is known for, is opened where the call was made.
 
     Args:
         *names: `"module:callable"`, or a library that is known: psycopg, psycopg2, pycurl, uvloop.
@@ -117,7 +117,7 @@ def scan(*, full: bool = False) -> Report:
     """Look, and tell nobody. Cheap with many sockets: only suspects are described.
 
     Without `install()` it looks too, at every socket object in the process, but cannot tell where
-    one was born.
+    one was opened.
 
     Args:
         full: Describe the healthy open sockets too, in `Report.observations`.

@@ -85,7 +85,7 @@ class FdExhaustionAlarm:
 
 
 class Guard:
-    """Tracks the sockets that are born while it is installed. Several guards may be at once.
+    """Tracks the sockets that are opened while it is installed. Several guards may be at once.
 
     Args:
         settings: How to look and judge; read from the environment and the nearest
@@ -118,7 +118,7 @@ class Guard:
             self.settings.dropped_kept,
             capture,
         )
-        self._exhaustion = self._registry.exhausted = FdExhaustionAlarm(
+        self._exhaustion = self._registry.on_fd_exhausted = FdExhaustionAlarm(
             self._report_exhausted, clock
         )
         self._installed = False
@@ -169,7 +169,7 @@ class Guard:
             self._delivery.close()
 
     def attribute(self, *names: str) -> None:
-        """Know where native sockets are born; see `closewait_guard.attribute`."""
+        """Know where native sockets are opened; see `closewait_guard.attribute`."""
         self._examiner.lookout.attribute(*names)
 
     def __enter__(self) -> Self:
@@ -244,12 +244,12 @@ class Guard:
         return self._examiner.spent_on_holders
 
     def mark(self) -> int:
-        """A baseline for `check`: the sockets born from now on are above it."""
+        """A baseline for `check`: the sockets opened from now on are above it."""
         self._examiner.lookout.take_census()
         return self._registry.mark()
 
     def check(self, since: int, *, explain: bool = True) -> Report:
-        """Look only at the sockets born after a mark: the accused, and all that are still open.
+        """Look only at the sockets opened after a mark: the accused, and all that are still open.
 
         No grace is given: whoever asks has waited. Without `explain` it is not asked who holds
         them, which goes through the whole heap.

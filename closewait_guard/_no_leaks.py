@@ -89,7 +89,7 @@ class _Guard(Protocol):
 
 
 class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
-    """Fails if a socket born inside is still open at the end, or was dropped while open.
+    """Fails if a socket opened inside is still open at the end, or was dropped while open.
 
     Works with `with`, with `async with`, and as a decorator of functions and coroutine functions.
     Waits for sockets that are about to close, at most `grace` seconds, and collects garbage once;

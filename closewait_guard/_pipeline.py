@@ -95,7 +95,7 @@ def notes(
     else:
         found = [f"where {_NATIVE} opens sockets: {natives:,} such are open"]
     if not installed:
-        found.append("where sockets were born, because the guard is not installed")
+        found.append("where sockets were opened, because the guard is not installed")
     if replaced_by is not None:
         found.append(f"what {replaced_by} hides, which has wrapped the socket class after us")
     if stand_in is not None:
@@ -201,7 +201,7 @@ class Jury:
 
 
 class History:
-    """Remembers the trend, and adds to each report its alerts and what was closed after all."""
+    """Remembers the trend, and adds to each report its alerts and what was closed late."""
 
     def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float]) -> None:
         self._registry = registry
@@ -246,7 +246,7 @@ class History:
         if not self._settings.growth_window:
             return {}
         self._marks.append(self._registry.mark())
-        # Counting touches every socket; where none was born or closed there is nothing new.
+        # Counting touches every socket; where none was opened or closed there is nothing new.
         size = report.coverage.opened, report.open_sockets
         if size != self._size:
             self._size = size
@@ -324,7 +324,7 @@ class Examiner:
         return self._redaction.report(replace(report, coverage=coverage))
 
     def check(self, since: int, *, explain: bool) -> Report:
-        """Look only at the sockets born after a mark, without any grace."""
+        """Look only at the sockets opened after a mark, without any grace."""
         sight = self._look(opened_after=since)
         limit = _descriptors.fd_limit()
         everything = (*sight.suspects, *sight.dropped, *sight.healthy)

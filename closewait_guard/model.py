@@ -174,7 +174,7 @@ class Observation:
 
     @property
     def is_described(self) -> bool:
-        """Whether looking at it has succeeded; of any other, only where it was born is known."""
+        """Whether looking at it has succeeded; of any other, only where it was opened is known."""
         return self.family != UNKNOWN_FAMILY
 
 

@@ -13,11 +13,11 @@ from closewait_guard.testing import half_closed_pair
 def page_somebody(report: cwg.Report) -> None:
     for group in report.by_site():
         where = group.site.call if group.site else "nobody knows where"
-        print(f"{group.severity}: {len(group.findings)} x {group.verdict}, born at {where}")
+        print(f"{group.severity}: {len(group.findings)} x {group.verdict}, opened at {where}")
     for alert in report.alerts:
         print(f"{alert.kind} {alert.status}: {alert.message}")
     for closed in report.closed_late:
-        print(f"closed after all, after {closed.after:.1f} s")
+        print(f"closed late, after {closed.after:.1f} s")
 
 
 cwg.install(reporters=[reporters.changes(page_somebody)], grace=0)

@@ -21,7 +21,7 @@ structlog.configure(
     ],
 )
 
-# The tenant of the moment is kept with each socket that is born.
+# The tenant of the moment is kept with each socket that is opened.
 cwg.install(context="structlog", grace=0.2)
 structlog.contextvars.bind_contextvars(tenant="acme")
 with half_closed_pair(), cwg.watch(interval=0.5, reporters=["structlog"], at_exit=False):

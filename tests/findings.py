@@ -24,7 +24,7 @@ async def findings_of_async(guard, verdict, count=1):
 
 
 def opened_in(leaks, site):
-    """Those that were born in a function of this file."""
+    """Those that were opened in a function of this file."""
     return [
         leak
         for leak in leaks

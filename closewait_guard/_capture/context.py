@@ -1,6 +1,6 @@
 """What the program was busy with at a birth, made plain so that a record keeps nothing alive.
 
-Labels that every socket born inside a block carries.
+Labels that every socket opened inside a block carries.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ current_labels = _labels.get
 
 
 class label:  # noqa: N801 - reads as a statement: with label("x")
-    """Name what the program is doing; sockets born meanwhile carry the name.
+    """Name what the program is doing; sockets opened meanwhile carry the name.
 
     Works as a context manager and as a decorator of functions and coroutine functions. Labels
     nest, and follow tasks and threads as context variables do.

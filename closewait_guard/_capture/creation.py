@@ -49,7 +49,7 @@ _fileno = _socket.socket.fileno
 
 
 def unknown_creation(sock: socket.socket, serial: int, pid: int) -> CreationTuple:
-    """The story of a socket that nobody has seen born."""
+    """The story of a socket that nobody has seen opened."""
     when, thread, task, labels, parent = None, "", None, (), None
     return (
         weakref.ref(sock),

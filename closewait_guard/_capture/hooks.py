@@ -39,29 +39,29 @@ __all__ = [
 class SocketEvents(Protocol):
     """What a subscriber is told. Nothing that it raises reaches the program."""
 
-    def born(self, sock: socket.socket, descriptor: object, /) -> None:
-        """A socket was made; `descriptor` is the `fileno` argument, None if the kernel chose.
+    def on_create(self, sock: socket.socket, descriptor: object, /) -> None:
+        """A socket was created; `descriptor` is the `fileno` argument, None if the kernel chose.
 
-        The frame that made it is `CALLER` above the listener's own.
+        The frame that created it is `FRAMES_TO_CALLER` above the subscriber's own.
         """
 
-    def detached(self, sock: socket.socket, fd: int, /) -> None:
+    def on_detach(self, sock: socket.socket, fd: int, /) -> None:
         """A socket is about to give its descriptor away."""
 
-    def got_file(self, sock: socket.socket, /) -> None:
+    def on_makefile(self, sock: socket.socket, /) -> None:
         """A file object was made of a socket, so that `close()` may not be the end of it."""
 
-    def dying(self, sock: socket.socket, fd: int, /) -> None:
+    def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
         """A socket is being finalized while it is open. Take no lock here."""
 
-    def exhausted(self) -> None:
+    def on_fd_exhausted(self) -> None:
         """No descriptor was left for a socket to be made or accepted."""
 
-    def failed(self) -> None:
+    def on_error(self) -> None:
         """One of the calls above raised."""
 
 
-# From a listener's `born` through our wrapper to the frame that made the socket.
+# From a listener's `opened` through our wrapper to the frame that made the socket.
 FRAMES_TO_CALLER = 2
 
 
@@ -119,35 +119,49 @@ class Subscribers:
     """Who listens. Replaced as a whole, so that a loop in another thread misses nobody.
 
     Attributes:
-        births: What each listener wants called at a birth, and when that has raised.
+        creation_calls: What to call for a socket that was created, and when that raises.
     """
 
-    __slots__ = ("births", "listeners")
+    __slots__ = ("creation_calls", "listeners")
 
     def __init__(self) -> None:
-        self.address(())
+        self.replace(())
 
-    def address(self, listeners: tuple[SocketEvents, ...]) -> None:
+    def replace(self, listeners: tuple[SocketEvents, ...]) -> None:
         """Tell these from now on, and nobody else."""
         self.listeners = listeners
         # To look the methods up takes longer than to call them.
-        self.births = tuple((listener.born, listener.failed) for listener in listeners)
+        self.creation_calls = tuple(
+            (listener.on_create, listener.on_error) for listener in listeners
+        )
 
-    def tell(self, what: str, *told: object) -> None:
-        """Call a method of each listener. Births go without: the hottest path, two frames deep."""
+    def notify_detach(self, sock: socket.socket, fd: int) -> None:
+        """A socket is about to give its descriptor away."""
+        self._notify(lambda listener: listener.on_detach(sock, fd))
+
+    def notify_makefile(self, sock: socket.socket) -> None:
+        """A file object was made of a socket."""
+        self._notify(lambda listener: listener.on_makefile(sock))
+
+    def notify_fd_exhausted(self) -> None:
+        """No descriptor was left."""
+        self._notify(lambda listener: listener.on_fd_exhausted())
+
+    def _notify(self, call: Callable[[SocketEvents], None]) -> None:
+        # A creation goes without: that is the hottest path, two frames deep.
         for listener in self.listeners:
             try:
-                getattr(listener, what)(*told)
+                call(listener)
             except BaseException as error:
                 if interrupts(error):
                     raise
-                listener.failed()
+                listener.on_error()
 
 
-def _wrap_init(original: Any, audience: Subscribers) -> Any:
+def _wrap_init(original: Any, subscribers: Subscribers) -> Any:
     """A plain function, because it costs a fifth of what a bound function wrapper does."""
     if getattr(original, "__code__", None) is not _INIT_CODE:
-        return _wrap_foreign_init(original, audience)
+        return _wrap_foreign_init(original, subscribers)
 
     @functools.wraps(original)
     def __init__(  # noqa: N807 - it stands where the original stood
@@ -160,20 +174,20 @@ def _wrap_init(original: Any, audience: Subscribers) -> Any:
         try:
             original(self, family, type, proto, fileno)
         except OSError as error:
-            _tell_if_exhausted(error, audience)
+            _tell_if_exhausted(error, subscribers)
             raise
-        for born, failed in audience.births:
+        for on_create, on_error in subscribers.creation_calls:
             try:
-                born(self, fileno)
+                on_create(self, fileno)
             except BaseException as error:
                 if interrupts(error):
                     raise
-                failed()
+                on_error()
 
     return __init__
 
 
-def _wrap_foreign_init(original: Any, audience: Subscribers) -> Any:
+def _wrap_foreign_init(original: Any, subscribers: Subscribers) -> Any:
     """Over somebody else's patch, which may care which arguments were given, and how."""
 
     @functools.wraps(original)
@@ -181,26 +195,26 @@ def _wrap_foreign_init(original: Any, audience: Subscribers) -> Any:
         try:
             original(self, *args, **kwargs)
         except OSError as error:
-            _tell_if_exhausted(error, audience)
+            _tell_if_exhausted(error, subscribers)
             raise
         fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
-        for born, failed in audience.births:
+        for on_create, on_error in subscribers.creation_calls:
             try:
-                born(self, fileno)
+                on_create(self, fileno)
             except BaseException as error:
                 if interrupts(error):
                     raise
-                failed()
+                on_error()
 
     return __init__
 
 
-def _tell_if_exhausted(error: OSError, audience: Subscribers) -> None:
+def _tell_if_exhausted(error: OSError, subscribers: Subscribers) -> None:
     if error.errno in _EXHAUSTED:
-        audience.tell("exhausted")
+        subscribers.notify_fd_exhausted()
 
 
-def _wrap_accept(original: Any, audience: Subscribers) -> Any:
+def _wrap_accept(original: Any, subscribers: Subscribers) -> Any:
     @functools.wraps(original)
     def accept(self: socket.socket) -> Any:
         thread = _get_ident()
@@ -208,7 +222,7 @@ def _wrap_accept(original: Any, audience: Subscribers) -> Any:
             listener_in_accept_by_thread[thread] = self
             return original(self)
         except OSError as error:
-            _tell_if_exhausted(error, audience)
+            _tell_if_exhausted(error, subscribers)
             raise
         finally:
             listener_in_accept_by_thread.pop(thread, None)
@@ -216,29 +230,29 @@ def _wrap_accept(original: Any, audience: Subscribers) -> Any:
     return accept
 
 
-def _wrap_detach(original: Any, audience: Subscribers) -> Any:
+def _wrap_detach(original: Any, subscribers: Subscribers) -> Any:
     @functools.wraps(original)
     def detach(self: socket.socket) -> int:
         # Before it is: what a signal handler raises in between would lose the number.
         if (fd := _fileno(self)) >= 0:
-            audience.tell("detached", self, fd)
+            subscribers.notify_detach(self, fd)
         return original(self)  # type: ignore[no-any-return]
 
     return detach
 
 
-def _wrap_makefile(original: Any, audience: Subscribers) -> Any:
+def _wrap_makefile(original: Any, subscribers: Subscribers) -> Any:
     @functools.wraps(original)
     def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
         file = original(self, *args, **kwargs)
-        audience.tell("got_file", self)
+        subscribers.notify_makefile(self)
         return file
 
     return makefile
 
 
-# By thread, the listener that is in its accept(): who is born meanwhile need not look for it among
-# the variables of a call, which takes longer than all the rest of a birth.
+# By thread, the listener that is in its accept(): a socket created meanwhile need not look for it
+# among the variables of a call, which takes longer than all the rest of its creation.
 listener_in_accept_by_thread: dict[int, socket.socket] = {}
 
 _get_ident = threading.get_ident
@@ -259,7 +273,7 @@ _fileno = _socket.socket.fileno
 _IN_C = _socket.socket.__del__  # type: ignore[attr-defined]
 
 
-def wrap_del(original: Callable[[Any], Any], audience: Subscribers) -> Any:
+def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
     """Tells of sockets that die open; then the finalizer that was there is called.
 
     All that calls is in C: a signal handler may raise before the first bytecode of any function in
@@ -273,7 +287,7 @@ def wrap_del(original: Callable[[Any], Any], audience: Subscribers) -> Any:
     """
 
     def tell(sock: socket.socket) -> None:
-        _tell(audience, later, sock, _fileno(sock))
+        _tell(subscribers, later, sock, _fileno(sock))
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     later = Later((tell.__code__, code_of(SOCKET.__repr__)))
@@ -312,12 +326,12 @@ _is_closed: Any = partial(
 )
 
 
-def _tell(audience: Subscribers, later: Later, sock: socket.socket, fd: int) -> None:
-    for listener in audience.listeners:
+def _tell(subscribers: Subscribers, later: Later, sock: socket.socket, fd: int) -> None:
+    for listener in subscribers.listeners:
         try:
-            listener.dying(sock, fd)
+            listener.on_finalize(sock, fd)
         except BaseException as error:
             if interrupts(error):
                 later.deliver(error)
             else:
-                listener.failed()
+                listener.on_error()

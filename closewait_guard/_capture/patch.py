@@ -84,7 +84,7 @@ def unsubscribe_soon(listener: SocketEvents) -> None:
 
 def _tell() -> None:
     for method in _METHODS:
-        method.tell(tuple(_listeners))
+        method.set_listeners(tuple(_listeners))
 
 
 def is_patched() -> bool:
@@ -138,12 +138,12 @@ def wrap_callable(place: Any, name: str, around: Callable[..., Any]) -> Callable
 class InstalledWrapper:
     """One wrapper of ours, and what it was put over."""
 
-    __slots__ = ("audience", "found", "ours", "was_own")
+    __slots__ = ("found", "ours", "subscribers", "was_own")
 
-    def __init__(self, ours: Any, found: Any, audience: Subscribers, *, was_own: bool) -> None:
+    def __init__(self, ours: Any, found: Any, subscribers: Subscribers, *, was_own: bool) -> None:
         self.ours = ours
         self.found = found
-        self.audience = audience
+        self.subscribers = subscribers
         self.was_own = was_own
 
 
@@ -170,28 +170,28 @@ class _Method:
 
     def is_covered(self) -> bool:
         """Whether a listener is told through somebody else's wrapper, if at all."""
-        return self.top() is None and any(layer.audience.listeners for layer in self._layers)
+        return self.top() is None and any(layer.subscribers.listeners for layer in self._layers)
 
-    def tell(self, listeners: tuple[SocketEvents, ...]) -> None:
+    def set_listeners(self, listeners: tuple[SocketEvents, ...]) -> None:
         """Make `listeners` the only ones who are told; take our wrapper out if there are none."""
         told = self._told() or (self._added() if listeners else None)
         if told is not None:
-            told.audience.address(listeners)
+            told.subscribers.replace(listeners)
         if not listeners:
             self._remove()
 
     def _told(self) -> InstalledWrapper | None:
         """The layer in use: the one that somebody listens to, else a silent one on top."""
-        heard = (layer for layer in self._layers if layer.audience.listeners)
+        heard = (layer for layer in self._layers if layer.subscribers.listeners)
         return next(heard, None) or self.top()
 
     def _added(self) -> InstalledWrapper:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
-        audience, found, was_own = Subscribers(), self.present, self.name in vars(SOCKET)
+        subscribers, found, was_own = Subscribers(), self.present, self.name in vars(SOCKET)
         original = as_function(getattr_static(SOCKET, self.name))
-        setattr(SOCKET, self.name, self._wrap(original, audience))
-        self._layers.append(InstalledWrapper(self.present, found, audience, was_own=was_own))
+        setattr(SOCKET, self.name, self._wrap(original, subscribers))
+        self._layers.append(InstalledWrapper(self.present, found, subscribers, was_own=was_own))
         return self._layers[-1]
 
     def _remove(self) -> None:

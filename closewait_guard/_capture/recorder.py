@@ -98,7 +98,7 @@ def recorder(
     module, labels = sys.modules.get, current_labels
     ask, ask_next = (None, dict) if context is None else (context.ask, context.ask_next)
 
-    def born(sock: socket.socket, descriptor: object) -> None:
+    def on_create(sock: socket.socket, descriptor: object) -> None:
         fd = fileno(sock)
         if descriptor is None:
             origin, parent = created, None
@@ -129,4 +129,4 @@ def recorder(
         if serial >= book.settle_at:
             book.settle(serial)
 
-    return born
+    return on_create

@@ -1,8 +1,8 @@
-"""The sockets that are open when a guard is installed: nobody has seen them born.
+"""The sockets that are open when a guard is installed: nobody has seen them opened.
 
 What the registry answers a scan with: those that are open at one moment.
 
-The weak table: who was born, who is alive, who was dropped while open.
+The weak table: who was opened, who is alive, who was dropped while open.
 
 Births are kept by descriptor number, each with a weak reference to its socket: the kernel hands a
 number out again only when its last owner is closed, so a birth always replaces a finished story.
@@ -111,7 +111,7 @@ class Registry:
 
     Attributes:
         context: What calls the program's context provider, if it has one.
-        exhausted: What to call when no descriptor was left.
+        on_fd_exhausted: What to call when no descriptor was left.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Registry:
         capture: Capture,
     ) -> None:
         self.context = context
-        self.exhausted: Callable[[], None] = _nothing
+        self.on_fd_exhausted: Callable[[], None] = _nothing
         self._book = CreationTable()
         self._births, self._detached = self._book.births, self._book.detached
         self._born, self._failed = LockFreeCounter(), LockFreeCounter()
@@ -132,8 +132,8 @@ class Registry:
         self._has_adopted = False
         self._with_files: set[int] = set()
         self._next_stranger = itertools.count(-1, -1).__next__
-        self.born = recorder(self._book, self._born.count, context, capture, stack_depth)
-        # A number above the serial of every socket born so far, and below the next.
+        self.on_create = recorder(self._book, self._born.count, context, capture, stack_depth)
+        # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._born.mark
 
     def listen(self) -> None:
@@ -150,10 +150,10 @@ class Registry:
 
     # What the patch tells.
 
-    def got_file(self, sock: socket.socket) -> None:
+    def on_makefile(self, sock: socket.socket) -> None:
         self._with_files.add(_fileno(sock))
 
-    def detached(self, sock: socket.socket, fd: int) -> None:
+    def on_detach(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)
         if story is None or story[OBJECT_ID] != id(sock):
             return
@@ -164,7 +164,7 @@ class Registry:
         elif (inode := inode_of(fd)) is not None:
             self._detached[fd] = (story, inode)
 
-    def dying(self, sock: socket.socket, fd: int) -> None:
+    def on_finalize(self, sock: socket.socket, fd: int) -> None:
         story = self._births.get(fd)
         if story is None or story[OBJECT_ID] != id(sock):
             story = self._stranger(sock)
@@ -174,7 +174,7 @@ class Registry:
             self._book.has_news = True
         self._drops.add(story, sock, fd)
 
-    def failed(self) -> None:
+    def on_error(self) -> None:
         self._failed.count()
 
     # What a scan asks.
@@ -247,7 +247,7 @@ class Registry:
         return still
 
     def has_closed_all(self, since: int) -> bool:
-        """Whether no socket born after a mark is open, or was dropped: no is a perhaps."""
+        """Whether no socket opened after a mark is open, or was dropped: no is a perhaps."""
         if self._detached or self._drops.kept:
             return False
         for fd, story in self._births.copy().items():
@@ -279,7 +279,7 @@ class Registry:
         return self._drops.youngest()
 
     def totals(self) -> tuple[int, int, int]:
-        """How many were born under our eyes, how many dropped, and what went unrecorded."""
+        """How many were opened under our eyes, how many dropped, and what went unrecorded."""
         return self._born.total(), self._drops.tally.total(), self._failed.total()
 
     def is_open(self, fd: int, serial: int) -> bool:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-# Of all that were born since, only the youngest are looked at.
+# Of all that were opened since, only the youngest are looked at.
 _MOST = 200
 # So much later at least: calls that follow each other at once do not take each other's place, and
 # the end is dated by the kernel's ticks and by a look that was a while ago.
@@ -48,7 +48,7 @@ def successors(ended: Iterable[Observation], registry: Registry, wall: float) ->
 
     Args:
         ended: Sockets that nobody uses any more.
-        registry: Knows those that were born since.
+        registry: Knows those that were opened since.
         wall: About the time of the look, in seconds since the epoch.
     """
     old = {

@@ -118,5 +118,5 @@ def _is_stolen(fd: int, noted: Mapping[int, _Noted], events: Mapping[int, int]) 
 
 
 def _has_taken(younger: CreationTuple, older: CreationTuple) -> bool:
-    """Whether the kernel has given one socket the number of another that was born before."""
+    """Whether the kernel has given one socket the number of another that was opened before."""
     return younger[ORIGIN] in _BY_KERNEL and bool(younger[SERIAL] > older[SERIAL])

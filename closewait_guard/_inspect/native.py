@@ -129,7 +129,7 @@ class NativeSockets:
         return self._youngest
 
     def _take_census(self) -> None:
-        # Both before the listing: what is told or born meanwhile is younger than what is found.
+        # Both before the listing: what is told or opened meanwhile is younger than what is found.
         before, since = self._known.copy(), self._tracked.mark()
         found = sockets_besides(self._tracked.knows)
         self.count = None if found is None else len(found)
@@ -175,7 +175,7 @@ class NativeSockets:
         return ()
 
     def claim(self, fds: Iterable[int], stack: CapturedStack) -> None:
-        """Say where some of them were born."""
+        """Say where some of them were opened."""
         for fd in fds:
             since, inode, known = self._tracked.mark(), inode_of(fd), self._known.get(fd)
             if inode is None or self._tracked.knows(fd):

@@ -154,7 +154,7 @@ class SiteCount(NamedTuple):
 
 
 def count_by_site(stories: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:
-    """Count by site; sockets that were born nobody knows where are left out."""
+    """Count by site; sockets that were opened at an unknown place are left out."""
     counts: dict[int, list[int]] = {}
     examples: dict[int, CreationTuple] = {}
     for story in stories:

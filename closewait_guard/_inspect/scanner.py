@@ -99,7 +99,7 @@ class _Known(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """When all was looked at that had been born by then, and the serial of the latest birth."""
+    """When all was looked at that had been opened by then, and the serial of the latest birth."""
 
     at: float
     youngest: float
@@ -140,7 +140,7 @@ class Scanner:
 
         Args:
             full: Describe the healthy sockets too.
-            opened_after: A mark; describe all sockets born after it, healthy or not.
+            opened_after: A mark; describe all sockets opened after it, healthy or not.
         """
         living = self._source.living(thorough=full or opened_after is not None)
         events = self._events(living)
@@ -401,7 +401,7 @@ class Lookout:
         )
 
     def attribute(self, *names: str) -> None:
-        """Know where native sockets are born."""
+        """Know where native sockets are opened."""
         with patch.install_lock():
             self._attribution.wrap(*names)
 

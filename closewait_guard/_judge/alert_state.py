@@ -63,7 +63,7 @@ class AlertState(NamedTuple):
 def update_alerts(
     trend: AlertState, moment: SeriesPoint, settings: Settings
 ) -> tuple[AlertState, tuple[Alert, ...], tuple[ClosedLate, ...]]:
-    """The trend with one more report; what there is to tell; and what was closed after all."""
+    """The trend with one more report; what there is to tell; and what was closed late."""
     leaked = _extended(trend.leaked, _leaks_by_site(moment.report), moment.at, settings)
     counts = {site: number.open for site, number in moment.open_by_site.items()}
     opened = _extended(trend.opened, counts, moment.at, settings)

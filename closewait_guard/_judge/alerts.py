@@ -97,7 +97,7 @@ def _age(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
     limit = settings.age_critical if is_critical else settings.age_warning
     count = sum(_waits_for(leak) > limit for leak in waiting)
     site = oldest.observation.record.site
-    where = f", born at {site.call}" if site is not None else ""
+    where = f", opened at {site.call}" if site is not None else ""
     message = (
         f"{pluralize(count, 'socket')} in CLOSE_WAIT for more than {format_duration(limit)}; "
         f"the oldest for {format_duration(age)}{where}"

@@ -41,7 +41,7 @@ OWNERS: tuple[OwnerKind, ...] = (
     *stdlib.OWNERS,
 )
 
-# By the name of a library: what to wrap to know where its sockets are born.
+# By the name of a library: what to wrap to know where its sockets are opened.
 ATTRIBUTED: dict[str, tuple[str, ...]] = {
     **psycopg.ATTRIBUTED,
     **pycurl.ATTRIBUTED,

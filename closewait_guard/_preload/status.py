@@ -159,7 +159,7 @@ class Status:
         self._has_opened = False
         patch.subscribe(self)
 
-    def born(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
+    def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
         patch.unsubscribe_soon(self)
         if not self._has_opened:
             self._has_opened = True
@@ -169,19 +169,19 @@ class Status:
                 with suppress(OSError):
                     self._line.say("opened")
 
-    def detached(self, sock: socket.socket, fd: int, /) -> None:
+    def on_detach(self, sock: socket.socket, fd: int, /) -> None:
         """Nothing to be told of."""
 
-    def got_file(self, sock: socket.socket, /) -> None:
+    def on_makefile(self, sock: socket.socket, /) -> None:
         """Nothing to be told of."""
 
-    def dying(self, sock: socket.socket, fd: int, /) -> None:
+    def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
         """Nothing to be told of."""
 
-    def exhausted(self) -> None:
+    def on_fd_exhausted(self) -> None:
         """Nothing to be told of."""
 
-    def failed(self) -> None:
+    def on_error(self) -> None:
         """Nothing to be told of: the launcher will miss the verdict."""
 
     def end(self, verdict: str) -> None:

@@ -191,7 +191,7 @@ def _report(
 
 def _notes(sight: ProcessSnapshot) -> Iterator[str]:
     how = ": for that start it by `closewait-guard run`" if sight.process.python else ""
-    yield f"from outside where a socket was born{how}"
+    yield f"from outside where a socket was opened{how}"
     if not sight.dated and sight.states.get(State.CLOSE_WAIT):
         yield "since when the peers have closed, which the kernel has told nobody"
     closed = sight.states.get(State.CLOSE, 0)

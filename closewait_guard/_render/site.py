@@ -1,4 +1,4 @@
-"""One site's leaks as lines of text: what happened, where it was born, what to change. Pure."""
+"""One site's leaks as lines of text: what happened, where it was opened, what to change. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def site_lines(group: SiteGroup) -> Iterator[str]:
     if circumstances:
         yield from wrap_text(f"  {circumstances}", "    ")
     yield from _held(group)
-    yield from _superseded(group)
+    yield from _replaced(group)
     if group.findings[0].hint:
         yield from wrap_text(f"  fix: {group.findings[0].hint}", "    ")
 
@@ -88,13 +88,13 @@ def _up_to_bracket(part: str) -> str:
     return before + bracket
 
 
-def _superseded(group: SiteGroup) -> Iterator[str]:
+def _replaced(group: SiteGroup) -> Iterator[str]:
     """How many have been replaced by a younger connection."""
     successors = [leak.replaced_by for leak in group.findings if leak.replaced_by is not None]
     if successors:
         some = f"{len(successors):,} of them " if len(successors) < len(group.findings) else ""
-        told = f"{some}superseded by #{max(successors)}: the same line has connected to the same "
-        yield from wrap_text(f"  {told}peer since", "    ")
+        text = f"{some}replaced by #{max(successors)}, a newer connection from the same line"
+        yield from wrap_text(f"  {text}", "    ")
 
 
 def verdict_name(verdict: Verdict) -> str:
@@ -193,9 +193,9 @@ def _origin(seen: Sequence[Observation]) -> str:
         case Origin.ACCEPTED, _:
             if record.blamed is not record.opener:
                 return "accepted by library code"
-            return f"accepted by the listener born{where}" if where else ""
+            return f"accepted by the listener opened{where}" if where else ""
         case _, Origin.DUPLICATED:
-            return f"duplicated from the socket born{where}" if where else ""
+            return f"duplicated from the socket opened{where}" if where else ""
         case _, Origin.DETACHED:
             return "its socket object gave the descriptor away by detach()"
         case _, Origin.INHERITED:
@@ -205,7 +205,7 @@ def _origin(seen: Sequence[Observation]) -> str:
         case _, Origin.NATIVE if not record.stack:
             return "opened by native code, or received as a number: nobody knows where"
         case _, Origin.ADOPTED if not record.stack:
-            return "older than the guard: where it was born is unknown"
+            return "older than the guard: where it was opened is unknown"
     return ""
 
 
@@ -213,9 +213,11 @@ def _born(record: SocketRecord) -> Iterator[str]:
     site, blamed = record.site, record.blamed
     if site is None:
         if record.opened_at is not None and not blamed.stack and record.origin is not Origin.NATIVE:
-            yield "  born nobody knows where: stack_depth is 0"
+            yield "  opened at an unknown place: stack_depth is 0"
         return
-    yield from frame_lines("  born at " if blamed is record.opener else "  listener born at ", site)
+    yield from frame_lines(
+        "  opened at " if blamed is record.opener else "  listener opened at ", site
+    )
     outer = blamed.stack[blamed.stack.index(site) + 1 :]
     told = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):

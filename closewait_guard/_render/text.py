@@ -113,9 +113,9 @@ def _closed(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
     for place, group in groupby(sorted(closed, key=_place), key=_place):
         those = list(group)
         kept = [each.after for each in those]
-        what = f"{pluralize(sum(each.finding.count for each in those), 'socket')} born at {place}"
+        what = f"{pluralize(sum(each.finding.count for each in those), 'socket')} opened at {place}"
         yield from wrap_text(
-            f"CLOSED AFTER ALL, after {format_duration_range(min(kept), max(kept))}: {what}", "  "
+            f"CLOSED LATE, after {format_duration_range(min(kept), max(kept))}: {what}", "  "
         )
 
 

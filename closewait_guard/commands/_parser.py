@@ -30,7 +30,7 @@ COMMANDS = {
     "doctor": "what the guard can and cannot see on this machine",
     "completion": "print the completion script of a shell",
 }
-DESCRIPTION = "Finds leaked sockets: which, since when, born where, and what to change."
+DESCRIPTION = "Finds leaked sockets: which, since when, opened where, and what to change."
 EPILOG = """\
 exit codes: 0 fine, 1 leaks found, 2 usage or nothing to look at,
 by `run --fail-on-leak` 86 leaks found, 87 unknown whether there are;

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
 
 __all__ = [
-    "BORN_IN",
     "NOBODY",
+    "OPENED_IN",
     "AnyioOwner",
     "Owner",
     "Ownership",
@@ -64,7 +64,7 @@ def unwatch(watcher: Watcher) -> None:
 
 
 # The name under which a birth's context tells its owner.
-BORN_IN = "born_in"
+OPENED_IN = "opened_in"
 
 Kept = dict[str, "Scalar"]
 
@@ -75,7 +75,7 @@ class Owner:
     Attributes:
         name: What reports call it; no two owners of a run have the same.
         nodeid: The test, or where the fixture lives.
-        mark: What was born before is older than this mark of the guard's.
+        mark: What was opened before is older than this mark of the guard's.
         over: It has been finished, and checked.
         kept: What each birth of its sockets keeps.
     """
@@ -87,7 +87,7 @@ class Owner:
         self.nodeid = nodeid
         self.mark = mark
         self.over = False
-        self.kept: Kept = {BORN_IN: name}
+        self.kept: Kept = {OPENED_IN: name}
 
 
 # What pytest itself and its plugins do between tests.
@@ -183,7 +183,7 @@ class Ownership:
 
     def _started(self, thread: threading.Thread) -> None:
         kept = self.in_context()
-        self._of_thread[thread] = self.called(kept[BORN_IN]) if kept else self._by_thread()
+        self._of_thread[thread] = self.called(kept[OPENED_IN]) if kept else self._by_thread()
 
     def _by_thread(self) -> Owner:
         thread = _active.get(threading.get_ident())

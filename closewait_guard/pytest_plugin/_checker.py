@@ -15,8 +15,8 @@ from closewait_guard._guard import Guard
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
 from closewait_guard.pytest_plugin._attribution import (
-    BORN_IN,
     NOBODY,
+    OPENED_IN,
     Owner,
     Ownership,
     WiderFixture,
@@ -49,7 +49,7 @@ class CheckContext(NamedTuple):
     Attributes:
         keepers: The wider fixtures that stay, the widest first.
         failures: The exceptions whose tracebacks are kept for who debugs them.
-        own_calls: Files and names of the test's own functions; what was born below one is its own
+        own_calls: Files and names of the test's own functions; what was opened below one is its own
             even if a runner of a wider fixture carried it out.
     """
 
@@ -101,7 +101,7 @@ class Inspector:
         self._done |= {birth.serial for birth in self._births_of(owner, CheckContext(Plan()))}
 
     def owners_of_leftovers(self, since: int) -> list[Owner]:
-        """Whose sockets, born after a mark, are open or were dropped without being told."""
+        """Whose sockets, opened after a mark, are open or were dropped without being told."""
         left = (birth for birth in self._guard.unfinished(since) if birth.serial not in self._done)
         return list(dict.fromkeys(self._owner_of(birth) for birth in left))
 
@@ -151,7 +151,7 @@ def _born_in(birth: Creation) -> object:
     """By its birth: that of the descriptor, where it was wrapped later."""
     while birth.parent is not None and birth.origin in _SAME_DESCRIPTOR:
         birth = Creation._make(birth.parent)
-    return birth.context.get(BORN_IN)
+    return birth.context.get(OPENED_IN)
 
 
 _SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
@@ -207,7 +207,7 @@ class LeakChecker:
         return self._finding(keeper.owner, around, "fixture")
 
     def of_leftovers(self, since: int) -> Iterator[OwnerFinding]:
-        """What tests have left behind, born after a mark, and after they had been looked at."""
+        """What tests have left behind, opened after a mark, and after they had been looked at."""
         for owner in self._inspector.owners_of_leftovers(since):
             if owner is not NOBODY and self._plan.mode is not Mode.OFF:
                 finding = self._finding(owner, CheckContext(self._plan), "test")

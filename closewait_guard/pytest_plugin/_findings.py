@@ -1,6 +1,6 @@
 """What was found of one test or fixture: a frozen value, and its plain form for the wire.
 
-Leaks of many tests by the line where they were born: pure.
+Leaks of many tests by the line where they were opened: pure.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class OwnerFinding(NamedTuple):
 
 
 class Site(NamedTuple):
-    """One line of code, and who leaked the sockets born there."""
+    """One line of code, and who leaked the sockets opened there."""
 
     frame: Frame | None
     outcome: Outcome

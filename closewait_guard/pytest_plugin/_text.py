@@ -18,7 +18,7 @@ from pathlib import Path
 from closewait_guard._format import format_duration, one_line, pluralize
 from closewait_guard._render import Section, frame_lines, sections
 from closewait_guard.model import Finding, Frame, FrameKind, Report, SocketRecord
-from closewait_guard.pytest_plugin._attribution import BORN_IN
+from closewait_guard.pytest_plugin._attribution import OPENED_IN
 from closewait_guard.pytest_plugin._findings import (
     Outcome,
     OwnerFinding,
@@ -97,7 +97,7 @@ def properties(finding: OwnerFinding) -> list[tuple[str, object]]:
     found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
     for leak in leaks:
         site = leak.observation.record.site
-        location = f" born at {site.filename}:{site.lineno}" if site is not None else ""
+        location = f" opened at {site.filename}:{site.lineno}" if site is not None else ""
         found.append(("socket_leak", one_line(f"{leak.verdict}{location}")))
     return found
 
@@ -141,7 +141,7 @@ def _is_machinery(frame: Frame) -> bool:
 
 
 def _without_owner(record: SocketRecord) -> SocketRecord:
-    context = {name: value for name, value in record.context.items() if name != BORN_IN}
+    context = {name: value for name, value in record.context.items() if name != OPENED_IN}
     return replace(record, context=context)
 
 
@@ -225,7 +225,7 @@ def commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
 def _said(site: Site) -> str:
     sockets = pluralize(len(site.findings), "socket")
     hint = site.findings[0].hint
-    return _escaped(f"{sockets} born here leaked by {site.who()}; fix: {hint}")
+    return _escaped(f"{sockets} opened here leaked by {site.who()}; fix: {hint}")
 
 
 def _relative(filename: str, root: Path) -> str:

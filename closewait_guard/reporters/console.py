@@ -26,8 +26,8 @@ _STYLES = (
     ("        ", "italic"),
     ("    (", "dim"),
     ("    from ", "dim"),
-    ("  born at ", "bold"),
-    ("  listener born at ", "bold"),
+    ("  opened at ", "bold"),
+    ("  listener opened at ", "bold"),
     ("  fix: ", "green"),
     ("Cannot see", "dim"),
 )

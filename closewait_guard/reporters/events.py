@@ -1,4 +1,4 @@
-"""A report as flat events: one for each site, each alert, and each site that closed after all.
+"""A report as flat events: one for each site, each alert, and each site that closed late.
 
 Many logs end on a terminal, so what others have named is escaped here already.
 """
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
 
 def events(report: Report) -> Iterator[Event]:
-    """Alerts first, then the sites, worst first, then those that closed after all."""
+    """Alerts first, then the sites, worst first, then those that closed late."""
     yield from map(_escaped, _all(report))
 
 
@@ -86,7 +86,7 @@ def _site(group: SiteGroup, pid: int) -> Event:
     }
     where = facts["site"] or "an unknown place"
     sentence = (
-        f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, born at {where}"
+        f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, opened at {where}"
         f"{f' to {peers}' if peers else ''}, for up to {format_duration(oldest)}: {first.hint}"
     )
     return Event(group.severity, group.verdict.is_leak, "socket_leak", sentence, facts)
@@ -101,8 +101,8 @@ def _closed(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:
     return Event(
         Severity.INFO,
         True,  # noqa: FBT003 - that it closed is told once
-        "socket_closed_after_all",
-        f"{pluralize(many, 'socket')} born at {where} closed after all, "
+        "socket_closed_late",
+        f"{pluralize(many, 'socket')} opened at {where} closed late, "
         f"after up to {format_duration(longest)}",
         {
             "verdict": leak.verdict.value,

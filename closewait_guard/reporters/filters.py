@@ -151,7 +151,7 @@ _MOST_WAITING = 1000
 def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = now) -> Reporter:
     """Hand on the first report, and then one in so many seconds, whoever asks for more.
 
-    News is not lost: alerts, and sockets that closed after all, wait for the next report that the
+    News is not lost: alerts, and sockets that closed late, wait for the next report that the
     reporter takes; the last thousand of each.
 
     Example:

@@ -17,7 +17,7 @@ __all__ = [
 def structlog(logger: Any = None) -> Reporter:
     """Log flat events that can be queried, after the program's own structlog configuration.
 
-    The events are `socket_leak`, `socket_alert` and `socket_closed_after_all`. Severity gives the
+    The events are `socket_leak`, `socket_alert` and `socket_closed_late`. Severity gives the
     level; what is explained rather than accused is told at debug level.
 
     Args:

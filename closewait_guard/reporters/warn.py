@@ -78,5 +78,5 @@ class _Warner:
 
 def _sentence(group: SiteGroup) -> str:
     """Without counts, times and peers, which are others in every report."""
-    born = f", born in {group.site.function}()" if group.site is not None else ""
-    return f"{group.verdict} socket{born.replace('>()', '>')}: {group.findings[0].hint}"
+    opened = f", opened in {group.site.function}()" if group.site is not None else ""
+    return f"{group.verdict} socket{opened.replace('>()', '>')}: {group.findings[0].hint}"

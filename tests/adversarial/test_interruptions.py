@@ -124,7 +124,7 @@ def test_a_handler_that_raises_in_a_birth_reaches_the_program_and_loses_no_descr
 
 
 @pytest.mark.parametrize("raised", [Interrupted, LateError])
-@pytest.mark.parametrize("name", ["born", "detached", "got_file"])
+@pytest.mark.parametrize("name", ["opened", "detached", "got_file"])
 def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raised, monkeypatch):
     """At the worst moment: in the middle of each of our calls."""
 
@@ -139,7 +139,7 @@ def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raise
     monkeypatch.setattr(guard._registry, name, interrupted)
     before = signal.signal(signal.SIGALRM, handle)
     calls = {
-        "born": socket.socket,
+        "opened": socket.socket,
         "detached": lambda: ours.detach(),
         "got_file": lambda: ours.makefile(),
     }
@@ -217,7 +217,7 @@ def test_a_handler_that_lets_go_of_its_frame_is_known_for_one(made, monkeypatch)
         raise LateError
 
     guard = cwg.Guard()
-    monkeypatch.setattr(guard._registry, "born", lambda *_: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(guard._registry, "opened", lambda *_: signal.raise_signal(signal.SIGALRM))
     before = signal.signal(signal.SIGALRM, made(raises))
     try:
         with guard, pytest.raises(LateError):

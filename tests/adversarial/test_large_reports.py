@@ -49,7 +49,7 @@ def test_a_file_has_some_examples_of_each_site_and_all_the_numbers(tmp_path, lar
     assert f"{MANY} leaked of" in text
     assert "2,000 x LEAKED" in text
     assert "(all that follows is of 50 of them; the others are only counted here)" in text
-    assert "2,000 sockets born at" in text
+    assert "2,000 sockets opened at" in text
 
 
 def test_every_leak_is_written_on_demand_and_by_to_dict(tmp_path, large):

@@ -91,7 +91,7 @@ def test_alerts_and_notes_of_a_series_pass_through_redact():
     assert report.alerts[0].data["count"] == 1
 
 
-def test_sockets_that_closed_after_all_pass_through_redact():
+def test_sockets_that_closed_late_pass_through_redact():
     with leaking_guard(redact=hidden, count=0) as guard:
         with half_closed_pair():
             time.sleep(0.03)

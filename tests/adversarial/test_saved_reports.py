@@ -249,7 +249,7 @@ UNITS = ["[", "]", "[]", "[[]", " ", "-", "a-", "\n", "\x1b", "\u2014", "(", "a"
         escape_control,
         truncate,
         lambda text: wrap_text(text, "  "),
-        lambda text: fit_path("born at ", text, " in f()"),
+        lambda text: fit_path("opened at ", text, " in f()"),
     ],
     ids=["keys", "printable", "cut", "folded", "fitted"],
 )

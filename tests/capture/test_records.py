@@ -1,4 +1,4 @@
-"""A record tells how a socket was born, and holds nothing alive."""
+"""A record tells how a socket was opened, and holds nothing alive."""
 
 from __future__ import annotations
 
@@ -202,11 +202,11 @@ def test_an_accepted_socket_knows_its_listener(guard):
 
 def test_threads_that_wait_for_connections_at_once_each_know_their_listener(guard):
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    born = {}
+    opened = {}
 
     def accept(listener):
         with listener.accept()[0] as conn:
-            born[listener] = record_of(guard, conn).parent
+            opened[listener] = record_of(guard, conn).parent
 
     threads = [threading.Thread(target=accept, args=(each,)) for each in listeners]
     for thread in threads:
@@ -215,7 +215,7 @@ def test_threads_that_wait_for_connections_at_once_each_know_their_listener(guar
         socket.create_connection(listener.getsockname()).close()
     for thread in threads:
         thread.join()
-    assert born == {listener: record_of(guard, listener) for listener in listeners}
+    assert opened == {listener: record_of(guard, listener) for listener in listeners}
     for listener in listeners:
         listener.close()
 
@@ -297,13 +297,13 @@ def test_a_socketpair_is_created(guard):
 
 def test_tls_knows_the_plain_socket(guard):
     plain = socket.socket()
-    born = record_of(guard, plain)
+    opened = record_of(guard, plain)
     with ssl.create_default_context().wrap_socket(plain, server_hostname="x") as secure:
         [seen] = [seen for seen in everything(guard) if seen.fd == secure.fileno()]
     assert seen.tls
     assert seen.record.origin is cwg.Origin.WRAPPED
-    assert seen.record.parent == born
-    assert seen.record.opener == born
+    assert seen.record.parent == opened
+    assert seen.record.opener == opened
     assert seen.record.site.source == "plain = socket.socket()"
 
 
@@ -311,23 +311,23 @@ def test_a_detached_descriptor_keeps_its_birth_until_it_is_closed(guard):
     import os
 
     s = socket.socket()
-    born = record_of(guard, s)
+    opened = record_of(guard, s)
     fd = s.detach()
     [seen] = everything(guard)
     assert seen.fd == fd
     assert seen.record.origin is cwg.Origin.DETACHED
-    assert seen.record.parent == born
+    assert seen.record.parent == opened
     os.close(fd)
     assert everything(guard) == []
 
 
 def test_a_detached_descriptor_taken_over_keeps_the_lineage(guard):
     s = socket.socket()
-    born = record_of(guard, s)
+    opened = record_of(guard, s)
     with socket.socket(fileno=s.detach()) as again:
         record = record_of(guard, again)
         assert record.origin is cwg.Origin.DETACHED
-        assert record.parent == born
+        assert record.parent == opened
 
 
 def test_the_number_of_a_detached_descriptor_reused_starts_a_new_story(guard):
@@ -389,7 +389,7 @@ def test_the_stack_is_as_deep_as_asked(depth):
 def test_depth_0_is_said_in_the_report():
     with cwg.Guard(cwg.Settings(stack_depth=0, grace=0)) as guard, socket.socket():
         text = cwg.render_text(guard.scan())
-    assert "born nobody knows where: stack_depth is 0" in text
+    assert "opened at an unknown place: stack_depth is 0" in text
 
 
 def test_a_shallow_program_has_its_whole_stack(guard):

@@ -293,7 +293,7 @@ def test_reporters_of_the_settings_are_told(script, tmp_path):
 
 def test_settings_reach_the_program(script):
     done = call("run", "--stack-depth", "0", script(LEAK), code=0)
-    assert "born nobody knows where: stack_depth is 0" in done.stderr
+    assert "opened at an unknown place: stack_depth is 0" in done.stderr
 
 
 def test_a_program_with_a_guard_of_its_own_is_not_disturbed(script):

@@ -92,7 +92,7 @@ def test_a_difference_tells_what_is_new_and_what_is_gone(saved):
     back = call("show", saved, "--diff", "-1", "1", code=0).stdout
     assert "GONE:" in back
     assert "NEW" not in back
-    # Two more were born at another line of the same test, as one site.
+    # Two more were opened at another line of the same test, as one site.
     text = call("show", saved, "--diff", "2", "3", code=0).stdout
     assert "Sites: 1 new, 1 unchanged; " in text
     same = call("show", saved, "--diff", "2", "2", code=0).stdout

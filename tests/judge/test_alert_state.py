@@ -421,7 +421,7 @@ def test_fd_exhausted_is_told_once_while_it_goes_on():
     assert [alert.status.value for alert in told.of("fd_exhausted")] == ["raised"]
 
 
-# What was closed after all.
+# What was closed late.
 
 
 def test_what_was_accused_and_is_closed_is_told_with_the_time_it_was_kept():

@@ -30,10 +30,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
     "asyncio_server": "mended: 0 leaks",
-    "custom_reporter": "closed after all, after",
+    "custom_reporter": "closed late, after",
     "gunicorn_workers": "in app()",
     "leaking_client": "mended: sold out",
-    "prove_no_leaks": "born at",
+    "prove_no_leaks": "opened at",
     "pytest_project": "ERROR at teardown of test_forgets_a_client",
     "requests_and_httpx": "in is_there()",
     "structlog_json": '"event": "socket_leak", "level": "info"',

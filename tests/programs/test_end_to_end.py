@@ -146,6 +146,6 @@ def assert_everything_recovers(reports, told):
     }
     accused = {leak.observation.record.serial for report in told for leak in report.leaks}
     assert closed == accused
-    assert "CLOSED AFTER ALL" in "".join(cwg.render_text(report) for report in told)
+    assert "CLOSED LATE" in "".join(cwg.render_text(report) for report in told)
     # The last report is that of the end of the block.
     assert not reports[-1].leaks

@@ -50,7 +50,7 @@ def serving(context=None):
 
 
 def leaked_by(guard, verdict, function, deadline=10.0):
-    """The leak that was born in a function of this file, waiting for the FIN to arrive."""
+    """The leak that was opened in a function of this file, waiting for the FIN to arrive."""
     end = time.monotonic() + deadline
     while time.monotonic() < end:
         for leak in guard.scan().findings:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def only(guard, verdict, site):
-    """The one leak of a verdict that was born in a function of this file."""
+    """The one leak of a verdict that was opened in a function of this file."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         leaks = [leak for leak in opened_in(guard.scan().findings, site) if leak.verdict is verdict]
@@ -283,7 +283,8 @@ def test_a_reconnect_that_forgets_to_close_the_old_connection(guard):
             if seen.fd == client.sock.fileno()
         ]
         assert leak.replaced_by == young
-        assert f"superseded by #{young}: the same line" in cwg.render_text(guard.scan())
+        newer = f"replaced by #{young}, a newer connection from the same line"
+        assert newer in cwg.render_text(guard.scan())
         for sock in [*client.history, *peers]:
             sock.close()
 

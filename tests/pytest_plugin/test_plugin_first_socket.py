@@ -1,4 +1,4 @@
-"""Until the first socket is born nothing of the guard is there; then nothing of the wire is."""
+"""Until the first socket is opened nothing of the guard is there; then nothing of the wire is."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_it_springs_once_and_is_gone(found):
 
 
 def test_it_is_taken_down_without_a_trace(found):
-    wire = FirstSocketHook(lambda: pytest.fail("nothing was born"))
+    wire = FirstSocketHook(lambda: pytest.fail("nothing was opened"))
     wire.put_up()
     wire.take_down()
     assert vars(SOCKET)["__init__"] is found

@@ -27,10 +27,10 @@ def test_the_stack_shows_the_tests_own_calls_and_none_of_pytests(suite):
     result = suite.fail(HELPED)
     text = result.stdout.str()
     block = text[text.index("test_one leaked") : text.index("ERROR at teardown of test_two")]
-    assert re.search(r"born at \S+test_it.py:\d+ in helper\(\)\n +return keep", block)
+    assert re.search(r"opened at \S+test_it.py:\d+ in helper\(\)\n +return keep", block)
     assert re.search(r"from \S+test_it.py:\d+ in test_one\(\)\n +def test_one", block)
     assert "library call" not in block
-    assert "born_in" not in block
+    assert "opened_in" not in block
 
 
 def test_of_tests_that_were_installed_with_a_package_the_birth_is_told(suite):
@@ -45,8 +45,8 @@ KEPT = []
     folder = suite.pytester.mkdir("site-packages")
     (folder / "test_installed.py").write_text(source, encoding="utf-8")
     result = suite.fail(None, "site-packages")
-    result.stdout.re_match_lines([r"  born at \S+test_installed\.py:5 in TestIt\.test_it\(\)"])
-    result.stdout.no_fnmatch_line("*born nobody knows where*")
+    result.stdout.re_match_lines([r"  opened at \S+test_installed\.py:5 in TestIt\.test_it\(\)"])
+    result.stdout.no_fnmatch_line("*opened at an unknown place*")
 
 
 def test_whoever_holds_the_socket_is_named(suite):
@@ -184,7 +184,7 @@ def test_client(client): pass
         assert line["schema"] == "closewait-guard-pytest/1"
         jsonschema.validate(line["report"], SCHEMA)
         [leak] = cwg.from_dict(line["report"]).findings
-        assert leak.observation.record.context == {"born_in": line["owner"]}
+        assert leak.observation.record.context == {"opened_in": line["owner"]}
         assert OwnerFinding.of(line).plain() == line
 
 
@@ -210,10 +210,12 @@ def test_junit_xml_has_the_error_and_properties(suite):
     for case in root.iter("testcase"):
         [error] = case.findall("error")
         assert re.search(r"leaked 1 socket: test_it\.py:\d+\"?$", error.get("message"))
-        assert "born at" in error.text
+        assert "opened at" in error.text
         properties = {each.get("name"): each.get("value") for each in case.iter("property")}
         assert properties["socket_leaks"] == "1"
-        assert re.fullmatch(r"(dead|dropped) born at .*test_it\.py:\d+", properties["socket_leak"])
+        assert re.fullmatch(
+            r"(dead|dropped) opened at .*test_it\.py:\d+", properties["socket_leak"]
+        )
 
 
 def test_github_annotates_the_line(suite, monkeypatch):
@@ -223,7 +225,7 @@ def test_github_annotates_the_line(suite, monkeypatch):
     folder = suite.pytester.path.name
     result.stdout.re_match_lines(
         [
-            rf"::error file={folder}/test_it.py,line=\d+::2 sockets born here leaked by 2 tests;",
+            rf"::error file={folder}/test_it.py,line=\d+::2 sockets opened here leaked by 2 tests;",
             rf"::error file={folder}/test_it.py,line=\d+::1 socket .* by test_it.py::test_three;",
         ]
     )

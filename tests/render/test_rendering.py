@@ -53,7 +53,7 @@ def test_one_block_for_each_site_worst_first():
     assert blocks[1].startswith("INFO  3 x LEAKED  TCP to 127.0.0.1:")
     assert "  peer closed 0" in blocks[1]
     assert "15 bytes unread" in blocks[1]
-    assert "born at" in blocks[1]
+    assert "opened at" in blocks[1]
     assert "in leaky_report.<locals>.fetch()" in blocks[1]
     assert 'stack.enter_context(half_closed_pair(b"12345"))' in blocks[1]
     assert "thread MainThread, label prices, request=r7" in blocks[1]
@@ -81,7 +81,7 @@ def test_library_calls_are_folded_with_a_count():
     record = replace(leak.observation.record, stack=stack)
     leak = replace(leak, observation=replace(leak.observation, record=record))
     text = cwg.render_text(replace(report, findings=(leak,)))
-    assert "  born at /app/inner.py:1 in inner()\n        inner()\n" in text
+    assert "  opened at /app/inner.py:1 in inner()\n        inner()\n" in text
     assert "    (2 library calls)\n    from /app/outer0.py:1 in outer0()" in text
     assert "    (4 more calls)" in text
     assert "socket.py" not in text
@@ -121,8 +121,8 @@ def test_every_origin_is_told():
             record = replace(record, stack=(), parent=None)
         changed = replace(leak, observation=replace(leak.observation, record=record))
         told[origin] = cwg.render_text(replace(report, findings=(changed,)))
-    assert "accepted by the listener born at" in told["accepted"]
-    assert "duplicated from the socket born at" in told["duplicated"]
+    assert "accepted by the listener opened at" in told["accepted"]
+    assert "duplicated from the socket opened at" in told["duplicated"]
     assert "gave the descriptor away by detach()" in told["detached"].replace("\n    ", " ")
     assert "inherited over fork() from process 77" in told["inherited"]
     assert "older than the guard" in told["adopted"]

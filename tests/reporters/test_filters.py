@@ -88,7 +88,7 @@ def test_changes_tells_when_it_got_worse_and_not_when_it_got_better_again(watche
     assert len(again.findings) == 1, "those that were told as warnings are as they were told"
 
 
-def test_changes_tells_what_closed_after_all_and_after_how_long(watched):
+def test_changes_tells_what_closed_late_and_after_how_long(watched):
     it = watched(reporters.changes)
     [sock] = it.leak(1)
     it.leak(1)
@@ -98,8 +98,8 @@ def test_changes_tells_what_closed_after_all_and_after_how_long(watched):
     assert closed.finding.observation.record == leak.observation.record
     assert 0.05 < closed.after < 5
     text = cwg.render_text(it.told.reports[-1])
-    assert "CLOSED AFTER ALL, after 0." in text
-    assert "1 socket born at" in text
+    assert "CLOSED LATE, after 0." in text
+    assert "1 socket opened at" in text
     assert it.report() is None
 
 

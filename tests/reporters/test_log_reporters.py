@@ -109,7 +109,7 @@ def test_what_is_explained_rather_than_accused_is_told_at_debug_level(own_struct
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
-def test_alerts_and_sockets_closed_after_all_are_events_too(own_structlog):
+def test_alerts_and_sockets_closed_late_are_events_too(own_structlog):
     report = all_at_once(told(CapturingReporter()))
     reporters.structlog()(report)
     raised, resolved, leak, closed = own_structlog()
@@ -125,7 +125,7 @@ def test_alerts_and_sockets_closed_after_all_are_events_too(own_structlog):
         "request": "r7",
     }
     assert (resolved["status"], resolved["level"]) == ("resolved", "info")
-    assert closed["event"] == "socket_closed_after_all"
+    assert closed["event"] == "socket_closed_late"
     assert (closed["count"], closed["after_s"], closed["level"]) == (2, 12.25, "info")
     for key in ("site", "function", "fingerprint", "verdict", "pid"):
         assert closed[key] == leak[key]
@@ -193,7 +193,7 @@ def test_logging_tells_a_sentence_and_the_facts_as_extra(caplog):
     [record] = caplog.records
     site = report.findings[0].observation.record.site.place
     assert record.name == "closewait_guard"
-    assert record.getMessage().startswith(f"2 sockets leaked, born at {site} to 127.0.0.1:")
+    assert record.getMessage().startswith(f"2 sockets leaked, opened at {site} to 127.0.0.1:")
     assert record.event == "socket_leak"
     assert {name: getattr(record, name) for name in KEYS}["count"] == 2
 

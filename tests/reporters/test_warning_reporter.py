@@ -53,7 +53,7 @@ def test_a_leak_is_warned_of_at_the_line_that_made_it():
     assert warning.category is reporters.SocketLeakWarning
     assert issubclass(warning.category, ResourceWarning)
     assert (warning.filename, warning.lineno) == (leaking.__file__, site.lineno)
-    assert str(warning.message) == f"leaked socket, born in fetch(): {report.findings[0].hint}"
+    assert str(warning.message) == f"leaked socket, opened in fetch(): {report.findings[0].hint}"
 
 
 def test_every_accused_site_is_warned_of_and_no_other():
@@ -87,7 +87,7 @@ def test_a_leak_that_nobody_saw_born_is_warned_of_too():
 )
 def test_filters_by_module_and_by_text_work_and_once_is_once(module, options, times):
     _, stderr = run("import shop; shop.main()", options=options, PYTHONPATH=module)
-    assert stderr.count("SocketLeakWarning: leaked socket, born in fetch()") == times
+    assert stderr.count("SocketLeakWarning: leaked socket, opened in fetch()") == times
     if times:
         assert f"{module}/shop.py:8: SocketLeakWarning" in stderr
         assert "\n  return stack.enter_context(half_closed_pair())" in stderr
