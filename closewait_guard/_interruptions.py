@@ -5,9 +5,11 @@ Python runs the handlers between two bytecodes of the main thread, and ours are 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import sys
 from collections.abc import Callable, Iterable
-from types import CodeType, FrameType, TracebackType
+from inspect import getattr_static
+from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 
 __all__ = ["Later", "interrupts"]
 
@@ -42,11 +44,28 @@ def interrupts(error: BaseException) -> bool:
 
 def _beyond_signal(trace: TracebackType | None) -> TracebackType | None:
     """From the signal handler on: it is called with the frame that it interrupts."""
+    handlers = _codes_of_handlers()
     while trace is not None and (inner := trace.tb_next) is not None:
-        if _was_given(inner.tb_frame, trace.tb_frame):
+        # It may have let go of that frame, or be one no more.
+        if id(inner.tb_frame.f_code) in handlers or _was_given(inner.tb_frame, trace.tb_frame):
             return inner
         trace = inner
     return None
+
+
+def _codes_of_handlers() -> set[int]:
+    """What the program's signal handlers run, by identity; nothing of theirs is evaluated."""
+    handlers = map(_signal.getsignal, range(1, _signal.NSIG))
+    return {id(code) for handler in handlers if (code := _code_of(handler)) is not None}
+
+
+def _code_of(handler: object) -> CodeType | None:
+    function = handler
+    if type(handler) is MethodType:
+        function = handler.__func__
+    elif type(handler) is not FunctionType:
+        function = getattr_static(type(handler), "__call__", None)
+    return function.__code__ if type(function) is FunctionType else None
 
 
 def _was_given(frame: FrameType, interrupted: FrameType) -> bool:

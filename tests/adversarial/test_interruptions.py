@@ -185,6 +185,47 @@ def test_what_a_handler_raises_while_a_socket_dies_is_raised_after_it_and_as_it_
     assert not reported
 
 
+def as_function(raises):
+    def handle(signum, frame):
+        del frame
+        raises()
+
+    return handle
+
+
+def as_method(raises):
+    class Handler:
+        def handle(self, signum, frame):
+            del frame
+            raises()
+
+    return Handler().handle
+
+
+def as_object(raises):
+    class Handler:
+        def __call__(self, *given):
+            del given
+            raises()
+
+    return Handler()
+
+
+@pytest.mark.parametrize("made", [as_function, as_method, as_object])
+def test_a_handler_that_lets_go_of_its_frame_is_known_for_one(made, monkeypatch):
+    def raises():
+        raise LateError
+
+    guard = cwg.Guard()
+    monkeypatch.setattr(guard._registry, "born", lambda *_: signal.raise_signal(signal.SIGALRM))
+    before = signal.signal(signal.SIGALRM, made(raises))
+    try:
+        with guard, pytest.raises(LateError):
+            socket.socket()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.parametrize("closes", [True, False])
 @pytest.mark.parametrize("is_patched", [True, False])
 def test_no_bytecode_of_ours_runs_where_a_closed_socket_dies(closes, is_patched, monkeypatch):
