@@ -276,7 +276,7 @@ def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
     def broken(*_):
         raise RuntimeError("ours")
 
-    for name in ("opened", "detached", "got_file", "dying"):
+    for name in ("on_create", "on_detach", "on_makefile", "on_finalize"):
         setattr(guard._registry, name, broken)
     guard.install()
     try:

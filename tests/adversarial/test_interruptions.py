@@ -124,7 +124,7 @@ def test_a_handler_that_raises_in_a_birth_reaches_the_program_and_loses_no_descr
 
 
 @pytest.mark.parametrize("raised", [Interrupted, LateError])
-@pytest.mark.parametrize("name", ["opened", "detached", "got_file"])
+@pytest.mark.parametrize("name", ["on_create", "on_detach", "on_makefile"])
 def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raised, monkeypatch):
     """At the worst moment: in the middle of each of our calls."""
 
@@ -139,9 +139,9 @@ def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raise
     monkeypatch.setattr(guard._registry, name, interrupted)
     before = signal.signal(signal.SIGALRM, handle)
     calls = {
-        "opened": socket.socket,
-        "detached": lambda: ours.detach(),
-        "got_file": lambda: ours.makefile(),
+        "on_create": socket.socket,
+        "on_detach": lambda: ours.detach(),
+        "on_makefile": lambda: ours.makefile(),
     }
     try:
         with guard, pytest.raises(raised):
@@ -168,7 +168,7 @@ def test_what_a_handler_raises_while_a_socket_dies_is_raised_after_it_and_as_it_
 
     monkeypatch.setattr(sys, "unraisablehook", reported.append)
     guard = cwg.Guard()
-    monkeypatch.setattr(guard._registry, "dying", interrupted)
+    monkeypatch.setattr(guard._registry, "on_finalize", interrupted)
     before = signal.signal(signal.SIGALRM, handle)
     try:
         with guard:
@@ -217,7 +217,9 @@ def test_a_handler_that_lets_go_of_its_frame_is_known_for_one(made, monkeypatch)
         raise LateError
 
     guard = cwg.Guard()
-    monkeypatch.setattr(guard._registry, "opened", lambda *_: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(
+        guard._registry, "on_create", lambda *_: signal.raise_signal(signal.SIGALRM)
+    )
     before = signal.signal(signal.SIGALRM, made(raises))
     try:
         with guard, pytest.raises(LateError):
@@ -264,7 +266,7 @@ def test_a_failure_of_our_own_does_not_stop_the_finalizer(error, monkeypatch):
         raise error
 
     guard = cwg.Guard()
-    monkeypatch.setattr(guard._registry, "dying", fails)
+    monkeypatch.setattr(guard._registry, "on_finalize", fails)
     with guard:
         sock = socket.socket()
         number = sock.fileno()

@@ -260,11 +260,11 @@ def test_json_holds_the_true_names_in_valid_utf_8(report):
 def test_what_pytest_shows_is_harmless(found, owner, reason):
     from pathlib import Path
 
-    from closewait_guard.pytest_plugin._findings import Finding, Outcome
+    from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
     from closewait_guard.pytest_plugin._text import commands, failure_text, headline, summary
 
     findings = [
-        Finding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")
+        OwnerFinding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")
         for report, outcome in zip(found, (Outcome.FAILED, Outcome.ALLOWED), strict=False)
     ]
     with contextlib.suppress(ValueError):  # A path with a NUL in it is none.

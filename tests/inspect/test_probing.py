@@ -259,7 +259,7 @@ def test_a_socket_that_never_connected_is_told_so_in_text_and_data(guard, make, 
     assert "refused" not in text
     assert "failed" not in text
     saved = cwg.to_dict(report)
-    assert saved["leaks"][0]["observation"]["connection"] == "never_connected"
+    assert saved["findings"][0]["observation"]["connection"] == "never_connected"
     assert cwg.from_dict(saved) == report
 
 
