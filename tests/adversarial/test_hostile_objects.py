@@ -301,7 +301,7 @@ def test_pytest_fails_a_test_that_leaves_a_socket_that_cannot_be_described(
         """
 class HostileSocket(socket.socket): pass
 def test_leaves_it(): keep(HostileSocket())
-def test_leaves_nothing(): pass
+def test_closes_it(): KEPT.pop().close()
 """
     )
     result.assert_outcomes(passed=2, errors=1)
