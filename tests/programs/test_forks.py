@@ -87,8 +87,8 @@ def test_a_listener_that_another_thread_was_accepting_from_is_not_kept_alive_in_
         child = os.fork()
         if child == 0:
             # The frame of the other thread is still there: only what is ours is looked at.
-            from closewait_guard._capture.hooks import accepting
-            os._exit(len(accepting))
+            from closewait_guard._capture.hooks import listener_in_accept_by_thread
+            os._exit(len(listener_in_accept_by_thread))
         socket.create_connection(address)
         thread.join()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
