@@ -76,7 +76,7 @@ def escape_control(text: str) -> str:
     r"""Labels, paths and context come from outside: none of them may steer the terminal.
 
     Example:
-        >>> printable("\x1b[31mMüller\u202e")
+        >>> escape_control("\x1b[31mMüller\u202e")
         '\\x1b[31mMüller\\u202e'
     """
     if text.isprintable():
@@ -101,7 +101,7 @@ def pluralize(number: int, noun: str) -> str:
     """`1 socket`, `2 sockets`.
 
     Example:
-        >>> count_of(1, "byte"), count_of(12_000, "byte"), count_of(2, "process")
+        >>> pluralize(1, "byte"), pluralize(12_000, "byte"), pluralize(2, "process")
         ('1 byte', '12,000 bytes', '2 processes')
     """
     if number == 1:
@@ -113,7 +113,7 @@ def format_duration(duration: float) -> str:
     """A duration in the unit that suits it.
 
     Example:
-        >>> [seconds(number) for number in (0.25, 41, 540, 9000, 200_000)]
+        >>> [format_duration(number) for number in (0.25, 41, 540, 9000, 200_000)]
         ['0.2 s', '41 s', '9 min', '2.5 h', '2.3 days']
     """
     for size, name, limit in ((1, "s", 120), (_MINUTE, "min", _HOUR * 2), (_HOUR, "h", _DAY * 2)):
@@ -134,7 +134,7 @@ def format_duration_range(shortest: float, longest: float) -> str:
     """Two durations as one, where they read alike.
 
     Example:
-        >>> span(41, 540), span(41.1, 41.2)
+        >>> format_duration_range(41, 540), format_duration_range(41.1, 41.2)
         ('41 s to 9 min', '41 s')
     """
     first, last = format_duration(shortest), format_duration(longest)
@@ -145,7 +145,7 @@ def summarize_addresses(peers: Iterable[str], most: int = 3) -> str:
     """The most frequent addresses, with counts.
 
     Example:
-        >>> addresses(["10.0.0.1:80", "10.0.0.1:80", "10.0.0.2:80"])
+        >>> summarize_addresses(["10.0.0.1:80", "10.0.0.1:80", "10.0.0.2:80"])
         '10.0.0.1:80 (2), 10.0.0.2:80'
     """
     counted = Counter(peers).most_common()
