@@ -22,7 +22,7 @@ async def subscribe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     # The client has gone. subscribers.discard(writer) and writer.close() belong here.
 
 
-async def subscribe_mended(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def subscribe_fixed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     subscribers.add(writer)
     try:
         while line := await reader.readline():
@@ -54,5 +54,5 @@ async def served(handler: Handler) -> cwg.Report:
 cwg.install(grace=0.2)
 print(cwg.render_text(asyncio.run(served(subscribe))))
 subscribers.clear()
-print("mended:", len(asyncio.run(served(subscribe_mended)).leaks), "leaks")
+print("fixed:", len(asyncio.run(served(subscribe_fixed)).leaks), "leaks")
 cwg.uninstall()

@@ -1,4 +1,4 @@
-"""A client that leaks, the report that names the line, and the client mended.
+"""A client that leaks, the report that names the line, and the client fixed.
 
 python examples/leaking_client.py
 """
@@ -33,7 +33,7 @@ def order(server: Address) -> None:
     pending.append(sock)  # Until there is an answer; but nobody looks.
 
 
-def order_mended(server: Address) -> bytes:
+def order_fixed(server: Address) -> bytes:
     with socket.create_connection(server) as sock:
         sock.sendall(b"two apples\n")
         return sock.recv(100)
@@ -48,7 +48,7 @@ time.sleep(0.5)
 print(cwg.render_text(cwg.scan()))
 
 with cwg.no_leaks(grace=0.2):
-    print("mended:", order_mended(listener.getsockname()).decode().strip())
+    print("fixed:", order_fixed(listener.getsockname()).decode().strip())
 for sock in pending:
     sock.close()
 listener.shutdown(socket.SHUT_RDWR)

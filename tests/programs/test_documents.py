@@ -29,10 +29,10 @@ WITH_CODE = [path for path in DOCUMENTS if PLAIN_CODE.search(path.read_text(enco
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
 SHOWN = {
-    "asyncio_server": "mended: 0 leaks",
+    "asyncio_server": "fixed: 0 leaks",
     "custom_reporter": "closed late, after",
     "gunicorn_workers": "in app()",
-    "leaking_client": "mended: sold out",
+    "leaking_client": "fixed: sold out",
     "prove_no_leaks": "opened at",
     "pytest_project": "ERROR at teardown of test_forgets_a_client",
     "requests_and_httpx": "in is_there()",
