@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from closewait_guard._files import UntrustedFileError, peek, read_trusted
+from closewait_guard._files import UntrustedFileError, read_trusted, read_untrusted
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -256,7 +256,7 @@ def project_file(directory: Path) -> ProjectFile | None:
 def _may_have_settings(path: Path) -> bool:
     """Many projects name the guard among what their tests need, and set nothing."""
     try:
-        content = peek(str(path))
+        content = read_untrusted(str(path))
     except (OSError, UntrustedFileError):
         return True
     if _NAME not in content:

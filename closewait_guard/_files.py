@@ -1,7 +1,4 @@
-"""Who may have a hand in a file: read one only if no other user could have written it.
-
-A file that reports are appended to, so that nobody else chooses which file that is.
-"""
+"""Files that other users cannot tamper with: read trusted files, append to an output file."""
 
 from __future__ import annotations
 
@@ -17,9 +14,9 @@ from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
 __all__ = [
     "OutputFile",
     "UntrustedFileError",
-    "entries_on_the_way",
-    "peek",
+    "follow_path",
     "read_trusted",
+    "read_untrusted",
 ]
 
 
@@ -33,6 +30,10 @@ _READ_FLAGS = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_BINARY", 0)
 )
+_READER_TIMEOUT = 5.0
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
+    _APPEND_FLAGS |= getattr(os, _name, 0)
 
 
 class UntrustedFileError(Exception):
@@ -40,59 +41,59 @@ class UntrustedFileError(Exception):
 
 
 def read_trusted(path: str) -> bytes:
-    """What a file contains, up to a megabyte.
+    """Read a file that no other user could have written, up to a megabyte.
 
     The file, every folder above it, and every link on the way must belong to this user or to root,
-    and nobody else may write to them. In a folder with the sticky bit nobody can replace what
-    belongs to this user or to root.
+    and no other user may write to them. In a folder with the sticky bit no other user can replace
+    what belongs to this user or to root.
 
     Args:
         path: Absolute.
 
     Raises:
-        UntrustedFileError: Another user may have a hand in it, or it is no file of usual size.
+        UntrustedFileError: Another user may have changed it, or it is no file of usual size.
         OSError: It cannot be read.
     """
     # Windows has neither these owners nor these modes.
-    real = _last_of(entries_on_the_way(path, _check)) if hasattr(os, "geteuid") else path
+    real = _last(follow_path(path, _refuse_writable_by_others)) if hasattr(os, "geteuid") else path
     if not stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116 - pathlib is slow to load
         raise UntrustedFileError(f"{real} is not a regular file")
-    # By induction from the root nobody else can exchange `real` between the checks and this.
+    # By induction from the root no other user can replace `real` between the checks and this.
     fd = os.open(real, _READ_FLAGS | getattr(os, "O_NOFOLLOW", 0))
     try:
         status = os.fstat(fd)
         if hasattr(os, "geteuid"):
-            _check(real, status)
-        return _content(fd, real, status)
+            _refuse_writable_by_others(real, status)
+        return _read_content(fd, real, status)
     finally:
         os.close(fd)
 
 
-def peek(path: str) -> bytes:
-    """What a regular file contains, trusted or not; only to be searched, never to be obeyed.
+def read_untrusted(path: str) -> bytes:
+    """Read a regular file, trusted or not: search its content, never act on it.
 
     Raises:
         UntrustedFileError: It is no regular file of usual size.
         OSError: It cannot be read.
     """
-    # The mere opening of a device can have effects. O_PATH has none, and pins what was looked at.
+    # Opening a device can have side effects. O_PATH has none, and pins the file that was checked.
     pinned = os.open(path, getattr(os, "O_PATH", _READ_FLAGS) | getattr(os, "O_CLOEXEC", 0))
     try:
         status = os.fstat(pinned)
         if not hasattr(os, "O_PATH"):
-            return _content(pinned, path, status)
+            return _read_content(pinned, path, status)
         if not stat.S_ISREG(status.st_mode):
             raise UntrustedFileError(f"{path} is not a regular file")
         fd = os.open(f"/proc/self/fd/{pinned}", _READ_FLAGS)
         try:
-            return _content(fd, path, status)
+            return _read_content(fd, path, status)
         finally:
             os.close(fd)
     finally:
         os.close(pinned)
 
 
-def _content(fd: int, path: str, status: os.stat_result) -> bytes:
+def _read_content(fd: int, path: str, status: os.stat_result) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise UntrustedFileError(f"{path} is not a regular file")
     found = b""
@@ -104,29 +105,29 @@ def _content(fd: int, path: str, status: os.stat_result) -> bytes:
     raise UntrustedFileError(f"{path} is larger than {_MAX_SIZE:,} bytes")
 
 
-def _last_of(entries: Iterator[str]) -> str:
+def _last(entries: Iterator[str]) -> str:
     last = "/"
     for entry in entries:
         last = entry
     return last
 
 
-def entries_on_the_way(path: str, check: Callable[[str, os.stat_result], None]) -> Iterator[str]:
-    """Each folder on the way, from the root down, and the file; links are followed by hand.
+def follow_path(path: str, check: Callable[[str, os.stat_result], None]) -> Iterator[str]:
+    """Yield each folder on the way, from the root down, and the file; links are resolved here.
 
     Args:
         path: Absolute.
-        check: Called with each folder, link and file before it is gone through.
+        check: Called with each folder, link and file before the walk goes through it.
 
     Raises:
         UntrustedFileError: Too many links lead there.
-        OSError: There is no such way.
+        OSError: There is no such path.
     """
     here, links = "/", 0
     check(here, os.lstat(here))
-    waiting = path.split("/")[::-1]
-    while waiting:
-        name = waiting.pop()
+    remaining = path.split("/")[::-1]
+    while remaining:
+        name = remaining.pop()
         if name == "..":
             here = os.path.dirname(here)  # noqa: PTH120
         if name in ("", ".", ".."):
@@ -143,30 +144,30 @@ def entries_on_the_way(path: str, check: Callable[[str, os.stat_result], None]) 
             raise UntrustedFileError(f"too many links lead to {path}")
         target = os.readlink(entry)  # noqa: PTH115
         here = "/" if target.startswith("/") else here
-        waiting += target.split("/")[::-1]
+        remaining += target.split("/")[::-1]
 
 
-def _check(entry: str, status: os.stat_result) -> None:
-    """Refuse what another user owns or may write."""
+def _refuse_writable_by_others(entry: str, status: os.stat_result) -> None:
+    """Raise for what another user owns or may write."""
     mode = status.st_mode
     if status.st_uid not in (os.geteuid(), 0):
         raise UntrustedFileError(
             f"{entry} belongs to user {status.st_uid}, and this is user {os.geteuid()}"
         )
-    # A link has no mode of its own. What lies in a sticky folder only its owner can replace.
+    # A link has no mode of its own. In a sticky folder only its owner can replace a file.
     if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return
-    by_group = mode & stat.S_IWGRP and not _is_private(entry, status.st_gid)
+    by_group = mode & stat.S_IWGRP and not _is_private_group(entry, status.st_gid)
     if mode & stat.S_IWOTH or by_group:
         raise UntrustedFileError(f"other users may write to {entry}")
 
 
-def _is_private(entry: str, gid: int) -> bool:
-    """Whether it is the group that many systems give to each user, with nobody else in it."""
+def _is_private_group(entry: str, gid: int) -> bool:
+    """Whether it is the group that many systems give to each user, with no other member."""
     # Processes that have given up root, and many users of containers, are still in group 0.
     if gid == 0:
         return False
-    # With an access control list, the group's bits are those of everybody named in it.
+    # With an access control list, the group's bits are those of all users named in it.
     with suppress(OSError, AttributeError):
         os.getxattr(entry, "system.posix_acl_access")
         return False
@@ -180,20 +181,16 @@ def _is_private(entry: str, gid: int) -> bool:
     return group.gr_name == user and set(group.gr_mem) <= {user}
 
 
-_SECONDS_FOR_READER = 5.0
-_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
-for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
-    _APPEND_FLAGS |= getattr(os, _name, 0)
-
-
 class OutputFile:
-    """Known by what was opened: the program may close our number, and give it to a file of its own.
+    """A file to append lines to, recognized by its identity.
 
-    A regular file is opened by its name, and made with mode 0600. It is refused where it is a
-    link, where another user's link leads to it, or where others may write to its folder and it may
-    be one of theirs. `/dev/stdout`,
-    `/dev/stderr` and `/dev/fd/N` are descriptors of this process, whatever they lead to; pipes and
-    devices with names of their own are refused, because to open them may block.
+    The program may close our descriptor, and its number may then stand for a file of its own.
+
+    A regular file is opened by its name, and created with mode 0600. It is refused if it is a
+    link, if another user's link leads to it, or if others may write to its folder and it may be
+    one of theirs. `/dev/stdout`, `/dev/stderr` and `/dev/fd/N` are descriptors of this process,
+    whatever they lead to; pipes and devices with names of their own are refused, because opening
+    them may block.
 
     Raises:
         OSError: The file cannot be opened.
@@ -203,10 +200,10 @@ class OutputFile:
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
         # Absolute, because the program may change its directory.
         self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - it may be bytes
-        self._number = _descriptor_named(self.path)
+        self._number = _fd_in_path(self.path)
         self._identity: Identity | None = None
         self._is_torn = False
-        self._open_file = self._opened()
+        self._open_file = self._open()
 
     @property
     def has_name(self) -> bool:
@@ -216,9 +213,9 @@ class OutputFile:
     def reopen(self) -> None:
         """Open what the path names now."""
         self.close()
-        self._open_file = self._opened()
+        self._open_file = self._open()
 
-    def _opened(self) -> OwnedDescriptor:
+    def _open(self) -> OwnedDescriptor:
         fd = _open_by_name(self.path) if self._number is None else os.dup(self._number)
         opened = OwnedDescriptor(fd)
         identity = identity_of(opened.fileno())
@@ -229,11 +226,11 @@ class OutputFile:
         return opened
 
     def close(self) -> None:
-        """Give the descriptor back, if it is still ours."""
+        """Close the descriptor, if it is still ours."""
         self._open_file.close()
 
     def fileno(self) -> int:
-        """The descriptor; -1 when somebody has closed it."""
+        """The descriptor; -1 if the program has closed it."""
         return self._open_file.fileno()
 
     def is_current(self) -> bool:
@@ -247,7 +244,7 @@ class OutputFile:
         return (status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)) == self._identity
 
     def append(self, line: bytes) -> None:
-        """Add a line; of one that does not fit, no byte stays in the file.
+        """Add a line; if it does not fit, no byte of it stays in the file.
 
         Raises:
             OSError: It could not be written.
@@ -258,7 +255,7 @@ class OutputFile:
             self._send(line)
 
     def clear(self) -> None:
-        """Begin anew, unless it is a descriptor that the program writes to as well."""
+        """Truncate the file, unless it is a descriptor that the program writes to as well."""
         if self.has_name:
             os.ftruncate(self.fileno(), 0)
 
@@ -266,7 +263,7 @@ class OutputFile:
         fd = self.fileno()
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            # Somebody else's writer was killed in the middle of a line.
+            # Another writer was killed in the middle of a line.
             line = b"\n" + line
         rest = memoryview(line)
         try:
@@ -278,7 +275,7 @@ class OutputFile:
                 os.ftruncate(self.fileno(), size)
 
     def _send(self, line: bytes) -> None:
-        """What went into a pipe cannot be taken back: the next line begins anew."""
+        """Write to a pipe; after a torn line, which cannot be taken back, begin with a newline."""
         rest = memoryview(b"\n" + line if self._is_torn else line)
         try:
             while rest:
@@ -291,8 +288,8 @@ class OutputFile:
             self._is_torn = self._is_torn and bool(rest)
 
 
-def _descriptor_named(path: str) -> int | None:
-    """The number of the descriptor that a path stands for, if it is such a path."""
+def _fd_in_path(path: str) -> int | None:
+    """The descriptor that a path such as /dev/fd/1 stands for, if it is such a path."""
     for name, number in (("/dev/stdout", 1), ("/dev/stderr", 2)):
         if path == name:
             return number
@@ -303,9 +300,9 @@ def _descriptor_named(path: str) -> int | None:
 
 
 def _open_by_name(path: str) -> int:
-    real = _without_links(path)
+    real = _resolve_folders(path)
     with suppress(FileNotFoundError):
-        # Even to open a pipe that is refused then would wake who waits for its writer.
+        # Even opening a pipe would wake a reader that waits for a writer.
         _refuse_unless_regular(os.lstat(real), path)
     fd = os.open(real, _APPEND_FLAGS, 0o600)
     try:
@@ -313,26 +310,26 @@ def _open_by_name(path: str) -> int:
         _refuse_unless_regular(status, path)
         if hasattr(os, "geteuid"):
             _refuse_if_foreign(status, path)
-            _refuse_if_exchanged(status, path)
+            _refuse_if_replaced(status, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _refuse_if_exchanged(status: os.stat_result, path: str) -> None:
-    """A folder may have become a link to another while the file was opened."""
-    if not os.path.samestat(status, os.lstat(_without_links(path))):
+def _refuse_if_replaced(status: os.stat_result, path: str) -> None:
+    """Raise if a folder has become a link to another while the file was opened."""
+    if not os.path.samestat(status, os.lstat(_resolve_folders(path))):
         raise PermissionError(errno.EPERM, "somebody exchanges what its path names", path)
 
 
-def _without_links(path: str) -> str:
-    """The same file by the folders that it really lies in; the last part is left as it is."""
+def _resolve_folders(path: str) -> str:
+    """Resolve the links among the folders of a path; the last part is left as it is."""
     if not hasattr(os, "geteuid"):
         return path
     folder, _, name = path.rpartition("/")
     try:
-        folders = ["/", *entries_on_the_way(folder, _refuse_link_of_others)]
+        folders = ["/", *follow_path(folder, _refuse_link_of_others)]
     except UntrustedFileError as error:
         raise PermissionError(errno.EPERM, str(error), path) from None
     return os.path.join(folders[-1], name)  # noqa: PTH118 - the path is text
@@ -353,13 +350,13 @@ def _refuse_unless_regular(status: os.stat_result, path: str) -> None:
 
 
 def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
-    """Where others may write to the folder, they may have put the file there for us to fill."""
+    """Raise if others may write to the folder and may have put the file there for us to fill."""
     folder = os.stat(os.path.dirname(path))  # noqa: PTH116, PTH120 - the path is text
     trusted = {0, os.geteuid()}
     is_shared = bool(folder.st_mode & stat.S_IWOTH)
     if not is_shared and folder.st_uid in trusted:
         return
-    # What belongs to the folder's owner can be read by him in any case.
+    # The folder's owner can read what belongs to that user in any case.
     owners = trusted if is_shared else trusted | {folder.st_uid}
     if status.st_uid not in owners:
         reason = f"it belongs to user {status.st_uid}"
@@ -373,8 +370,8 @@ def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
 
 
 def _wait_for_reader(fd: int) -> None:
-    """The program may have made its pipe one that does not block."""
+    """Wait until a pipe that the program has made non-blocking can be written to."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    if not poll.poll(_SECONDS_FOR_READER * 1000):
+    if not poll.poll(_READER_TIMEOUT * 1000):
         raise TimeoutError(errno.ETIMEDOUT, "nobody reads what is written")

@@ -1,7 +1,4 @@
-"""Text that fits 80 columns, and steers neither a terminal nor a build server: pure.
-
-Numbers, times and addresses as people read them: pure.
-"""
+"""Format text for people: wrap, escape and truncate lines; numbers, durations, addresses. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from textwrap import wrap
 
 __all__ = [
     "WIDTH",
-    "date",
     "escape_control",
+    "escape_line",
     "fit_path",
     "format_duration",
     "format_duration_range",
-    "one_line",
+    "format_time",
     "pluralize",
     "summarize_addresses",
     "truncate",
@@ -30,30 +27,30 @@ __all__ = [
 WIDTH = 80
 
 # Azure Pipelines, TeamCity and GitHub look for their older commands anywhere in a line.
-_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
-
-
-_MOST_LETTERS = 10_000
+_BUILD_SERVER_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
+_MAX_CHARACTERS = 10_000
+_MAX_PLAIN_NUMBER = 1e9
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def wrap_text(text: str, indent: str) -> list[str]:
-    """A paragraph in lines, those after the first indented.
+    """Wrap a paragraph into lines, those after the first indented.
 
-    Of one that is very long the end is left out: textwrap takes time by the square of its length.
+    A very long one loses its end, because textwrap takes quadratic time.
     """
-    if len(text) > _MOST_LETTERS:
-        text = f"{text[:_MOST_LETTERS]}... ({len(text) - _MOST_LETTERS:,} more characters)"
+    if len(text) > _MAX_CHARACTERS:
+        text = f"{text[:_MAX_CHARACTERS]}... ({len(text) - _MAX_CHARACTERS:,} more characters)"
     text = escape_control(text)
     lines = wrap(text, WIDTH, subsequent_indent=indent) or [""]
-    safe = [_without_command(line) for line in lines]
+    safe = [_break_commands(line) for line in lines]
     if safe != lines:
-        # What was made longer would no longer fit.
-        safe = [_without_command(line) for line in wrap(text, WIDTH - 8, subsequent_indent=indent)]
+        # A broken command is one character longer, so leave room for it.
+        safe = [_break_commands(line) for line in wrap(text, WIDTH - 8, subsequent_indent=indent)]
     return safe
 
 
 def fit_path(prefix: str, path: str, suffix: str) -> str:
-    """One line; a path too long for it loses its beginning, never its end."""
+    """Put a path on one line; if it is too long, it loses its beginning, never its end."""
     path = escape_control(path)
     room = WIDTH - len(prefix) - len(suffix)
     if len(path) > room >= 20:
@@ -62,18 +59,18 @@ def fit_path(prefix: str, path: str, suffix: str) -> str:
 
 
 def truncate(line: str) -> str:
-    """One line; what is too much is left out at its end."""
-    line = one_line(line)
+    """Cut a line at its end so that it fits."""
+    line = escape_line(line)
     return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
 
 
-def one_line(text: str) -> str:
-    """A line of any length, whoever has chosen the names in it."""
-    return _without_command(escape_control(text))
+def escape_line(text: str) -> str:
+    """Make a line of any length safe to print: names in it may come from outside."""
+    return _break_commands(escape_control(text))
 
 
 def escape_control(text: str) -> str:
-    r"""Labels, paths and context come from outside: none of them may steer the terminal.
+    r"""Escape control characters: labels, paths and context must not control the terminal.
 
     Example:
         >>> escape_control("\x1b[31mMüller\u202e")
@@ -86,15 +83,11 @@ def escape_control(text: str) -> str:
     )
 
 
-def _without_command(line: str) -> str:
-    """GitHub takes a line that begins with two colons for an order."""
+def _break_commands(line: str) -> str:
+    """Break what a build server would run: GitHub runs a line that begins with two colons."""
     if line.lstrip().startswith("::"):
         line = line.replace("::", ": :", 1)
-    return _COMMAND.sub("# #", line)
-
-
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
-_ABSURD = 1e9
+    return _BUILD_SERVER_COMMAND.sub("# #", line)
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -110,20 +103,20 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def format_duration(duration: float) -> str:
-    """A duration in the unit that suits it.
+    """Format a duration in the unit that suits it.
 
     Example:
-        >>> [format_duration(number) for number in (0.25, 41, 540, 9000, 200_000)]
+        >>> [format_duration(seconds) for seconds in (0.25, 41, 540, 9000, 200_000)]
         ['0.2 s', '41 s', '9 min', '2.5 h', '2.3 days']
     """
     for size, name, limit in ((1, "s", 120), (_MINUTE, "min", _HOUR * 2), (_HOUR, "h", _DAY * 2)):
         if duration < limit:
-            return f"{_short(duration / size)} {name}"
-    return f"{_short(duration / _DAY)} days"
+            return f"{_round_for_display(duration / size)} {name}"
+    return f"{_round_for_display(duration / _DAY)} days"
 
 
-def date(at: float, zone: str = "%z") -> str:
-    """A moment in local time; one that is in no calendar, by its seconds."""
+def format_time(at: float, zone: str = "%z") -> str:
+    """Format a time as local time, or in seconds if the calendar does not reach it."""
     try:
         return time.strftime(f"%Y-%m-%d %H:%M:%S{zone}", time.localtime(at))
     except (OverflowError, ValueError, OSError):
@@ -131,7 +124,7 @@ def date(at: float, zone: str = "%z") -> str:
 
 
 def format_duration_range(shortest: float, longest: float) -> str:
-    """Two durations as one, where they read alike.
+    """Format two durations as a range, or as one where they read alike.
 
     Example:
         >>> format_duration_range(41, 540), format_duration_range(41.1, 41.2)
@@ -141,16 +134,16 @@ def format_duration_range(shortest: float, longest: float) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def summarize_addresses(peers: Iterable[str], most: int = 3) -> str:
-    """The most frequent addresses, with counts.
+def summarize_addresses(peers: Iterable[str], limit: int = 3) -> str:
+    """List the most frequent addresses, with counts.
 
     Example:
         >>> summarize_addresses(["10.0.0.1:80", "10.0.0.1:80", "10.0.0.2:80"])
         '10.0.0.1:80 (2), 10.0.0.2:80'
     """
     counted = Counter(peers).most_common()
-    shown = [peer if times == 1 else f"{peer} ({times:,})" for peer, times in counted[:most]]
-    more = len(counted) - most
+    shown = [peer if times == 1 else f"{peer} ({times:,})" for peer, times in counted[:limit]]
+    more = len(counted) - limit
     return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
 
 
@@ -159,7 +152,7 @@ def unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _short(number: float) -> str:
+def _round_for_display(number: float) -> str:
     if number < 10:
         return f"{number:.1f}".removesuffix(".0")
-    return f"{number:.0f}" if number < _ABSURD else f"{number:.3g}"
+    return f"{number:.0f}" if number < _MAX_PLAIN_NUMBER else f"{number:.3g}"

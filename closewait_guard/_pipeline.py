@@ -38,7 +38,7 @@ from closewait_guard._libraries import PoolUse
 from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
 from closewait_guard._render import render_with_header
-from closewait_guard._stream import put
+from closewait_guard._stream import write_text
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
@@ -335,7 +335,7 @@ class Examiner:
 
     def print(self) -> None:
         """Look, and print the report."""
-        put(None, render_with_header(self.scan()))
+        write_text(None, render_with_header(self.scan()))
 
     def after_fork(self) -> None:
         """In the child."""

@@ -1,4 +1,4 @@
-"""The only importer of rich: who needs a terminal in colour asks here, and only when needed."""
+"""The only importer of rich, for output in colour; import this module when it is needed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ except ImportError as missing:
 
 
 def progress(what: str, items: Collection[str]) -> Iterator[str]:
-    """Each item in turn, with a bar on stderr that goes away in the end."""
+    """Yield each item, with a progress bar on stderr that disappears at the end."""
     columns = (TextColumn("{task.description:<32}", markup=False), BarColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=len(items))

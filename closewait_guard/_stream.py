@@ -1,4 +1,4 @@
-"""A stream to write to: the one that was given, or whatever stderr is at the moment."""
+"""Write text to a stream: the one that was given, or the current stderr."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from closewait_guard._format import escape_control
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
-    "checked_stream",
     "print_error",
-    "put",
-    "put_if_possible",
+    "require_stream",
+    "write_if_possible",
+    "write_text",
 ]
 
 
-def checked_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
-    """The stream, if it is one."""
+def require_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
+    """Return the stream, or raise if it is none."""
     if stream is not None and not (hasattr(stream, "write") and hasattr(stream, "flush")):
         raise ConfigurationError(
             f"{reporter}: stream must have write() and flush(), not {stream!r}"
@@ -29,7 +29,7 @@ def checked_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
     return stream
 
 
-def put(stream: TextIO | None, text: str) -> None:
+def write_text(stream: TextIO | None, text: str) -> None:
     """Write all at once, so that what other threads write does not come between."""
     target = stream if stream is not None else sys.stderr
     # A program without a console has no stderr.
@@ -43,25 +43,25 @@ def put(stream: TextIO | None, text: str) -> None:
         target.flush()
 
 
-def put_if_possible(text: str) -> None:
-    """The same on stderr; where that is full or closed, there is nobody left to tell."""
+def write_if_possible(text: str) -> None:
+    """Write to stderr; where that is full or closed, do nothing."""
     with suppress(OSError, ValueError):
-        put(None, text)
+        write_text(None, text)
 
 
-def print_error(sentence: str) -> None:
-    """One line on stderr, whatever letters the sentence quotes."""
-    put_if_possible(f"closewait-guard: {escape_control(sentence)}\n")
+def print_error(message: str) -> None:
+    """Print one line on stderr, with control characters in the message escaped."""
+    write_if_possible(f"closewait-guard: {escape_control(message)}\n")
 
 
 def _encodable(text: str, target: TextIO) -> tuple[str, str]:
-    """A path may hold letters that the terminal of a plain locale cannot show."""
+    """Escape what the stream's encoding lacks: a path may hold characters that it cannot show."""
     encoding = getattr(target, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding), encoding
 
 
 def _is_plain(target: TextIO, encoding: str) -> bool:
-    """Whether it is an ordinary file, in an encoding that begins with no mark."""
+    """Whether it is an ordinary text stream whose encoding writes no byte order mark."""
     return (
         type(target) is TextIOWrapper
         and type(target.buffer) is BufferedWriter
@@ -70,7 +70,7 @@ def _is_plain(target: TextIO, encoding: str) -> bool:
 
 
 def _write_through(target: TextIO, data: bytes) -> None:
-    """Past the buffer: what fails and stays there fails again when the interpreter ends.
+    """Write past the buffer: what stays there would fail again when the interpreter exits.
 
     Then the program's exit code would become 120.
     """

@@ -1,11 +1,11 @@
-"""The only importer of structlog, and only when it is asked for."""
+"""The only importer of structlog, which is imported when it is first needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from closewait_guard._format import one_line
+from closewait_guard._format import escape_line
 from closewait_guard._stream import print_error
 
 __all__ = [
@@ -15,31 +15,33 @@ __all__ = [
     "log_warning",
 ]
 
+_MAX_LINES, _MAX_CHARACTERS = 60, 500
+
 
 def bound_context() -> Callable[[], Mapping[str, object]]:
-    """What answers the context variables that the program has bound with structlog."""
+    """The function that returns the context variables bound with structlog."""
     from structlog.contextvars import get_contextvars
 
     return get_contextvars
 
 
 def get_logger(name: str) -> Any:
-    """A logger after the program's own configuration, read when it is first used."""
+    """A logger with the program's own configuration, which is read at its first use."""
     import structlog
 
     return structlog.get_logger(name)
 
 
-def log_warning(event: str, **facts: Any) -> None:
-    """Log something that the program's owner should know of us."""
-    _log("warning", event, facts)
+def log_warning(event: str, **fields: Any) -> None:
+    """Log something about the guard that the program's owner should know."""
+    _log("warning", event, fields)
 
 
 def log_error(
     event: str,
     error: BaseException,
     redact: Callable[[str], str] = str,
-    **facts: Any,
+    **fields: Any,
 ) -> None:
     """Log one of our own failures, with its traceback, through the program's structlog.
 
@@ -48,35 +50,32 @@ def log_error(
     Args:
         event: What has failed.
         error: Why.
-        redact: Applied to each line that the error makes; must raise nothing.
-        **facts: What else to tell.
+        redact: Applied to each line of the traceback; must raise nothing.
+        **fields: More fields of the event.
     """
     lines = [redact(line) for line in _lines_of(error)]
-    _log("error", event, {**facts, "error": lines[-1], "exception": "\n".join(lines)})
+    _log("error", event, {**fields, "error": lines[-1], "exception": "\n".join(lines)})
 
 
 def _lines_of(error: BaseException) -> list[str]:
-    """The traceback as text, its end if it is long; the last line names the error."""
+    """The lines of the traceback, the last ones if it is long; the last line names the error."""
     try:
         from traceback import format_exception
 
         text = "".join(format_exception(error))
     except Exception:
-        # With no descriptor left, what shows source lines cannot be imported.
+        # With no descriptor left, the module that reads source lines cannot be imported.
         text = f"{type(error).__name__}: {error}"
     lines = text.rstrip("\n").split("\n")[-_MAX_LINES:]
-    return [one_line(line)[:_MAX_LETTERS] for line in lines]
+    return [escape_line(line)[:_MAX_CHARACTERS] for line in lines]
 
 
-_MAX_LINES, _MAX_LETTERS = 60, 500
-
-
-def _log(level: str, event: str, facts: Mapping[str, Any]) -> None:
+def _log(level: str, event: str, fields: Mapping[str, Any]) -> None:
     try:
         logger = get_logger("closewait_guard")
     except (ImportError, OSError):
-        # It is imported with the first failure, and there may be no descriptor left to do so.
-        known = ", ".join(f"{name}={facts[name]!r}" for name in facts if name != "exception")
-        print_error(f"{event}: {known}")
+        # structlog is imported at the first failure; there may be no descriptor left to do so.
+        values = ", ".join(f"{name}={fields[name]!r}" for name in fields if name != "exception")
+        print_error(f"{event}: {values}")
         return
-    getattr(logger, level)(event, **facts)
+    getattr(logger, level)(event, **fields)

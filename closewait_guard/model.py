@@ -1,4 +1,4 @@
-"""The values that travel from a socket's creation to a report: frozen, picklable, comparable."""
+"""The values of a report, from Frame and SocketRecord to Report: frozen, picklable, comparable."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from closewait_guard._enums import (
     State,
     Verdict,
 )
+
+try:
+    # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
+    from _sha1 import sha1  # type: ignore[import-not-found]
+except ImportError:
+    from hashlib import sha1
 
 __all__ = [
     "UNKNOWN_FAMILY",
@@ -43,10 +49,14 @@ __all__ = [
     "Verdict",
 ]
 
+SCHEMA = "closewait-guard/1"
+# The family of a socket that could not be probed.
+UNKNOWN_FAMILY = "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One call of a creation stack, with the source line where it could be read."""
+    """One call of a creation stack, with its source line if that could be read."""
 
     filename: str
     lineno: int
@@ -57,12 +67,12 @@ class Frame:
 
     @property
     def place(self) -> str:
-        """The file and the line."""
+        """The file and line."""
         return f"{self.filename}:{self.lineno}"
 
     @property
     def call(self) -> str:
-        """The place, and the function that stands there."""
+        """The place and the function."""
         return f"{self.place} in {self.function}()".replace(">()", ">")
 
 
@@ -71,9 +81,9 @@ class SocketRecord:
     """How a socket was opened.
 
     Attributes:
-        serial: Counts the sockets of one guard.
+        serial: The number of the socket among those of one guard.
         opened_at: Seconds since the epoch; None for a socket older than the guard.
-        context: What `Settings.context` returned then; read it, do not change it.
+        context: What `Settings.context` returned then. Treat it as read-only.
         parent: The record this descriptor had before (TLS, dup, detach, fork), or the listener's.
         stack: The innermost call first; empty with depth 0 and for adopted sockets.
     """
@@ -91,7 +101,7 @@ class SocketRecord:
 
     @property
     def opener(self) -> SocketRecord:
-        """The record of the call that opened the descriptor: through TLS and fork."""
+        """The record of the call that opened the descriptor, before any TLS wrapping or fork."""
         record = self
         while record.origin in _SAME_DESCRIPTOR and record.parent and record.parent.stack:
             record = record.parent
@@ -111,7 +121,7 @@ class SocketRecord:
 
     @property
     def site(self) -> Frame | None:
-        """The line to look at: the innermost user frame, else the innermost outside the stdlib."""
+        """The line to show: the innermost user frame, else the innermost outside the stdlib."""
         for kind in (FrameKind.USER, FrameKind.LIBRARY):
             for frame in self.blamed.stack:
                 if frame.kind is kind:
@@ -128,21 +138,17 @@ def _called_by_user(stack: tuple[Frame, ...]) -> bool:
     return next(callers, None) is FrameKind.USER
 
 
-# Of a socket that could not be looked at.
-UNKNOWN_FAMILY = "unknown"
-
-
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one look at the kernel showed of one socket.
+    """What one probe of the kernel showed of one socket.
 
     Attributes:
-        peer_closed_for: Seconds since the peer's FIN; None when it has not closed, or nobody knows.
+        peer_closed_for: Seconds since the peer's FIN; None if it has not closed or that is unknown.
         unread: Bytes that wait to be read; None where the platform does not say.
-        close_called: The program called `close()`, yet a file object keeps the descriptor.
+        close_called: The program called `close()`, but a file object keeps the descriptor open.
         connection: What is left of the connection.
-        suspect_for: For how long the connection has been ended, or `close()` been called, without
-            any sign of life; None while nothing is wrong.
+        suspect_for: Seconds since the connection ended, or `close()` was called, without any
+            activity since; None while nothing is wrong.
         unsent: Bytes or segments that the peer has not acknowledged yet.
         in_use: A thread is reading from the file object of a closed socket at this moment.
     """
@@ -169,32 +175,23 @@ class Observation:
 
     @property
     def ended_for(self) -> float:
-        """Seconds since the peer closed, or for which nobody has done anything about it."""
+        """Seconds since the peer closed, or since the socket became a suspect."""
         return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)
 
     @property
     def is_described(self) -> bool:
-        """Whether looking at it has succeeded; of any other, only where it was opened is known."""
+        """Whether the probe succeeded; of any other socket only the creation is known."""
         return self.family != UNKNOWN_FAMILY
-
-
-try:
-    # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
-    from _sha1 import sha1  # type: ignore[import-not-found]
-except ImportError:
-    from hashlib import sha1
-
-SCHEMA = "closewait-guard/1"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A verdict on one socket, and what to do about it.
+    """The verdict on one suspect socket, what keeps it open, and what to change.
 
     Attributes:
-        holders: Who keeps it alive, as code that a person would recognise.
+        holders: What keeps it open, as code that the reader recognises.
         hint: What to change.
-        replaced_by: The serial of a younger socket, which the same line has connected to the same
+        replaced_by: The serial of a newer socket, which the same line has connected to the same
             peer since the connection of this one ended.
         count: How many sockets it stands for: more than one in a saved report that keeps some
             examples of each site.
@@ -215,7 +212,7 @@ class Finding:
 
     @property
     def fingerprint(self) -> str:
-        """Names verdict and creation stack: the same in every process that runs the same code."""
+        """A hash of verdict and creation stack: the same in every process with the same code."""
         record = self.observation.record
         calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.opener.stack)
         text = "|".join((self.verdict, record.origin, *calls))
@@ -226,10 +223,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ClosedLate:
-    """A leak, as it was last seen, that the program has closed since.
+    """A leak that the program has closed since the report before.
 
     Attributes:
-        after: Seconds for which it was kept open after its connection had ended.
+        finding: The leak as it was last seen.
+        after: Seconds for which it stayed open after its connection had ended.
     """
 
     finding: Finding
@@ -238,7 +236,7 @@ class ClosedLate:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a series of reports shows."""
+    """A limit that is exceeded, or a trend in a series of reports."""
 
     kind: AlertKind
     severity: Severity
@@ -249,17 +247,17 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What the guard has seen, and what it could not.
+    """What the guard has seen, and what it could not see.
 
     Attributes:
         opened: Sockets opened since the guard was installed; in a forked child, since the fork.
-        adopted: Open sockets that are older than the guard, so that nobody knows who opened them.
+        adopted: Open sockets that are older than the guard, so that their creation is unknown.
         dropped: Sockets garbage-collected while open, in the same time.
-        forgotten: Those of the dropped whose records had to make room for younger ones.
+        forgotten: Those of the dropped whose records had to make room for newer ones.
         failures: Creations or ends that the guard failed to record.
-        native: Open sockets that no socket object is known for, because native code opened them or
-            they came as a number; None where nobody says. A count of one moment: a socket that
-            another thread is in the middle of opening or closing has no object either, and counts.
+        native: Open sockets without a known socket object, because native code opened them or
+            they came as a number; None if that is unknown. A count of one moment: it includes a
+            socket that another thread is in the middle of opening or closing.
         notes: One sentence for each thing the guard cannot see here.
     """
 
@@ -274,7 +272,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class SiteGroup:
-    """Leaks with one verdict and one creation stack."""
+    """The findings with one verdict and one creation stack."""
 
     verdict: Verdict
     severity: Severity
@@ -283,12 +281,12 @@ class SiteGroup:
 
     @property
     def count(self) -> int:
-        """How many leaks there are, also where only some of them have been saved."""
-        return sum(leak.count for leak in self.findings)
+        """How many sockets there are, even if only some of them have been saved."""
+        return sum(finding.count for finding in self.findings)
 
     @property
     def fingerprint(self) -> str:
-        """That of each of the leaks."""
+        """The fingerprint that all its findings have."""
         return self.findings[0].fingerprint
 
 
@@ -299,14 +297,15 @@ class Report:
     Attributes:
         taken_at: Seconds since the epoch.
         open_sockets: Open sockets that the guard tracks.
-        fd_used: Descriptors that the process has open, of any kind; None where nobody knows.
-        fd_limit: The soft limit on descriptors; None when there is none.
-        findings: Suspects: leaks, and what is explained. A healthy socket is not among them.
-        alerts: What a series of reports shows, when it begins, gets worse and ends; in a scan,
-            which is no part of a series, the thresholds that are crossed at this moment.
+        fd_used: Descriptors that the process has open, of any kind; None if that is unknown.
+        fd_limit: The soft limit on descriptors; None if there is none.
+        findings: Suspects: leaks, and those with an explanation. Healthy sockets are not among
+            them.
+        alerts: In a series of reports, the alerts that begin, get worse or end; in a single scan,
+            the thresholds that are exceeded at this moment.
         observations: The healthy sockets, of a full scan only.
         closed_late: Leaks of the report before that have been closed since; none in a scan.
-        omitted: Leaks that were left out, because they were reported before or matter less.
+        omitted: Leaks that were left out, because they were reported before or are less severe.
     """
 
     schema: str
@@ -327,45 +326,47 @@ class Report:
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """The findings that the program is to blame for."""
+        """The findings that are leaks: sockets that the program should have closed."""
         return tuple(finding for finding in self.findings if finding.is_leak)
 
     def by_site(self) -> tuple[SiteGroup, ...]:
-        """Group the leaks by verdict and creation stack, worst first."""
+        """Group the findings by verdict and creation stack, worst first."""
         groups: dict[object, list[Finding]] = {}
-        for leak in self.findings:
-            groups.setdefault(site_key(leak), []).append(leak)
-        return tuple(sorted((_group(leaks) for leaks in groups.values()), key=_badness))
+        for finding in self.findings:
+            groups.setdefault(site_key(finding), []).append(finding)
+        return tuple(sorted((_make_group(findings) for findings in groups.values()), key=_sort_key))
 
 
-def site_key(leak: Finding) -> object:
-    """What leaks of one group have in common."""
-    record = leak.observation.record
-    return leak.verdict, record.origin, record.opener.stack, record.site
+def site_key(finding: Finding) -> object:
+    """What the findings of one group have in common."""
+    record = finding.observation.record
+    return finding.verdict, record.origin, record.opener.stack, record.site
 
 
-def _group(leaks: list[Finding]) -> SiteGroup:
+def _make_group(findings: list[Finding]) -> SiteGroup:
     return SiteGroup(
-        verdict=leaks[0].verdict,
-        severity=max((leak.severity for leak in leaks), key=lambda severity: severity.rank),
-        site=leaks[0].observation.record.site,
-        findings=tuple(leaks),
+        verdict=findings[0].verdict,
+        severity=max(
+            (finding.severity for finding in findings), key=lambda severity: severity.rank
+        ),
+        site=findings[0].observation.record.site,
+        findings=tuple(findings),
     )
 
 
-def _badness(group: SiteGroup) -> tuple[bool, int, int, int]:
+def _sort_key(group: SiteGroup) -> tuple[bool, int, int, int]:
     return (not group.verdict.is_leak, -group.severity.rank, -group.count, group.verdict.rank)
 
 
 class Reporter(Protocol):
-    """Whatever can be called with a report: a function, a bound method, an object."""
+    """Anything that can be called with a report: a function, a bound method, an object."""
 
     def __call__(self, report: Report, /) -> object:
-        """Tell of the report; raise nothing that the program should see."""
+        """Take a report. What it raises is logged and does not reach the program."""
 
 
 def reporter_name(reporter: object) -> str:
-    """What to call a reporter in a sentence."""
+    """The name of a reporter in a message."""
     name = getattr(reporter, "__qualname__", None)
     if isinstance(name, str):
         return name
@@ -374,7 +375,7 @@ def reporter_name(reporter: object) -> str:
 
 
 def close_reporter(reporter: object) -> None:
-    """Let a reporter give back what it holds, if it holds anything."""
+    """Call the reporter's `close()`, if it has one."""
     close = getattr(reporter, "close", None)
     if callable(close):
         close()

@@ -21,7 +21,7 @@ from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload.status import Channel, Line, Status
 from closewait_guard._render import render_text, render_with_header
-from closewait_guard._stream import print_error, put
+from closewait_guard._stream import print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -163,13 +163,13 @@ def _tell(report: Report, lost_workers: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
     if not ChildConfig.is_main(os.environ, os.getpid()):
         if report.leaks:
-            put(sys.__stderr__, render_with_header(report))
+            write_text(sys.__stderr__, render_with_header(report))
         return
     text = render_text(report)
     if lost_workers:
         what = f"{pluralize(lost_workers, 'worker process')} ended without a report (by a signal or"
         text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
-    put(sys.__stderr__, text)
+    write_text(sys.__stderr__, text)
 
 
 def _in_forked_children(ending: Callable[[], object], status: Status) -> None:

@@ -1,4 +1,4 @@
-"""Report to plain data and back, exactly: pure. The shape is that of `report.schema.json`."""
+"""Convert a report to plain data, as in `report.schema.json`, and back without loss. Pure."""
 
 from __future__ import annotations
 
@@ -21,124 +21,124 @@ __all__ = [
 ]
 
 
-# What other languages' numbers, and the platform's, can take.
-_MOST = 2**63 - 1
+# A signed number of 64 bits: what other languages and the platform can hold.
+_MAX_INTEGER = 2**63 - 1
 
 
 def to_dict(report: Report) -> dict[str, Any]:
-    """A report as dicts, lists, strings and numbers, ready for JSON.
+    """Convert a report to dicts, lists, strings and numbers, ready for JSON.
 
-    Each leak says also whether it is `is_leak`, which follows from its verdict.
+    Each finding also has `is_leak`, which follows from its verdict.
 
     Example:
         >>> from closewait_guard import scan
         >>> to_dict(scan())["schema"]
         'closewait-guard/1'
     """
-    return typing.cast("dict[str, Any]", _plain(report))
+    return typing.cast("dict[str, Any]", _to_plain(report))
 
 
 def from_dict(data: Mapping[str, Any]) -> Report:
-    """The report that `to_dict` was given.
+    """Make a report of what `to_dict` has returned.
 
     Raises:
-        ReportFormatError: The data is no report, or one of another schema.
+        ReportFormatError: The data is no report, or has another schema.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
         raise ReportFormatError(f"not a report of schema {SCHEMA!r}: schema is {shown(schema)}")
     try:
-        return typing.cast(Report, _built(Report, data, "report"))
+        return typing.cast(Report, _build(Report, data, "report"))
     except RecursionError:
         raise ReportFormatError("report is nested too deeply") from None
 
 
-def _plain(value: object) -> Any:
+def _to_plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {item.name: _plain(getattr(value, item.name)) for item in _fields(type(value))}
+        fields = {item.name: _to_plain(getattr(value, item.name)) for item in _fields(type(value))}
         return fields | {"is_leak": value.is_leak} if isinstance(value, Finding) else fields
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, Mapping):
         return dict(value)
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _built(kind: Any, data: Any, place: str) -> Any:
-    """Make a value of the annotated type, or say at which place the data does not fit."""
+def _build(kind: Any, data: Any, place: str) -> Any:
+    """Make a value of the annotated type, or raise with the place where the data does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
-        return _built_any(arguments, data, place)
+        return _build_any(arguments, data, place)
     if origin is tuple:
-        items = _expect(list, data, place)
+        items = _require(list, data, place)
         return tuple(
-            _built(arguments[0], item, f"{place}[{number}]") for number, item in enumerate(items)
+            _build(arguments[0], item, f"{place}[{number}]") for number, item in enumerate(items)
         )
     if origin is not None:
-        values = _expect(dict, data, place)
+        values = _require(dict, data, place)
         return {
-            _expect_scalar(str, name, place): _built(arguments[1], item, f"{place}.{name:.40}")
+            _require_scalar(str, name, place): _build(arguments[1], item, f"{place}.{name:.40}")
             for name, item in values.items()
         }
     if dataclasses.is_dataclass(kind):
-        return _built_dataclass(kind, data, place)
+        return _build_dataclass(kind, data, place)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return _built_enum(kind, data, place)
-    return _expect_scalar(kind, data, place)
+        return _build_enum(kind, data, place)
+    return _require_scalar(kind, data, place)
 
 
-def _built_any(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
+def _build_any(kinds: tuple[Any, ...], data: Any, place: str) -> Any:
     if data is None and type(None) in kinds:
         return None
     candidates = [kind for kind in kinds if kind is not type(None)]
     if len(candidates) == 1:
-        return _built(candidates[0], data, place)
+        return _build(candidates[0], data, place)
     if type(data) in candidates:
-        return _expect_scalar(type(data), data, place)
-    raise _misfit(" or ".join(kind.__name__ for kind in candidates), data, place)
+        return _require_scalar(type(data), data, place)
+    raise _mismatch(" or ".join(kind.__name__ for kind in candidates), data, place)
 
 
-def _built_dataclass(kind: Any, data: Any, place: str) -> Any:
-    values = _expect(dict, data, place)
+def _build_dataclass(kind: Any, data: Any, place: str) -> Any:
+    values = _require(dict, data, place)
     hints = _hints(kind)
-    # What has a default may be younger than the writer.
+    # A field with a default may be newer than the program that wrote the report.
     missing = [name for name in _required(kind) if name not in values]
     if missing:
         raise ReportFormatError(f"{place} lacks {', '.join(missing)}")
     return kind(
         **{
-            name: _built(hint, values[name], f"{place}.{name}")
+            name: _build(hint, values[name], f"{place}.{name}")
             for name, hint in hints.items()
             if name in values
         }
     )
 
 
-def _built_enum(kind: type[StrEnum], data: Any, place: str) -> StrEnum:
+def _build_enum(kind: type[StrEnum], data: Any, place: str) -> StrEnum:
     try:
         return kind(data)
     except (ValueError, TypeError):
-        raise _misfit(f"one of {', '.join(kind)}", data, place) from None
+        raise _mismatch(f"one of {', '.join(kind)}", data, place) from None
 
 
-def _expect(kind: type, data: Any, place: str) -> Any:
+def _require(kind: type, data: Any, place: str) -> Any:
     if not isinstance(data, kind):
-        raise _misfit(kind.__name__, data, place)
+        raise _mismatch(kind.__name__, data, place)
     return data
 
 
-def _expect_scalar(kind: Any, data: Any, place: str) -> Any:
+def _require_scalar(kind: Any, data: Any, place: str) -> Any:
     # JSON writers of other languages drop the ".0" of a whole number.
     if type(data) is not kind and not (kind is float and type(data) is int):
-        raise _misfit(kind.__name__, data, place)
-    if type(data) is int and not -_MOST <= data <= _MOST:
-        raise _misfit("a number of at most 64 bits", data, place)
+        raise _mismatch(kind.__name__, data, place)
+    if type(data) is int and not -_MAX_INTEGER <= data <= _MAX_INTEGER:
+        raise _mismatch("a number of at most 64 bits", data, place)
     if type(data) is float and not math.isfinite(data):
-        raise _misfit("a finite number", data, place)
+        raise _mismatch("a finite number", data, place)
     return float(data) if kind is float else data
 
 
-def _misfit(wanted: str, data: Any, place: str) -> ReportFormatError:
+def _mismatch(wanted: str, data: Any, place: str) -> ReportFormatError:
     return ReportFormatError(f"{place} must be {wanted}, not {shown(data)}")
 
 

@@ -1,4 +1,4 @@
-"""One site's leaks as lines of text: what happened, where it was opened, what to change. Pure."""
+"""Render the findings of one site: what happened, where it was opened, what to change. Pure."""
 
 from __future__ import annotations
 
@@ -35,45 +35,48 @@ __all__ = [
 ]
 
 
-_MOST_USER_FRAMES = 8
-_MOST_HOLDERS = 4
+_MAX_USER_FRAMES = 8
+_MAX_HOLDERS = 4
 
 
 def site_lines(group: SiteGroup) -> Iterator[str]:
-    """The lines of one site; the first says how bad, how many, what and with whom."""
-    seen = [leak.observation for leak in group.findings]
-    record = seen[0].record
-    yield from wrap_text(f"{group.severity.upper()}  {group.count:,} x {_what(group, seen)}", "  ")
-    if group.count > len(seen):
-        left_out = f"all that follows is of {len(seen):,} of them; the others are only counted here"
-        yield from wrap_text(f"  ({left_out})", "    ")
-    for line in (connection_summary(seen), _origin(seen)):
+    """The lines of one site; the first has severity, count, verdict, kind and peers."""
+    observations = [finding.observation for finding in group.findings]
+    record = observations[0].record
+    yield from wrap_text(
+        f"{group.severity.upper()}  {group.count:,} x {_describe_sockets(group, observations)}",
+        "  ",
+    )
+    if group.count > len(observations):
+        shown = f"all that follows is of {len(observations):,} of them"
+        yield from wrap_text(f"  ({shown}; the others are only counted here)", "    ")
+    for line in (connection_summary(observations), _describe_origin(observations)):
         if line:
             yield from wrap_text(f"  {line}", "    ")
-    yield from _born(record)
-    circumstances = _circumstances(observation.record for observation in seen)
-    if circumstances:
-        yield from wrap_text(f"  {circumstances}", "    ")
-    yield from _held(group)
-    yield from _replaced(group)
+    yield from _opening_lines(record)
+    context = _describe_context(observation.record for observation in observations)
+    if context:
+        yield from wrap_text(f"  {context}", "    ")
+    yield from _holder_lines(group)
+    yield from _replaced_lines(group)
     if group.findings[0].hint:
         yield from wrap_text(f"  fix: {group.findings[0].hint}", "    ")
 
 
-def _held(group: SiteGroup) -> Iterator[str]:
-    """Who holds them; those that differ by an index or a key are told once."""
+def _holder_lines(group: SiteGroup) -> Iterator[str]:
+    """The holders; those that differ only by an index or a key share a line."""
     alike: dict[str, list[str]] = {}
-    for holder in unique(holder for leak in group.findings for holder in leak.holders):
+    for holder in unique(holder for finding in group.findings for holder in finding.holders):
         alike.setdefault(_without_keys(holder), []).append(holder)
-    for first, *others in list(alike.values())[:_MOST_HOLDERS]:
+    for first, *others in list(alike.values())[:_MAX_HOLDERS]:
         more = f", and {len(others):,} more like it" if others else ""
         yield from wrap_text(f"  held by {first}{more}", "    ")
-    if len(alike) > _MOST_HOLDERS:
-        yield f"    (and by {len(alike) - _MOST_HOLDERS:,} more)"
+    if len(alike) > _MAX_HOLDERS:
+        yield f"    (and by {len(alike) - _MAX_HOLDERS:,} more)"
 
 
 def _without_keys(holder: str) -> str:
-    """Indexes and keys left out, in a time that is linear whatever brackets there are.
+    """Leave out indexes and keys, in linear time whatever brackets there are.
 
     Example:
         >>> _without_keys("app.pool['a'].free[12]"), _without_keys("odd [[ text")
@@ -88,9 +91,11 @@ def _up_to_bracket(part: str) -> str:
     return before + bracket
 
 
-def _replaced(group: SiteGroup) -> Iterator[str]:
-    """How many have been replaced by a younger connection."""
-    successors = [leak.replaced_by for leak in group.findings if leak.replaced_by is not None]
+def _replaced_lines(group: SiteGroup) -> Iterator[str]:
+    """How many have been replaced by a newer connection."""
+    successors = [
+        finding.replaced_by for finding in group.findings if finding.replaced_by is not None
+    ]
     if successors:
         some = f"{len(successors):,} of them " if len(successors) < len(group.findings) else ""
         text = f"{some}replaced by #{max(successors)}, a newer connection from the same line"
@@ -102,18 +107,18 @@ def verdict_name(verdict: Verdict) -> str:
     return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
 
 
-def _what(group: SiteGroup, seen: Sequence[Observation]) -> str:
+def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> str:
     """Verdict, kind of socket and peers."""
-    first = seen[0]
-    kinds = unique(socket_kind(observation) for observation in seen)
+    first = observations[0]
+    kinds = unique(socket_kind(observation) for observation in observations)
     what = f"{verdict_name(group.verdict).upper()}  {', '.join(kinds)}"
-    peers = [observation.peer for observation in seen if observation.peer]
+    peers = [observation.peer for observation in observations if observation.peer]
     if peers:
         preposition = "from" if _is_accepted(first) else "to"
         return f"{what} {preposition} {summarize_addresses(peers)}"
     local = [
         observation.local
-        for observation in seen
+        for observation in observations
         if observation.local and not observation.local.endswith(":0")
     ]
     return f"{what} at {summarize_addresses(local)}" if local else what
@@ -124,7 +129,7 @@ def _is_accepted(observation: Observation) -> bool:
 
 
 def socket_kind(observation: Observation) -> str:
-    """The kind of socket, as people say it: TCP, UDP, UNIX, TLS over TCP."""
+    """The kind of socket in everyday words: TCP, UDP, UNIX, TLS over TCP."""
     if observation.family in ("AF_INET", "AF_INET6"):
         protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
         name = protocol or observation.type.removeprefix("SOCK_")
@@ -136,26 +141,28 @@ def socket_kind(observation: Observation) -> str:
     return f"TLS over {name}" if observation.tls else name
 
 
-def connection_summary(seen: Sequence[Observation]) -> str:
-    """What happened to the connection, how long ago, and what lies unread."""
-    told = [", or ".join(filter(None, unique(_end(each) for each in seen)))]
-    closed = [seconds for each in seen if (seconds := each.peer_closed_for) is not None]
+def connection_summary(observations: Sequence[Observation]) -> str:
+    """What happened to the connection, how long ago, and how much is unread."""
+    parts = [", or ".join(filter(None, unique(_describe_end(each) for each in observations)))]
+    closed = [seconds for each in observations if (seconds := each.peer_closed_for) is not None]
     if closed:
-        told[0] += f" {format_duration_range(min(closed), max(closed))} ago"
-    elif seen[0].connection is Connection.PEER_CLOSED:
-        told[0] += ", nobody saw when"
-    traffic = [seconds for each in seen if (seconds := _quiet_for(each)) is not None]
+        parts[0] += f" {format_duration_range(min(closed), max(closed))} ago"
+    elif observations[0].connection is Connection.PEER_CLOSED:
+        parts[0] += ", nobody saw when"
+    traffic = [
+        seconds for each in observations if (seconds := _seconds_since_traffic(each)) is not None
+    ]
     if traffic:
-        told.append(f"last traffic {format_duration_range(min(traffic), max(traffic))} ago")
-    if seen[0].close_called:
-        told.append("close() was called")
-    unread = sum(observation.unread or 0 for observation in seen)
+        parts.append(f"last traffic {format_duration_range(min(traffic), max(traffic))} ago")
+    if observations[0].close_called:
+        parts.append("close() was called")
+    unread = sum(observation.unread or 0 for observation in observations)
     if unread:
-        told.append(f"{pluralize(unread, 'byte')} unread")
-    unsent = sum(observation.unsent or 0 for observation in seen)
+        parts.append(f"{pluralize(unread, 'byte')} unread")
+    unsent = sum(observation.unsent or 0 for observation in observations)
     if unsent:
-        told.append(f"{pluralize(unsent, 'byte')} not yet taken by the peer")
-    return "; ".join(part for part in told if part)
+        parts.append(f"{pluralize(unsent, 'byte')} not yet taken by the peer")
+    return "; ".join(part for part in parts if part)
 
 
 _ENDS = {
@@ -168,25 +175,25 @@ _ENDS = {
 }
 
 
-def _end(observation: Observation) -> str:
-    """How the connection ended, in the words that the evidence allows."""
+def _describe_end(observation: Observation) -> str:
+    """How the connection ended, as far as the evidence shows."""
     connection = observation.connection
     if connection is Connection.UNCONNECTED and observation.evidence is Evidence.TCP_INFO:
         return "the connection was refused or failed"
     return _ENDS[connection]
 
 
-def _quiet_for(observation: Observation) -> float | None:
-    """For a connection whose end nobody has dated: since when nothing has gone over it."""
+def _seconds_since_traffic(observation: Observation) -> float | None:
+    """The time without traffic, for a connection that ended at an unknown time."""
     if observation.connection is not Connection.GONE:
         return None
     times = (observation.last_sent_for, observation.last_received_for)
     return min((seconds for seconds in times if seconds is not None), default=None)
 
 
-def _origin(seen: Sequence[Observation]) -> str:
-    """How the descriptor came to be, where that is more than a plain birth."""
-    record = seen[0].record
+def _describe_origin(observations: Sequence[Observation]) -> str:
+    """How the descriptor came to be, unless it was simply created."""
+    record = observations[0].record
     parent = record.parent.site if record.parent is not None else None
     where = f" at {parent.place}" if parent is not None else ""
     match record.opener.origin, record.origin:
@@ -209,7 +216,7 @@ def _origin(seen: Sequence[Observation]) -> str:
     return ""
 
 
-def _born(record: SocketRecord) -> Iterator[str]:
+def _opening_lines(record: SocketRecord) -> Iterator[str]:
     site, blamed = record.site, record.blamed
     if site is None:
         if record.opened_at is not None and not blamed.stack and record.origin is not Origin.NATIVE:
@@ -219,17 +226,17 @@ def _born(record: SocketRecord) -> Iterator[str]:
         "  opened at " if blamed is record.opener else "  listener opened at ", site
     )
     outer = blamed.stack[blamed.stack.index(site) + 1 :]
-    told = 0
+    shown = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
         run = list(frames)
         if not is_user:
             yield f"    ({pluralize(len(run), 'library call')})"
             continue
-        for frame in run[: _MOST_USER_FRAMES - told]:
+        for frame in run[: _MAX_USER_FRAMES - shown]:
             yield from frame_lines("    from ", frame)
-        told += len(run)
-        if told > _MOST_USER_FRAMES:
-            yield f"    ({pluralize(told - _MOST_USER_FRAMES, 'more call')})"
+        shown += len(run)
+        if shown > _MAX_USER_FRAMES:
+            yield f"    ({pluralize(shown - _MAX_USER_FRAMES, 'more call')})"
             return
 
 
@@ -240,22 +247,22 @@ def frame_lines(prefix: str, frame: Frame) -> Iterator[str]:
         yield truncate(" " * 8 + frame.source)
 
 
-def _circumstances(records: Iterable[SocketRecord]) -> str:
+def _describe_context(records: Iterable[SocketRecord]) -> str:
     """Threads, tasks, labels and context, each value once."""
-    births = [record.opener for record in records]
-    told = {
-        "thread": unique(record.thread for record in births if record.thread),
-        "task": unique(record.task for record in births if record.task),
-        "label": unique(label for record in births for label in record.labels),
+    openers = [record.opener for record in records]
+    values_by_name = {
+        "thread": unique(record.thread for record in openers if record.thread),
+        "task": unique(record.task for record in openers if record.task),
+        "label": unique(label for record in openers for label in record.labels),
     }
-    parts = [f"{name} {_some(values)}" for name, values in told.items() if values]
-    names = unique(name for record in births for name in record.context)
+    parts = [f"{name} {_first_few(values)}" for name, values in values_by_name.items() if values]
+    names = unique(name for record in openers for name in record.context)
     for name in names:
-        values = unique(str(record.context[name]) for record in births if name in record.context)
-        parts.append(f"{name}={_some(values)}")
+        values = unique(str(record.context[name]) for record in openers if name in record.context)
+        parts.append(f"{name}={_first_few(values)}")
     return ", ".join(parts)
 
 
-def _some(values: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(values[:most])
-    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+def _first_few(values: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -1,4 +1,4 @@
-"""A report as plain text, 80 columns wide: pure."""
+"""Render a report as plain text, 80 columns wide. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._format import date, format_duration_range, pluralize, truncate, wrap_text
+from closewait_guard._format import (
+    format_duration_range,
+    format_time,
+    pluralize,
+    truncate,
+    wrap_text,
+)
 from closewait_guard._render.site import site_lines, verdict_name
 from closewait_guard.model import (
     Alert,
@@ -30,7 +36,7 @@ __all__ = [
 
 
 class Section(NamedTuple):
-    """Some lines that belong together, and how bad what they tell is."""
+    """Lines that belong together, with their severity and the site that they describe."""
 
     severity: Severity | None
     lines: list[str]
@@ -38,7 +44,7 @@ class Section(NamedTuple):
 
 
 def render_text(report: Report) -> str:
-    """Tell a report: the counts, one block for each site, worst first, and what cannot be seen.
+    """Render a report: the counts, a section for each site, worst first, and what is not covered.
 
     Example:
         >>> from closewait_guard import scan
@@ -47,48 +53,47 @@ def render_text(report: Report) -> str:
         <BLANKLINE>
         Cannot see: ...
     """
-    return "\n\n".join("\n".join(part.lines) for part in sections(report)) + "\n"
+    return "\n\n".join("\n".join(section.lines) for section in sections(report)) + "\n"
 
 
 def render_with_header(report: Report) -> str:
-    """The same below a line that says when and by whom it was made, for a log of many reports."""
-    return f"{_date_line(report)}\n{render_text(report)}\n"
+    """Render a report below a line with its time and process, for a log of many reports."""
+    return f"{_header_line(report)}\n{render_text(report)}\n"
 
 
 def sections_with_header(report: Report) -> Iterator[Section]:
-    """Part by part, that line first."""
-    yield Section(None, [_date_line(report)])
+    """The sections of a report, after one with its time and process."""
+    yield Section(None, [_header_line(report)])
     yield from sections(report)
 
 
-def _date_line(report: Report) -> str:
-    return truncate(
-        f"== {date(report.taken_at)}  process {report.pid} on {report.host}: {report.command}"
-    )
+def _header_line(report: Report) -> str:
+    process = f"process {report.pid} on {report.host}"
+    return truncate(f"== {format_time(report.taken_at)}  {process}: {report.command}")
 
 
 def sections(report: Report) -> Iterator[Section]:
-    """What a report has to tell, part by part."""
-    yield Section(None, _headline(report))
+    """The sections of a report: counts, alerts, sites, sockets closed late, coverage."""
+    yield Section(None, _headline_lines(report))
     for alert in report.alerts:
-        yield Section(alert.severity, _alert(alert))
+        yield Section(alert.severity, _alert_lines(alert))
     for group in report.by_site():
         yield Section(group.severity, list(site_lines(group)), group)
     if report.closed_late:
-        yield Section(None, list(_closed(report.closed_late)))
-    yield Section(None, _cannot_see(report.coverage))
+        yield Section(None, list(_closed_late_lines(report.closed_late)))
+    yield Section(None, _coverage_lines(report.coverage))
 
 
-def _headline(report: Report) -> list[str]:
+def _headline_lines(report: Report) -> list[str]:
     verdicts: Counter[Verdict] = Counter()
-    for leak in report.findings:
-        verdicts[leak.verdict] += leak.count
-    told = [
+    for finding in report.findings:
+        verdicts[finding.verdict] += finding.count
+    counts = [
         f"{verdicts[verdict]} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
     if report.omitted:
-        told.append(f"{report.omitted:,} left out")
-    found = ", ".join(told) or "no leak"
+        counts.append(f"{report.omitted:,} left out")
+    found = ", ".join(counts) or "no leak"
     sockets = f"closewait_guard: {found} of {pluralize(report.open_sockets, 'open socket')}"
     return wrap_text(f"{sockets}; {_descriptors(report)}", "  ")
 
@@ -102,20 +107,23 @@ def _descriptors(report: Report) -> str:
     return f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
 
 
-def _alert(alert: Alert) -> list[str]:
+def _alert_lines(alert: Alert) -> list[str]:
     if alert.status is AlertStatus.RESOLVED:
         return wrap_text(f"RESOLVED  {alert.kind.upper()}: no longer so: {alert.message}", "  ")
     return wrap_text(f"{alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "  ")
 
 
-def _closed(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
-    """One sentence for each site."""
+def _closed_late_lines(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
+    """One paragraph for each site."""
     for place, group in groupby(sorted(closed, key=_place), key=_place):
-        those = list(group)
-        kept = [each.after for each in those]
-        what = f"{pluralize(sum(each.finding.count for each in those), 'socket')} opened at {place}"
+        members = list(group)
+        durations = [each.after for each in members]
+        what = (
+            f"{pluralize(sum(each.finding.count for each in members), 'socket')} opened at {place}"
+        )
         yield from wrap_text(
-            f"CLOSED LATE, after {format_duration_range(min(kept), max(kept))}: {what}", "  "
+            f"CLOSED LATE, after {format_duration_range(min(durations), max(durations))}: {what}",
+            "  ",
         )
 
 
@@ -124,7 +132,7 @@ def _place(closed: ClosedLate) -> str:
     return site.place if site is not None else "an unknown place"
 
 
-def _cannot_see(coverage: Coverage) -> list[str]:
+def _coverage_lines(coverage: Coverage) -> list[str]:
     notes = list(coverage.notes)
     if coverage.adopted:
         notes.append(f"the birth of {pluralize(coverage.adopted, 'socket')} older than the guard")

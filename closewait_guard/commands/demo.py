@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Self
 
-from closewait_guard._stream import put_if_possible
+from closewait_guard._stream import write_if_possible
 from closewait_guard.commands._output import FINE, say
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _progress(ways: Collection[str]) -> Iterator[str]:
 
 def _named(what: str, items: Collection[str]) -> Iterator[str]:
     for item in items:
-        put_if_possible(f"{what}: {item}\n")
+        write_if_possible(f"{what}: {item}\n")
         yield item
 
 

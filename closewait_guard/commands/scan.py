@@ -125,7 +125,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Look, and tell."""
     from closewait_guard._processes import ProcessScanner, render_inaccessible, render_processes
-    from closewait_guard._stream import put_if_possible
+    from closewait_guard._stream import write_if_possible
 
     # Nothing that is made here is garbage before the end: to look for any is a third of the time.
     gc.disable()
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(chosen)
         if missing := render_inaccessible(found):
-            put_if_possible(f"{missing}\n")
+            write_if_possible(f"{missing}\n")
     elif chosen or found.strays or not arguments.pids:
         say(render_processes(found, only=chosen), end="")
     if any(glance.report.leaks for glance in chosen):

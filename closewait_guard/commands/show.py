@@ -111,11 +111,11 @@ def _told_difference(arguments: argparse.Namespace) -> list[Report]:
 
 
 def _heading(report: Report) -> str:
-    from closewait_guard._format import date, truncate
+    from closewait_guard._format import format_time, truncate
 
     name = report.command or "a program without a name"
     return truncate(
-        f"{date(report.taken_at, ' %Z')}, {name}, process {report.pid} on {report.host}"
+        f"{format_time(report.taken_at, ' %Z')}, {name}, process {report.pid} on {report.host}"
     )
 
 

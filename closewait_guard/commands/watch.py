@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from closewait_guard._format import one_line
+from closewait_guard._format import escape_line
 from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import FINE, USAGE, say
 from closewait_guard.commands.scan import add_targets, complain, pids_of
@@ -113,7 +113,7 @@ def _line(history: ScanHistory) -> str:
         )
     else:
         told.append("no leak")
-    return one_line("  ".join(told))
+    return escape_line("  ".join(told))
 
 
 def _draw(arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[ProcessScan]) -> int:

@@ -93,12 +93,12 @@ class FindingCollector:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         failure = self._file.failure if self._file is not None else None
         if self._notes or failure:
-            from closewait_guard._format import one_line
+            from closewait_guard._format import escape_line
 
             for note in self._notes:
-                terminalreporter.write_line(one_line(f"closewait-guard: {note}"), yellow=True)
+                terminalreporter.write_line(escape_line(f"closewait-guard: {note}"), yellow=True)
             if failure:
-                terminalreporter.write_line(one_line(f"ERROR: {failure}"), red=True)
+                terminalreporter.write_line(escape_line(f"ERROR: {failure}"), red=True)
         if not self._findings:
             return
         from closewait_guard.pytest_plugin._text import commands, summary

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import pytest
 
-from closewait_guard._format import one_line
+from closewait_guard._format import escape_line
 from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin._findings import OwnerFinding
 from closewait_guard.pytest_plugin._text import failure_text, headline, properties
@@ -52,7 +52,7 @@ def as_report(finding: OwnerFinding, nodeid: str, config: pytest.Config) -> pyte
         error = pytest.ExceptionInfo.from_current()
     report = pytest.TestReport(
         nodeid=nodeid,
-        location=(path, None, one_line(finding.owner)),
+        location=(path, None, escape_line(finding.owner)),
         keywords={},
         outcome="failed",
         longrepr=error.getrepr(style="value"),
@@ -72,7 +72,7 @@ def set_crash_location(report: pytest.TestReport, failure: Failure) -> None:
     if crash is not None:
         crash.message = failure.headline
         if failure.frame is not None:
-            crash.path, crash.lineno = one_line(failure.frame.filename), failure.frame.lineno
+            crash.path, crash.lineno = escape_line(failure.frame.filename), failure.frame.lineno
 
 
 class FindingSink(Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from closewait_guard._format import format_duration, one_line, pluralize
+from closewait_guard._format import escape_line, format_duration, pluralize
 from closewait_guard._render import Section, frame_lines, sections
 from closewait_guard.model import Finding, Frame, FrameKind, Report, SocketRecord
 from closewait_guard.pytest_plugin._attribution import OPENED_IN
@@ -75,7 +75,7 @@ def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
     waited = f", {format_duration(finding.waited)} after its end" if finding.waited >= 0.05 else ""
     head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
     shown = report if whole_stacks else trimmed(report)
-    return "\n".join([one_line(head), "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
+    return "\n".join([escape_line(head), "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
 
 
 def headline(finding: OwnerFinding, root: Path) -> str:
@@ -88,7 +88,7 @@ def headline(finding: OwnerFinding, root: Path) -> str:
         places.append(pluralize(len(found) - _MOST_PLACES, "more line"))
     who = "" if finding.kind == "test" else f"{finding.owner} "
     leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
-    return one_line(f"{who}{leaked}: {', '.join(places)}")
+    return escape_line(f"{who}{leaked}: {', '.join(places)}")
 
 
 def properties(finding: OwnerFinding) -> list[tuple[str, object]]:
@@ -98,7 +98,7 @@ def properties(finding: OwnerFinding) -> list[tuple[str, object]]:
     for leak in leaks:
         site = leak.observation.record.site
         location = f" opened at {site.filename}:{site.lineno}" if site is not None else ""
-        found.append(("socket_leak", one_line(f"{leak.verdict}{location}")))
+        found.append(("socket_leak", escape_line(f"{leak.verdict}{location}")))
     return found
 
 
@@ -166,7 +166,7 @@ def summary(
     lines += _waivers(findings)
     if lines:
         lines += [*_settles(findings), *_not_seen(findings)]
-    return [one_line(line) for line in lines]
+    return [escape_line(line) for line in lines]
 
 
 def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
@@ -236,7 +236,7 @@ def _relative(filename: str, root: Path) -> str:
 
 
 def _escaped(text: str, further: str = "") -> str:
-    text = one_line(text)
+    text = escape_line(text)
     for character in "%\r\n" + further:
         text = text.replace(character, f"%{ord(character):02X}")
     return text

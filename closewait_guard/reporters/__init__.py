@@ -1,7 +1,7 @@
-"""Who is told: ready-made reporters, reporters that wrap another, and a name for each.
+"""Reporters: ready-made ones, ones that filter for another, and a name for each.
 
-A reporter is anything that can be called with a `Report`. What has a `close()` is closed when the
-guard that it was given to is uninstalled.
+A reporter is anything that can be called with a `Report`. If it has a `close()`, that is called
+when the guard that it was given to is uninstalled.
 """
 
 from __future__ import annotations

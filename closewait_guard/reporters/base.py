@@ -1,4 +1,4 @@
-"""What reporters have in common that wrap another."""
+"""The base class of reporters that wrap another reporter."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class Wrapping:
         return f"{self._name}({reporter_name(self._reporter)})"
 
 
-def serial_of(leak: Finding) -> int:
-    """What tells the socket of a leak from all others."""
-    return leak.observation.record.serial
+def serial_of(finding: Finding) -> int:
+    """The serial number of the socket of a finding."""
+    return finding.observation.record.serial

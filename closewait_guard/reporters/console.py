@@ -1,4 +1,4 @@
-"""The same story in colour, with a table of the peers."""
+"""The reporter `console`: the text of a report in colour, with a table of the peers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from closewait_guard._format import format_duration_range, one_line
+from closewait_guard._format import escape_line, format_duration_range
 from closewait_guard._render import Section, render_with_header, sections_with_header
-from closewait_guard._stream import checked_stream, put
+from closewait_guard._stream import require_stream, write_text
 from closewait_guard.model import Observation, Report, Reporter, Severity, SiteGroup
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _STYLES = (
     ("  fix: ", "green"),
     ("Cannot see", "dim"),
 )
-_MOST_PEERS = 10
+_MAX_PEERS = 10
 
 
 def console(stream: TextIO | None = None) -> Reporter:
@@ -40,20 +40,20 @@ def console(stream: TextIO | None = None) -> Reporter:
     Raises:
         MissingExtraError: rich is not installed.
     """
-    # Now, because a report may be told when no descriptor is left to import with.
+    # Import now, because a report may come when no descriptor is left to import with.
     from closewait_guard import _rich
 
-    stream = checked_stream("console", stream)
+    stream = require_stream("console", stream)
 
     def console_reporter(report: Report) -> None:
         target = stream if stream is not None else sys.stderr
         if os.environ.get("NO_COLOR") or not _is_terminal(target):
-            put(stream, render_with_header(report))
+            write_text(stream, render_with_header(report))
             return
         screen = _rich.Console(file=target, highlight=False, soft_wrap=True)
-        with screen.capture() as picture:
-            screen.print(_rich.Group(*_pictures(report)))
-        put(target, picture.get())
+        with screen.capture() as captured:
+            screen.print(_rich.Group(*_render_sections(report)))
+        write_text(target, captured.get())
 
     return console_reporter
 
@@ -62,47 +62,47 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return bool(stream is not None and getattr(stream, "isatty", bool)())
 
 
-def _pictures(report: Report) -> Iterator[RenderableType]:
+def _render_sections(report: Report) -> Iterator[RenderableType]:
     from closewait_guard._rich import Text
 
-    for part in sections_with_header(report):
-        yield Text("\n").join(Text(line, style) for line, style in _styled(part))
+    for section in sections_with_header(report):
+        yield Text("\n").join(Text(line, style) for line, style in _style_lines(section))
         if (
-            part.group is not None
-            and len({_peer(leak.observation) for leak in part.group.findings}) > 1
+            section.group is not None
+            and len({_peer(finding.observation) for finding in section.group.findings}) > 1
         ):
-            yield _peers(part.group)
+            yield _peer_table(section.group)
         yield Text()
 
 
-def _styled(part: Section) -> Iterator[tuple[str, str]]:
-    first = _COLOURS.get(part.severity, "bold") if part.severity else "bold"
+def _style_lines(section: Section) -> Iterator[tuple[str, str]]:
+    first = _COLOURS.get(section.severity, "bold") if section.severity else "bold"
     style = first
-    for number, line in enumerate(part.lines):
-        fitting = (style for start, style in _STYLES if line.startswith(start))
-        # A line that goes on from the one before looks like it.
+    for number, line in enumerate(section.lines):
+        matching = (style for start, style in _STYLES if line.startswith(start))
+        # A wrapped line keeps the style of the line before it.
         is_continued = number > 0 and line.startswith("    ") and style == "green"
-        style = style if is_continued else next(fitting, first if number == 0 else "")
+        style = style if is_continued else next(matching, first if number == 0 else "")
         yield line, style
 
 
-def _peers(group: SiteGroup) -> Table:
+def _peer_table(group: SiteGroup) -> Table:
     from closewait_guard._rich import Table, Text
 
     table = Table(
         "peer", "sockets", "closed", "unread", box=None, padding=(0, 2), header_style="dim"
     )
-    seen: dict[str, list[Observation]] = {}
-    for leak in group.findings:
-        seen.setdefault(_peer(leak.observation), []).append(leak.observation)
-    for peer, those in sorted(seen.items(), key=lambda item: -len(item[1]))[:_MOST_PEERS]:
-        ago = [each.peer_closed_for for each in those if each.peer_closed_for is not None]
-        unread = sum(each.unread or 0 for each in those)
+    by_peer: dict[str, list[Observation]] = {}
+    for finding in group.findings:
+        by_peer.setdefault(_peer(finding.observation), []).append(finding.observation)
+    for peer, observations in sorted(by_peer.items(), key=lambda item: -len(item[1]))[:_MAX_PEERS]:
+        ago = [each.peer_closed_for for each in observations if each.peer_closed_for is not None]
+        unread = sum(each.unread or 0 for each in observations)
         closed = f"{format_duration_range(min(ago), max(ago))} ago" if ago else "?"
-        # As text, not as a string, in which rich would look for markup.
-        table.add_row(Text(one_line(peer)), f"{len(those):,}", closed, f"{unread:,}")
-    if len(seen) > _MOST_PEERS:
-        table.add_row(f"and {len(seen) - _MOST_PEERS:,} more", "", "", "")
+        # As Text, because rich looks for markup in a string.
+        table.add_row(Text(escape_line(peer)), f"{len(observations):,}", closed, f"{unread:,}")
+    if len(by_peer) > _MAX_PEERS:
+        table.add_row(f"and {len(by_peer) - _MAX_PEERS:,} more", "", "", "")
     return table
 
 

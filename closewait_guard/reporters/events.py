@@ -1,6 +1,6 @@
-"""A report as flat events: one for each site, each alert, and each site that closed late.
+"""A report as flat log events: one for each site, each alert, and each site that closed late.
 
-Many logs end on a terminal, so what others have named is escaped here already.
+Many logs end on a terminal, so names that come from outside are escaped here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._format import format_duration, one_line, pluralize, summarize_addresses
+from closewait_guard._format import escape_line, format_duration, pluralize, summarize_addresses
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -28,50 +28,50 @@ __all__ = [
 
 
 class Event(NamedTuple):
-    """One line of a log: how bad, what it is called, a sentence, and what can be queried."""
+    """One log event: its severity, whether it is a leak or news, its name, message and fields."""
 
     severity: Severity
-    is_news: bool
+    is_leak: bool
     name: str
-    sentence: str
-    facts: Mapping[str, Scalar]
+    message: str
+    fields: Mapping[str, Scalar]
 
 
 def events(report: Report) -> Iterator[Event]:
     """Alerts first, then the sites, worst first, then those that closed late."""
-    yield from map(_escaped, _all(report))
+    yield from map(_escape, _all_events(report))
 
 
-def _all(report: Report) -> Iterator[Event]:
+def _all_events(report: Report) -> Iterator[Event]:
     for alert in report.alerts:
-        yield _alert(alert, report.pid)
+        yield _alert_event(alert, report.pid)
     for group in report.by_site():
-        yield _site(group, report.pid)
+        yield _site_event(group, report.pid)
     for fingerprint, closed in groupby(
         sorted(report.closed_late, key=_fingerprint), key=_fingerprint
     ):
-        yield _closed(list(closed), fingerprint, report.pid)
+        yield _closed_late_event(list(closed), fingerprint, report.pid)
 
 
-def _alert(alert: Alert, pid: int) -> Event:
+def _alert_event(alert: Alert, pid: int) -> Event:
     resolved = alert.status is AlertStatus.RESOLVED
-    facts = {**alert.data, "kind": alert.kind, "status": alert.status, "severity": alert.severity}
+    fields = {**alert.data, "kind": alert.kind, "status": alert.status, "severity": alert.severity}
     return Event(
         Severity.INFO if resolved else alert.severity,
-        True,  # noqa: FBT003 - an alert is told only when there is news
+        True,  # noqa: FBT003 - an alert is always worth its severity's level
         "socket_alert",
         f"{alert.kind} {alert.status}: {alert.message}",
-        {**facts, "text": alert.message, "pid": pid},
+        {**fields, "text": alert.message, "pid": pid},
     )
 
 
-def _site(group: SiteGroup, pid: int) -> Event:
+def _site_event(group: SiteGroup, pid: int) -> Event:
     first = group.findings[0]
-    oldest = max(leak.observation.ended_for for leak in group.findings)
+    oldest = max(finding.observation.ended_for for finding in group.findings)
     peers = summarize_addresses(
-        leak.observation.peer for leak in group.findings if leak.observation.peer
+        finding.observation.peer for finding in group.findings if finding.observation.peer
     )
-    facts: dict[str, Scalar] = {
+    fields: dict[str, Scalar] = {
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
@@ -84,29 +84,29 @@ def _site(group: SiteGroup, pid: int) -> Event:
         "fingerprint": group.fingerprint,
         "pid": pid,
     }
-    where = facts["site"] or "an unknown place"
-    sentence = (
+    where = fields["site"] or "an unknown place"
+    message = (
         f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, opened at {where}"
         f"{f' to {peers}' if peers else ''}, for up to {format_duration(oldest)}: {first.hint}"
     )
-    return Event(group.severity, group.verdict.is_leak, "socket_leak", sentence, facts)
+    return Event(group.severity, group.verdict.is_leak, "socket_leak", message, fields)
 
 
-def _closed(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:
-    leak = closed[0].finding
-    site = leak.observation.record.site
+def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:
+    finding = closed[0].finding
+    site = finding.observation.record.site
     longest = max(each.after for each in closed)
-    many = sum(each.finding.count for each in closed)
+    count = sum(each.finding.count for each in closed)
     where = site.place if site is not None else "an unknown place"
     return Event(
         Severity.INFO,
-        True,  # noqa: FBT003 - that it closed is told once
+        True,  # noqa: FBT003 - it was reported as a leak
         "socket_closed_late",
-        f"{pluralize(many, 'socket')} opened at {where} closed late, "
+        f"{pluralize(count, 'socket')} opened at {where} closed late, "
         f"after up to {format_duration(longest)}",
         {
-            "verdict": leak.verdict.value,
-            "count": many,
+            "verdict": finding.verdict.value,
+            "count": count,
             "site": site.place if site is not None else None,
             "function": site.function if site is not None else None,
             "after_s": round(longest, 3),
@@ -117,21 +117,21 @@ def _closed(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:
 
 
 def _fingerprint(closed: ClosedLate) -> str:
-    """That of the site as it was told when the socket was leaked."""
+    """The fingerprint under which the leak was reported."""
     return closed.finding.fingerprint
 
 
-def _escaped(event: Event) -> Event:
-    facts = {_name(name): _plain(value) for name, value in event.facts.items()}
-    return event._replace(sentence=one_line(event.sentence), facts=facts)
+def _escape(event: Event) -> Event:
+    fields = {_safe_name(name): _safe_value(value) for name, value in event.fields.items()}
+    return event._replace(message=escape_line(event.message), fields=fields)
 
 
-def _name(name: str) -> str:
-    """Logging refuses some names, and to structlog some mean more than a value."""
-    return f"{one_line(name)}_" if name in _TAKEN else one_line(name)
+def _safe_name(name: str) -> str:
+    """Rename a field whose name logging refuses, or whose name has a meaning to structlog."""
+    return f"{escape_line(name)}_" if name in _RESERVED_NAMES else escape_line(name)
 
 
-_TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {
+_RESERVED_NAMES = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
     "event",
     "exception",
@@ -143,6 +143,6 @@ _TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 
-def _plain(value: Scalar) -> Scalar:
-    # A subclass of str would be rendered by its own repr in some logs.
-    return one_line(str(value)) if isinstance(value, str) else value
+def _safe_value(value: Scalar) -> Scalar:
+    # Some logs would render a subclass of str by its own repr.
+    return escape_line(str(value)) if isinstance(value, str) else value

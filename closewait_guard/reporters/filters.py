@@ -1,9 +1,4 @@
-"""Tell only what is at least so bad.
-
-Tell only what is new, got worse, or went away.
-
-Tell at most once in a while.
-"""
+"""Reporters that filter for another: `at_least` by severity, `changes` by news, `every` by time."""
 
 from __future__ import annotations
 
@@ -32,12 +27,14 @@ __all__ = [
     "every",
 ]
 
+_MAX_WAITING = 1000
+
 
 def at_least(severity: Severity | str, reporter: Reporter) -> Reporter:
-    """Hand on only leaks and alerts of that severity or worse, and nothing if there are none.
+    """Hand on only findings and alerts of that severity or worse, and nothing if there are none.
 
-    Whoever was told of an alert is told when it gets better or ends, and whoever was told of a
-    leaked socket, when it closes after all.
+    A reporter that was given an alert is also given its improvement and its end, and one that was
+    given a leaked socket, that it was closed late.
 
     Example:
         >>> from closewait_guard import reporters
@@ -61,51 +58,55 @@ class _AtLeast(Wrapping):
             ) from None
 
     def __call__(self, report: Report, /) -> None:
-        leaks = tuple(leak for leak in report.findings if self._matters(leak.severity))
-        alerts = tuple(alert for alert in report.alerts if self._is_told(alert))
+        findings = tuple(finding for finding in report.findings if self._matters(finding.severity))
+        alerts = tuple(alert for alert in report.alerts if self._should_report(alert))
         closed = tuple(
             each for each in report.closed_late if serial_of(each.finding) in self._sockets
         )
-        present = {serial_of(leak) for leak in report.findings}
-        self._sockets = {serial_of(leak) for leak in leaks} | (self._sockets & present)
-        if leaks or alerts or closed:
-            omitted = report.omitted + len(report.leaks) - sum(leak.is_leak for leak in leaks)
+        present = {serial_of(finding) for finding in report.findings}
+        self._sockets = {serial_of(finding) for finding in findings} | (self._sockets & present)
+        if findings or alerts or closed:
+            omitted = (
+                report.omitted + len(report.leaks) - sum(finding.is_leak for finding in findings)
+            )
             self._reporter(
-                replace(report, findings=leaks, alerts=alerts, closed_late=closed, omitted=omitted)
+                replace(
+                    report, findings=findings, alerts=alerts, closed_late=closed, omitted=omitted
+                )
             )
 
-    def _is_told(self, alert: Alert) -> bool:
+    def _should_report(self, alert: Alert) -> bool:
         is_of_site = alert.kind in (AlertKind.GROWTH, AlertKind.CHURN)
         key = (alert.kind, alert.data.get("site") if is_of_site else None)
-        was_told, matters = key in self._alerts, self._matters(alert.severity)
+        was_reported, matters = key in self._alerts, self._matters(alert.severity)
         if matters and alert.status is not AlertStatus.RESOLVED:
             self._alerts.add(key)
         else:
             self._alerts.discard(key)
-        return was_told or matters
+        return was_reported or matters
 
     def _matters(self, severity: Severity) -> bool:
         return severity.rank >= self._rank
 
 
 def changes(reporter: Reporter) -> Reporter:
-    """Hand on only what the reporter has not been told yet, and nothing if there is no such thing.
+    """Hand on only what has changed since the last report, and nothing if nothing has.
 
-    A socket is told when it is first accused, when its verdict changes or its severity rises, and
-    when the program has closed it after all. What is explained rather than accused comes along,
-    but is no news by itself. What is left out is counted in `Report.omitted`. Of a report that
-    the reporter has failed to take, its leaks are news again in the next.
+    A socket is reported when it is first a leak, when its verdict changes or its severity rises,
+    and when the program has closed it late. A finding that is no leak comes along, but does not
+    cause a report. What is left out is counted in `Report.omitted`. If the reporter raises, the
+    leaks of that report are in the next one again.
 
-    `every(60, changes(reporter))` loses nothing, while with `changes(every(60, reporter))` most
-    news falls into the time between.
+    `every(60, changes(reporter))` loses nothing, while `changes(every(60, reporter))` loses most
+    changes between two reports.
 
     Example:
         >>> from closewait_guard import Guard
         >>> from closewait_guard.testing import CapturingReporter
-        >>> told = CapturingReporter()
-        >>> with Guard(reporters=[changes(told)]) as guard:
+        >>> reporter = CapturingReporter()
+        >>> with Guard(reporters=[changes(reporter)]) as guard:
         ...     _ = guard.report()
-        >>> told.reports
+        >>> reporter.reports
         []
     """
     return _Changes("changes", reporter)
@@ -114,45 +115,53 @@ def changes(reporter: Reporter) -> Reporter:
 class _Changes(Wrapping):
     def __init__(self, name: str, reporter: Reporter) -> None:
         super().__init__(name, reporter)
-        self._told: dict[int, Finding] = {}
+        self._reported: dict[int, Finding] = {}
 
     def __call__(self, report: Report, /) -> None:
-        news = {serial_of(leak): leak for leak in report.findings if self._is_other(leak)}
-        gone = tuple(each for each in report.closed_late if serial_of(each.finding) in self._told)
-        if gone or report.alerts or any(map(self._is_news, news.values())):
-            known = sum(leak.is_leak for leak in report.findings if serial_of(leak) not in news)
+        changed = {
+            serial_of(finding): finding for finding in report.findings if self._has_changed(finding)
+        }
+        closed = tuple(
+            each for each in report.closed_late if serial_of(each.finding) in self._reported
+        )
+        if closed or report.alerts or any(map(self._is_worth_reporting, changed.values())):
+            known = sum(
+                finding.is_leak for finding in report.findings if serial_of(finding) not in changed
+            )
             self._reporter(
                 replace(
                     report,
-                    findings=tuple(news.values()),
-                    closed_late=gone,
+                    findings=tuple(changed.values()),
+                    closed_late=closed,
                     omitted=report.omitted + known,
                 )
             )
-            self._told |= news
-        present = {serial_of(leak) for leak in report.findings}
-        self._told = {serial: leak for serial, leak in self._told.items() if serial in present}
+            self._reported |= changed
+        present = {serial_of(finding) for finding in report.findings}
+        self._reported = {
+            serial: finding for serial, finding in self._reported.items() if serial in present
+        }
 
-    def _is_other(self, leak: Finding) -> bool:
-        """Whether it is not as it was told, or better only in how bad it is."""
-        told = self._told.get(serial_of(leak))
-        if told is None:
+    def _has_changed(self, finding: Finding) -> bool:
+        """Whether it is new, has another verdict, or is more severe than when it was reported."""
+        reported = self._reported.get(serial_of(finding))
+        if reported is None:
             return True
-        return told.verdict is not leak.verdict or told.severity.rank < leak.severity.rank
+        return (
+            reported.verdict is not finding.verdict
+            or reported.severity.rank < finding.severity.rank
+        )
 
-    def _is_news(self, leak: Finding) -> bool:
-        told = self._told.get(serial_of(leak))
-        return leak.is_leak or (told is not None and told.is_leak)
-
-
-_MOST_WAITING = 1000
+    def _is_worth_reporting(self, finding: Finding) -> bool:
+        reported = self._reported.get(serial_of(finding))
+        return finding.is_leak or (reported is not None and reported.is_leak)
 
 
 def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = now) -> Reporter:
-    """Hand on the first report, and then one in so many seconds, whoever asks for more.
+    """Hand on the first report, and then at most one every so many seconds.
 
-    News is not lost: alerts, and sockets that closed late, wait for the next report that the
-    reporter takes; the last thousand of each.
+    Alerts and sockets closed late are not lost: the last thousand of each wait for the next report
+    that the reporter takes.
 
     Example:
         >>> from closewait_guard import reporters
@@ -177,11 +186,11 @@ class _Every(Wrapping):
         self._closed: tuple[ClosedLate, ...] = ()
 
     def __call__(self, report: Report, /) -> None:
-        self._alerts = (*self._alerts, *report.alerts)[-_MOST_WAITING:]
-        self._closed = (*self._closed, *report.closed_late)[-_MOST_WAITING:]
+        self._alerts = (*self._alerts, *report.alerts)[-_MAX_WAITING:]
+        self._closed = (*self._closed, *report.closed_late)[-_MAX_WAITING:]
         at = self._clock()
         if at >= self._next:
             self._next = at + self._seconds
             self._reporter(replace(report, alerts=self._alerts, closed_late=self._closed))
-            # Only now, because it may have failed.
+            # Not before, because the reporter may have raised.
             self._alerts = self._closed = ()

@@ -1,7 +1,4 @@
-"""A report cut down to some examples of each site, with the numbers of all: pure.
-
-One report a line, appended to a file that several processes may share.
-"""
+"""The reporter `json_lines`: one report a line, appended to a file that processes may share."""
 
 from __future__ import annotations
 
@@ -19,51 +16,65 @@ from closewait_guard._render import to_dict
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import ClosedLate, Finding, Report, Reporter, site_key
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "json_lines",
     "with_examples",
 ]
 
 
+_MEGABYTE = 1024 * 1024
+# Each time, another process has put a new file in place of the one that was open.
+_MAX_REPLACEMENTS = 100
+
 _Item = TypeVar("_Item", Finding, ClosedLate)
 
 
-def with_examples(report: Report, most: int) -> Report:
-    """At most so many leaks of each site: those that have been useless for the longest.
+def with_examples(report: Report, max_per_site: int) -> Report:
+    """Keep at most so many findings of each site: those whose connections ended first.
 
-    The first of them counts those that were left out. Without a stack nothing but the peers tells
-    one site from another, so that all of those are kept.
+    The first of them counts those that were left out. Without a stack only the peers distinguish
+    the findings, so all of those are kept.
     """
     return replace(
         report,
-        findings=_some(report.findings, most, lambda leak: leak, _age, _standing_for),
-        closed_late=_some(
+        findings=_sample_by_site(
+            report.findings, max_per_site, lambda finding: finding, _age, _with_count
+        ),
+        closed_late=_sample_by_site(
             report.closed_late,
-            most,
+            max_per_site,
             lambda closed: closed.finding,
             lambda closed: closed.after,
-            lambda closed, count: replace(closed, finding=_standing_for(closed.finding, count)),
+            lambda closed, count: replace(closed, finding=_with_count(closed.finding, count)),
         ),
     )
 
 
-def _some(
+def _sample_by_site(
     items: Sequence[_Item],
-    most: int,
-    leak_of: Callable[[_Item], Finding],
+    max_per_site: int,
+    finding_of: Callable[[_Item], Finding],
     age_of: Callable[[_Item], float],
-    standing_for: Callable[[_Item, int], _Item],
+    with_count: Callable[[_Item, int], _Item],
 ) -> tuple[_Item, ...]:
     groups: dict[object, list[int]] = {}
     for place, item in enumerate(items):
-        groups.setdefault(site_key(leak_of(item)), []).append(place)
+        groups.setdefault(site_key(finding_of(item)), []).append(place)
     kept: dict[int, _Item] = {}
     for places in groups.values():
-        if len(places) > most and leak_of(items[places[0]]).observation.record.site is not None:
-            total = sum(leak_of(items[place]).count for place in places)
-            oldest = sorted(places, key=lambda place: -age_of(items[place]))[:most]
-            others = sum(leak_of(items[place]).count for place in oldest[1:])
-            kept[oldest[0]] = standing_for(items[oldest[0]], total - others)
+        if (
+            len(places) > max_per_site
+            and finding_of(items[places[0]]).observation.record.site is not None
+        ):
+            total = sum(finding_of(items[place]).count for place in places)
+            oldest = sorted(places, key=lambda place: -age_of(items[place]))[:max_per_site]
+            others = sum(finding_of(items[place]).count for place in oldest[1:])
+            kept[oldest[0]] = with_count(items[oldest[0]], total - others)
         else:
             oldest = places
         for place in oldest:
@@ -71,22 +82,12 @@ def _some(
     return tuple(kept[place] for place in sorted(kept))
 
 
-def _age(leak: Finding) -> float:
-    return leak.observation.ended_for
+def _age(finding: Finding) -> float:
+    return finding.observation.ended_for
 
 
-def _standing_for(leak: Finding, count: int) -> Finding:
-    return replace(leak, count=count)
-
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_MEGABYTE = 1024 * 1024
-# Each time, another process has put a new file in the place of the one that was open.
-_MOST_REPLACEMENTS = 100
+def _with_count(finding: Finding, count: int) -> Finding:
+    return replace(finding, count=count)
 
 
 def json_lines(
@@ -95,15 +96,15 @@ def json_lines(
     backups: int = 3,
     examples: int = 50,
 ) -> Reporter:
-    r"""Append each report to a file as one line of JSON, after the schema in the package.
+    r"""Append each report to a file as one line of JSON, by the schema in the package.
 
     Lines of several processes are never mixed, and a line that does not fit on the disk leaves
-    none of its bytes behind. The file stays open, so that a report can be told when the process
+    none of its bytes behind. The file stays open, so that a report can be written when the process
     has no descriptor left.
 
     Args:
-        path: The file; made with mode 0600. `/dev/stdout`, `/dev/stderr` and `/dev/fd/N` are
-            descriptors that the program has; no other name of a pipe or device will do, nor a link.
+        path: The file; created with mode 0600. `/dev/stdout`, `/dev/stderr` and `/dev/fd/N` are
+            descriptors of the program; any other name of a pipe or device is refused, and a link.
         max_bytes: A report that would make the file larger goes to a new one; 0 for no limit.
         backups: How many full files to keep, as `path.1`, `path.2` and so on.
         examples: How many leaks of one site to write, the oldest; the first of them has the
@@ -138,7 +139,7 @@ class _JsonLines:
         self._max_bytes = max_bytes
         self._backups = backups
         self._pid = os.getpid()
-        self._one_at_a_time = threading.RLock()
+        self._write_lock = threading.RLock()
         try:
             self._file = OutputFile(path)
         except (OSError, TypeError, ValueError) as error:
@@ -150,16 +151,16 @@ class _JsonLines:
             report = with_examples(report, self._examples)
         line = json.dumps(to_dict(report), separators=(",", ":")).encode() + b"\n"
         if self._pid != os.getpid():
-            # A lock belongs to an opened file: a forked child must open its own. And a thread
-            # that the child does not have may have been in the middle of a line.
-            self._one_at_a_time = threading.RLock()
+            # A file lock belongs to an open file, so a forked child must open its own. And a thread
+            # that the child does not have may have held our lock.
+            self._write_lock = threading.RLock()
             self._file.close()
             self._pid = os.getpid()
-        with self._one_at_a_time:
+        with self._write_lock:
             self._write(line)
 
     def close(self) -> None:
-        with self._one_at_a_time:
+        with self._write_lock:
             self._file.close()
 
     def __del__(self) -> None:
@@ -171,8 +172,8 @@ class _JsonLines:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the file that the path names now."""
-        for _ in range(_MOST_REPLACEMENTS):
+        """Lock the file that the path names now."""
+        for _ in range(_MAX_REPLACEMENTS):
             if not self._file.is_current():
                 self._file.reopen()
             _lock(self._file)
@@ -185,15 +186,15 @@ class _JsonLines:
             _unlock(self._file)
 
     def _write(self, line: bytes) -> None:
-        for attempt in range(_MOST_REPLACEMENTS):
+        for attempt in range(_MAX_REPLACEMENTS):
             with self._locked():
-                if attempt == _MOST_REPLACEMENTS - 1 or self._has_room(len(line)):
+                if attempt == _MAX_REPLACEMENTS - 1 or self._has_room(len(line)):
                     self._file.append(line)
                     return
                 try:
                     self._rotate()
                 except OSError:
-                    # Too large a file is better than a lost report, and the reason is told.
+                    # Too large a file is better than a lost report, and the error is logged.
                     self._file.append(line)
                     raise
 
@@ -204,7 +205,7 @@ class _JsonLines:
         return not size or size + coming <= self._max_bytes
 
     def _rotate(self) -> None:
-        """Move the full file out of the way; whoever comes first makes the new one."""
+        """Rename the full file; the next process to write creates the new one."""
         if not self._backups:
             os.ftruncate(self._file.fileno(), 0)
             return
@@ -216,7 +217,7 @@ class _JsonLines:
 
 
 def _lock(file: OutputFile) -> None:
-    # Of a descriptor that the program has, too, a lock would be the program's.
+    # A lock on a descriptor that the program shares would be the program's lock.
     if fcntl is not None and file.has_name:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 

@@ -1,4 +1,4 @@
-"""The same events through the standard library's logging."""
+"""The reporter `logging`: the events of a report through the standard library's logging."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ _Logger = standard.Logger | standard.LoggerAdapter[standard.Logger]
 
 
 def logging(logger: _Logger | str | None = None) -> Reporter:
-    """Log one sentence for each site and each alert; the facts go along as `extra`.
+    """Log one message for each site and each alert, with the fields as `extra`.
 
-    No handler is added and no level changed. What is explained rather than accused is told at
-    debug level.
+    No handler is added and no level changed. Findings that are no leaks are logged at debug level.
 
     Args:
         logger: A logger, or its name; `closewait_guard` by default.
@@ -40,19 +39,19 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
 
     def logging_reporter(report: Report) -> None:
         for event in events(report):
-            level = _LEVELS[event.severity] if event.is_news else standard.DEBUG
-            _log(log, level, "%s", event.sentence, {"event": event.name, **event.facts})
+            level = _LEVELS[event.severity] if event.is_leak else standard.DEBUG
+            _log(log, level, "%s", event.message, {"event": event.name, **event.fields})
 
     return logging_reporter
 
 
 def _log(
-    logger: _Logger, level: int, template: str, sentence: str, facts: Mapping[str, Scalar]
+    logger: _Logger, level: int, template: str, message: str, fields: Mapping[str, Scalar]
 ) -> None:
     if isinstance(logger, standard.LoggerAdapter):
-        # Before Python 3.13 an adapter puts its own facts in the place of those that it is given.
-        template, changed = logger.process(template, {"extra": facts})
-        facts = {**facts, **(changed.get("extra") or {})}
-        _log(logger.logger, level, template, sentence, facts)
+        # Before Python 3.13 an adapter replaces the `extra` of the caller by its own.
+        template, changed = logger.process(template, {"extra": fields})
+        fields = {**fields, **(changed.get("extra") or {})}
+        _log(logger.logger, level, template, message, fields)
     else:
-        logger.log(level, template, sentence, extra=facts)
+        logger.log(level, template, message, extra=fields)

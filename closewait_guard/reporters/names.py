@@ -26,40 +26,43 @@ GROUP = "closewait_guard.reporters"
 
 
 def named(name: str) -> Reporter:
-    """The reporter that a name stands for, with its argument after a colon.
+    """Make the reporter that a name stands for, with its argument after a colon.
 
     Names are those of the factories in `closewait_guard.reporters`, and of entry points in the
     group `closewait_guard.reporters`. A reporter that wraps another is written before it.
 
     Raises:
-        ConfigurationError: Nobody is called so, or the argument will not do.
+        ConfigurationError: No reporter has that name, or the argument is not valid.
 
     Example:
         >>> named("at_least:warning:changes:text")
         at_least(changes(text.<locals>.text_reporter))
     """
     word, colon, argument = name.strip().partition(":")
-    make = _BUILT_IN.get(word)
+    make = _FACTORIES.get(word)
     if make is not None:
         return make(argument)
     for point in entry_points(group=GROUP):
         if point.name == word:
-            return _installed(point, [argument] if colon else [])
-    raise _refused(f"nobody is called {word!r}")
+            return _make_installed(point, [argument] if colon else [])
+    raise _make_error(f"no reporter is called {word!r}")
 
 
 def known_names() -> list[str]:
     """The names that `named` understands."""
-    return [*_BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - {*_BUILT_IN})]
+    return [
+        *_FACTORIES,
+        *sorted({point.name for point in entry_points(group=GROUP)} - {*_FACTORIES}),
+    ]
 
 
-def _refused(why: str) -> ConfigurationError:
-    shapes = [_SHAPES.get(name, name) for name in known_names()]
-    return ConfigurationError(f"reporters: {why}; known are {', '.join(shapes)}")
+def _make_error(reason: str) -> ConfigurationError:
+    usages = [_USAGE.get(name, name) for name in known_names()]
+    return ConfigurationError(f"reporters: {reason}; known are {', '.join(usages)}")
 
 
-def _installed(point: EntryPoint, arguments: list[str]) -> Reporter:
-    """Whatever somebody else's factory raises becomes one sentence."""
+def _make_installed(point: EntryPoint, arguments: list[str]) -> Reporter:
+    """Call an installed factory; what it raises becomes a ConfigurationError of one sentence."""
     try:
         reporter: Reporter = point.load()(*arguments)
     except CloseWaitGuardError:
@@ -76,18 +79,18 @@ def _installed(point: EntryPoint, arguments: list[str]) -> Reporter:
     return reporter
 
 
-def _alone(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]:
-    def made(argument: str) -> Reporter:
+def _without_argument(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]:
+    def make_without_argument(argument: str) -> Reporter:
         if argument:
-            raise _refused(f"{name} takes no argument, not {argument!r}")
+            raise _make_error(f"{name} takes no argument, not {argument!r}")
         return make()
 
-    return made
+    return make_without_argument
 
 
 def _json_lines(argument: str) -> Reporter:
     if not argument:
-        raise _refused("json_lines needs a path")
+        raise _make_error("json_lines needs a path")
     return json_lines(argument)
 
 
@@ -96,14 +99,14 @@ def _logging(argument: str) -> Reporter:
 
 
 def _changes(argument: str) -> Reporter:
-    return changes(_wrapped("changes", argument))
+    return changes(_make_wrapped("changes", argument))
 
 
 def _at_least(argument: str) -> Reporter:
     severity, _, rest = argument.partition(":")
     if severity not in tuple(Severity):
-        raise _refused(f"at_least needs one of {', '.join(Severity)}, not {severity!r}")
-    return at_least(severity, _wrapped(f"at_least:{severity}", rest))
+        raise _make_error(f"at_least needs one of {', '.join(Severity)}, not {severity!r}")
+    return at_least(severity, _make_wrapped(f"at_least:{severity}", rest))
 
 
 def _every(argument: str) -> Reporter:
@@ -111,18 +114,18 @@ def _every(argument: str) -> Reporter:
     try:
         seconds = float(number)
     except ValueError:
-        raise _refused(f"every needs seconds, not {number!r}") from None
-    return every(seconds, _wrapped(f"every:{number}", rest))
+        raise _make_error(f"every needs seconds, not {number!r}") from None
+    return every(seconds, _make_wrapped(f"every:{number}", rest))
 
 
-def _wrapped(before: str, rest: str) -> Reporter:
+def _make_wrapped(before: str, rest: str) -> Reporter:
     if not rest:
-        raise _refused(f"{before} needs another, as in {before}:text")
+        raise _make_error(f"{before} needs another, as in {before}:text")
     return named(rest)
 
 
-# How a name is written that takes an argument.
-_SHAPES = {
+# How to write a name that takes an argument.
+_USAGE = {
     "logging": "logging[:LOGGER]",
     "json_lines": "json_lines:PATH",
     "changes": "changes:REPORTER",
@@ -130,13 +133,13 @@ _SHAPES = {
     "every": "every:SECONDS:REPORTER",
 }
 
-_BUILT_IN: dict[str, Callable[[str], Reporter]] = {
-    "text": _alone("text", text),
-    "console": _alone("console", console),
-    "structlog": _alone("structlog", structlog),
+_FACTORIES: dict[str, Callable[[str], Reporter]] = {
+    "text": _without_argument("text", text),
+    "console": _without_argument("console", console),
+    "structlog": _without_argument("structlog", structlog),
     "logging": _logging,
     "json_lines": _json_lines,
-    "warn": _alone("warn", warn),
+    "warn": _without_argument("warn", warn),
     "changes": _changes,
     "at_least": _at_least,
     "every": _every,

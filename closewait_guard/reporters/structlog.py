@@ -1,4 +1,4 @@
-"""One structured event for each site and each alert."""
+"""The reporter `structlog`: one structured event for each site and each alert."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = [
 
 
 def structlog(logger: Any = None) -> Reporter:
-    """Log flat events that can be queried, after the program's own structlog configuration.
+    """Log flat events that can be queried, by the program's own structlog configuration.
 
     The events are `socket_leak`, `socket_alert` and `socket_closed_late`. Severity gives the
-    level; what is explained rather than accused is told at debug level.
+    level; findings that are no leaks are logged at debug level.
 
     Args:
         logger: A structlog logger; by default what `structlog.get_logger()` gives.
@@ -34,10 +34,10 @@ def structlog(logger: Any = None) -> Reporter:
 
     def structlog_reporter(report: Report) -> None:
         for event in events(report):
-            getattr(log, _level(event))(event.name, **event.facts)
+            getattr(log, _level(event))(event.name, **event.fields)
 
     return structlog_reporter
 
 
 def _level(event: Event) -> str:
-    return event.severity.value if event.is_news else "debug"
+    return event.severity.value if event.is_leak else "debug"

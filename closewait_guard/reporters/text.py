@@ -1,11 +1,11 @@
-"""Plain text to a stream."""
+"""The reporter `text`: plain text to a stream."""
 
 from __future__ import annotations
 
 from typing import TextIO
 
 from closewait_guard._render import render_with_header
-from closewait_guard._stream import checked_stream, put
+from closewait_guard._stream import require_stream, write_text
 from closewait_guard.model import Report, Reporter
 
 __all__ = [
@@ -24,9 +24,9 @@ def text(stream: TextIO | None = None) -> Reporter:
         == ...
         closewait_guard: ...
     """
-    stream = checked_stream("text", stream)
+    stream = require_stream("text", stream)
 
     def text_reporter(report: Report) -> None:
-        put(stream, render_with_header(report))
+        write_text(stream, render_with_header(report))
 
     return text_reporter

@@ -1,4 +1,4 @@
-"""A warning at the line that leaks, as if that line had given it."""
+"""The reporter `warn`: a Python warning at the line that leaks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import warnings
 from typing import Any
 
-from closewait_guard._format import one_line
+from closewait_guard._format import escape_line
 from closewait_guard.model import Frame, Report, Reporter, SiteGroup
 
 __all__ = [
@@ -19,11 +19,11 @@ _NOWHERE = Frame("<unknown>", 0, "<unknown>", "<unknown>")
 
 
 class SocketLeakWarning(ResourceWarning):
-    """A socket was leaked; the warning is attributed to the line that made it."""
+    """A socket was leaked; the warning is attributed to the line that opened it."""
 
 
 def warn() -> Reporter:
-    """Warn of each accused site, at the site, so that filters by module and line work.
+    """Warn of each site that leaks, at the site, so that filters by module and line work.
 
     Like every `ResourceWarning` it is ignored unless it is asked for, as with `-W default` or
     `-W "default::ResourceWarning"`. The text of a site stays the same from report to report, so
@@ -34,30 +34,30 @@ def warn() -> Reporter:
 
 class _Warner:
     def __init__(self) -> None:
-        # For sites whose module is gone, or goes by another name: by file.
+        # For sites whose module is no longer loaded, or under another name: by file.
         self._registries: dict[str, dict[Any, Any]] = {}
 
     def __call__(self, report: Report, /) -> None:
-        # Several stacks may lead to one line, which is warned of once.
+        # Several stacks may lead to one line, which gets one warning.
         warned = {
-            (group.site or _NOWHERE, _sentence(group)): None
+            (group.site or _NOWHERE, _message(group)): None
             for group in report.by_site()
             if group.verdict.is_leak
         }
-        failures = [self._failure_to_warn(site, sentence) for site, sentence in warned]
+        failures = [self._try_to_warn(site, message) for site, message in warned]
         for failure in filter(None, failures):
             raise failure
 
     def __repr__(self) -> str:
         return "warn()"
 
-    def _failure_to_warn(self, site: Frame, sentence: str) -> Exception | None:
-        """A filter may turn the warning into an error, and the next site has one of its own."""
+    def _try_to_warn(self, site: Frame, message: str) -> Exception | None:
+        """Return the error that a filter makes of the warning: the next site gets a warning too."""
         try:
             warnings.warn_explicit(
-                one_line(sentence),
+                escape_line(message),
                 SocketLeakWarning,
-                one_line(site.filename),
+                escape_line(site.filename),
                 site.lineno,
                 module=site.module,
                 registry=self._registry_of(site),
@@ -67,7 +67,7 @@ class _Warner:
         return None
 
     def _registry_of(self, site: Frame) -> dict[Any, Any]:
-        """Where the interpreter itself notes which warnings this module has given."""
+        """The interpreter's own record of the warnings that this module has given."""
         module = sys.modules.get(site.module)
         names = vars(module) if module is not None else {}
         if names.get("__file__") != site.filename:
@@ -76,7 +76,7 @@ class _Warner:
         return registry
 
 
-def _sentence(group: SiteGroup) -> str:
-    """Without counts, times and peers, which are others in every report."""
+def _message(group: SiteGroup) -> str:
+    """Without counts, times and peers, which differ from report to report."""
     opened = f", opened in {group.site.function}()" if group.site is not None else ""
     return f"{group.verdict} socket{opened.replace('>()', '>')}: {group.findings[0].hint}"

@@ -281,7 +281,7 @@ def test_a_pipe_that_does_not_block_takes_a_line_of_any_length():
 def test_a_pipe_whose_reader_has_gone_or_sleeps_costs_a_report_and_no_more(monkeypatch):
     from closewait_guard import _files
 
-    monkeypatch.setattr(_files, "_SECONDS_FOR_READER", 0.05)
+    monkeypatch.setattr(_files, "_READER_TIMEOUT", 0.05)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     file = OutputFile(f"/dev/fd/{writing}")

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 import closewait_guard as cwg
 import strategies
 from closewait_guard import reporters
-from closewait_guard._format import WIDTH, one_line, wrap_text
+from closewait_guard._format import WIDTH, escape_line, wrap_text
 from closewait_guard.testing import half_closed_pair
 from command_line import COMMAND, environment
 
@@ -147,9 +147,9 @@ def assert_harmless(text):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_a_line_is_harmless_and_ordinary_letters_stay(name):
-    assert_harmless(one_line(name))
-    assert "\n" not in one_line(name)
-    assert one_line("Müller 日本 ☃") == "Müller 日本 ☃"
+    assert_harmless(escape_line(name))
+    assert "\n" not in escape_line(name)
+    assert escape_line("Müller 日本 ☃") == "Müller 日本 ☃"
 
 
 def test_what_is_made_harmless_still_fits():
@@ -214,10 +214,10 @@ def test_log_events_are_harmless(report):
 
     class Logger:
         def __getattr__(self, level):
-            return lambda event, **facts: logged.append((event, facts))
+            return lambda event, **fields: logged.append((event, fields))
 
-        def critical(self, event, **facts):
-            logged.append((event, facts))
+        def critical(self, event, **fields):
+            logged.append((event, fields))
 
     reporters.structlog(Logger())(report)
     handler = standard.Handler()
@@ -225,9 +225,9 @@ def test_log_events_are_harmless(report):
     logger = standard.Logger("names")  # noqa: LOG001
     logger.addHandler(handler)
     reporters.logging(logger)(report)
-    for sentence, facts in logged:
+    for sentence, fields in logged:
         assert_harmless(sentence)
-        for name, value in facts.items():
+        for name, value in fields.items():
             assert_harmless(name)
             assert_harmless(str(value))
 

@@ -323,7 +323,11 @@ def test_an_interpreter_without_the_package_runs_unguarded_and_says_so(script, t
     [
         (["--interval", "0", "x.py"], 2, "run --interval: interval must be a number of seconds"),
         (["--grace", "soon", "x.py"], 2, "run --grace: grace must be a number of seconds"),
-        (["--report", "nobody", "x.py"], 2, "run --report: reporters: nobody is called 'nobody'"),
+        (
+            ["--report", "nobody", "x.py"],
+            2,
+            "reporters: no reporter is called 'nobody'",
+        ),
         (["--report", "json_lines:/nowhere/x", "x.py"], 2, "cannot be opened"),
         (["--signal", "SIGNOTHING", "x.py"], 2, "run --signal: signal must be the name"),
         ([], 2, "TARGET is missing"),

@@ -51,15 +51,15 @@ def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("nobody", "reporters: nobody is called 'nobody'; "),
-        ("", "reporters: nobody is called ''; "),
-        ("TEXT", "reporters: nobody is called 'TEXT'; "),
-        (":text", "reporters: nobody is called ''; "),
+        ("nobody", "reporters: no reporter is called 'nobody'; "),
+        ("", "reporters: no reporter is called ''; "),
+        ("TEXT", "reporters: no reporter is called 'TEXT'; "),
+        (":text", "reporters: no reporter is called ''; "),
         ("text:stdout", "reporters: text takes no argument, not 'stdout'; "),
         ("json_lines", "reporters: json_lines needs a path; "),
         ("json_lines:", "reporters: json_lines needs a path; "),
         ("changes", "reporters: changes needs another, as in changes:text; "),
-        ("changes:nobody", "reporters: nobody is called 'nobody'; "),
+        ("changes:nobody", "reporters: no reporter is called 'nobody'; "),
         ("every", "reporters: every needs seconds, not ''; "),
         ("every:soon:text", "reporters: every needs seconds, not 'soon'; "),
         ("every:60", "reporters: every:60 needs another, as in every:60:text; "),
@@ -123,7 +123,7 @@ def test_reporters_that_the_program_names_win_over_those_of_its_settings():
 
 def test_a_name_that_will_not_do_is_refused_with_where_it_came_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused = "reporters: nobody is called 'nobody'; known are text, "
+    refused = "reporters: no reporter is called 'nobody'; known are text, "
     with pytest.raises(cwg.ConfigurationError) as caught:
         cwg.Guard(cwg.Settings(reporters=("nobody",)))
     assert str(caught.value).startswith(f"Settings(reporters=...): {refused}")
