@@ -1,4 +1,4 @@
-"""Is it a leak? Verdicts, hints and alerts from observations alone."""
+"""Is it a leak? Verdicts, hints and alerts, as pure functions of observations."""
 
 from __future__ import annotations
 

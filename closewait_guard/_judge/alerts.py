@@ -1,6 +1,6 @@
-"""Alerts that one report alone justifies: counts, shares and ages beyond their limits. Pure.
+"""The alerts: count, fd_limit and age of one report; growth, churn and fd_exhausted of a series.
 
-Alerts that only a series of reports justifies: growth, churn, descriptors running out. Pure.
+Pure.
 """
 
 from __future__ import annotations
@@ -18,51 +18,78 @@ __all__ = [
     "TOTAL",
     "ActiveAlert",
     "SeriesPoint",
-    "churning",
-    "exhausted",
-    "growing",
-    "standing",
+    "active_thresholds",
+    "churn_alerts",
+    "exhaustion_alerts",
+    "growth_alerts",
     "threshold_alerts",
 ]
 
 
-# An alert that stands ends only when its value is well below the limit, not just beneath it.
-_WELL_BELOW = 0.9
+# In place of a site.
+TOTAL = ""
+# An active alert ends only when its value is below this share of the limit, so that a value that
+# swings about the limit is reported once.
+_RESOLVED_SHARE = 0.9
+# Fewer healthy sockets than this come and go with the load.
+_MIN_CHURN = 10
+_MIN_SHARE_STILL_OPEN = 0.8
+_CRITICAL_TIME_LEFT = 3600.0
+_EXHAUSTION_LASTS = 60.0
 
 
 class ActiveAlert(NamedTuple):
-    """An alert that holds at this moment: what it is of, and how large its value is."""
+    """An alert whose condition holds now: its kind and site, and the value that triggered it."""
 
     key: str
     size: float
     alert: Alert
 
 
+class SeriesPoint(NamedTuple):
+    """One report of a series, and what else is known at its time.
+
+    Attributes:
+        at: By a monotonic clock.
+        open_by_site: Healthy sockets too; `old` counts those opened over half a window ago.
+        exhausted: How often no descriptor was left to create or accept a socket, so far.
+        still_open: Serials of leaks of the report before that are still open.
+    """
+
+    at: float
+    report: Report
+    open_by_site: Mapping[str, SiteCount]
+    exhausted: int
+    still_open: frozenset[int]
+
+
 def threshold_alerts(report: Report, settings: Settings) -> tuple[Alert, ...]:
-    """The alerts of a report that is no part of a series."""
-    return tuple(each.alert for each in standing(report, settings))
+    """The alerts of a report that is not part of a series."""
+    return tuple(each.alert for each in active_thresholds(report, settings))
 
 
-def standing(
+def active_thresholds(
     report: Report, settings: Settings, active: Collection[str] = ()
 ) -> Iterator[ActiveAlert]:
-    """The alerts that hold at this moment; those that are active already hold a little longer."""
-    yield from _count(report, settings, active)
-    yield from _fd_limit(report, settings, active)
-    yield from _age(report, settings)
+    """Yield the alerts whose limits are exceeded; active ones end only well below the limit."""
+    yield from _count_alert(report, settings, active)
+    yield from _fd_limit_alert(report, settings, active)
+    yield from _age_alert(report, settings)
 
 
-def _limit(kind: AlertKind, limit: float, active: Collection[str]) -> float:
-    return limit * _WELL_BELOW if kind.value in active else limit
+def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
+    return limit * _RESOLVED_SHARE if kind.value in active else limit
 
 
-def _close_wait(report: Report) -> int:
-    return sum(leak.observation.state is State.CLOSE_WAIT for leak in report.findings)
+def _count_close_wait(report: Report) -> int:
+    return sum(finding.observation.state is State.CLOSE_WAIT for finding in report.findings)
 
 
-def _count(report: Report, settings: Settings, active: Collection[str]) -> Iterator[ActiveAlert]:
-    count = _close_wait(report)
-    if count > _limit(AlertKind.COUNT, settings.count_warning, active):
+def _count_alert(
+    report: Report, settings: Settings, active: Collection[str]
+) -> Iterator[ActiveAlert]:
+    count = _count_close_wait(report)
+    if count > _limit_to_exceed(AlertKind.COUNT, settings.count_warning, active):
         message = (
             f"{pluralize(count, 'socket')} in CLOSE_WAIT, more than {settings.count_warning:,}"
         )
@@ -71,12 +98,14 @@ def _count(report: Report, settings: Settings, active: Collection[str]) -> Itera
         yield ActiveAlert(AlertKind.COUNT, count, alert)
 
 
-def _fd_limit(report: Report, settings: Settings, active: Collection[str]) -> Iterator[ActiveAlert]:
-    limit, used, count = report.fd_limit, report.fd_used or 0, _close_wait(report)
+def _fd_limit_alert(
+    report: Report, settings: Settings, active: Collection[str]
+) -> Iterator[ActiveAlert]:
+    limit, used, count = report.fd_limit, report.fd_used or 0, _count_close_wait(report)
     if not limit:
         return
-    waiting = _limit(AlertKind.FD_LIMIT, limit * settings.fd_share_critical, active)
-    in_use = _limit(AlertKind.FD_LIMIT, limit * settings.fd_used_critical, active)
+    waiting = _limit_to_exceed(AlertKind.FD_LIMIT, limit * settings.fd_share_critical, active)
+    in_use = _limit_to_exceed(AlertKind.FD_LIMIT, limit * settings.fd_used_critical, active)
     if count > waiting or used > in_use:
         in_use_now = f"{used:,} of {limit:,} descriptors are in use ({used / limit:.0%})"
         if report.fd_used is None:
@@ -87,15 +116,17 @@ def _fd_limit(report: Report, settings: Settings, active: Collection[str]) -> It
         yield ActiveAlert(AlertKind.FD_LIMIT, max(used, count), alert)
 
 
-def _age(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
-    waiting = [leak for leak in report.leaks if leak.observation.state is State.CLOSE_WAIT]
-    oldest = max(waiting, key=_waits_for, default=None)
-    if oldest is None or _waits_for(oldest) <= min(settings.age_warning, settings.age_critical):
+def _age_alert(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
+    waiting = [finding for finding in report.leaks if finding.observation.state is State.CLOSE_WAIT]
+    oldest = max(waiting, key=_seconds_in_close_wait, default=None)
+    if oldest is None or _seconds_in_close_wait(oldest) <= min(
+        settings.age_warning, settings.age_critical
+    ):
         return
-    age = _waits_for(oldest)
+    age = _seconds_in_close_wait(oldest)
     is_critical = age > settings.age_critical
     limit = settings.age_critical if is_critical else settings.age_warning
-    count = sum(_waits_for(leak) > limit for leak in waiting)
+    count = sum(_seconds_in_close_wait(finding) > limit for finding in waiting)
     site = oldest.observation.record.site
     where = f", opened at {site.call}" if site is not None else ""
     message = (
@@ -104,52 +135,25 @@ def _age(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
     )
     data = {"count": count, "oldest_s": round(age, 3), "site": site.place if site else None}
     severity = Severity.CRITICAL if is_critical else Severity.WARNING
-    # Time alone is no news: what is told again is that there are many more.
+    # Its size is the count: it is reported again when there are many more, not as time passes.
     yield ActiveAlert(AlertKind.AGE, count, Alert(AlertKind.AGE, severity, message, data))
 
 
-def _waits_for(leak: Finding) -> float:
-    return leak.observation.peer_closed_for or 0.0
+def _seconds_in_close_wait(finding: Finding) -> float:
+    return finding.observation.peer_closed_for or 0.0
 
 
-# In place of a site.
-TOTAL = ""
-
-# Fewer healthy sockets than these come and go with the load.
-_FEWEST_KEPT = 10
-_MOSTLY = 0.8
-_SOON = 3600.0
-_EXHAUSTED_FOR = 60.0
-
-
-class SeriesPoint(NamedTuple):
-    """One report, and what else is known at its time.
-
-    Attributes:
-        at: By a clock that never jumps.
-        open_by_site: Healthy sockets too; `old` are those from before half a window ago.
-        exhausted: How often no descriptor was left to make or accept a socket, so far.
-        still_open: Serials of those accused before that are open yet.
-    """
-
-    at: float
-    report: Report
-    open_by_site: Mapping[str, SiteCount]
-    exhausted: int
-    still_open: frozenset[int]
-
-
-def growing(leaked: Mapping[str, Series], moment: SeriesPoint) -> Iterator[ActiveAlert]:
-    """Sites, or the total, whose leaked count keeps growing."""
+def growth_alerts(leaked: Mapping[str, Series], point: SeriesPoint) -> Iterator[ActiveAlert]:
+    """Yield alerts for sites, or the total, whose count of leaks keeps growing."""
     sites = {site: series.growth for site, series in leaked.items() if series.growth}
-    # The total says nothing that its sites do not say better.
+    # The total is reported only if no site of its own explains it.
     for site, growth in sites.items():
         if growth is not None and (site != TOTAL or len(sites) == 1):
-            yield _growth_alert(site, growth, leaked[site].last, moment.report)
+            yield _make_growth_alert(site, growth, leaked[site].last, point.report)
 
 
-def _growth_alert(site: str, growth: Growth, count: int, report: Report) -> ActiveAlert:
-    left = _time_left(growth, report)
+def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) -> ActiveAlert:
+    left = _seconds_left(growth, report)
     where = f"of {site} " if site else ""
     message = (
         f"leaked sockets {where}keep growing: {count:,} now, {growth.risen:,} more than "
@@ -165,34 +169,30 @@ def _growth_alert(site: str, growth: Growth, count: int, report: Report) -> Acti
         "seconds": round(growth.seconds, 1),
         "limit_reached_in_s": None if left is None else round(left),
     }
-    is_near = left is not None and left < _SOON
+    is_near = left is not None and left < _CRITICAL_TIME_LEFT
     severity = Severity.CRITICAL if is_near else Severity.WARNING
     alert = Alert(AlertKind.GROWTH, severity, message, data)
     return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
 
 
-def _time_left(growth: Growth, report: Report) -> float | None:
+def _seconds_left(growth: Growth, report: Report) -> float | None:
     if not report.fd_limit or report.fd_used is None or growth.per_minute <= 0:
         return None
     return max(0, report.fd_limit - report.fd_used) / growth.per_minute * 60
 
 
-def churning(
-    opened: Mapping[str, Series], leaked: Mapping[str, Series], moment: SeriesPoint
+def churn_alerts(
+    opened: Mapping[str, Series], leaked: Mapping[str, Series], point: SeriesPoint
 ) -> Iterator[ActiveAlert]:
-    """Sites whose sockets are made faster than they are closed, though no peer has left them."""
+    """Yield alerts for sites that open sockets faster than they close them, without a leak."""
     for site, series in opened.items():
         growth, leaking = series.growth, leaked.get(site)
-        if (
-            growth is None
-            or growth.risen < _FEWEST_KEPT
-            or (leaking is not None and leaking.growth)
-        ):
+        if growth is None or growth.risen < _MIN_CHURN or (leaking is not None and leaking.growth):
             continue
-        now = moment.open_by_site.get(site, SiteCount(0, 0))
-        before = series.half_a_window_ago
-        # Many connections that are all short make a crowd of sockets too, but never the same ones.
-        if now.old < before * _MOSTLY:
+        now = point.open_by_site.get(site, SiteCount(0, 0))
+        before = series.count_half_window_ago
+        # Many short connections also make many open sockets, but never the same ones.
+        if now.old < before * _MIN_SHARE_STILL_OPEN:
             continue
         message = (
             f"sockets of {site} are made faster than they are closed: {now.open:,} are open, "
@@ -210,12 +210,14 @@ def churning(
         yield ActiveAlert(f"{AlertKind.CHURN}:{site}", now.open, alert)
 
 
-def exhausted(moment: SeriesPoint, before: int, last_at: float | None) -> Iterator[ActiveAlert]:
-    """That no descriptor was left; holds for a minute after the last time."""
-    if last_at is None or moment.at - last_at > _EXHAUSTED_FOR:
+def exhaustion_alerts(
+    point: SeriesPoint, before: int, last_at: float | None
+) -> Iterator[ActiveAlert]:
+    """Yield the alert that no descriptor was left, until a minute after the last failure."""
+    if last_at is None or point.at - last_at > _EXHAUSTION_LASTS:
         return
-    failed = moment.exhausted - before
-    report = moment.report
+    failed = point.exhausted - before
+    report = point.report
     message = (
         f"no descriptor was left for {pluralize(failed, 'socket')} to be made or accepted; "
         f"{report.fd_used or 0:,} of {report.fd_limit or 0:,} are in use"

@@ -1,4 +1,4 @@
-"""Observations and settings in, verdicts out: pure."""
+"""The rules by which an observation gets its verdict and severity. Pure."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _ENDING = frozenset(
 
 _UNCONNECTED = frozenset({Connection.NEVER_CONNECTED, Connection.UNCONNECTED})
 
-_DEALT_WITH_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
+_CLOSED_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
 
 # The kernel counts in ticks of up to 10 ms, and two of its times are compared.
 _TICK = 0.02
 
 
 class CloseWaitLoad(NamedTuple):
-    """What the number of sockets in CLOSE_WAIT makes of each of them."""
+    """Whether there are so many sockets in CLOSE_WAIT that each of them is more severe."""
 
     is_large: bool
     is_critical: bool
@@ -55,27 +55,27 @@ def judge(
     of a report at once.
 
     Args:
-        observations: What was seen.
+        observations: All suspects of a report.
         settings: The thresholds.
-        fd_limit: How many descriptors the process may have; None if as many as it likes.
-        pooled: The serials of those that wait in a pool, which will deal with them.
+        fd_limit: How many descriptors the process may have; None if there is no limit.
+        pooled: The serials of those that are idle in a pool, which will close them.
     """
-    everything: Sequence[Observation] = tuple(observations)
-    close_wait = sum(observation.state is State.CLOSE_WAIT for observation in everything)
-    crowd = CloseWaitLoad(
+    suspects: Sequence[Observation] = tuple(observations)
+    close_wait = sum(suspect.state is State.CLOSE_WAIT for suspect in suspects)
+    load = CloseWaitLoad(
         close_wait > settings.count_warning,
         fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,
     )
-    return tuple([_leak(seen, settings, crowd, pooled) for seen in everything])
+    return tuple([_make_finding(suspect, settings, load, pooled) for suspect in suspects])
 
 
-def _leak(
-    observation: Observation, settings: Settings, crowd: CloseWaitLoad, pooled: Collection[int]
+def _make_finding(
+    observation: Observation, settings: Settings, load: CloseWaitLoad, pooled: Collection[int]
 ) -> Finding:
     verdict = verdict_of(observation, settings)
-    if verdict in _DEALT_WITH_BY_POOLS and observation.record.serial in pooled:
+    if verdict in _CLOSED_BY_POOLS and observation.record.serial in pooled:
         verdict = Verdict.STALE_POOL
-    severity = _severity(verdict, observation, settings, crowd)
+    severity = _severity(verdict, observation, settings, load)
     hint = hint_for(
         verdict, observation.record.origin, observation.evidence, observation.connection
     )
@@ -83,7 +83,7 @@ def _leak(
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
-    """What is to be thought of one socket."""
+    """The verdict on one socket."""
     if observation.evidence in (Evidence.FINALIZED, Evidence.COLLECTED):
         return Verdict.DROPPED
     if observation.evidence is Evidence.INODE:
@@ -94,13 +94,13 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
         return _verdict_of_closed(observation, settings)
     if observation.connection is Connection.LIVE:
         return Verdict.CLOSING if observation.state in _ENDING else Verdict.OPEN
-    if _still_sending(observation, settings):
+    if _is_still_sending(observation, settings):
         return Verdict.HALF_CLOSED
     unconnected = observation.connection in _UNCONNECTED
     if unconnected and observation.record.origin is Origin.NATIVE:
-        # Native code prepares its sockets out of our sight.
+        # Native code may be about to connect it, which cannot be seen here.
         return Verdict.OPEN
-    if not _late(observation, settings):
+    if not _is_past_grace(observation, settings):
         return Verdict.OPEN if unconnected else Verdict.CLOSING
     if observation.record.origin is Origin.INHERITED:
         return Verdict.INHERITED
@@ -109,17 +109,17 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
 
 
 def _verdict_of_closed(observation: Observation, settings: Settings) -> Verdict:
-    """`close()` was called: a file object that somebody still reads is in use, others linger."""
+    """After `close()`: a file object that a thread is reading is in use, others linger."""
     if observation.in_use:
         return Verdict.OPEN
-    return Verdict.LINGERING if _late(observation, settings) else Verdict.CLOSING
+    return Verdict.LINGERING if _is_past_grace(observation, settings) else Verdict.CLOSING
 
 
-def _late(observation: Observation, settings: Settings) -> bool:
+def _is_past_grace(observation: Observation, settings: Settings) -> bool:
     return observation.suspect_for is not None and observation.suspect_for >= settings.grace
 
 
-def _still_sending(observation: Observation, settings: Settings) -> bool:
+def _is_still_sending(observation: Observation, settings: Settings) -> bool:
     """Whether the program has sent since the peer closed its side, and not long ago."""
     if observation.connection is not Connection.PEER_CLOSED:
         return False
@@ -133,20 +133,20 @@ def _still_sending(observation: Observation, settings: Settings) -> bool:
 
 
 def _severity(
-    verdict: Verdict, observation: Observation, settings: Settings, crowd: CloseWaitLoad
+    verdict: Verdict, observation: Observation, settings: Settings, load: CloseWaitLoad
 ) -> Severity:
     if verdict is Verdict.CLOSED_ELSEWHERE:
         return Severity.WARNING
     is_pooled = verdict is Verdict.STALE_POOL
     if not verdict.is_leak and not is_pooled:
         return Severity.INFO
-    # A pool may keep a connection for as long as it likes; how many there are still matters.
+    # A pool may keep a connection for any time, so age does not matter; their number does.
     age = 0.0 if is_pooled else observation.ended_for
-    in_crowd = observation.state is State.CLOSE_WAIT
-    if age > settings.age_critical or (in_crowd and crowd.is_critical):
+    in_close_wait = observation.state is State.CLOSE_WAIT
+    if age > settings.age_critical or (in_close_wait and load.is_critical):
         return Severity.CRITICAL
-    # A dropped one is certain and grows no older: there is nothing to wait for.
-    certain = verdict is Verdict.DROPPED
-    if certain or age > settings.age_warning or (in_crowd and crowd.is_large):
+    # A dropped socket is certainly a leak, and its age no longer changes: do not wait.
+    is_certain = verdict is Verdict.DROPPED
+    if is_certain or age > settings.age_warning or (in_close_wait and load.is_large):
         return Severity.WARNING
     return Severity.INFO

@@ -18,7 +18,7 @@ def growths(counts, interval=60.0, window=WINDOW):
     """At which reports the series shows growth, and what."""
     series, found = Series(window), {}
     for number, count in enumerate(counts):
-        series = series.followed_by(number * interval, count)
+        series = series.with_count(number * interval, count)
         if series.growth is not None:
             found[number] = series.growth
     return found
@@ -177,7 +177,7 @@ def test_saw_teeth_of_unequal_length_are_hardly_ever_growth(periods):
 def test_the_history_is_bounded_by_the_window_times_the_number_of_tiers(counts, window):
     series = Series(window)
     for number, count in enumerate(counts):
-        series = series.followed_by(float(number), count)
+        series = series.with_count(float(number), count)
     assert all(len(tier.points) <= window for tier in series.tiers)
     assert len(series.tiers) <= max(1, len(counts)).bit_length()
 
@@ -185,7 +185,7 @@ def test_the_history_is_bounded_by_the_window_times_the_number_of_tiers(counts, 
 def test_a_month_of_seconds_is_some_hundred_points():
     series = Series(WINDOW)
     for number in range(40_000):
-        series = series.followed_by(float(number), 5)
+        series = series.with_count(float(number), 5)
     points = sum(len(tier.points) for tier in series.tiers)
     assert points <= WINDOW * 16
     oldest = min(tier.points[0].at for tier in series.tiers)
@@ -197,5 +197,5 @@ def test_a_month_of_seconds_is_some_hundred_points():
 def test_reports_at_the_same_time_are_no_division_by_zero():
     series = Series(WINDOW)
     for number in range(2 * WINDOW):
-        series = series.followed_by(7.0, number)
+        series = series.with_count(7.0, number)
     assert series.growth.risen == WINDOW - 1
