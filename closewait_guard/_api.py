@@ -210,7 +210,7 @@ def _told(
     if _guard is None:
         return _install(settings, reporters, overrides)
     guard = _install(settings, (), overrides)
-    guard.tell_also(reporters)
+    guard._add_reporters(reporters)
     return guard
 
 

@@ -51,7 +51,8 @@ class Delivery:
         """Tell these too."""
         self._addressees += tuple(_Addressee(each) for each in _checked(reporters))
 
-    def __call__(self, report: Report) -> None:
+    def deliver(self, report: Report) -> None:
+        """Call every reporter with it, each in isolation."""
         passing: BaseException | None = None
         for addressee in self._addressees:
             error = addressee.told(report, self._timeout)

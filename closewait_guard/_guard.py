@@ -1,6 +1,6 @@
-"""When no descriptor is left for a socket: count it, and have it reported at once.
+"""`Guard` installs the recording of sockets, scans them, and delivers reports to reporters.
 
-The only composer: a guard installs and records, has it examined, and hands the report on.
+Also the alarm for the moment when no descriptor is left for a socket.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from closewait_guard._clock import now
 from closewait_guard._delivery import Delivery
 from closewait_guard._inspect import probe
 from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._pipeline import Examiner
+from closewait_guard._pipeline import Pipeline
 from closewait_guard._redact import Redaction
 from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
@@ -33,7 +33,7 @@ from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
     from closewait_guard._signal import SignalReport, WakeupReader
-    from closewait_guard.model import Report, Reporter
+    from closewait_guard.model import Finding, Report, Reporter
 
 __all__ = [
     "FdExhaustionAlarm",
@@ -81,9 +81,6 @@ class FdExhaustionAlarm:
         self._tally.after_fork()
 
 
-# Some of these for use only when there may be no descriptor left to load them with.
-
-
 class Guard:
     """Tracks the sockets that are opened while it is installed. Several guards may be at once.
 
@@ -122,7 +119,7 @@ class Guard:
             self._report_exhausted, clock
         )
         self._installed = False
-        self._examiner = Examiner(
+        self._pipeline = Pipeline(
             self._registry,
             probe.choose_probe(self.settings.probe),
             self.settings,
@@ -150,7 +147,7 @@ class Guard:
                 self._installed = True
                 self._registry.listen()
                 self._registry.adopt()
-                self._examiner.lookout.take_census()
+                self._pipeline.scanner.take_census()
         return self
 
     def uninstall(self) -> None:
@@ -162,7 +159,7 @@ class Guard:
             was_installed, self._installed = self._installed, False
             self._registry.stop()
             signal, self._signal = self._signal, None
-        self._examiner.lookout.close()
+        self._pipeline.scanner.close()
         if signal is not None:
             signal.stop()
         if was_installed:
@@ -170,7 +167,7 @@ class Guard:
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are opened; see `closewait_guard.attribute`."""
-        self._examiner.lookout.attribute(*names)
+        self._pipeline.scanner.attribute(*names)
 
     def __enter__(self) -> Self:
         return self.install()
@@ -184,75 +181,31 @@ class Guard:
         Args:
             full: Describe the healthy open sockets too, in `Report.observations`.
         """
-        return self._examiner.scan(full=full)
+        return self._pipeline.scan(full=full)
 
     def report(self) -> Report:
         """Look, and tell the reporters.
 
         The reports of a guard are a series: alerts tell what begins, gets worse and ends in it.
         """
-        report = self.next_report()
-        self.tell(report)
+        report = self._next_in_series()
+        self._deliver(report)
         return report
-
-    def next_report(self, *, notes: Iterable[str] = ()) -> Report:
-        """Look, as the next of the series, and tell nobody yet.
-
-        Args:
-            notes: What else this report cannot see, in words to put into `Report.coverage`.
-        """
-        return self._examiner.next_report(self._exhaustion.times, notes)
-
-    def tell(self, report: Report) -> None:
-        """Tell the reporters, each in isolation."""
-        self._delivery(report)
-
-    def tell_also(self, reporters: Iterable[Reporter | str]) -> None:
-        """Tell these reporters too from now on."""
-        self._delivery.add(reporters)
-
-    def when_uninstalled(self, stop: Callable[[], None]) -> None:
-        """Have something stopped that depends on this guard, once."""
-        if stop not in self._dependants:
-            self._dependants.append(stop)
-
-    def listening(self) -> WakeupReader | None:
-        """Let a thread hear the signal of the settings, if there is one and it can be heard."""
-        return self._signal.start_reading() if self._signal is not None else None
-
-    def _print(self) -> None:
-        """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
-        with suppress(Exception):
-            self._examiner.print()
-
-    def _report_exhausted(self) -> None:
-        if self._installed and self._delivery.reporters:
-            self.report()
 
     @property
     def failed_reports(self) -> int:
         """How many reports a reporter has failed to take."""
         return self._delivery.failed
 
-    def charge(self, seconds: float) -> None:
-        """What looking has taken, for which the less may be taken to find out who holds what."""
-        self._examiner.charge(seconds)
-
-    @property
-    def spent_on_holders(self) -> float:
-        """Seconds of processor time for finding out who holds the accused, so far."""
-        return self._examiner.spent_on_holders
-
     def mark(self) -> int:
         """A baseline for `check`: the sockets opened from now on are above it."""
-        self._examiner.lookout.take_census()
+        self._pipeline.scanner.take_census()
         return self._registry.mark()
 
-    def check(self, since: int, *, explain: bool = True) -> Report:
-        """Look only at the sockets opened after a mark: the accused, and all that are still open.
+    def check(self, since: int) -> Report:
+        """Scan only the sockets opened after a mark: the leaks, and all that are still open.
 
-        No grace is given: whoever asks has waited. Without `explain` it is not asked who holds
-        them, which goes through the whole heap.
+        There is no grace time: who calls this has waited.
 
         Example:
             >>> with Guard() as guard:
@@ -264,20 +217,50 @@ class Guard:
             >>> before, after
             ([<Verdict.DEAD: 'dead'>], ())
         """
-        return self._examiner.check(since, explain=explain)
-
-    def unfinished(self, since: int) -> list[Creation]:
-        """The births after a mark whose sockets are open, or were dropped: asks no kernel."""
-        from closewait_guard._capture import unfinished
-
-        return unfinished(self._registry, since)
+        return self._pipeline.check(since)
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
+    def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
+        return self._pipeline.next_in_series(self._exhaustion.times, notes)
+
+    def _open_since(self, mark: int) -> tuple[Finding, ...]:
+        return self._pipeline.open_since(mark)
+
+    def _open_creations(self, since: int) -> list[Creation]:
+        """The sockets opened after a mark that are open or were dropped, without a scan."""
+        from closewait_guard._capture import unfinished
+
+        return unfinished(self._registry, since)
+
+    def _deliver(self, report: Report) -> None:
+        self._delivery.deliver(report)
+
+    def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
+        self._delivery.add(reporters)
+
+    def _on_uninstall(self, stop: Callable[[], None]) -> None:
+        """Have something stopped that depends on this guard, once."""
+        if stop not in self._dependants:
+            self._dependants.append(stop)
+
+    def _signal_reader(self) -> WakeupReader | None:
+        """Have a thread read the signal of the settings at once; None where that cannot be."""
+        return self._signal.start_reading() if self._signal is not None else None
+
+    def _print(self) -> None:
+        """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
+        with suppress(Exception):
+            self._pipeline.print_report()
+
+    def _report_exhausted(self) -> None:
+        if self._installed and self._delivery.reporters:
+            self.report()
+
     def _after_fork(self) -> None:
-        self._examiner.after_fork()
+        self._pipeline.after_fork()
         self._exhaustion.after_fork()
         self._delivery.after_fork()
         if self._signal is not None:

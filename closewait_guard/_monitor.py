@@ -57,8 +57,8 @@ class Schedule:
         note = self._pace.note
         try:
             with self._measured():
-                report = self._guard.next_report(notes=() if note is None else (note,))
-            self._guard.tell(report)
+                report = self._guard._next_in_series(() if note is None else (note,))
+            self._guard._deliver(report)
             self._has_failed = False
         except Exception as error:
             had_failed, self._has_failed = self._has_failed, True
@@ -69,13 +69,13 @@ class Schedule:
     @contextmanager
     def _measured(self) -> Iterator[None]:
         """What the look costs this thread; what the reporters cost is their own affair."""
-        begun, spent = now(), time.thread_time() - self._guard.spent_on_holders
+        begun, spent = now(), time.thread_time() - self._guard._pipeline.holders_seconds
         try:
             yield
         finally:
             # Finding out who holds the accused keeps to a share of its own.
-            cost = time.thread_time() - self._guard.spent_on_holders - spent
-            self._guard.charge(cost)
+            cost = time.thread_time() - self._guard._pipeline.holders_seconds - spent
+            self._guard._pipeline.charge(cost)
             self._pace = self._pace._replace(cost=max(0.0, cost))
             # Never a burst to make up for what was missed.
             self._next = max(begun + self._pace.pause, now())
@@ -130,7 +130,7 @@ class Monitor:
         if not self.running:
             self._begin()
             _monitors.add(self)
-            self.guard.when_uninstalled(self.stop)
+            self.guard._on_uninstall(self.stop)
             if self._at_exit:
                 atexit.register(self._finish)
         return self
@@ -185,7 +185,7 @@ class Monitor:
             target=self._run, args=(self._ended,), name="closewait-guard-monitor", daemon=True
         )
         self._thread.start()
-        self._listening = self.guard.listening()
+        self._listening = self.guard._signal_reader()
 
     def _run(self, ended: threading.Event) -> None:
         while not ended.wait(self._rounds.pause):

@@ -1,17 +1,17 @@
-"""Give sockets that are about to close the time to do so, before anybody is accused.
+"""`no_leaks`: a block, or a function, must leave no socket behind.
 
-Prove that a block, or a function, leaves no socket behind.
+Before anything counts as a leak, sockets that are about to close get the time to do so.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from closewait_guard._clock import nap, now, pause
 from closewait_guard._config import shown
@@ -20,9 +20,6 @@ from closewait_guard._enums import Verdict
 from closewait_guard._render import render_text
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
 from closewait_guard.model import Finding, Report
-
-if TYPE_CHECKING:
-    from closewait_guard.model import Report
 
 __all__ = [
     "NoLeaks",
@@ -34,25 +31,25 @@ _FIRST_WAIT = 0.001
 
 
 class Settling:
-    """Yields how long to wait before each further look; `report` is the last look's.
+    """Yields how long to wait before each further look; `findings` are those of the last look.
 
     The waits double, and end with the grace time, as the clock and as their sum has it. Garbage is
     collected once, and neither happens when nothing is suspect.
 
     Args:
-        look: Reports the suspects.
+        find_open: The sockets that are still open, or were dropped.
         grace: Seconds that the waits may take together.
     """
 
-    def __init__(self, look: Callable[[], Report], grace: float) -> None:
-        self._look = look
+    def __init__(self, find_open: Callable[[], Sequence[Finding]], grace: float) -> None:
+        self._find_open = find_open
         self._left = grace
         self._deadline = now() + grace
-        self.report: Report
+        self.findings: Sequence[Finding] = ()
 
     def __iter__(self) -> Generator[float, None, None]:
         wait, collected = _FIRST_WAIT, False
-        while not self._settled():
+        while not self._has_settled():
             left = min(self._left, self._deadline - now())
             if left <= 0 and collected:
                 return
@@ -65,10 +62,10 @@ class Settling:
                 collected = True
             wait *= 2
 
-    def _settled(self) -> bool:
-        """Whether waiting can change nothing: all is closed, but for what was dropped."""
-        self.report = self._look()
-        return all(leak.verdict is Verdict.DROPPED for leak in self.report.findings)
+    def _has_settled(self) -> bool:
+        """Whether waiting can change nothing: all is closed, except what was dropped."""
+        self.findings = self._find_open()
+        return all(each.verdict is Verdict.DROPPED for each in self.findings)
 
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -85,7 +82,8 @@ class _Guard(Protocol):
     def install(self) -> object: ...
     def uninstall(self) -> None: ...
     def mark(self) -> int: ...
-    def check(self, since: int, *, explain: bool = ...) -> Report: ...
+    def check(self, since: int) -> Report: ...
+    def _open_since(self, mark: int) -> Sequence[Finding]: ...
 
 
 class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
@@ -159,26 +157,26 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             if error is not None:
                 yield ()
                 return
-            settling = Settling(lambda: guard.check(mark, explain=False), self._grace)
+            settling = Settling(lambda: guard._open_since(mark), self._grace)
             yield settling
-            if self._guilty(settling.report):
+            if self._refused(settling.findings):
                 # Once more, to say also who holds what is still open.
-                self._judge(guard.check(mark))
+                self._raise_if_leaky(guard.check(mark))
         finally:
             if is_ours:
                 guard.uninstall()
 
-    def _judge(self, report: Report) -> None:
-        if guilty := self._guilty(report):
-            report = replace(report, findings=guilty)
+    def _raise_if_leaky(self, report: Report) -> None:
+        if refused := self._refused(report.findings):
+            report = replace(report, findings=refused)
             raise SocketLeakError(render_text(report), report)
 
-    def _guilty(self, report: Report) -> tuple[Finding, ...]:
+    def _refused(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         return tuple(
-            leak
-            for leak in report.findings
-            # What could not be looked at is not known to be well.
-            if leak.is_leak or not self._allow_open or not leak.observation.is_described
+            each
+            for each in findings
+            # What could not be described is not known to be healthy.
+            if each.is_leak or not self._allow_open or not each.observation.is_described
         )
 
 

@@ -152,7 +152,7 @@ def test_a_reporter_that_raises_does_not_end_the_series(told):
 
 def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
     with cwg.Guard(reporters=[told]) as guard:
-        scan, failures = guard._examiner._scan, []
+        scan, failures = guard._pipeline._scan, []
 
         def sometimes(**options):
             if not failures:
@@ -160,7 +160,7 @@ def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
                 raise RuntimeError("out of luck")
             return scan(**options)
 
-        monkeypatch.setattr(guard._examiner, "_scan", sometimes)
+        monkeypatch.setattr(guard._pipeline, "_scan", sometimes)
         with Monitor(guard, 0.05, at_exit=False):
             until(lambda: told.reports)
         assert failures
@@ -168,7 +168,7 @@ def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
 
 def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(told, monkeypatch):
     with cwg.Guard(reporters=[told]) as guard:
-        scan = guard._examiner._scan
+        scan = guard._pipeline._scan
 
         def dear(**options):
             end = time.thread_time() + 0.005
@@ -176,7 +176,7 @@ def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(
                 pass
             return scan(**options)
 
-        monkeypatch.setattr(guard._examiner, "_scan", dear)
+        monkeypatch.setattr(guard._pipeline, "_scan", dear)
         with Monitor(guard, 0.01, at_exit=False):
             until(lambda: len(told.reports) >= 2)
     apart = told.reports[1].taken_at - told.reports[0].taken_at

@@ -6,7 +6,6 @@ Who holds the accused: asked rarely, because it goes through the whole heap; the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from heapq import nlargest
 from operator import itemgetter
@@ -99,7 +98,7 @@ _NOTHING = _Told((Verdict.OPEN, None), Holders(), 0.0, None)
 
 
 class Explainer:
-    """Adds to leaks who holds them, and the hint that fits the holder."""
+    """Adds to findings who holds them, and the hint that fits the holder."""
 
     def __init__(self, registry: Registry, allowance: Allowance) -> None:
         self._registry = registry
@@ -251,27 +250,19 @@ class Explainer:
         return self._registry.socket_of(leak.observation.fd, leak.observation.record.serial)
 
     def _explained(self, leak: Finding, pools: Mapping[int, PoolUse]) -> Finding:
-        if leak.verdict is Verdict.CLOSED_ELSEWHERE:
-            return replace(leak, holders=(_thief_of(leak.observation.fd),))
-        record = leak.observation.record
+        seen, verdict, severity = leak.observation, leak.verdict, leak.severity
+        record = seen.record
         told = self._told.get(record.serial, _NOTHING)
         pool = pools.get(record.serial)
-        if told is _NOTHING and pool is None:
-            return leak
+        if verdict is Verdict.CLOSED_ELSEWHERE:
+            told, pool = _NOTHING._replace(holding=Holders((_thief_of(seen.fd),))), None
         sentences, owners, _ = told.holding
         if told.successor is not None:
             owners = (*owners, "reconnect")
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
-        hint = hint_for(
-            leak.verdict,
-            record.origin,
-            leak.observation.evidence,
-            leak.observation.connection,
-            owners,
-        )
+        hint = hint_for(verdict, record.origin, seen.evidence, seen.connection, owners)
         # Not by replace(), which takes a tenth of a scan of those that are told in every report.
-        seen, verdict, severity = leak.observation, leak.verdict, leak.severity
         return Finding(seen, verdict, severity, sentences, hint, told.successor)
 
 

@@ -13,15 +13,15 @@ from closewait_guard._inspect.records import (
     record_of,
     resolve,
 )
-from closewait_guard._inspect.scanner import Lookout, ScanResult
+from closewait_guard._inspect.scanner import ScanResult, SocketScanner
 
 __all__ = [
     "Endpoint",
-    "Lookout",
     "Probe",
     "ProbeResult",
     "ScanResult",
     "SiteCount",
+    "SocketScanner",
     "SuspectAge",
     "count_by_site",
     "is_ours",

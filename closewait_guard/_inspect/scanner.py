@@ -50,7 +50,6 @@ from closewait_guard._interruptions import interrupts, refusals
 from closewait_guard.model import (
     UNKNOWN_FAMILY,
     Connection,
-    Coverage,
     Evidence,
     Observation,
     Origin,
@@ -59,9 +58,9 @@ from closewait_guard.model import (
 )
 
 __all__ = [
-    "Lookout",
     "ScanResult",
     "Scanner",
+    "SocketScanner",
 ]
 
 
@@ -347,58 +346,44 @@ class _Glance:
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
 
 
-class Lookout:
-    """Looks at what the registry knows, and at the sockets that no object is known for."""
+class SocketScanner:
+    """Scans the sockets that the registry knows, and those that no object is known for."""
 
     def __init__(self, registry: Registry, probe: Probe, stack_depth: int, grace: float) -> None:
-        self._registry = registry
         self._grace = grace
         self._natives = NativeSockets(registry)
         self._attribution = CallAttribution(self._natives, stack_depth)
-        self._observers = (Scanner(registry, probe), Scanner(self._natives, probe))
+        self._tracked_scanner = Scanner(registry, probe)
+        self._native_scanner = Scanner(self._natives, probe)
 
     @property
-    def natives(self) -> int | None:
-        """How many sockets no object was known for, at the last census; None if nobody says."""
+    def native_count(self) -> int | None:
+        """How many native sockets were open at the last census; None where it is not known."""
         return self._natives.count
 
     def take_census(self) -> None:
         """Take in the native sockets that are open by now: they are older than what follows."""
         self._natives.living(thorough=True)
 
-    def look(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
-        """One look at all of them; see `Observer.look`."""
+    def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
+        """One scan of all of them; for the arguments see `Scanner.look`."""
         self._attribution.refresh()
-        ours, natives = (
-            observer.look(full=full, opened_after=opened_after) for observer in self._observers
-        )
+        tracked = self._tracked_scanner.look(full=full, opened_after=opened_after)
+        natives = self._native_scanner.look(full=full, opened_after=opened_after)
         if opened_after is not None:
-            natives = natives.only(_is_anybodys)
+            natives = natives.only(_concerns_program)
         if natives.suspects:
-            natives = self._settled(natives, self._grace if opened_after is None else 0.0)
-        return ours.with_natives(natives)
+            natives = self._without_passing(natives, self._grace if opened_after is None else 0.0)
+        return tracked.with_natives(natives)
 
-    def _settled(self, natives: ScanResult, grace: float) -> ScanResult:
-        """Without those that pass; waits for them if they would be accused, and are new."""
+    def _without_passing(self, natives: ScanResult, grace: float) -> ScanResult:
+        """Without those that close by themselves; waits for new ones that would be leaks."""
         ended = [seen for seen in natives.suspects if (seen.suspect_for or 0.0) >= grace]
         for wait in _WAITS:
             if not any(not _is_live(seen) and self._natives.is_new(seen) for seen in ended):
                 break
             pause(wait)
         return natives.only(lambda seen: _is_live(seen) or self._natives.is_still(seen))
-
-    def coverage(self, notes: tuple[str, ...]) -> Coverage:
-        """What was seen, and what could not be."""
-        births, dropped, failures = self._registry.totals()
-        return Coverage(
-            opened=births,
-            adopted=self._registry.adopted_now(),
-            dropped=dropped,
-            forgotten=dropped - len(self._registry.dropped()),
-            failures=failures,
-            notes=notes,
-            native=self.natives,
-        )
 
     def attribute(self, *names: str) -> None:
         """Know where native sockets are opened."""
@@ -412,11 +397,11 @@ class Lookout:
     def after_fork(self) -> None:
         """In the child: what was known is now of inherited sockets."""
         self._natives.after_fork()
-        for observer in self._observers:
-            observer.after_fork()
+        self._tracked_scanner.after_fork()
+        self._native_scanner.after_fork()
 
 
-def _is_anybodys(seen: Observation) -> bool:
+def _concerns_program(seen: Observation) -> bool:
     """Whether the program has to do with a native socket, as far as is known.
 
     Native code may have its reasons to open one for good, in any thread, at any time.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from closewait_guard._judge.hints import hint_for
 from closewait_guard.model import (
     Connection,
     Evidence,
@@ -20,6 +19,7 @@ from closewait_guard.settings import Settings
 
 __all__ = [
     "judge",
+    "leave_to_pools",
     "verdict_of",
 ]
 
@@ -44,12 +44,9 @@ class CloseWaitLoad(NamedTuple):
 
 
 def judge(
-    observations: Iterable[Observation],
-    settings: Settings,
-    fd_limit: int | None,
-    pooled: Collection[int] = (),
+    observations: Iterable[Observation], settings: Settings, fd_limit: int | None
 ) -> tuple[Finding, ...]:
-    """Give every observation its verdict, severity and hint.
+    """Give every observation its verdict and severity. Hints depend on the holders.
 
     Severity rises with the number of sockets in CLOSE_WAIT among all that are given, so give all
     of a report at once.
@@ -58,28 +55,50 @@ def judge(
         observations: All suspects of a report.
         settings: The thresholds.
         fd_limit: How many descriptors the process may have; None if there is no limit.
-        pooled: The serials of those that are idle in a pool, which will close them.
     """
     suspects: Sequence[Observation] = tuple(observations)
-    close_wait = sum(suspect.state is State.CLOSE_WAIT for suspect in suspects)
-    load = CloseWaitLoad(
+    load = _close_wait_load(suspects, settings, fd_limit)
+    return tuple(
+        [_make_finding(each, verdict_of(each, settings), settings, load) for each in suspects]
+    )
+
+
+def leave_to_pools(
+    findings: tuple[Finding, ...], idle: Collection[int], settings: Settings, fd_limit: int | None
+) -> tuple[Finding, ...]:
+    """The findings, where those that are idle in a pool are no leaks: the pool will close them.
+
+    Args:
+        findings: All of a report.
+        idle: The serials of the sockets that are idle in a pool.
+        settings: The thresholds.
+        fd_limit: As for `judge`.
+    """
+    if not idle:
+        return findings
+    load = _close_wait_load([each.observation for each in findings], settings, fd_limit)
+    return tuple(
+        _make_finding(each.observation, Verdict.STALE_POOL, settings, load)
+        if each.verdict in _CLOSED_BY_POOLS and each.observation.record.serial in idle
+        else each
+        for each in findings
+    )
+
+
+def _close_wait_load(
+    observations: Sequence[Observation], settings: Settings, fd_limit: int | None
+) -> CloseWaitLoad:
+    close_wait = sum(each.state is State.CLOSE_WAIT for each in observations)
+    return CloseWaitLoad(
         close_wait > settings.count_warning,
         fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,
     )
-    return tuple([_make_finding(suspect, settings, load, pooled) for suspect in suspects])
 
 
 def _make_finding(
-    observation: Observation, settings: Settings, load: CloseWaitLoad, pooled: Collection[int]
+    observation: Observation, verdict: Verdict, settings: Settings, load: CloseWaitLoad
 ) -> Finding:
-    verdict = verdict_of(observation, settings)
-    if verdict in _CLOSED_BY_POOLS and observation.record.serial in pooled:
-        verdict = Verdict.STALE_POOL
-    severity = _severity(verdict, observation, settings, load)
-    hint = hint_for(
-        verdict, observation.record.origin, observation.evidence, observation.connection
-    )
-    return Finding(observation, verdict, severity, (), hint)
+    return Finding(observation, verdict, _severity(verdict, observation, settings, load), (), "")
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:

@@ -89,10 +89,10 @@ def build_report(
     healthy = [
         observed(records.of(each), each.fd, each.endpoint, each.view) for each in sight.others
     ]
-    wrong = [_held(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
+    wrong = [_explained(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
         sight,
-        tuple(wrong if sight.process.python else map(_without_python, wrong)),
+        tuple(wrong),
         (*spared, *healthy) if everything else (),
     )
     return replace(report, alerts=threshold_alerts(report, settings))
@@ -147,20 +147,18 @@ class _Records:
         return self._plain[each.accepted]
 
 
-def _held(leak: Finding, sight: ProcessSnapshot) -> Finding:
-    """Who else has the same socket open: the peer hears of no end until all have closed it."""
-    copies = sight.copies.get(leak.observation.inode or 0, ())
-    if not copies:
-        return leak
-    fd, own = leak.observation.fd, sight.process.pid
-    others = [copy for copy in copies if (copy.pid, copy.fd) != (own, fd)]
-    return replace(leak, holders=tuple(_told(copy, own) for copy in others))
-
-
-def _without_python(leak: Finding) -> Finding:
-    """What to change in a program in C, for instance."""
-    seen = leak.observation
-    return replace(leak, hint=hint_for(leak.verdict, Origin.NATIVE, seen.evidence, seen.connection))
+def _explained(finding: Finding, sight: ProcessSnapshot) -> Finding:
+    """With a hint, and who else has the same socket open: it ends when all have closed it."""
+    seen, own = finding.observation, sight.process.pid
+    copies = sight.copies.get(seen.inode or 0, ())
+    others = [copy for copy in copies if (copy.pid, copy.fd) != (own, seen.fd)]
+    # A program in C has no `with`.
+    origin = seen.record.origin if sight.process.python else Origin.NATIVE
+    return replace(
+        finding,
+        holders=tuple(_told(copy, own) for copy in others),
+        hint=hint_for(finding.verdict, origin, seen.evidence, seen.connection),
+    )
 
 
 def _told(copy: SharedBy, own: int) -> str:

@@ -33,7 +33,7 @@ from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
 if TYPE_CHECKING:
-    from closewait_guard.model import Report
+    from closewait_guard.model import Finding, Report
 
 __all__ = [
     "CheckContext",
@@ -60,9 +60,9 @@ class CheckContext(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The last look at the suspects, and how long it took them to settle."""
+    """What is left of the suspects, if anything, and how long it took them to settle."""
 
-    report: Report
+    report: Report | None
     waited: float
 
 
@@ -85,16 +85,16 @@ class Inspector:
         if not suspects:
             return None
         began = now()
-        settling = Settling(lambda: self._look(owner, suspects), around.plan.grace)
+        settling = Settling(lambda: self._still_open(owner, suspects), around.plan.grace)
         turns = IdleEventLoops(_targets(births))
         for wait in settling:
             turns()
             pause(wait)
         waited = now() - began
         # Only now is it asked who holds them, which goes through the whole heap.
-        report = self._look(owner, suspects, explain=True) if settling.report.findings else None
+        report = self._check(owner, suspects) if settling.findings else None
         self._done |= suspects
-        return Result(report or settling.report, waited)
+        return Result(report, waited)
 
     def adopt(self, owner: Owner) -> None:
         """Accuse nobody of what this owner has left behind so far."""
@@ -102,14 +102,16 @@ class Inspector:
 
     def owners_of_leftovers(self, since: int) -> list[Owner]:
         """Whose sockets, opened after a mark, are open or were dropped without being told."""
-        left = (birth for birth in self._guard.unfinished(since) if birth.serial not in self._done)
+        left = (
+            birth for birth in self._guard._open_creations(since) if birth.serial not in self._done
+        )
         return list(dict.fromkeys(self._owner_of(birth) for birth in left))
 
     def _owner_of(self, birth: Creation) -> Owner:
         return self._moved.get(birth.serial) or self._ownership.called(_born_in(birth))
 
     def _births_of(self, owner: Owner, around: CheckContext) -> list[Creation]:
-        unfinished = self._guard.unfinished(owner.mark)
+        unfinished = self._guard._open_creations(owner.mark)
         births = [birth for birth in unfinished if birth.serial not in self._done]
         foreign = [birth for birth in births if self._owner_of(birth) is not owner]
         if foreign:
@@ -134,17 +136,24 @@ class Inspector:
             return set()
         excused = reachable(locals_of_tracebacks(around.failures()), _targets(births))
         suspects = {birth.serial for birth in births}
-        for leak in self._look(owner, suspects).findings:
+        for leak in self._still_open(owner, suspects):
             record = leak.observation.record
             if is_ignored(record, around.plan.ignore) or is_of_default_loop(record):
                 excused.add(record.serial)
         self._done |= excused
         return suspects - excused
 
-    def _look(self, owner: Owner, suspects: set[int], *, explain: bool = False) -> Report:
-        report = self._guard.check(owner.mark, explain=explain)
-        leaks = (leak for leak in report.findings if leak.observation.record.serial in suspects)
-        return replace(report, findings=tuple(leaks))
+    def _still_open(self, owner: Owner, suspects: set[int]) -> tuple[Finding, ...]:
+        return _only(suspects, self._guard._open_since(owner.mark))
+
+    def _check(self, owner: Owner, suspects: set[int]) -> Report | None:
+        report = self._guard.check(owner.mark)
+        findings = _only(suspects, report.findings)
+        return replace(report, findings=findings) if findings else None
+
+
+def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(each for each in findings if each.observation.record.serial in suspects)
 
 
 def _born_in(birth: Creation) -> object:
@@ -218,7 +227,7 @@ class LeakChecker:
         result = self._inspector.inspect(owner, around)
         if result is None:
             return None
-        leaked = bool(result.report.findings)
+        leaked = result.report is not None
         if not leaked and (result.waited < _LONG_SETTLE or around.plan.allowed):
             return None
         return OwnerFinding(
@@ -228,7 +237,7 @@ class LeakChecker:
             outcome=_outcome(around.plan) if leaked else Outcome.SETTLED,
             waited=result.waited,
             reason=around.plan.allowed,
-            report=result.report if leaked else None,
+            report=result.report,
             worker=self._worker,
         )
 

@@ -77,7 +77,7 @@ def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_
             guard.scan(),
             guard.report(),
             guard.scan(full=True),
-            guard.check(0, explain=True),
+            guard.check(0),
         ):
             assert report.findings
             assert any(
@@ -321,13 +321,13 @@ def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch
     with cwg.Guard() as guard:
         rounds = _monitor.Schedule(guard, 60)
         with monkeypatch.context() as patched:
-            patched.setattr(guard, "next_report", broken)
+            patched.setattr(guard, "_next_in_series", broken)
             rounds.go()
             rounds.go()
         assert len(told) == 1
         rounds.go()
         with monkeypatch.context() as patched:
-            patched.setattr(guard, "next_report", broken)
+            patched.setattr(guard, "_next_in_series", broken)
             rounds.go()
     assert len(told) == 2
 

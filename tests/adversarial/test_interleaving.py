@@ -33,18 +33,18 @@ def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
 
 
 def test_a_report_that_another_has_overtaken_takes_nothing_back(guard, monkeypatch):
-    scan = guard._examiner._scan
+    scan = guard._pipeline._scan
 
     def scan_and_be_overtaken(**options):
         seen = scan(**options)
-        monkeypatch.setattr(guard._examiner, "_scan", scan)
+        monkeypatch.setattr(guard._pipeline, "_scan", scan)
         leaking.enter_context(half_closed_pair())
         time.sleep(0.1)
         assert guard.report().leaks
         return seen
 
     with ExitStack() as leaking:
-        monkeypatch.setattr(guard._examiner, "_scan", scan_and_be_overtaken)
+        monkeypatch.setattr(guard._pipeline, "_scan", scan_and_be_overtaken)
         assert not guard.report().leaks
     assert len(guard.report().closed_late) == 1
 

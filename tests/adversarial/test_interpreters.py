@@ -174,7 +174,7 @@ def test_a_scan_beside_an_interpreter_that_runs_says_what_it_leaves_out():
         del ours
         time.sleep(0.01)
         with cwg.Guard() as before:
-            report = before.check(-10, explain=True)
+            report = before.check(-10)
             assert ("waits()" in str(report.findings)) is {shows_other_threads()}
             assert "several interpreters" not in str(report.coverage.notes)
         other = new()
@@ -183,7 +183,7 @@ def test_a_scan_beside_an_interpreter_that_runs_says_what_it_leaves_out():
         time.sleep(0.05)
         scans = 0
         while running.is_alive():
-            report = guard.check(0, explain=True)
+            report = guard.check(0)
             assert len(report.findings) == 1
             assert "several interpreters" in str(report.coverage.notes)
             assert "waits()" not in str(report.findings)

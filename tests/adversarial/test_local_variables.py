@@ -68,7 +68,7 @@ def test_a_scan_leaves_what_a_debugger_has_set_in_a_function_and_in_a_generator(
         value, suspended = "before", waits()
         shared.append(has_set(sys._getframe()))
         next(suspended)
-        report = guard.check(0, explain=True)
+        report = guard.check(0)
         return report, value, list(suspended)
 
     report, *_ = calls()

@@ -425,7 +425,7 @@ structlog.configure(processors=[
     structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=True)),
     structlog.processors.JSONRenderer(),
 ])
-_pipeline.Examiner.next_report = failing
+_pipeline.Pipeline.next_in_series = failing
 guard = cwg.install(redact=lambda text: text.replace(secret, "***"))
 monitor = cwg.watch(interval=0.05)
 time.sleep(0.5)
@@ -438,5 +438,5 @@ monitor.stop()
     told = done.stdout + done.stderr
     assert "a periodic report failed" in told
     assert "ValueError: about ***" in told
-    assert "next_report" in told
+    assert "next_in_series" in told
     assert "tenant-4711" not in told

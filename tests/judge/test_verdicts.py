@@ -138,7 +138,8 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
     leaks = judge(seen, settings, limit)
     assert [leak.observation for leak in leaks] == seen
     for leak in leaks:
-        assert leak.hint
+        seen = leak.observation
+        assert hint_for(leak.verdict, seen.record.origin, seen.evidence, seen.connection)
         assert leak.is_leak == leak.verdict.is_leak
         innocent = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
         assert leak.is_leak or innocent or leak.severity is cwg.Severity.INFO

@@ -1,0 +1,79 @@
+"""One scan judges once, raises thresholds once and finds hints once; settling makes no report."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _pipeline
+from closewait_guard._holders import explain
+from closewait_guard._judge import alerts, verdict
+from closewait_guard._libraries import PoolUse
+from closewait_guard.testing import half_closed_pair
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often each stage was called, and for which socket."""
+    counts = Counter()
+
+    def count(module, name, subject=lambda *_: None):
+        function = getattr(module, name)
+
+        def counted(*arguments, **options):
+            counts[name, subject(*arguments)] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(verdict, "verdict_of", lambda seen, _: seen.record.serial)
+    count(explain, "hint_for")
+    count(alerts, "_count_alert")
+    count(_pipeline.Pipeline, "_report")
+    count(_pipeline.Pipeline, "_coverage")
+    count(explain.Explainer, "explain")
+    return counts
+
+
+def keep_idle_in_pool(monkeypatch, guard, serial):
+    """Have a pool say that it keeps this socket for later."""
+    use = PoolUse("urllib3", "HTTPConnectionPool", is_idle=True, most=1)
+    monkeypatch.setattr(guard._pipeline._pools, "uses", lambda *_: {serial: use})
+
+
+@pytest.mark.parametrize("look", ["scan", "report"])
+def test_one_look_judges_each_socket_once_even_where_a_pool_has_it(calls, monkeypatch, look):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair(), half_closed_pair():
+        serial = guard.scan().leaks[0].observation.record.serial
+        keep_idle_in_pool(monkeypatch, guard, serial)
+        calls.clear()
+        report = getattr(guard, look)()
+    assert {finding.verdict for finding in report.findings} == {"leaked", "stale_pool"}
+    assert all(finding.hint for finding in report.findings)
+    judged = {subject: n for (name, subject), n in calls.items() if name == "verdict_of"}
+    assert set(judged.values()) == {1}
+    assert calls["hint_for", None] == len(report.findings)
+    assert calls["_count_alert", None] == 1
+
+
+def test_settling_makes_no_report_and_looks_for_no_holders(calls):
+    with cwg.Guard() as guard, ExitStack() as stack, guard.no_leaks(grace=5):
+        stack.enter_context(half_closed_pair())
+        threading.Timer(0.1, stack.close).start()
+    assert any(name == "verdict_of" for name, _ in calls)
+    assert calls["_report", None] == calls["_coverage", None] == calls["explain", None] == 0
+    assert calls["hint_for", None] == 0
+
+
+def test_what_is_still_open_after_settling_is_reported_in_full(calls):
+    with cwg.Guard() as guard, ExitStack() as stack:
+        with pytest.raises(cwg.SocketLeakError) as caught, guard.no_leaks(grace=0.01):
+            stack.enter_context(half_closed_pair())
+        assert calls["_report", None] == calls["_coverage", None] == 1
+    (leak,) = caught.value.report.leaks
+    assert leak.holders
+    assert leak.hint
