@@ -269,3 +269,12 @@ def test_contributing_names_every_package():
     for module in modules():
         if module.endswith("/__init__"):
             assert f"{module.removesuffix('__init__')}" in text
+
+
+def test_contributing_has_the_layers_from_the_top_down_with_what_is_in_each():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| layer |")[2]
+    rows = re.findall(r"^\| ([\w, ]+) \| (.+) \|$", text, re.MULTILINE)
+    assert [name for names, _ in rows for name in names.split(", ")] == list(LAYERS)
+    for names, members in rows:
+        for unit in set[str]().union(*(LAYERS[name] for name in names.split(", "))):
+            assert re.search(rf"`{unit}(/|\.py)`", members) or len(names.split(", ")) > 1, unit
