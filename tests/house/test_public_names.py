@@ -1,0 +1,37 @@
+"""The public names, as literals: one that is added, renamed or lost is a decision of its own."""
+
+from __future__ import annotations
+
+import closewait_guard as cwg
+from closewait_guard import model
+
+ROOT = (
+    "Alert AlertKind AlertStatus CloseWaitGuardError ClosedLate ConfigurationError Connection "
+    "Coverage Evidence Finding Frame FrameKind Guard MissingExtraError Monitor Observation Origin "
+    "Report ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketRecord "
+    "State Verdict __version__ attribute from_dict install label no_leaks render_text report scan "
+    "to_dict uninstall watch watch_async"
+)
+
+MODEL = (
+    "UNKNOWN_FAMILY Alert AlertKind AlertStatus ClosedLate Connection Coverage Evidence Finding "
+    "Frame FrameKind Observation Origin Report Reporter Scalar Severity SiteGroup SocketRecord "
+    "State Verdict"
+)
+
+GUARD = (
+    "attribute check failed_reports install installed mark no_leaks report scan settings uninstall"
+)
+
+
+def test_the_package_offers_these_names():
+    assert " ".join(cwg.__all__) == ROOT
+
+
+def test_the_model_offers_these_names():
+    assert " ".join(model.__all__) == MODEL
+
+
+def test_a_guard_offers_these_names():
+    names = (name for name in dir(cwg.Guard()) if not name.startswith("_"))
+    assert " ".join(names) == GUARD
