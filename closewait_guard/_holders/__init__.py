@@ -1,4 +1,4 @@
-"""Who keeps a socket open: the one stage that touches live objects."""
+"""Who keeps a socket open? The one stage that touches live objects."""
 
 from __future__ import annotations
 

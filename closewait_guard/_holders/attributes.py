@@ -1,4 +1,4 @@
-"""How one object refers to another, as code would put it."""
+"""How one object refers to another, as code: the attribute, index or key."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 
-_MOST_TEXT = 40
-_MOST_BITS = 128
-_MOST_NUMBER = 1 << _MOST_BITS
+_MAX_KEY_LENGTH = 40
+_MAX_BITS = 128
+_MAX_DECIMAL = 1 << _MAX_BITS
 
-# What C types call the references that they do not show in a dict.
+# The fields of C types, which have no dict.
 _C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (io.BufferedReader, ("raw",)),
     (io.BufferedWriter, ("raw",)),
@@ -45,7 +45,7 @@ _C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
 
 
 def attribute_of(parent: object, child: object) -> str | None:
-    """The name of the attribute of an instance that is `child`."""
+    """The name of the attribute of the parent that is `child`, if there is one."""
     for name, value in attributes_of(parent):
         if value is child:
             return name
@@ -58,12 +58,12 @@ def attribute_of(parent: object, child: object) -> str | None:
 
 
 def item_of(parent: object, child: object) -> str | None:
-    """`[3]` or `['EUR']`: where in a container the child is; None if the parent is none."""
+    """The place of the child in a container, as `[3]` or `['EUR']`; None if it is no container."""
     if is_a(parent, dict):
         items = items_of(parent)
         found = next((key for key, value in items if value is child), MISSING)
         if found is not MISSING:
-            return f"[{_key(found)}]"
+            return f"[{_format_key(found)}]"
         return ".keys()" if len(items) < MOST_ITEMS else "[...]"
     if is_any_of(parent, (list, tuple, deque)):
         elements = elements_of(parent)
@@ -75,22 +75,22 @@ def item_of(parent: object, child: object) -> str | None:
 
 
 def _field_name(parent: object, number: int) -> str | None:
-    """What a named tuple calls one of its items."""
+    """The name that a named tuple has for one of its items."""
     fields = class_value(type(parent), "_fields")
     if type(fields) is tuple and number < len(fields) and type(fields[number]) is str:
         return f".{fields[number]}"
     return None
 
 
-def _key(key: object) -> str:
-    """The text of a plain key, shortened; of others the type, for a repr would run their code."""
+def _format_key(key: object) -> str:
+    """A plain key as text, shortened; for others the type, because repr would run their code."""
     if type(key) is tuple and len(key) <= 4:
-        return ", ".join(_key(part) for part in key)
+        return ", ".join(_format_key(part) for part in key)
     if type(key) is str:
-        return repr(key if len(key) <= _MOST_TEXT else key[: _MOST_TEXT - 3] + "...")
-    if type(key) is int and not -_MOST_NUMBER < key < _MOST_NUMBER:
-        # In decimal it may have more digits than the interpreter writes.
-        return hex(key >> max(0, key.bit_length() - _MOST_BITS)) + "..."
+        return repr(key if len(key) <= _MAX_KEY_LENGTH else key[: _MAX_KEY_LENGTH - 3] + "...")
+    if type(key) is int and not -_MAX_DECIMAL < key < _MAX_DECIMAL:
+        # It may have more decimal digits than the interpreter converts.
+        return hex(key >> max(0, key.bit_length() - _MAX_BITS)) + "..."
     if type(key) is int or type(key) is float or type(key) is bool or key is None:
         return repr(key)
     return f"<{type_qualname(type(key))}>"

@@ -1,4 +1,4 @@
-"""A path of references as one sentence, in which it reads as code."""
+"""Describe a reference path as one sentence that reads as code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from closewait_guard._format import pluralize
 from closewait_guard._holders.attributes import attribute_of, item_of
 from closewait_guard._holders.references import HolderPath, code_of_call
 from closewait_guard._holders.roots import FOREIGN, suspended_calls, suspension_of
-from closewait_guard._holders.threads import call_of, call_place, current_calls, thread_name, where
+from closewait_guard._holders.threads import (
+    current_calls,
+    describe_call,
+    describe_calls,
+    make_call,
+    thread_name,
+)
 from closewait_guard._inspect import kind_of
 from closewait_guard._live import (
     attribute_dict,
@@ -43,39 +49,39 @@ __all__ = [
 ]
 
 
-_MOST_STEPS = 12
-_MOST_CALLS = 8
-# From a variable to the socket: the connection or file that has it, and what wraps that.
-_CLOSE = 3
+_MAX_STEPS = 12
+_MAX_CALLS = 8
+# The length of a path from a variable to a socket inside a connection or file, and one wrapper.
+_MAX_NEAR = 3
 _GENERATORS = (GeneratorType, AsyncGeneratorType)
 _BY_TRACEBACK = ", kept by an exception's traceback"
 
 
 def sentence_of(path: HolderPath) -> str:
-    """Who holds the last object of a path, and how."""
-    if path.rank == FOREIGN and (told := _from_own_call(path.things)):
-        return told
+    """The sentence that says who holds the last object of a path, and how."""
+    if path.rank == FOREIGN and (sentence := _from_own_call(path.things)):
+        return sentence
     text = PathText(path)
     text.follow(path.things)
     parts = text.parts()
     if path.root is not None:
-        told = path.root.told
+        template = path.root.template
         if not parts:
-            return told.removesuffix(": {}").replace("{}", "")
-        return ": ".join((told.replace("{}", parts[0], 1), *parts[1:]))
+            return template.removesuffix(": {}").replace("{}", "")
+        return ": ".join((template.replace("{}", parts[0], 1), *parts[1:]))
     body = ": ".join(parts) or text.expression
     if path.is_cycle:
-        through = _cycle_of(path.things)
+        through = _describe_cycle(path.things)
         body = body.removesuffix(_BY_TRACEBACK)
         return f"reference cycle {through}: {body}; nothing else holds it"
-    if path.is_unseen:
+    if path.is_held_by_unseen:
         frozen = "what gc.freeze() hides, " if gc.get_freeze_count() else ""
         return f"{frozen}native code, or a call under way that has no name for it: {body}"
     return f"{body} (what holds that was not found in time)"
 
 
 def _from_own_call(things: tuple[object, ...]) -> str:
-    """From the program's own generator that waits: how a library keeps it is of no interest."""
+    """Start at the program's own suspended generator: how a library keeps it does not matter."""
     for number, thing in enumerate(things):
         code = code_of_call(thing) if is_exactly(thing, _GENERATORS) else None
         if code is not None and kind_of(text_of(code.co_filename) or "") is FrameKind.USER:
@@ -86,22 +92,26 @@ def _from_own_call(things: tuple[object, ...]) -> str:
 
 
 def threads_using(paths: list[HolderPath]) -> list[str]:
-    """What the other threads are doing that have the object in a variable, or close to one."""
-    near = [path for path in paths if len(path.things) <= _CLOSE]
+    """The calls of other threads that have the object in a local variable, or close to one."""
+    near = [path for path in paths if len(path.things) <= _MAX_NEAR]
     threads = [path.root.thread for path in near if path.root is not None]
     others = {thread for thread in threads if thread not in (None, threading.get_ident())}
-    return [told for thread in others if thread is not None and (told := _stack_of(thread))]
+    return [
+        sentence
+        for thread in others
+        if thread is not None and (sentence := _describe_thread(thread))
+    ]
 
 
-def _stack_of(thread: int) -> str | None:
+def _describe_thread(thread: int) -> str | None:
     calls = current_calls(thread)
     own = [number for number, call in enumerate(calls) if call.is_user]
-    # What has called the program's outermost own call is how threads begin.
+    # Outside the program's outermost call are only the calls by which a thread starts.
     calls = calls[: own[-1] + 1] if own else calls
-    told = ", ".join(call_place(call) for call in calls[:_MOST_CALLS])
-    more = len(calls) - _MOST_CALLS
+    sentence = ", ".join(describe_call(call) for call in calls[:_MAX_CALLS])
+    more = len(calls) - _MAX_CALLS
     rest = f" and {pluralize(more, 'more call')}" if more > 0 else ""
-    return f"thread {thread_name(thread)}, whose calls now are {told}{rest}" if calls else None
+    return f"thread {thread_name(thread)}, whose calls now are {sentence}{rest}" if calls else None
 
 
 def owners_of(path: HolderPath) -> tuple[str, ...]:
@@ -109,7 +119,7 @@ def owners_of(path: HolderPath) -> tuple[str, ...]:
     return tuple(dict.fromkeys(type_name(thing) for thing in path.things))
 
 
-def _cycle_of(things: tuple[object, ...]) -> str:
+def _describe_cycle(things: tuple[object, ...]) -> str:
     if any(is_any_of(thing, (TracebackType, FrameType, BaseException)) for thing in things):
         return "through an exception's traceback"
     plain = (dict, list, tuple, CellType)
@@ -122,44 +132,46 @@ def _short_name(thing: object) -> str:
 
 
 class PathText:
-    """Grows an expression along a path; begins a new one at each call whose variable is next."""
+    """The expressions for a path; a local variable on the path starts a new one."""
 
     def __init__(self, path: HolderPath) -> None:
         outermost = path.things[0]
         self.expression = path.root.expression if path.root else _short_name(outermost)
         self._is_rooted = path.root is not None
         self._steps: list[str] = []
-        self._done: list[str] = []
-        # The dict that holds the attributes of the object before, or a module's variables.
+        self._parts: list[str] = []
+        # The dict of the attributes of the object before, or of a module's globals.
         self._attributes = outermost if path.root and path.root.is_namespace else None
 
     def parts(self) -> list[str]:
-        """Expressions and calls, the outermost first."""
-        return [*self._done, *([self._finished()] if self._steps else [])]
+        """The expressions and calls, outermost first."""
+        return [*self._parts, *([self._finish_expression()] if self._steps else [])]
 
-    def _finished(self) -> str:
+    def _finish_expression(self) -> str:
         steps = self._steps
-        if len(steps) > _MOST_STEPS:
-            half = _MOST_STEPS // 2
+        if len(steps) > _MAX_STEPS:
+            half = _MAX_STEPS // 2
             steps = [*steps[:half], "...", *steps[-half:]]
         return (self.expression + "".join(steps)).lstrip(".")
 
     def follow(self, things: tuple[object, ...]) -> None:
-        """Take all the steps."""
+        """Add all steps of a path."""
         for number in range(len(things) - 1):
             parent, child = things[number], things[number + 1]
-            tell = next((tell for kind, tell in _VARIABLES if type(parent) is kind), None)
-            if tell is not None:
-                self._enter(*tell(parent, things[number + 1 :]))
-            elif not _is_silent(parent, child):
+            describe = next(
+                (describe for kind, describe in _VARIABLES if type(parent) is kind), None
+            )
+            if describe is not None:
+                self._enter(*describe(parent, things[number + 1 :]))
+            elif not _is_transparent(parent, child):
                 self._step(parent, child)
 
     def _enter(self, name: str, call: str) -> None:
-        """A variable of a call: what follows is told from there."""
+        """Start a new expression with a variable of a call."""
         if name:
-            # Where nobody knows what holds the call, nor does it matter what its object is.
-            self._done += [self._finished()] if self._steps and self._is_rooted else []
-            self._done.append(call)
+            # If the holder of the call is unknown, the path to the call does not matter.
+            self._parts += [self._finish_expression()] if self._steps and self._is_rooted else []
+            self._parts.append(call)
             self.expression, self._steps = name, []
 
     def _step(self, parent: object, child: object) -> None:
@@ -174,41 +186,44 @@ class PathText:
         self._steps.append(step or f".<{_short_name(child)}>")
 
 
-# What only leads on: the reader does not know that it is there.
-_SILENT = (CellType, MethodType, TracebackType)
+# Objects between two others that the reader does not see in the code.
+_TRANSPARENT = (CellType, MethodType, TracebackType)
 _CONTAINERS = (dict, list, tuple, set, deque)
-_Told = tuple[str, str]
+_VariableAndCall = tuple[str, str]
 
 
-def _is_silent(parent: object, child: object) -> bool:
+def _is_transparent(parent: object, child: object) -> bool:
     is_closure = type(parent) is tuple and type(child) is CellType
     is_awaited = type(child) is CoroutineType and not is_exactly(parent, _CONTAINERS)
-    return is_exactly(parent, _SILENT) or is_closure or is_awaited
+    return is_exactly(parent, _TRANSPARENT) or is_closure or is_awaited
 
 
-def _variable(frame: FrameType | None, things: tuple[object, ...]) -> str:
-    """The name that a frame has for the first of some things, or for what a cell there has."""
+def _name_of_variable(frame: FrameType | None, things: tuple[object, ...]) -> str:
+    """The frame's variable for the first of some objects, or for the content of a cell."""
     wanted = things[1] if type(things[0]) is CellType and len(things) > 1 else things[0]
     names = locals_of(frame) if frame is not None else {}
     return next((name for name, value in names.items() if value is wanted), "")
 
 
-def _of_frame(frame: Any, things: tuple[object, ...]) -> _Told:
-    name = _variable(frame, things)
-    call = call_of(frame.f_code, frame.f_lineno)
-    return name, f"local {name!r} of {call_place(call)}{_BY_TRACEBACK}"
+def _local_of_frame(frame: Any, things: tuple[object, ...]) -> _VariableAndCall:
+    name = _name_of_variable(frame, things)
+    call = make_call(frame.f_code, frame.f_lineno)
+    return name, f"local {name!r} of {describe_call(call)}{_BY_TRACEBACK}"
 
 
-def _of_suspended(waiting: Any, things: tuple[object, ...]) -> _Told:
+def _local_of_suspended(waiting: Any, things: tuple[object, ...]) -> _VariableAndCall:
     frame, _ = suspension_of(waiting)
-    name = _variable(frame, things)
+    name = _name_of_variable(frame, things)
     call = f"{text_of(waiting.__qualname__)}()".replace(">()", ">")
     if type(waiting) is CoroutineType:
         return name, f"local {name!r} of {call}"
-    return name, f"local {name!r} of {call}, suspended at {where(suspended_calls(waiting))}"
+    return (
+        name,
+        f"local {name!r} of {call}, suspended at {describe_calls(suspended_calls(waiting))}",
+    )
 
 
-def _of_function(function: Any, things: tuple[object, ...]) -> _Told:
+def _variable_of_closure(function: Any, things: tuple[object, ...]) -> _VariableAndCall:
     closure = function.__closure__ or ()
     cell = next((thing for thing in things if type(thing) is CellType), None)
     names = zip(function.__code__.co_freevars, closure, strict=True)
@@ -216,10 +231,10 @@ def _of_function(function: Any, things: tuple[object, ...]) -> _Told:
     return name, f"variable {name!r} in the closure of {text_of(function.__qualname__)}()"
 
 
-_VARIABLES: tuple[tuple[type, Callable[[Any, tuple[object, ...]], _Told]], ...] = (
-    (FrameType, _of_frame),
-    (CoroutineType, _of_suspended),
-    (GeneratorType, _of_suspended),
-    (AsyncGeneratorType, _of_suspended),
-    (FunctionType, _of_function),
+_VARIABLES: tuple[tuple[type, Callable[[Any, tuple[object, ...]], _VariableAndCall]], ...] = (
+    (FrameType, _local_of_frame),
+    (CoroutineType, _local_of_suspended),
+    (GeneratorType, _local_of_suspended),
+    (AsyncGeneratorType, _local_of_suspended),
+    (FunctionType, _variable_of_closure),
 )

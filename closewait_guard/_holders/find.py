@@ -1,4 +1,4 @@
-"""Why is this object still alive: who holds it, as a sentence that reads as code."""
+"""Find out why objects are still alive: who holds each, as a sentence that reads as code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from closewait_guard._holders.describe import owners_of, sentence_of, threads_using
-from closewait_guard._holders.references import HolderPath, instances_reached, paths, paths_forward
+from closewait_guard._holders.references import (
+    HolderPath,
+    find_paths,
+    find_paths_forward,
+    reachable_instances,
+)
 from closewait_guard._holders.roots import Roots
 
 __all__ = [
@@ -14,17 +19,17 @@ __all__ = [
     "Roots",
     "find_holders",
     "find_holders_forward",
-    "instances_reached",
+    "reachable_instances",
 ]
 
 
 class Holders(NamedTuple):
-    """What was found of one object. Plain text: it keeps nothing alive.
+    """Who holds one object. Plain text: it keeps nothing alive.
 
     Attributes:
-        sentences: Who holds it.
-        owners: The names of the types on the way, the outermost holder's first.
-        has_failed: Something went wrong while it was looked for, or told.
+        sentences: Each says who holds it, and how.
+        owners: The names of the types on the paths, the outermost holder's first.
+        has_failed: The search or the description raised an exception.
     """
 
     sentences: tuple[str, ...] = ()
@@ -38,49 +43,49 @@ def find_holders(
     """Find out who holds each of some objects, all at once.
 
     Args:
-        targets: The only thing of the caller's that refers to them; it comes back empty.
+        targets: The objects. The caller must have no other reference to them; the list is emptied.
         deadline: The monotonic time after which the search goes no further.
-        roots: What counts as an end. Best made before the targets are taken out of weak
-            references: a collection meanwhile would take the cycle apart that a target is in.
+        roots: Where a path may end. Make it before the targets are taken out of weak references: a
+            garbage collection meanwhile would break up the cycle that a target is in.
     """
     found = [Holders()] * len(targets)
 
-    def tell(place: int, ways: list[HolderPath]) -> None:
-        found[place] = _told(ways)
+    def store(place: int, paths: list[HolderPath]) -> None:
+        found[place] = _describe_or_fail(paths)
 
-    paths(targets, Roots() if roots is None else roots, deadline, tell)
+    find_paths(targets, Roots() if roots is None else roots, deadline, store)
     return found
 
 
 def find_holders_forward(
     targets: list[object], roots: Roots, is_over: Callable[[], bool]
 ) -> list[Holders | None]:
-    """The same, without a question to the whole heap; None for what was not reached in time.
+    """Do the same by a forward search, without asking the whole heap; None for those not reached.
 
     Args:
         targets: As above.
-        roots: What counts as an end, made with the values to begin with.
+        roots: Where a path may end, made with the values to start from.
         is_over: Whether to stop.
     """
     found: list[Holders | None] = [None] * len(targets)
 
-    def tell(place: int, ways: list[HolderPath]) -> None:
-        found[place] = _told(ways)
+    def store(place: int, paths: list[HolderPath]) -> None:
+        found[place] = _describe_or_fail(paths)
 
-    paths_forward(targets, roots, is_over, tell)
+    find_paths_forward(targets, roots, is_over, store)
     return found
 
 
-def _told(ways: list[HolderPath]) -> Holders:
+def _describe_or_fail(paths: list[HolderPath]) -> Holders:
     try:
-        return _holding(ways)
+        return _describe(paths)
     except Exception:
-        # Of an object that changes while it is looked at. The others are told all the same.
+        # An object has changed while it was described. The others are described all the same.
         return Holders(has_failed=True)
 
 
-def _holding(ways: list[HolderPath]) -> Holders:
-    best = [way for way in ways if way.rank == ways[0].rank]
-    sentences = dict.fromkeys([*map(sentence_of, best), *threads_using(ways)])
-    owners = dict.fromkeys(owner for way in ways for owner in owners_of(way))
+def _describe(paths: list[HolderPath]) -> Holders:
+    best = [path for path in paths if path.rank == paths[0].rank]
+    sentences = dict.fromkeys([*map(sentence_of, best), *threads_using(paths)])
+    owners = dict.fromkeys(owner for path in paths for owner in owners_of(path))
     return Holders(tuple(sentences), tuple(owners))

@@ -14,7 +14,7 @@ from typing import Any
 
 from closewait_guard._capture import SOCKET, threads
 from closewait_guard._clock import TimeLimit
-from closewait_guard._holders.find import Roots, instances_reached
+from closewait_guard._holders.find import Roots, reachable_instances
 from closewait_guard._libraries import OWNERS, POOLS, OwnerKind, PoolKind, PoolUse, descriptor_of
 from closewait_guard._live import (
     derives_from,
@@ -78,7 +78,7 @@ class Pools:
             known = {id(pool): each for each in self._pools if (pool := each[0]()) is not None}
             classes = {key: cls for key, (cls, _) in kinds.items()}
             roots = Roots(with_values=True) if kinds else None
-            found = () if roots is None else instances_reached(classes, roots, limit.is_over)
+            found = () if roots is None else reachable_instances(classes, roots, limit.is_over)
         for pool in islice(found, _MOST_POOLS):
             known[id(pool)] = weakref.ref(pool), kinds[id(type(pool))][1]
         return tuple(known.values())

@@ -1,4 +1,4 @@
-"""Which other processes hold the same sockets: those that we have forked from, or that forked."""
+"""Which other processes share a socket: the parent, its other children, and our own children."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = [
 ]
 
 
-_MOST_PROCESSES = 64
-# The parent of every orphan.
+_MAX_PROCESSES = 64
+# The process that adopts every orphan.
 _INIT = 1
-_MOST_DESCRIPTORS = 20_000
+_MAX_DESCRIPTORS = 20_000
 
 
 def processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[str]]:
-    """By inode: the processes that hold a socket too, as sentences. Linux only.
+    """By inode, the other processes that have the socket open, as sentences. Linux only.
 
     Args:
-        inodes: Those of the sockets.
-        of_parent: Some of them came over a fork: look at the parent and its other children too.
+        inodes: The inodes of the sockets.
+        of_parent: Include the parent and its other children: some sockets came through a fork.
     """
     found: dict[int, list[str]] = {}
     processes = [os.getppid(), *_children(os.getppid())] if of_parent else []
     processes += _children(os.getpid())
-    for pid in islice(dict.fromkeys(processes), _MOST_PROCESSES):
+    for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
         if pid != os.getpid():
             for inode in inodes & _sockets_of(pid):
                 found.setdefault(inode, []).append(
@@ -39,25 +39,25 @@ def processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[st
 
 
 def _children(pid: int) -> Iterator[int]:
-    """The processes that a process has started and that still run, and theirs."""
-    begun = [pid]
-    for parent in begun:
-        if len(begun) > _MOST_PROCESSES or pid == _INIT:
+    """The running child processes of a process, and theirs."""
+    pids = [pid]
+    for parent in pids:
+        if len(pids) > _MAX_PROCESSES or pid == _INIT:
             break
         with suppress(OSError, ValueError):
             for task in Path(f"/proc/{parent}/task").iterdir():
-                begun += [int(child) for child in (task / "children").read_text().split()]
-    return iter(begun[1:])
+                pids += [int(child) for child in (task / "children").read_text().split()]
+    return iter(pids[1:])
 
 
 def _sockets_of(pid: int) -> set[int]:
     found: set[int] = set()
     with suppress(OSError):
-        for entry in islice(Path(f"/proc/{pid}/fd").iterdir(), _MOST_DESCRIPTORS):
+        for entry in islice(Path(f"/proc/{pid}/fd").iterdir(), _MAX_DESCRIPTORS):
             with suppress(OSError):
-                what = str(entry.readlink())
-                if what.startswith("socket:["):
-                    found.add(int(what[8:-1]))
+                target = str(entry.readlink())
+                if target.startswith("socket:["):
+                    found.add(int(target[8:-1]))
     return found
 
 

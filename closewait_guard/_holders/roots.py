@@ -1,4 +1,4 @@
-"""Where a path of references may end: what a person would call the holder."""
+"""Where a reference path may end: a module global, local variable, class, thread, task, fixture."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 from closewait_guard._holders.threads import (
     Call,
     Local,
-    call_of,
     current_calls,
+    describe_calls,
     greenlet_name,
+    make_call,
     running_locals,
-    where,
 )
 from closewait_guard._inspect import kind_of
 from closewait_guard._live import (
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-# The program's own; somebody else's; one that only says that there is no better.
+# The program's own; a library's; one to use only if there is no better.
 OWN, FOREIGN, FALLBACK = 0, 1, 2
 
 
@@ -59,28 +59,28 @@ class Root(NamedTuple):
     Attributes:
         rank: OWN, FOREIGN or FALLBACK.
         expression: What stands before the first attribute of the path.
-        told: The sentence, with `{}` for the path.
+        template: The sentence, with `{}` for the path.
         thread: Which thread's local variable it is.
-        is_barrier: What refers to this object is of no interest.
+        is_barrier: Its referrers are of no interest.
         is_namespace: It is a dict whose keys are names.
     """
 
     rank: int
     expression: str
-    told: str
+    template: str
     thread: int | None = None
     is_barrier: bool = True
     is_namespace: bool = False
 
 
 class Roots:
-    """The ends of one moment. Plain data, but for the classes that it looks for.
+    """The ends of paths at one moment. Plain data, except for the classes that it looks for.
 
     Args:
-        with_values: Keep the values of the variables of running calls too, to begin with them.
+        with_values: Keep the values of the variables of running calls too, to start from them.
 
     Attributes:
-        values: Those of the program's own calls, and those of calls into libraries.
+        values: The values in the program's own calls, and those in calls of libraries.
     """
 
     def __init__(self, *, with_values: bool = False) -> None:
@@ -88,13 +88,13 @@ class Roots:
         self._locals = running_locals(self.values if with_values else None)
         modules = dict(loaded_modules())
         self._ranks = {name: _rank_at(name, variables) for name, variables in modules.items()}
-        # In a list, so that no further look at all modules is needed to begin with them.
+        # Kept so that starting from the modules does not list them all again.
         self._spaces = list(modules.items()) if with_values else []
         self._modules = {id(variables): name for name, variables in modules.items()}
         self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
 
     def namespaces(self) -> tuple[list[object], list[object]]:
-        """The variables of the program's own modules, and those of others."""
+        """The namespaces of the program's own modules, and those of others."""
         found: tuple[list[object], list[object]] = ([], [])
         for name, variables in self._spaces:
             found[self._ranks.get(name, FOREIGN) != OWN].append(variables)
@@ -108,7 +108,7 @@ class Roots:
         local, root = self._locals.get(id(thing)), self._of_kind(thing)
         if local is None or (root is not None and (root.rank == OWN or local.is_library)):
             return root
-        return _local(local)
+        return _root_of_local(local)
 
     def _of_kind(self, thing: Any) -> Root | None:
         if is_a(thing, type):
@@ -116,8 +116,8 @@ class Roots:
         for each in mro_of(type(thing)):
             known = self._kinds.get(id(each))
             if known is not None:
-                cls, tell = known
-                return tell(thing, cls)
+                cls, make_root = known
+                return make_root(thing, cls)
         return None
 
     def _class(self, cls: type) -> Root:
@@ -127,7 +127,7 @@ class Roots:
 
 
 def _rank_at(name: str, variables: dict[str, Any]) -> int:
-    """That of a module, remembered for as long as it is the same."""
+    """The rank of a module, remembered as long as its namespace is the same."""
     known = _ranks.get(name)
     if known is None or known[0] != id(variables):
         known = _ranks[name] = id(variables), _rank_of(variables)
@@ -144,12 +144,16 @@ def _rank_of(variables: dict[str, Any]) -> int:
     return OWN if text_of(value_at(variables, "__name__")) == "__main__" else FOREIGN
 
 
-def _local(local: Local) -> Root:
+def _root_of_local(local: Local) -> Root:
     function = f"{local.function}()".replace(">()", ">")
-    now = f", now at {where(current_calls(local.thread))}" if local.thread is not None else ""
-    told = f"local {local.name!r} of {function} in {local.runner}{now}"
+    now = (
+        f", now at {describe_calls(current_calls(local.thread))}"
+        if local.thread is not None
+        else ""
+    )
+    template = f"local {local.name!r} of {function} in {local.runner}{now}"
     rank = FOREIGN if local.is_library else OWN
-    return Root(rank, local.name, told + ": {}", local.thread, is_barrier=not local.is_library)
+    return Root(rank, local.name, template + ": {}", local.thread, is_barrier=not local.is_library)
 
 
 def _asyncio_task(task: Any, cls: type) -> Root | None:
@@ -161,33 +165,33 @@ def _asyncio_task(task: Any, cls: type) -> Root | None:
         name, coroutine = field(task, "_name"), field(task, "_coro")
     if is_done:
         return None
-    return Root(OWN, "", f"task {text_of(name)!r} {_suspended(coroutine)}: {{}}")
+    return Root(OWN, "", f"task {text_of(name)!r} {_describe_suspended(coroutine)}: {{}}")
 
 
 def _trio_task(task: Any, _: type) -> Root | None:
     name = text_of(field(task, "name"))
-    return Root(OWN, "", f"task {name!r} {_suspended(field(task, 'coro'))}: {{}}")
+    return Root(OWN, "", f"task {name!r} {_describe_suspended(field(task, 'coro'))}: {{}}")
 
 
-def _suspended(coroutine: Any) -> str:
+def _describe_suspended(coroutine: Any) -> str:
     calls = suspended_calls(coroutine)
-    return f"suspended at {where(calls)}" if calls else "not begun"
+    return f"suspended at {describe_calls(calls)}" if calls else "not begun"
 
 
 def suspended_calls(awaited: Any) -> list[Call]:
-    """The calls of a coroutine or generator that waits, innermost first."""
+    """The calls of a suspended coroutine or generator, innermost first."""
     calls: list[Call] = []
     for _ in range(100):
         frame, further = suspension_of(awaited)
         if frame is None:
             break
-        calls.append(call_of(frame.f_code, frame.f_lineno))
+        calls.append(make_call(frame.f_code, frame.f_lineno))
         awaited = further
     return calls[::-1]
 
 
 def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
-    """The frame of a coroutine or generator, and what that waits for."""
+    """The frame of a coroutine or generator, and what it awaits."""
     kind = type(awaited)
     if kind is CoroutineType:
         return awaited.cr_frame, awaited.cr_await
@@ -232,7 +236,7 @@ def _fixture(definition: Any, _: type) -> Root:
     return Root(FOREIGN, "", f"fixture {text_of(field(definition, 'argname'))!r}: {{}}")
 
 
-# Each is given the object and the class that it is known by.
+# Each function gets the object and the class of it that is listed here.
 _KINDS: dict[str, Callable[[Any, type], Root | None]] = {
     "asyncio:Task": _asyncio_task,
     "trio._core._run:Task": _trio_task,

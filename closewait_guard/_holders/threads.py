@@ -1,4 +1,4 @@
-"""What every thread and greenlet has in its local variables, and where it is now."""
+"""The local variables of all running threads and greenlets, and the calls that they are in."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from closewait_guard.model import FrameKind
 __all__ = [
     "Call",
     "Local",
-    "call_of",
-    "call_place",
     "calls_of",
     "current_calls",
+    "describe_call",
+    "describe_calls",
+    "make_call",
     "running_locals",
     "thread_name",
-    "where",
 ]
 
 
 # Bounds the time that a process with thousands of threads takes.
-_MOST_FRAMES = 5000
-_MOST_CALLS = 200
+_MAX_FRAMES = 5000
+_MAX_CALLS = 200
 
 _GREENLET, _GEVENT = "greenlet:greenlet", "gevent:Greenlet"
 
 
 class Local(NamedTuple):
-    """A variable of a call that is under way. Plain data: it keeps nothing alive."""
+    """A local variable of a running call. Plain data: it keeps nothing alive."""
 
     is_library: bool
     name: str
@@ -63,87 +63,89 @@ class Call(NamedTuple):
 
     @property
     def is_user(self) -> bool:
-        """Whether the program's own code is called."""
+        """Whether it is a call of the program's own code."""
         return _kind_of(self.filename) is FrameKind.USER
 
 
-def call_place(call: Call) -> str:
-    """`prices.py:88 in wait()`, with the folder that the file lies in."""
+def describe_call(call: Call) -> str:
+    """Describe a call as `shop/prices.py:88 in wait()`."""
     path = PurePath(call.filename)
     folder = path.parent.name
-    where = f"{folder}/{path.name}" if folder and not call.filename.startswith("<") else path.name
-    return f"{where}:{call.lineno} in {call.function}()".replace(">()", ">")
+    describe_calls = (
+        f"{folder}/{path.name}" if folder and not call.filename.startswith("<") else path.name
+    )
+    return f"{describe_calls}:{call.lineno} in {call.function}()".replace(">()", ">")
 
 
-def where(calls: list[Call]) -> str:
-    """Where a stack is now: the program's innermost line, and what it has called there."""
+def describe_calls(calls: list[Call]) -> str:
+    """Describe where a stack is now: the program's innermost line, and what it has called there."""
     user = next((call for call in calls if call.is_user), None)
     if not calls or user is None:
-        return call_place(calls[0]) if calls else "an unknown place"
+        return describe_call(calls[0]) if calls else "an unknown place"
     inside = "" if user is calls[0] else f", inside {calls[0].function}()".replace(">()", ">")
-    return call_place(user) + inside
+    return describe_call(user) + inside
 
 
 def calls_of(frame: FrameType | None) -> list[Call]:
     """The calls of a stack, innermost first, without the guard's own."""
     calls: list[Call] = []
-    while frame is not None and len(calls) < _MOST_CALLS:
+    while frame is not None and len(calls) < _MAX_CALLS:
         code = frame.f_code
         if not is_ours(text_of(code.co_filename) or ""):
-            calls.append(call_of(code, frame.f_lineno))
+            calls.append(make_call(code, frame.f_lineno))
         frame = frame.f_back
     return calls
 
 
-def call_of(code: CodeType, lineno: int | None) -> Call:
-    """A call of a function, at a line."""
+def make_call(code: CodeType, lineno: int | None) -> Call:
+    """Make a Call of a code object and a line."""
     return Call(text_of(code.co_qualname) or "", text_of(code.co_filename) or "", lineno or 0)
 
 
 def current_calls(thread: int) -> list[Call]:
-    """What a thread is doing at this moment."""
+    """The calls that a thread is in now, innermost first."""
     return calls_of(running_frames().get(thread))
 
 
 def running_locals(
     values: tuple[list[object], list[object]] | None = None,
 ) -> dict[int, Local]:
-    """By the identity of the value: the variables of all calls that are under way.
+    """By the identity of the value: the variables of all running calls.
 
-    Where several have the same value, the program's own come before a library's, and inner calls
-    before outer ones.
+    If several have the same value, the program's own take precedence over a library's, and inner
+    calls over outer ones.
 
     Args:
-        values: Where to put the values of own calls, and those of calls into libraries.
+        values: Two lists to add values to: those in own calls, and those in calls of libraries.
     """
     found: dict[int, Local] = {}
-    left = _MOST_FRAMES
+    remaining = _MAX_FRAMES
     for ident, frame in running_frames().items():
         runner = f"thread {thread_name(ident)}"
-        left -= _take(frame, runner, ident, found, left, values)
-    # Where the heap is too large for it, they are met on the way only.
+        remaining -= _collect_locals(frame, runner, ident, found, remaining, values)
+    # If the heap is too large to search for greenlets, the walk finds those that it reaches.
     for greenlet, frame in _greenlets() if values is None else ():
-        left -= _take(frame, greenlet_name(greenlet), None, found, left, values)
+        remaining -= _collect_locals(frame, greenlet_name(greenlet), None, found, remaining, values)
     return found
 
 
 def thread_name(ident: int) -> str:
-    """The name of a thread; its number where Python has not started it."""
+    """The name of a thread, or its number if Python has not started it."""
     thread = threads.get(ident)
     name = None if thread is None else text_of(field(thread, "_name"))
     return str(ident) if name is None else name
 
 
 def greenlet_name(greenlet: Any) -> str:
-    """What gevent calls it, or its address."""
+    """The name that gevent gives it, or its address."""
     name = text_of(field(greenlet, "name"))
     if name is None and is_exactly(greenlet, find_classes([_GEVENT]).values()):
-        name = text_of(greenlet.name)  # Of the library's own class, which makes a name up.
+        name = text_of(greenlet.name)  # gevent's own class makes up a name.
     return f"greenlet {hex(id(greenlet)) if name is None else name}"
 
 
 def _greenlets() -> list[tuple[Any, FrameType]]:
-    """The suspended ones: their frames belong to no thread."""
+    """The suspended greenlets, whose frames belong to no thread."""
     return [
         (greenlet, frame)
         for cls in find_classes([_GREENLET]).values()
@@ -152,17 +154,17 @@ def _greenlets() -> list[tuple[Any, FrameType]]:
     ]
 
 
-def _take(
+def _collect_locals(
     frame: FrameType | None,
     runner: str,
     thread: int | None,
     found: dict[int, Local],
-    most: int,
+    limit: int,
     values: tuple[list[object], list[object]] | None,
 ) -> int:
     is_own = thread in (None, get_ident())
     read, count = (locals_of if is_own else locals_of_other_thread), 0
-    while frame is not None and count < most:
+    while frame is not None and count < limit:
         code = frame.f_code
         filename = text_of(code.co_filename) or ""
         if not is_ours(filename):

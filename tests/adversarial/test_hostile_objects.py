@@ -428,8 +428,12 @@ def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, plac
 def test_sockets_whose_holders_were_not_searched_for_are_counted_beside_one_of_their_line(
     monkeypatch,
 ):
-    real = Explainer._asked
-    monkeypatch.setattr(Explainer, "_asked", lambda *each, rests: real(*each, rests=rests)[:1])
+    real = Explainer._choose_to_search
+    monkeypatch.setattr(
+        Explainer,
+        "_choose_to_search",
+        lambda *each, is_paused: real(*each, is_paused=is_paused)[:1],
+    )
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         kept = [left_by_its_peer() for _ in range(3)]
         time.sleep(0.01)

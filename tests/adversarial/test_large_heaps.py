@@ -97,7 +97,7 @@ import socket, sys, time, types
 import closewait_guard as cwg
 from closewait_guard._holders import explain, libraries
 
-explain._MOST_TIME = 10.0
+explain._MAX_SECONDS = 10.0
 explain.is_too_large = libraries.is_too_large = lambda: True
 module = sys.modules["app.prices"] = types.ModuleType("app.prices")
 module.__file__ = "/srv/app/prices.py"
