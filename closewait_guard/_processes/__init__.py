@@ -5,15 +5,20 @@ from __future__ import annotations
 from closewait_guard._processes.model import Inaccessible
 from closewait_guard._processes.netlink import answers as kernel_answers
 from closewait_guard._processes.report import ProcessReport, ProcessScan, ProcessScanner
-from closewait_guard._processes.text import peer_phrase, render_inaccessible, render_processes, user
+from closewait_guard._processes.text import (
+    group_by_peer,
+    render_inaccessible,
+    render_processes,
+    user,
+)
 
 __all__ = [
     "Inaccessible",
     "ProcessReport",
     "ProcessScan",
     "ProcessScanner",
+    "group_by_peer",
     "kernel_answers",
-    "peer_phrase",
     "render_inaccessible",
     "render_processes",
     "user",

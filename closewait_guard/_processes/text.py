@@ -16,11 +16,11 @@ from operator import attrgetter
 from closewait_guard._format import pluralize, truncate, unique, wrap_text
 from closewait_guard._processes.report import ProcessReport, ProcessScan
 from closewait_guard._render import connection_summary, socket_kind, verdict_name
-from closewait_guard.model import Finding, Observation, Origin, Report, Severity, State, Verdict
+from closewait_guard.model import Finding, Observation, Origin, Severity, State, Verdict
 
 __all__ = [
+    "group_by_peer",
     "group_lines",
-    "groups_of",
     "healthy_lines",
     "join_paragraphs",
     "peer_phrase",
@@ -33,13 +33,13 @@ __all__ = [
 _MOST_NUMBERS = 10
 
 
-def groups_of(reports: Iterable[Report]) -> list[list[Finding]]:
-    """By verdict and peer, worst first."""
+def group_by_peer(findings: Iterable[Finding]) -> dict[tuple[Verdict, str], list[Finding]]:
+    """Group findings by verdict and peer, in the order of their first appearance."""
     groups: dict[tuple[Verdict, str], list[Finding]] = {}
-    for report in reports:
-        for leak in report.findings:
-            groups.setdefault((leak.verdict, peer_phrase(leak.observation)), []).append(leak)
-    return sorted(groups.values(), key=_weight)
+    for finding in findings:
+        key = finding.verdict, peer_phrase(finding.observation)
+        groups.setdefault(key, []).append(finding)
+    return groups
 
 
 def _weight(group: Sequence[Finding]) -> tuple[int, int, int]:
@@ -228,7 +228,8 @@ def _program(glances: Sequence[ProcessReport]) -> Iterator[str]:
         yield from wrap_text(
             f"  {alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "    "
         )
-    groups = groups_of(reports)
+    by_peer = group_by_peer(finding for report in reports for finding in report.findings)
+    groups = sorted(by_peer.values(), key=_weight)
     for group in groups[:_MOST_PEERS]:
         yield ""
         yield from group_lines(group, several=len(reports) > 1)

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from closewait_guard._processes import ProcessScan, peer_phrase
+from closewait_guard._processes import ProcessScan, group_by_peer
 from closewait_guard.model import Finding, Severity, Verdict
 
 __all__ = [
@@ -81,9 +81,8 @@ class ScanHistory:
         programs: dict[int, str] = {}
         for glance in found.glances:
             programs[glance.report.pid] = glance.report.command
-            for leak in glance.report.leaks:
-                key = (glance.report.pid, leak.verdict, peer_phrase(leak.observation))
-                groups.setdefault(key, []).append(leak)
+            for key, leaks in group_by_peer(glance.report.leaks).items():
+                groups[(glance.report.pid, *key)] = leaks
         self.offenders = sorted(
             (self._offender(key, leaks, programs[key[0]]) for key, leaks in groups.items()),
             key=lambda each: (-each.severity.rank, -each.many, -(each.oldest or 0.0), each.pid),

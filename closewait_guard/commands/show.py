@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from closewait_guard._config import shown
 from closewait_guard._format import wrap_text
-from closewait_guard._processes import peer_phrase
+from closewait_guard._processes import group_by_peer
 from closewait_guard._render import from_dict, site_lines
 from closewait_guard._stream import print_error
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
 from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import Finding, Report, SiteGroup
+from closewait_guard.model import Report, SiteGroup
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
@@ -284,18 +284,12 @@ def _by_name(report: Report) -> dict[str, SiteGroup]:
             # What is closing at one moment is gone at the next, and no news.
             continue
         if group.site is None:
-            groups |= {f"{group.fingerprint} {peer}": part for peer, part in _by_peer(group)}
+            for (_, peer), findings in group_by_peer(group.findings).items():
+                name = f"{group.fingerprint} {peer}"
+                groups[name] = replace(group, findings=tuple(findings))
         else:
             groups[group.fingerprint] = group
     return groups
-
-
-def _by_peer(group: SiteGroup) -> Iterator[tuple[str, SiteGroup]]:
-    peers: dict[str, list[Finding]] = {}
-    for leak in group.findings:
-        peers.setdefault(peer_phrase(leak.observation), []).append(leak)
-    for peer, leaks in peers.items():
-        yield peer, replace(group, findings=tuple(leaks))
 
 
 def _used(report: Report) -> str:
