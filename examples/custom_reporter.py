@@ -10,19 +10,19 @@ from closewait_guard import reporters
 from closewait_guard.testing import half_closed_pair
 
 
-def page_somebody(report: cwg.Report) -> None:
+def page(report: cwg.Report) -> None:
     for group in report.by_site():
-        where = group.site.call if group.site else "nobody knows where"
+        where = group.site.call if group.site else "an unknown line"
         print(f"{group.severity}: {len(group.findings)} x {group.verdict}, opened at {where}")
     for alert in report.alerts:
         print(f"{alert.kind} {alert.status}: {alert.message}")
-    for closed in report.closed_late:
-        print(f"closed late, after {closed.after:.1f} s")
+    for each in report.closed_late:
+        print(f"closed late, after {each.after:.1f} s")
 
 
-cwg.install(reporters=[reporters.changes(page_somebody)], grace=0)
+cwg.install(reporters=[reporters.changes(page)], grace=0)
 with half_closed_pair():
     cwg.report()
-    cwg.report()  # Nothing new: nobody is told.
+    cwg.report()  # Nothing new: the reporter is not called.
 cwg.report()
 cwg.uninstall()

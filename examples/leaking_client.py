@@ -30,7 +30,7 @@ def shop(listener: socket.socket) -> None:
 def order(server: Address) -> None:
     sock = socket.create_connection(server)
     sock.sendall(b"two apples\n")
-    pending.append(sock)  # Until there is an answer; but nobody looks.
+    pending.append(sock)  # Until there is an answer; but nothing looks.
 
 
 def order_fixed(server: Address) -> bytes:

@@ -34,8 +34,8 @@ async def price(_: Request) -> PlainTextResponse:
 
 @contextlib.asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
-    tell = reporters.changes(reporters.text(sys.stdout))
-    reports = asyncio.create_task(cwg.watch_async(interval=0.5, reporters=[tell], grace=0.2))
+    reporter = reporters.changes(reporters.text(sys.stdout))
+    reports = asyncio.create_task(cwg.watch_async(interval=0.5, reporters=[reporter], grace=0.2))
     yield
     reports.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -73,8 +73,10 @@ def _visit(page: Path, *, check: bool) -> int:
         if _comparable(text) == _comparable(renewed):
             return 0
         renewed = _renewed(text)
-    told = unified_diff(text.splitlines(), renewed.splitlines(), "the page", "a run", lineterm="")
-    print("\n".join((f"{page} does not show what its programs print:", *told)))
+    difference = unified_diff(
+        text.splitlines(), renewed.splitlines(), "the page", "a run", lineterm=""
+    )
+    print("\n".join((f"{page} does not show what its programs print:", *difference)))
     return 1
 
 
@@ -136,7 +138,7 @@ def environment() -> dict[str, str]:
 def shown(output: str, folder: Path) -> str:
     """What was printed in a folder, as if that were a plain place."""
     plain = output.rstrip().replace(str(folder), _SHOWN)
-    # Who holds a socket is told with the last folder only.
+    # Holders are named with the last folder only.
     return plain.replace(f"{folder.name}/", f"{Path(_SHOWN).name}/")
 
 

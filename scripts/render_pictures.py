@@ -59,7 +59,7 @@ class Picture(NamedTuple):
 
 _PICTURES = {
     "report": Picture(
-        # The program of the page, but told by the reporter for terminals.
+        # The program of the page, but through the reporter for terminals.
         "sed -i '$ d' orders.py; echo '"
         "import sys; from closewait_guard import reporters; "
         "reporters.console(sys.stdout)(cwg.scan())' >> orders.py; python orders.py",
