@@ -145,7 +145,7 @@ class Guard:
 
                     self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
-                self._registry.listen()
+                self._registry.subscribe()
                 self._registry.adopt()
                 self._pipeline.scanner.take_census()
         return self
@@ -157,7 +157,7 @@ class Guard:
             self._dependants.pop()()
         with patch.install_lock():
             was_installed, self._installed = self._installed, False
-            self._registry.stop()
+            self._registry.unsubscribe()
             signal, self._signal = self._signal, None
         self._pipeline.scanner.close()
         if signal is not None:
@@ -231,9 +231,9 @@ class Guard:
 
     def _open_creations(self, since: int) -> list[Creation]:
         """The sockets opened after a mark that are open or were dropped, without a scan."""
-        from closewait_guard._capture import unfinished
+        from closewait_guard._capture import open_creations
 
-        return unfinished(self._registry, since)
+        return open_creations(self._registry, since)
 
     def _deliver(self, report: Report) -> None:
         self._delivery.deliver(report)

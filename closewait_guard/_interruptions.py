@@ -15,7 +15,7 @@ from inspect import getattr_static
 from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 
 __all__ = [
-    "Later",
+    "DeferredErrors",
     "Refusals",
     "interrupts",
     "refusals",
@@ -83,7 +83,7 @@ def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
     return any(value is interrupted for value in values + sum(rest, ()))
 
 
-class Later:
+class DeferredErrors:
     """Raises an exception in the main thread as soon as no call of given code is under way.
 
     In a finalizer nothing that is raised reaches the program.
@@ -94,7 +94,7 @@ class Later:
         self._codes = {id(code): code for code in codes}
         self._waiting: list[_Waiting] = []
 
-    def deliver(self, error: BaseException) -> None:
+    def raise_later(self, error: BaseException) -> None:
         """Raise it later."""
         handler = _beyond_signal(error.__traceback__)
         waiting = _Waiting(error.with_traceback(handler), self._is_inside, self._waiting.remove)

@@ -237,7 +237,7 @@ class Pipeline:
         opened, dropped, failures = self._registry.totals()
         return Coverage(
             opened=opened,
-            adopted=self._registry.adopted_now(),
+            adopted=self._registry.count_adopted(),
             dropped=dropped,
             forgotten=dropped - len(self._registry.dropped()),
             failures=failures,
@@ -326,7 +326,7 @@ class _Series:
         if size != self._size:
             self._size = size
             registry = self._registry
-            self._open_by_site = count_by_site(registry.lately_open(), self._marks[0], registry.pid)
+            self._open_by_site = count_by_site(registry.last_open(), self._marks[0], registry.pid)
         return self._open_by_site
 
 

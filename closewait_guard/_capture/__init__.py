@@ -25,7 +25,7 @@ from closewait_guard._capture.dropped import (
 from closewait_guard._capture.hooks import SOCKET, as_function
 from closewait_guard._capture.patch import replacement_class
 from closewait_guard._capture.recorder import threads
-from closewait_guard._capture.registry import OpenSockets, Registry, unfinished
+from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
 from closewait_guard._capture.stack import (
     NO_STACK,
     CapturedStack,
@@ -62,9 +62,9 @@ __all__ = [
     "is_listening",
     "is_tls",
     "label",
+    "open_creations",
     "pop_if_same",
     "replacement_class",
     "still_owns",
     "threads",
-    "unfinished",
 ]

@@ -1,6 +1,6 @@
-"""What the program was busy with at a birth, made plain so that a record keeps nothing alive.
+"""What the program was doing when it opened a socket: labels, and the answer of a context provider.
 
-Labels that every socket opened inside a block carries.
+The answer is made plain, so that a record keeps nothing alive.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PlainContext:
     def __init__(self, provider: ContextProvider) -> None:
         self._provider = provider
         self.failure: str | None = None
-        self._asking: set[int] = set()
+        self._threads_asking: set[int] = set()
 
     @classmethod
     def of(cls, provider: ContextProvider | str | None) -> PlainContext | None:
@@ -44,27 +44,27 @@ class PlainContext:
         return cls(provider) if callable(provider) else None
 
     @property
-    def ask(self) -> Callable[[], dict[str, Scalar] | None]:
-        """What to call at each birth."""
+    def provider(self) -> Callable[[], dict[str, Scalar] | None]:
+        """What to call at each creation of a socket."""
         return self.__call__
 
     @property
-    def ask_next(self) -> Callable[[], dict[str, Scalar]]:
-        """What to call where that has answered nothing."""
+    def fallback_provider(self) -> Callable[[], dict[str, Scalar]]:
+        """What to call where that has returned nothing."""
         return dict
 
     def __call__(self) -> dict[str, Scalar]:
         # The provider may open sockets of its own, which have no context.
         thread = get_ident()
-        if thread in self._asking:
+        if thread in self._threads_asking:
             return {}
-        self._asking.add(thread)
+        self._threads_asking.add(thread)
         try:
-            return self._asked()
+            return self._ask()
         finally:
-            self._asking.discard(thread)
+            self._threads_asking.discard(thread)
 
-    def _asked(self) -> dict[str, Scalar]:
+    def _ask(self) -> dict[str, Scalar]:
         try:
             items = list(self._provider().items())
         except Exception as error:
@@ -101,15 +101,15 @@ def _plain(value: object) -> Scalar:
     """
     if type(value) is float and not isfinite(value):
         return str(value)
-    if type(value) is int and not -_MOST <= value <= _MOST:
-        return hex(value)[:_MOST_LETTERS]
+    if type(value) is int and not -_MAX_INT <= value <= _MAX_INT:
+        return hex(value)[:_MAX_CHARACTERS]
     if is_exactly(value, _SCALARS):
         return value  # type: ignore[return-value]
     return exact_text(value)
 
 
-_MOST = 2**63 - 1
-_MOST_LETTERS = 80
+_MAX_INT = 2**63 - 1
+_MAX_CHARACTERS = 80
 # Compared by identity: a metaclass may define what its classes are equal to.
 _SCALARS = (str, int, float, bool, type(None))
 
@@ -118,7 +118,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 _labels: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
 
-# Bound once: it is asked for at every birth.
+# Bound once: it is called at every creation.
 current_labels = _labels.get
 
 

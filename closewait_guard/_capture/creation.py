@@ -1,7 +1,4 @@
-"""What is remembered of a socket until somebody asks: a plain tuple, in the order of a Birth.
-
-A story with names, for whoever has the time to make it.
-"""
+"""The record of how a socket was created: a plain tuple, and the same with named fields."""
 
 from __future__ import annotations
 
@@ -41,7 +38,7 @@ CreationTuple = tuple[Any, ...]
 SOCK, OBJECT_ID, SERIAL, ORIGIN, PARENT, STACK = 0, 1, 2, 9, 10, 11
 
 # Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
-_MOST_ANCESTORS = 16
+_MAX_ANCESTORS = 16
 
 NO_CONTEXT: dict[str, Scalar] = {}
 
@@ -49,7 +46,7 @@ _fileno = _socket.socket.fileno
 
 
 def unknown_creation(sock: socket.socket, serial: int, pid: int) -> CreationTuple:
-    """The story of a socket that nobody has seen opened."""
+    """The creation of a socket that was opened before it could be recorded."""
     when, thread, task, labels, parent = None, "", None, (), None
     return (
         weakref.ref(sock),
@@ -67,24 +64,24 @@ def unknown_creation(sock: socket.socket, serial: int, pid: int) -> CreationTupl
     )
 
 
-def still_owns(story: CreationTuple, fd: int) -> bool:
-    """Whether the socket of a story is alive and this its descriptor."""
-    sock = story[SOCK]()
+def still_owns(creation: CreationTuple, fd: int) -> bool:
+    """Whether the socket of a creation still exists, and this is its descriptor."""
+    sock = creation[SOCK]()
     return sock is not None and _fileno(sock) == fd
 
 
-def as_parent(story: CreationTuple) -> CreationTuple:
-    """What a new birth keeps as its parent: the story, or the root of a line grown too long."""
-    if story[PARENT] is None:
-        return story
-    line = [story]
+def as_parent(creation: CreationTuple) -> CreationTuple:
+    """What a new creation keeps as its parent: this one, or the root of a line grown too long."""
+    if creation[PARENT] is None:
+        return creation
+    line = [creation]
     while (parent := line[-1][PARENT]) is not None:
         line.append(parent)
-    return story if len(line) <= _MOST_ANCESTORS else line[-1]
+    return creation if len(line) <= _MAX_ANCESTORS else line[-1]
 
 
 def pop_if_same(table: dict[int, Any], key: int, value: object) -> None:
-    """Remove an entry unless it has been replaced: another thread may register this moment.
+    """Remove an entry unless it has been replaced: another thread may add one at this moment.
 
     Looked up, compared and removed within one call into C: threads are switched between calls only.
     """
@@ -93,7 +90,7 @@ def pop_if_same(table: dict[int, Any], key: int, value: object) -> None:
 
 
 class Creation(NamedTuple):
-    """Outlives its socket, never holds it."""
+    """How a socket was created. Outlives the socket, and never keeps it alive."""
 
     sock: weakref.ref[socket.socket]
     # The address tells a socket whose weak references the collector has already cleared.

@@ -1,18 +1,8 @@
-"""What the kernel says of a socket that dies open: asked in its finalizer, read when it is told.
+"""The sockets that were dropped: finalized while they were open.
 
-Nothing may be imported in a finalizer, so this is loaded before. What reads it is not: most runs of
-tests drop no socket.
-
-
-A count that finalizers and signal handlers may raise, because raising it takes no lock.
-
-The sockets that were finalized while open: the youngest are remembered, all are counted.
-
-Births that are over, as far as their sockets go, and whose numbers are open all the same.
-
-Such a socket may be in the middle of its end: an object that closes lets go of its number before
-the kernel does, and the collector clears weak references before it calls finalizers. Or it has
-ended, and native code has been given the number since. The one passes, the other stays.
+The kernel is asked about each in its finalizer, and the latest of the answers are kept. Nothing may
+be imported in a finalizer, so this is loaded before; what reads the answers is not, because most
+runs of tests drop no socket.
 """
 
 from __future__ import annotations
@@ -35,7 +25,7 @@ from closewait_guard._live import is_a, module_dict
 __all__ = [
     "DroppedSocket",
     "DroppedSockets",
-    "Endings",
+    "EndedCreations",
     "FinalSnapshot",
     "LockFreeCounter",
     "ask_or_none",
@@ -91,7 +81,7 @@ class FinalSnapshot:
 
 
 def ask_or_none(ask: Callable[..., Any], *question: object) -> Any:
-    """The kernel's answer; None where it has none."""
+    """The answer of the kernel; None where it has none."""
     try:
         return ask(*question)
     except OSError as error:
@@ -109,7 +99,7 @@ def is_tls(sock: _socket.socket) -> bool:
     """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
     if type(sock) is socket.socket:
         return False
-    # Neither the socket nor whatever stands there for the module is asked anything.
+    # No code of the socket, or of what stands in for the module, is run.
     variables = module_dict(sys.modules.get("ssl"))
     return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
 
@@ -134,7 +124,7 @@ class LockFreeCounter:
             return self.mark() - self._uncounted
 
     def after_fork(self) -> None:
-        """In the child: begin at nought again, though the numbers go on.
+        """In the child: count from zero again, though the numbers go on.
 
         A lock that another thread held at the fork would never be released.
         """
@@ -143,75 +133,81 @@ class LockFreeCounter:
 
 
 class DroppedSocket:
-    """A socket that was finalized while it was open, and the kernel's last word on it."""
+    """A socket that was finalized while it was open, and what the kernel said of it then."""
 
-    __slots__ = ("collected", "fd", "remains", "story")
+    __slots__ = ("collected", "creation", "fd", "snapshot")
 
-    def __init__(self, story: CreationTuple, sock: socket.socket, fd: int) -> None:
-        self.story = story
+    def __init__(self, creation: CreationTuple, sock: socket.socket, fd: int) -> None:
+        self.creation = creation
         self.fd = fd
         # The collector clears weak references before it finalizes; a last reference that goes
         # finalizes first.
-        self.collected = story[SOCK]() is None
-        self.remains = FinalSnapshot(sock, fd)
+        self.collected = creation[SOCK]() is None
+        self.snapshot = FinalSnapshot(sock, fd)
 
 
 class DroppedSockets:
-    """Written to in finalizers: nothing here takes a lock, but for the count when it is read.
+    """Written to in finalizers: nothing here takes a lock, except to read the count.
 
     Attributes:
-        kept: The youngest.
+        recent: The latest, as many as are kept.
     """
 
-    def __init__(self, kept: int) -> None:
-        self.kept: deque[DroppedSocket] = deque(maxlen=kept)
-        self.tally = LockFreeCounter()
+    def __init__(self, recent: int) -> None:
+        self.recent: deque[DroppedSocket] = deque(maxlen=recent)
+        self.counter = LockFreeCounter()
 
-    def add(self, story: CreationTuple, sock: socket.socket, fd: int) -> None:
-        """Look at a dying socket for the last time."""
-        self.kept.append(DroppedSocket(story, sock, fd))
-        self.tally.count()
+    def add(self, creation: CreationTuple, sock: socket.socket, fd: int) -> None:
+        """Take a snapshot of a socket that is being finalized."""
+        self.recent.append(DroppedSocket(creation, sock, fd))
+        self.counter.count()
 
-    def youngest(self) -> tuple[DroppedSocket, ...]:
-        """Those that are remembered."""
-        return tuple(self.kept.copy())
+    def as_tuple(self) -> tuple[DroppedSocket, ...]:
+        """Those that are kept."""
+        return tuple(self.recent.copy())
 
     def after_fork(self) -> None:
-        """In the child: those before were the parent's affair."""
-        self.kept.clear()
-        self.tally.after_fork()
+        """In the child: forget those of the parent."""
+        self.recent.clear()
+        self.counter.after_fork()
 
 
 # A collection in which finalizers wait for something may take long.
-_LONGEST = 60.0
+_MAX_COLLECTION = 60.0
 
 
-class _Ending(NamedTuple):
-    """When the end of a birth was noticed, and which socket had its number then."""
+class _Ended(NamedTuple):
+    """When the end of a socket was noticed, and which inode its descriptor had then."""
 
-    story: CreationTuple
+    creation: CreationTuple
     inode: int
     since: float
 
 
-class Endings:
-    """Tells births that are over from those that are about to be."""
+class EndedCreations:
+    """Tells the sockets that have ended from those that are about to.
+
+    A closed or collected socket whose descriptor is open may be in the middle of its end: an object
+    that closes lets go of its number before the kernel does, and the collector clears weak
+    references before it calls finalizers. Or it has ended, and native code has been given the
+    number since. The first passes, the second stays.
+    """
 
     def __init__(self) -> None:
-        self._noticed: dict[int, _Ending] = {}
+        self._noticed: dict[int, _Ended] = {}
 
-    def is_over(self, fd: int, story: CreationTuple) -> bool:
-        """Whether a birth whose socket is closed or gone needs to be known no longer."""
+    def has_ended(self, fd: int, creation: CreationTuple) -> bool:
+        """Whether the creation of a socket that is closed or gone can be removed."""
         inode, noticed = socket_inode_of(fd), self._noticed.get(fd)
         if inode is None:
             return True
-        if noticed is None or noticed.story is not story:
-            self._noticed[fd] = _Ending(story, inode, now())
+        if noticed is None or noticed.creation is not creation:
+            self._noticed[fd] = _Ended(creation, inode, now())
             return False
-        return inode != noticed.inode or now() - noticed.since > _LONGEST
+        return inode != noticed.inode or now() - noticed.since > _MAX_COLLECTION
 
-    def forget_all_but(self, births: Mapping[int, CreationTuple]) -> None:
-        """Let go of those that are known no longer, or whose numbers have been given away."""
+    def keep_only(self, creations: Mapping[int, CreationTuple]) -> None:
+        """Remove those whose creations were removed or replaced."""
         for fd, ending in self._noticed.copy().items():
-            if births.get(fd) is not ending.story:
+            if creations.get(fd) is not ending.creation:
                 pop_if_same(self._noticed, fd, ending)

@@ -1,9 +1,6 @@
-"""What stands in place of the methods of the socket class: the original, and whoever listens.
+"""The wrappers of the methods of the socket class: they call the original, and the subscribers.
 
-Nothing that a listener raises reaches the program, whose own objects may be what fails.
-
-
-What stands in place of the finalizer of the socket class, and lets it run come what may.
+Nothing that a subscriber raises reaches the program.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from inspect import unwrap
 from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
-from closewait_guard._interruptions import Later, interrupts
+from closewait_guard._interruptions import DeferredErrors, interrupts
 
 __all__ = [
     "FRAMES_TO_CALLER",
@@ -37,7 +34,7 @@ __all__ = [
 
 
 class SocketEvents(Protocol):
-    """What a subscriber is told. Nothing that it raises reaches the program."""
+    """What a subscriber is called for. Nothing that it raises reaches the program."""
 
     def on_create(self, sock: socket.socket, descriptor: object, /) -> None:
         """A socket was created; `descriptor` is the `fileno` argument, None if the kernel chose.
@@ -61,7 +58,7 @@ class SocketEvents(Protocol):
         """One of the calls above raised."""
 
 
-# From a listener's `opened` through our wrapper to the frame that made the socket.
+# From `on_create` of a subscriber through our wrapper to the frame that created the socket.
 FRAMES_TO_CALLER = 2
 
 
@@ -94,14 +91,14 @@ SOCKET: type[Any] = _socket_class()
 
 
 def code_of(function: Any) -> CodeType | None:
-    """The code of a function of the standard library, also if somebody has wrapped it before us."""
+    """The code of a function of the standard library, also if another library has wrapped it."""
     return getattr(unwrap(function), "__code__", None)
 
 
 def as_function(found: Any) -> Callable[..., Any]:
     """What the class has there, as a function that takes the socket first.
 
-    Somebody else's wrapper binds itself in its own way, and a mock not at all.
+    A wrapper of another library binds itself in its own way, and a mock not at all.
     """
     if type(found) in _BIND_PLAINLY:
         return found  # type: ignore[no-any-return]
@@ -116,46 +113,46 @@ def as_function(found: Any) -> Callable[..., Any]:
 
 
 class Subscribers:
-    """Who listens. Replaced as a whole, so that a loop in another thread misses nobody.
+    """What to call. Replaced as a whole, so that a loop in another thread misses none.
 
     Attributes:
         creation_calls: What to call for a socket that was created, and when that raises.
     """
 
-    __slots__ = ("creation_calls", "listeners")
+    __slots__ = ("creation_calls", "current")
 
     def __init__(self) -> None:
         self.replace(())
 
-    def replace(self, listeners: tuple[SocketEvents, ...]) -> None:
-        """Tell these from now on, and nobody else."""
-        self.listeners = listeners
+    def replace(self, subscribers: tuple[SocketEvents, ...]) -> None:
+        """Call these from now on, and no others."""
+        self.current = subscribers
         # To look the methods up takes longer than to call them.
         self.creation_calls = tuple(
-            (listener.on_create, listener.on_error) for listener in listeners
+            (subscriber.on_create, subscriber.on_error) for subscriber in subscribers
         )
 
     def notify_detach(self, sock: socket.socket, fd: int) -> None:
         """A socket is about to give its descriptor away."""
-        self._notify(lambda listener: listener.on_detach(sock, fd))
+        self._notify(lambda subscriber: subscriber.on_detach(sock, fd))
 
     def notify_makefile(self, sock: socket.socket) -> None:
         """A file object was made of a socket."""
-        self._notify(lambda listener: listener.on_makefile(sock))
+        self._notify(lambda subscriber: subscriber.on_makefile(sock))
 
     def notify_fd_exhausted(self) -> None:
         """No descriptor was left."""
-        self._notify(lambda listener: listener.on_fd_exhausted())
+        self._notify(lambda subscriber: subscriber.on_fd_exhausted())
 
     def _notify(self, call: Callable[[SocketEvents], None]) -> None:
         # A creation goes without: that is the hottest path, two frames deep.
-        for listener in self.listeners:
+        for subscriber in self.current:
             try:
-                call(listener)
+                call(subscriber)
             except BaseException as error:
                 if interrupts(error):
                     raise
-                listener.on_error()
+                subscriber.on_error()
 
 
 def _wrap_init(original: Any, subscribers: Subscribers) -> Any:
@@ -174,7 +171,7 @@ def _wrap_init(original: Any, subscribers: Subscribers) -> Any:
         try:
             original(self, family, type, proto, fileno)
         except OSError as error:
-            _tell_if_exhausted(error, subscribers)
+            _notify_if_exhausted(error, subscribers)
             raise
         for on_create, on_error in subscribers.creation_calls:
             try:
@@ -188,14 +185,14 @@ def _wrap_init(original: Any, subscribers: Subscribers) -> Any:
 
 
 def _wrap_foreign_init(original: Any, subscribers: Subscribers) -> Any:
-    """Over somebody else's patch, which may care which arguments were given, and how."""
+    """Over the patch of another library, which may depend on how arguments were given."""
 
     @functools.wraps(original)
     def __init__(self: socket.socket, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         try:
             original(self, *args, **kwargs)
         except OSError as error:
-            _tell_if_exhausted(error, subscribers)
+            _notify_if_exhausted(error, subscribers)
             raise
         fileno = args[3] if len(args) > 3 else kwargs.get("fileno")
         for on_create, on_error in subscribers.creation_calls:
@@ -209,7 +206,7 @@ def _wrap_foreign_init(original: Any, subscribers: Subscribers) -> Any:
     return __init__
 
 
-def _tell_if_exhausted(error: OSError, subscribers: Subscribers) -> None:
+def _notify_if_exhausted(error: OSError, subscribers: Subscribers) -> None:
     if error.errno in _EXHAUSTED:
         subscribers.notify_fd_exhausted()
 
@@ -222,7 +219,7 @@ def _wrap_accept(original: Any, subscribers: Subscribers) -> Any:
             listener_in_accept_by_thread[thread] = self
             return original(self)
         except OSError as error:
-            _tell_if_exhausted(error, subscribers)
+            _notify_if_exhausted(error, subscribers)
             raise
         finally:
             listener_in_accept_by_thread.pop(thread, None)
@@ -269,29 +266,28 @@ WRAPPERS: dict[str, Callable[[Any, Subscribers], Any]] = {
 }
 
 
-_fileno = _socket.socket.fileno
 _IN_C = _socket.socket.__del__  # type: ignore[attr-defined]
 
 
 def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
-    """Tells of sockets that die open; then the finalizer that was there is called.
+    """Notifies of sockets that are finalized while open; then calls the finalizer that was there.
 
     All that calls is in C: a signal handler may raise before the first bytecode of any function in
     Python, and at the recursion limit none can be called. So no frame of ours is on the stack when
     the C finalizer emits the ResourceWarning, which is attributed to the program's own line, as it
-    is without the guard. Of a closed socket nobody is told, and no bytecode of ours runs at all.
+    is without the guard. For a closed socket no bytecode of ours runs at all.
 
     A list compares each of its items with what is looked for: a call of each with the socket, one
     after the other, until one answers that it is equal. A cache of no size calls what it was made
     of, and is bound by the interpreter as a function is, without an object for each call.
     """
 
-    def tell(sock: socket.socket) -> None:
-        _tell(subscribers, later, sock, _fileno(sock))
+    def notify(sock: socket.socket) -> None:
+        _notify_finalize(subscribers, deferred, sock, _fileno(sock))
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
-    later = Later((tell.__code__, code_of(SOCKET.__repr__)))
-    calls = [_with_method("__eq__", each) for each in (_is_closed, _dropping_errors(tell))]
+    deferred = DeferredErrors((notify.__code__, code_of(SOCKET.__repr__)))
+    calls = [_with_method("__eq__", each) for each in (_is_closed, _dropping_errors(notify))]
     if original is not _IN_C:
         # That of a closed socket is to be called too.
         calls = [_with_method("__eq__", _dropping_errors(calls.__contains__))]
@@ -326,12 +322,14 @@ _is_closed: Any = partial(
 )
 
 
-def _tell(subscribers: Subscribers, later: Later, sock: socket.socket, fd: int) -> None:
-    for listener in subscribers.listeners:
+def _notify_finalize(
+    subscribers: Subscribers, deferred: DeferredErrors, sock: socket.socket, fd: int
+) -> None:
+    for subscriber in subscribers.current:
         try:
-            listener.on_finalize(sock, fd)
+            subscriber.on_finalize(sock, fd)
         except BaseException as error:
             if interrupts(error):
-                later.deliver(error)
+                deferred.raise_later(error)
             else:
-                listener.on_error()
+                subscriber.on_error()

@@ -1,4 +1,4 @@
-"""Where a descriptor comes from that a socket was made of, and whose birth goes before."""
+"""The origin of a socket: created, accepted, duplicated, wrapped, detached; and of which other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = [
 
 
 # Which function of the standard library makes a socket of a descriptor, and which of its local
-# variables tells whose. By the identity of the code, because a code object hashes its constants.
+# variables has the socket or descriptor that goes before. By the identity of the code, because a
+# code object hashes its constants.
 _STDLIB_CONSTRUCTORS: dict[int, tuple[Origin, str | None]] = {
     id(code_of(function)): origin_and_name
     for function, origin_and_name in (
@@ -40,57 +41,57 @@ _get_ident = threading.get_ident
 def origin_of(
     fd: int,
     caller: FrameType,
-    births: Mapping[int, CreationTuple],
+    creations: Mapping[int, CreationTuple],
     detached: Mapping[int, tuple[CreationTuple, int]],
 ) -> tuple[Origin, CreationTuple | None]:
-    """The origin of a socket made of a descriptor, and the birth that goes before.
+    """The origin of a socket made of a descriptor, and the creation that goes before.
 
     Args:
         fd: The descriptor.
         caller: The frame that made the socket.
-        births: The stories by descriptor, before this one.
-        detached: The stories and inodes of descriptors that left their socket objects.
+        creations: The creations by descriptor, before this one.
+        detached: The creations and inodes of descriptors that left their socket objects.
     """
-    maker = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
-    if maker is None:
-        caller = _beyond_init(caller)
-        maker = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
-    if maker is not None:
-        origin, name = maker
+    constructor = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
+    if constructor is None:
+        caller = _skip_init(caller)
+        constructor = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
+    if constructor is not None:
+        origin, name = constructor
         if (
             origin is _ACCEPTED
             and (listener := listener_in_accept_by_thread.get(_get_ident())) is not None
         ):
-            story = births.get(_fileno(listener))
-            if story is None or story[SOCK]() is not listener:
+            creation = creations.get(_fileno(listener))
+            if creation is None or creation[SOCK]() is not listener:
                 return origin, None
-            return origin, story if story[PARENT] is None else as_parent(story)
-        return origin, _named_by(caller, name, births) if name else None
-    story = births.get(fd)
-    if story is None:
+            return origin, creation if creation[PARENT] is None else as_parent(creation)
+        return origin, _creation_in_variable(caller, name, creations) if name else None
+    creation = creations.get(fd)
+    if creation is None:
         return Origin.ADOPTED, None
-    if still_owns(story, fd):
-        return Origin.WRAPPED, as_parent(story)
-    handed = detached.get(fd)
-    if handed is not None and handed[0] is story and handed[1] == inode_of(fd):
-        return Origin.DETACHED, as_parent(story)
+    if still_owns(creation, fd):
+        return Origin.WRAPPED, as_parent(creation)
+    left = detached.get(fd)
+    if left is not None and left[0] is creation and left[1] == inode_of(fd):
+        return Origin.DETACHED, as_parent(creation)
     return Origin.ADOPTED, None
 
 
-def _beyond_init(frame: FrameType) -> FrameType:
-    """Past the constructors of subclasses, to who called them."""
+def _skip_init(frame: FrameType) -> FrameType:
+    """Past the constructors of subclasses, to what called them."""
     while frame.f_code.co_name == "__init__" and frame.f_back is not None:
         frame = frame.f_back
     return frame
 
 
-def _named_by(
-    caller: FrameType, name: str, births: Mapping[int, CreationTuple]
+def _creation_in_variable(
+    caller: FrameType, name: str, creations: Mapping[int, CreationTuple]
 ) -> CreationTuple | None:
-    """The birth of the socket, or descriptor, that a local variable of the caller holds."""
+    """The creation of the socket, or descriptor, that a local variable of the caller holds."""
     value = variable_of(caller, name)
     fd = _c_socket.fileno(value) if is_a(value, _c_socket) else value
     if not is_a(fd, int):
         return None
-    story = births.get(fd)
-    return as_parent(story) if story is not None and still_owns(story, fd) else None
+    creation = creations.get(fd)
+    return as_parent(creation) if creation is not None and still_owns(creation, fd) else None

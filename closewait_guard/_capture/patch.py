@@ -1,4 +1,4 @@
-"""The only place that patches: who subscribes here is told of every birth, detachment and death.
+"""Install and remove the wrappers of the socket class; subscribe to what happens to sockets.
 
 All guards of a process share one patch. It goes on with the first subscriber and off with the last.
 """
@@ -28,13 +28,13 @@ __all__ = [
     "overriding_module",
     "replacement_class",
     "subscribe",
+    "try_unsubscribe",
     "unsubscribe",
-    "unsubscribe_soon",
     "wrap_callable",
 ]
 
 
-_listeners: list[SocketEvents] = []
+_subscribers: list[SocketEvents] = []
 _lock = threading.RLock()
 
 
@@ -46,49 +46,49 @@ def install_lock() -> threading.RLock:
 def after_fork() -> None:
     """In the child: a lock that another thread held at the fork would never be released.
 
-    Nor would the listeners be let go of that other threads were accepting from.
+    Nor would the listening sockets be released that other threads were accepting from.
     """
     global _lock
     _lock = threading.RLock()
     listener_in_accept_by_thread.clear()
 
 
-def subscribe(listener: SocketEvents) -> None:
-    """Tell `listener` of what happens to sockets from now on."""
+def subscribe(subscriber: SocketEvents) -> None:
+    """Call `subscriber` for what happens to sockets from now on."""
     with install_lock():
-        if listener not in _listeners:
-            _listeners.append(listener)
-        _tell()
+        if subscriber not in _subscribers:
+            _subscribers.append(subscriber)
+        _update_methods()
 
 
-def unsubscribe(listener: SocketEvents) -> None:
-    """Stop telling `listener`; the last one to go leaves the class as it was found."""
+def unsubscribe(subscriber: SocketEvents) -> None:
+    """Stop calling `subscriber`; the last one to go leaves the class as it was found."""
     with install_lock():
-        if listener in _listeners:
-            _listeners.remove(listener)
-        _tell()
+        if subscriber in _subscribers:
+            _subscribers.remove(subscriber)
+        _update_methods()
 
 
-def unsubscribe_soon(listener: SocketEvents) -> None:
-    """The same from within what the patch tells, where nobody may be waited for.
+def try_unsubscribe(subscriber: SocketEvents) -> None:
+    """The same from within a call of the patch, where nothing may be waited for.
 
-    While somebody else is installing, nothing is done: to be called again the next time.
+    While another thread is installing, nothing is done: call it again the next time.
     """
     lock = install_lock()
     if lock.acquire(blocking=False):
         try:
-            unsubscribe(listener)
+            unsubscribe(subscriber)
         finally:
             lock.release()
 
 
-def _tell() -> None:
+def _update_methods() -> None:
     for method in _METHODS:
-        method.set_listeners(tuple(_listeners))
+        method.set_subscribers(tuple(_subscribers))
 
 
 def is_patched() -> bool:
-    """Whether anything of ours is on the socket class, be it silent."""
+    """Whether a wrapper of ours is on the socket class, even one that calls no subscriber."""
     return any(method.top() is not None for method in _METHODS)
 
 
@@ -150,8 +150,8 @@ class InstalledWrapper:
 class _Method:
     """One method of the socket class, patched in place and restored exactly.
 
-    A wrapper that somebody else has wrapped cannot be taken out. It falls silent, and is
-    remembered: should it come to light again, it is used again, or removed.
+    A wrapper that another library has wrapped cannot be taken out. It stays, without subscribers:
+    as soon as it is on top again, it is used again, or removed.
     """
 
     def __init__(self, name: str, wrap: Callable[[Any, Subscribers], Any]) -> None:
@@ -165,27 +165,27 @@ class _Method:
         return vars(SOCKET).get(self.name)
 
     def top(self) -> InstalledWrapper | None:
-        """Our layer, be it silent, if it is what the class has there now."""
+        """Our wrapper, if it is what the class has there now."""
         return next((layer for layer in self._layers if layer.ours is self.present), None)
 
     def is_covered(self) -> bool:
-        """Whether a listener is told through somebody else's wrapper, if at all."""
-        return self.top() is None and any(layer.subscribers.listeners for layer in self._layers)
+        """Whether subscribers are called through the wrapper of another library, if at all."""
+        return self.top() is None and any(layer.subscribers.current for layer in self._layers)
 
-    def set_listeners(self, listeners: tuple[SocketEvents, ...]) -> None:
-        """Make `listeners` the only ones who are told; take our wrapper out if there are none."""
-        told = self._told() or (self._added() if listeners else None)
-        if told is not None:
-            told.subscribers.replace(listeners)
-        if not listeners:
+    def set_subscribers(self, subscribers: tuple[SocketEvents, ...]) -> None:
+        """Call these and no others; take our wrapper out if there are none."""
+        layer = self._layer_in_use() or (self._add_layer() if subscribers else None)
+        if layer is not None:
+            layer.subscribers.replace(subscribers)
+        if not subscribers:
             self._remove()
 
-    def _told(self) -> InstalledWrapper | None:
-        """The layer in use: the one that somebody listens to, else a silent one on top."""
-        heard = (layer for layer in self._layers if layer.subscribers.listeners)
-        return next(heard, None) or self.top()
+    def _layer_in_use(self) -> InstalledWrapper | None:
+        """The one that has subscribers, else one without that is on top."""
+        with_subscribers = (layer for layer in self._layers if layer.subscribers.current)
+        return next(with_subscribers, None) or self.top()
 
-    def _added(self) -> InstalledWrapper:
+    def _add_layer(self) -> InstalledWrapper:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
         subscribers, found, was_own = Subscribers(), self.present, self.name in vars(SOCKET)

@@ -1,9 +1,7 @@
-"""Which thread and which asyncio task the program is in, asked without side effects.
+"""What is recorded of each socket when it is created: the hottest path of all.
 
-What is done at each birth: the hottest path of all.
-
-It is a function that has all it needs among its own variables. To look a thing up elsewhere takes
-the longer the more the program has done since the last birth.
+`on_create` is a function that has all it needs among its own variables. To look a thing up
+elsewhere takes the longer the more the program has done since the last creation.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from closewait_guard._live import exact_text
 
 __all__ = [
     "CreationTable",
-    "recorder",
+    "make_recorder",
     "task_name",
     "threads",
 ]
@@ -47,86 +45,93 @@ def task_name() -> str | None:
     except Exception as error:
         if interrupts(error):
             raise
-        # A task class of somebody's has no names.
+        # Not every class of tasks gives them names.
         return None
 
 
-_SETTLE_AFTER = 256
+_INTERN_AFTER = 256
 
 
 class CreationTable:
-    """The births by descriptor, and who has given his descriptor away.
+    """The creations by descriptor, and those whose sockets were detached from it.
 
     Attributes:
-        pid: The process in which births happen.
-        has_news: True if there has been a birth since the latest sweep, which puts a mark here.
-        youngest: The serial of the latest birth.
+        pid: The process in which sockets are created.
+        changed: True if a socket was created since the latest sweep, which puts a mark here.
+        last_serial: The serial of the latest creation.
     """
 
-    __slots__ = ("births", "detached", "has_news", "pid", "settle_at", "youngest")
+    __slots__ = ("changed", "creations", "detached", "intern_at", "last_serial", "pid")
 
     def __init__(self) -> None:
-        self.births: dict[int, CreationTuple] = {}
+        self.creations: dict[int, CreationTuple] = {}
         self.detached: dict[int, tuple[CreationTuple, int]] = {}
         self.pid = os.getpid()
-        self.has_news: object = True
-        self.youngest = 0
-        self.settle_at = _SETTLE_AFTER
+        self.changed: object = True
+        self.last_serial = 0
+        self.intern_at = _INTERN_AFTER
 
-    def settle(self, serial: int) -> None:
+    def intern_stacks(self, serial: int) -> None:
         """Make the stacks of the sockets that live on small.
 
-        As many births lie between two times as there are sockets: each pays next to nothing.
+        As many creations lie between two times as there are sockets: each pays next to nothing.
         """
-        births = self.births.copy()
-        self.settle_at = serial + max(_SETTLE_AFTER, len(births))
-        for birth in births.values():
-            intern(birth[STACK])
+        creations = self.creations.copy()
+        self.intern_at = serial + max(_INTERN_AFTER, len(creations))
+        for creation in creations.values():
+            intern(creation[STACK])
 
 
-def recorder(
-    book: CreationTable,
+def make_recorder(
+    table: CreationTable,
     count: Callable[[], int],
     context: PlainContext | None,
     capture: Capture,
     depth: int,
 ) -> Callable[[socket.socket, object], None]:
-    """What to call at each birth, to have it written into a book."""
-    births, detached, created, caller = book.births, book.detached, Origin.CREATED, FRAMES_TO_CALLER
+    """A function to call at each creation, which writes it into a table."""
+    creations, detached, created, caller = (
+        table.creations,
+        table.detached,
+        Origin.CREATED,
+        FRAMES_TO_CALLER,
+    )
     fileno, reference, now = _socket.socket.fileno, weakref.ref, wall
     frame, thread_id, thread_of = sys._getframe, threading.get_ident, threads.get
     module, labels = sys.modules.get, current_labels
-    ask, ask_next = (None, dict) if context is None else (context.ask, context.ask_next)
+    provider, fallback_provider = (
+        (None, dict) if context is None else (context.provider, context.fallback_provider)
+    )
 
     def on_create(sock: socket.socket, descriptor: object) -> None:
         fd = fileno(sock)
         if descriptor is None:
             origin, parent = created, None
         else:
-            origin, parent = origin_of(fd, frame(caller), births, detached)
+            origin, parent = origin_of(fd, frame(caller), creations, detached)
         thread = thread_of(thread_id())
         asyncio = module("_asyncio")
         serial = count()
         name = thread._name if thread is not None else f"thread-{thread_id()}"
-        # In the order of Birth, but plain: a named tuple takes three times as long to make.
-        births[fd] = (
+        # In the order of Creation, but plain: a named tuple takes three times as long to make.
+        creations[fd] = (
             reference(sock),
             id(sock),
             serial,
-            book.pid,
+            table.pid,
             now(),
             name if type(name) is str else exact_text(name),
-            # A call into C; most births are in no event loop.
+            # A call into C; most creations are in no event loop.
             None if asyncio is None or asyncio._get_running_loop() is None else task_name(),
             labels(),
-            NO_CONTEXT if ask is None else ask() or ask_next(),
+            NO_CONTEXT if provider is None else provider() or fallback_provider(),
             origin,
             parent,
             capture(frame(caller), depth) if depth else NO_STACK,
         )
-        book.has_news = True
-        book.youngest = serial
-        if serial >= book.settle_at:
-            book.settle(serial)
+        table.changed = True
+        table.last_serial = serial
+        if serial >= table.intern_at:
+            table.intern_stacks(serial)
 
     return on_create

@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 
-# Bounds what the table of known stacks can hold; a program with more starts the table anew.
-_MOST_STACKS = 10_000
+# Bounds what the table of shared stacks can hold; a program with more begins with an empty one.
+_MAX_STACKS = 10_000
 
 
 class SharedStack:
-    """A stack that several births share: code objects and offsets, innermost first."""
+    """A stack that several creations share: code objects and offsets, innermost first."""
 
     __slots__ = ("codes", "frames", "offsets")
 
@@ -36,14 +36,14 @@ class SharedStack:
         self.frames: tuple[Frame, ...] | None = None
 
 
-# Fresh from the walk: code, offset, code, offset, ... outwards. Once settled: one Known.
+# As captured: code, offset, code, offset, ... outwards. Once interned: one SharedStack.
 CapturedStack = list[Any]
 
 NO_STACK: CapturedStack = []
 
 Capture = Callable[[FrameType, int], CapturedStack]
 
-_known: dict[tuple[int, ...], SharedStack] = {}
+_shared: dict[tuple[int, ...], SharedStack] = {}
 
 
 def capture(frame: FrameType, depth: int) -> CapturedStack:
@@ -84,17 +84,17 @@ def intern(stack: CapturedStack) -> None:
     """Make a stack small, in place, by sharing what is equal.
 
     Equals are found by their offsets, and then compared: hashing a code object would hash all of
-    its constants. Still too dear for every birth, so it is done for the sockets that live on.
+    its constants. Still too expensive for every creation: it is done for sockets that stay open.
     """
     # Of a copy: another thread may make the stack small between two looks at it.
     captured = stack.copy()
     if len(captured) <= 1:
         return
     codes, offsets = captured[::2], tuple(captured[1::2])
-    known = _known.get(offsets)
+    known = _shared.get(offsets)
     # By identity: code objects of two files are equal where the files read alike.
     if known is None or not all(map(is_, known.codes, codes)):
-        if len(_known) >= _MOST_STACKS:
-            _known.clear()
-        known = _known[offsets] = SharedStack(codes, offsets)
+        if len(_shared) >= _MAX_STACKS:
+            _shared.clear()
+        known = _shared[offsets] = SharedStack(codes, offsets)
     stack[:] = [known]

@@ -304,8 +304,8 @@ def _find_successors(
     if not old:
         return {}
     found: dict[int, int] = {}
-    living = registry.living().stories.values()
-    for creation in nlargest(_MAX_NEWER_SOCKETS, living, key=itemgetter(SERIAL)):
+    open_sockets = registry.open_sockets().creations.values()
+    for creation in nlargest(_MAX_NEWER_SOCKETS, open_sockets, key=itemgetter(SERIAL)):
         sock, record = creation[SOCK](), record_of(creation, registry.pid)
         peer, opened_at = peer_of(sock) if sock is not None else None, record.opened_at or 0.0
         for serial, (end, to, site) in old.items():

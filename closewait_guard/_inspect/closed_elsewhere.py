@@ -28,13 +28,13 @@ _BY_KERNEL = frozenset({Origin.CREATED, Origin.ACCEPTED, Origin.DUPLICATED})
 class ForeignClose(NamedTuple):
     """A socket object that is open as far as it knows, and the number that is no longer its own."""
 
-    story: CreationTuple
+    creation: CreationTuple
     fd: int
     inode: int | None
 
     def endpoint(self) -> Endpoint | None:
         """What the object itself knows; None if it is gone."""
-        sock = self.story[SOCK]()
+        sock = self.creation[SOCK]()
         if sock is None:
             return None
         return endpoint_of(sock, self.fd)._replace(local=None, peer=None, inode=self.inode)
@@ -46,7 +46,7 @@ _Noted = tuple[CreationTuple, int | None]
 class _Notes(NamedTuple):
     """The inodes of those that one scan took to be open."""
 
-    stories: Mapping[int, CreationTuple]
+    creations: Mapping[int, CreationTuple]
     inodes: Mapping[int, _Noted]
 
 
@@ -63,46 +63,46 @@ class ClosedElsewhere:
 
     def notice(
         self,
-        stories: Mapping[int, CreationTuple],
+        creations: Mapping[int, CreationTuple],
         events: Mapping[int, int],
         looked_at: Collection[int],
     ) -> set[int]:
         """The numbers that are not those of their sockets any more.
 
         Args:
-            stories: All that are taken to be open; the same object while there is nothing new.
+            creations: All that are taken to be open; the same object while there is nothing new.
             events: What has happened to them.
             looked_at: Those of which something is going to be told.
         """
         notes = self._notes
-        if stories is not notes.stories:
-            notes = self._notes = _Notes(stories, self._noted(stories, notes.inodes))
+        if creations is not notes.creations:
+            notes = self._notes = _Notes(creations, self._noted(creations, notes.inodes))
         stolen = {fd for fd in looked_at if _is_stolen(fd, notes.inodes, events)}
         for fd in stolen:
-            self._add(stories[fd], fd, notes.inodes[fd][1])
+            self._add(creations[fd], fd, notes.inodes[fd][1])
         return stolen
 
     def _noted(
-        self, stories: Mapping[int, CreationTuple], before: Mapping[int, _Noted]
+        self, creations: Mapping[int, CreationTuple], before: Mapping[int, _Noted]
     ) -> Mapping[int, _Noted]:
         noted: dict[int, _Noted] = {}
-        for fd, story in stories.items():
+        for fd, creation in creations.items():
             known = before.get(fd)
-            if known is not None and known[0] is story:
+            if known is not None and known[0] is creation:
                 noted[fd] = known
                 continue
-            if known is not None and _has_taken(story, known[0]) and still_owns(known[0], fd):
+            if known is not None and _has_taken(creation, known[0]) and still_owns(known[0], fd):
                 self._add(known[0], fd, known[1])
-            noted[fd] = (story, inode_of(fd))
+            noted[fd] = (creation, inode_of(fd))
         return noted
 
-    def _add(self, story: CreationTuple, fd: int, inode: int | None) -> None:
-        self._found.setdefault(story[SERIAL], ForeignClose(story, fd, inode))
+    def _add(self, creation: CreationTuple, fd: int, inode: int | None) -> None:
+        self._found.setdefault(creation[SERIAL], ForeignClose(creation, fd, inode))
 
     def standing(self) -> Iterator[ForeignClose]:
         """Those whose objects are still there, and have not been closed."""
         for serial, theft in self._found.copy().items():
-            if still_owns(theft.story, theft.fd):
+            if still_owns(theft.creation, theft.fd):
                 yield theft
             else:
                 pop_if_same(self._found, serial, theft)
@@ -111,10 +111,10 @@ class ClosedElsewhere:
 def _is_stolen(fd: int, noted: Mapping[int, _Noted], events: Mapping[int, int]) -> bool:
     if fd not in noted:
         return False
-    story, inode = noted[fd]
+    creation, inode = noted[fd]
     is_free = bool(events.get(fd, 0) & INVALID)
     # An object that is closing lets go of the number before the kernel does.
-    return (is_free or inode_of(fd) != inode) and still_owns(story, fd)
+    return (is_free or inode_of(fd) != inode) and still_owns(creation, fd)
 
 
 def _has_taken(younger: CreationTuple, older: CreationTuple) -> bool:

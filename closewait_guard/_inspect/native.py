@@ -62,7 +62,7 @@ class _Native(NamedTuple):
         seen_at: When it was taken in.
     """
 
-    story: CreationTuple
+    creation: CreationTuple
     inode: int
     since: int
     seen_at: float
@@ -74,7 +74,7 @@ class _Tracked(Protocol):
     @property
     def pid(self) -> int: ...
 
-    def knows(self, fd: int, since: float = ...) -> bool: ...
+    def is_tracked(self, fd: int, since: float = ...) -> bool: ...
     def mark(self) -> int: ...
 
 
@@ -89,8 +89,8 @@ class NativeSockets:
         self._tracked = tracked
         self._known: dict[int, _Native] = {}
         # As they were handed out last.
-        self._stories: dict[int, CreationTuple] = {}
-        self._youngest = 0
+        self._handed_out: dict[int, CreationTuple] = {}
+        self._last_serial = 0
         self._has_counted = False
         self._rests_until = 0.0
         # How many there are; None where nobody says.
@@ -101,7 +101,7 @@ class NativeSockets:
         """The process that the registry works in."""
         return self._tracked.pid
 
-    def living(self, *, thorough: bool = False) -> OpenSockets:
+    def open_sockets(self, *, thorough: bool = False) -> OpenSockets:
         """Those that are open. The descriptors are listed anew when it is time to."""
         began = now()
         if thorough or began >= self._rests_until:
@@ -111,27 +111,29 @@ class NativeSockets:
         if not self._known:
             return OpenSockets({}, set(), set())
         known = self._known.copy()
-        for fd in [fd for fd, native in known.items() if self._tracked.knows(fd, native.since)]:
+        for fd in [
+            fd for fd, native in known.items() if self._tracked.is_tracked(fd, native.since)
+        ]:
             pop_if_same(self._known, fd, known.pop(fd))
-        stories = self._handed_out({fd: native.story for fd, native in known.items()})
-        return OpenSockets(stories, set(), set(stories))
+        creations = self._same_if_unchanged({fd: native.creation for fd, native in known.items()})
+        return OpenSockets(creations, set(), set(creations))
 
-    def _handed_out(self, stories: dict[int, CreationTuple]) -> dict[int, CreationTuple]:
+    def _same_if_unchanged(self, creations: dict[int, CreationTuple]) -> dict[int, CreationTuple]:
         """The same object for as long as there is nothing new, which saves a poller much."""
-        last = self._stories
-        if stories.keys() == last.keys() and all(map(is_, stories.values(), last.values())):
+        last = self._handed_out
+        if creations.keys() == last.keys() and all(map(is_, creations.values(), last.values())):
             return last
-        self._stories = stories
-        return stories
+        self._handed_out = creations
+        return creations
 
-    def youngest(self) -> int:
+    def last_serial(self) -> int:
         """The serial of the latest that was taken in."""
-        return self._youngest
+        return self._last_serial
 
     def _take_census(self) -> None:
         # Both before the listing: what is told or opened meanwhile is younger than what is found.
         before, since = self._known.copy(), self._tracked.mark()
-        found = sockets_besides(self._tracked.knows)
+        found = sockets_besides(self._tracked.is_tracked)
         self.count = None if found is None else len(found)
         if found is None:
             return
@@ -142,8 +144,8 @@ class NativeSockets:
                 pop_if_same(self._known, fd, native)
         for fd, inode in found.items():
             if fd not in self._known and fd >= _FIRST:
-                story = self._story(opened_at, NO_STACK)
-                self._known.setdefault(fd, _Native(story, inode, since, now()))
+                creation = self._new_creation(opened_at, NO_STACK)
+                self._known.setdefault(fd, _Native(creation, inode, since, now()))
 
     def is_new(self, seen: Observation) -> bool:
         """Whether it has not been one for long enough that it cannot be anything else.
@@ -159,15 +161,15 @@ class NativeSockets:
         native = self._known.get(seen.fd)
         return (
             native is not None
-            and native.story[SERIAL] == seen.record.serial
+            and native.creation[SERIAL] == seen.record.serial
             and native.inode == seen.inode == inode_of(seen.fd)
-            and not self._tracked.knows(seen.fd, native.since)
+            and not self._tracked.is_tracked(seen.fd, native.since)
         )
 
-    def forget(self, fd: int, story: CreationTuple) -> None:
+    def discard(self, fd: int, creation: CreationTuple) -> None:
         """Let go of one that is closed."""
         native = self._known.get(fd)
-        if native is not None and native.story is story:
+        if native is not None and native.creation is creation:
             pop_if_same(self._known, fd, native)
 
     def dropped(self) -> tuple[DroppedSocket, ...]:
@@ -178,22 +180,22 @@ class NativeSockets:
         """Say where some of them were opened."""
         for fd in fds:
             since, inode, known = self._tracked.mark(), inode_of(fd), self._known.get(fd)
-            if inode is None or self._tracked.knows(fd):
+            if inode is None or self._tracked.is_tracked(fd):
                 continue
-            if known is not None and known.inode == inode and known.story[STACK]:
+            if known is not None and known.inode == inode and known.creation[STACK]:
                 continue
-            self._known[fd] = _Native(self._story(wall(), stack), inode, since, now())
+            self._known[fd] = _Native(self._new_creation(wall(), stack), inode, since, now())
 
     def present(self) -> set[int]:
         """The descriptors of all sockets that no object is known for, at this moment."""
-        return set(sockets_besides(self._tracked.knows) or ())
+        return set(sockets_besides(self._tracked.is_tracked) or ())
 
     def after_fork(self) -> None:
         """In the child: a census of our own comes next."""
         self._rests_until = 0.0
 
-    def _story(self, opened_at: float | None, stack: CapturedStack) -> CreationTuple:
-        serial = self._youngest = self._tracked.mark()
+    def _new_creation(self, opened_at: float | None, stack: CapturedStack) -> CreationTuple:
+        serial = self._last_serial = self._tracked.mark()
         return tuple(
             Creation(
                 sock=_no_object,  # type: ignore[arg-type]

@@ -133,9 +133,9 @@ def _normal(filename: str) -> str:
 _STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")
 
 
-def record_of(story: CreationTuple, pid: int) -> SocketRecord:
+def record_of(creation: CreationTuple, pid: int) -> SocketRecord:
     """The public record, with its stack resolved. Those of another process are inherited ones."""
-    fields = Creation._make(story)._asdict()
+    fields = Creation._make(creation)._asdict()
     del fields["sock"], fields["object_id"]
     fields["stack"] = resolve(fields["stack"])
     if fields["parent"] is not None:
@@ -153,20 +153,20 @@ class SiteCount(NamedTuple):
     old: int
 
 
-def count_by_site(stories: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:
+def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:
     """Count by site; sockets that were opened at an unknown place are left out."""
     counts: dict[int, list[int]] = {}
     examples: dict[int, CreationTuple] = {}
-    for story in stories:
-        stack = story[STACK]
+    for creation in creations:
+        stack = creation[STACK]
         intern(stack)
         if stack:
             # Equal stacks are one object once they are settled.
             key = id(stack[0])
             count = counts.setdefault(key, [0, 0])
             count[0] += 1
-            count[1] += story[SERIAL] <= mark
-            examples[key] = story
+            count[1] += creation[SERIAL] <= mark
+            examples[key] = creation
     found: dict[str, SiteCount] = {}
     for key, (now, old) in counts.items():
         site = record_of(examples[key], pid).site

@@ -43,7 +43,7 @@ from closewait_guard._inspect.probe import (
     ProbeResult,
     duplicate_fd,
     endpoint_of,
-    endpoint_of_remains,
+    endpoint_of_snapshot,
 )
 from closewait_guard._inspect.records import record_of
 from closewait_guard._interruptions import interrupts, refusals
@@ -101,7 +101,7 @@ class _Look(NamedTuple):
     """When all was looked at that had been opened by then, and the serial of the latest birth."""
 
     at: float
-    youngest: float
+    last_serial: float
 
 
 class Source(Protocol):
@@ -110,9 +110,9 @@ class Source(Protocol):
     @property
     def pid(self) -> int: ...
 
-    def living(self, *, thorough: bool = ...) -> OpenSockets: ...
-    def youngest(self) -> int: ...
-    def forget(self, fd: int, story: CreationTuple) -> None: ...
+    def open_sockets(self, *, thorough: bool = ...) -> OpenSockets: ...
+    def last_serial(self) -> int: ...
+    def discard(self, fd: int, creation: CreationTuple) -> None: ...
     def dropped(self) -> tuple[DroppedSocket, ...]: ...
 
 
@@ -141,22 +141,22 @@ class Scanner:
             full: Describe the healthy sockets too.
             opened_after: A mark; describe all sockets opened after it, healthy or not.
         """
-        living = self._source.living(thorough=full or opened_after is not None)
-        events = self._events(living)
-        looked_at = set(living.stories) if full else set(events)
-        stolen = self._thefts.notice(living.stories, events, looked_at)
-        closed = self._forget_closed(living, events)
-        glance = _Glance(self._source, self._probe, living, events, self._last_look)
-        suspected = living.close_called.union(events) - stolen
+        open_sockets = self._source.open_sockets(thorough=full or opened_after is not None)
+        events = self._events(open_sockets)
+        looked_at = set(open_sockets.creations) if full else set(events)
+        stolen = self._thefts.notice(open_sockets.creations, events, looked_at)
+        closed = self._forget_closed(open_sockets, events)
+        glance = _Glance(self._source, self._probe, open_sockets, events, self._last_look)
+        suspected = open_sockets.close_called.union(events) - stolen
         suspects = self._describe_suspects(glance, suspected)
         self._last_look = max(self._last_look, glance.look)
-        others = set(living.stories) if full else set()
+        others = set(open_sockets.creations) if full else set()
         if opened_after is not None:
-            others |= living.opened_after(opened_after)
-        others -= events.keys() | living.close_called | stolen
+            others |= open_sockets.opened_after(opened_after)
+        others -= events.keys() | open_sockets.close_called | stolen
         healthy = tuple(glance.describe(others, {}))
         return ScanResult(
-            open_sockets=len(living.stories) - closed,
+            open_sockets=len(open_sockets.creations) - closed,
             suspects=(*suspects, *self._stolen()),
             dropped=self._dropped(),
             healthy=healthy,
@@ -179,29 +179,29 @@ class Scanner:
         """In the child: every record known so far is now of an inherited socket."""
         self._known = {}
 
-    def _events(self, living: OpenSockets) -> dict[int, int]:
+    def _events(self, open_sockets: OpenSockets) -> dict[int, int]:
         try:
             poller = self._idle_pollers.pop()
         except IndexError:
             poller = self._probe.poller()
-        events = poller.suspects(living.stories)
+        events = poller.suspects(open_sockets.creations)
         self._idle_pollers.append(poller)
         return events
 
-    def _forget_closed(self, living: OpenSockets, events: dict[int, int]) -> int:
+    def _forget_closed(self, open_sockets: OpenSockets, events: dict[int, int]) -> int:
         """Numbers that are free: their sockets were closed since they were last looked through."""
         closed = [fd for fd, happened in events.items() if happened & INVALID]
         for fd in closed:
             del events[fd]
-            if fd in living.stories:
-                self._source.forget(fd, living.stories[fd])
+            if fd in open_sockets.creations:
+                self._source.discard(fd, open_sockets.creations[fd])
         return len(closed)
 
     def _stolen(self) -> Iterator[Observation]:
         for theft in self._thefts.standing():
             endpoint = theft.endpoint()
             if endpoint is not None:
-                record = record_of(theft.story, self._source.pid)
+                record = record_of(theft.creation, self._source.pid)
                 view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
                 yield observed(record, theft.fd, endpoint, view)
 
@@ -209,16 +209,16 @@ class Scanner:
         """What was dropped stays as it was: each is described once."""
         before, now = self._seen_dropped, {}
         for drop in self._source.dropped():
-            serial = drop.story[SERIAL]
+            serial = drop.creation[SERIAL]
             now[serial] = before.get(serial) or self._describe_drop(drop)
         self._seen_dropped = now
         return tuple(now.values())
 
     def _describe_drop(self, drop: DroppedSocket) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-        view = self._probe.probe_snapshot(drop.remains)._replace(evidence=evidence)
-        record = record_of(drop.story, self._source.pid)
-        return observed(record, drop.fd, endpoint_of_remains(drop.remains), view, view.fin_for)
+        view = self._probe.probe_snapshot(drop.snapshot)._replace(evidence=evidence)
+        record = record_of(drop.creation, self._source.pid)
+        return observed(record, drop.fd, endpoint_of_snapshot(drop.snapshot), view, view.fin_for)
 
 
 # What a look has shown, and when it began and was over.
@@ -236,20 +236,20 @@ class _Glance:
         self,
         source: Source,
         probe: Probe,
-        living: OpenSockets,
+        open_sockets: OpenSockets,
         events: Mapping[int, int],
         last_look: _Look,
     ) -> None:
-        self.look = _Look(now(), source.youngest())
+        self.look = _Look(now(), source.last_serial())
         self._wall = wall()
         self._source = source
         self._probe = probe
-        self._living = living
+        self._open_sockets = open_sockets
         self._events = events
         self._last_look = last_look
         # How many could not be told about, but for their birth.
         self.undescribed = 0
-        self._in_use = fds_being_read() if living.close_called else frozenset[int]()
+        self._in_use = fds_being_read() if open_sockets.close_called else frozenset[int]()
 
     def describe(self, fds: Set[int], known: dict[int, _Known]) -> Iterator[Observation]:
         """Observations of the given descriptors; of none that is closed at this moment.
@@ -259,29 +259,29 @@ class _Glance:
             known: What is known of them. What is found out is added.
         """
         for fd in sorted(fds):
-            story = self._living.stories[fd]
+            creation = self._open_sockets.creations[fd]
             try:
-                seen = self._described(fd, story, known)
+                seen = self._described(fd, creation, known)
             except Exception as error:
                 if interrupts(error):
                     raise
                 # One that cannot be described hides no other, and counts as one that is open.
                 self.undescribed += 1
-                seen = observed(record_of(story, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN)
+                seen = observed(record_of(creation, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN)
             if seen is not None:
                 yield seen
 
     def _described(
-        self, fd: int, story: CreationTuple, known: dict[int, _Known]
+        self, fd: int, creation: CreationTuple, known: dict[int, _Known]
     ) -> Observation | None:
-        if fd in self._living.detached:
+        if fd in self._open_sockets.detached:
             shown = self._look_through(fd)
         else:
-            shown = self._look_at(fd, story, known.get(story[SERIAL]))
-        return None if shown is None else self._observed(fd, story, shown, known)
+            shown = self._look_at(fd, creation, known.get(creation[SERIAL]))
+        return None if shown is None else self._observed(fd, creation, shown, known)
 
-    def _look_at(self, fd: int, story: CreationTuple, before: _Known | None) -> _Shown | None:
-        sock, began = story[SOCK](), now()
+    def _look_at(self, fd: int, creation: CreationTuple, before: _Known | None) -> _Shown | None:
+        sock, began = creation[SOCK](), now()
         view = (
             self._probe.probe_socket(sock, fd, self._events.get(fd, 0))
             if sock is not None
@@ -307,22 +307,22 @@ class _Glance:
             return None
 
     def _observed(
-        self, fd: int, story: CreationTuple, shown: _Shown, known: dict[int, _Known]
+        self, fd: int, creation: CreationTuple, shown: _Shown, known: dict[int, _Known]
     ) -> Observation:
         view, endpoint, began, ended = shown
         # Not earlier: another scan may have looked since this one has begun to.
-        before = known.get(story[SERIAL])
-        record = record_of(story, self._source.pid) if before is None else before.record
+        before = known.get(creation[SERIAL])
+        record = record_of(creation, self._source.pid) if before is None else before.record
         sighting = notice(
             view,
-            fd in self._living.close_called,
+            fd in self._open_sockets.close_called,
             None if before is None else before.sighting,
-            self._at_most(story, record, view) if before is None else 0.0,
+            self._at_most(creation, record, view) if before is None else 0.0,
             ended,
         )
         if before is None or before.sighting.seen_at <= ended:
-            known[story[SERIAL]] = _Known(record, endpoint, sighting)
-        if fd in self._living.detached and record.opener.origin is not Origin.NATIVE:
+            known[creation[SERIAL]] = _Known(record, endpoint, sighting)
+        if fd in self._open_sockets.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
         return observed(
             record,
@@ -335,9 +335,9 @@ class _Glance:
             in_use=fd in self._in_use,
         )
 
-    def _at_most(self, story: CreationTuple, record: SocketRecord, view: ProbeResult) -> float:
+    def _at_most(self, creation: CreationTuple, record: SocketRecord, view: ProbeResult) -> float:
         """For how long a connection can have been ended that no look has seen so before."""
-        if story[SERIAL] <= self._last_look.youngest:
+        if creation[SERIAL] <= self._last_look.last_serial:
             return 0.0
         bounds = [view.last_sent_for, view.last_received_for]
         if record.opened_at is not None:
@@ -363,7 +363,7 @@ class SocketScanner:
 
     def take_census(self) -> None:
         """Take in the native sockets that are open by now: they are older than what follows."""
-        self._natives.living(thorough=True)
+        self._natives.open_sockets(thorough=True)
 
     def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """One scan of all of them; for the arguments see `Scanner.look`."""

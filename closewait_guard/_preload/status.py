@@ -160,7 +160,7 @@ class Status:
         patch.subscribe(self)
 
     def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
-        patch.unsubscribe_soon(self)
+        patch.try_unsubscribe(self)
         if not self._has_opened:
             self._has_opened = True
             self._workers.note(_OPENED)

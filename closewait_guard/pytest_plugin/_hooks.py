@@ -266,7 +266,7 @@ class LeakHooks:
             return
         running.checked = True
         trial = self._trial
-        if trial is None or trial.has_closed_all(running.owner.mark):
+        if trial is None or trial.all_closed_since(running.owner.mark):
             finding = None
             self.ownership.forget(running.owner)
         else:

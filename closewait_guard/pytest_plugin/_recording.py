@@ -38,14 +38,14 @@ class _OwnersContext(PlainContext):
         self._further = further
 
     @property
-    def ask(self) -> Callable[[], dict[str, Scalar] | None]:
+    def provider(self) -> Callable[[], dict[str, Scalar] | None]:
         if self._further is None:
             return self._ownership.in_context
-        owners, others = self._ownership, self._further.ask
+        owners, others = self._ownership, self._further.provider
         return lambda: {**(others() or {}), **(owners.in_context() or owners.in_thread())}
 
     @property
-    def ask_next(self) -> Callable[[], dict[str, Scalar]]:
+    def fallback_provider(self) -> Callable[[], dict[str, Scalar]]:
         return self._ownership.in_thread
 
 
@@ -85,21 +85,21 @@ class RunRecorder:
         self._guard: Guard | None = None
         self._hearing: LeakChecker | None = None
         # Asked around every test.
-        self.mark = self._registry.youngest
-        self.has_closed_all = self._registry.has_closed_all
+        self.mark = self._registry.last_serial
+        self.all_closed_since = self._registry.all_closed_since
         self._mark = self.mark()
 
     def begin(self) -> None:
         """Record births from now on."""
         if self._guard is None:
-            self._registry.listen()
+            self._registry.subscribe()
         else:
             self._guard.install()
 
     def end(self) -> None:
         """Record no more."""
         if self._guard is None:
-            self._registry.stop()
+            self._registry.unsubscribe()
         else:
             self._guard.uninstall()
 
@@ -130,12 +130,12 @@ class RunRecorder:
         self, keeper: WiderFixture, keepers: Sequence[WiderFixture]
     ) -> OwnerFinding | None:
         """What a wider fixture has left behind when it is finalized."""
-        if self.has_closed_all(keeper.owner.mark):
+        if self.all_closed_since(keeper.owner.mark):
             return None
         return self._heard().of_fixture(keeper, keepers)
 
     def of_leftovers(self) -> Iterable[OwnerFinding]:
         """What tests have left behind after they had been looked at: their threads, for example."""
-        if self.has_closed_all(self._mark):
+        if self.all_closed_since(self._mark):
             return ()
         return self._heard().of_leftovers(self._mark)

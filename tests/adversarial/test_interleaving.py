@@ -26,7 +26,7 @@ def test_a_stack_that_two_threads_make_small_at_once_stays_whole():
     whole = stack.capture(sys._getframe(), 5)
     for call in each_interleaving(stack):
         captured = stack.capture(sys._getframe(), 5)
-        stack._known.clear()
+        stack._shared.clear()
         make_small = partial(stack.intern, captured)
         call(make_small, make_small)
         assert names_of(captured) == names_of(whole)

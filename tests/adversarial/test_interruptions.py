@@ -251,7 +251,7 @@ def test_no_bytecode_of_ours_runs_where_a_closed_socket_dies(closes, is_patched,
         if closes:
             assert calls == ["of_another_library"] * is_patched
         else:
-            assert calls[0] == "tell"
+            assert calls[0] == "notify"
         assert len(finalized) == is_patched
         while finalized:
             finalized.pop().close()

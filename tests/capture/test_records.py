@@ -452,8 +452,8 @@ def test_equal_stacks_share_their_memory_once_settled():
 
 def test_the_stacks_of_sockets_that_live_on_are_settled(guard):
     socks = [socket.socket() for _ in range(600)]
-    stories = [story[-1] for story in guard._registry._births.values()]
-    assert sum(len(stack) == 1 for stack in stories) >= 256
+    stacks = [creation[-1] for creation in guard._registry._creations.values()]
+    assert sum(len(stack) == 1 for stack in stacks) >= 256
     for s in socks:
         s.close()
 

@@ -14,7 +14,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard._capture.dropped import FinalSnapshot
 from closewait_guard._inspect import probe
-from closewait_guard._inspect.probe import endpoint_of, endpoint_of_remains, linux, portable
+from closewait_guard._inspect.probe import endpoint_of, endpoint_of_snapshot, linux, portable
 from closewait_guard._inspect.probe.base import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
@@ -488,7 +488,7 @@ def test_what_is_read_of_a_dead_socket_is_what_a_look_would_have_shown(probe, ma
     read = probe.probe_snapshot(remains)
     assert (read.state, read.evidence, read.connection) == view[:3]
     assert read.unread in unread
-    assert endpoint_of_remains(remains) == endpoint
+    assert endpoint_of_snapshot(remains) == endpoint
 
 
 def test_the_count_of_the_dropped_outlives_their_records():

@@ -12,7 +12,7 @@ from closewait_guard._inspect.probe.base import (
     ProbeResult,
     duplicate_fd,
     endpoint_of,
-    endpoint_of_remains,
+    endpoint_of_snapshot,
     peer_of,
 )
 from closewait_guard.exceptions import ConfigurationError
@@ -26,7 +26,7 @@ __all__ = [
     "choose_probe",
     "duplicate_fd",
     "endpoint_of",
-    "endpoint_of_remains",
+    "endpoint_of_snapshot",
     "peer_of",
 ]
 

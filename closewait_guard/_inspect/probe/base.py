@@ -35,7 +35,7 @@ __all__ = [
     "ProbeResult",
     "duplicate_fd",
     "endpoint_of",
-    "endpoint_of_remains",
+    "endpoint_of_snapshot",
     "select",
 ]
 
@@ -84,7 +84,7 @@ class Probe(Protocol):
     def probe_socket(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
         """Look at a socket; None if it is closed, or no longer owns the descriptor."""
 
-    def probe_snapshot(self, remains: FinalSnapshot, /) -> ProbeResult:
+    def probe_snapshot(self, snapshot: FinalSnapshot, /) -> ProbeResult:
         """What the last look at a socket showed."""
 
 
@@ -123,15 +123,15 @@ def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
     )
 
 
-def endpoint_of_remains(remains: FinalSnapshot) -> Endpoint:
+def endpoint_of_snapshot(snapshot: FinalSnapshot) -> Endpoint:
     """Describe a socket that has died."""
     return Endpoint(
-        _family_name(remains.family),
-        _kind_name(remains.type),
-        _address(remains.local),
-        _address(remains.peer),
-        remains.inode,
-        remains.tls,
+        _family_name(snapshot.family),
+        _kind_name(snapshot.type),
+        _address(snapshot.local),
+        _address(snapshot.peer),
+        snapshot.inode,
+        snapshot.tls,
     )
 
 

@@ -86,15 +86,15 @@ def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | No
     return (view or _OTHER) if _fileno(sock) == fd else None
 
 
-def probe_snapshot(remains: FinalSnapshot) -> ProbeResult:
+def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
     """What is left to see of a socket that has died open."""
-    family = remains.family
-    if remains.type == socket.SOCK_STREAM:
-        if family in _TCP_FAMILIES and remains.proto in _TCP_PROTOCOLS and remains.tcp_info:
-            return tcp_view(remains.tcp_info, lambda: remains.unread, lambda: remains.unsent)
+    family = snapshot.family
+    if snapshot.type == socket.SOCK_STREAM:
+        if family in _TCP_FAMILIES and snapshot.proto in _TCP_PROTOCOLS and snapshot.tcp_info:
+            return tcp_view(snapshot.tcp_info, lambda: snapshot.unread, lambda: snapshot.unsent)
         if family in _STREAM_FAMILIES:
-            connection = _stream_connection(0, listening=remains.listening)
-            return _stream_view(family, connection, remains.unread, remains.unsent)
+            connection = _stream_connection(0, listening=snapshot.listening)
+            return _stream_view(family, connection, snapshot.unread, snapshot.unsent)
     return _OTHER
 
 

@@ -87,14 +87,14 @@ def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | No
     return ProbeResult(_state(family, connection, listening), evidence, connection, unread=waiting)
 
 
-def probe_snapshot(remains: FinalSnapshot) -> ProbeResult:
+def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
     """What is left to see of a socket that has died open."""
-    family, listening = remains.family, remains.listening
+    family, listening = snapshot.family, snapshot.listening
     connection = Connection.NOT_APPLICABLE
-    if remains.type == socket.SOCK_STREAM and family in _JUDGED and not listening:
-        connection = Connection.UNCONNECTED if remains.peer is None else Connection.LIVE
+    if snapshot.type == socket.SOCK_STREAM and family in _JUDGED and not listening:
+        connection = Connection.UNCONNECTED if snapshot.peer is None else Connection.LIVE
     state = _state(family, connection, listening)
-    return ProbeResult(state, Evidence.POLL, connection, unread=remains.unread)
+    return ProbeResult(state, Evidence.POLL, connection, unread=snapshot.unread)
 
 
 def _state(family: int, connection: Connection, listening: bool) -> State:
