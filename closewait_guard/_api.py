@@ -196,11 +196,11 @@ async def watch_async(
         >>> uninstall()
     """
     # asyncio takes long to import, and a program without it must not pay.
-    from closewait_guard._monitor import reporting
+    from closewait_guard._monitor import report_forever
 
     with patch.install_lock():
         guard = _told(settings, reporters, overrides)
-    await reporting(guard, interval, at_exit)
+    await report_forever(guard, interval, at_exit)
 
 
 def _told(

@@ -1,16 +1,14 @@
-"""Time as it really passes, limits of time, and how often a repeated search may run."""
+"""Clocks that no test can replace, waiting, and limits on processor time."""
 
 from __future__ import annotations
 
 import time
 from importlib.util import find_spec, module_from_spec
-from typing import TYPE_CHECKING, NamedTuple
-
-from closewait_guard._format import format_duration
+from typing import TYPE_CHECKING
 
 __all__ = [
+    "SCANNING_SHARE",
     "Allowance",
-    "Pace",
     "TimeLimit",
     "nap",
     "now",
@@ -27,16 +25,16 @@ else:
     _spec.loader.exec_module(_time)
 
 now = _time.perf_counter
-# Dates what is reported, and is no mock that a test counts the calls of.
+# For dates in reports. A test's mock of `time.time` would count these calls too.
 wall = _time.time
-# Holds up the whole thread, green threads included.
+# Blocks the whole thread, green threads included.
 nap = _time.sleep
 
 _GREEN = frozenset({"gevent", "eventlet"})
 
 
 def pause(seconds: float) -> None:
-    """Wait for so long, and let green threads run meanwhile, if there are any."""
+    """Wait that many seconds; green threads, if there are any, run meanwhile."""
     end = now() + seconds
     sleep = time.sleep
     if str(getattr(sleep, "__module__", "")).partition(".")[0] in _GREEN:
@@ -46,72 +44,43 @@ def pause(seconds: float) -> None:
         nap(left)
 
 
-# Where others use the processor too, so many times as long may pass.
-_WAITING = 10
+# On a busy machine so many times the processor time may pass.
+_MAX_SLOWDOWN = 10
 
 
 class TimeLimit:
-    """Begins at once, for the thread that makes it.
+    """A limit on the processor time of the current thread, from now on.
 
     Args:
-        seconds: Of processor time.
+        seconds: How much processor time.
 
     Attributes:
-        end: When it is over for certain, by `now()`.
+        end: The latest time at which it is over, by `now()`.
     """
 
     def __init__(self, seconds: float) -> None:
         self._processor = time.thread_time() + seconds
-        self.end = now() + seconds * _WAITING
+        self.end = now() + seconds * _MAX_SLOWDOWN
 
     def is_over(self) -> bool:
         """Whether no time is left."""
         return time.thread_time() > self._processor or now() > self.end
 
     def part(self, share: float) -> TimeLimit:
-        """A limit of a share of what is left."""
+        """A limit on a share of the time that is left."""
         return TimeLimit(max(0.0, self._processor - time.thread_time()) * share)
 
 
-# Of all time, for looking and for finding out who holds what together: with what cannot be
+# The share of the time that passes for scanning and finding holders together: with what cannot be
 # measured of both, at most 1 %.
 _SHARE = 0.009
-# What looking may take of it, so that something is left for the holders.
-_OF_LOOKING = 0.006
-_MOST_SAVED = 0.4
-
-
-class Pace(NamedTuple):
-    """An interval that was asked for, and what the last look has cost.
-
-    Example:
-        >>> Pace(60.0, 0.01).pause, Pace(1.0, 0.012).pause
-        (60.0, 2.0)
-        >>> Pace(1.0, 0.012).note
-        'what comes and goes within 2 s: a look takes 12 ms, too much for every 1 s'
-    """
-
-    interval: float
-    cost: float = 0.0
-
-    @property
-    def pause(self) -> float:
-        """Seconds from one look to the next: more if looking would take too much of it."""
-        return max(self.interval, self.cost / _OF_LOOKING)
-
-    @property
-    def note(self) -> str | None:
-        """What cannot be seen because of the longer pause; None if it is as was asked for."""
-        if self.pause <= self.interval:
-            return None
-        return (
-            f"what comes and goes within {format_duration(self.pause)}: a look takes "
-            f"{self.cost * 1e3:.0f} ms, too much for every {format_duration(self.interval)}"
-        )
+# What scanning may take of it, so that some is left for the holders.
+SCANNING_SHARE = 0.006
+_MAX_SAVED = 0.4
 
 
 class Allowance:
-    """The processor time that may be taken: a share of the time that passes, saved up to a limit.
+    """The processor time that may be spent: a share of the time that passes, saved up to a limit.
 
     Args:
         at: The time now, in seconds by any clock.
@@ -128,9 +97,9 @@ class Allowance:
         self._at = at
 
     def balance(self, at: float) -> float:
-        """Seconds that are left; below zero what was taken ahead."""
-        return min(_MOST_SAVED, self._balance + max(0.0, at - self._at) * _SHARE)
+        """Seconds that are left; negative if more was spent than had been saved."""
+        return min(_MAX_SAVED, self._balance + max(0.0, at - self._at) * _SHARE)
 
     def charge(self, spent: float, at: float) -> None:
-        """Note what was taken."""
+        """Record that so many seconds were spent."""
         self._balance, self._at = self.balance(at) - spent, at

@@ -1,4 +1,4 @@
-"""Tell each reporter by itself: one that fails or blocks hurts nobody else."""
+"""Delivers reports to reporters, each in isolation: one that fails or blocks affects no other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from closewait_guard._structlog import log_error, log_warning
-from closewait_guard._threads import StillBusyError, Turn
+from closewait_guard._threads import CallThread, StillBusyError
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import close_reporter, reporter_name
 
@@ -21,13 +21,16 @@ __all__ = [
 
 
 class Delivery:
-    """Hands reports to reporters; counts the failures, and tells of the first of each in a row.
+    """Calls reporters with reports; counts failures, and logs the first of several in a row.
 
     Args:
         reporters: Callables, or names of reporters.
-        timeout: Seconds that a reporter may take before the next is told. One that takes longer
-            is left alone with its report, and told the next when it is done.
-        redact: What may be told of a text; raises nothing.
+        timeout: Seconds to wait for a reporter before the next is called. One that takes longer
+            continues with its report, and gets the next one after it has returned.
+        redact: Redacts a text; raises nothing.
+
+    Attributes:
+        failed: How many reports a reporter has failed to take.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class Delivery:
         timeout: float = 10.0,
         redact: Callable[[str], str] = str,
     ) -> None:
-        self._addressees: tuple[_Addressee, ...] = ()
+        self._slots: tuple[_Slot, ...] = ()
         self.add(reporters)
         self._timeout = timeout
         self._redact = redact
@@ -44,84 +47,84 @@ class Delivery:
 
     @property
     def reporters(self) -> tuple[Reporter, ...]:
-        """Who is told."""
-        return tuple(addressee.reporter for addressee in self._addressees)
+        """The callables that get each report."""
+        return tuple(slot.reporter for slot in self._slots)
 
     def add(self, reporters: Iterable[Reporter | str]) -> None:
-        """Tell these too."""
-        self._addressees += tuple(_Addressee(each) for each in _checked(reporters))
+        """Deliver to these too from now on."""
+        self._slots += tuple(_Slot(each) for each in _resolve(reporters))
 
     def deliver(self, report: Report) -> None:
-        """Call every reporter with it, each in isolation."""
-        passing: BaseException | None = None
-        for addressee in self._addressees:
-            error = addressee.told(report, self._timeout)
+        """Call every reporter with it."""
+        interrupt: BaseException | None = None
+        for slot in self._slots:
+            error = slot.deliver(report, self._timeout)
             if isinstance(error, StillBusyError):
-                self._failed(addressee, error)
+                self._count_failure(slot, error)
             elif error is None:
-                addressee.is_failing = False
+                slot.is_failing = False
             elif isinstance(error, Exception) or not _is_main_thread():
-                self._failed(addressee, error)
+                self._count_failure(slot, error)
             else:
-                passing = error
-        if passing is not None:
-            # The program's own wish to end; the other reporters have been told before.
-            raise passing
+                interrupt = error
+        if interrupt is not None:
+            # The program is to end; all other reporters have been called before.
+            raise interrupt
 
     def close(self) -> None:
-        """Let the reporters give back what they hold; one that is still busy keeps it."""
-        for addressee in self._addressees:
-            error = addressee.closed(self._timeout)
+        """Close the reporters that can be closed, except those that are still busy."""
+        for slot in self._slots:
+            error = slot.close(self._timeout)
             if error is not None:
-                self._failed(addressee, error)
+                self._count_failure(slot, error)
 
     def after_fork(self) -> None:
-        """In the child: the threads that told reporters are the parent's."""
-        for addressee in self._addressees:
-            addressee.after_fork()
+        """In the child: the threads that call reporters are the parent's."""
+        for slot in self._slots:
+            slot.after_fork()
 
-    def _failed(self, addressee: _Addressee, error: BaseException) -> None:
+    def _count_failure(self, slot: _Slot, error: BaseException) -> None:
         self.failed += 1
-        if addressee.is_failing:
+        if slot.is_failing:
             return
-        addressee.is_failing = True
+        slot.is_failing = True
         if isinstance(error, StillBusyError):
             log = partial(log_warning, "a reporter blocks", seconds=self._timeout)
         else:
             log = partial(log_error, "a reporter failed", error, self._redact)
-        # The program's own structlog configuration may be broken, or blocked by the reporter; the
-        # count still tells.
-        Turn().call(partial(log, reporter=addressee.name), self._timeout)
+        # The program's structlog configuration may be broken, or blocked by the reporter; the count
+        # shows the failure all the same.
+        CallThread().call(partial(log, reporter=slot.name), self._timeout)
 
 
-class _Addressee:
-    """One reporter, and whether it failed when it was told last."""
+class _Slot:
+    """One reporter, its thread, and whether its last call failed."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
         self.name = reporter_name(reporter)
         self.is_failing = False
-        self._turn = Turn()
+        self._thread = CallThread()
 
-    def told(self, report: Report, timeout: float) -> BaseException | None:
-        """Call the reporter; what it raised, or that it has not come back."""
-        return self._turn.call(lambda: self.reporter(report), timeout)
+    def deliver(self, report: Report, timeout: float) -> BaseException | None:
+        """Call the reporter; return what it raised, or that it has not returned in time."""
+        return self._thread.call(lambda: self.reporter(report), timeout)
 
-    def closed(self, timeout: float) -> BaseException | None:
-        """Let the reporter give back what it holds, unless it is in the middle of a report."""
+    def close(self, timeout: float) -> BaseException | None:
+        """Close the reporter, unless it is in the middle of a report."""
         if not callable(getattr(self.reporter, "close", None)):
             return None
-        return self._turn.call(lambda: close_reporter(self.reporter), timeout)
+        return self._thread.call(lambda: close_reporter(self.reporter), timeout)
 
     def after_fork(self) -> None:
-        self._turn = Turn()
+        self._thread = CallThread()
 
 
 def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _checked(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
+def _resolve(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
     if isinstance(reporters, str) or not isinstance(reporters, Iterable):
         raise ConfigurationError(f"reporters must be several callables or names, not {reporters!r}")
     for reporter in reporters:

@@ -1,9 +1,4 @@
-"""The reports of one series, and the pauses between them.
-
-Reports of a running program, one in every interval, from a daemon thread.
-
-Reports of a running program, one in every interval, from its event loop.
-"""
+"""Periodic reports of a running program, from a daemon thread or from its event loop."""
 
 from __future__ import annotations
 
@@ -14,9 +9,10 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Self
+from typing import NamedTuple, Self
 
-from closewait_guard._clock import Pace, now
+from closewait_guard._clock import SCANNING_SHARE, now
+from closewait_guard._format import format_duration
 from closewait_guard._guard import Guard
 from closewait_guard._redact import Redaction
 from closewait_guard._signal import WakeupReader
@@ -26,13 +22,46 @@ from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
     "Monitor",
+    "Pace",
     "Schedule",
-    "reporting",
+    "report_forever",
 ]
 
 
+_MAX_JOIN_SECONDS = 2.0
+
+
+class Pace(NamedTuple):
+    """An interval that the program wants, and the processor time of the last scan.
+
+    Example:
+        >>> Pace(60.0, 0.01).seconds, Pace(1.0, 0.012).seconds
+        (60.0, 2.0)
+        >>> Pace(1.0, 0.012).note
+        'what comes and goes within 2 s: a look takes 12 ms, too much for every 1 s'
+    """
+
+    interval: float
+    cost: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From one scan to the next: longer if scanning would take too much of it."""
+        return max(self.interval, self.cost / SCANNING_SHARE)
+
+    @property
+    def note(self) -> str | None:
+        """What is not covered because the interval is longer than wanted; None if it is not."""
+        if self.seconds <= self.interval:
+            return None
+        return (
+            f"what comes and goes within {format_duration(self.seconds)}: a look takes "
+            f"{self.cost * 1e3:.0f} ms, too much for every {format_duration(self.interval)}"
+        )
+
+
 class Schedule:
-    """When the next report is due, and how to make it."""
+    """Makes the reports of a series, and knows when the next is due."""
 
     def __init__(self, guard: Guard, interval: float | None) -> None:
         wanted = guard.settings.interval if interval is None else interval
@@ -48,12 +77,12 @@ class Schedule:
         self._has_failed = False
 
     @property
-    def pause(self) -> float:
-        """Seconds until the next report is due."""
+    def seconds_until_due(self) -> float:
+        """How long to wait for the next report."""
         return max(0.0, self._next - now())
 
-    def go(self) -> None:
-        """Report; nothing that goes wrong ends the series. The first failure in a row is told."""
+    def run_once(self) -> None:
+        """Report. No failure ends the series; the first of several in a row is logged."""
         note = self._pace.note
         try:
             with self._measured():
@@ -68,32 +97,30 @@ class Schedule:
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
-        """What the look costs this thread; what the reporters cost is their own affair."""
-        begun, spent = now(), time.thread_time() - self._guard._pipeline.holders_seconds
+        """Measure what a scan costs this thread; what reporters cost is not the guard's."""
+        pipeline = self._guard._pipeline
+        began, before = now(), time.thread_time() - pipeline.holders_seconds
         try:
             yield
         finally:
-            # Finding out who holds the accused keeps to a share of its own.
-            cost = time.thread_time() - self._guard._pipeline.holders_seconds - spent
-            self._guard._pipeline.charge(cost)
+            # The search for holders keeps to a share of its own.
+            cost = time.thread_time() - pipeline.holders_seconds - before
+            pipeline.charge(cost)
             self._pace = self._pace._replace(cost=max(0.0, cost))
-            # Never a burst to make up for what was missed.
-            self._next = max(begun + self._pace.pause, now())
-
-
-_LONGEST_STOP = 2.0
+            # Never several in a row to make up for those that were missed.
+            self._next = max(began + self._pace.seconds, now())
 
 
 class Monitor:
-    """A daemon thread that tells a guard's reporters at every interval.
+    """A daemon thread that reports at every interval.
 
     Args:
-        guard: Whose reports; it must be installed for births to be known.
-        interval: Seconds between two reports; `Settings.interval` when left out. Longer if a look
+        guard: Whose reports; it must be installed to know where sockets are opened.
+        interval: Seconds between two reports; `Settings.interval` when left out. Longer if a scan
             would take more than 0.6 % of it, which the reports then say.
         at_exit: Report once more at the end of the `with` block, or of the program;
             `Settings.at_exit` when left out.
-        in_children: Go on in the children that the program forks, each for itself.
+        in_children: Continue in the children that the program forks, each for itself.
 
     Example:
         >>> with Guard() as guard, Monitor(guard, interval=60) as monitor:
@@ -112,13 +139,13 @@ class Monitor:
         in_children: bool = False,
     ) -> None:
         self.guard = guard
-        self._rounds = Schedule(guard, interval)
+        self._schedule = Schedule(guard, interval)
         self._at_exit = guard.settings.at_exit if at_exit is None else at_exit
         self._in_children = in_children
         self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
+        self._should_end = threading.Event()
         self._is_last_wanted = False
-        self._listening: WakeupReader | None = None
+        self._signal_reader: WakeupReader | None = None
 
     @property
     def running(self) -> bool:
@@ -128,7 +155,7 @@ class Monitor:
     def start(self) -> Self:
         """Begin; the first report comes after one interval. Idempotent."""
         if not self.running:
-            self._begin()
+            self._start_or_stop()
             _monitors.add(self)
             self.guard._on_uninstall(self.stop)
             if self._at_exit:
@@ -137,12 +164,12 @@ class Monitor:
 
     def stop(self) -> None:
         """End, without a last report. Idempotent; does not wait for a report that blocks."""
-        self._ended.set()
+        self._should_end.set()
         _monitors.discard(self)
         atexit.unregister(self._finish)
-        if self._listening is not None:
-            self._listening.stop()
-        self._join(_LONGEST_STOP)
+        if self._signal_reader is not None:
+            self._signal_reader.stop()
+        self._join(_MAX_JOIN_SECONDS)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -153,9 +180,9 @@ class Monitor:
         self.stop()
 
     def _finish(self) -> None:
-        """One last report, made by the thread: at exit no new one could be started."""
+        """Have the thread make one last report: at exit no new thread could be started."""
         self._is_last_wanted = True
-        self._ended.set()
+        self._should_end.set()
         self._join(self.guard.settings.reporter_timeout)
 
     def _join(self, timeout: float) -> None:
@@ -165,11 +192,11 @@ class Monitor:
         if thread.ident is not None:
             thread.join(timeout)
 
-    def _begin(self) -> None:
+    def _start_or_stop(self) -> None:
         try:
             self._start_thread()
         except BaseException:
-            # There may be no room for a thread, or the program is told to end at this moment.
+            # No thread can be started, or the program is interrupted at this moment.
             self.stop()
             raise
 
@@ -179,27 +206,27 @@ class Monitor:
                 "watch(): only the main interpreter can have a monitor, because another cannot end "
                 "while its thread runs; use watch_async(), or call report() at intervals"
             )
-        self._ended = threading.Event()
+        self._should_end = threading.Event()
         self._is_last_wanted = False
         self._thread = threading.Thread(
-            target=self._run, args=(self._ended,), name="closewait-guard-monitor", daemon=True
+            target=self._run, args=(self._should_end,), name="closewait-guard-monitor", daemon=True
         )
         self._thread.start()
-        self._listening = self.guard._signal_reader()
+        self._signal_reader = self.guard._signal_reader()
 
-    def _run(self, ended: threading.Event) -> None:
-        while not ended.wait(self._rounds.pause):
-            self._rounds.go()
+    def _run(self, should_end: threading.Event) -> None:
+        while not should_end.wait(self._schedule.seconds_until_due):
+            self._schedule.run_once()
         if self._is_last_wanted:
-            self._rounds.go()
+            self._schedule.run_once()
 
     def _after_fork(self) -> None:
         """In the child, which has no thread but its own."""
-        self._thread = self._listening = None
+        self._thread = self._signal_reader = None
         if self._in_children:
-            # Without room for a thread this child goes on without reports.
+            # If no thread can be started, this child makes no reports.
             with suppress(RuntimeError):
-                self._begin()
+                self._start_or_stop()
         else:
             _monitors.discard(self)
 
@@ -213,16 +240,16 @@ def _after_fork() -> None:
         monitor._after_fork()
 
 
-async def reporting(guard: Guard, interval: float | None, at_exit: bool | None) -> None:
+async def report_forever(guard: Guard, interval: float | None, at_exit: bool | None) -> None:
     """Report at every interval until cancelled, without ever blocking the event loop."""
     # It takes long to import, and a program without it must not pay.
     import asyncio
 
-    rounds = Schedule(guard, interval)
+    schedule = Schedule(guard, interval)
     try:
         while True:
-            await asyncio.sleep(rounds.pause)
-            await asyncio.to_thread(rounds.go)
+            await asyncio.sleep(schedule.seconds_until_due)
+            await asyncio.to_thread(schedule.run_once)
     finally:
         if guard.settings.at_exit if at_exit is None else at_exit:
-            rounds.go()
+            schedule.run_once()

@@ -1,4 +1,4 @@
-"""Apply the program's own redaction to everything that a report would tell."""
+"""Applies the program's `redact` callable to every text of a report that code did not choose."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
-from closewait_guard._threads import Turn
+from closewait_guard._threads import CallThread
 from closewait_guard.model import Alert, Finding, Frame, Observation, Report, Scalar, SocketRecord
 
 __all__ = [
@@ -22,34 +22,34 @@ WITHHELD = "[withheld: the redact callable failed]"
 
 
 class Redaction:
-    """A redact callable that may fail, block, or ask for a report itself; None redacts nothing.
+    """Calls a redact callable that may fail, block, or make a report itself; None redacts nothing.
 
-    Where it has not come back in time, all is withheld at once until it does.
+    While a call has not returned in time, all texts are withheld at once.
     """
 
     def __init__(self, redactor: Callable[[str], str] | None, timeout: float = 10.0) -> None:
         self._redactor = redactor
         self._timeout = timeout
-        self._turn, self._pid = Turn(), os.getpid()
+        self._thread, self._pid = CallThread(), os.getpid()
 
     def report(self, report: Report) -> Report:
-        """What may be told of a report."""
+        """Redact a report."""
         return self.apply(lambda mask: mask.report(report), report)
 
     def text(self, text: str) -> str:
-        """What may be told of a single text."""
+        """Redact a single text."""
         return self.apply(lambda mask: mask.text(text), text)
 
     def apply(self, change: Callable[[Mask], _T], original: _T) -> _T:
-        """What is left of a value, which `change` passes through a mask."""
+        """Redact a value with `change`, which passes its texts to a mask."""
         if self._redactor is None:
             return original
         if self._pid != os.getpid():
-            # The thread that had its turn is the parent's.
-            self._turn, self._pid = Turn(), os.getpid()
-        mask, found = Mask(self._redactor), list[_T]()
-        error = self._turn.call(lambda: found.append(change(mask)), self._timeout)
-        return change(Mask(_withhold)) if error is not None else found[0]
+            # In a forked child: the thread is the parent's.
+            self._thread, self._pid = CallThread(), os.getpid()
+        mask, results = Mask(self._redactor), list[_T]()
+        error = self._thread.call(lambda: results.append(change(mask)), self._timeout)
+        return change(Mask(_withhold)) if error is not None else results[0]
 
 
 def _withhold(_: str) -> str:
@@ -57,7 +57,7 @@ def _withhold(_: str) -> str:
 
 
 class Mask:
-    """A redactor that cannot fail.
+    """Redacts values; where the callable fails, the text is withheld.
 
     Attributes:
         failures: How often the callable has raised, or returned no text.
@@ -68,22 +68,22 @@ class Mask:
         self.failures = 0
 
     def text(self, text: str) -> str:
-        """What may be told of a text."""
+        """Redact a text."""
         try:
             answer = self._redactor(text)
         except Exception:
             answer = None
-        # A subclass could answer later what it likes.
+        # A subclass of str could show something else later.
         if type(answer) is str:
             return answer
         self.failures += 1
         return WITHHELD
 
     def report(self, report: Report) -> Report:
-        """What may be told of a report, of every text that the program or its peers have chosen.
+        """Redact every text of a report that the program or its peers have chosen.
 
-        What names code stays: files, lines, functions, modules. Where the redactor raises, or
-        returns no text, nothing of the original is told, and the report says how often.
+        Names of code stay: files, lines, functions, modules. Where the callable raises, or returns
+        no text, the text is withheld, and the report says how often.
         """
         before = self.failures
         masked = replace(
@@ -104,7 +104,7 @@ class Mask:
         return replace(masked, coverage=replace(report.coverage, notes=notes))
 
     def counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """What may be told of what was counted by name."""
+        """Redact the names by which something was counted."""
         masked: dict[str, int] = {}
         for name, number in counts.items():
             shown = self.text(name)
@@ -112,7 +112,7 @@ class Mask:
         return masked
 
     def observation(self, seen: Observation) -> Observation:
-        """What may be told of a socket."""
+        """Redact an observation."""
         return replace(
             seen,
             record=self._record(seen.record),
@@ -121,12 +121,12 @@ class Mask:
         )
 
     def finding(self, finding: Finding) -> Finding:
-        """What may be reported of a finding."""
+        """Redact a finding."""
         holders = tuple(self.text(holder) for holder in finding.holders)
         return replace(finding, observation=self.observation(finding.observation), holders=holders)
 
     def alert(self, alert: Alert) -> Alert:
-        """What may be told of an alert: its numbers are ours."""
+        """Redact an alert; its numbers are the guard's."""
         data = {
             name: self.text(value) if isinstance(value, str) else value
             for name, value in alert.data.items()
@@ -145,7 +145,7 @@ class Mask:
         )
 
     def _context(self, context: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Names that read alike once they are redacted are numbered, so that no value is lost."""
+        """Number names that are equal once they are redacted, so that no value is lost."""
         masked: dict[str, Scalar] = {}
         for name, value in context.items():
             unique = shown = self.text(name)
@@ -155,7 +155,7 @@ class Mask:
         return masked
 
     def _scalar(self, value: Scalar) -> Scalar:
-        """A number may be a secret as well; one that is left as it is stays a number."""
+        """Redact a number too: it may be a secret. One that is left unchanged stays a number."""
         if value is None or isinstance(value, bool):
             return value
         answer = self.text(str(value))

@@ -1,4 +1,4 @@
-"""Threads of our own: whether they may run, calls with a time limit, what a forked child does."""
+"""Threads of the guard: whether they may run, calls with a time limit, hooks in forked children."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from contextlib import suppress
 from types import FunctionType
 
 __all__ = [
+    "CallThread",
     "StillBusyError",
-    "Turn",
     "allows_daemons",
     "in_child",
 ]
@@ -32,11 +32,11 @@ try:
 # Isolated interpreters have no ctypes, and an audit hook may refuse it.
 except Exception:
 
-    def _nothing_known() -> bool:
+    def _always() -> bool:
         return True
 
     # Since Python 3.12.
-    allows_daemons = getattr(_thread, "daemon_threads_allowed", _nothing_known)
+    allows_daemons = getattr(_thread, "daemon_threads_allowed", _always)
 else:
 
     def _is_main() -> bool:
@@ -52,22 +52,22 @@ else:
 
 
 class StillBusyError(Exception):
-    """The function has not come back in time."""
+    """The function has not returned in time."""
 
 
-class Turn:
-    """Calls in a thread of their own, one at a time: what blocks there blocks nobody else."""
+class CallThread:
+    """Calls functions in a thread, one at a time: one that blocks does not block the caller."""
 
     def __init__(self) -> None:
-        self._is_taken = threading.Lock()
+        self._lock = threading.Lock()
         self._has_blocked = False
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], object], timeout: float) -> BaseException | None:
-        """What the function has raised, or that it has not come back, or could not begin yet."""
-        # One that blocks is waited for once; one that is told of its own report, never.
+        """Return what the function raised, or that it has not returned or could not start yet."""
+        # Wait once for a function that blocks, and never for one that reports from within itself.
         is_hopeless = self._has_blocked or self._thread is threading.current_thread()
-        if not self._is_taken.acquire(timeout=0 if is_hopeless else timeout):
+        if not self._lock.acquire(timeout=0 if is_hopeless else timeout):
             return StillBusyError()
         raised: list[BaseException] = []
         is_done = threading.Event()
@@ -79,15 +79,15 @@ class Turn:
                 raised.append(error)
             finally:
                 is_done.set()
-                is_taken.release()
+                lock.release()
 
-        is_taken = self._is_taken
+        lock = self._lock
         self._run(call_it, timeout)
         self._has_blocked = not is_done.is_set()
         return StillBusyError() if self._has_blocked else next(iter(raised), None)
 
     def _run(self, call_it: Callable[[], None], timeout: float) -> None:
-        # What the program has bound with structlog is bound there too.
+        # Values that the program has bound with structlog are bound there too.
         context = contextvars.copy_context()
         self._thread = thread = threading.Thread(
             target=context.run,
@@ -95,18 +95,18 @@ class Turn:
             name="closewait-guard-reporter",
             daemon=allows_daemons(),
         )
-        if _is_started(thread):
-            # From here on the next turn may have begun, in another thread.
+        if _try_start(thread):
+            # From here on the next call may have begun, in another thread.
             thread.join(timeout)
         else:
             self._thread = threading.current_thread()
             call_it()
 
 
-def _is_started(thread: threading.Thread) -> bool:
-    """Start a thread, if one is to be had: there may be too many, or the interpreter ends."""
+def _try_start(thread: threading.Thread) -> bool:
+    """Start a thread if that is possible: there may be too many, or the interpreter ends."""
     if sys.is_finalizing() or not thread.daemon:
-        # It would seem to start, and never run; or outlast an interpreter that cannot end before.
+        # It would seem to start but never run, or keep its interpreter from ending.
         return False
     try:
         thread.start()
@@ -115,21 +115,21 @@ def _is_started(thread: threading.Thread) -> bool:
     return True
 
 
-_told: list[weakref.ref[Callable[[], None]]] = []
+_functions: list[weakref.ref[Callable[[], None]]] = []
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
-    """Have a function of a module called in every child, those that came first before it."""
-    _told.append(weakref.ref(function))
+    """Have a function of a module called in every forked child, in the order of registration."""
+    _functions.append(weakref.ref(function))
     return function
 
 
-def _tell() -> None:
-    for told in _told:
-        function = told()
+def _call_all() -> None:
+    for reference in _functions:
+        function = reference()
         if function is not None:
             function()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=FunctionType(_tell.__code__, {"_told": _told}))
+    os.register_at_fork(after_in_child=FunctionType(_call_all.__code__, {"_functions": _functions}))

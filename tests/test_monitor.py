@@ -12,8 +12,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._clock import Pace
-from closewait_guard._monitor import Monitor
+from closewait_guard._monitor import Monitor, Pace
 from closewait_guard.testing import CapturingReporter, half_closed_pair
 
 
@@ -186,9 +185,9 @@ def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(
 
 
 def test_a_pace_that_costs_little_is_kept():
-    assert Pace(60.0, 0.3).pause == 60.0
+    assert Pace(60.0, 0.3).seconds == 60.0
     assert Pace(60.0, 0.3).note is None
-    assert Pace(60.0, 0.6).pause == pytest.approx(100.0)
+    assert Pace(60.0, 0.6).seconds == pytest.approx(100.0)
 
 
 def test_a_clock_that_jumps_changes_nothing(watching, told, monkeypatch):

@@ -319,16 +319,16 @@ def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch
     told = []
     monkeypatch.setattr(_monitor, "log_error", lambda *facts: told.append(facts))
     with cwg.Guard() as guard:
-        rounds = _monitor.Schedule(guard, 60)
+        schedule = _monitor.Schedule(guard, 60)
         with monkeypatch.context() as patched:
             patched.setattr(guard, "_next_in_series", broken)
-            rounds.go()
-            rounds.go()
+            schedule.run_once()
+            schedule.run_once()
         assert len(told) == 1
-        rounds.go()
+        schedule.run_once()
         with monkeypatch.context() as patched:
             patched.setattr(guard, "_next_in_series", broken)
-            rounds.go()
+            schedule.run_once()
     assert len(told) == 2
 
 

@@ -79,7 +79,7 @@ def test_a_child_forked_while_the_callable_blocks_has_a_turn_of_its_own():
         assert os.waitpid(child, 0)[1] == 0
     finally:
         free.set()
-        redaction._turn._thread.join(10)
+        redaction._thread._thread.join(10)
 
 
 def test_alerts_and_notes_of_a_series_pass_through_redact():

@@ -289,7 +289,7 @@ def test_who_gives_the_descriptor_back_after_the_end_gives_back_one_that_is_open
     assert signal.set_wakeup_fd(ours) == writing
     signal.raise_signal(signal.SIGUSR2)
     with cwg.watch(interval=3600, at_exit=False) as monitor:
-        assert monitor._listening.running
+        assert monitor._signal_reader.running
     assert signal.set_wakeup_fd(-1) == -1
 
 
