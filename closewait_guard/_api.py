@@ -36,12 +36,12 @@ def install(
 ) -> Guard:
     """Begin to record where sockets are opened. Idempotent; returns the process-wide guard.
 
-    Call it early: sockets that are open already are adopted, with their birth unknown.
+    Call it early: where sockets were opened that are open already is not known.
 
     Args:
-        settings: How to look and judge. Left out, the settings are read from the environment
+        settings: How to scan and judge. Left out, the settings are read from the environment
             (`CLOSEWAIT_GUARD_*`) and from `[tool.closewait_guard]` in the nearest `pyproject.toml`.
-        reporters: Who is told by `report()`: anything that can be called with a `Report`, or the
+        reporters: What `report()` reports to: anything that can be called with a `Report`, or the
             name of a reporter, such as "structlog" or "json_lines:/var/log/leaks.jsonl".
         **overrides: Single settings that win over all other sources; `signal=SIGUSR1`, for one,
             prints a report to stderr upon that signal, before the handler that was there.
@@ -91,10 +91,10 @@ def uninstall() -> None:
 
 
 def attribute(*names: str) -> None:
-    """Know where sockets are opened that native code opens: libpq, libcurl, libuv and the like.
+    """Record where native code opens sockets: libpq, libcurl, libuv and the like.
 
     The callables that open them are wrapped until `uninstall()`. A socket that appears during the
-    call, and that no socket object is known for, is opened where the call was made.
+    call, and has no socket object, counts as opened where the call was made.
 
     Args:
         *names: `"module:callable"`, or a library that is known: psycopg, psycopg2, pycurl, uvloop.
@@ -114,10 +114,10 @@ def attribute(*names: str) -> None:
 
 
 def scan(*, full: bool = False) -> Report:
-    """Look, and tell nobody. Cheap with many sockets: only suspects are described.
+    """Scan, without reporting. Cheap with many sockets: only suspects are described.
 
-    Without `install()` it looks too, at every socket object in the process, but cannot tell where
-    one was opened.
+    Without `install()` it scans every socket object in the process, but does not know where it was
+    opened.
 
     Args:
         full: Describe the healthy open sockets too, in `Report.observations`.
@@ -126,7 +126,7 @@ def scan(*, full: bool = False) -> Report:
 
 
 def report() -> Report:
-    """Look, and tell the reporters that `install()` was given."""
+    """Scan, and deliver the report to the reporters that `install()` was given."""
     return _current().report()
 
 
@@ -144,12 +144,12 @@ def watch(
     Installs the guard if that has not been done.
 
     Args:
-        interval: Seconds between two reports, 60 by default. Longer if a look would take more
+        interval: Seconds between two reports, 60 by default. Longer if a scan would take more
             than 0.6 % of it.
         settings: As for `install()`, like the overrides.
-        reporters: Who is told beside those that `install()` was given.
+        reporters: Those to report to in addition to the ones that `install()` was given.
         at_exit: Report once more when the program, or a `with` block, ends; so by default.
-        in_children: Go on in forked children, each for itself.
+        in_children: Continue in forked children, each for itself.
         **overrides: Single settings that win over all other sources.
 
     Raises:
@@ -166,7 +166,7 @@ def watch(
         if _monitor is not None and _monitor.running:
             raise ConfigurationError("watch(): a monitor is running already; stop() it first")
         was_installed = _guard is not None
-        guard = _told(settings, reporters, overrides)
+        guard = _install_and_add(settings, reporters, overrides)
         try:
             _monitor = Monitor(guard, interval, at_exit=at_exit, in_children=in_children)
             return _monitor.start()
@@ -199,14 +199,14 @@ async def watch_async(
     from closewait_guard._monitor import report_forever
 
     with patch.install_lock():
-        guard = _told(settings, reporters, overrides)
+        guard = _install_and_add(settings, reporters, overrides)
     await report_forever(guard, interval, at_exit)
 
 
-def _told(
+def _install_and_add(
     settings: Settings | None, reporters: Iterable[Reporter | str], overrides: dict[str, object]
 ) -> Guard:
-    """The process-wide guard, installed, and telling these reporters too."""
+    """The process-wide guard, installed, and reporting to these reporters too."""
     if _guard is None:
         return _install(settings, reporters, overrides)
     guard = _install(settings, (), overrides)
@@ -215,14 +215,14 @@ def _told(
 
 
 def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
-    """Prove that a block leaves no socket behind: `with`, `async with`, or a decorator.
+    """Check that a block leaves no socket behind: `with`, `async with`, or a decorator.
 
-    Sockets that were open before are not its concern. Waits up to `grace` seconds for sockets
-    that are about to close, and only then accuses.
+    Sockets that were open before do not count. Waits up to `grace` seconds for sockets that are
+    about to close.
 
     Args:
         grace: Seconds that sockets have to close after the block.
-        allow_open: Accept sockets that are open and well, such as those of a pool that stays.
+        allow_open: Accept sockets that are open and healthy, such as those of a pool that stays.
 
     Raises:
         SocketLeakError: Sockets were leaked; the text is the report.

@@ -41,36 +41,38 @@ __all__ = [
 ]
 
 
-_SECONDS_BETWEEN = 60.0
+_MIN_SECONDS_BETWEEN = 60.0
 
 
 class FdExhaustionAlarm:
-    """Called in the middle of the program's own failing call: quick, and takes no descriptor.
+    """Counts the calls that found no descriptor left, and has a report made at once.
+
+    It runs in the middle of the program's own failing call: it is quick and takes no descriptor.
 
     Args:
-        report: What to do at once, in a thread of its own; once a minute at most.
+        report: Called in a thread of its own, at most once a minute.
         clock: Seconds that never jump.
     """
 
     def __init__(self, report: Callable[[], object], clock: Callable[[], float] = now) -> None:
         self._report = report
         self._clock = clock
-        self._tally = LockFreeCounter()
+        self._counter = LockFreeCounter()
         self._last: float | None = None
 
     @property
-    def times(self) -> int:
-        """How often there was none, so far."""
-        return self._tally.total()
+    def count(self) -> int:
+        """How many calls have failed so far."""
+        return self._counter.total()
 
     def __call__(self) -> None:
-        self._tally.count()
+        self._counter.count()
         at = self._clock()
-        is_due = self._last is None or at - self._last >= _SECONDS_BETWEEN
-        # A thread that is started while the interpreter ends never runs, and is waited for.
+        is_due = self._last is None or at - self._last >= _MIN_SECONDS_BETWEEN
+        # A thread that is started while the interpreter ends never runs, but would be joined.
         if is_due and not sys.is_finalizing() and allows_daemons():
             self._last = at
-            # Without a thread to be had, the count is in the next report.
+            # If no thread can be started, the next report has the count.
             with suppress(RuntimeError):
                 threading.Thread(
                     target=self._report, name="closewait-guard-exhausted", daemon=True
@@ -78,19 +80,19 @@ class FdExhaustionAlarm:
 
     def after_fork(self) -> None:
         """In the child."""
-        self._tally.after_fork()
+        self._counter.after_fork()
 
 
 class Guard:
-    """Tracks the sockets that are opened while it is installed. Several guards may be at once.
+    """Tracks the sockets that are opened while it is installed. There may be several guards.
 
     Args:
-        settings: How to look and judge; read from the environment and the nearest
+        settings: How to scan and judge; read from the environment and the nearest
             `pyproject.toml` when left out.
-        reporters: Who is told by `report()`: callables, or names such as "structlog". None
-            given, those of the settings are told.
+        reporters: What `report()` reports to: callables, or names such as "structlog". Those of
+            the settings when left out.
         clock: Dates the reports of a series; seconds that never jump.
-        registry: What has recorded births so far, and goes on to; a new one by default.
+        registry: What has recorded sockets so far, and continues to; a new one by default.
 
     Example:
         >>> with Guard(Settings(grace=0.1)) as guard:
@@ -107,15 +109,15 @@ class Guard:
         registry: Registry | None = None,
     ) -> None:
         self.settings = Settings.given(settings)
-        _warn_of(self.settings.notes)
-        self._delivery = _delivery(self.settings, reporters)
+        _warn_about(self.settings.notes)
+        self._delivery = _make_delivery(self.settings, reporters)
         self._registry = registry or Registry(
             self.settings.stack_depth,
             PlainContext.of(self.settings.context),
             self.settings.dropped_kept,
             capture,
         )
-        self._exhaustion = self._registry.on_fd_exhausted = FdExhaustionAlarm(
+        self._fd_exhaustion = self._registry.on_fd_exhausted = FdExhaustionAlarm(
             self._report_exhausted, clock
         )
         self._installed = False
@@ -127,17 +129,17 @@ class Guard:
             lambda: self._installed,
         )
         self._signal: SignalReport | None = None
-        self._dependants: list[Callable[[], None]] = []
-        # Installed or not: a fork may find its reporters, and whoever scans, in the middle of it.
+        self._uninstall_callbacks: list[Callable[[], None]] = []
+        # Even if it is never installed: a fork may happen in the middle of a scan or a report.
         _guards.add(self)
 
     @property
     def installed(self) -> bool:
-        """Whether births are being recorded."""
+        """Whether it records the sockets that are opened."""
         return self._installed
 
     def install(self) -> Self:
-        """Begin to record births; take in the sockets that are open already. Idempotent."""
+        """Begin to record sockets; adopt those that are open already. Idempotent."""
         with patch.install_lock():
             if not self._installed:
                 if self.settings.signal is not None:
@@ -151,10 +153,10 @@ class Guard:
         return self
 
     def uninstall(self) -> None:
-        """Stop recording, and what depends on it. The last guard leaves the class as it was."""
-        # Without the lock: their threads may be in need of it.
-        while self._dependants:
-            self._dependants.pop()()
+        """Stop recording, and what depends on it. The last guard restores the socket class."""
+        # Without the lock, which their threads may need.
+        while self._uninstall_callbacks:
+            self._uninstall_callbacks.pop()()
         with patch.install_lock():
             was_installed, self._installed = self._installed, False
             self._registry.unsubscribe()
@@ -166,7 +168,7 @@ class Guard:
             self._delivery.close()
 
     def attribute(self, *names: str) -> None:
-        """Know where native sockets are opened; see `closewait_guard.attribute`."""
+        """Record where native code opens sockets; see `closewait_guard.attribute`."""
         self._pipeline.scanner.attribute(*names)
 
     def __enter__(self) -> Self:
@@ -176,7 +178,7 @@ class Guard:
         self.uninstall()
 
     def scan(self, *, full: bool = False) -> Report:
-        """Look, and tell nobody. A guard that is not installed knows no births, but looks.
+        """Scan, without reporting. A guard that is not installed does not know who opened what.
 
         Args:
             full: Describe the healthy open sockets too, in `Report.observations`.
@@ -184,9 +186,9 @@ class Guard:
         return self._pipeline.scan(full=full)
 
     def report(self) -> Report:
-        """Look, and tell the reporters.
+        """Scan, and deliver the report to the reporters.
 
-        The reports of a guard are a series: alerts tell what begins, gets worse and ends in it.
+        The reports of a guard are a series: its alerts say what begins, gets worse and ends.
         """
         report = self._next_in_series()
         self._deliver(report)
@@ -198,7 +200,7 @@ class Guard:
         return self._delivery.failed
 
     def mark(self) -> int:
-        """A baseline for `check`: the sockets opened from now on are above it."""
+        """A mark for `check`: the sockets that are opened from now on come after it."""
         self._pipeline.scanner.take_census()
         return self._registry.mark()
 
@@ -211,7 +213,7 @@ class Guard:
             >>> with Guard() as guard:
             ...     mark = guard.mark()
             ...     sock = socket.socket()
-            ...     before = [leak.verdict for leak in guard.check(mark).findings]
+            ...     before = [finding.verdict for finding in guard.check(mark).findings]
             ...     sock.close()
             ...     after = guard.check(mark).findings
             >>> before, after
@@ -220,11 +222,11 @@ class Guard:
         return self._pipeline.check(since)
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
-        """Prove that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
+        """Check that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
     def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
-        return self._pipeline.next_in_series(self._exhaustion.times, notes)
+        return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)
 
     def _open_since(self, mark: int) -> tuple[Finding, ...]:
         return self._pipeline.open_since(mark)
@@ -242,16 +244,16 @@ class Guard:
         self._delivery.add(reporters)
 
     def _on_uninstall(self, stop: Callable[[], None]) -> None:
-        """Have something stopped that depends on this guard, once."""
-        if stop not in self._dependants:
-            self._dependants.append(stop)
+        """Call a function when this guard is uninstalled, once."""
+        if stop not in self._uninstall_callbacks:
+            self._uninstall_callbacks.append(stop)
 
     def _signal_reader(self) -> WakeupReader | None:
         """Have a thread read the signal of the settings at once; None where that cannot be."""
         return self._signal.start_reading() if self._signal is not None else None
 
     def _print(self) -> None:
-        """Upon a signal. Whatever goes wrong, the program was only asked for a report."""
+        """Upon a signal: no failure may reach the program, which was only asked for a report."""
         with suppress(Exception):
             self._pipeline.print_report()
 
@@ -261,22 +263,22 @@ class Guard:
 
     def _after_fork(self) -> None:
         self._pipeline.after_fork()
-        self._exhaustion.after_fork()
+        self._fd_exhaustion.after_fork()
         self._delivery.after_fork()
         if self._signal is not None:
             self._signal.after_fork()
 
 
-def _warn_of(notes: Iterable[str]) -> None:
-    """There may be no reporter whose report would say so."""
+def _warn_about(notes: Iterable[str]) -> None:
+    """Warn at once: there may be no reporter whose report would say so."""
     for note in notes:
-        # Where warnings are errors, the program goes on all the same.
+        # Where warnings are errors, the program continues all the same.
         with suppress(Exception):
             warnings.warn(f"closewait_guard: {note}", RuntimeWarning, stacklevel=4)
 
 
-def _delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
-    """To those whom the program names, else to those of the settings."""
+def _make_delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
+    """To the reporters that the program names, else to those of the settings."""
     redact = Redaction(settings.redact).text
     if reporters:
         return Delivery(reporters, settings.reporter_timeout, redact)

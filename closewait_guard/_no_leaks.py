@@ -31,13 +31,13 @@ _FIRST_WAIT = 0.001
 
 
 class Settling:
-    """Yields how long to wait before each further look; `findings` are those of the last look.
+    """Yields how long to wait before each further scan; `findings` are those of the last.
 
-    The waits double, and end with the grace time, as the clock and as their sum has it. Garbage is
-    collected once, and neither happens when nothing is suspect.
+    The waits double until the grace time is over, by the clock or by their sum. Garbage is
+    collected once. Neither happens when nothing is open.
 
     Args:
-        find_open: The sockets that are still open, or were dropped.
+        find_open: Finds the sockets that are still open, or were dropped.
         grace: Seconds that the waits may take together.
     """
 
@@ -48,22 +48,22 @@ class Settling:
         self.findings: Sequence[Finding] = ()
 
     def __iter__(self) -> Generator[float, None, None]:
-        wait, collected = _FIRST_WAIT, False
+        wait, has_collected = _FIRST_WAIT, False
         while not self._has_settled():
             left = min(self._left, self._deadline - now())
-            if left <= 0 and collected:
+            if left <= 0 and has_collected:
                 return
             if left > 0:
                 yield min(wait, left)
                 self._left -= wait
-            if not collected:
-                # After one short wait: what closes by itself never costs a collection.
+            if not has_collected:
+                # After one short wait: sockets that close by themselves cost no collection.
                 gc.collect()
-                collected = True
+                has_collected = True
             wait *= 2
 
     def _has_settled(self) -> bool:
-        """Whether waiting can change nothing: all is closed, except what was dropped."""
+        """Whether waiting can change nothing: all are closed, or were dropped."""
         self.findings = self._find_open()
         return all(each.verdict is Verdict.DROPPED for each in self.findings)
 
@@ -71,11 +71,11 @@ class Settling:
 _F = TypeVar("_F", bound=Callable[..., object])
 
 # The coarsest clock of an event loop, that of uvloop, counts milliseconds.
-_TICK = 0.001
+_CLOCK_TICK = 0.001
 
 
 class _Guard(Protocol):
-    """What is asked of a guard."""
+    """What is needed of a guard."""
 
     @property
     def installed(self) -> bool: ...
@@ -90,14 +90,14 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     """Fails if a socket opened inside is still open at the end, or was dropped while open.
 
     Works with `with`, with `async with`, and as a decorator of functions and coroutine functions.
-    Waits for sockets that are about to close, at most `grace` seconds, and collects garbage once;
-    neither happens when nothing is suspect. An exception from the body passes as it is.
+    Waits at most `grace` seconds for sockets that are about to close, and collects garbage once;
+    neither happens when nothing is open. An exception from the block is not changed.
 
     Args:
-        guard: Makes, or names, the guard to use; one that is not installed is, for the block.
+        guard: Returns the guard to use. One that is not installed is installed for the block.
         grace: Seconds that sockets have to close after the block.
-        allow_open: Accept sockets that are open and well, such as those of a pool that stays; not
-            those that could not be looked at.
+        allow_open: Accept sockets that are open and healthy, such as those of a pool that stays;
+            not those that could not be described.
 
     Raises:
         SocketLeakError: Sockets were leaked; the text is the report.
@@ -109,22 +109,22 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
                 f"no_leaks(grace=...): grace must be a number of seconds, zero or more, "
                 f"not {shown(grace)}"
             )
-        self._make = guard
+        self._get_guard = guard
         self._grace = grace
         self._allow_open = allow_open
-        self._open: list[tuple[_Guard, bool, int]] = []
+        self._entered: list[tuple[_Guard, bool, int]] = []
 
     def __call__(self, function: _F) -> _F:
         return around(
-            function, lambda: NoLeaks(self._make, self._grace, allow_open=self._allow_open)
+            function, lambda: NoLeaks(self._get_guard, self._grace, allow_open=self._allow_open)
         )
 
     def __enter__(self) -> None:
-        guard = self._make()
+        guard = self._get_guard()
         is_ours = not guard.installed
         if is_ours:
             guard.install()
-        self._open.append((guard, is_ours, guard.mark()))
+        self._entered.append((guard, is_ours, guard.mark()))
 
     def __exit__(
         self,
@@ -151,8 +151,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 
     @contextmanager
     def _ending(self, error: BaseException | None) -> Iterator[Iterable[float]]:
-        """Hand out the waits of the end of the block, and judge after the last of them."""
-        guard, is_ours, mark = self._open.pop()
+        """Provide the waits at the end of the block; fail after the last if sockets are left."""
+        guard, is_ours, mark = self._entered.pop()
         try:
             if error is not None:
                 yield ()
@@ -160,7 +160,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             settling = Settling(lambda: guard._open_since(mark), self._grace)
             yield settling
             if self._refused(settling.findings):
-                # Once more, to say also who holds what is still open.
+                # Now with the holders of what is still open.
                 self._raise_if_leaky(guard.check(mark))
         finally:
             if is_ours:
@@ -181,26 +181,26 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 
 
 async def _sleep(seconds: float) -> None:
-    """Wait in whichever event loop is running, so that it can close what it is closing."""
+    """Wait in the event loop that is running, so that it can close what it is closing."""
     asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
     if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
         await _wait(seconds, loop.time, asyncio.sleep)
     elif trio is not None:
         await _wait(seconds, trio.current_time, trio.sleep)
     else:
-        # Neither loop is running, so that there is none to hold up.
+        # Neither loop is running, so none is blocked.
         pause(seconds)
 
 
 async def _wait(
     seconds: float, time: Callable[[], float], sleep: Callable[[float], Awaitable[object]]
 ) -> None:
-    """Sleep in an event loop, though a test may have stopped its clock, or made it run ahead."""
+    """Sleep in an event loop, even if a test has stopped its clock or set it forward."""
     end, before = now() + seconds, time()
-    nap(_TICK)
+    nap(_CLOCK_TICK)
     await sleep(0)
     if time() > before:
         await sleep(max(0.0, end - now()))
     while now() < end:
-        nap(_TICK)
+        nap(_CLOCK_TICK)
         await sleep(0)
