@@ -133,13 +133,26 @@ def test_each_question_has_one_answer():
 @pytest.mark.skipif(sys.platform != "linux", reason="the page follows a socket on Linux")
 def test_a_socket_goes_through_the_functions_of_the_page_in_their_order():
     assert len(WAY) > 20
+    # On a busy machine the time for finding out who holds a socket may be over before the answer.
+    for _ in range(3):
+        if (missing := first_step_out_of_order(calls_of_one_socket())) is None:
+            return
+    pytest.fail(missing)
+
+
+def calls_of_one_socket() -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", TRACE], capture_output=True, text=True, timeout=60, check=True
     )
-    calls = done.stdout.split()
+    return done.stdout.split()
+
+
+def first_step_out_of_order(calls: list[str]) -> str | None:
     before = "the beginning"
     for path, name in WAY:
         step = f"{path}::{name}"
-        assert step in calls, f"docs/layout.md: {step} is not called after {before}; {calls[:40]}"
+        if step not in calls:
+            return f"docs/layout.md: {step} is not called after {before}; what is: {calls[:40]}"
         del calls[: calls.index(step) + 1]
         before = step
+    return None
