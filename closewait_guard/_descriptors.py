@@ -1,31 +1,35 @@
-"""What tells one open descriptor from another of the same number.
+"""Questions about open descriptors: identity, waiting bytes, kind of socket, how many are open.
 
-How many bytes wait in a socket, by its descriptor.
-
-The process's own descriptors: how many there may be, how many are open, which are sockets.
+Also the descriptors that the guard opens for itself, which the program may close at any time.
 """
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
+import socket
 import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from closewait_guard._clock import now
 from closewait_guard._interruptions import interrupts, refusals
+from closewait_guard._live import is_a, module_dict
 
 __all__ = [
     "Identity",
     "OwnedDescriptor",
+    "ask_or_none",
     "fd_limit",
     "fd_used",
     "identity_of",
     "inode_of",
+    "is_listening",
+    "is_tls",
     "own_socket",
     "owned_pipe",
     "socket_inode_of",
@@ -37,8 +41,10 @@ __all__ = [
 
 try:
     import fcntl
+    import resource
+    import termios
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = termios = None  # type: ignore[assignment]
 
 Identity: TypeAlias = tuple[int, int, int]
 
@@ -89,13 +95,13 @@ class OwnedDescriptor:
         self._identity = identity_of(self._fd)
 
     def fileno(self) -> int:
-        """Its number; -1, which every call refuses, as soon as somebody has closed it."""
+        """Its number; -1, which every call refuses, as soon as the program has closed it."""
         if self._fd >= 0 and identity_of(self._fd) != self._identity:
             self._fd = -1
         return self._fd
 
     def close(self) -> None:
-        """Close it, unless somebody has. Idempotent."""
+        """Close it, unless the program has. Idempotent."""
         fd = self.fileno()
         self._fd = -1
         if fd >= 0:
@@ -133,12 +139,6 @@ def _moved(fd: int, at_least: int) -> int:
         os.close(fd)
 
 
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = termios = None  # type: ignore[assignment]
-
 _FIONREAD: int = getattr(termios, "FIONREAD", 0)
 _TIOCOUTQ: int = getattr(termios, "TIOCOUTQ", 0)
 
@@ -163,10 +163,32 @@ def _queued(fd: int, request: int) -> int | None:
         return None
 
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+_getsockopt = _socket.socket.getsockopt
+
+
+def ask_or_none(ask: Callable[..., Any], *question: object) -> Any:
+    """The answer of the kernel; None where it has none."""
+    try:
+        return ask(*question)
+    except OSError as error:
+        if interrupts(error):
+            raise
+        return None
+
+
+def is_listening(sock: _socket.socket) -> bool:
+    """Whether the socket waits for connections."""
+    return bool(ask_or_none(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def is_tls(sock: _socket.socket) -> bool:
+    """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
+    if type(sock) is socket.socket:
+        return False
+    # No code of the socket, or of what stands in for the module, is run.
+    variables = module_dict(sys.modules.get("ssl"))
+    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
+
 
 # The one that the guard itself keeps open, if it does: a line to `run`.
 own_socket: Identity | None = None
@@ -175,7 +197,7 @@ _FD_FOLDER = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 
 
 def fd_limit() -> int | None:
-    """The soft limit on open descriptors; None where there is none, or nobody says."""
+    """The soft limit on open descriptors; None where there is none, or it is not known."""
     if resource is None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -189,7 +211,7 @@ class _Used:
         self._listed, self._good_until = 0, 0.0
 
     def __call__(self) -> int | None:
-        """How many descriptors are open; None where nobody says."""
+        """How many descriptors are open; None where it is not known."""
         try:
             # Since Linux 6.2 the folder's size is the count: no descriptor is needed to learn it,
             # which matters when there is none left.
@@ -205,14 +227,14 @@ class _Used:
         if begun >= self._good_until:
             self._listed = len(_names()) - 1
             took = now() - begun
-            self._good_until = begun + (took / _LARGEST_SHARE if took > _LONG else 0.0)
+            self._good_until = begun + (took / _MAX_SHARE if took > _LONG else 0.0)
         return self._listed
 
 
 fd_used = _Used()
 
 _EXHAUSTED = frozenset({errno.ENFILE, errno.EMFILE})
-_LONG, _LARGEST_SHARE = 0.001, 0.05
+_LONG, _MAX_SHARE = 0.001, 0.05
 
 
 def _names() -> list[str]:
@@ -221,7 +243,7 @@ def _names() -> list[str]:
 
 
 def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
-    """The program's open sockets that are not known, with their inodes; None where nobody says.
+    """The program's open sockets that are not known, with their inodes; None where it is not known.
 
     One listing of a folder, whatever their number; only what is not known is looked at.
     """

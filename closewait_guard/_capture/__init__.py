@@ -18,9 +18,6 @@ from closewait_guard._capture.dropped import (
     DroppedSocket,
     FinalSnapshot,
     LockFreeCounter,
-    ask_or_none,
-    is_listening,
-    is_tls,
 )
 from closewait_guard._capture.hooks import SOCKET, as_function
 from closewait_guard._capture.patch import replacement_class
@@ -54,13 +51,10 @@ __all__ = [
     "Registry",
     "SharedStack",
     "as_function",
-    "ask_or_none",
     "capture",
     "capture_up_to",
     "current_labels",
     "intern",
-    "is_listening",
-    "is_tls",
     "label",
     "open_creations",
     "pop_if_same",

@@ -13,14 +13,20 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from closewait_guard._capture.creation import SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
-from closewait_guard._descriptors import inode_of, socket_inode_of, unread, unsent
-from closewait_guard._interruptions import interrupts
-from closewait_guard._live import is_a, module_dict
+from closewait_guard._descriptors import (
+    ask_or_none,
+    inode_of,
+    is_listening,
+    is_tls,
+    socket_inode_of,
+    unread,
+    unsent,
+)
 
 __all__ = [
     "DroppedSocket",
@@ -28,9 +34,6 @@ __all__ = [
     "EndedCreations",
     "FinalSnapshot",
     "LockFreeCounter",
-    "ask_or_none",
-    "is_listening",
-    "is_tls",
 ]
 
 
@@ -78,30 +81,6 @@ class FinalSnapshot:
                 self.tcp_info = ask_or_none(
                     _getsockopt, sock, socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE
                 )
-
-
-def ask_or_none(ask: Callable[..., Any], *question: object) -> Any:
-    """The answer of the kernel; None where it has none."""
-    try:
-        return ask(*question)
-    except OSError as error:
-        if interrupts(error):
-            raise
-        return None
-
-
-def is_listening(sock: _socket.socket) -> bool:
-    """Whether the socket waits for connections."""
-    return bool(ask_or_none(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def is_tls(sock: _socket.socket) -> bool:
-    """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
-    if type(sock) is socket.socket:
-        return False
-    # No code of the socket, or of what stands in for the module, is run.
-    variables = module_dict(sys.modules.get("ssl"))
-    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
 
 
 class LockFreeCounter:

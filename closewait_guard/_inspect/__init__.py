@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from closewait_guard._inspect.observation import SuspectAge, notice, observed, suspect_for
-from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
-from closewait_guard._inspect.records import (
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from closewait_guard._inspect.observation import (
     SiteCount,
-    count_by_site,
-    is_ours,
-    kind_of,
-    read_again,
-    record_of,
-    resolve,
+    SuspectAge,
+    notice,
+    observed,
+    suspect_for,
 )
-from closewait_guard._inspect.scanner import ScanResult, SocketScanner
+from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
+
+if TYPE_CHECKING:
+    from closewait_guard._inspect.records import (
+        count_by_site,
+        is_ours,
+        kind_of,
+        read_again,
+        record_of,
+        resolve,
+    )
+    from closewait_guard._inspect.scanner import ScanResult, SocketScanner
+else:
+    # Of recorded sockets: what looks at other processes records none, and loads nothing of it.
+    def __getattr__(name: str) -> object:
+        module = "scanner" if name in ("ScanResult", "SocketScanner") else "records"
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{module}"), name)
+
 
 __all__ = [
     "Endpoint",

@@ -1,12 +1,7 @@
-"""One socket at one moment, as every stage after the look knows it.
+"""From the answers of the kernel to an observation: since when a socket is suspect, who reads it.
 
-Since when a suspect has looked like this: pure, from one look to the next.
-
-The kernel dates a peer's FIN. For everything else the guard's own earlier looks are what is known,
-and any sign of life, such as unread data going down, starts the clock anew.
-
-
-Which sockets a thread is reading or writing through a file object at this moment.
+The kernel dates a peer's FIN. For everything else the guard's own earlier scans are what is known,
+and any sign of life, such as unread data going down, starts the clock again.
 """
 
 from __future__ import annotations
@@ -22,6 +17,7 @@ from closewait_guard._live import field, is_a, running_frames, variable_of
 from closewait_guard.model import Connection, Observation, SocketRecord
 
 __all__ = [
+    "SiteCount",
     "SuspectAge",
     "fds_being_read",
     "notice",
@@ -184,3 +180,10 @@ def _used_by(frame: FrameType | None) -> Iterator[int]:
             if is_a(sock, _socket.socket):
                 yield _socket.socket.fileno(sock)
         frame = frame.f_back
+
+
+class SiteCount(NamedTuple):
+    """The open sockets of one site, and those of them that are older than a mark."""
+
+    open: int
+    old: int

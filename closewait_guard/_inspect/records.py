@@ -1,9 +1,4 @@
-"""Resolve a captured stack late; tell user frames from library frames.
-
-From the story of a birth to the public record of it.
-
-How many sockets are open by the line that made them, and how many have been for long.
-"""
+"""From a creation to the public record of it: resolve stacks to frames, count sockets by site."""
 
 from __future__ import annotations
 
@@ -15,7 +10,6 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import NamedTuple
 
 from closewait_guard._capture import (
     SERIAL,
@@ -27,11 +21,11 @@ from closewait_guard._capture import (
     intern,
 )
 from closewait_guard._enums import FrameKind, Origin
+from closewait_guard._inspect.observation import SiteCount
 from closewait_guard._live import loaded_modules, text_of, value_at
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
-    "SiteCount",
     "count_by_site",
     "is_ours",
     "kind_of",
@@ -144,13 +138,6 @@ def record_of(creation: CreationTuple, pid: int) -> SocketRecord:
     if record.pid == pid:
         return record
     return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
-
-
-class SiteCount(NamedTuple):
-    """The open sockets of one site, and those of them that are older than a mark."""
-
-    open: int
-    old: int
 
 
 def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:

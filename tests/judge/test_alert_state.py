@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import closewait_guard as cwg
 import strategies
-from closewait_guard._inspect.records import SiteCount
+from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
 from closewait_guard._judge.alerts import threshold_alerts
 from closewait_guard.model import SCHEMA

@@ -1,15 +1,4 @@
-"""What every probe answers, and what they share in finding it.
-
-A short look through a descriptor that belongs to no socket object.
-
-The select module as the interpreter made it, whatever has been done to the one in use.
-
-gevent puts a poll of its own there that runs through its event loop; eventlet takes poll away. We
-never wait, so there is nothing that green threads would have to be switched for.
-
-
-The poller that the probes have in common.
-"""
+"""What all probes have in common: their results, addresses, duplicated descriptors, the poller."""
 
 from __future__ import annotations
 
@@ -22,8 +11,7 @@ from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from closewait_guard._capture import FinalSnapshot, ask_or_none, is_tls
-from closewait_guard._descriptors import OwnedDescriptor, inode_of
+from closewait_guard._descriptors import OwnedDescriptor, ask_or_none, inode_of, is_tls
 from closewait_guard._enums import Connection, Evidence, State
 
 __all__ = [
@@ -187,7 +175,11 @@ def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
 
 if TYPE_CHECKING:
     import select
+
+    from closewait_guard._capture import FinalSnapshot
 else:
+    # As the interpreter made it: gevent puts a poll of its own there that runs through its event
+    # loop; eventlet takes poll away. We never wait, so no green thread would have to be switched.
     _spec = find_spec("select")
     select = module_from_spec(_spec)
     _spec.loader.exec_module(select)

@@ -11,11 +11,14 @@ import socket
 import struct
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from closewait_guard._capture import FinalSnapshot, is_listening
-from closewait_guard._descriptors import unread, unsent
+from closewait_guard._descriptors import is_listening, unread, unsent
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import PollPoller, ProbeResult, select
+
+if TYPE_CHECKING:
+    from closewait_guard._capture import FinalSnapshot
 
 __all__ = [
     "CONNECTIONS",

@@ -9,11 +9,14 @@ from __future__ import annotations
 import _socket
 import socket
 from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
-from closewait_guard._capture import FinalSnapshot, is_listening
-from closewait_guard._descriptors import unread
+from closewait_guard._descriptors import is_listening, unread
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import Poller, PollPoller, ProbeResult, select
+
+if TYPE_CHECKING:
+    from closewait_guard._capture import FinalSnapshot
 
 __all__ = [
     "poller",
