@@ -246,7 +246,7 @@ class Pipeline:
         )
 
     def _not_covered(self, undescribed: int) -> Iterator[str]:
-        yield from _not_covered_of_births(self.scanner.native_count, self._is_installed())
+        yield from _not_covered_of_creation(self.scanner.native_count, self._is_installed())
         context = self._registry.context
         if context is not None and context.failure is not None:
             yield context.failure
@@ -333,7 +333,7 @@ class _Series:
 _NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
 
 
-def _not_covered_of_births(native_count: int | None, is_installed: bool) -> Iterator[str]:
+def _not_covered_of_creation(native_count: int | None, is_installed: bool) -> Iterator[str]:
     if native_count is None:
         yield f"sockets that {_NATIVE} opens"
     else:

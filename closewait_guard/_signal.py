@@ -1,15 +1,12 @@
-"""The interpreter's wakeup descriptor, read by a thread: it hears of a signal at once.
+"""A report to stderr upon a signal, even while the main thread is stuck in a C call.
 
-The interpreter's C handler writes each signal's number to it, whatever the main thread is stuck in.
-There is one for the process, known by number, and it can be looked at only by setting another: an
-event loop that has it must miss no signal meanwhile, and a number of ours must never come to stand
-for a file of the program's.
+Python runs signal handlers in the main thread only, between two bytecodes. But the interpreter's C
+handler writes each signal's number to the wakeup descriptor at once, whatever the main thread does,
+and while a monitor runs, a thread reads that descriptor.
 
-
-A report to stderr upon a signal, also while the main thread is stuck in a C call.
-
-Python runs signal handlers in the main thread only, between two bytecodes. While a monitor runs, a
-thread hears of the signal before.
+There is one wakeup descriptor for the process, known by its number, and it can be looked up only by
+setting another: an event loop that has set it must miss no signal meanwhile, and a number of ours
+must never come to mean a file of the program's.
 """
 
 from __future__ import annotations
@@ -38,12 +35,12 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_NOBODY = -1
+_NO_FD = -1
 _MAX_JOIN_SECONDS = 2.0
 # No signal has these numbers.
-_HANDLED, _END = 0, 255
-# A program that closes all descriptors gets the small numbers for what it opens next. Much larger
-# ones than these would have each fork copy a larger table.
+_HANDLER_RAN, _END = 0, 255
+# A program that closes all descriptors gets small numbers for what it opens next. With much larger
+# ones than this each fork would copy a larger table.
 _FIRST_NUMBER = 1000
 _ROOM_BELOW_LIMIT = 16
 
@@ -51,16 +48,16 @@ _Pipe: TypeAlias = tuple[OwnedDescriptor, OwnedDescriptor]
 
 
 class WakeupReader:
-    """The thread.
+    """A thread that reads the wakeup descriptor.
 
     Args:
         signum: The signal that it waits for.
-        caught: Called in the thread, once for each signal; must not block.
+        on_signal: Called in the thread, once for each signal; must not block.
     """
 
-    def __init__(self, signum: int, caught: Callable[[], object]) -> None:
+    def __init__(self, signum: int, on_signal: Callable[[], object]) -> None:
         self._signum = signum
-        self._caught = caught
+        self._on_signal = on_signal
         self._pipe = _take_pipe()
         self._number = self._pipe[1].fileno()
         self._is_stopping = _thread.allocate_lock()
@@ -71,37 +68,37 @@ class WakeupReader:
         )
 
     @classmethod
-    def start_if_free(cls, signum: int, caught: Callable[[], object]) -> WakeupReader | None:
-        """Begin, if this is the main thread and nobody else has the descriptor."""
+    def start_if_free(cls, signum: int, on_signal: Callable[[], object]) -> WakeupReader | None:
+        """Begin, if this is the main thread and the program has set no wakeup descriptor."""
         if not _is_main_thread() or not hasattr(signals, "pthread_kill"):
             return None
         if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
             # Green threads: one that waits in read() would stop all the others.
             return None
         if _wake_main_thread() is None:
-            # A number that somebody has closed could not be taken back in time.
+            # If the program closes the descriptor, its number could not be unset in time.
             return None
-        # With no room for a pipe or a thread, the handler alone must do.
+        # Where no pipe or thread can be made, the handler works alone.
         with suppress(OSError, RuntimeError):
-            reader = cls(signum, caught)
+            reader = cls(signum, on_signal)
             if reader._start():
                 return reader
         return None
 
     @property
     def running(self) -> bool:
-        """Whether it hears anything."""
+        """Whether it reads."""
         return not self._is_stopping.locked()
 
-    def handled(self) -> bool:
-        """From the signal's handler: whether `caught` is left to the thread.
+    def caught_signal(self) -> bool:
+        """Called by the signal's handler: whether the thread will call `on_signal`.
 
-        Only the handler knows of a signal while somebody else has the descriptor.
+        While the program has set another wakeup descriptor, only the handler notices a signal.
         """
         if not self.running:
             return False
         try:
-            os.write(self._pipe[1].fileno(), bytes([_HANDLED]))
+            os.write(self._pipe[1].fileno(), bytes([_HANDLER_RAN]))
         except BlockingIOError:
             return False
         except OSError:
@@ -110,22 +107,22 @@ class WakeupReader:
         return True
 
     def stop(self) -> None:
-        """Leave the descriptor to nobody, or to whoever has it by now. Idempotent."""
+        """Unset the wakeup descriptor, unless the program has set it meanwhile. Idempotent."""
         self._stop()
         if self._thread is not threading.current_thread():
             self._thread.join(_MAX_JOIN_SECONDS)
 
     def after_fork(self) -> None:
-        """In the child, where nobody reads; the pipe is the parent's."""
+        """In the child, which has no thread that reads; the pipe is the parent's."""
         self._is_stopping.acquire(blocking=False)
-        _waiting.clear()
-        present = _set_wakeup_fd(_NOBODY)
-        if present not in (_NOBODY, self._number):
-            _set_wakeup_fd(present)
+        _main_thread_calls.clear()
+        current = _set_wakeup_fd(_NO_FD)
+        if current not in (_NO_FD, self._number):
+            _set_wakeup_fd(current)
         _close(self._pipe)
 
     def _start(self) -> bool:
-        if not _replace(self._pipe, (_NOBODY, self._number), self._number):
+        if not _swap_wakeup_fd(self._pipe, (_NO_FD, self._number), self._number):
             _close(self._pipe)
             return False
         os.set_blocking(self._pipe[0].fileno(), True)
@@ -139,31 +136,31 @@ class WakeupReader:
 
     def _read(self) -> None:
         with suppress(OSError):
-            while heard := os.read(self._pipe[0].fileno(), 4096):
-                self._hear(heard)
+            while numbers := os.read(self._pipe[0].fileno(), 4096):
+                self._handle_numbers(numbers)
                 if not self.running:
                     break
         self._is_reading.release()
-        # Unless this was told to end, somebody has closed the pipe.
+        # Unless it was stopped, the program has closed the pipe.
         self._stop()
 
-    def _hear(self, heard: bytes) -> None:
-        """The signal, and its handler later: the same one. A handler alone: a signal too."""
+    def _handle_numbers(self, numbers: bytes) -> None:
+        """Count the signal and its handler, which runs later, once. A handler alone counts too."""
         is_new = False
-        for number in heard:
-            if number not in (self._signum, _HANDLED):
+        for number in numbers:
+            if number not in (self._signum, _HANDLER_RAN):
                 continue
             is_pair = self._unpaired is not None and self._unpaired != number
             is_new |= not is_pair
             self._unpaired = None if is_pair else number
-        if self._unpaired == _HANDLED:
-            # Another thread may have caught the signal, and be a moment late; not longer.
+        if self._unpaired == _HANDLER_RAN:
+            # If another thread caught the signal, its number may come a moment later; not longer.
             self._unpaired = None
         if is_new:
-            self._caught()
+            self._on_signal()
 
     def _stop(self) -> None:
-        # Not by `threading`, whose locks the main thread may hold where a handler interrupts it.
+        # Not with `threading`: a handler may interrupt the main thread while it holds those locks.
         if not self._is_stopping.acquire(blocking=False):
             return
         with suppress(OSError):
@@ -173,10 +170,10 @@ class WakeupReader:
 
     def _release(self) -> None:
         global _spare
-        if _replace(self._pipe, (_NOBODY, self._number), _NOBODY):
+        if _swap_wakeup_fd(self._pipe, (_NO_FD, self._number), _NO_FD):
             _close(self._pipe)
         else:
-            # Who took the descriptor from us may give it back, as trio and uvloop do.
+            # The code that replaced our descriptor may set it again, as trio and uvloop do.
             _spare = os.getpid(), self._pipe
 
 
@@ -184,7 +181,7 @@ _spare: tuple[int, _Pipe] | None = None
 
 
 def _take_pipe() -> _Pipe:
-    """The one that somebody may give the wakeup descriptor back to, else a new one."""
+    """The pipe that the program may set as wakeup descriptor again, else a new one."""
     global _spare
     spare, _spare = _spare, None
     if spare is not None and spare[0] == os.getpid() and _is_open(spare[1]):
@@ -212,34 +209,34 @@ def _close(pipe: _Pipe) -> None:
         end.close()
 
 
-def _replace(pipe: _Pipe, expected: tuple[int, ...], wanted: int) -> bool:
-    """Set the wakeup descriptor if what is set is expected; else leave it, and lose no signal.
+def _swap_wakeup_fd(pipe: _Pipe, expected: tuple[int, ...], wanted: int) -> bool:
+    """Set the wakeup descriptor if the present one is expected; else leave it, and lose no signal.
 
     Args:
-        pipe: Takes what comes while it is found out what is set. Nobody reads it.
-        expected: What may be replaced.
-        wanted: What to set.
+        pipe: Takes the signals that arrive meanwhile. No thread reads it now.
+        expected: The descriptors that may be replaced.
+        wanted: The descriptor to set.
     """
     reading, writing = pipe
     with suppress(OSError):
         os.set_blocking(reading.fileno(), False)
         os.read(reading.fileno(), 1 << 16)
-    present = _set_wakeup_fd(writing.fileno() if _is_open(pipe) else _NOBODY)
-    if present in expected:
+    current = _set_wakeup_fd(writing.fileno() if _is_open(pipe) else _NO_FD)
+    if current in expected:
         _set_wakeup_fd(wanted)
         return True
     try:
-        _set_wakeup_fd(present)
+        _set_wakeup_fd(current)
     except (OSError, ValueError):
-        # It has been closed without being given up.
-        _set_wakeup_fd(_NOBODY)
+        # It has been closed without being unset.
+        _set_wakeup_fd(_NO_FD)
     with suppress(OSError):
-        os.write(present, os.read(reading.fileno(), 4096))
+        os.write(current, os.read(reading.fileno(), 4096))
     return False
 
 
 def _set_wakeup_fd(fd: int) -> int:
-    """In the main thread: set it, and return what was set."""
+    """In the main thread: set it, and return the one before."""
     return signals.set_wakeup_fd(fd, warn_on_full_buffer=False)
 
 
@@ -247,57 +244,57 @@ def _is_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
 
 
-_waiting: list[Callable[[], None]] = []
+_main_thread_calls: list[Callable[[], None]] = []
 
 
 def _call_in_main_thread(function: Callable[[], None]) -> None:
-    """At once if this is it, else as soon as it runs Python code."""
+    """At once if this is the main thread, else as soon as that runs Python code."""
     if _is_main_thread():
         function()
     elif (wake := _wake_main_thread()) is not None:
-        _waiting.append(function)
+        _main_thread_calls.append(function)
         wake()
 
 
 @cache
 def _wake_main_thread() -> Callable[[], object] | None:
-    """What has the main thread call all that waits; a signal would write to the descriptor."""
+    """A function that has the main thread make the calls, without a signal."""
     try:
         import ctypes
 
         add = ctypes.pythonapi.Py_AddPendingCall
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_call_waiting)
+        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_make_calls)
     except (ImportError, AttributeError, MemoryError):
         return None
     return lambda: add(callback, None)
 
 
-def _call_waiting(_: object) -> int:
-    while _waiting:
+def _make_calls(_: object) -> int:
+    while _main_thread_calls:
         with suppress(Exception):
-            _waiting.pop()()
+            _main_thread_calls.pop()()
     return 0
 
 
 class SignalReport:
-    """Calls `tell` in a thread of its own upon a signal; then the handler that was there before.
+    """Calls `report` in a thread upon a signal; then the handler that was there before.
 
     Args:
         signum: The signal.
-        tell: What to do; must raise nothing.
+        report: Makes and prints the report; must raise nothing.
 
     Raises:
         ConfigurationError: This is not the main thread, or the signal cannot be caught.
     """
 
-    def __init__(self, signum: int, tell: Callable[[], object]) -> None:
+    def __init__(self, signum: int, report: Callable[[], object]) -> None:
         self._signum = signum
-        self._tell = tell
-        self._is_silent = False
-        self._requests = _Requests(self._tell_unless_silent)
+        self._report = report
+        self._has_stopped = False
+        self._requests = _Requests(self._report_unless_stopped)
         self._reader: WakeupReader | None = None
         try:
-            # What C code has installed cannot be put back: getsignal() says None.
+            # A handler of C code cannot be restored: getsignal() returns None.
             self._previous = signals.getsignal(signum)
             if self._previous is not None:
                 signals.signal(signum, self._handle)
@@ -309,17 +306,17 @@ class SignalReport:
             raise ConfigurationError(f"signal: {_name(signum)} is handled by native code already")
 
     def stop(self) -> None:
-        """Put back the handler that was there; beneath somebody else's, only fall silent."""
-        self._is_silent = True
+        """Restore the handler that was there, unless another was set; make no more reports."""
+        self._has_stopped = True
         if self._reader is not None:
             self._reader.stop()
-        # Only the main thread may change handlers; elsewhere ours stays, and hands on.
+        # Only the main thread may set handlers; elsewhere ours stays, and calls the one before.
         with suppress(ValueError):
             if signals.getsignal(self._signum) == self._handle:
                 signals.signal(self._signum, self._previous)
 
     def start_reading(self) -> WakeupReader | None:
-        """Have a thread hear of the signal at once; None where that cannot be, or is so already."""
+        """Have a thread read the signal at once; None where it cannot, or does so already."""
         if self._reader is None or not self._reader.running:
             self._reader = WakeupReader.start_if_free(self._signum, self._requests.add)
             return self._reader
@@ -327,7 +324,7 @@ class SignalReport:
 
     def after_fork(self) -> None:
         """In the child, which has no thread but its own."""
-        self._requests = _Requests(self._tell_unless_silent)
+        self._requests = _Requests(self._report_unless_stopped)
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.after_fork()
@@ -336,47 +333,47 @@ class SignalReport:
         try:
             with suppress(Exception):
                 reader = self._reader
-                if reader is None or not reader.handled():
+                if reader is None or not reader.caught_signal():
                     self._requests.add()
         finally:
             # Also when the handler of another signal raises in the middle of this one.
             if callable(self._previous):
                 self._previous(signum, frame)
 
-    def _tell_unless_silent(self) -> None:
-        if not self._is_silent:
-            self._tell()
+    def _report_unless_stopped(self) -> None:
+        if not self._has_stopped:
+            self._report()
 
 
 class _Requests:
-    """Reports that are asked for: one at a time, in a thread that lasts as long as it has any."""
+    """Requests for reports: one at a time, in a thread that ends when none is left."""
 
     def __init__(self, report: Callable[[], object]) -> None:
         self._report = report
-        self._is_asked = False
+        self._is_requested = False
         self._is_reporting = _thread.allocate_lock()
 
     def add(self) -> None:
-        """Ask for one more; what is asked for during a report is one more after it."""
-        self._is_asked = True
+        """Request a report; one that is requested during a report is made after it."""
+        self._is_requested = True
         if not self._is_reporting.locked():
             # Not threading.Thread, whose lock the main thread may be holding at this moment.
-            # Without a thread to be had, it stays asked for until the next signal.
+            # If no thread can be started, it stays requested until the next signal.
             with suppress(RuntimeError):
                 _thread.start_new_thread(self._work, ())
 
     def _work(self) -> None:
-        # Taken here, and not in the handler, which another's that raises may interrupt anywhere.
-        while self._is_asked and self._is_reporting.acquire(blocking=False):
+        # Not in the handler, which another handler that raises may interrupt anywhere.
+        while self._is_requested and self._is_reporting.acquire(blocking=False):
             try:
-                self._is_asked = False
+                self._is_requested = False
                 self._report()
             finally:
                 self._is_reporting.release()
 
 
 def _name(signum: int) -> str:
-    """Those of real time have no name."""
+    """Real-time signals have no name."""
     try:
         return signals.Signals(signum).name
     except ValueError:
