@@ -1,12 +1,7 @@
-"""The pytest plugin's front door: options, and the one question whether anybody asks for it.
+"""The pytest plugin's entry point: options, markers, the fixture.
 
-Nothing of the guard is imported, and nothing patched, until somebody does. PYTEST_DONT_REWRITE
-
-
-Have the rest of this package loaded as it is without pytest.
-
-pytest's own import hook looks in every module of a plugin for assertions to rewrite. Here are none,
-and the looking takes as long as the loading.
+Nothing else of the guard is imported, and nothing patched, until one of them asks for it.
+PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
@@ -25,11 +20,7 @@ if TYPE_CHECKING:
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin._hooks import LeakHooks
 
-__all__ = [
-    "closewait_guard",
-    "load_plainly",
-]
-
+__all__ = ["closewait_guard"]
 
 _NAMES = ("socket_leaks", "socket_leaks_grace", "socket_leaks_ignore", "socket_leaks_json")
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
@@ -40,7 +31,7 @@ _MARKER_LINES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options, and an ini value of the same name for each."""
+    """Add the options, and an ini value of the same name for each."""
     group = parser.getgroup("socket leaks", "socket leaks (closewait_guard)")
     group.addoption(
         "--socket-leaks",
@@ -57,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--socket-leaks-ignore",
         metavar="PATTERN",
         action="append",
-        help="accuse no socket with this file, function or module in its creation stack; "
+        help="report no socket with this file, function or module in its creation stack; "
         "wildcards are * and ?; may be given several times (ini: socket_leaks_ignore, one a line)",
     )
     group.addoption(
@@ -73,27 +64,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin, if an option, the environment or the ini-file asks for it."""
+    """Register the hooks, if an option, the environment or the ini-file asks for it."""
     for line in _MARKER_LINES:
         config.addinivalue_line("markers", line)
     if any(_is_given(config, name) for name in _NAMES):
-        _load_plainly(config)
-        from closewait_guard.pytest_plugin._options import is_wanted
+        _load_without_rewriting(config)
+        from closewait_guard.pytest_plugin._options import is_enabled
 
-        if is_wanted(config):
-            _begin(config)
-
-
-def _begin(config: pytest.Config) -> LeakHooks:
-    _load_plainly(config)
-    from closewait_guard.pytest_plugin._hooks import begin
-
-    return begin(config)
+        if is_enabled(config):
+            _register_hooks(config)
 
 
-def _load_plainly(config: pytest.Config) -> None:
+def _register_hooks(config: pytest.Config) -> LeakHooks:
+    _load_without_rewriting(config)
+    from closewait_guard.pytest_plugin._hooks import register_hooks
 
-    load_plainly(config)
+    return register_hooks(config)
 
 
 def _is_given(config: pytest.Config, name: str) -> bool:
@@ -106,15 +92,15 @@ def _is_given(config: pytest.Config, name: str) -> bool:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin, if a marker or the fixture asks for it; note what is asked for each test."""
-    has_begun = config.pluginmanager.has_plugin("closewait_guard_watch")
-    if _any_asks(items, _MARKERS if has_begun else _MARKERS[:1]):
-        _begin(config).plan(items)
+    """Register the hooks, if a marker or the fixture asks for it; plan each test."""
+    is_registered = config.pluginmanager.has_plugin("closewait_guard_hooks")
+    if _has_any(items, _MARKERS if is_registered else _MARKERS[:1]):
+        _register_hooks(config).plan_tests(items)
 
 
-def _any_asks(items: list[pytest.Item], markers: tuple[str, ...]) -> bool:
+def _has_any(items: list[pytest.Item], markers: tuple[str, ...]) -> bool:
     marks: list[pytest.Mark] = []
-    # By id: a node's own hash is dear, and most of many tests have the same few parents.
+    # By id: hashing a node is slow, and most of many tests have the same few parents.
     parents: set[int] = set()
     for item in items:
         marks += item.own_markers
@@ -138,13 +124,13 @@ def closewait_guard(request: pytest.FixtureRequest) -> Guard:
                 pool.fetch("/")
                 assert not closewait_guard.scan().leaks
     """  # noqa: D205 - pytest --fixtures shows the first paragraph
-    return _begin(request.config).watched(request.node)
+    return _register_hooks(request.config).guard_for(request.node)
 
 
-_DONE = pytest.StashKey[bool]()
+_HAS_FINDER = pytest.StashKey[bool]()
 
 
-class _Plainly:
+class _PlainFinder:
     """Finds the modules of this package, and no others."""
 
     @staticmethod
@@ -156,20 +142,25 @@ class _Plainly:
         return None
 
 
-def load_plainly(config: pytest.Config) -> None:
-    """Step before pytest's hook, and behind whoever is before it, until the run is over."""
-    if config.stash.get(_DONE, False):
+def _load_without_rewriting(config: pytest.Config) -> None:
+    """Have the rest of this package loaded as it is without pytest, until the run is over.
+
+    pytest's own import hook parses every module of a plugin for assertions to rewrite. Here are
+    none, and parsing takes as long as loading.
+    """
+    if config.stash.get(_HAS_FINDER, False):
         return
-    config.stash[_DONE] = True
+    config.stash[_HAS_FINDER] = True
     for place, finder in enumerate(sys.meta_path):
         if type(finder).__module__ == "_pytest.assertion.rewrite":
-            ours = _Plainly()
+            ours = _PlainFinder()
+            # Just before pytest's, and after every other finder.
             sys.meta_path.insert(place, ours)
             config.add_cleanup(partial(_remove, ours))
             return
 
 
-def _remove(finder: _Plainly) -> None:
+def _remove(finder: _PlainFinder) -> None:
     # Tests may have put back a list of their own.
     if finder in sys.meta_path:
         sys.meta_path.remove(finder)

@@ -1,4 +1,4 @@
-"""Whose socket is it? The test or fixture in which it was opened, in its threads and tasks too."""
+"""The owner of each socket: the test or fixture that opened it, in its threads and tasks too."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
 
 __all__ = [
-    "NOBODY",
+    "NO_OWNER",
     "OPENED_IN",
     "AnyioOwner",
     "Owner",
     "Ownership",
     "WiderFixture",
-    "name_of",
-    "record_thread_starts",
-    "unwatch",
+    "add_thread_start_callback",
+    "fixture_name",
+    "remove_thread_start_callback",
 ]
 
 
-Watcher = Callable[[threading.Thread], None]
+StartCallback = Callable[[threading.Thread], None]
 
-_watchers: list[Watcher] = []
+_callbacks: list[StartCallback] = []
 _found = threading.Thread.start
-_in_place = False
+_is_installed = False
 
 
 @functools.wraps(_found)
 def _start(self: threading.Thread) -> None:
-    for watcher in tuple(_watchers):
-        watcher(self)
+    for callback in tuple(_callbacks):
+        callback(self)
     _found(self)
 
 
-def record_thread_starts(watcher: Watcher) -> None:
-    """Tell `watcher` of every thread, in the thread that starts it, just before."""
-    global _found, _in_place
-    _watchers.append(watcher)
-    # One that somebody has covered with a patch of his own is still there, beneath.
-    if not _in_place:
+def add_thread_start_callback(callback: StartCallback) -> None:
+    """Call `callback` with every thread, in the thread that starts it, just before."""
+    global _found, _is_installed
+    _callbacks.append(callback)
+    # Ours is still there below a patch that another library has put over it.
+    if not _is_installed:
         _found = threading.Thread.start
         threading.Thread.start = _start  # type: ignore[method-assign]
-        _in_place = True
+        _is_installed = True
 
 
-def unwatch(watcher: Watcher) -> None:
-    """Stop telling. The last one to go takes the patch out, unless it is covered."""
-    global _in_place
-    _watchers.remove(watcher)
-    if not _watchers and threading.Thread.start is _start:
+def remove_thread_start_callback(callback: StartCallback) -> None:
+    """Stop calling it. The last one to go removes the patch, unless another lies over it."""
+    global _is_installed
+    _callbacks.remove(callback)
+    if not _callbacks and threading.Thread.start is _start:
         threading.Thread.start = _found  # type: ignore[method-assign]
-        _in_place = False
+        _is_installed = False
 
 
-# The name under which a birth's context tells its owner.
+# The key of the owner in what is recorded of a socket.
 OPENED_IN = "opened_in"
 
-Kept = dict[str, "Scalar"]
+CreationContext = dict[str, "Scalar"]
 
 
 class Owner:
@@ -76,125 +76,129 @@ class Owner:
         name: What reports call it; no two owners of a run have the same.
         nodeid: The test, or where the fixture lives.
         mark: What was opened before is older than this mark of the guard's.
-        over: It has been finished, and checked.
-        kept: What each birth of its sockets keeps.
+        finished: It is over, and has been checked.
+        creation_context: What is recorded with each of its sockets.
     """
 
-    __slots__ = ("kept", "mark", "name", "nodeid", "over")
+    __slots__ = ("creation_context", "finished", "mark", "name", "nodeid")
 
     def __init__(self, name: str, nodeid: str, mark: int) -> None:
         self.name = name
         self.nodeid = nodeid
         self.mark = mark
-        self.over = False
-        self.kept: Kept = {OPENED_IN: name}
+        self.finished = False
+        self.creation_context: CreationContext = {OPENED_IN: name}
 
 
 # What pytest itself and its plugins do between tests.
-NOBODY = Owner("", "", 0)
+NO_OWNER = Owner("", "", 0)
 
 
 class Ownership:
-    """Knows at every moment whose turn it is, in each thread and each task.
+    """Knows the owner of what is opened at this moment, in each thread and each task.
 
     A context variable carries the owner into tasks, callbacks and `asyncio.to_thread`. A thread
-    without one belongs to whoever started it.
+    without one belongs to the owner that started it.
     """
 
     def __init__(self) -> None:
-        self.present = NOBODY
-        # Whose turn it is but for the fixtures that are inside it.
-        self._base = NOBODY
-        self._runner = 0
+        self.current = NO_OWNER
+        # The current owner, if no wider fixture were set up or finalized inside it.
+        self._base = NO_OWNER
+        self._test_thread = 0
         self._owners: dict[str, Owner] = {}
         self._runs: dict[str, int] = {}
-        # Of those forgotten whose name is another.
+        # Of forgotten owners whose name is not their node id.
         self._nodeids: dict[str, str] = {}
-        # What a birth keeps, not the owner: it is asked for at every birth.
-        self._of_context: ContextVar[Kept | None] = ContextVar("socket_owner", default=None)
-        self.in_context = self._of_context.get
-        self._of_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
+        # What is recorded, not the owner: it is read whenever a socket is made.
+        self._context_variable: ContextVar[CreationContext | None] = ContextVar(
+            "socket_owner", default=None
+        )
+        self.context_of_variable = self._context_variable.get
+        self._owners_by_thread: weakref.WeakKeyDictionary[threading.Thread, Owner] = (
             weakref.WeakKeyDictionary()
         )
 
     def begin(self) -> None:
-        """Take note of threads from now on."""
-        self._runner = threading.get_ident()
-        record_thread_starts(self._started)
+        """Note the owners of threads from now on."""
+        self._test_thread = threading.get_ident()
+        add_thread_start_callback(self._on_thread_start)
 
     def end(self) -> None:
         """Leave everything as it was found."""
-        unwatch(self._started)
-        self._of_context.set(None)
+        remove_thread_start_callback(self._on_thread_start)
+        self._context_variable.set(None)
 
-    def new(self, name: str, nodeid: str, mark: int) -> Owner:
-        """An owner; one that comes for the second time is told from the first."""
+    def make_owner(self, name: str, nodeid: str, mark: int) -> Owner:
+        """Make an owner; one that comes for the second time gets a name of its own."""
         run = self._runs[name] = self._runs.get(name, 0) + 1
         if run > 1:
-            return self.new(f"{name} (run {run})", nodeid, mark)
+            return self.make_owner(f"{name} (run {run})", nodeid, mark)
         owner = self._owners[name] = Owner(name, nodeid, mark)
         return owner
 
-    def turn_of(self, owner: Owner) -> None:
-        """From now on, what happens in this thread is the owner's."""
-        self._base = self.present = owner
-        self._of_context.set(owner.kept)
+    def set_current(self, owner: Owner) -> None:
+        """From now on, what is opened in this thread is the owner's."""
+        self._base = self.current = owner
+        self._context_variable.set(owner.creation_context)
 
-    def take_over(self, owner: Owner) -> None:
-        """A turn that nobody had noted has been this owner's; a fixture may be inside it."""
-        if self.present is self._base:
-            self.present = owner
-            if threading.get_ident() == self._runner:
-                self._of_context.set(owner.kept)
+    def reassign_current(self, owner: Owner) -> None:
+        """The current owner, not noted so far, is this one; a fixture may be inside it."""
+        if self.current is self._base:
+            self.current = owner
+            if threading.get_ident() == self._test_thread:
+                self._context_variable.set(owner.creation_context)
         self._base = owner
 
     @contextmanager
-    def turn(self, owner: Owner) -> Iterator[None]:
-        """The owner's turn is inside somebody else's."""
-        before, of_context = self.present, self._of_context.get()
+    def owned_by(self, owner: Owner) -> Iterator[None]:
+        """What is opened in this block is the owner's."""
+        before, context = self.current, self._context_variable.get()
         is_outermost = before is self._base
-        self.present = owner
-        self._of_context.set(owner.kept)
+        self.current = owner
+        self._context_variable.set(owner.creation_context)
         try:
             yield
         finally:
-            self.present = self._base if is_outermost else before
-            is_unset = of_context is None and self.present is not NOBODY
-            self._of_context.set(self.present.kept if is_unset else of_context)
+            self.current = self._base if is_outermost else before
+            is_unset = context is None and self.current is not NO_OWNER
+            self._context_variable.set(self.current.creation_context if is_unset else context)
 
-    def in_thread(self) -> Kept:
-        """What a birth keeps where no context variable tells."""
-        return self._by_thread().kept
+    def context_of_thread(self) -> CreationContext:
+        """What is recorded with a socket where the context variable is not set."""
+        return self._owner_of_thread().creation_context
 
-    def called(self, name: object) -> Owner:
-        """The owner of that name, as a birth has kept it."""
+    def by_name(self, name: object) -> Owner:
+        """The owner of that name, as it was recorded with a socket."""
         found = self._owners.get(str(name))
         if found is None and isinstance(name, str) and name:
             # A thread or a task of a test has outlived it.
             found = self._owners[name] = Owner(name, self._nodeids.get(name, name), 0)
-            found.over = True
-        return found or NOBODY
+            found.finished = True
+        return found or NO_OWNER
 
     def forget(self, owner: Owner) -> None:
-        """Keep no more than where a test was that is over and has left nothing: a run has many."""
+        """Of a test that has left nothing, keep only where it was: a run has many."""
         self._owners.pop(owner.name, None)
         if owner.name != owner.nodeid:
             self._nodeids[owner.name] = owner.nodeid
 
-    def _started(self, thread: threading.Thread) -> None:
-        kept = self.in_context()
-        self._of_thread[thread] = self.called(kept[OPENED_IN]) if kept else self._by_thread()
+    def _on_thread_start(self, thread: threading.Thread) -> None:
+        context = self.context_of_variable()
+        self._owners_by_thread[thread] = (
+            self.by_name(context[OPENED_IN]) if context else self._owner_of_thread()
+        )
 
-    def _by_thread(self) -> Owner:
+    def _owner_of_thread(self) -> Owner:
         thread = _active.get(threading.get_ident())
-        owner = self._of_thread.get(thread) if thread is not None else None
-        if owner is None or (owner.over and _works_for_all(thread)):
-            return self.present
+        owner = self._owners_by_thread.get(thread) if thread is not None else None
+        if owner is None or (owner.finished and _is_executor_worker(thread)):
+            return self.current
         return owner
 
 
-def _works_for_all(thread: object) -> bool:
-    """A worker of an executor serves whoever submits, not who happened to be the first."""
+def _is_executor_worker(thread: object) -> bool:
+    """A worker of an executor serves every owner that submits, not only the first."""
     target = getattr(thread, "_target", None)
     return getattr(target, "__module__", None) == "concurrent.futures.thread"
 
@@ -204,7 +208,7 @@ _active: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 
 class AnyioOwner:
-    """Takes the owner into the task of anyio's test runner, which was made in another's turn."""
+    """Takes the owner into the task of anyio's test runner, which another owner has started."""
 
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
@@ -216,35 +220,35 @@ class AnyioOwner:
         if not inspect.iscoroutinefunction(pyfuncitem.obj):
             return (yield)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pyfuncitem, "obj", self._carrying(pyfuncitem.obj))
+            patch.setattr(pyfuncitem, "obj", self._with_owner(pyfuncitem.obj))
             return (yield)
 
-    def _carrying(
+    def _with_owner(
         self, function: Callable[..., Coroutine[Any, Any, Any]]
     ) -> Callable[..., Coroutine[Any, Any, Any]]:
-        owner = self._ownership.present
+        owner = self._ownership.current
 
         @functools.wraps(function)
-        async def carried(*arguments: Any, **named: Any) -> Any:
-            with self._ownership.turn(owner):
+        async def function_with_owner(*arguments: Any, **named: Any) -> Any:
+            with self._ownership.owned_by(owner):
                 return await function(*arguments, **named)
 
-        return carried
+        return function_with_owner
 
 
 _SCOPES = ("session", "package", "module", "class")
 # How pytest calls the fixtures that it makes of the older ways to set up.
-_SET_UPS = {
+_OLDER_SETUPS = {
     "unittest_setUpClass_fixture": "setUpClass",
     "xunit_setup_class_fixture": "setup_class",
     "xunit_setup_module_fixture": "setup_module",
 }
 
 
-def name_of(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
-    """What people call this fixture, where it lives, and its parameter."""
+def fixture_name(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
+    """The name that a reader knows this fixture by, where it lives, and its parameter."""
     place = f" of {request.node.nodeid}" if request.node.nodeid not in ("", ".") else ""
-    for prefix, name in _SET_UPS.items():
+    for prefix, name in _OLDER_SETUPS.items():
         if fixturedef.argname.lstrip("_").startswith(prefix):
             return f"{name}{place}"
     parameter = getattr(request, "param", None)
@@ -265,32 +269,34 @@ class WiderFixture:
         self.owner = owner
         self.rank = _SCOPES.index(fixturedef.scope)
         self._fixturedef = fixturedef
-        self._places = [
-            place
-            for place in (
+        self._namespaces = [
+            namespace
+            for namespace in (
                 request.cls if fixturedef.scope == "class" else None,
                 request.module if fixturedef.scope == "module" else None,
             )
-            if place is not None
+            if namespace is not None
         ]
-        self._before = [{name: id(value) for name, value in vars(p).items()} for p in self._places]
+        self._before = [
+            {name: id(value) for name, value in vars(each).items()} for each in self._namespaces
+        ]
         self._assigned: list[tuple[Any, str]] = []
 
-    def set_up(self) -> None:
+    def note_assignments(self) -> None:
         """Note what the set-up has assigned."""
-        for place, before in zip(self._places, self._before, strict=True):
-            for name, value in vars(place).items():
+        for namespace, before in zip(self._namespaces, self._before, strict=True):
+            for name, value in vars(namespace).items():
                 if before.get(name) != id(value):
-                    self._assigned.append((place, name))
+                    self._assigned.append((namespace, name))
 
-    def roots(self) -> Iterator[object]:
-        """Where to look for what it keeps."""
+    def find_roots(self) -> Iterator[object]:
+        """The objects to walk from for what it keeps."""
         yield getattr(self._fixturedef, "cached_result", None)
         yield list(getattr(self._fixturedef, "_finalizers", ()))
-        for place, name in self._assigned:
-            yield vars(place).get(name)
+        for namespace, name in self._assigned:
+            yield vars(namespace).get(name)
 
-    def failures(self) -> list[BaseException]:
+    def collect_failures(self) -> list[BaseException]:
         """The exception that its set-up raised, if it did."""
         result = getattr(self._fixturedef, "cached_result", None)
         error = result[2] if result is not None else None

@@ -1,6 +1,7 @@
-"""Look at what one owner has left behind: hand over what others keep, excuse, settle, accuse.
+"""The check of one test or fixture: which of its sockets are leaks.
 
-From what an inspection shows to what is found of a test or a fixture.
+Those that a wider fixture keeps are that fixture's, some are excused, and the rest get time to
+close.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from closewait_guard._guard import Guard
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
 from closewait_guard.pytest_plugin._attribution import (
-    NOBODY,
+    NO_OWNER,
     OPENED_IN,
     Owner,
     Ownership,
@@ -37,152 +38,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckContext",
-    "Inspector",
     "LeakChecker",
-    "Result",
 ]
 
 
 class CheckContext(NamedTuple):
-    """What an inspection has to take into account.
+    """Whose sockets are checked, and what has to be taken into account.
 
     Attributes:
-        keepers: The wider fixtures that stay, the widest first.
-        failures: The exceptions whose tracebacks are kept for who debugs them.
-        own_calls: Files and names of the test's own functions; what was opened below one is its own
-            even if a runner of a wider fixture carried it out.
+        kind: `test` or `fixture`.
+        wider_fixtures: Those that stay, the widest first.
+        failures: The exceptions whose tracebacks are kept for a debugger.
+        own_functions: Files and names of the test's own functions; what was opened below one is its
+            own even if a runner of a wider fixture carried it out.
     """
 
+    owner: Owner
+    kind: str
     plan: Plan
-    keepers: Sequence[WiderFixture] = ()
+    wider_fixtures: Sequence[WiderFixture] = ()
     failures: Callable[[], Sequence[BaseException]] = tuple
-    own_calls: Callable[[], frozenset[tuple[str, str]]] = frozenset
+    own_functions: Callable[[], frozenset[tuple[str, str]]] = frozenset
 
 
-class Result(NamedTuple):
-    """What is left of the suspects, if anything, and how long it took them to settle."""
-
-    report: Report | None
-    waited: float
-
-
-class Inspector:
-    """Accuses each socket once: what has been told, excused or allowed is nobody's afterwards."""
-
-    def __init__(self, guard: Guard, ownership: Ownership) -> None:
-        self._guard = guard
-        self._ownership = ownership
-        self._done: set[int] = set()
-        self._moved: dict[int, Owner] = {}
-
-    def inspect(self, owner: Owner, around: CheckContext) -> Result | None:
-        """What `owner` has leaked; None when nothing was suspect at all."""
-        births = self._births_of(owner, around)
-        if not births:
-            return None
-        births = self._not_handed_over(births, around.keepers)
-        suspects = self._not_excused(owner, births, around)
-        if not suspects:
-            return None
-        began = now()
-        settling = Settling(lambda: self._still_open(owner, suspects), around.plan.grace)
-        turns = IdleEventLoops(_targets(births))
-        for wait in settling:
-            turns()
-            pause(wait)
-        waited = now() - began
-        # Only now is it asked who holds them, which goes through the whole heap.
-        report = self._check(owner, suspects) if settling.findings else None
-        self._done |= suspects
-        return Result(report, waited)
-
-    def adopt(self, owner: Owner) -> None:
-        """Accuse nobody of what this owner has left behind so far."""
-        self._done |= {birth.serial for birth in self._births_of(owner, CheckContext(Plan()))}
-
-    def owners_of_leftovers(self, since: int) -> list[Owner]:
-        """Whose sockets, opened after a mark, are open or were dropped without being told."""
-        left = (
-            birth for birth in self._guard._open_creations(since) if birth.serial not in self._done
-        )
-        return list(dict.fromkeys(self._owner_of(birth) for birth in left))
-
-    def _owner_of(self, birth: Creation) -> Owner:
-        return self._moved.get(birth.serial) or self._ownership.called(_born_in(birth))
-
-    def _births_of(self, owner: Owner, around: CheckContext) -> list[Creation]:
-        unfinished = self._guard._open_creations(owner.mark)
-        births = [birth for birth in unfinished if birth.serial not in self._done]
-        foreign = [birth for birth in births if self._owner_of(birth) is not owner]
-        if foreign:
-            calls = around.own_calls()
-            self._moved |= {birth.serial: owner for birth in foreign if _is_below(birth, calls)}
-        return [birth for birth in births if self._owner_of(birth) is owner]
-
-    def _not_handed_over(
-        self, births: list[Creation], keepers: Iterable[WiderFixture]
-    ) -> list[Creation]:
-        """Give each socket that a wider fixture keeps to that fixture."""
-        for keeper in keepers:
-            if not births:
-                break
-            kept = reachable(keeper.roots(), _targets(births))
-            self._moved |= dict.fromkeys(kept, keeper.owner)
-            births = [birth for birth in births if birth.serial not in kept]
-        return births
-
-    def _not_excused(self, owner: Owner, births: list[Creation], around: CheckContext) -> set[int]:
-        if not births:
-            return set()
-        excused = reachable(locals_of_tracebacks(around.failures()), _targets(births))
-        suspects = {birth.serial for birth in births}
-        for leak in self._still_open(owner, suspects):
-            record = leak.observation.record
-            if is_ignored(record, around.plan.ignore) or is_of_default_loop(record):
-                excused.add(record.serial)
-        self._done |= excused
-        return suspects - excused
-
-    def _still_open(self, owner: Owner, suspects: set[int]) -> tuple[Finding, ...]:
-        return _only(suspects, self._guard._open_since(owner.mark))
-
-    def _check(self, owner: Owner, suspects: set[int]) -> Report | None:
-        report = self._guard.check(owner.mark)
-        findings = _only(suspects, report.findings)
-        return replace(report, findings=findings) if findings else None
-
-
-def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    return tuple(each for each in findings if each.observation.record.serial in suspects)
-
-
-def _born_in(birth: Creation) -> object:
-    """By its birth: that of the descriptor, where it was wrapped later."""
-    while birth.parent is not None and birth.origin in _SAME_DESCRIPTOR:
-        birth = Creation._make(birth.parent)
-    return birth.context.get(OPENED_IN)
-
-
-_SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
-
-
-def _targets(births: Iterable[Creation]) -> dict[int, int]:
-    """The sockets that are alive, by the address of the object."""
-    return {birth.object_id: birth.serial for birth in births if birth.sock() is not None}
-
-
-def _is_below(birth: Creation, calls: frozenset[tuple[str, str]]) -> bool:
-    return bool(calls) and any(
-        (frame.filename, frame.function) in calls for frame in resolve(birth.stack)
-    )
-
-
-# What is worth telling of a test whose sockets were closed in time.
-_LONG_SETTLE = 0.01
+# A wait worth reporting of a test whose sockets were closed in time.
+_MIN_SETTLE_REPORTED = 0.01
 
 
 class LeakChecker:
-    """Hears whoever has left a socket behind, and says what is found.
+    """Reports each socket once, at the end of its owner.
 
     Args:
         guard: Knows the sockets.
@@ -192,54 +76,169 @@ class LeakChecker:
     """
 
     def __init__(self, guard: Guard, ownership: Ownership, plan: Plan, worker: str | None) -> None:
-        self._inspector = Inspector(guard, ownership)
+        self._guard = guard
+        self._ownership = ownership
         self._plan = plan
         self._worker = worker
+        # By serial: what has been reported, excused or allowed, and what has another owner by now.
+        self._settled: set[int] = set()
+        self._moved: dict[int, Owner] = {}
 
-    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> OwnerFinding | None:
-        """What a test has left behind at its end."""
-        owner, plan = running.owner, running.plan
-        if plan.mode is Mode.OFF:
-            self._inspector.adopt(owner)
-            return None
-        around = CheckContext(plan, keepers, running.all_failures, running.own_calls)
-        return self._finding(owner, around, "test")
-
-    def of_fixture(
-        self, keeper: WiderFixture, keepers: Sequence[WiderFixture]
+    def check_test(
+        self, test: CurrentTest, wider_fixtures: Sequence[WiderFixture]
     ) -> OwnerFinding | None:
-        """What a wider fixture has left behind when it is finalized."""
-        if self._plan.mode is Mode.OFF:
-            self._inspector.adopt(keeper.owner)
-            return None
-        around = CheckContext(self._plan, keepers, keeper.failures)
-        return self._finding(keeper.owner, around, "fixture")
+        """Check what a test has left behind at its end."""
+        return self._check(
+            CheckContext(
+                test.owner,
+                "test",
+                test.plan,
+                wider_fixtures,
+                test.collect_failures,
+                test.find_own_functions,
+            )
+        )
 
-    def of_leftovers(self, since: int) -> Iterator[OwnerFinding]:
-        """What tests have left behind, opened after a mark, and after they had been looked at."""
-        for owner in self._inspector.owners_of_leftovers(since):
-            if owner is not NOBODY and self._plan.mode is not Mode.OFF:
-                finding = self._finding(owner, CheckContext(self._plan), "test")
+    def check_fixture(
+        self, fixture: WiderFixture, wider_fixtures: Sequence[WiderFixture]
+    ) -> OwnerFinding | None:
+        """Check what a wider fixture has left behind when it is finalized."""
+        return self._check(
+            CheckContext(
+                fixture.owner, "fixture", self._plan, wider_fixtures, fixture.collect_failures
+            )
+        )
+
+    def check_leftovers(self, since: int) -> Iterator[OwnerFinding]:
+        """Check what tests have opened, after a mark, and left behind since they were checked."""
+        left = self._creations_since(since)
+        for owner in dict.fromkeys(map(self._owner_of, left)):
+            if owner is not NO_OWNER and self._plan.mode is not Mode.OFF:
+                finding = self._check(CheckContext(owner, "test", self._plan))
                 if finding is not None:
                     yield finding
 
-    def _finding(self, owner: Owner, around: CheckContext, kind: str) -> OwnerFinding | None:
-        result = self._inspector.inspect(owner, around)
-        if result is None:
+    def _check(self, context: CheckContext) -> OwnerFinding | None:
+        creations = self._creations_of(context)
+        if context.plan.mode is Mode.OFF:
+            self._settled |= _serials(creations)
             return None
-        leaked = result.report is not None
-        if not leaked and (result.waited < _LONG_SETTLE or around.plan.allowed):
+        creations = self._hand_over(creations, context.wider_fixtures)
+        suspects = self._without_excused(creations, context)
+        if not suspects:
+            return None
+        waited, is_open = self._settle(creations, suspects, context)
+        # Only now are their holders searched for, through the whole heap.
+        report = self._report(suspects, context) if is_open else None
+        self._settled |= suspects
+        return self._finding(context, waited, report)
+
+    def _creations_of(self, context: CheckContext) -> list[Creation]:
+        """The sockets of an owner that are open, or were dropped, and not reported yet."""
+        owner = context.owner
+        creations = self._creations_since(owner.mark)
+        foreign = [each for each in creations if self._owner_of(each) is not owner]
+        if foreign:
+            functions = context.own_functions()
+            self._moved |= {each.serial: owner for each in foreign if _is_below(each, functions)}
+        return [each for each in creations if self._owner_of(each) is owner]
+
+    def _creations_since(self, mark: int) -> list[Creation]:
+        creations = self._guard._open_creations(mark)
+        return [each for each in creations if each.serial not in self._settled]
+
+    def _owner_of(self, creation: Creation) -> Owner:
+        return self._moved.get(creation.serial) or self._ownership.by_name(_opened_in(creation))
+
+    def _hand_over(
+        self, creations: list[Creation], wider_fixtures: Iterable[WiderFixture]
+    ) -> list[Creation]:
+        """Give each socket that a wider fixture keeps to that fixture; the rest."""
+        for fixture in wider_fixtures:
+            if not creations:
+                break
+            kept = reachable(fixture.find_roots(), _targets(creations))
+            self._moved |= dict.fromkeys(kept, fixture.owner)
+            creations = [each for each in creations if each.serial not in kept]
+        return creations
+
+    def _without_excused(self, creations: list[Creation], context: CheckContext) -> set[int]:
+        if not creations:
+            return set()
+        excused = reachable(locals_of_tracebacks(context.failures()), _targets(creations))
+        suspects = _serials(creations)
+        for finding in self._find_open(suspects, context.owner):
+            record = finding.observation.record
+            if is_ignored(record, context.plan.ignore) or is_of_default_loop(record):
+                excused.add(record.serial)
+        self._settled |= excused
+        return suspects - excused
+
+    def _settle(
+        self, creations: list[Creation], suspects: set[int], context: CheckContext
+    ) -> tuple[float, bool]:
+        """Give the suspects time to close: how long it took, and whether any is still open."""
+        began = now()
+        settling = Settling(lambda: self._find_open(suspects, context.owner), context.plan.grace)
+        loops = IdleEventLoops(_targets(creations))
+        for wait in settling:
+            loops.run_once()
+            pause(wait)
+        return now() - began, bool(settling.findings)
+
+    def _find_open(self, suspects: set[int], owner: Owner) -> tuple[Finding, ...]:
+        return _only(suspects, self._guard._open_since(owner.mark))
+
+    def _report(self, suspects: set[int], context: CheckContext) -> Report | None:
+        report = self._guard.check(context.owner.mark)
+        findings = _only(suspects, report.findings)
+        return replace(report, findings=findings) if findings else None
+
+    def _finding(
+        self, context: CheckContext, waited: float, report: Report | None
+    ) -> OwnerFinding | None:
+        plan = context.plan
+        if report is None and (waited < _MIN_SETTLE_REPORTED or plan.allowed):
             return None
         return OwnerFinding(
-            owner=owner.name,
-            nodeid=owner.nodeid,
-            kind=kind,
-            outcome=_outcome(around.plan) if leaked else Outcome.SETTLED,
-            waited=result.waited,
-            reason=around.plan.allowed,
-            report=result.report,
+            owner=context.owner.name,
+            nodeid=context.owner.nodeid,
+            kind=context.kind,
+            outcome=_outcome(plan) if report is not None else Outcome.SETTLED,
+            waited=waited,
+            reason=plan.allowed,
+            report=report,
             worker=self._worker,
         )
+
+
+def _serials(creations: Iterable[Creation]) -> set[int]:
+    return {creation.serial for creation in creations}
+
+
+def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(each for each in findings if each.observation.record.serial in suspects)
+
+
+_SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
+
+
+def _opened_in(creation: Creation) -> object:
+    """The owner's name; that of the descriptor, where it was wrapped later."""
+    while creation.parent is not None and creation.origin in _SAME_DESCRIPTOR:
+        creation = Creation._make(creation.parent)
+    return creation.context.get(OPENED_IN)
+
+
+def _targets(creations: Iterable[Creation]) -> dict[int, int]:
+    """The sockets that are alive, by the address of the object."""
+    return {each.object_id: each.serial for each in creations if each.sock() is not None}
+
+
+def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool:
+    return bool(functions) and any(
+        (frame.filename, frame.function) in functions for frame in resolve(creation.stack)
+    )
 
 
 def _outcome(plan: Plan) -> Outcome:

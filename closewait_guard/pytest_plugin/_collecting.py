@@ -1,8 +1,6 @@
-"""Where all findings come together: with pytest-xdist in the controller, else beside the tests.
+"""Collects the findings of a run, prints them at its end, and writes them as JSON lines.
 
-From a worker of pytest-xdist to its controller.
-
-Findings as JSON lines.
+With pytest-xdist the workers send them to the controller.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ __all__ = [
 
 
 class FindingCollector:
-    """Takes what is found, fails with it what fails late, and tells it at the end.
+    """The sink in the process that prints: without pytest-xdist that of the tests.
 
     Args:
         config: That of the run.
@@ -49,46 +47,44 @@ class FindingCollector:
     def pytest_sessionstart(self) -> None:
         """Only now is it known whether workers of pytest-xdist run the tests."""
         if self._config.pluginmanager.has_plugin("dsession"):
-            self._config.pluginmanager.register(XdistReceiver(self), "closewait_guard_receiver")
+            self._config.pluginmanager.register(
+                XdistReceiver(self), "closewait_guard_xdist_receiver"
+            )
 
-    def with_report(self, report: pytest.TestReport, findings: Iterable[OwnerFinding]) -> None:  # noqa: ARG002
-        """From the tests of this process."""
-        self.take(findings)
+    def send_with_report(self, report: pytest.TestReport, findings: Iterable[OwnerFinding]) -> None:  # noqa: ARG002
+        """Take what was found up to the end of a test."""
+        self.add(findings)
 
-    def late(self, session: pytest.Session, findings: Iterable[OwnerFinding]) -> None:
-        """The same, when no test is left whose failing could tell the outcome of the run."""
-        self.fail(findings)
+    def send_late(self, session: pytest.Session, findings: Iterable[OwnerFinding]) -> None:
+        """Take what was found after the last test, and fail the run where a test would fail."""
+        self.fail_late(findings)
         if session.testsfailed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def take(self, findings: Iterable[OwnerFinding]) -> None:
-        """Keep them to be told at the end, and in the file."""
+    def add(self, findings: Iterable[OwnerFinding]) -> None:
+        """Keep findings for the end of the run, and write them to the file."""
         for finding in findings:
             self._findings.append(finding)
             if self._file is not None and finding.report is not None:
-                self._file.write(finding.plain())
+                self._file.write(finding.to_dict())
 
-    def fail(self, findings: Iterable[OwnerFinding]) -> None:
-        """Fail with an error of its own each that was found when no test was left to tell it."""
+    def fail_late(self, findings: Iterable[OwnerFinding]) -> None:
+        """Add findings that no report of a test can carry: each failure gets one of its own."""
         for finding in findings:
-            self.take([finding])
-            if finding.fails:
-                from closewait_guard.pytest_plugin._failing import as_report
+            self.add([finding])
+            if finding.is_failure:
+                from closewait_guard.pytest_plugin._failing import make_error_report
 
-                report = as_report(finding, finding.nodeid or finding.owner, self._config)
+                report = make_error_report(finding, finding.nodeid or finding.owner, self._config)
                 self._config.hook.pytest_runtest_logreport(report=report)
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        """Whoever reads an incomplete file must not take the run for a clean one."""
+        """A reader of an incomplete file must not take the run for a clean one."""
         yield
         failure = self._file.failure if self._file is not None else None
         if failure and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    @property
-    def _verbose(self) -> bool:
-        return bool(self._config.getoption("verbose") > 0)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         failure = self._file.failure if self._file is not None else None
@@ -101,52 +97,54 @@ class FindingCollector:
                 terminalreporter.write_line(escape_line(f"ERROR: {failure}"), red=True)
         if not self._findings:
             return
-        from closewait_guard.pytest_plugin._text import commands, summary
+        from closewait_guard.pytest_plugin._text import github_commands, summary_lines
 
-        lines = summary(self._findings, self._config.rootpath, whole_stacks=self._verbose)
+        whole_stacks = self._config.getoption("verbose") > 0
+        lines = summary_lines(self._findings, self._config.rootpath, whole_stacks=whole_stacks)
         if lines:
             terminalreporter.section("socket leaks")
         if os.environ.get("GITHUB_ACTIONS"):
-            lines += commands(self._findings, self._config.rootpath)
+            lines += github_commands(self._findings, self._config.rootpath)
         for line in lines:
             terminalreporter.write_line(line)
 
 
 class XdistSender:
-    """Sends findings with the reports of tests, and the last ones with the worker's farewell."""
+    """The sink in a worker of pytest-xdist."""
 
-    def with_report(self, report: Any, findings: list[OwnerFinding]) -> None:
-        """Attributes of a report are sent along with it."""
-        report.socket_leaks = [finding.plain() for finding in findings]
+    def send_with_report(self, report: Any, findings: list[OwnerFinding]) -> None:
+        """Add them to the report: its attributes are sent along with it."""
+        report.socket_leaks = [finding.to_dict() for finding in findings]
 
-    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
-        """No report is left that could carry them."""
-        sent = [finding.plain() for finding in findings]
+    def send_late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
+        """Add them to what the worker sends when it ends: no report is left to carry them."""
+        sent = [finding.to_dict() for finding in findings]
         session.config.workeroutput["socket_leaks"] = sent  # type: ignore[attr-defined]
 
 
 class XdistReceiver:
-    """The other end, in the controller."""
+    """Hands what workers send to the collector, in the controller of pytest-xdist."""
 
-    def __init__(self, ledger: FindingCollector) -> None:
-        self._ledger = ledger
+    def __init__(self, collector: FindingCollector) -> None:
+        self._collector = collector
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """What came with a report."""
-        self._ledger.take(_findings(getattr(report, "socket_leaks", ())))
+        """Take what came with a report."""
+        self._collector.add(_received(getattr(report, "socket_leaks", ())))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """What came with a worker's farewell."""
-        self._ledger.fail(_findings(getattr(node, "workeroutput", {}).get("socket_leaks", ())))
+        """Take what came when the worker ended."""
+        sent = getattr(node, "workeroutput", {}).get("socket_leaks", ())
+        self._collector.fail_late(_received(sent))
 
 
-def _findings(sent: Any) -> list[OwnerFinding]:
+def _received(sent: Any) -> list[OwnerFinding]:
     if not sent:
         return []
     from closewait_guard.pytest_plugin._findings import OwnerFinding
 
-    return [OwnerFinding.of(data) for data in sent]
+    return [OwnerFinding.from_dict(data) for data in sent]
 
 
 class JsonFile:

@@ -16,24 +16,23 @@ if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import Failure
     from closewait_guard.pytest_plugin._findings import OwnerFinding
 
-__all__ = [
-    "CurrentTest",
-]
+__all__ = ["CurrentTest"]
 
 
 class CurrentTest:
     """One run of a test, from its set-up to the end of its teardown.
 
     Attributes:
-        called: Its body came to its end.
-        in_teardown: Its own teardown has begun, perhaps ended.
-        checked: Its sockets have been looked at.
+        has_run_body: Its body came to its end.
+        in_teardown: Its own teardown has begun, and may be over.
+        is_checked: Its sockets have been checked.
+        failures: What its phases have raised.
         failure: What to fail it with.
     """
 
-    called = False
+    has_run_body = False
     in_teardown = False
-    checked = False
+    is_checked = False
     failures: tuple[BaseException, ...] = ()
     failure: Failure | None = None
 
@@ -42,28 +41,28 @@ class CurrentTest:
         self.plan = plan
         self.owner = owner
 
-    def all_failures(self) -> list[BaseException]:
+    def collect_failures(self) -> list[BaseException]:
         """What went wrong so far, and is kept for a debugger."""
         # Where pytest keeps what has failed in the body of the test, for debuggers.
         last = getattr(sys, "last_value", None)
         return [*self.failures, *([last] if isinstance(last, BaseException) else [])]
 
-    def take(self, finding: OwnerFinding) -> None:
-        """Remember what to fail the test with, and what to tell of it in XML."""
-        from closewait_guard.pytest_plugin._failing import failure_of
-        from closewait_guard.pytest_plugin._text import properties
+    def add_finding(self, finding: OwnerFinding) -> None:
+        """Remember what to fail the test with; add what the XML file says of it."""
+        from closewait_guard.pytest_plugin._failing import make_failure
+        from closewait_guard.pytest_plugin._text import junit_properties
 
         if finding.report is not None and self.plan.allowed is None:
-            self.item.user_properties += properties(finding)
-        if finding.fails:
-            self.failure = failure_of(finding, self.item.config)
+            self.item.user_properties += junit_properties(finding)
+        if finding.is_failure:
+            self.failure = make_failure(finding, self.item.config)
 
-    def has_ended_well(self) -> bool:
-        """Whether it has run to its end, and nothing went wrong."""
-        return self.called and not self.all_failures()
+    def has_passed(self) -> bool:
+        """Whether its body came to its end, and nothing went wrong."""
+        return self.has_run_body and not self.collect_failures()
 
-    def unused_waiver(self) -> OwnerFinding:
-        """That its marker is not needed any more."""
+    def make_unused_waiver(self) -> OwnerFinding:
+        """The finding that its marker is not needed any more."""
         from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
 
         return OwnerFinding(
@@ -74,14 +73,14 @@ class CurrentTest:
             reason=self.plan.allowed,
         )
 
-    def own_calls(self) -> frozenset[tuple[str, str]]:
+    def find_own_functions(self) -> frozenset[tuple[str, str]]:
         """File and name of its function, and of the fixtures that are made for it alone."""
-        functions = (inspect.unwrap(function) for function in _functions(self.item))
+        functions = (inspect.unwrap(function) for function in _functions_of(self.item))
         codes = (getattr(function, "__code__", None) for function in functions)
         return frozenset((code.co_filename, code.co_qualname) for code in codes if code is not None)
 
 
-def _functions(item: pytest.Item) -> Iterator[Any]:
+def _functions_of(item: pytest.Item) -> Iterator[Any]:
     function = getattr(item, "function", None)
     if function is not None:
         yield function

@@ -1,8 +1,7 @@
-"""Sockets that are open for a reason that is no fault of the test's.
+"""Why an open socket need not be a leak of its test.
 
-Is a socket kept by this object? Walks forward from it, bounded in count and time.
-
-Let event loops that nobody runs at this moment close what they have been asked to close.
+A pattern ignores it, the traceback of a failure or a wider fixture keeps it, or an event loop that
+does not run has yet to close it.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ __all__ = [
 
 
 def is_ignored(record: SocketRecord, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits the file, the function or the module of any call of the birth."""
+    """Whether a pattern fits the file, the function or the module of any call that opened it."""
     frames = {*record.stack, *record.opener.stack, *record.blamed.stack}
-    return any(_fits(frame, pattern) for frame in frames for pattern in patterns)
+    return any(_matches(frame, pattern) for frame in frames for pattern in patterns)
 
 
-def _fits(frame: Frame, pattern: str) -> bool:
+def _matches(frame: Frame, pattern: str) -> bool:
     filename = frame.filename.replace("\\", "/")
     names = (frame.module, frame.function, frame.function.rpartition(".")[2], filename)
     return any(fnmatchcase(name, pattern) for name in names) or fnmatchcase(
@@ -61,7 +60,7 @@ def _fits(frame: Frame, pattern: str) -> bool:
 def is_of_default_loop(record: SocketRecord) -> bool:
     """Whether asyncio made it for the loop that it gives a thread which asks and has none.
 
-    That loop is the thread's own and stays for whoever asks next.
+    That loop is the thread's own and stays for the next call.
     """
     return any(
         frame.module == "asyncio.events" and frame.function.endswith("Policy.get_event_loop")
@@ -70,7 +69,7 @@ def is_of_default_loop(record: SocketRecord) -> bool:
 
 
 def locals_of_tracebacks(failures: Iterable[BaseException]) -> Iterator[object]:
-    """The local variables that the tracebacks of failures keep alive, for who debugs them."""
+    """The local variables that the tracebacks of failures keep alive, for a debugger."""
     for error in _with_causes(failures):
         trace = native_field(error, BaseException, "__traceback__")
         while trace is not None:
@@ -102,10 +101,10 @@ def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:
 _CAUSES = ("__cause__", "__context__")
 
 
-_MOST_OBJECTS = 200_000
-_MOST_SECONDS = 0.5
-_LOOK_AT_THE_CLOCK = 1024
-_FIRST_NAMES = 100
+_MAX_OBJECTS = 200_000
+_MAX_SECONDS = 0.5
+_OBJECTS_PER_CLOCK_READING = 1024
+_MAX_NAMES = 100
 
 # What leads to everything, or nowhere.
 _DEAD_ENDS = (
@@ -120,16 +119,17 @@ _DEAD_ENDS = (
     types.TracebackType,
     types.BuiltinFunctionType,
 )
-# Event loops, and the selectors in which they keep everybody's sockets.
-_LOOPS = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
+# Event loops, and the selectors in which they keep the sockets of all their users.
+_LOOP_CLASSES = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
 # pytest's objects lead from any fixture to the test that runs, and to what is the test's own.
-_FOREIGN = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
+_PYTEST_PACKAGES = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
 
 
 def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
     """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
 
-    An event loop knows the sockets of everybody who uses it, so it keeps none but its own.
+    Walks forward from the roots, bounded in count and time. An event loop knows the sockets of all
+    its users, so it keeps only its own.
     """
     found: set[int] = set()
     for thing in _walk(roots):
@@ -144,66 +144,66 @@ def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
 def _walk(roots: Iterable[object]) -> Iterator[object]:
     queue = deque(roots)
     visited = {id(thing) for thing in queue}
-    kinds = _Kinds()
-    deadline = now() + _MOST_SECONDS
-    for count in range(_MOST_OBJECTS):
-        if not queue or (count % _LOOK_AT_THE_CLOCK == 0 and now() > deadline):
+    traits = _ClassTraits()
+    deadline = now() + _MAX_SECONDS
+    for count in range(_MAX_OBJECTS):
+        if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and now() > deadline):
             return
         thing = queue.popleft()
         yield thing
-        for further in _children(thing, kinds):
+        for further in _children(thing, traits):
             if id(further) not in visited:
                 visited.add(id(further))
                 queue.append(further)
 
 
-def _children(thing: Any, kinds: _Kinds) -> Iterable[object]:
+def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
     kind = type(thing)
-    if kinds.is_dead_end(kind):
+    if traits.is_dead_end(kind):
         return ()
-    if kinds.is_loop(kind):
+    if traits.is_loop(kind):
         return (field(thing, "_ssock"), field(thing, "_csock"))
     if kind is types.FunctionType:
         return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
-    if kind is dict and _is_of_a_module(thing):
+    if kind is dict and _is_module_namespace(thing):
         return ()
     return gc.get_referents(thing)
 
 
-class _Kinds:
-    """What the classes met on one walk are, each looked at once."""
+class _ClassTraits:
+    """What the classes met on one walk are, each examined once."""
 
     def __init__(self) -> None:
         # The class is kept, so that its identity stays its own.
         self._known: dict[int, tuple[type, bool, bool]] = {}
-        self._loops = list(find_classes(_LOOPS).values())
+        self._loops = list(find_classes(_LOOP_CLASSES).values())
 
     def is_dead_end(self, kind: type) -> bool:
-        return self._look(kind)[1]
+        return self._examine(kind)[1]
 
     def is_loop(self, kind: type) -> bool:
-        return self._look(kind)[2]
+        return self._examine(kind)[2]
 
-    def _look(self, kind: type) -> tuple[type, bool, bool]:
+    def _examine(self, kind: type) -> tuple[type, bool, bool]:
         known = self._known.get(id(kind))
         if known is None:
-            is_foreign = (module_name(kind) or "").partition(".")[0] in _FOREIGN
-            is_dead_end = is_foreign or derives_from(kind, _DEAD_ENDS)
+            is_of_pytest = (module_name(kind) or "").partition(".")[0] in _PYTEST_PACKAGES
+            is_dead_end = is_of_pytest or derives_from(kind, _DEAD_ENDS)
             known = self._known[id(kind)] = (kind, is_dead_end, derives_from(kind, self._loops))
         return known
 
 
-def _is_of_a_module(variables: dict[Any, Any]) -> bool:
+def _is_module_namespace(variables: dict[Any, Any]) -> bool:
     """Whether a dict holds globals: the import system, or `exec`, has set a name early on."""
-    names = list(itertools.islice(variables, _FIRST_NAMES))
+    names = list(itertools.islice(variables, _MAX_NAMES))
     return any(type(name) is str and name == "__builtins__" for name in names)
 
 
 class IdleEventLoops:
-    """The idle event loops that know a suspect; each call gives them one turn.
+    """The idle event loops that know a suspect.
 
     After `transport.close()` a socket stays open until the loop has called back, and between two
-    tests nobody runs the loop of a wider fixture.
+    tests nothing runs the loop of a wider fixture.
 
     Args:
         targets: The suspects: the address of each socket, and a key.
@@ -213,7 +213,8 @@ class IdleEventLoops:
         self._targets = targets
         self._loops: list[weakref.ref[Any]] | None = None
 
-    def __call__(self) -> None:
+    def run_once(self) -> None:
+        """Let each close what it has been asked to close."""
         asyncio = sys.modules.get("asyncio")
         if asyncio is None or asyncio._get_running_loop() is not None:
             return

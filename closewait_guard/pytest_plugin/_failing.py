@@ -1,6 +1,6 @@
-"""How a leak becomes an error that pytest, its terminal and its XML file understand.
+"""Findings become failures of tests, and go out with pytest's own reports.
 
-What has been found goes out with pytest's own reports. A run that finds nothing pays nothing.
+Loaded with the first finding.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import pytest
 from closewait_guard._format import escape_line
 from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin._findings import OwnerFinding
-from closewait_guard.pytest_plugin._text import failure_text, headline, properties
+from closewait_guard.pytest_plugin._text import failure_text, headline, junit_properties
 
 __all__ = [
     "Failure",
     "FindingSink",
     "PendingFindings",
-    "as_report",
-    "failure_of",
+    "make_error_report",
+    "make_failure",
     "set_crash_location",
 ]
 
 
 class Failure(NamedTuple):
-    """What to fail with: the whole text, one line of it, and the first guilty line of code."""
+    """What to fail with: the whole text, one line of it, and the first line of code that leaks."""
 
     text: str
     headline: str
     frame: Frame | None
 
 
-def failure_of(finding: OwnerFinding, config: pytest.Config) -> Failure:
-    """What a test or fixture that leaked fails with."""
+def make_failure(finding: OwnerFinding, config: pytest.Config) -> Failure:
+    """Make what a test or fixture that leaked fails with."""
     leaks = finding.report.findings if finding.report is not None else ()
     return Failure(
         failure_text(finding, whole_stacks=config.getoption("verbose") > 0),
@@ -42,9 +42,11 @@ def failure_of(finding: OwnerFinding, config: pytest.Config) -> Failure:
     )
 
 
-def as_report(finding: OwnerFinding, nodeid: str, config: pytest.Config) -> pytest.TestReport:
-    """An error of its own: for a fixture, or for a test whose reports have been made already."""
-    failure = failure_of(finding, config)
+def make_error_report(
+    finding: OwnerFinding, nodeid: str, config: pytest.Config
+) -> pytest.TestReport:
+    """Make a report of its own: for a fixture, or for a test whose reports are made already."""
+    failure = make_failure(finding, config)
     path = (finding.nodeid or nodeid).partition("::")[0]
     try:
         pytest.fail(failure.text, pytrace=False)
@@ -57,7 +59,7 @@ def as_report(finding: OwnerFinding, nodeid: str, config: pytest.Config) -> pyte
         outcome="failed",
         longrepr=error.getrepr(style="value"),
         when="teardown",
-        user_properties=properties(finding),
+        user_properties=junit_properties(finding),
     )
     set_crash_location(report, failure)
     return report
@@ -66,7 +68,7 @@ def as_report(finding: OwnerFinding, nodeid: str, config: pytest.Config) -> pyte
 def set_crash_location(report: pytest.TestReport, failure: Failure) -> None:
     """Name the line that leaks, not our own, where pytest has room for one line.
 
-    On a CI server the short summary shows all of this message, be it twenty lines.
+    On a CI server the short summary shows all of this message, even if it has twenty lines.
     """
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
@@ -76,64 +78,67 @@ def set_crash_location(report: pytest.TestReport, failure: Failure) -> None:
 
 
 class FindingSink(Protocol):
-    """Where findings go: the ledger of this process, or the wire to the controller."""
+    """Where findings go: to the collector of this process, or to that of the controller."""
 
-    def with_report(self, report: pytest.TestReport, findings: list[OwnerFinding]) -> None:
-        """What has been found up to the end of this test."""
+    def send_with_report(self, report: pytest.TestReport, findings: list[OwnerFinding]) -> None:
+        """Take what has been found up to the end of this test."""
 
-    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
-        """What was found when no test was left."""
+    def send_late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
+        """Take what was found when no test was left."""
 
 
 class PendingFindings:
-    """Made with the first finding: a hook for every report is dear in a suite of short tests."""
+    """Keeps findings until a test's last report, which they go out with.
 
-    def __init__(self, config: pytest.Config, desk: FindingSink) -> None:
+    Registered with the first: a hook for every report slows a suite of short tests.
+    """
+
+    def __init__(self, config: pytest.Config, sink: FindingSink) -> None:
         self._config = config
-        self._desk = desk
+        self._sink = sink
         self._findings: list[OwnerFinding] = []
-        self._of_fixtures: list[OwnerFinding] = []
-        # By test: a plugin that runs tests again may drop the report of this one.
-        self._raised: dict[str, Failure] = {}
-        config.pluginmanager.register(self, "closewait_guard_outbox")
+        self._fixture_failures: list[OwnerFinding] = []
+        # A plugin that runs tests again may drop the report of this one.
+        self._failures_by_nodeid: dict[str, Failure] = {}
+        config.pluginmanager.register(self, "closewait_guard_pending_findings")
 
-    def put(self, finding: OwnerFinding) -> None:
-        """To go out with the next report of a teardown."""
+    def add(self, finding: OwnerFinding) -> None:
+        """Have it go out with the next report of a teardown."""
         self._findings.append(finding)
-        if finding.fails and finding.kind == "fixture":
-            self._of_fixtures.append(finding)
+        if finding.is_failure and finding.kind == "fixture":
+            self._fixture_failures.append(finding)
 
-    def fail(self, nodeid: str, failure: Failure) -> None:
+    def fail_test(self, nodeid: str, failure: Failure) -> None:
         """Fail the test of that name, which is being torn down.
 
         Raises:
             pytest.fail.Exception: Always.
         """
-        self._raised = {nodeid: failure}
+        self._failures_by_nodeid = {nodeid: failure}
         pytest.fail(failure.text, pytrace=False)
 
-    def late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
-        """What no report is left for, after what has not gone out."""
-        waiting, self._findings = self._findings, []
-        if waiting or findings:
-            self._desk.late(session, waiting + findings)
+    def flush_late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
+        """Send what no report is left for, after what has not gone out."""
+        pending, self._findings = self._findings, []
+        if pending or findings:
+            self._sink.send_late(session, pending + findings)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Hand on with a test's last report what has been found since the one before."""
+        """Send with a test's last report what has been found since the one before."""
         if not self._findings or report.when != "teardown":
             return
-        raised = self._raised.pop(report.nodeid, None)
-        if raised is not None:
-            set_crash_location(report, raised)
+        failure = self._failures_by_nodeid.pop(report.nodeid, None)
+        if failure is not None:
+            set_crash_location(report, failure)
         findings, self._findings = self._findings, []
-        self._desk.with_report(report, findings)
+        self._sink.send_with_report(report, findings)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         """Fixtures that have leaked fail on their own: the last test to use one is not to blame.
 
         The error has that test's id all the same: that is where `--lf` finds the fixture again.
         """
-        while self._of_fixtures:
-            report = as_report(self._of_fixtures.pop(0), nodeid, self._config)
+        while self._fixture_failures:
+            report = make_error_report(self._fixture_failures.pop(0), nodeid, self._config)
             self._config.hook.pytest_runtest_logreport(report=report)

@@ -1,7 +1,4 @@
-"""What was found of one test or fixture: a frozen value, and its plain form for the wire.
-
-Leaks of many tests by the line where they were opened: pure.
-"""
+"""What the check of a test or a fixture has found, as a value and a dict; groups by line. Pure."""
 
 from __future__ import annotations
 
@@ -22,9 +19,9 @@ __all__ = [
     "Outcome",
     "OwnerFinding",
     "Site",
-    "location",
-    "relative",
-    "sites",
+    "format_location",
+    "group_by_site",
+    "relative_path",
 ]
 
 
@@ -42,7 +39,7 @@ class Outcome(StrEnum):
 
 
 class OwnerFinding(NamedTuple):
-    """The leaks of one owner, or that a waiver is not needed any more.
+    """What the check of one owner has found: its leaks, or that a marker is not needed any more.
 
     Attributes:
         owner: The test's id, or the fixture's name and place.
@@ -64,12 +61,12 @@ class OwnerFinding(NamedTuple):
     worker: str | None = None
 
     @property
-    def fails(self) -> bool:
-        """Whether somebody fails for it."""
+    def is_failure(self) -> bool:
+        """Whether a test or a fixture fails for it."""
         return self.outcome is Outcome.FAILED
 
-    def plain(self) -> dict[str, Any]:
-        """Ready for JSON and for the wire."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON and for pytest-xdist."""
         from closewait_guard._render import to_dict
 
         return {
@@ -85,8 +82,8 @@ class OwnerFinding(NamedTuple):
         }
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> OwnerFinding:
-        """What `plain` was made of."""
+    def from_dict(cls, data: Mapping[str, Any]) -> OwnerFinding:
+        """The inverse of `to_dict`."""
         from closewait_guard._render import from_dict
 
         values = {name: value for name, value in data.items() if name != "schema"}
@@ -97,14 +94,14 @@ class OwnerFinding(NamedTuple):
 
 
 class Site(NamedTuple):
-    """One line of code, and who leaked the sockets opened there."""
+    """One line of code, and the tests and fixtures that leaked the sockets opened there."""
 
     frame: Frame | None
     outcome: Outcome
-    findings: tuple[Finding, ...]
+    leaks: tuple[Finding, ...]
     owners: tuple[OwnerFinding, ...]
 
-    def who(self) -> str:
+    def describe_owners(self) -> str:
         """The only owner, or how many tests and fixtures."""
         if len(self.owners) == 1:
             return self.owners[0].owner
@@ -114,8 +111,8 @@ class Site(NamedTuple):
         )
 
 
-def sites(findings: Iterable[OwnerFinding]) -> list[Site]:
-    """Group by birth site and by what became of it; those with the most owners first."""
+def group_by_site(findings: Iterable[OwnerFinding]) -> list[Site]:
+    """Group leaks by line and outcome; those with the most owners first."""
     groups: dict[tuple[Frame | None, Outcome], list[tuple[Finding, OwnerFinding]]] = {}
     for finding in findings:
         for leak in finding.report.findings if finding.report is not None else ():
@@ -134,14 +131,14 @@ def sites(findings: Iterable[OwnerFinding]) -> list[Site]:
     return sorted(found, key=lambda site: (order.index(site.outcome), -len(site.owners)))
 
 
-def location(frame: Frame | None, root: Path) -> str:
+def format_location(frame: Frame | None, root: Path) -> str:
     """File and line, as pytest writes them: from its root folder on."""
     if frame is None:
         return "an unknown place"
-    return f"{relative(frame.filename, root)}:{frame.lineno}"
+    return f"{relative_path(frame.filename, root)}:{frame.lineno}"
 
 
-def relative(filename: str, folder: str | Path) -> str:
+def relative_path(filename: str, folder: str | Path) -> str:
     """From a folder on; the whole path of what lies elsewhere."""
     try:
         path = os.path.relpath(filename, folder)

@@ -1,4 +1,4 @@
-"""The hooks around tests and fixtures, and the start of a run that asks for them."""
+"""pytest's hooks around tests and fixtures, and their registration in a run that asks for them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 
 from closewait_guard._config import project_file
 from closewait_guard.pytest_plugin._attribution import (
-    NOBODY,
+    NO_OWNER,
+    AnyioOwner,
     Owner,
     Ownership,
     WiderFixture,
-    name_of,
+    fixture_name,
 )
-from closewait_guard.pytest_plugin._collecting import FindingCollector
+from closewait_guard.pytest_plugin._collecting import FindingCollector, XdistSender
 from closewait_guard.pytest_plugin._current_test import CurrentTest
 from closewait_guard.pytest_plugin._lazy_start import (
     TEARDOWN,
@@ -27,7 +28,7 @@ from closewait_guard.pytest_plugin._lazy_start import (
     IdlePlugin,
     SpareDescriptors,
 )
-from closewait_guard.pytest_plugin._options import Mode, Options, Plan, options_of, plan_of
+from closewait_guard.pytest_plugin._options import Mode, Options, Plan, plan_for, read_options
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
@@ -40,339 +41,353 @@ __all__ = [
     "CallPhase",
     "LeakHooks",
     "TestPhases",
-    "begin",
+    "register_hooks",
 ]
-
-
-_WITHOUT_SOCKETS = ("_pytest", "closewait_guard")
-
-
-class BetweenPhases:
-    """It is nobody's turn meanwhile. Apart, because hooks are dear in a suite of short tests."""
-
-    def __init__(self, ownership: Ownership) -> None:
-        self._ownership = ownership
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(self) -> Generator[None, object, object]:
-        with self._ownership.turn(NOBODY):
-            return (yield)
-
-    pytest_runtest_logreport = pytest_exception_interact = pytest_runtest_makereport
-
-
-_BETWEEN = frozenset(name for name in vars(BetweenPhases) if name.startswith("pytest_"))
-
-
-class TestPhases:
-    """Begins the turn of each test; has it paused where other plugins act between the phases."""
-
-    def __init__(self, watch: LeakHooks, plugins: pytest.PytestPluginManager) -> None:
-        self._watch = watch
-        self._plugins = plugins
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self._watch.start(item)
-
-    def pytest_plugin_registered(self, plugin: object) -> None:
-        """Called for those too that have been registered before."""
-        name = "closewait_guard_pauses"
-        if not self._plugins.has_plugin(name) and self._acts_between(plugin):
-            self._plugins.register(BetweenPhases(self._watch.ownership), name)
-
-    def _acts_between(self, plugin: object) -> bool:
-        home = getattr(plugin, "__name__", None) or type(plugin).__module__
-        if str(home).partition(".")[0] in _WITHOUT_SOCKETS:
-            return False
-        callers = self._plugins.get_hookcallers(plugin) or ()
-        return any(caller.name in _BETWEEN for caller in callers)
-
-
-class CallPhase:
-    """Notes of a test whether its body came to its end: asked where a marker allows leaks."""
-
-    def __init__(self, watch: LeakHooks) -> None:
-        self._watch = watch
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
-        result = yield
-        if self._watch.running is not None:
-            self._watch.running.called = True
-        return result
 
 
 _PLAN = pytest.StashKey[Plan]()
 
 
 class LeakHooks:
-    """Watches the tests of one process."""
+    """Checks the tests and the wider fixtures of one process."""
 
     def __init__(
-        self, config: pytest.Config, plan: Plan, settings: Settings | None, desk: FindingSink
+        self, config: pytest.Config, plan: Plan, settings: Settings | None, sink: FindingSink
     ) -> None:
         self._config = config
         self._plan = plan
         self._settings = settings
-        self._desk = desk
+        self._sink = sink
         self.ownership = Ownership()
-        self._reserve = SpareDescriptors()
-        self._tripwire = FirstSocketHook(self._load)
-        self._trial: RunRecorder | None = None
-        self._keepers: list[WiderFixture] = []
-        self.running: CurrentTest | None = None
-        self._asleep: IdlePlugin | None = None
-        self._phases: TestPhases | None = None
-        self._outbox: PendingFindings | None = None
-        self._began = self._planned = False
+        self._spare_descriptors = SpareDescriptors()
+        self._first_socket_hook = FirstSocketHook(self._load_recorder)
+        self._recorder: RunRecorder | None = None
+        self._wider_fixtures: list[WiderFixture] = []
+        self.current_test: CurrentTest | None = None
+        self._idle_plugin: IdlePlugin | None = None
+        self._test_phases: TestPhases | None = None
+        self._pending: PendingFindings | None = None
+        self._has_begun = self._has_plans = False
 
-    def plan(self, items: Iterable[pytest.Item]) -> None:
-        """Note which tests are to be watched in another way than all."""
-        self._planned = True
+    def plan_tests(self, items: Iterable[pytest.Item]) -> None:
+        """Note for each test what its markers ask for."""
+        self._has_plans = True
         for item in items:
-            item.stash[_PLAN] = plan_of(item, self._plan)
+            item.stash[_PLAN] = plan_for(item, self._plan)
         self._wake()
 
-    def watched(self, item: pytest.Item) -> Guard:
-        """The guard, once it watches this test, be it from now on only."""
-        if self.running is None:
-            self.start(item, plan_of(item, self._plan)._replace(mode=Mode.FAIL))
-        return self._load().guard()
+    def guard_for(self, item: pytest.Item) -> Guard:
+        """The guard. A test that is not checked yet is from now on."""
+        if self.current_test is None:
+            self.start_test(item, plan_for(item, self._plan)._replace(mode=Mode.FAIL))
+        return self._load_recorder().guard()
 
-    def start(self, item: pytest.Item, plan: Plan | None = None) -> None:
-        """The set-up of a test begins."""
+    def start_test(self, item: pytest.Item, plan: Plan | None = None) -> None:
+        """Begin to check a test: its set-up begins."""
         if plan is None:
-            plan = item.stash.get(_PLAN, self._plan) if self._planned else self._plan
-        if not self._began:
+            plan = item.stash.get(_PLAN, self._plan) if self._has_plans else self._plan
+        if not self._has_begun:
             if plan.mode is Mode.OFF:
                 return
             self._begin()
         else:
-            self._reserve.lay_up()
+            self._spare_descriptors.acquire()
         if plan.allowed is not None:
-            self._follow_bodies()
+            self._register_call_phase()
         nodeid = item.nodeid
         owner = self._new_owner(nodeid, nodeid)
-        self.running = CurrentTest(item, plan, owner)
-        self.ownership.turn_of(owner)
+        self.current_test = CurrentTest(item, plan, owner)
+        self.ownership.set_current(owner)
 
-    def _follow_bodies(self) -> None:
+    def _register_call_phase(self) -> None:
         plugins = self._config.pluginmanager
-        if not plugins.has_plugin("closewait_guard_bodies"):
-            plugins.register(CallPhase(self), "closewait_guard_bodies")
+        if not plugins.has_plugin("closewait_guard_call_phase"):
+            plugins.register(CallPhase(self), "closewait_guard_call_phase")
 
     def end(self) -> None:
         """Leave everything as it was found."""
-        if self._began:
-            self._began = False
-            if self._asleep is not None:
-                self._asleep.end()
+        if self._has_begun:
+            self._has_begun = False
+            if self._idle_plugin is not None:
+                self._idle_plugin.end()
             self.ownership.end()
-            if self._trial is not None:
-                self._trial.end()
-            # After the guard, which may have been put over the wire.
-            self._tripwire.take_down()
-            self._reserve.give_up()
+            if self._recorder is not None:
+                self._recorder.end()
+            # After the guard, which may have patched over the hook.
+            self._first_socket_hook.remove()
+            self._spare_descriptors.release()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
         if self._plan.mode is not Mode.OFF:
-            self._asleep = IdlePlugin(self._config, self._wake)
+            self._idle_plugin = IdlePlugin(self._config, self._wake)
             self._begin()
 
     def _wake(self) -> None:
-        """With the first socket, thread or marker: from now on, whose turn it is matters."""
-        if self._phases is None:
-            self._phases = TestPhases(self, self._config.pluginmanager)
-            self._config.pluginmanager.register(self._phases, "closewait_guard_phases")
-        asleep, self._asleep = self._asleep, None
-        if asleep is None:
+        """With the first socket, thread or marker: from now on the owner matters."""
+        if self._test_phases is None:
+            self._test_phases = TestPhases(self, self._config.pluginmanager)
+            self._config.pluginmanager.register(self._test_phases, "closewait_guard_test_phases")
+        idle, self._idle_plugin = self._idle_plugin, None
+        if idle is None:
             return
-        asleep.end()
-        item, phase = asleep.item, asleep.phase()
+        idle.end()
+        item, phase = idle.item, idle.find_phase()
         if item is not None and phase is not None:
             owner = self._new_owner(item.nodeid, item.nodeid)
-            self.running = CurrentTest(item, self._plan, owner)
-            self.running.in_teardown = phase == TEARDOWN
-            self.ownership.take_over(owner)
+            self.current_test = CurrentTest(item, self._plan, owner)
+            self.current_test.in_teardown = phase == TEARDOWN
+            self.ownership.reassign_current(owner)
 
     def _begin(self) -> None:
-        self._began = True
-        self._reserve.lay_up()
+        self._has_begun = True
+        self._spare_descriptors.acquire()
         self.ownership.begin()
-        if self._trial is None:
-            self._tripwire.put_up()
+        if self._recorder is None:
+            self._first_socket_hook.install()
         else:
-            self._trial.begin()
+            self._recorder.begin()
 
-    def _load(self) -> RunRecorder:
+    def _load_recorder(self) -> RunRecorder:
         from closewait_guard.pytest_plugin._recording import RunRecorder
 
-        self._tripwire.take_down()
-        if self._trial is None:
+        self._first_socket_hook.remove()
+        if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
-            callers = _callers(self._config)
-            self._trial = RunRecorder(
-                self._plan, self._settings, self.ownership, self._reserve, worker, callers
+            callers = _calling_code(self._config)
+            self._recorder = RunRecorder(
+                self._plan, self._settings, self.ownership, self._spare_descriptors, worker, callers
             )
         # Apart: a timeout may strike in between, and what has begun must be ended.
-        self._trial.begin()
+        self._recorder.begin()
         self._wake()
-        return self._trial
+        return self._recorder
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:
-        return self.ownership.new(name, nodeid, 0 if self._trial is None else self._trial.mark())
+        return self.ownership.make_owner(
+            name, nodeid, 0 if self._recorder is None else self._recorder.mark()
+        )
 
     def pytest_keyboard_interrupt(self) -> None:
         """The run stops, also by `pytest.exit`: the rest of the test's phases is left out."""
-        self.ownership.turn_of(NOBODY)
+        self.ownership.set_current(NO_OWNER)
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
-        if self.running is not None and call.excinfo is not None:
-            self.running.failures += (call.excinfo.value,)
+        if self.current_test is not None and call.excinfo is not None:
+            self.current_test.failures += (call.excinfo.value,)
 
     # Innermost, so that output is still captured while sockets settle.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_teardown(self) -> Generator[None, None, None]:
-        if self.running is not None:
-            self.running.in_teardown = True
+        if self.current_test is not None:
+            self.current_test.in_teardown = True
         try:
             yield
         except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
             raise
         except BaseException as error:
-            if (running := self.running) is not None:
-                running.failures += (error,)
-                if failure := self._conclude(running):
-                    running.item.add_report_section("teardown", "socket leaks", failure.text)
+            if (test := self.current_test) is not None:
+                test.failures += (error,)
+                if failure := self._finish_test(test):
+                    test.item.add_report_section("teardown", "socket leaks", failure.text)
             raise
-        # It may have begun to be watched in its teardown.
-        if (running := self.running) is not None and (failure := self._conclude(running)):
-            self._out().fail(running.item.nodeid, failure)
+        # The check of a test may begin in its teardown.
+        if (test := self.current_test) is not None and (failure := self._finish_test(test)):
+            self._pending_findings().fail_test(test.item.nodeid, failure)
 
-    def _conclude(self, running: CurrentTest) -> Failure | None:
-        """Check the test if that has not been done yet; what to fail it with."""
-        self._check(running)
-        running.owner.over = True
-        self.running = None
-        self.ownership.turn_of(NOBODY)
+    def _finish_test(self, test: CurrentTest) -> Failure | None:
+        """Check the test if that has not been done yet; return what to fail it with."""
+        self._check_test(test)
+        test.owner.finished = True
+        self.current_test = None
+        self.ownership.set_current(NO_OWNER)
         if self._plan.mode is Mode.OFF:
             self.end()
-        return running.failure
+        return test.failure
 
-    def _check(self, running: CurrentTest) -> None:
-        if running.checked:
+    def _check_test(self, test: CurrentTest) -> None:
+        if test.is_checked:
             return
-        running.checked = True
-        trial = self._trial
-        if trial is None or trial.all_closed_since(running.owner.mark):
+        test.is_checked = True
+        recorder = self._recorder
+        if recorder is None or recorder.all_closed_since(test.owner.mark):
             finding = None
-            self.ownership.forget(running.owner)
+            self.ownership.forget(test.owner)
         else:
-            finding = trial.of_test(running, self._keepers)
+            finding = recorder.checker().check_test(test, self._wider_fixtures)
         if finding is not None:
-            self._out().put(finding)
-            running.take(finding)
-        elif running.plan.allowed is not None and running.has_ended_well():
-            self._out().put(running.unused_waiver())
+            self._pending_findings().add(finding)
+            test.add_finding(finding)
+        elif test.plan.allowed is not None and test.has_passed():
+            self._pending_findings().add(test.make_unused_waiver())
 
-    def _out(self) -> PendingFindings:
-        if self._outbox is None:
-            self._reserve.give_up()
+    def _pending_findings(self) -> PendingFindings:
+        if self._pending is None:
+            self._spare_descriptors.release()
             from closewait_guard.pytest_plugin._failing import PendingFindings
 
-            self._outbox = PendingFindings(self._config, self._desk)
-        return self._outbox
+            self._pending = PendingFindings(self._config, self._sink)
+        return self._pending
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        if fixturedef.scope == "function" or not self._began:
+        if fixturedef.scope == "function" or not self._has_begun:
             return (yield)
-        owner = self._new_owner(name_of(fixturedef, request), request.node.nodeid)
-        keeper = WiderFixture(owner, fixturedef, request)
-        turn = ExitStack()
-        fixturedef.addfinalizer(partial(self._end_fixture, keeper, turn))
-        with self.ownership.turn(owner):
+        owner = self._new_owner(fixture_name(fixturedef, request), request.node.nodeid)
+        fixture = WiderFixture(owner, fixturedef, request)
+        finalizing = ExitStack()
+        fixturedef.addfinalizer(partial(self._after_finalizers, fixture, finalizing))
+        with self.ownership.owned_by(owner):
             value = yield
-        keeper.set_up()
-        self._keepers.append(keeper)
-        self._keepers.sort(key=lambda each: each.rank)
-        fixturedef.addfinalizer(partial(self._begin_to_finish, keeper, turn))
+        fixture.note_assignments()
+        self._wider_fixtures.append(fixture)
+        self._wider_fixtures.sort(key=lambda each: each.rank)
+        fixturedef.addfinalizer(partial(self._before_finalizers, fixture, finalizing))
         return value
 
-    def _begin_to_finish(self, keeper: WiderFixture, turn: ExitStack) -> None:
-        """The first of a fixture's finalizers: a test that is over is checked before it goes."""
-        if self.running is not None and self.running.in_teardown:
-            self._check(self.running)
-        turn.enter_context(self.ownership.turn(keeper.owner))
+    def _before_finalizers(self, fixture: WiderFixture, finalizing: ExitStack) -> None:
+        """The first of a fixture's finalizers: check a test that is over while it is there."""
+        if self.current_test is not None and self.current_test.in_teardown:
+            self._check_test(self.current_test)
+        finalizing.enter_context(self.ownership.owned_by(fixture.owner))
 
-    def _end_fixture(self, keeper: WiderFixture, turn: ExitStack) -> None:
-        """The last of a fixture's finalizers: whatever it has not closed by now, it leaks."""
-        turn.close()
-        if keeper in self._keepers:
-            self._keepers.remove(keeper)
-        keeper.owner.over = True
-        if self._trial is None or not self._began:
+    def _after_finalizers(self, fixture: WiderFixture, finalizing: ExitStack) -> None:
+        """The last of a fixture's finalizers: what it has not closed by now, it leaks."""
+        finalizing.close()
+        if fixture in self._wider_fixtures:
+            self._wider_fixtures.remove(fixture)
+        fixture.owner.finished = True
+        recorder = self._recorder
+        if recorder is None or not self._has_begun:
             return
-        finding = self._trial.of_fixture(keeper, self._keepers)
+        if recorder.all_closed_since(fixture.owner.mark):
+            return
+        finding = recorder.checker().check_fixture(fixture, self._wider_fixtures)
         if finding is not None:
-            self._out().put(finding)
+            self._pending_findings().add(finding)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Tell of fixtures that a stopped run finishes, and of tests that leaked later."""
-        self._reserve.give_up()
+        """Send what a stopped run has not sent, and what tests have leaked since their end."""
+        self._spare_descriptors.release()
         leftovers: list[OwnerFinding] = []
-        if self._began and self._trial is not None and exitstatus != pytest.ExitCode.INTERRUPTED:
-            leftovers += self._trial.of_leftovers()
-        if leftovers or self._outbox is not None:
-            self._out().late(session, leftovers)
+        if exitstatus != pytest.ExitCode.INTERRUPTED:
+            leftovers += self._check_leftovers()
+        if leftovers or self._pending is not None:
+            self._pending_findings().flush_late(session, leftovers)
+
+    def _check_leftovers(self) -> Iterable[OwnerFinding]:
+        recorder = self._recorder
+        if recorder is None or not self._has_begun:
+            return ()
+        if recorder.all_closed_since(recorder.first_mark):
+            return ()
+        return recorder.checker().check_leftovers(recorder.first_mark)
 
 
-def _callers(config: pytest.Config) -> list[Any]:
-    """The code of whatever calls tests and fixtures: what is further out is pytest's business."""
+def _calling_code(config: pytest.Config) -> list[Any]:
+    """The code that calls tests and fixtures: calls further out are pytest's own."""
     hook = config.hook
     callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
     functions = (each.function for caller in callers for each in caller.get_hookimpls())
     return [function.__code__ for function in functions if hasattr(function, "__code__")]
 
 
-_WATCH = pytest.StashKey[LeakHooks]()
+class TestPhases:
+    """Starts each test; registers `BetweenPhases` where another plugin acts between its phases."""
+
+    def __init__(self, hooks: LeakHooks, plugins: pytest.PytestPluginManager) -> None:
+        self._hooks = hooks
+        self._plugins = plugins
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._hooks.start_test(item)
+
+    def pytest_plugin_registered(self, plugin: object) -> None:
+        """Called also for those that were registered before."""
+        name = "closewait_guard_between_phases"
+        if not self._plugins.has_plugin(name) and self._has_hooks_between(plugin):
+            self._plugins.register(BetweenPhases(self._hooks.ownership), name)
+
+    def _has_hooks_between(self, plugin: object) -> bool:
+        module = getattr(plugin, "__name__", None) or type(plugin).__module__
+        if str(module).partition(".")[0] in _WITHOUT_SOCKETS:
+            return False
+        callers = self._plugins.get_hookcallers(plugin) or ()
+        return any(caller.name in _BETWEEN_PHASES for caller in callers)
 
 
-def begin(config: pytest.Config) -> LeakHooks:
-    """The watch of this run, made at the first call."""
-    if _WATCH in config.stash:
-        return config.stash[_WATCH]
-    options, settings = options_of(config), _given_settings()
-    desk = _desk(config, options, settings.notes if settings is not None else ())
-    watch = config.stash[_WATCH] = LeakHooks(config, options.plan, settings, desk)
-    config.add_cleanup(watch.end)
-    # Where pytest-xdist has others run the tests, there is nothing to watch.
+class BetweenPhases:
+    """What plugins open for a report, between the phases of a test, has no owner.
+
+    A plugin of its own, because more hooks slow a suite of short tests.
+    """
+
+    def __init__(self, ownership: Ownership) -> None:
+        self._ownership = ownership
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self) -> Generator[None, object, object]:
+        with self._ownership.owned_by(NO_OWNER):
+            return (yield)
+
+    pytest_runtest_logreport = pytest_exception_interact = pytest_runtest_makereport
+
+
+_BETWEEN_PHASES = frozenset(name for name in vars(BetweenPhases) if name.startswith("pytest_"))
+_WITHOUT_SOCKETS = ("_pytest", "closewait_guard")
+
+
+class CallPhase:
+    """Notes whether the body of a test came to its end; registered where a marker allows leaks."""
+
+    def __init__(self, hooks: LeakHooks) -> None:
+        self._hooks = hooks
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        result = yield
+        if self._hooks.current_test is not None:
+            self._hooks.current_test.has_run_body = True
+        return result
+
+
+_HOOKS = pytest.StashKey[LeakHooks]()
+
+
+def register_hooks(config: pytest.Config) -> LeakHooks:
+    """Register the hooks of this run, once; return them."""
+    if _HOOKS in config.stash:
+        return config.stash[_HOOKS]
+    options, settings = read_options(config), _load_settings()
+    sink = _make_sink(config, options, settings.notes if settings is not None else ())
+    hooks = config.stash[_HOOKS] = LeakHooks(config, options.plan, settings, sink)
+    config.add_cleanup(hooks.end)
+    # Where workers of pytest-xdist run the tests, there is nothing to check.
     if not config.pluginmanager.has_plugin("dsession"):
-        config.pluginmanager.register(watch, "closewait_guard_watch")
+        config.pluginmanager.register(hooks, "closewait_guard_hooks")
         if any(map(config.pluginmanager.has_plugin, ("anyio", "anyio.pytest_plugin"))):
-            from closewait_guard.pytest_plugin._attribution import AnyioOwner
-
-            config.pluginmanager.register(AnyioOwner(watch.ownership))
-    return watch
+            config.pluginmanager.register(AnyioOwner(hooks.ownership))
+    return hooks
 
 
-def _desk(config: pytest.Config, options: Options, notes: tuple[str, ...]) -> FindingSink:
+def _make_sink(config: pytest.Config, options: Options, notes: tuple[str, ...]) -> FindingSink:
     if hasattr(config, "workerinput"):
-        from closewait_guard.pytest_plugin._collecting import XdistSender
-
         return XdistSender()
-    ledger = FindingCollector(config, options, notes)
-    config.pluginmanager.register(ledger, "closewait_guard_ledger")
-    return ledger
+    collector = FindingCollector(config, options, notes)
+    config.pluginmanager.register(collector, "closewait_guard_collector")
+    return collector
 
 
-def _given_settings() -> Settings | None:
-    """The settings, if anything but the defaults is asked for. Complains of what cannot be used."""
+def _load_settings() -> Settings | None:
+    """The settings, if any are given.
+
+    Raises:
+        pytest.UsageError: One cannot be used.
+    """
     prefix, plugin = "CLOSEWAIT_GUARD_", "CLOSEWAIT_GUARD_SOCKET_LEAKS"
     given = (name for name in os.environ if name.startswith(prefix))
     if all(name.startswith(plugin) for name in given) and not _is_in_pyproject():

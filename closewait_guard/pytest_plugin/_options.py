@@ -1,4 +1,4 @@
-"""What is asked for, and by whom: marker, command line, environment, ini-file, in this order."""
+"""Reads options: from markers, the command line, the environment, the ini-file, in this order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = [
     "Mode",
     "Options",
     "Plan",
-    "is_wanted",
-    "options_of",
-    "plan_of",
+    "is_enabled",
+    "plan_for",
+    "read_options",
 ]
 
 
@@ -48,36 +48,36 @@ class Options(NamedTuple):
     json: str | None = None
 
 
-def options_of(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
-    """Read every source; the strongest wins, but for patterns, which add up.
+def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
+    """Read every source; the strongest wins, except that patterns add up.
 
     Raises:
         pytest.UsageError: A value cannot be used; the text names where it came from.
     """
     found: dict[str, Any] = {}
     for name, parse in _PARSERS.items():
-        for value, source in _given(config, environ, name):
-            parsed = _parsed(parse, value, source)
+        for value, source in _read_sources(config, environ, name):
+            parsed = _parse_value(parse, value, source)
             found[name] = found.get(name, ()) + parsed if name == "ignore" else parsed
     path = found.pop("json", None)
     return Options(Plan(**found), path)
 
 
-def is_wanted(config: pytest.Config) -> bool:
+def is_enabled(config: pytest.Config) -> bool:
     """Whether all tests are to be watched. Complains of values that cannot be used."""
-    return options_of(config).plan.mode is not Mode.OFF
+    return read_options(config).plan.mode is not Mode.OFF
 
 
-def plan_of(item: pytest.Item, plan: Plan) -> Plan:
+def plan_for(item: pytest.Item, plan: Plan) -> Plan:
     """The plan of one test: what its markers, and the fixture that it asks for, make of it."""
     if "closewait_guard" in getattr(item, "fixturenames", ()):
         plan = plan._replace(mode=Mode.FAIL)
     for mark in item.iter_markers("socket_leaks"):
-        return _allowed(item, plan._replace(**_marked(item, mark, plan)))
-    return _allowed(item, plan)
+        return _add_waiver(item, plan._replace(**_read_marker(item, mark, plan)))
+    return _add_waiver(item, plan)
 
 
-def _given(
+def _read_sources(
     config: pytest.Config, environ: Mapping[str, str], name: str
 ) -> Iterator[tuple[object, str]]:
     """The values of an option, the weakest source first."""
@@ -95,21 +95,21 @@ def _given(
         yield value, option
 
 
-def _parsed(parse: Callable[[object], object], value: object, source: str) -> Any:
+def _parse_value(parse: Callable[[object], object], value: object, source: str) -> Any:
     try:
         return parse(value)
     except ValueError as error:
         raise pytest.UsageError(f"{source}: must be {error}, not {value!r}") from None
 
 
-def _mode(value: object) -> Mode:
+def _parse_mode(value: object) -> Mode:
     try:
         return Mode(value)  # type: ignore[arg-type]
     except ValueError:
         raise ValueError("off, warn or fail") from None
 
 
-def _seconds(value: object) -> float:
+def _parse_seconds(value: object) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -119,7 +119,7 @@ def _seconds(value: object) -> float:
     return number
 
 
-def _patterns(value: object) -> tuple[str, ...]:
+def _parse_patterns(value: object) -> tuple[str, ...]:
     """One pattern or several: from a list, or from text with a comma or a new line between."""
     parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
@@ -130,35 +130,38 @@ def _patterns(value: object) -> tuple[str, ...]:
     return patterns
 
 
-def _path(value: object) -> str:
+def _parse_path(value: object) -> str:
     if not value:
         raise ValueError("the path of a file")
     return str(value)
 
 
 _PARSERS: dict[str, Callable[[object], object]] = {
-    "mode": _mode,
-    "grace": _seconds,
-    "ignore": _patterns,
-    "json": _path,
+    "mode": _parse_mode,
+    "grace": _parse_seconds,
+    "ignore": _parse_patterns,
+    "json": _parse_path,
 }
 
 
-def _marked(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:
+def _read_marker(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:
     source = f"{item.nodeid}: marker socket_leaks"
     given = {**dict(zip(("mode",), mark.args, strict=False)), **mark.kwargs}
     unknown = set(given) - {"mode", "grace", "ignore"}
     if unknown or len(mark.args) > 1:
-        raise pytest.UsageError(f"{source}: takes a mode, grace and ignore, not {_call(mark)}")
+        raise pytest.UsageError(
+            f"{source}: takes a mode, grace and ignore, not {_as_written(mark)}"
+        )
     found = {
-        name: _parsed(_PARSERS[name], value, f"{source}: {name}") for name, value in given.items()
+        name: _parse_value(_PARSERS[name], value, f"{source}: {name}")
+        for name, value in given.items()
     }
     if "ignore" in found:
         found["ignore"] = plan.ignore + found["ignore"]
     return found
 
 
-def _allowed(item: pytest.Item, plan: Plan) -> Plan:
+def _add_waiver(item: pytest.Item, plan: Plan) -> Plan:
     mark = item.get_closest_marker("allow_socket_leaks")
     if mark is None:
         return plan
@@ -166,12 +169,12 @@ def _allowed(item: pytest.Item, plan: Plan) -> Plan:
     if mark.args or set(mark.kwargs) != {"reason"} or not isinstance(reason, str) or not reason:
         raise pytest.UsageError(
             f"{item.nodeid}: marker allow_socket_leaks: needs a reason, as in "
-            f'allow_socket_leaks(reason="..."), not {_call(mark)}'
+            f'allow_socket_leaks(reason="..."), not {_as_written(mark)}'
         )
     return plan._replace(allowed=reason)
 
 
-def _call(mark: pytest.Mark) -> str:
+def _as_written(mark: pytest.Mark) -> str:
     arguments = [repr(value) for value in mark.args]
     arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
     return f"{mark.name}({', '.join(arguments)})"

@@ -1,15 +1,14 @@
-"""The births of a run, and the quick look that most tests and fixtures get by with."""
+"""Records the sockets of a run; makes the guard and the checker when one stays open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import TYPE_CHECKING
 
 from closewait_guard._capture import PlainContext, Registry, capture_up_to
 from closewait_guard._config import RECORDING_DEFAULTS
-from closewait_guard.pytest_plugin._attribution import Ownership, WiderFixture
-from closewait_guard.pytest_plugin._current_test import CurrentTest
+from closewait_guard.pytest_plugin._attribution import Ownership
 from closewait_guard.pytest_plugin._lazy_start import SpareDescriptors
 from closewait_guard.pytest_plugin._options import Plan
 
@@ -17,46 +16,46 @@ if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin._checker import LeakChecker
-    from closewait_guard.pytest_plugin._findings import OwnerFinding
     from closewait_guard.settings import Settings
 
-__all__ = [
-    "RunRecorder",
-]
+__all__ = ["RunRecorder"]
 
 
 # The records of dropped sockets must last until their owners are checked.
-_DROPPED_KEPT = 100_000
+_MIN_DROPPED_RECORDS = 100_000
 
 
-class _OwnersContext(PlainContext):
-    """Whose a birth is, and what else the program wants known: plain already, and never changed."""
+class _OwnerContext(PlainContext):
+    """The owner of a socket, and what the program's own provider adds. Plain values already."""
 
-    def __init__(self, ownership: Ownership, further: PlainContext | None) -> None:
-        super().__init__(ownership.in_thread)
+    def __init__(self, ownership: Ownership, other: PlainContext | None) -> None:
+        super().__init__(ownership.context_of_thread)
         self._ownership = ownership
-        self._further = further
+        self._other = other
 
     @property
     def provider(self) -> Callable[[], dict[str, Scalar] | None]:
-        if self._further is None:
-            return self._ownership.in_context
-        owners, others = self._ownership, self._further.provider
-        return lambda: {**(others() or {}), **(owners.in_context() or owners.in_thread())}
+        if self._other is None:
+            return self._ownership.context_of_variable
+        owners, others = self._ownership, self._other.provider
+        return lambda: {
+            **(others() or {}),
+            **(owners.context_of_variable() or owners.context_of_thread()),
+        }
 
     @property
     def fallback_provider(self) -> Callable[[], dict[str, Scalar]]:
-        return self._ownership.in_thread
+        return self._ownership.context_of_thread
 
 
 class RunRecorder:
-    """Records the births of a run. Its guard, and who hears the suspects, come with the first.
+    """Records the sockets of a run.
 
     Args:
         plan: That of a test without markers, and of fixtures.
         settings: Those that are given, if any are.
         ownership: Who owns what.
-        reserve: Given up as soon as there is a suspect.
+        spare_descriptors: Released as soon as there is something to check.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
     """
@@ -66,31 +65,31 @@ class RunRecorder:
         plan: Plan,
         settings: Settings | None,
         ownership: Ownership,
-        reserve: SpareDescriptors,
+        spare_descriptors: SpareDescriptors,
         worker: str | None,
         callers: Iterable[CodeType],
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._ownership = ownership
-        self._reserve = reserve
+        self._spare_descriptors = spare_descriptors
         self._worker = worker
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
             recording.stack_depth,
-            _OwnersContext(ownership, PlainContext.of(recording.context)),
-            max(recording.dropped_kept, _DROPPED_KEPT),
+            _OwnerContext(ownership, PlainContext.of(recording.context)),
+            max(recording.dropped_kept, _MIN_DROPPED_RECORDS),
             capture_up_to(callers),
         )
         self._guard: Guard | None = None
-        self._hearing: LeakChecker | None = None
-        # Asked around every test.
+        self._checker: LeakChecker | None = None
+        # Called around every test.
         self.mark = self._registry.last_serial
         self.all_closed_since = self._registry.all_closed_since
-        self._mark = self.mark()
+        self.first_mark = self.mark()
 
     def begin(self) -> None:
-        """Record births from now on."""
+        """Record sockets from now on."""
         if self._guard is None:
             self._registry.subscribe()
         else:
@@ -104,7 +103,7 @@ class RunRecorder:
             self._guard.uninstall()
 
     def guard(self) -> Guard:
-        """Looks at what was recorded, and goes on recording. Most runs never need it."""
+        """The guard that looks at what was recorded, and goes on recording."""
         if self._guard is None:
             from closewait_guard._guard import Guard
             from closewait_guard.settings import Settings
@@ -114,28 +113,11 @@ class RunRecorder:
             self._guard = Guard(settings, registry=self._registry)
         return self._guard.install()
 
-    def _heard(self) -> LeakChecker:
-        self._reserve.give_up()
-        if self._hearing is None:
+    def checker(self) -> LeakChecker:
+        """The checker of this run. A run that closes all its sockets never loads it."""
+        self._spare_descriptors.release()
+        if self._checker is None:
             from closewait_guard.pytest_plugin._checker import LeakChecker
 
-            self._hearing = LeakChecker(self.guard(), self._ownership, self._plan, self._worker)
-        return self._hearing
-
-    def of_test(self, running: CurrentTest, keepers: Sequence[WiderFixture]) -> OwnerFinding | None:
-        """What a test has left behind at its end, if it has not closed all."""
-        return self._heard().of_test(running, keepers)
-
-    def of_fixture(
-        self, keeper: WiderFixture, keepers: Sequence[WiderFixture]
-    ) -> OwnerFinding | None:
-        """What a wider fixture has left behind when it is finalized."""
-        if self.all_closed_since(keeper.owner.mark):
-            return None
-        return self._heard().of_fixture(keeper, keepers)
-
-    def of_leftovers(self) -> Iterable[OwnerFinding]:
-        """What tests have left behind after they had been looked at: their threads, for example."""
-        if self.all_closed_since(self._mark):
-            return ()
-        return self._heard().of_leftovers(self._mark)
+            self._checker = LeakChecker(self.guard(), self._ownership, self._plan, self._worker)
+        return self._checker

@@ -1,11 +1,4 @@
-"""The leaks of a report as text, a block for each site.
-
-What a test or fixture that leaked is told: the report, a line of it, and properties.
-
-What the terminal shows at the end of the run: pure.
-
-Leaks as GitHub shows them beside the line of code: pure.
-"""
+"""What the plugin prints: errors, the summary, XML properties, GitHub annotations. Pure."""
 
 from __future__ import annotations
 
@@ -23,48 +16,35 @@ from closewait_guard.pytest_plugin._findings import (
     Outcome,
     OwnerFinding,
     Site,
-    location,
-    relative,
-    sites,
+    format_location,
+    group_by_site,
+    relative_path,
 )
 
 __all__ = [
-    "blocks",
-    "cannot_see",
-    "commands",
     "failure_text",
+    "github_commands",
     "headline",
-    "properties",
-    "summary",
-    "trimmed",
+    "junit_properties",
+    "summary_lines",
 ]
 
-
-def blocks(report: Report, *, whole_stacks: bool = False) -> list[str]:
-    """The lines; with whole stacks, each call of a birth is told."""
-    sites = [part for part in sections(report) if part.group is not None]
-    return [line for site in sites for line in ("", *_lines(site, whole_stacks=whole_stacks))][1:]
-
-
-def _lines(site: Section, *, whole_stacks: bool) -> Iterator[str]:
-    yield from site.lines
-    if whole_stacks and site.group is not None:
-        yield "  the whole stack, innermost call first:"
-        for frame in site.group.findings[0].observation.record.opener.stack:
-            yield from frame_lines("    ", frame)
-
-
-def cannot_see(report: Report) -> list[str]:
-    """The last paragraph of a report."""
-    return list(sections(report))[-1].lines
-
-
-_MOST_PLACES = 3
+_MAX_PLACES = 3
+_MAX_OWNERS = 3
+_MAX_SETTLES = 3
+_MIN_SETTLE_SHOWN = 0.05
 
 # Where pytest calls a test, a doctest or a fixture.
 _CALLS_OF_PYTEST = frozenset(
     {"pytest_pyfunc_call", "runtest", "call_fixture_func", "_teardown_yield_fixture"}
 )
+
+_OUTCOME_PHRASES = {
+    Outcome.FAILED: "leaked",
+    Outcome.WARNED: "leaked (socket_leaks=warn)",
+    Outcome.ALLOWED: "leaked, and allowed to",
+}
+_GITHUB_LEVELS = {Outcome.FAILED: "error", Outcome.WARNED: "warning"}
 
 
 def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
@@ -72,122 +52,75 @@ def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
     report = finding.report
     if report is None:
         return ""
-    waited = f", {format_duration(finding.waited)} after its end" if finding.waited >= 0.05 else ""
+    waited = (
+        f", {format_duration(finding.waited)} after its end"
+        if finding.waited >= _MIN_SETTLE_SHOWN
+        else ""
+    )
     head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
-    shown = report if whole_stacks else trimmed(report)
-    return "\n".join([escape_line(head), "", *blocks(_unnamed(shown), whole_stacks=whole_stacks)])
+    # The first line names the owner, and every stack of a test ends with calls of pytest.
+    shown = _change_records(report, _without_owner)
+    if not whole_stacks:
+        shown = _change_records(shown, _without_pytest_frames)
+    return "\n".join([escape_line(head), "", *_site_blocks(shown, whole_stacks=whole_stacks)])
 
 
 def headline(finding: OwnerFinding, root: Path) -> str:
     """The one line of it that pytest's short summary has room for."""
     if finding.report is None:
         return ""
-    found = sites([finding])
-    places = [location(site.frame, root) for site in found[:_MOST_PLACES]]
-    if len(found) > _MOST_PLACES:
-        places.append(pluralize(len(found) - _MOST_PLACES, "more line"))
+    found = group_by_site([finding])
+    places = [format_location(site.frame, root) for site in found[:_MAX_PLACES]]
+    if len(found) > _MAX_PLACES:
+        places.append(pluralize(len(found) - _MAX_PLACES, "more line"))
     who = "" if finding.kind == "test" else f"{finding.owner} "
     leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
     return escape_line(f"{who}{leaked}: {', '.join(places)}")
 
 
-def properties(finding: OwnerFinding) -> list[tuple[str, object]]:
-    """What the XML file tells of a leaking test: how many, and each verdict with its line."""
+def junit_properties(finding: OwnerFinding) -> list[tuple[str, object]]:
+    """What the XML file says of a leaking test: how many, and each verdict with its line."""
     leaks = finding.report.findings if finding.report is not None else ()
     found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
     for leak in leaks:
         site = leak.observation.record.site
-        location = f" opened at {site.filename}:{site.lineno}" if site is not None else ""
-        found.append(("socket_leak", escape_line(f"{leak.verdict}{location}")))
+        place = f" opened at {site.filename}:{site.lineno}" if site is not None else ""
+        found.append(("socket_leak", escape_line(f"{leak.verdict}{place}")))
     return found
 
 
-def trimmed(report: Report) -> Report:
-    """Without the calls of pytest and the like, which every stack of a test ends with."""
-    return _each_record(report, _trimmed)
-
-
-def _unnamed(report: Report) -> Report:
-    """Without the owner in every block: the first line names it."""
-    return _each_record(report, _without_owner)
-
-
-def _each_record(report: Report, change: Callable[[SocketRecord], SocketRecord]) -> Report:
-    def changed(record: SocketRecord) -> SocketRecord:
-        parent = changed(record.parent) if record.parent is not None else None
-        return replace(change(record), parent=parent)
-
-    def of_leak(leak: Finding) -> Finding:
-        seen = replace(leak.observation, record=changed(leak.observation.record))
-        return replace(leak, observation=seen)
-
-    return replace(report, findings=tuple(of_leak(leak) for leak in report.findings))
-
-
-def _trimmed(record: SocketRecord) -> SocketRecord:
-    calls = enumerate(record.stack)
-    outside = next((location for location, frame in calls if _is_machinery(frame)), 0)
-    last = outside
-    while last and record.stack[last - 1].kind is not FrameKind.USER:
-        last -= 1
-    # Tests that were installed with their package look like a library.
-    kept = last or outside
-    return replace(record, stack=record.stack[:kept]) if kept else record
-
-
-def _is_machinery(frame: Frame) -> bool:
-    name = frame.function.rpartition(".")[2]
-    return name in _CALLS_OF_PYTEST and "/_pytest/" in frame.filename.replace("\\", "/")
-
-
-def _without_owner(record: SocketRecord) -> SocketRecord:
-    context = {name: value for name, value in record.context.items() if name != OPENED_IN}
-    return replace(record, context=context)
-
-
-_MOST_OWNERS = 3
-_MOST_SETTLES = 3
-_SHORT_SETTLE = 0.05
-
-_SAID = {
-    Outcome.FAILED: "leaked",
-    Outcome.WARNED: "leaked (socket_leaks=warn)",
-    Outcome.ALLOWED: "leaked, and allowed to",
-}
-
-
-def summary(
+def summary_lines(
     findings: Sequence[OwnerFinding], root: Path, *, whole_stacks: bool = False
 ) -> list[str]:
-    """The lines of the section; none when there is nothing to tell."""
+    """The lines of the section; none when there is nothing to report."""
     lines: list[str] = []
-    for site in sites(findings):
+    for site in group_by_site(findings):
         lines += [*_site_lines(site, root, whole_stacks=whole_stacks), ""]
-    lines += _waivers(findings)
+    lines += _waiver_lines(findings)
     if lines:
-        lines += [*_settles(findings), *_not_seen(findings)]
+        lines += [*_settle_lines(findings), *_not_covered_lines(findings)]
     return [escape_line(line) for line in lines]
 
 
 def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
-    verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.findings)
-    told = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
+    verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.leaks)
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
     kinds = Counter(finding.kind for finding in site.owners)
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
-    sockets = f"{pluralize(len(site.findings), 'socket')} ({told})"
-    yield f"{location(site.frame, root)}: {sockets} {_SAID[site.outcome]} by {by}"
-    for finding in site.owners[:_MOST_OWNERS]:
+    sockets = f"{pluralize(len(site.leaks), 'socket')} ({counts})"
+    yield f"{format_location(site.frame, root)}: {sockets} {_OUTCOME_PHRASES[site.outcome]} by {by}"
+    for finding in site.owners[:_MAX_OWNERS]:
         notes = ", ".join(note for note in (finding.worker, finding.reason) if note)
         yield f"    {finding.owner}" + (f" ({notes})" if notes else "")
-    if len(site.owners) > _MOST_OWNERS:
-        yield f"    and {len(site.owners) - _MOST_OWNERS} more"
+    if len(site.owners) > _MAX_OWNERS:
+        yield f"    and {len(site.owners) - _MAX_OWNERS} more"
     first = site.owners[0].report
     if whole_stacks and first is not None:
-        report = replace(first, findings=site.findings)
-        yield from ("  " + line for line in blocks(report, whole_stacks=True))
+        report = replace(first, findings=site.leaks)
+        yield from ("  " + line for line in _site_blocks(report, whole_stacks=True))
 
 
-def _waivers(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+def _waiver_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     for finding in findings:
         if finding.outcome is Outcome.UNUSED_WAIVER:
             yield (
@@ -196,47 +129,92 @@ def _waivers(findings: Sequence[OwnerFinding]) -> Iterator[str]:
             )
 
 
-def _settles(findings: Sequence[OwnerFinding]) -> Iterator[str]:
-    waited = [finding for finding in findings if finding.waited >= _SHORT_SETTLE]
-    slowest = sorted(waited, key=lambda finding: -finding.waited)[:_MOST_SETTLES]
+def _settle_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+    waited = [finding for finding in findings if finding.waited >= _MIN_SETTLE_SHOWN]
+    slowest = sorted(waited, key=lambda finding: -finding.waited)[:_MAX_SETTLES]
     if slowest:
-        told = ", ".join(f"{format_duration(each.waited)} {each.owner}" for each in slowest)
-        yield f"Slowest to settle: {told}"
+        waits = ", ".join(f"{format_duration(each.waited)} {each.owner}" for each in slowest)
+        yield f"Slowest to settle: {waits}"
 
 
-def _not_seen(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+def _not_covered_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     reports = [finding.report for finding in findings if finding.report is not None]
     if reports:
-        yield from cannot_see(reports[-1])
+        # The last paragraph of a report.
+        yield from list(sections(reports[-1]))[-1].lines
 
 
-_LEVELS = {Outcome.FAILED: "error", Outcome.WARNED: "warning"}
-
-
-def commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
-    """One command of GitHub Actions for each birth site."""
-    for site in sites(findings):
-        level = _LEVELS.get(site.outcome)
+def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
+    """One command of GitHub Actions for each line that leaks."""
+    for site in group_by_site(findings):
+        level = _GITHUB_LEVELS.get(site.outcome)
         if level is not None and site.frame is not None:
-            path = _relative(site.frame.filename, root)
-            yield f"::{level} file={_escaped(path, ',:')},line={site.frame.lineno}::{_said(site)}"
+            path = _checkout_path(site.frame.filename, root)
+            yield f"::{level} file={_escape(path, ',:')},line={site.frame.lineno}::{_message(site)}"
 
 
-def _said(site: Site) -> str:
-    sockets = pluralize(len(site.findings), "socket")
-    hint = site.findings[0].hint
-    return _escaped(f"{sockets} opened here leaked by {site.who()}; fix: {hint}")
+def _message(site: Site) -> str:
+    sockets = pluralize(len(site.leaks), "socket")
+    hint = site.leaks[0].hint
+    return _escape(f"{sockets} opened here leaked by {site.describe_owners()}; fix: {hint}")
 
 
-def _relative(filename: str, root: Path) -> str:
+def _checkout_path(filename: str, root: Path) -> str:
     """Relative to the checkout: GitHub knows no other files."""
     base = os.environ.get("GITHUB_WORKSPACE") or str(root)
-    path = relative(filename, base)
+    path = relative_path(filename, base)
     return path if path == filename else path.replace("\\", "/")
 
 
-def _escaped(text: str, further: str = "") -> str:
+def _escape(text: str, others: str = "") -> str:
     text = escape_line(text)
-    for character in "%\r\n" + further:
+    for character in "%\r\n" + others:
         text = text.replace(character, f"%{ord(character):02X}")
     return text
+
+
+def _site_blocks(report: Report, *, whole_stacks: bool = False) -> list[str]:
+    """The lines of a report that show its leaks; with whole stacks, every call of each."""
+    sites = [section for section in sections(report) if section.group is not None]
+    return [line for site in sites for line in ("", *_block(site, whole_stacks=whole_stacks))][1:]
+
+
+def _block(site: Section, *, whole_stacks: bool) -> Iterator[str]:
+    yield from site.lines
+    if whole_stacks and site.group is not None:
+        yield "  the whole stack, innermost call first:"
+        for frame in site.group.findings[0].observation.record.opener.stack:
+            yield from frame_lines("    ", frame)
+
+
+def _change_records(report: Report, change: Callable[[SocketRecord], SocketRecord]) -> Report:
+    def changed(record: SocketRecord) -> SocketRecord:
+        parent = changed(record.parent) if record.parent is not None else None
+        return replace(change(record), parent=parent)
+
+    def changed_leak(leak: Finding) -> Finding:
+        observation = replace(leak.observation, record=changed(leak.observation.record))
+        return replace(leak, observation=observation)
+
+    return replace(report, findings=tuple(changed_leak(leak) for leak in report.findings))
+
+
+def _without_pytest_frames(record: SocketRecord) -> SocketRecord:
+    calls = enumerate(record.stack)
+    outside = next((number for number, frame in calls if _is_call_of_pytest(frame)), 0)
+    length = outside
+    while length and record.stack[length - 1].kind is not FrameKind.USER:
+        length -= 1
+    # Tests that were installed with their package look like a library.
+    length = length or outside
+    return replace(record, stack=record.stack[:length]) if length else record
+
+
+def _is_call_of_pytest(frame: Frame) -> bool:
+    name = frame.function.rpartition(".")[2]
+    return name in _CALLS_OF_PYTEST and "/_pytest/" in frame.filename.replace("\\", "/")
+
+
+def _without_owner(record: SocketRecord) -> SocketRecord:
+    context = {name: value for name, value in record.context.items() if name != OPENED_IN}
+    return replace(record, context=context)

@@ -261,19 +261,24 @@ def test_what_pytest_shows_is_harmless(found, owner, reason):
     from pathlib import Path
 
     from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
-    from closewait_guard.pytest_plugin._text import commands, failure_text, headline, summary
+    from closewait_guard.pytest_plugin._text import (
+        failure_text,
+        github_commands,
+        headline,
+        summary_lines,
+    )
 
     findings = [
         OwnerFinding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")
         for report, outcome in zip(found, (Outcome.FAILED, Outcome.ALLOWED), strict=False)
     ]
     with contextlib.suppress(ValueError):  # A path with a NUL in it is none.
-        for line in summary(findings, Path.cwd(), whole_stacks=True):
+        for line in summary_lines(findings, Path.cwd(), whole_stacks=True):
             assert_harmless(line)
         for finding in findings:
             assert_harmless(failure_text(finding, whole_stacks=True))
             assert_harmless(headline(finding, Path.cwd()))
-        for command in commands(findings, Path.cwd()):
+        for command in github_commands(findings, Path.cwd()):
             head, _, said = command.removeprefix("::").partition("::")
             assert re.fullmatch(r"error file=[^,:]*,line=\d+", head), command
             assert_harmless(head)

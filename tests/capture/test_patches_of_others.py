@@ -161,11 +161,11 @@ def test_wrappers_under_the_plugins_wire_are_told_the_socket(wrapped_by_wrapt, w
             raise ImportError
 
     wire = FirstSocketHook(sprung)
-    wire.put_up()
+    wire.install()
     try:
         socket.socket(socket.AF_INET).close()
     finally:
-        wire.take_down()
+        wire.remove()
     assert wrapped_by_wrapt == [("__init__", SOCKET, (socket.AF_INET,), {})]
 
 

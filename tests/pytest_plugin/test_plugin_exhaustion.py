@@ -89,22 +89,22 @@ def test_it(turn):
 
 def test_a_reserve_is_two_descriptors_and_leaves_none():
     before = set(os.listdir("/dev/fd"))
-    reserve = SpareDescriptors()
-    reserve.lay_up()
+    spare_descriptors = SpareDescriptors()
+    spare_descriptors.acquire()
     assert len(set(os.listdir("/dev/fd")) - before) == 2
-    reserve.give_up()
-    reserve.give_up()
+    spare_descriptors.release()
+    spare_descriptors.release()
     assert set(os.listdir("/dev/fd")) == before
 
 
 def test_a_reserve_that_somebody_has_closed_closes_nothing_of_theirs(tmp_path):
-    reserve = SpareDescriptors()
-    reserve.lay_up()
-    ends = [end.fileno() for end in reserve._ends]
+    spare_descriptors = SpareDescriptors()
+    spare_descriptors.acquire()
+    ends = [end.fileno() for end in spare_descriptors._ends]
     for end in ends:
         os.close(end)
     theirs = [os.open(tmp_path, os.O_RDONLY) for _ in ends]
     assert sorted(theirs) == sorted(ends)
-    reserve.give_up()
+    spare_descriptors.release()
     for fd in theirs:
         os.close(fd)

@@ -20,7 +20,7 @@ def found():
 def test_it_springs_once_and_is_gone(found):
     sprung = []
     wire = FirstSocketHook(lambda: sprung.append(vars(SOCKET)["__init__"] is found))
-    wire.put_up()
+    wire.install()
     socket.socket().close()
     assert sprung == [True]
     assert vars(SOCKET)["__init__"] is found
@@ -30,8 +30,8 @@ def test_it_springs_once_and_is_gone(found):
 
 def test_it_is_taken_down_without_a_trace(found):
     wire = FirstSocketHook(lambda: pytest.fail("nothing was opened"))
-    wire.put_up()
-    wire.take_down()
+    wire.install()
+    wire.remove()
     assert vars(SOCKET)["__init__"] is found
     socket.socket().close()
 
@@ -44,7 +44,7 @@ def test_a_failure_to_load_reaches_nobody_and_is_tried_again(found):
         if len(tries) == 1:
             raise ImportError("a mocked file system")
 
-    FirstSocketHook(load).put_up()
+    FirstSocketHook(load).install()
     for expected in (1, 2, 2):
         socket.socket().close()
         assert len(tries) == expected
@@ -56,17 +56,17 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
         raise KeyboardInterrupt
 
     wire = FirstSocketHook(load)
-    wire.put_up()
+    wire.install()
     with pytest.raises(KeyboardInterrupt):
         socket.socket()
-    wire.take_down()
+    wire.remove()
     assert vars(SOCKET)["__init__"] is found
 
 
 def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
     made, sprung = [], []
     wire = FirstSocketHook(lambda: sprung.append(1))
-    wire.put_up()
+    wire.install()
     ours = vars(SOCKET)["__init__"]
 
     def theirs(self, *given, **named):
@@ -79,7 +79,7 @@ def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
     assert (made, sprung) == ([1, 1], [1])
     assert vars(SOCKET)["__init__"] is theirs
     SOCKET.__init__ = ours
-    wire.take_down()
+    wire.remove()
     assert vars(SOCKET)["__init__"] is found
 
 

@@ -20,7 +20,7 @@ import pytest
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     plugins = session.config.pluginmanager
-    names = ("phases", "asleep", "outbox", "pauses", "bodies")
+    names = ("test_phases", "idle", "pending_findings", "between_phases", "call_phase")
     print([plugins.has_plugin(f"closewait_guard_{name}") for name in names])
 """
     )

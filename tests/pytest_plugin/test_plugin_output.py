@@ -185,12 +185,12 @@ def test_client(client): pass
         jsonschema.validate(line["report"], SCHEMA)
         [leak] = cwg.from_dict(line["report"]).findings
         assert leak.observation.record.context == {"opened_in": line["owner"]}
-        assert OwnerFinding.of(line).plain() == line
+        assert OwnerFinding.from_dict(line).to_dict() == line
 
 
 def test_a_finding_survives_the_wire():
     finding = OwnerFinding("a", "a", "test", Outcome.ALLOWED, 0.5, "why", cwg.scan(), "gw0")
-    assert OwnerFinding.of(json.loads(json.dumps(finding.plain()))) == finding
+    assert OwnerFinding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
 
 
 def test_the_json_file_is_there_though_nothing_leaks(suite):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from closewait_guard.pytest_plugin._attribution import NOBODY, Ownership
+from closewait_guard.pytest_plugin._attribution import NO_OWNER, Ownership
 
 SERVER = """
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_last(client): pass
 
 
 def test_a_large_value_is_walked_for_a_bounded_time(suite, monkeypatch):
-    monkeypatch.setattr("closewait_guard.pytest_plugin._excuses._MOST_OBJECTS", 100)
+    monkeypatch.setattr("closewait_guard.pytest_plugin._excuses._MAX_OBJECTS", 100)
     result = suite.fail(
         """
 @pytest.fixture(scope="session")
@@ -375,12 +375,12 @@ def test_it(janitor): keep(socket.socket())
 def test_owners_never_share_a_name_and_one_forgotten_is_found_again_where_it_was():
     ownership = Ownership()
     given = ["t", "t", "t (run 2)", "t", "u (run 2)", "u", "u"]
-    owners = [ownership.new(name, name, 0) for name in given]
+    owners = [ownership.make_owner(name, name, 0) for name in given]
     assert len({owner.name for owner in owners}) == len(owners)
     assert [owner.name for owner in owners[:2]] == ["t", "t (run 2)"]
     for owner in owners:
         ownership.forget(owner)
-        again = ownership.called(owner.name)
-        assert (again.name, again.nodeid, again.over) == (owner.name, owner.nodeid, True)
-        assert ownership.called(owner.name) is again
-    assert ownership.called("") is ownership.called(None) is NOBODY
+        again = ownership.by_name(owner.name)
+        assert (again.name, again.nodeid, again.finished) == (owner.name, owner.nodeid, True)
+        assert ownership.by_name(owner.name) is again
+    assert ownership.by_name("") is ownership.by_name(None) is NO_OWNER

@@ -135,28 +135,28 @@ def test_it(): keep(socket.socket())
 
 def test_who_starts_a_thread_is_watched_without_a_trace():
     found, seen = threading.Thread.start, []
-    _attribution.record_thread_starts(seen.append)
+    _attribution.add_thread_start_callback(seen.append)
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert seen == [thread]
-    _attribution.unwatch(seen.append)
+    _attribution.remove_thread_start_callback(seen.append)
     assert threading.Thread.start is found
 
 
 def test_somebody_elses_patch_of_threads_stays_over_ours():
     found, seen = threading.Thread.start, []
-    _attribution.record_thread_starts(seen.append)
+    _attribution.add_thread_start_callback(seen.append)
     ours = threading.Thread.start
     theirs = lambda self: ours(self)  # noqa: E731
     threading.Thread.start = theirs
-    _attribution.unwatch(seen.append)
+    _attribution.remove_thread_start_callback(seen.append)
     assert threading.Thread.start is theirs
-    _attribution.record_thread_starts(seen.append)
+    _attribution.add_thread_start_callback(seen.append)
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
     assert seen == [thread]
     threading.Thread.start = ours
-    _attribution.unwatch(seen.append)
+    _attribution.remove_thread_start_callback(seen.append)
     assert threading.Thread.start is found
