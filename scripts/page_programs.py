@@ -30,9 +30,9 @@ _SHOWN = "/srv/shop"
 _PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTALL)
 _OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n+```\w*\n)(.*?)(```)", re.DOTALL)
 _TIMEOUT = 60
-_AT_ONCE = 3
+_PAGES_AT_ONCE = 3
 # How often to try: on a busy machine a peer may close late, or a search for holders end early.
-_PATIENCE = 3
+_ATTEMPTS = 3
 
 # What differs from run to run, from machine to machine, and from one Python to the next.
 _VARYING = (
@@ -59,33 +59,31 @@ def main() -> int:
     arguments = parser.parse_args()
     pages = arguments.pages or [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     # The programs mostly wait: for a peer to close, for a grace time to pass.
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return max(pool.map(lambda page: _visit(page, check=arguments.check), pages))
+    with ThreadPoolExecutor(_PAGES_AT_ONCE) as pool:
+        return max(pool.map(lambda page: _renew_or_check(page, check=arguments.check), pages))
 
 
-def _visit(page: Path, *, check: bool) -> int:
+def _renew_or_check(page: Path, *, check: bool) -> int:
     text = page.read_text(encoding="utf-8")
-    renewed = _renewed(text)
+    new = _with_new_output(text)
     if not check:
-        page.write_text(renewed, encoding="utf-8")
+        page.write_text(new, encoding="utf-8")
         return 0
-    for _ in range(_PATIENCE):
-        if _comparable(text) == _comparable(renewed):
+    for _ in range(_ATTEMPTS):
+        if _without_varying_parts(text) == _without_varying_parts(new):
             return 0
-        renewed = _renewed(text)
-    difference = unified_diff(
-        text.splitlines(), renewed.splitlines(), "the page", "a run", lineterm=""
-    )
+        new = _with_new_output(text)
+    difference = unified_diff(text.splitlines(), new.splitlines(), "the page", "a run", lineterm="")
     print("\n".join((f"{page} does not show what its programs print:", *difference)))
     return 1
 
 
-def _renewed(text: str) -> str:
+def _with_new_output(text: str) -> str:
     """The page with the output of this moment."""
     if not _OUTPUT.search(text):
         return text
     with workplace(text) as folder:
-        return _OUTPUT.sub(lambda found: found[1] + _printed(found[2], folder) + found[4], text)
+        return _OUTPUT.sub(lambda found: found[1] + _run(found[2], folder) + found[4], text)
 
 
 @contextmanager
@@ -109,7 +107,7 @@ def workplace(text: str) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _printed(command: str, folder: Path) -> str:
+def _run(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -120,7 +118,7 @@ def _printed(command: str, folder: Path) -> str:
         timeout=_TIMEOUT,
         check=False,
     )
-    return shown(done.stdout, folder) + "\n"
+    return hide_folder(done.stdout, folder) + "\n"
 
 
 def environment() -> dict[str, str]:
@@ -135,14 +133,14 @@ def environment() -> dict[str, str]:
     }
 
 
-def shown(output: str, folder: Path) -> str:
-    """What was printed in a folder, as if that were a plain place."""
+def hide_folder(output: str, folder: Path) -> str:
+    """The output of a command, with the folder that it ran in replaced by a plain one."""
     plain = output.rstrip().replace(str(folder), _SHOWN)
     # Holders are named with the last folder only.
     return plain.replace(f"{folder.name}/", f"{Path(_SHOWN).name}/")
 
 
-def _comparable(text: str) -> str:
+def _without_varying_parts(text: str) -> str:
     for pattern, word in _VARYING:
         text = re.sub(pattern, word, text)
     return text

@@ -41,8 +41,8 @@ def main() -> int:
 
 def _filled(text: str, figures: Mapping[str, Any]) -> str:
     for name, lines in _PARTS.items():
-        told = "\n".join(lines(figures))
-        block = f"<!-- {name} -->\n{told}\n<!-- end of {name} -->"
+        table = "\n".join(lines(figures))
+        block = f"<!-- {name} -->\n{table}\n<!-- end of {name} -->"
         pattern = f"<!-- {name} -->.*<!-- end of {name} -->"
         text = re.sub(pattern, lambda _, block=block: block, text, flags=re.DOTALL)  # type: ignore[misc]
     return text
@@ -97,8 +97,8 @@ def _http_names(row: Mapping[str, Any]) -> tuple[str, str]:
     return programs, place.replace("bare", "none")
 
 
-def _looks(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
-    """A table of what a look takes, by the number of sockets."""
+def _scan_times(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
+    """A table of what a scan takes, by the number of sockets."""
 
     def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         by_tool = _by_tool(figures["results"][benchmark])
@@ -137,10 +137,10 @@ def _bound_of_figure(row: Mapping[str, Any]) -> str:
 
 _PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "machine": _machine,
-    "birth and close": _ratios("hot_path"),
+    "opening and closing": _ratios("hot_path"),
     "http": _http,
-    "scans": _looks("scanning"),
-    "curve": _looks("curve"),
+    "scans": _scan_times("scanning"),
+    "curve": _scan_times("curve"),
     "memory": _rest,
     "command line": _ratios("command_line"),
     "plugin": _ratios("plugin"),
@@ -175,7 +175,7 @@ def _draw(results: Mapping[str, Rows]) -> None:
 
     mpl.use("svg")
     plt.rcParams.update({"svg.hashsalt": "closewait_guard", "svg.fonttype": "none"})
-    for name, draw in (("births", _draw_births), ("scans", _draw_scans), ("http", _draw_http)):
+    for name, draw in (("opening", _draw_opening), ("scans", _draw_scans), ("http", _draw_http)):
         figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
         draw(axes, results)
         axes.spines[["top", "right"]].set_visible(False)
@@ -183,7 +183,7 @@ def _draw(results: Mapping[str, Rows]) -> None:
         plt.close(figure)
 
 
-def _draw_births(axes: Any, results: Mapping[str, Rows]) -> None:
+def _draw_opening(axes: Any, results: Mapping[str, Rows]) -> None:
     rows = results["hot_path"][::-1]
     colours = ["#3572a5" if "guard" in row["name"] else "#a0a8b0" for row in rows]
     bars = axes.barh([row["name"] for row in rows], [row["figure"] for row in rows], color=colours)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyte
-from page_programs import ROOT, environment, shown, workplace
+from page_programs import ROOT, environment, hide_folder, workplace
 from rich.console import Console
 from rich.text import Text
 
@@ -78,13 +78,17 @@ _PICTURES = {
 def main(folder_of_pictures: Path) -> None:
     for name, picture in _PICTURES.items():
         with workplace(picture.page.read_text(encoding="utf-8")) as folder:
-            printed = _on_a_terminal(picture, folder)
-            text = _screen(printed) if picture.seconds else Text.from_ansi(_plain(printed, folder))
-        drawn = _svg(name, picture.title, text)
+            printed = _run_on_terminal(picture, folder)
+            text = (
+                _read_screen(printed)
+                if picture.seconds
+                else Text.from_ansi(_without_heading(printed, folder))
+            )
+        drawn = _draw(name, picture.title, text)
         (folder_of_pictures / f"{name}.svg").write_text(drawn, encoding="utf-8")
 
 
-def _on_a_terminal(picture: Picture, folder: Path) -> bytes:
+def _run_on_terminal(picture: Picture, folder: Path) -> bytes:
     """Everything that a command writes to a terminal."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (_LINES, _COLUMNS))
@@ -117,32 +121,32 @@ def _read(fd: int, deadline: float) -> bytes:
         return b""
 
 
-def _plain(printed: bytes, folder: Path) -> str:
-    return _HEADING.sub("", shown(printed.decode().replace("\r\n", "\n"), folder))
+def _without_heading(printed: bytes, folder: Path) -> str:
+    return _HEADING.sub("", hide_folder(printed.decode().replace("\r\n", "\n"), folder))
 
 
-def _screen(printed: bytes) -> Text:
+def _read_screen(printed: bytes) -> Text:
     """What stands on the screen after all that, in its styles."""
     screen = pyte.Screen(_COLUMNS, _LINES)
     pyte.ByteStream(screen).feed(printed)
     return Text("\n").join(
-        Text.assemble(*_runs([screen.buffer[line][column] for column in range(_COLUMNS)]))
+        Text.assemble(*_styled_runs([screen.buffer[line][column] for column in range(_COLUMNS)]))
         for line in range(_LINES)
     )
 
 
-def _runs(cells: list[Any]) -> Iterator[tuple[str, str]]:
-    for style, alike in groupby(cells, _style):
+def _styled_runs(cells: list[Any]) -> Iterator[tuple[str, str]]:
+    for style, alike in groupby(cells, _style_of):
         yield "".join(cell.data for cell in alike), style
 
 
-def _style(cell: Any) -> str:
+def _style_of(cell: Any) -> str:
     colour = {"default": "", "brown": "yellow"}.get(cell.fg, cell.fg)
     marks = [name for name in ("bold", "reverse") if getattr(cell, name)]
     return " ".join([*marks, colour]).strip()
 
 
-def _svg(name: str, title: str, text: Text) -> str:
+def _draw(name: str, title: str, text: Text) -> str:
     console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
     text.rstrip()
     console.print(text)

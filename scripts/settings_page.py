@@ -19,10 +19,10 @@ _TABLE = re.compile(r"(<!-- settings -->\n).*(<!-- end of settings -->)", re.DOT
 
 def main() -> int:
     text = PAGE.read_text(encoding="utf-8")
-    renewed = _TABLE.sub(lambda found: found[1] + table() + found[2], text)
+    new = _TABLE.sub(lambda found: found[1] + table() + found[2], text)
     if "--check" in sys.argv[1:]:
-        return int(text != renewed)
-    PAGE.write_text(renewed, encoding="utf-8")
+        return int(text != new)
+    PAGE.write_text(new, encoding="utf-8")
     return 0
 
 
