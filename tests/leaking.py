@@ -36,8 +36,8 @@ def leaking_guard(*reporters, count=1, **settings):
         yield guard
 
 
-def told(*reporters, count=1, **settings):
-    """One report of real leaks, told to reporters."""
+def report_leaks(*reporters, count=1, **settings):
+    """Leak sockets and report them once to some reporters; return the report."""
     with leaking_guard(*reporters, count=count, **settings) as guard:
         return guard.report()
 

@@ -12,7 +12,7 @@ import pytest
 
 import closewait_guard as cwg
 from command_line import COMMAND, environment
-from leaking import told
+from leaking import report_leaks
 
 SIGPIPE = 128 + 13
 
@@ -20,7 +20,7 @@ SIGPIPE = 128 + 13
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "leaks.jsonl"
-    line = json.dumps(cwg.to_dict(told(lambda report: None)))
+    line = json.dumps(cwg.to_dict(report_leaks(lambda report: None)))
     path.write_text(f"{line}\n{line}\n")
     return path
 
@@ -113,7 +113,7 @@ def test_a_program_runs_whatever_our_standard_streams_are(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_letters_that_the_output_has_no_sign_for_are_told_by_their_numbers(tmp_path, encoding):
-    report = told(lambda report: None)
+    report = report_leaks(lambda report: None)
     data = cwg.to_dict(report) | {"command": "caf\xe9 \u20ac \ud800", "host": "\udcff"}
     path = tmp_path / "leaks.jsonl"
     path.write_text(json.dumps(data))

@@ -1,4 +1,4 @@
-"""Files that are written: nobody else chooses which, none blocks, the program's own stay."""
+"""Output files: no other user can choose them, none blocks, the program's own files stay intact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard._files import OutputFile
-from leaking import run, told
+from leaking import report_leaks, run
 
 OTHER_USER = 54321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -27,7 +27,7 @@ def lines(path):
 
 @pytest.fixture
 def shared(tmp_path):
-    """A folder like /tmp, where everybody may write."""
+    """A folder like /tmp, where all users may write."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -36,7 +36,7 @@ def shared(tmp_path):
 
 @pytest.fixture(params=["json_lines", "pytest"])
 def refusal(request, suite):
-    """How each writer refuses a file: in one sentence."""
+    """The sentence in which each writer refuses a file."""
 
     def by_json_lines(path):
         with pytest.raises(cwg.ConfigurationError) as caught:
@@ -75,7 +75,7 @@ def test_a_hard_link_in_a_folder_where_others_may_write_is_refused(shared, tmp_p
     assert victim.read_text() == "mine"
 
 
-def test_a_file_that_everybody_may_write_is_refused_in_such_a_folder(shared, refusal):
+def test_a_file_that_all_users_may_write_is_refused_in_such_a_folder(shared, refusal):
     path = shared / "leaks.jsonl"
     path.touch()
     path.chmod(0o666)
@@ -106,7 +106,7 @@ def test_a_link_of_another_user_on_the_way_is_refused(shared, tmp_path, refusal)
     assert [path.name for path in own.iterdir()] == ["app.conf"]
 
 
-def test_a_link_of_one_s_own_on_the_way_is_followed(tmp_path):
+def test_a_link_of_the_same_user_on_the_way_is_followed(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "link").symlink_to("logs")
     file = OutputFile(tmp_path / "link" / "leaks.jsonl")
@@ -116,7 +116,7 @@ def test_a_link_of_one_s_own_on_the_way_is_followed(tmp_path):
     assert (tmp_path / "logs" / "leaks.jsonl").read_bytes() == b"{}\n"
 
 
-def test_a_folder_that_is_exchanged_while_its_file_is_opened_is_noticed(tmp_path, monkeypatch):
+def test_a_folder_that_is_replaced_while_its_file_is_opened_is_noticed(tmp_path, monkeypatch):
     for name in ("logs", "secret"):
         (tmp_path / name).mkdir()
     (tmp_path / "secret" / "leaks.jsonl").write_text("precious")
@@ -143,7 +143,7 @@ def test_another_user_s_folder_is_one_that_others_may_write(tmp_path):
     os.chown(folder, OTHER_USER + 1, OTHER_USER)
     with pytest.raises(PermissionError, match="it belongs to user"):
         OutputFile(path)
-    # Who has the folder may read what is written there in any case.
+    # The owner of the folder may read what is written there in any case.
     os.chown(folder, OTHER_USER, OTHER_USER)
     OutputFile(path).close()
     os.link(path, folder / "other name")
@@ -151,19 +151,19 @@ def test_another_user_s_folder_is_one_that_others_may_write(tmp_path):
         OutputFile(path)
 
 
-def test_in_a_folder_of_one_s_own_all_that_is_up_to_oneself(tmp_path):
+def test_in_a_folder_of_the_same_user_every_file_is_accepted(tmp_path):
     path = tmp_path / "leaks.jsonl"
     path.touch()
     path.chmod(0o666)
     os.link(path, tmp_path / "other name")
-    told(reporters.json_lines(path))
+    report_leaks(reporters.json_lines(path))
     assert len(lines(path)) == 1
 
 
-def test_one_s_own_file_in_a_shared_folder_goes_on(shared):
+def test_a_file_of_the_same_user_in_a_shared_folder_is_appended_to(shared):
     path = shared / "leaks.jsonl"
     for _ in range(2):
-        told(reporters.json_lines(path))
+        report_leaks(reporters.json_lines(path))
     assert len(lines(path)) == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -172,7 +172,7 @@ def test_a_link_that_is_put_there_later_is_not_followed_when_the_file_is_reopene
     path, victim = shared / "leaks.jsonl", tmp_path / "victim"
     victim.write_text("mine")
     reporter = reporters.json_lines(path)
-    report = told(reporter)
+    report = report_leaks(reporter)
     path.rename(shared / "moved")
     path.symlink_to(victim)
     with pytest.raises(OSError, match="symbolic link"):

@@ -1,4 +1,4 @@
-"""A report of very many leaks is small in a file, and no number is lost by that."""
+"""A report of very many leaks is small in a file, and no number is lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard.commands.show import difference
-from leaking import told
+from leaking import report_leaks
 from schema import SCHEMA
 
 MANY = 2_000
@@ -19,8 +19,8 @@ MANY = 2_000
 
 @pytest.fixture(scope="module")
 def large():
-    """As many as one line can leak, each useless for longer than the one before."""
-    report = told(lambda report: None)
+    """Very many leaks of one line, each ended for longer than the one before."""
+    report = report_leaks(lambda report: None)
     leak = report.findings[0]
     seen = leak.observation
     leaks = tuple(
@@ -66,7 +66,7 @@ def test_a_difference_counts_those_that_were_left_out(tmp_path, large):
     assert "GROWING, from 100 to 2,000 (+1,900):" in text
 
 
-def test_sites_that_only_their_peers_tell_apart_are_written_whole(tmp_path, large):
+def test_sites_that_only_their_peers_distinguish_are_written_whole(tmp_path, large):
     leaks = tuple(
         replace(
             leak,

@@ -1,4 +1,4 @@
-"""Names that others choose reach no terminal, log, markup or build server as anything but text."""
+"""Names from outside are only text to a terminal, log, markup parser or build server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NASTY = [
     "Müller 日本 ☃",
 ]
 nasty = st.sampled_from(NASTY) | st.text(max_size=6)
-# Whatever stands where a name may stand is one of these.
+# In place of every name, one of these.
 frames = st.builds(
     cwg.Frame,
     filename=nasty,
@@ -136,7 +136,7 @@ thoroughly = settings(max_examples=25, deadline=None, suppress_health_check=list
 
 
 def assert_harmless(text):
-    """No character that is not seen, no line that a build server would obey."""
+    """Check that no character is invisible, and no line is a command to a build server."""
     for line in text.split("\n"):
         hidden = [c for c in line if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
         assert not hidden, (line, hidden)
@@ -201,7 +201,7 @@ def test_on_a_terminal_only_our_own_colours_are_escape_sequences(report):
     reporters.console(terminal)(report)
     without_colours = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
     assert_harmless(without_colours)
-    # Not taken for markup, which would have been left out.
+    # Not parsed as markup, which would be missing in the output.
     for leak in report.findings:
         if leak.observation.peer == "[/bold]" and len(report.findings) == 1:
             assert "[/bold]" in without_colours
@@ -272,7 +272,7 @@ def test_what_pytest_shows_is_harmless(found, owner, reason):
         OwnerFinding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")
         for report, outcome in zip(found, (Outcome.FAILED, Outcome.ALLOWED), strict=False)
     ]
-    with contextlib.suppress(ValueError):  # A path with a NUL in it is none.
+    with contextlib.suppress(ValueError):  # A path must not contain NUL.
         for line in summary_lines(findings, Path.cwd(), whole_stacks=True):
             assert_harmless(line)
         for finding in findings:
@@ -408,7 +408,7 @@ def test_redaction_sees_every_value_that_the_program_or_a_peer_has_chosen():
     [lambda text: 1 / 0, lambda text: None, lambda text: b"x", lambda text: [].x],
     ids=["raises", "none", "bytes", "attribute"],
 )
-def test_where_redaction_fails_nothing_is_told_and_that_is_said(failing):
+def test_where_redaction_fails_nothing_is_reported_and_that_is_said(failing):
     report = secret_report(failing)
     text = everything_of(report)
     for secret in map(str, SECRETS.values()):

@@ -1,4 +1,4 @@
-"""`redact` sees whatever is told, and one that misbehaves costs nothing but the texts."""
+"""`redact` is applied to all that is reported; if it misbehaves, only texts are lost."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_a_redact_callable_that_blocks_withholds_all_and_is_waited_for_once():
     redaction = Redaction(blocks, timeout=0.2)
     try:
         first = redaction.report(report)
-        begun = time.monotonic()
+        started = time.monotonic()
         assert redaction.text("secret") == WITHHELD
-        assert time.monotonic() - begun < 0.15
+        assert time.monotonic() - started < 0.15
     finally:
         free.set()
     assert first.host == first.findings[0].observation.peer == WITHHELD
@@ -46,7 +46,7 @@ def test_a_redact_callable_that_blocks_withholds_all_and_is_waited_for_once():
     assert redaction.text("secret") == "hidden"
 
 
-def test_a_redact_callable_that_asks_for_a_report_withholds_that_one():
+def test_a_redact_callable_that_calls_report_withholds_that_one():
     inner = []
 
     def asks(text):
@@ -124,7 +124,7 @@ def test_what_a_failing_reporter_raises_is_logged_redacted_and_without_variables
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-def test_addresses_of_a_backlog_and_of_strays_seen_from_outside_pass_through_redact():
+def test_addresses_of_a_backlog_and_of_unowned_sockets_pass_through_redact():
     with socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname()):
             pass

@@ -1,4 +1,4 @@
-"""Whatever stands in a file of reports: one sentence, or the report, in bounded time and memory."""
+"""Any content of a file gives the report or one sentence, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from closewait_guard._format import escape_control, fit_path, truncate, wrap_tex
 from closewait_guard._render.site import _without_keys
 from closewait_guard.commands.show import Saved, _heading, difference
 from command_line import call
-from leaking import told
+from leaking import report_leaks
 
 numbers = st.integers() | st.floats() | st.sampled_from([2**63, -(2**63), 10**400, 1e308, -0.0])
 texts = st.text(st.characters(), max_size=20)
@@ -33,7 +33,7 @@ documents = st.recursive(
 
 
 def places(value, path=()):
-    """Where something stands in a document."""
+    """All places in a document."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in items:
         yield (*path, key)
@@ -42,7 +42,7 @@ def places(value, path=()):
 
 
 def change(document, path, draw):
-    """Another value at a place, or none at all."""
+    """Replace or remove the value at a place."""
     inner = document
     for key in path[:-1]:
         inner = inner[key]
@@ -54,7 +54,7 @@ def change(document, path, draw):
 
 @st.composite
 def mutated(draw):
-    """A report in which something is wrong, or at least strange."""
+    """A report in which some value is wrong or unusual."""
     data = json.loads(json.dumps(cwg.to_dict(draw(strategies.reports))))
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(data))
@@ -90,13 +90,15 @@ def test_arbitrary_data_is_refused_in_one_sentence(data):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutated())
-def test_a_mutated_report_is_told_or_refused_in_one_sentence(data):
+def test_a_mutated_report_is_rendered_or_refused_in_one_sentence(data):
     assert_one_sentence_or_a_report(data)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_bytes_that_were_changed_anywhere_are_told_or_refused_in_one_sentence(valid_lines, data):
+def test_bytes_that_were_changed_anywhere_are_rendered_or_refused_in_one_sentence(
+    valid_lines, data
+):
     raw = bytearray(valid_lines)
     for _ in range(data.draw(st.integers(1, 5))):
         place = data.draw(st.integers(0, len(raw) - 1))
@@ -113,7 +115,7 @@ def test_bytes_that_were_changed_anywhere_are_told_or_refused_in_one_sentence(va
 
 @pytest.mark.long
 def test_no_mutation_breaks_anything_for_long(attack_seconds):
-    """Few at a time: to make one takes longer than to read it, and the clock is asked between."""
+    """Few at a time, with a look at the clock between: making one takes longer than reading it."""
     deadline = time.monotonic() + attack_seconds
 
     @settings(
@@ -131,13 +133,13 @@ def test_no_mutation_breaks_anything_for_long(attack_seconds):
 def valid_lines(tmp_path_factory):
     global PATHS
     PATHS = tmp_path_factory.mktemp("fuzz")
-    line = json.dumps(cwg.to_dict(told(lambda report: None)))
+    line = json.dumps(cwg.to_dict(report_leaks(lambda report: None)))
     return f"{line}\n{line}\n".encode()
 
 
 @pytest.fixture
 def data():
-    return cwg.to_dict(told(lambda report: None))
+    return cwg.to_dict(report_leaks(lambda report: None))
 
 
 def in_report(data, path, value):
@@ -148,7 +150,7 @@ def in_report(data, path, value):
     return copied
 
 
-SEEN = ("findings", 0, "observation")
+OBSERVATION = ("findings", 0, "observation")
 
 
 @pytest.mark.parametrize(
@@ -160,11 +162,15 @@ SEEN = ("findings", 0, "observation")
         (("pid",), 2**63, "report.pid must be a number of at most 64 bits"),
         (("pid",), True, "report.pid must be int, not True"),
         (("pid",), "x" * 10**6, "report.pid must be int, not 'xxx"),
-        ((*SEEN, "unread"), 10**4000, "unread must be a number of at most 64 bits"),
-        ((*SEEN, "peer_closed_for"), math.inf, "peer_closed_for must be a finite number"),
-        ((*SEEN, "state"), [1], "state must be one of ESTABLISHED"),
-        ((*SEEN, "record", "context"), {"a" * 10**6: [1]}, "must be str or int or float or bool"),
-        ((*SEEN, "record", "context"), {"a": math.nan}, "context.a must be a finite number"),
+        ((*OBSERVATION, "unread"), 10**4000, "unread must be a number of at most 64 bits"),
+        ((*OBSERVATION, "peer_closed_for"), math.inf, "peer_closed_for must be a finite number"),
+        ((*OBSERVATION, "state"), [1], "state must be one of ESTABLISHED"),
+        (
+            (*OBSERVATION, "record", "context"),
+            {"a" * 10**6: [1]},
+            "must be str or int or float or bool",
+        ),
+        ((*OBSERVATION, "record", "context"), {"a": math.nan}, "context.a must be a finite number"),
     ],
 )
 def test_what_no_report_can_hold_is_refused_with_its_place(data, path, value, sentence):
@@ -175,7 +181,7 @@ def test_what_no_report_can_hold_is_refused_with_its_place(data, path, value, se
 
 
 @pytest.mark.parametrize("taken_at", [1e300, -1e300, -1e15, 1e15, -1, 0, 253402300800])
-def test_a_moment_in_no_calendar_costs_no_report(tmp_path, data, taken_at):
+def test_a_time_beyond_the_calendar_costs_no_report(tmp_path, data, taken_at):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(in_report(data, ("taken_at",), taken_at)))
     out = call("show", path, code=0).stdout
@@ -195,7 +201,7 @@ def test_a_report_nested_too_deeply_is_refused_in_one_sentence(data):
         cwg.from_dict(data)
 
 
-def test_a_writer_that_knows_no_younger_fields_is_understood(data):
+def test_a_writer_that_knows_no_newer_fields_is_understood(data):
     for name in ("alerts", "observations", "closed_late", "omitted"):
         del data[name]
     assert cwg.from_dict(data).alerts == ()
@@ -214,16 +220,16 @@ def test_a_file_that_never_ends_is_refused_within_bounds(monkeypatch):
         tracemalloc.stop()
 
 
-def test_a_closed_standard_input_is_told_in_one_sentence():
+def test_a_closed_standard_input_is_refused_in_one_sentence():
     done = call(command=["bash", "-c", "python -m closewait_guard show - <&-"], code=None)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
 
 
-def test_the_context_of_a_birth_becomes_what_json_can_write(tmp_path):
+def test_the_context_of_a_creation_becomes_what_json_can_write(tmp_path):
     odd = {"nan": math.nan, "inf": -math.inf, "huge": 10**5000, "half": "\udcff", "well": 2.5}
     path = tmp_path / "leaks.jsonl"
-    report = told(reporters.json_lines(path), context=lambda: odd)
+    report = report_leaks(reporters.json_lines(path), context=lambda: odd)
     [line] = path.read_text().splitlines()
 
     def refuse(word):
@@ -254,7 +260,7 @@ UNITS = ["[", "]", "[]", "[[]", " ", "-", "a-", "\n", "\x1b", "\u2014", "(", "a"
     ids=["keys", "printable", "cut", "folded", "fitted"],
 )
 def test_no_text_takes_more_than_linear_time(function, unit):
-    """Sixteen times the length, at most forty times the work: a square would be 256 times."""
+    """Sixteen times the length takes at most forty times the work; quadratic would be 256 times."""
     short, long = (seconds_for(function, (unit * length)[:length]) for length in (20_000, 320_000))
     assert long < 0.05 + 40 * short
 

@@ -1,4 +1,4 @@
-"""Who holds a leaked socket: told as code that a person recognises, and held by no telling."""
+"""Who holds a leaked socket, described as code that a reader knows; no search keeps it alive."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from closewait_guard._judge.hints import HINTS, hint_for
 from closewait_guard._live.frames import shows_other_threads
 from closewait_guard.testing import connected_pair, half_closed_pair
 
-# Leaving sockets behind is what this is about.
+# These tests leave sockets open on purpose.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
 
-# Of Python 3.13 before 3.13.5 they are not asked for: it crashes.
+# Python 3.13 before 3.13.5 crashes when these are read, so they are not.
 needs_variables_of_other_threads = pytest.mark.skipif(
     not shows_other_threads(), reason="this Python cannot show them safely"
 )
@@ -67,7 +67,7 @@ def close_all():
 
 @pytest.fixture
 def module():
-    """A module of the program's own, in which to leave things."""
+    """A module of the program, to keep objects in."""
     module = sys.modules["app.prices"] = types.ModuleType("app.prices")
     module.__file__ = "/srv/app/prices.py"
     yield module
@@ -78,7 +78,7 @@ def module():
 
 @pytest.fixture
 def library():
-    """A module of somebody else's."""
+    """A module of a library."""
     module = sys.modules["pooling"] = types.ModuleType("pooling")
     module.__file__ = "/usr/lib/python3/site-packages/pooling/__init__.py"
     yield module
@@ -87,16 +87,16 @@ def library():
 
 
 def held_by(ref):
-    """The sentences about the socket of a weak reference, and proof that it is let go again."""
+    """The sentences about a weakly referenced socket; check that the search keeps no reference."""
     before = sys.getrefcount(ref())
-    [holding] = find_holders([ref()], time.monotonic() + 5)
+    [holders] = find_holders([ref()], time.monotonic() + 5)
     after = sys.getrefcount(ref())
     assert after == before
-    return holding.sentences
+    return holders.sentences
 
 
 def put(place):
-    """Make a socket, hand it to a callable that keeps it, and know it by weak reference only."""
+    """Make a socket, pass it to a callable that keeps it, and return a weak reference."""
     sock = make()
     place(sock)
     return weakref.ref(sock)
@@ -104,7 +104,7 @@ def put(place):
 
 @pytest.fixture(autouse=True)
 def closing():
-    """Whatever a test has left open is closed, wherever it is held."""
+    """Close every socket that a test has left open."""
     yield
     close_all()
 
@@ -136,7 +136,7 @@ def test_a_class_attribute():
     Registered.everything.clear()
 
 
-def test_keys_are_shortened_and_never_asked_for_their_repr(module):
+def test_keys_are_shortened_and_their_repr_is_never_called(module):
     class Secret:
         def __repr__(self):
             raise AssertionError
@@ -192,7 +192,7 @@ def test_a_local_of_a_running_call_with_its_thread_and_line():
 
 
 @needs_variables_of_other_threads
-def test_a_thread_that_blocks_on_a_socket_is_told_beside_its_owner(module):
+def test_a_thread_that_blocks_on_a_socket_is_named_beside_its_owner(module):
     ours, theirs = socket.socketpair()
     module.shared = ours
 
@@ -225,12 +225,12 @@ def test_the_dict_of_a_function_that_asks_for_its_locals_is_left_alone():
         sock = make()
         kept = locals()
         later = make()
-        [holding] = find_holders([weakref.ref(sock)()], time.monotonic() + 5)
-        return list(kept), holding, sock, later
+        [holders] = find_holders([weakref.ref(sock)()], time.monotonic() + 5)
+        return list(kept), holders, sock, later
 
-    kept, holding, *_ = asks()
+    kept, holders, *_ = asks()
     assert kept == ["sock"]
-    assert holding.sentences
+    assert holders.sentences
 
 
 def test_a_debugger_finds_all_variables_as_they_were():
@@ -301,7 +301,7 @@ def test_a_suspended_generator_and_who_holds_it(module):
     module.jobs[0].close()
 
 
-def test_a_suspended_generator_that_a_library_holds_is_told_by_itself(library):
+def test_a_suspended_generator_that_a_library_holds_is_described_by_itself(library):
     def rows():
         resp = Connection(make())
         yield weakref.ref(resp.sock)
@@ -398,7 +398,7 @@ def test_an_exception_that_is_kept(module):
     assert sentence.endswith("kept by an exception's traceback")
 
 
-def test_what_no_variable_has_is_said_so():
+def test_an_object_that_no_variable_has_is_described_as_such():
     def last():
         return next(weakref.ref(sock) for sock in made if sock.fileno() >= 0)
 
@@ -409,12 +409,12 @@ def test_what_no_variable_has_is_said_so():
 def test_many_at_once_each_with_its_own(module):
     module.all = [Connection(make()) for _ in range(50)]
     found = find_holders([conn.sock for conn in module.all], time.monotonic() + 5)
-    assert [holding.sentences for holding in found] == [
+    assert [holders.sentences for holders in found] == [
         (f"app.prices.all[{number}].sock (module global)",) for number in range(50)
     ]
 
 
-def test_a_path_that_is_too_long_is_told_as_far_as_it_was_found(module):
+def test_a_path_that_is_too_long_is_described_as_far_as_it_was_found(module):
     module.chain = Connection(make())
     ref = weakref.ref(module.chain.sock)
     for _ in range(40):
@@ -458,7 +458,7 @@ def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_seco
     assert float(done.stdout) < 0.5
 
 
-def test_a_collection_at_the_begin_of_the_search_takes_no_cycle_apart():
+def test_a_collection_at_the_start_of_the_search_breaks_up_no_cycle():
     class Node:
         pass
 
@@ -479,33 +479,33 @@ def test_a_collection_at_the_begin_of_the_search_takes_no_cycle_apart():
     finally:
         gc.set_threshold(*thresholds)
     assert None not in held()
-    assert all(holding.sentences[0].startswith("reference cycle") for holding in found)
+    assert all(holders.sentences[0].startswith("reference cycle") for holders in found)
     gc.collect()
     assert not any(held())
 
 
-# What a guard makes of it.
+# In the reports of a guard.
 
 
-def test_the_accused_are_explained_and_the_healthy_never(guard, monkeypatch):
-    asked = []
+def test_leaks_are_explained_and_healthy_sockets_never(guard, monkeypatch):
+    searched = []
     from closewait_guard._holders import explain
 
     monkeypatch.setattr(
         explain,
         "find_holders",
-        lambda socks, *rest: asked.append(len(socks)) or find_holders(socks, *rest),
+        lambda socks, *rest: searched.append(len(socks)) or find_holders(socks, *rest),
     )
     with connected_pair(), half_closed_pair() as (ours, _):
         guard.scan()
-        assert asked == []
+        assert searched == []
         time.sleep(0.1)
         [leak] = guard.scan().findings
-        assert leak.holders[0].startswith("local 'ours' of test_the_accused")
-        assert asked == [1]
+        assert leak.holders[0].startswith("local 'ours' of test_leaks_are_explained")
+        assert searched == [1]
         for _ in range(5):
             assert guard.scan().findings[0].holders == leak.holders
-        assert asked == [1]
+        assert searched == [1]
         assert "held by local 'ours' of" in cwg.render_text(guard.scan()).replace("\n", " ")
     assert guard.scan().leaks == ()
 
@@ -517,7 +517,7 @@ def test_holders_pass_through_the_redactor():
         assert guard.scan().findings[0].holders[0].startswith("local '***'")
 
 
-def test_a_proof_names_the_holder(module):
+def test_no_leaks_names_the_holder(module):
     with pytest.raises(cwg.SocketLeakError) as caught:
         with cwg.no_leaks(grace=0):
             module.kept = make()
@@ -525,7 +525,7 @@ def test_a_proof_names_the_holder(module):
     module.kept.close()
 
 
-def test_each_proof_names_the_holder_though_its_line_has_been_told_before(guard, module):
+def test_each_no_leaks_block_names_the_holder_though_its_line_was_reported_before(guard, module):
     for name in ("first", "second"):
         with pytest.raises(cwg.SocketLeakError) as caught:
             with guard.no_leaks(grace=0):
@@ -534,7 +534,7 @@ def test_each_proof_names_the_holder_though_its_line_has_been_told_before(guard,
         assert leak.holders == (f"app.prices.{name} (module global)",)
 
 
-def test_every_hint_can_be_told():
+def test_every_hint_can_be_reached():
     for row in HINTS:
         origin = row.origin or cwg.Origin.CREATED
         evidence = row.evidence or cwg.Evidence.TCP_INFO

@@ -1,4 +1,4 @@
-"""What keeps growing is told from plateaus, saw teeth, noise and counts that fall: pure."""
+"""Growth is distinguished from plateaus, saw teeth, noise and counts that fall."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ quick = settings(max_examples=40, deadline=None)
 
 
 def growths(counts, interval=60.0, window=WINDOW):
-    """At which reports the series shows growth, and what."""
+    """The growth that the series shows, by the number of the report."""
     series, found = Series(window), {}
     for number, count in enumerate(counts):
         series = series.with_count(number * interval, count)
@@ -30,7 +30,7 @@ def noisy(level, length, seed, spread=None):
     return [max(0, round(chance.gauss(level, spread))) for _ in range(length)]
 
 
-# What grows.
+# Growth.
 
 
 @quick
@@ -99,12 +99,12 @@ def test_a_drip_ends_at_once_when_its_sockets_are_closed(length, interval):
     assert max(found) == length - 1
 
 
-# What does not.
+# No growth.
 
 
 @quick
 @given(level=st.integers(0, 10**6), before=st.integers(0, 10**6), steps=st.integers(1, 29))
-def test_a_plateau_is_none_however_it_was_reached(level, before, steps):
+def test_a_plateau_is_no_growth_however_it_was_reached(level, before, steps):
     climb = [before + (level - before) * number // steps for number in range(steps)]
     assert not {number for number in growths([*climb, *[level] * 200]) if number > 2 * WINDOW}
     assert not growths([level] * 200)
@@ -117,49 +117,49 @@ def test_a_plateau_is_none_however_it_was_reached(level, before, steps):
     base=st.integers(0, 1000),
     phase=st.integers(0, WINDOW),
 )
-def test_saw_teeth_of_any_period_up_to_the_window_are_none(period, height, base, phase):
+def test_saw_teeth_of_any_period_up_to_the_window_are_no_growth(period, height, base, phase):
     counts = [base + height * ((number + phase) % period) for number in range(200)]
     assert not growths(counts)
 
 
 @quick
 @given(period=st.integers(2, WINDOW), height=st.integers(1, 50))
-def test_saw_teeth_that_fall_slowly_and_rise_at_once_are_none(period, height):
+def test_saw_teeth_that_fall_slowly_and_rise_at_once_are_no_growth(period, height):
     counts = [height * (period - number % period) for number in range(200)]
     assert not growths(counts)
 
 
 @pytest.mark.parametrize("level", [0, 1, 3, 10, 50, 100, 1000, 10_000])
-def test_noise_around_a_constant_is_none(level):
+def test_noise_around_a_constant_is_no_growth(level):
     for seed in range(8):
         assert not growths(noisy(level, 1000, 1000 * level + seed))
 
 
-def test_noise_is_none_with_the_shortest_window_too():
+def test_noise_is_no_growth_with_the_shortest_window_too():
     alarms = sum(bool(growths(noisy(50, 500, seed), window=10)) for seed in range(40))
     assert alarms <= 1
 
 
 @quick
 @given(counts=st.lists(st.integers(0, 1000), min_size=40, max_size=120))
-def test_counts_that_fall_are_none(counts):
+def test_counts_that_fall_are_no_growth(counts):
     assert not growths(sorted(counts, reverse=True))
 
 
-def test_growth_that_has_stopped_is_none_any_more():
+def test_growth_that_has_stopped_is_no_growth_any_more():
     found = growths([*range(60), *[60] * 100])
     assert 59 in found
     assert max(found) < 70
 
 
-def test_growth_that_fell_back_is_none_any_more():
+def test_growth_that_fell_back_is_no_growth_any_more():
     found = growths([*range(60), *[0] * 60])
     assert max(found) == 59
 
 
 @pytest.mark.parametrize("periods", [(3, 15), (10, 20), (20, 28)])
 def test_saw_teeth_of_unequal_length_are_hardly_ever_growth(periods):
-    """Such as those of a pool that is cut back whenever the collector runs."""
+    """Such as those of a pool that shrinks whenever the garbage collector runs."""
     alarms = 0
     for seed in range(30):
         chance, counts = random.Random(seed), []
@@ -169,7 +169,7 @@ def test_saw_teeth_of_unequal_length_are_hardly_ever_growth(periods):
     assert alarms <= 1
 
 
-# What it costs.
+# Memory.
 
 
 @quick
@@ -190,7 +190,7 @@ def test_a_month_of_seconds_is_some_hundred_points():
     assert points <= WINDOW * 16
     oldest = min(tier.points[0].at for tier in series.tiers)
     assert oldest < 40_000 / 2
-    # After so many doublings nothing is carried any further.
+    # The last tier passes nothing on.
     assert len(series.tiers) <= 20
 
 

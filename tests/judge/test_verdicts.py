@@ -1,4 +1,4 @@
-"""Verdicts follow from observations alone, whatever they are."""
+"""Every observation has one verdict, which follows from the observation and settings alone."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_verdicts_of_the_contract(changes, verdict):
     assert judged(**changes).verdict is verdict
 
 
-def test_the_first_five_verdicts_accuse():
+def test_the_first_five_verdicts_are_leaks():
     assert [verdict for verdict in cwg.Verdict if verdict.is_leak] == [
         "leaked",
         "dead",
@@ -118,7 +118,7 @@ def test_thresholds_can_be_set():
 
 
 @given(strategies.observations, strategies.settings)
-def test_nothing_is_accused_that_is_not_a_connection_or_was_not_given_time(seen, settings):
+def test_only_a_connection_that_was_given_time_is_a_leak(seen, settings):
     verdict = verdict_of(seen, settings)
     if verdict.is_leak and verdict is not cwg.Verdict.DROPPED:
         assert seen.connection is not cwg.Connection.NOT_APPLICABLE
@@ -127,7 +127,7 @@ def test_nothing_is_accused_that_is_not_a_connection_or_was_not_given_time(seen,
 
 
 @given(strategies.observations, strategies.settings, strategies.seconds)
-def test_more_grace_never_accuses_more(seen, settings, extra):
+def test_more_grace_never_gives_more_leaks(seen, settings, extra):
     patient = settings.replaced(grace=settings.grace + extra)
     if verdict_of(seen, patient).is_leak:
         assert verdict_of(seen, settings).is_leak
@@ -141,18 +141,18 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
         seen = leak.observation
         assert hint_for(leak.verdict, seen.record.origin, seen.evidence, seen.connection)
         assert leak.is_leak == leak.verdict.is_leak
-        innocent = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
-        assert leak.is_leak or innocent or leak.severity is cwg.Severity.INFO
+        is_explained = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
+        assert leak.is_leak or is_explained or leak.severity is cwg.Severity.INFO
 
 
-def test_every_verdict_that_a_judge_gives_has_a_hint_for_every_origin():
+def test_every_verdict_has_a_hint_for_every_origin():
     for verdict in set(cwg.Verdict) - {cwg.Verdict.STALE_POOL}:
         for origin in cwg.Origin:
             for connection in cwg.Connection:
                 assert hint_for(verdict, origin, cwg.Evidence.TCP_INFO, connection)
 
 
-# Since when.
+# How long a socket has been a suspect.
 
 connections = st.sampled_from(cwg.Connection)
 views = st.builds(
@@ -169,7 +169,7 @@ views = st.builds(
 
 
 def looks(views, close_called, at_most):
-    """The sightings of one look after another, a second apart."""
+    """The ages at successive observations, a second apart."""
     sighting = None
     for now, view in enumerate(views, start=10**7):
         sighting = notice(view, close_called, sighting, at_most, float(now))
@@ -190,13 +190,13 @@ def test_times_are_never_negative_and_suspicion_is_never_older_than_the_end(many
 
 
 @given(views, st.integers(1, 5), strategies.seconds)
-def test_an_end_that_stays_the_same_grows_older_with_each_look(view, times, at_most):
-    told = [
+def test_an_end_that_stays_the_same_grows_older_with_each_observation(view, times, at_most):
+    ages = [
         suspect_for(view, sighting, now)
         for _, sighting, now in looks([view] * times, False, at_most)
     ]
-    if told[0] is not None:
-        assert all(later >= earlier for earlier, later in zip(told, told[1:], strict=False))
+    if ages[0] is not None:
+        assert all(later >= earlier for earlier, later in zip(ages, ages[1:], strict=False))
 
 
 @given(views.filter(lambda view: view.connection is cwg.Connection.PEER_CLOSED))
@@ -209,7 +209,7 @@ def test_our_own_sending_does_not_make_the_fin_look_younger(view):
 
 @given(views)
 @example(ProbeResult(cwg.State.NONE, cwg.Evidence.POLL, cwg.Connection.GONE))
-def test_unread_data_going_down_starts_the_clock_anew(view):
+def test_unread_data_going_down_restarts_the_clock(view):
     view = view._replace(connection=cwg.Connection.PEER_CLOSED, fin_for=None, unread=9)
     before = notice(view, False, None, 100.0, 1000.0)
     assert suspect_for(view, before, 1000.0) == 100.0
@@ -219,7 +219,7 @@ def test_unread_data_going_down_starts_the_clock_anew(view):
     assert isinstance(after, SuspectAge)
 
 
-def test_an_end_first_seen_by_an_earlier_look_counts_from_then():
+def test_an_end_first_seen_by_an_earlier_observation_counts_from_then():
     view = ProbeResult(cwg.State.CLOSE, cwg.Evidence.POLL, cwg.Connection.GONE)
     live = view._replace(connection=cwg.Connection.LIVE)
     before = notice(live, True, None, 500.0, 1000.0)

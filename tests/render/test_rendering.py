@@ -1,4 +1,4 @@
-"""A report reads at a glance, fits the terminal, and goes to JSON and back unchanged."""
+"""A report as text fits the terminal; as JSON it reads back unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def leaky_report(**changes):
         return guard.scan()
 
 
-def test_the_first_line_tells_counts_and_share():
+def test_the_first_line_has_counts_and_share():
     report = replace(leaky_report(), fd_used=10_000, fd_limit=20_000, open_sockets=1234)
     line = cwg.render_text(report).splitlines()[0]
     assert line.startswith("closewait_guard: 4 leaked of 1,234 open sockets; 10,000 of 20,000")
@@ -100,13 +100,13 @@ def test_by_site_groups_the_same_verdict_and_stack_worst_first():
     assert report.leaks == report.findings[1:]
 
 
-def test_alerts_are_told_after_the_counts():
+def test_alerts_come_after_the_counts():
     alert = cwg.Alert(cwg.AlertKind.GROWTH, cwg.Severity.CRITICAL, "grows by 3 a minute", {})
     text = cwg.render_text(replace(leaky_report(), alerts=(alert,)))
     assert text.split("\n\n")[1] == "CRITICAL  GROWTH: grows by 3 a minute"
 
 
-def test_every_origin_is_told():
+def test_every_origin_is_described():
     report = leaky_report()
     leak = report.findings[0]
     stack = (
@@ -114,23 +114,23 @@ def test_every_origin_is_told():
         cwg.Frame("/app/server.py", 2, "serve", "server"),
     )
     parent = replace(leak.observation.record, pid=77, stack=stack)
-    told = {}
+    texts = {}
     for origin in cwg.Origin:
         record = replace(parent, origin=origin, parent=parent)
         if origin is cwg.Origin.ADOPTED:
             record = replace(record, stack=(), parent=None)
         changed = replace(leak, observation=replace(leak.observation, record=record))
-        told[origin] = cwg.render_text(replace(report, findings=(changed,)))
-    assert "accepted by the listener opened at" in told["accepted"]
-    assert "duplicated from the socket opened at" in told["duplicated"]
-    assert "gave the descriptor away by detach()" in told["detached"].replace("\n    ", " ")
-    assert "inherited over fork() from process 77" in told["inherited"]
-    assert "older than the guard" in told["adopted"]
+        texts[origin] = cwg.render_text(replace(report, findings=(changed,)))
+    assert "accepted by the listener opened at" in texts["accepted"]
+    assert "duplicated from the socket opened at" in texts["duplicated"]
+    assert "gave the descriptor away by detach()" in texts["detached"].replace("\n    ", " ")
+    assert "inherited over fork() from process 77" in texts["inherited"]
+    assert "older than the guard" in texts["adopted"]
 
 
 @many
 @given(strategies.reports)
-def test_any_report_can_be_told_in_80_columns_without_control_characters(report):
+def test_any_report_fits_80_columns_without_control_characters(report):
     text = cwg.render_text(report)
     assert all(len(line) <= 80 for line in text.split("\n"))
     assert all(character.isprintable() or character == "\n" for character in text)
@@ -200,7 +200,7 @@ def test_redaction_reaches_everything_that_may_hold_a_secret():
 
 
 @pytest.mark.parametrize("redact", [lambda text: 1 / 0, lambda text: None])
-def test_a_redactor_that_fails_tells_nothing_of_the_original(redact):
+def test_a_redactor_that_fails_reveals_nothing_of_the_original(redact):
     text = cwg.render_text(leaky_report(redact=redact))
     assert "127.0.0.1" not in text
     assert "prices" not in text

@@ -1,4 +1,4 @@
-"""Reporters are told in isolation: one that fails hurts neither the others nor the program."""
+"""Reporters are called in isolation: one that fails hurts neither the others nor the program."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from closewait_guard.testing import CapturingReporter, half_closed_pair
 from leaking import fork, run
 
 
-def test_reporters_are_told_by_report_and_not_by_scan():
+def test_reporters_get_reports_and_no_scans():
     reporter = CapturingReporter()
     cwg.install(reporters=[reporter], grace=0)
     try:
         with half_closed_pair():
             cwg.scan()
             assert reporter.reports == []
-            told = cwg.report()
+            received = cwg.report()
     finally:
         cwg.uninstall()
-    assert reporter.reports == [told]
-    assert told.leaks
+    assert reporter.reports == [received]
+    assert received.leaks
 
 
-def test_a_reporter_that_raises_is_told_once_and_the_others_still_run():
+def test_a_reporter_that_raises_is_logged_once_and_the_others_still_run():
     def broken(report):
         raise RuntimeError("disk full")
 
@@ -57,7 +57,7 @@ def test_a_broken_logger_does_not_reach_the_program(monkeypatch):
     assert guard.failed_reports == 1
 
 
-def test_an_interrupt_in_a_reporter_passes_when_the_others_have_been_told():
+def test_an_interrupt_in_a_reporter_passes_when_the_others_have_the_report():
     for passing in (KeyboardInterrupt, SystemExit):
 
         def interrupted(report, passing=passing):
@@ -70,7 +70,7 @@ def test_an_interrupt_in_a_reporter_passes_when_the_others_have_been_told():
 
 
 def test_in_another_thread_an_interrupt_is_a_failure_like_any_other():
-    """Nobody there waits for it, and the thread has more to do."""
+    """Nothing in that thread waits for the interrupt, and the thread has more to do."""
 
     def leaves(report):
         raise SystemExit
@@ -85,7 +85,7 @@ def test_in_another_thread_an_interrupt_is_a_failure_like_any_other():
     assert (guard.failed_reports, len(reporter.reports)) == (1, 1)
 
 
-def test_a_reporter_that_recovers_is_told_again_when_it_fails_again():
+def test_a_reporter_that_recovers_is_logged_again_when_it_fails_again():
     outcomes = iter([OSError("one"), OSError("one"), None, OSError("two")])
 
     def unreliable(report):
@@ -100,7 +100,7 @@ def test_a_reporter_that_recovers_is_told_again_when_it_fails_again():
     assert guard.failed_reports == 3
 
 
-def test_the_failure_is_told_with_its_traceback_by_the_program_s_own_structlog():
+def test_a_failure_is_logged_with_its_traceback_by_the_program_s_own_structlog():
     code = """
 def no_route(report):
     raise OSError("no route to pager")
@@ -117,7 +117,7 @@ with cwg.Guard(reporters=[no_route]) as guard:
 
 
 class Blocking(CapturingReporter):
-    """Comes back only when it may."""
+    """A reporter that returns only when it is released."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ def until(true):
     raise AssertionError("not in five seconds")
 
 
-def test_a_reporter_that_blocks_is_told_of_skipped_and_told_again_when_it_is_free():
+def test_a_reporter_that_blocks_is_logged_and_skipped_and_gets_reports_again_when_it_is_free():
     blocking, other = Blocking(), CapturingReporter()
     settings = cwg.Settings(reporter_timeout=0.5)
     with cwg.Guard(settings, [blocking, other]) as guard:
@@ -147,7 +147,7 @@ def test_a_reporter_that_blocks_is_told_of_skipped_and_told_again_when_it_is_fre
             began = time.monotonic()
             guard.report()
             guard.report()
-            assert time.monotonic() - began < 0.5, "nobody waits for it again"
+            assert time.monotonic() - began < 0.5, "no report waits for it again"
         assert logs == [
             {
                 "event": "a reporter blocks",
@@ -169,7 +169,7 @@ def test_a_reporter_that_blocks_is_told_of_skipped_and_told_again_when_it_is_fre
         until(lambda: len(blocking.reports) == 3)
 
 
-def test_what_we_tell_of_a_blocked_reporter_cannot_block_us():
+def test_logging_a_blocked_reporter_cannot_block_the_guard():
     """The reporter may hold the very lock that a log line needs."""
     lock = threading.Lock()
     blocking = Blocking()
@@ -221,18 +221,18 @@ def test_reports_of_two_threads_at_once_both_reach_a_reporter_one_after_the_othe
     assert at_once == [1, 1, 1, 1]
 
 
-def test_a_reporter_that_asks_for_a_report_is_not_told_of_it_and_does_not_wait():
-    told = []
+def test_a_reporter_that_calls_report_does_not_get_that_report_and_does_not_wait():
+    received = []
 
     def curious(report):
-        told.append(report)
+        received.append(report)
         guard.report()
 
     with cwg.Guard(reporters=[curious]) as guard:
         began = time.monotonic()
         guard.report()
         assert time.monotonic() - began < 2
-    assert len(told) == 1
+    assert len(received) == 1
 
 
 def test_a_reporter_may_make_sockets_and_leak_them():
@@ -253,7 +253,7 @@ def test_a_reporter_may_make_sockets_and_leak_them():
         sock.close()
 
 
-def test_reporters_are_told_when_no_thread_can_be_started(monkeypatch):
+def test_reporters_get_reports_when_no_thread_can_be_started(monkeypatch):
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
@@ -270,10 +270,10 @@ def test_reporters_are_told_when_no_thread_can_be_started(monkeypatch):
     assert [log["error"] for log in logs] == ["OSError: disk full"]
 
 
-def test_reporters_are_told_while_the_interpreter_shuts_down():
+def test_reporters_get_reports_while_the_interpreter_shuts_down():
     code = """
 import atexit
-guard = cwg.Guard(reporters=[lambda report: print("told", flush=True)]).install()
+guard = cwg.Guard(reporters=[lambda report: print("reported", flush=True)]).install()
 class Late:
     def __init__(self):
         self.guard = guard
@@ -284,10 +284,10 @@ import builtins
 builtins.late = Late()
 atexit.register(guard.report)
 """
-    assert run(code)[0] == "told\ntold\n"
+    assert run(code)[0] == "reported\nreported\n"
 
 
-def test_a_child_forked_while_a_reporter_is_busy_tells_it_too():
+def test_a_child_forked_while_a_reporter_is_busy_gives_it_reports_too():
     blocking = Blocking()
     with cwg.Guard(cwg.Settings(reporter_timeout=0.05), [blocking]) as guard:
         with structlog.testing.capture_logs():
@@ -313,7 +313,7 @@ def test_what_the_program_has_bound_is_bound_for_its_reporters():
     assert seen == ["r7"]
 
 
-def test_a_reporter_that_cannot_be_closed_is_told_and_the_others_are_closed():
+def test_a_reporter_that_cannot_be_closed_is_logged_and_the_others_are_closed():
     closed = []
 
     class Closing:

@@ -1,4 +1,4 @@
-"""Reporters that wrap another: only what is new, what is bad enough, or once in a while."""
+"""Reporters that filter for another: by what has changed, by severity, by time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Severity, Status, Kind = cwg.Severity, cwg.AlertStatus, cwg.AlertKind
 
 
 class Unreliable(CapturingReporter):
-    """Fails as often as it is asked to."""
+    """A reporter that raises as often as `failures` says."""
 
     failures = 0
 
@@ -31,25 +31,25 @@ class Unreliable(CapturingReporter):
 
 
 class Watched:
-    """A guard that looks and tells one reporter, with a little time between."""
+    """A guard with one reporter, and a short pause before each report."""
 
     def __init__(self, stack, wrap, **settings):
-        self.told = Unreliable()
+        self.reporter = Unreliable()
         self.stack = stack
         settings = {"grace": 0, **settings}
-        self.guard = stack.enter_context(cwg.Guard(cwg.Settings(**settings), [wrap(self.told)]))
+        self.guard = stack.enter_context(cwg.Guard(cwg.Settings(**settings), [wrap(self.reporter)]))
 
     def leak(self, count=1):
         return [fetch(self.stack) for _ in range(count)]
 
     def report(self):
-        """What the reporter was told, or None."""
+        """The report that the reporter received, or None."""
         time.sleep(0.03)
-        before = len(self.told.reports)
+        before = len(self.reporter.reports)
         with structlog.testing.capture_logs():
             self.guard.report()
-        assert len(self.told.reports) <= before + 1
-        return self.told.reports[-1] if len(self.told.reports) > before else None
+        assert len(self.reporter.reports) <= before + 1
+        return self.reporter.reports[-1] if len(self.reporter.reports) > before else None
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def watched():
 # changes
 
 
-def test_changes_tells_a_leak_once_and_then_what_is_new(watched):
+def test_changes_reports_a_leak_once_and_then_what_is_new(watched):
     it = watched(reporters.changes)
     assert it.report() is None
     it.leak(2)
@@ -73,7 +73,7 @@ def test_changes_tells_a_leak_once_and_then_what_is_new(watched):
     assert "1 leaked, 2 left out of 3 open sockets" in cwg.render_text(third)
 
 
-def test_changes_tells_when_it_got_worse_and_not_when_it_got_better_again(watched):
+def test_changes_reports_when_it_got_worse_and_not_when_it_got_better_again(watched):
     it = watched(reporters.changes, count_warning=2)
     it.leak(2)
     assert {leak.severity for leak in it.report().findings} == {"info"}
@@ -85,10 +85,10 @@ def test_changes_tells_when_it_got_worse_and_not_when_it_got_better_again(watche
     assert len(better.closed_late) == 1
     it.leak(1)
     again = it.report()
-    assert len(again.findings) == 1, "those that were told as warnings are as they were told"
+    assert len(again.findings) == 1, "those that were reported as warnings have not changed"
 
 
-def test_changes_tells_what_closed_late_and_after_how_long(watched):
+def test_changes_reports_what_closed_late_and_after_how_long(watched):
     it = watched(reporters.changes)
     [sock] = it.leak(1)
     it.leak(1)
@@ -97,22 +97,22 @@ def test_changes_tells_what_closed_late_and_after_how_long(watched):
     [closed] = it.report().closed_late
     assert closed.finding.observation.record == leak.observation.record
     assert 0.05 < closed.after < 5
-    text = cwg.render_text(it.told.reports[-1])
+    text = cwg.render_text(it.reporter.reports[-1])
     assert "CLOSED LATE, after 0." in text
     assert "1 socket opened at" in text
     assert it.report() is None
 
 
-def test_changes_does_not_tell_the_end_of_what_it_never_told(watched):
+def test_changes_does_not_report_the_end_of_what_it_never_reported(watched):
     it = watched(reporters.changes)
     [sock] = it.leak(1)
-    it.told.failures = 1
+    it.reporter.failures = 1
     assert it.report() is None
     sock.close()
     assert it.report() is None
 
 
-def test_changes_takes_what_is_explained_along_but_for_no_news(watched):
+def test_findings_that_are_no_leaks_come_along_but_cause_no_report(watched):
     it = watched(reporters.changes, grace=60)
     with half_closed_pair() as (ours, _):
         time.sleep(0.03)
@@ -121,7 +121,7 @@ def test_changes_takes_what_is_explained_along_but_for_no_news(watched):
         assert it.report() is None
 
 
-def test_changes_tells_alerts_whatever_the_leaks(watched):
+def test_changes_reports_alerts_whatever_the_leaks(watched):
     it = watched(reporters.changes, count_warning=0)
     [sock] = it.leak(1)
     assert [(alert.kind, alert.status) for alert in it.report().alerts] == [("count", "raised")]
@@ -130,10 +130,10 @@ def test_changes_tells_alerts_whatever_the_leaks(watched):
     assert [(alert.kind, alert.status) for alert in it.report().alerts] == [("count", "resolved")]
 
 
-def test_a_leak_that_could_not_be_told_is_news_in_the_next_report(watched):
+def test_a_leak_whose_reporter_raised_is_in_the_next_report_again(watched):
     it = watched(reporters.changes)
     it.leak(1)
-    it.told.failures = 1
+    it.reporter.failures = 1
     assert it.report() is None
     assert it.guard.failed_reports == 1
     assert len(it.report().findings) == 1
@@ -152,15 +152,15 @@ def test_a_leak_that_could_not_be_told_is_news_in_the_next_report(watched):
         ("critical", {"age_critical": 0}, 2),
     ],
 )
-def test_at_least_tells_what_is_bad_enough_or_nothing(watched, severity, settings, expected):
-    it = watched(lambda told: reporters.at_least(severity, told), **settings)
+def test_at_least_reports_what_is_severe_enough_or_nothing(watched, severity, settings, expected):
+    it = watched(lambda reporter: reporters.at_least(severity, reporter), **settings)
     it.leak(2)
     report = it.report()
     assert (report and len(report.findings)) == expected
 
 
 def test_at_least_counts_what_it_leaves_out(watched):
-    it = watched(lambda told: reporters.at_least("warning", told), age_warning=0.15)
+    it = watched(lambda reporter: reporters.at_least("warning", reporter), age_warning=0.15)
     it.leak(1)
     time.sleep(0.2)
     it.leak(1)
@@ -168,8 +168,8 @@ def test_at_least_counts_what_it_leaves_out(watched):
     assert ([leak.severity for leak in report.findings], report.omitted) == (["warning"], 1)
 
 
-def test_at_least_tells_the_end_of_what_it_told_even_if_it_was_better_by_then(watched):
-    it = watched(lambda told: reporters.at_least("warning", told), count_warning=1)
+def test_at_least_reports_the_end_of_what_it_reported_even_if_it_was_better_by_then(watched):
+    it = watched(lambda reporter: reporters.at_least("warning", reporter), count_warning=1)
     first, second = it.leak(2)
     assert len(it.report().findings) == 2
     first.close()
@@ -179,53 +179,53 @@ def test_at_least_tells_the_end_of_what_it_told_even_if_it_was_better_by_then(wa
     assert len(it.report().closed_late) == 1
 
 
-def test_at_least_does_not_tell_the_end_of_what_it_never_told(watched):
-    it = watched(lambda told: reporters.at_least("warning", told))
+def test_at_least_does_not_report_the_end_of_what_it_never_reported(watched):
+    it = watched(lambda reporter: reporters.at_least("warning", reporter))
     [sock] = it.leak(1)
     assert it.report() is None
     sock.close()
     assert it.report() is None
 
 
-def alerts_told(severity, *steps):
-    """What `at_least` hands on of alerts that come one in each report."""
-    told = CapturingReporter()
-    reporter = reporters.at_least(severity, told)
+def reported_alerts(severity, *steps):
+    """The alerts that `at_least` hands on, of one in each report."""
+    received = CapturingReporter()
+    reporter = reporters.at_least(severity, received)
     with cwg.Guard() as guard:
         report = guard.scan()
     for kind, how_bad, status, site in steps:
         alert = cwg.Alert(kind, how_bad, "", {"site": site}, status)
         reporter(replace(report, findings=(), alerts=(alert,)))
-    return [(report.alerts[0].severity, report.alerts[0].status) for report in told.reports]
+    return [(report.alerts[0].severity, report.alerts[0].status) for report in received.reports]
 
 
-def test_at_least_tells_that_an_alert_got_better_to_whoever_was_told_of_it():
+def test_at_least_reports_that_an_alert_that_it_reported_got_better():
     steps = [
         (Kind.AGE, Severity.WARNING, Status.RAISED, "a"),
         (Kind.AGE, Severity.CRITICAL, Status.CHANGED, "b"),
         (Kind.AGE, Severity.WARNING, Status.CHANGED, "c"),
         (Kind.AGE, Severity.WARNING, Status.RESOLVED, "c"),
     ]
-    assert alerts_told("critical", *steps) == [("critical", "changed"), ("warning", "changed")]
-    assert len(alerts_told("warning", *steps)) == 4
+    assert reported_alerts("critical", *steps) == [("critical", "changed"), ("warning", "changed")]
+    assert len(reported_alerts("warning", *steps)) == 4
 
 
-def test_at_least_tells_the_alerts_of_two_sites_apart():
+def test_at_least_distinguishes_the_alerts_of_two_sites():
     steps = [
         (Kind.GROWTH, Severity.CRITICAL, Status.RAISED, "a"),
         (Kind.GROWTH, Severity.WARNING, Status.RAISED, "b"),
         (Kind.GROWTH, Severity.WARNING, Status.RESOLVED, "b"),
         (Kind.GROWTH, Severity.CRITICAL, Status.RESOLVED, "a"),
     ]
-    assert alerts_told("critical", *steps) == [("critical", "raised"), ("critical", "resolved")]
+    assert reported_alerts("critical", *steps) == [("critical", "raised"), ("critical", "resolved")]
 
 
 # every
 
 
-def test_every_tells_the_first_report_and_then_one_in_so_many_seconds(watched):
+def test_every_hands_on_the_first_report_and_then_one_in_so_many_seconds(watched):
     now = [1000.0]
-    it = watched(lambda told: reporters.every(60, told, clock=lambda: now[0]))
+    it = watched(lambda reporter: reporters.every(60, reporter, clock=lambda: now[0]))
     it.leak(1)
     assert it.report() is not None
     for seconds, is_told in ((30, False), (29, False), (1, True), (59, False), (120, True)):
@@ -233,16 +233,18 @@ def test_every_tells_the_first_report_and_then_one_in_so_many_seconds(watched):
         assert (it.report() is not None) is is_told
 
 
-def test_every_keeps_alerts_and_ends_for_the_next_report_that_is_told(watched):
+def test_every_keeps_alerts_and_ends_for_the_next_report_that_it_hands_on(watched):
     now = [0.0]
-    it = watched(lambda told: reporters.every(60, told, clock=lambda: now[0]), count_warning=0)
+    it = watched(
+        lambda reporter: reporters.every(60, reporter, clock=lambda: now[0]), count_warning=0
+    )
     it.report()
     [sock] = it.leak(1)
     assert it.report() is None
     sock.close()
     assert it.report() is None
     now[0] = 60
-    it.told.failures = 1
+    it.reporter.failures = 1
     assert it.report() is None, "it failed, and nothing is lost"
     now[0] = 120
     report = it.report()
@@ -253,9 +255,9 @@ def test_every_keeps_alerts_and_ends_for_the_next_report_that_is_told(watched):
 
 
 def test_what_waits_is_bounded():
-    told = CapturingReporter()
+    received = CapturingReporter()
     now = [0.0]
-    reporter = reporters.every(60, told, clock=lambda: now[0])
+    reporter = reporters.every(60, received, clock=lambda: now[0])
     with leaking_guard() as guard:
         report = guard.report()
     alert = cwg.Alert(Kind.COUNT, Severity.WARNING, "", {})
@@ -266,13 +268,15 @@ def test_what_waits_is_bounded():
         reporter(replace(report, closed_late=(closed,) * 100))
     now[0] = 60
     reporter(report)
-    assert (len(told.reports[-1].alerts), len(told.reports[-1].closed_late)) == (1000, 1000)
-    assert told.reports[-1].alerts[-1].message == "29"
+    assert (len(received.reports[-1].alerts), len(received.reports[-1].closed_late)) == (1000, 1000)
+    assert received.reports[-1].alerts[-1].message == "29"
 
 
 def test_changes_within_every_loses_nothing(watched):
     now = [0.0]
-    it = watched(lambda told: reporters.every(60, reporters.changes(told), clock=lambda: now[0]))
+    it = watched(
+        lambda reporter: reporters.every(60, reporters.changes(reporter), clock=lambda: now[0])
+    )
     first, second = it.leak(2)
     assert len(it.report().findings) == 2
     now[0] = 30

@@ -1,4 +1,4 @@
-"""One report is one line that reads back, whoever else writes to the file."""
+"""One report is one line that reads back, even if other processes write to the file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from leaking import PRELUDE, told
+from leaking import PRELUDE, report_leaks
 from schema import SCHEMA
 
 
@@ -27,7 +27,7 @@ def written(path):
 def test_one_report_is_one_line_that_reads_back_and_fits_the_schema(tmp_path):
     path = tmp_path / "leaks.jsonl"
     reporter = reporters.json_lines(path)
-    reports = [told(reporter), told(reporter, count=2)]
+    reports = [report_leaks(reporter), report_leaks(reporter, count=2)]
     assert written(path) == reports
     for line in path.read_text().splitlines():
         jsonschema.validate(json.loads(line), SCHEMA)
@@ -35,12 +35,12 @@ def test_one_report_is_one_line_that_reads_back_and_fits_the_schema(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o077])
-def test_nobody_else_may_read_the_file_or_those_after_it(tmp_path, umask):
+def test_no_other_user_may_read_the_file_or_those_after_it(tmp_path, umask):
     path = tmp_path / "leaks.jsonl"
     before = os.umask(umask)
     try:
         reporter = reporters.json_lines(path, max_bytes=1, backups=1)
-        report = told(reporter)
+        report = report_leaks(reporter)
         reporter(report)
     finally:
         os.umask(before)
@@ -48,17 +48,17 @@ def test_nobody_else_may_read_the_file_or_those_after_it(tmp_path, umask):
         assert stat.S_IMODE(each.stat().st_mode) == 0o600
 
 
-def test_the_mode_that_somebody_has_given_the_file_stays(tmp_path):
+def test_a_mode_that_was_changed_stays(tmp_path):
     path = tmp_path / "leaks.jsonl"
     path.touch(mode=0o640)
-    told(reporters.json_lines(path))
+    report_leaks(reporters.json_lines(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("kind", [str, Path, os.fsencode])
 def test_a_path_may_be_of_any_kind_and_rotates(tmp_path, kind):
     reporter = reporters.json_lines(kind(tmp_path / "leaks.jsonl"), max_bytes=1)
-    report = told(reporter)
+    report = report_leaks(reporter)
     reporter(report)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["leaks.jsonl", "leaks.jsonl.1"]
 
@@ -67,16 +67,16 @@ def test_the_file_stays_the_same_when_the_program_changes_its_directory(tmp_path
     monkeypatch.chdir(tmp_path)
     reporter = reporters.json_lines("leaks.jsonl", max_bytes=1)
     monkeypatch.chdir("/")
-    report = told(reporter)
+    report = report_leaks(reporter)
     reporter(report)
     assert len(written(tmp_path / "leaks.jsonl")) == 1
 
 
 @pytest.mark.parametrize(("backups", "expected"), [(0, [5]), (1, [5, 4]), (3, [5, 4, 3, 2])])
-def test_full_files_are_kept_as_many_as_asked_for_the_youngest_first(tmp_path, backups, expected):
+def test_full_files_are_kept_as_many_as_configured_the_newest_first(tmp_path, backups, expected):
     path = tmp_path / "leaks.jsonl"
     reporter = reporters.json_lines(path, max_bytes=1, backups=backups)
-    report = told(lambda report: None)
+    report = report_leaks(lambda report: None)
     for number in range(6):
         reporter(replace(report, open_sockets=number))
     files = [path, *(tmp_path / f"leaks.jsonl.{number}" for number in range(1, backups + 1))]
@@ -86,7 +86,7 @@ def test_full_files_are_kept_as_many_as_asked_for_the_youngest_first(tmp_path, b
 
 def test_a_file_never_grows_beyond_its_limit_unless_one_report_does(tmp_path):
     path = tmp_path / "leaks.jsonl"
-    report = told(lambda report: None)
+    report = report_leaks(lambda report: None)
     length = len(json.dumps(cwg.to_dict(report), separators=(",", ":"))) + 1
     reporter = reporters.json_lines(path, max_bytes=3 * length, backups=9)
     for _ in range(8):
@@ -96,7 +96,7 @@ def test_a_file_never_grows_beyond_its_limit_unless_one_report_does(tmp_path):
 
 def test_zero_bytes_mean_no_limit(tmp_path):
     reporter = reporters.json_lines(tmp_path / "leaks.jsonl", max_bytes=0)
-    report = told(reporter)
+    report = report_leaks(reporter)
     for _ in range(5):
         reporter(report)
     assert [each.name for each in tmp_path.iterdir()] == ["leaks.jsonl"]
@@ -151,7 +151,7 @@ def lines(path):
 
 def test_threads_share_a_reporter_without_tearing_or_losing_a_line(tmp_path):
     path, rounds = tmp_path / "leaks.jsonl", 20
-    report = told(lambda report: None, count=5)
+    report = report_leaks(lambda report: None, count=5)
     reporter = reporters.json_lines(path, max_bytes=50_000, backups=1000)
 
     def write(name):
@@ -193,7 +193,7 @@ def test_what_cannot_be_used_is_refused_in_one_sentence(tmp_path, arguments, sen
 
 def test_a_guard_that_ends_gives_the_descriptor_back(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    told(f"json_lines:{tmp_path / 'leaks.jsonl'}")
+    report_leaks(f"json_lines:{tmp_path / 'leaks.jsonl'}")
     assert len(os.listdir("/proc/self/fd")) == before
     reporter = reporters.json_lines(tmp_path / "leaks.jsonl")
     assert len(os.listdir("/proc/self/fd")) == before + 1

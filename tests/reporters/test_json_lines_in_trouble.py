@@ -1,4 +1,4 @@
-"""What goes wrong with a disk, a folder, a descriptor or a fork costs one report, and is told."""
+"""A failure of a disk, folder, descriptor or fork costs at most some reports, and is logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import structlog
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from leaking import fork, leaking_guard, run, told
+from leaking import fork, leaking_guard, report_leaks, run
 
 
 def lines(path):
@@ -22,7 +22,7 @@ def lines(path):
 
 
 def one_report():
-    return told(lambda report: None)
+    return report_leaks(lambda report: None)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def path(tmp_path):
     return tmp_path / "leaks.jsonl"
 
 
-def test_after_a_torn_line_of_somebody_else_s_a_line_is_a_line(path):
+def test_after_a_torn_line_of_another_writer_a_line_is_a_line(path):
     reporter = reporters.json_lines(path)
     report = one_report()
     reporter(report)
@@ -63,7 +63,7 @@ def test_a_size_limit_of_the_process_costs_one_report_and_no_other_byte(path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 64 kB of one's own, where one may be mounted."""
+    """A file system of 64 kB, if this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
@@ -73,7 +73,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_costs_the_reports_of_that_time_and_is_told_once(small_disk):
+def test_a_full_disk_costs_the_reports_of_that_time_and_is_logged_once(small_disk):
     path = small_disk / "leaks.jsonl"
     with leaking_guard(reporters.json_lines(path)) as guard:
         guard.report()
@@ -82,7 +82,7 @@ def test_a_full_disk_costs_the_reports_of_that_time_and_is_told_once(small_disk)
             while True:
                 os.write(full.fileno(), b"x" * 1000)
         with path.open("ab") as page:
-            # What is left of the file's last page can be written to even now.
+            # The rest of the file's last page can be written to even on a full disk.
             room = -path.stat().st_size % resource.getpagesize()
             page.write(b" " * (room - 101) + b"\n")
         before = path.read_bytes()
@@ -119,10 +119,10 @@ def test_a_removed_folder_costs_the_reports_until_it_is_there_again(tmp_path):
             assert len(lines(path)) == 1
             shutil.rmtree(folder)
             guard.report()
-        assert len(logs) == 1, "the first failure of every row is told"
+        assert len(logs) == 1, "the first of consecutive failures is logged"
 
 
-def test_a_file_that_logrotate_has_moved_away_is_made_anew(path, tmp_path):
+def test_a_file_that_logrotate_has_moved_away_is_created_again(path, tmp_path):
     reporter = reporters.json_lines(path)
     report = one_report()
     reporter(report)
@@ -140,7 +140,7 @@ def test_a_file_that_logrotate_has_truncated_goes_on_at_its_beginning(path):
     assert len(lines(path)) == 1
 
 
-def test_a_rotation_that_fails_is_told_and_loses_no_report(path, tmp_path):
+def test_a_rotation_that_fails_is_logged_and_loses_no_report(path, tmp_path):
     reporter = reporters.json_lines(path, max_bytes=1, backups=1)
     report = one_report()
     reporter(report)
@@ -154,7 +154,7 @@ def test_a_rotation_that_fails_is_told_and_loses_no_report(path, tmp_path):
 
 
 def test_a_forked_child_writes_lines_of_its_own_and_leaves_its_parent_s_lock(path):
-    """The child keeps the full file open, on which its parent's lock was."""
+    """The child keeps the full file open, which its parent had locked."""
     reporter = reporters.json_lines(path, max_bytes=1, backups=9)
     report = one_report()
     reporter(report)
@@ -241,17 +241,17 @@ os._exit(0)
 
 
 def test_a_guard_that_ends_does_not_close_the_file_under_a_report(path):
-    """The number would be somebody else's when the line is written."""
+    """Otherwise the number could belong to another file when the line is written."""
     import threading
 
     inner = reporters.json_lines(path)
-    begun, go_on = threading.Event(), threading.Event()
+    started, go_on = threading.Event(), threading.Event()
 
     class Slow:
         closed = 0
 
         def __call__(self, report):
-            begun.set()
+            started.set()
             assert go_on.wait(10)
             inner(report)
 
@@ -262,7 +262,7 @@ def test_a_guard_that_ends_does_not_close_the_file_under_a_report(path):
     guard = cwg.Guard(cwg.Settings(reporter_timeout=5), [slow]).install()
     teller = threading.Thread(target=guard.report)
     teller.start()
-    assert begun.wait(10)
+    assert started.wait(10)
     ender = threading.Thread(target=guard.uninstall)
     ender.start()
     ender.join(0.1)

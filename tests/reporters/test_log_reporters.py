@@ -16,7 +16,7 @@ import structlog
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard.testing import CapturingReporter, half_closed_pair
-from leaking import fetch, leaking_guard, run, told
+from leaking import fetch, leaking_guard, report_leaks, run
 
 KEYS = {
     "verdict",
@@ -55,7 +55,7 @@ def own_structlog():
 
 
 def all_at_once(report):
-    """The report with every kind of event in it."""
+    """The report, extended by every kind of event."""
     leak = report.findings[0]
     alert = cwg.Alert(cwg.AlertKind.COUNT, cwg.Severity.WARNING, "many", {"count": 7})
     return replace(
@@ -65,8 +65,8 @@ def all_at_once(report):
     )
 
 
-def test_structlog_tells_one_event_for_each_site_with_flat_keys(own_structlog):
-    report = told(reporters.structlog(), count=3)
+def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
+    report = report_leaks(reporters.structlog(), count=3)
     [event] = own_structlog()
     leak = report.findings[0]
     assert event.keys() == KEYS | {"event", "level", "request"}
@@ -96,7 +96,7 @@ def test_the_level_comes_from_the_severity(own_structlog, settings, level):
     assert event["level"] == event["severity"] == level
 
 
-def test_what_is_explained_rather_than_accused_is_told_at_debug_level(own_structlog, caplog):
+def test_findings_that_are_no_leaks_are_logged_at_debug_level(own_structlog, caplog):
     caplog.set_level(logging.DEBUG)
     with half_closed_pair() as (ours, _), cwg.Guard(cwg.Settings(grace=60)) as guard:
         ours.send(b"still sending")
@@ -110,7 +110,7 @@ def test_what_is_explained_rather_than_accused_is_told_at_debug_level(own_struct
 
 
 def test_alerts_and_sockets_closed_late_are_events_too(own_structlog):
-    report = all_at_once(told(CapturingReporter()))
+    report = all_at_once(report_leaks(CapturingReporter()))
     reporters.structlog()(report)
     raised, resolved, leak, closed = own_structlog()
     assert raised == {
@@ -132,16 +132,16 @@ def test_alerts_and_sockets_closed_late_are_events_too(own_structlog):
 
 
 def test_every_value_is_a_plain_scalar():
-    report = all_at_once(told(CapturingReporter()))
+    report = all_at_once(report_leaks(CapturingReporter()))
     with structlog.testing.capture_logs() as events:
         reporters.structlog()(report)
     values = [value for event in events for value in event.values()]
     assert {type(value) for value in values} <= {str, int, float, bool, type(None)}
 
 
-def test_a_leak_that_nobody_saw_born_is_told_without_a_site(own_structlog):
+def test_a_leak_of_unknown_origin_is_logged_without_a_site(own_structlog):
     with half_closed_pair():
-        told(reporters.structlog())
+        report_leaks(reporters.structlog())
     adopted = [event for event in own_structlog() if event["site"] is None]
     assert [event["function"] for event in adopted] == [None]
 
@@ -149,7 +149,7 @@ def test_a_leak_that_nobody_saw_born_is_told_without_a_site(own_structlog):
 def test_a_logger_of_the_program_s_own_is_used():
     logger = structlog.wrap_logger(structlog.testing.CapturingLogger(), processors=[])
     logger = logger.bind(service="shop")
-    told(reporters.structlog(logger))
+    report_leaks(reporters.structlog(logger))
     [call] = logger._logger.calls
     assert call.method_name == "info"
     assert call.kwargs["service"] == "shop"
@@ -165,7 +165,7 @@ def test_a_configuration_made_after_the_reporter_counts(own_structlog):
     reporter = reporters.structlog()
     stream = io.StringIO()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(stream))
-    told(reporter)
+    report_leaks(reporter)
     assert json.loads(stream.getvalue())["event"] == "socket_leak"
     assert own_structlog() == []
 
@@ -187,9 +187,9 @@ assert logging.getLogger("closewait_guard").level == logging.NOTSET
     assert run(code) == ("", "")
 
 
-def test_logging_tells_a_sentence_and_the_facts_as_extra(caplog):
+def test_logging_logs_a_message_and_the_fields_as_extra(caplog):
     caplog.set_level(logging.INFO)
-    report = told(reporters.logging(), count=2)
+    report = report_leaks(reporters.logging(), count=2)
     [record] = caplog.records
     site = report.findings[0].observation.record.site.place
     assert record.name == "closewait_guard"
@@ -201,18 +201,18 @@ def test_logging_tells_a_sentence_and_the_facts_as_extra(caplog):
 @pytest.mark.parametrize("given", ["shop.sockets", logging.getLogger("shop.sockets")])
 def test_logging_goes_to_the_logger_that_was_given(caplog, given):
     caplog.set_level(logging.INFO, logger="shop.sockets")
-    told(reporters.logging(given))
+    report_leaks(reporters.logging(given))
     assert [record.name for record in caplog.records] == ["shop.sockets"]
 
 
-def test_an_adapter_adds_its_facts_to_those_of_the_event(caplog):
+def test_an_adapter_adds_its_fields_to_those_of_the_event(caplog):
     class Prefixing(logging.LoggerAdapter):
         def process(self, msg, kwargs):
             msg, kwargs = super().process(msg, kwargs)
             return f"[shop] {msg}", kwargs
 
     caplog.set_level(logging.INFO)
-    told(reporters.logging(Prefixing(logging.getLogger("shop"), {"service": "shop"})))
+    report_leaks(reporters.logging(Prefixing(logging.getLogger("shop"), {"service": "shop"})))
     [record] = caplog.records
     assert record.getMessage().startswith("[shop] 1 socket leaked")
     assert (record.service, record.event, record.count) == ("shop", "socket_leak", 1)
@@ -220,7 +220,7 @@ def test_an_adapter_adds_its_facts_to_those_of_the_event(caplog):
 
 def test_logging_respects_the_levels_that_are_set(caplog):
     caplog.set_level(logging.ERROR)
-    told(reporters.logging())
+    report_leaks(reporters.logging())
     assert caplog.records == []
 
 
@@ -230,8 +230,8 @@ def test_what_is_no_logger_is_refused(logger):
         reporters.logging(logger)
 
 
-def test_facts_never_clash_with_what_a_log_record_has_of_its_own(caplog):
-    """The alerts of a real series bring facts of their own, and all of them are told."""
+def test_fields_never_clash_with_attributes_of_a_log_record(caplog):
+    """The alerts of a real series have fields of their own, and all of them are logged."""
     caplog.set_level(logging.DEBUG)
     clock = iter(range(0, 10**6, 60)).__next__
     settings = cwg.Settings(

@@ -1,4 +1,4 @@
-"""A reporter has a name wherever a name is accepted; a name of nobody gives one sentence."""
+"""Reporters by name; an unknown name gives one sentence."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def test_an_unknown_name_or_a_bad_argument_gives_one_sentence_with_the_known_nam
         ("json_lines:/no/such/x", "json_lines: '/no/such/x' cannot be opened: .*No such file"),
     ],
 )
-def test_an_argument_that_will_not_do_is_told_by_the_reporter_itself(name, sentence):
+def test_an_argument_that_is_not_valid_is_refused_by_the_reporter_itself(name, sentence):
     with pytest.raises(cwg.ConfigurationError, match=sentence):
         reporters.named(name)
 
 
-def test_names_of_the_environment_and_of_pyproject_are_told_if_the_program_names_nobody(tmp_path):
+def test_names_of_the_environment_and_of_pyproject_count_if_the_program_names_none(tmp_path):
     code = """
 with cwg.Guard() as guard, half_closed_pair():
     time.sleep(0.03)
@@ -121,7 +121,7 @@ def test_reporters_that_the_program_names_win_over_those_of_its_settings():
     assert "1 x LEAKED" in stream.getvalue()
 
 
-def test_a_name_that_will_not_do_is_refused_with_where_it_came_from(tmp_path, monkeypatch):
+def test_a_name_that_is_not_valid_is_refused_with_where_it_came_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = "reporters: no reporter is called 'nobody'; known are text, "
     with pytest.raises(cwg.ConfigurationError) as caught:
@@ -146,19 +146,19 @@ def test_a_name_that_will_not_do_is_refused_with_where_it_came_from(tmp_path, mo
     assert str(caught.value).startswith(refused)
 
 
-# Reporters that somebody has installed.
+# Reporters of installed packages.
 
 PLUGIN = '''
-"""What somebody's package might hold."""
+"""A package with reporters."""
 
 from closewait_guard.exceptions import ConfigurationError
 
-TOLD = []
+REPORTED = []
 
 def pager(number="112"):
     if not number.isdigit():
         raise ConfigurationError(f"pager: {number!r} is no number")
-    return lambda report: TOLD.append((number, len(report.leaks)))
+    return lambda report: REPORTED.append((number, len(report.leaks)))
 
 def broken():
     raise OSError("no route to pager")
@@ -167,35 +167,35 @@ def returns_nothing():
     pass
 '''
 POINTS = """[closewait_guard.reporters]
-pager = somebodys:pager
-broken = somebodys:broken
-nothing = somebodys:returns_nothing
-missing = somebodys:no_such_thing
-text = somebodys:broken
+pager = shop_pager:pager
+broken = shop_pager:broken
+nothing = shop_pager:returns_nothing
+missing = shop_pager:no_such_thing
+text = shop_pager:broken
 """
 
 
 @pytest.fixture
-def somebodys(tmp_path, monkeypatch):
-    """A package as an installer leaves it, with entry points."""
-    (tmp_path / "somebodys.py").write_text(PLUGIN)
-    info = tmp_path / "somebodys-1.0.dist-info"
+def shop_pager(tmp_path, monkeypatch):
+    """An installed package with entry points."""
+    (tmp_path / "shop_pager.py").write_text(PLUGIN)
+    info = tmp_path / "shop_pager-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop_pager\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(POINTS)
     monkeypatch.syspath_prepend(tmp_path)
-    yield __import__("somebodys")
-    del sys.modules["somebodys"]
+    yield __import__("shop_pager")
+    del sys.modules["shop_pager"]
 
 
-def test_an_installed_reporter_has_a_name_and_an_argument(somebodys):
+def test_an_installed_reporter_has_a_name_and_an_argument(shop_pager):
     with leaking_guard("pager", "changes:pager:911", count=2) as guard:
         guard.report()
         guard.report()
-    assert somebodys.TOLD == [("112", 2), ("911", 2), ("112", 2)]
+    assert shop_pager.REPORTED == [("112", 2), ("911", 2), ("112", 2)]
 
 
-def test_installed_names_are_known_and_hide_none_of_ours(somebodys):
+def test_installed_names_are_known_and_hide_none_of_ours(shop_pager):
     assert reporters.known_names()[-4:] == ["broken", "missing", "nothing", "pager"]
     assert reporters.known_names().count("text") == 1
     assert reporters.named("text").__module__ == "closewait_guard.reporters.text"
@@ -209,15 +209,15 @@ def test_installed_names_are_known_and_hide_none_of_ours(somebodys):
         ("pager:x", "pager: 'x' is no number"),
         (
             "broken",
-            r"reporters: 'broken' \(somebodys:broken\) cannot be made: OSError: no route to pager",
+            r"reporters: 'broken' \(shop_pager:broken\) cannot be made: OSError: no route to pager",
         ),
         ("broken:now", r"cannot be made: TypeError: broken\(\) takes 0 positional arguments"),
         ("missing", "cannot be made: AttributeError: .*no_such_thing"),
-        ("nothing", r"'nothing' \(somebodys:returns_nothing\) made no reporter, but None"),
+        ("nothing", r"'nothing' \(shop_pager:returns_nothing\) made no reporter, but None"),
     ],
 )
-def test_an_installed_reporter_that_cannot_be_made_is_told_in_one_sentence(
-    somebodys, name, sentence
+def test_an_installed_reporter_that_cannot_be_made_is_refused_in_one_sentence(
+    shop_pager, name, sentence
 ):
     with pytest.raises(cwg.ConfigurationError, match=sentence) as caught:
         reporters.named(name)

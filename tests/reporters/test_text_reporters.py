@@ -1,4 +1,4 @@
-"""Plain text to a stream, and the same story in colour on a terminal."""
+"""The reporters `text` and `console`: plain text to a stream, and colour on a terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from leaking import leaking_guard, run, told
+from leaking import leaking_guard, report_leaks, run
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextmanager
 def terminal(columns=80):
-    """A pseudo-terminal to write to, and what has come out on its other side."""
+    """A pseudo-terminal to write to, and its output."""
     import fcntl
     import termios
 
@@ -35,7 +35,7 @@ def terminal(columns=80):
             while data := os.read(outside, 65536):
                 shown.append(data)
         except OSError:
-            pass  # Linux says so when the last writer has gone.
+            pass  # Linux raises this after the last writer has closed.
 
     reader = threading.Thread(target=read)
     with os.fdopen(inside, "w", encoding="utf-8") as stream:
@@ -54,13 +54,13 @@ def plain_environment(monkeypatch):
 
 def test_text_goes_to_the_stream_that_was_given():
     stream = io.StringIO()
-    report = told(reporters.text(stream))
+    report = report_leaks(reporters.text(stream))
     assert stream.getvalue().endswith(f"\n{cwg.render_text(report)}\n")
     assert f"process {os.getpid()} on " in stream.getvalue().partition("\n")[0]
     assert "1 x LEAKED" in stream.getvalue()
 
 
-def test_text_goes_to_whatever_stderr_is_at_the_moment(monkeypatch):
+def test_text_goes_to_the_current_stderr(monkeypatch):
     with leaking_guard(reporters.text()) as guard:
         for _ in range(2):
             stream = io.StringIO()
@@ -69,7 +69,7 @@ def test_text_goes_to_whatever_stderr_is_at_the_moment(monkeypatch):
             assert "1 x LEAKED" in stream.getvalue()
 
 
-def test_a_program_without_stderr_is_told_nothing_and_fails_nothing(monkeypatch):
+def test_in_a_program_without_stderr_nothing_is_written_and_nothing_fails(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with leaking_guard("text", "console") as guard:
         guard.report()
@@ -98,9 +98,9 @@ def test_what_is_no_stream_is_refused(make, stream):
         make(stream)
 
 
-def test_console_tells_the_same_in_colour_on_a_terminal():
+def test_console_writes_the_same_in_colour_on_a_terminal():
     with terminal() as (stream, shown):
-        report = told(reporters.console(stream), count=3)
+        report = report_leaks(reporters.console(stream), count=3)
     text = shown()
     assert ESCAPE.search(text)
     plain = ESCAPE.sub("", text)
@@ -117,7 +117,7 @@ def test_console_shows_how_bad_a_site_is_by_its_colour():
         "CRITICAL": {"age_critical": 0},
     }.items():
         with terminal() as (stream, shown):
-            told(reporters.console(stream), **settings)
+            report_leaks(reporters.console(stream), **settings)
         [starts[severity]] = re.findall(rf"\x1b\[([0-9;]*)m{severity}  1 x LEAKED", shown())
     assert starts == {"INFO": "36", "WARNING": "33", "CRITICAL": "1;31"}
 
@@ -127,13 +127,13 @@ def test_console_folds_library_calls_and_dims_them():
         return re.sub("x", lambda match: function() or "", "x")
 
     with terminal() as (stream, shown):
-        through_a_library(lambda: told(reporters.console(stream)) and "")
+        through_a_library(lambda: report_leaks(reporters.console(stream)) and "")
     assert re.search(r"\x1b\[2m    \(\d+ library calls?\)", shown())
 
 
 def test_console_has_a_table_of_the_peers_worst_first():
     with terminal() as (stream, shown):
-        told(reporters.console(stream), count=12)
+        report_leaks(reporters.console(stream), count=12)
     lines = ESCAPE.sub("", shown()).splitlines()
     head = [line.split() for line in lines].index(["peer", "sockets", "closed", "unread"])
     rows = lines[head + 1 : head + 12]
@@ -150,27 +150,27 @@ def test_console_is_plain_where_colour_is_not_wanted(monkeypatch, why):
         monkeypatch.setenv("TERM", "dumb")
     if why == "no terminal":
         stream = io.StringIO()
-        report = told(reporters.console(stream))
+        report = report_leaks(reporters.console(stream))
         text = stream.getvalue()
     else:
         with terminal() as (stream, shown):
-            report = told(reporters.console(stream))
+            report = report_leaks(reporters.console(stream))
         text = shown()
     assert "\x1b" not in text
     for line in cwg.render_text(report).splitlines():
         assert line in text
 
 
-def test_an_empty_no_color_asks_for_nothing(monkeypatch):
+def test_an_empty_no_color_has_no_effect(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "")
     with terminal() as (stream, shown):
-        told(reporters.console(stream))
+        report_leaks(reporters.console(stream))
     assert ESCAPE.search(shown())
 
 
 def test_labels_can_neither_steer_the_terminal_nor_write_markup():
     with terminal() as (stream, shown), cwg.label("[bold]\x1b[2J"):
-        told(reporters.console(stream))
+        report_leaks(reporters.console(stream))
     assert "\x1b[2J" not in shown()
     assert r"[bold]\x1b[2J" in shown()
 

@@ -12,7 +12,7 @@ import closewait_guard as cwg
 import leaking
 from closewait_guard import reporters
 from closewait_guard.testing import half_closed_pair
-from leaking import leaking_guard, run, told
+from leaking import leaking_guard, report_leaks, run
 
 LEAK = """
 def fetch(stack):
@@ -43,11 +43,11 @@ def module(tmp_path, monkeypatch):
 def recorded(**settings):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = told(reporters.warn(), **settings)
+        report = report_leaks(reporters.warn(), **settings)
     return report, caught
 
 
-def test_a_leak_is_warned_of_at_the_line_that_made_it():
+def test_a_leak_is_warned_of_at_the_line_that_opened_it():
     report, [warning] = recorded(count=3)
     site = report.findings[0].observation.record.site
     assert warning.category is reporters.SocketLeakWarning
@@ -56,7 +56,7 @@ def test_a_leak_is_warned_of_at_the_line_that_made_it():
     assert str(warning.message) == f"leaked socket, opened in fetch(): {report.findings[0].hint}"
 
 
-def test_every_accused_site_is_warned_of_and_no_other():
+def test_every_site_that_leaks_is_warned_of_and_no_other():
     report, _ = recorded(count=2)
     first, second = report.findings
     other = replace(first, verdict=cwg.Verdict.DEAD)
@@ -67,7 +67,7 @@ def test_every_accused_site_is_warned_of_and_no_other():
     assert [str(each.message).split()[0] for each in caught] == ["leaked", "dead"]
 
 
-def test_a_leak_that_nobody_saw_born_is_warned_of_too():
+def test_a_leak_of_unknown_origin_is_warned_of_too():
     with half_closed_pair():
         _, caught = recorded(count=0)
     assert {(each.filename, each.lineno) for each in caught} == {("<unknown>", 0)}
