@@ -18,7 +18,7 @@ subscribers: set[asyncio.StreamWriter] = set()
 async def subscribe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     subscribers.add(writer)  # To send them the news.
     while line := await reader.readline():
-        print("heard", line)
+        print("received", line)
     # The client has gone. subscribers.discard(writer) and writer.close() belong here.
 
 
@@ -26,7 +26,7 @@ async def subscribe_fixed(reader: asyncio.StreamReader, writer: asyncio.StreamWr
     subscribers.add(writer)
     try:
         while line := await reader.readline():
-            print("heard", line)
+            print("received", line)
     finally:
         subscribers.discard(writer)
         writer.close()
@@ -38,7 +38,7 @@ def visit(address: tuple[str, int]) -> None:
         client.sendall(b"news, please\n")
 
 
-async def served(handler: Handler) -> cwg.Report:
+async def scan_after_two_visits(handler: Handler) -> cwg.Report:
     """Let two clients come and go, then look."""
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     async with server:
@@ -52,7 +52,7 @@ async def served(handler: Handler) -> cwg.Report:
 
 
 cwg.install(grace=0.2)
-print(cwg.render_text(asyncio.run(served(subscribe))))
+print(cwg.render_text(asyncio.run(scan_after_two_visits(subscribe))))
 subscribers.clear()
-print("fixed:", len(asyncio.run(served(subscribe_fixed)).leaks), "leaks")
+print("fixed:", len(asyncio.run(scan_after_two_visits(subscribe_fixed)).leaks), "leaks")
 cwg.uninstall()

@@ -10,18 +10,18 @@ import closewait_guard as cwg
 
 
 @cwg.no_leaks(grace=0.2)
-def careful(address: tuple[str, int]) -> None:
+def ask_and_close(address: tuple[str, int]) -> None:
     with socket.create_connection(address) as sock:
         sock.sendall(b"hello")
 
 
 @cwg.no_leaks(grace=0.2)
-def careless(address: tuple[str, int], kept: list[socket.socket]) -> None:
+def ask_and_keep(address: tuple[str, int], kept: list[socket.socket]) -> None:
     kept.append(socket.create_connection(address))
 
 
 @cwg.no_leaks(grace=0.2)
-async def careful_async(address: tuple[str, int]) -> None:
+async def ask_and_close_async(address: tuple[str, int]) -> None:
     _, writer = await asyncio.open_connection(*address)
     writer.close()
 
@@ -30,10 +30,10 @@ def main() -> int:
     kept: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
-        careful(address)
-        asyncio.run(careful_async(address))
+        ask_and_close(address)
+        asyncio.run(ask_and_close_async(address))
         try:
-            careless(address, kept)
+            ask_and_keep(address, kept)
         except cwg.SocketLeakError as error:
             print(error)
             return 0

@@ -34,7 +34,7 @@ def is_there(url: str, seen: list[requests.Response]) -> bool:
     return response.ok
 
 
-def price(url: str, clients: list[httpx.Client]) -> str:
+def fetch_price(url: str, clients: list[httpx.Client]) -> str:
     client = httpx.Client()
     clients.append(client)  # One for every call, never closed: `with httpx.Client() as client:`
     return client.get(url).text[:2]
@@ -48,7 +48,7 @@ seen: list[requests.Response] = []
 clients: list[httpx.Client] = []
 for _ in range(3):
     is_there(url, seen)
-    price(url, clients)
+    fetch_price(url, clients)
 time.sleep(0.5)
 print(cwg.render_text(cwg.scan()))
 for close in (*(each.close for each in seen), *(each.close for each in clients)):
