@@ -185,7 +185,9 @@ class Pipeline:
         with self._holders_measured():
             limit = self._explainer.time_to_search(paced=is_paced)
             pools = self._ask_pools(findings, limit.part(_SHARE_OF_POOLS))
-            idle = {serial for serial, use in pools.items() if use.is_idle and not use.is_surplus}
+            idle = {
+                serial for serial, use in pools.items() if use.is_idle and not use.too_many_pools
+            }
             findings = leave_to_pools(findings, idle, settings, fd_limit)
             return self._explainer.explain(findings, pools, limit, everything=everything)
 

@@ -41,7 +41,7 @@ def calls(monkeypatch):
 
 def keep_idle_in_pool(monkeypatch, guard, serial):
     """Have a pool say that it keeps this socket for later."""
-    use = PoolUse("urllib3", "HTTPConnectionPool", is_idle=True, most=1)
+    use = PoolUse("urllib3", "HTTPConnectionPool", is_idle=True, max_size=1)
     monkeypatch.setattr(guard._pipeline._pools, "uses", lambda *_: {serial: use})
 
 

@@ -22,7 +22,7 @@ from closewait_guard._holders.find import (
     find_holders_forward,
     reachable_instances,
 )
-from closewait_guard._holders.libraries import owners_of_descriptors
+from closewait_guard._holders.libraries import hints_of_libraries, owners_of_descriptors
 from closewait_guard._holders.processes import processes_sharing
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
@@ -74,6 +74,7 @@ class Explainer:
     def __init__(self, registry: Registry, allowance: Allowance) -> None:
         self._registry = registry
         self._allowance = allowance
+        self._hint_of_library = hints_of_libraries()
         self._explanations: dict[int, _Explanation] = {}
         # The minimum time for a search in a large heap; raised when a shorter one was not enough.
         self._seconds_forward = _MIN_SECONDS_FORWARD
@@ -252,12 +253,14 @@ class Explainer:
             reuse = Holders((_describe_reuse(observation.fd),))
             explanation, pool = _NO_EXPLANATION._replace(holders=reuse), None
         sentences, owners, _ = explanation.holders
-        if explanation.successor is not None:
-            owners = (*owners, "reconnect")
         if pool is not None:
-            sentences, owners = (*sentences, pool.sentence), (*owners, pool.owner)
-        hint = hint_for(
-            verdict, record.origin, observation.evidence, observation.connection, owners
+            sentences, owners = (*sentences, pool.sentence), (*owners, pool.holder)
+        hint = (owners and self._hint_of_library(verdict, record.origin, owners)) or hint_for(
+            verdict,
+            record.origin,
+            observation.evidence,
+            observation.connection,
+            is_replaced=explanation.successor is not None,
         )
         # replace() would take a tenth of a scan whose findings are all known.
         return Finding(observation, verdict, severity, sentences, hint, explanation.successor)

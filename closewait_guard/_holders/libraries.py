@@ -1,43 +1,70 @@
-"""Which connections a pool keeps idle, and which are checked out: asked of the pools themselves.
-
-The objects that hold native sockets: who answers with a descriptor's number.
-"""
+"""What objects of foreign libraries say: pools of their connections, owners of descriptors."""
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Set
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from closewait_guard import _libraries
 from closewait_guard._capture import SOCKET, threads
 from closewait_guard._clock import TimeLimit
 from closewait_guard._holders.find import Roots, reachable_instances
-from closewait_guard._libraries import OWNERS, POOLS, OwnerKind, PoolKind, PoolUse, descriptor_of
+from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
     derives_from,
     field,
     find_classes,
     instances_of,
+    is_a,
     is_too_large,
     kinds_of,
     text_of,
 )
-from closewait_guard.model import Observation
+from closewait_guard.model import Observation, Origin, Verdict
 
 __all__ = [
     "Pools",
+    "hints_of_libraries",
     "owners_of_descriptors",
 ]
 
 
-_Pool = tuple[weakref.ref[Any], PoolKind]
+# A reference to a pool, the library that it is of, and what is known of it.
+_Pool = tuple[weakref.ref[Any], Library, PoolKind]
+# A library, and the address that it is connected to.
+_Target = tuple[str, str | None]
+# By the identity of a class, which a class with an odd metaclass has too.
+_OwnerClasses = Mapping[int, tuple[type, OwnerKind]]
+_PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 
 # For pools that have no bound of their own.
 _USUAL_BOUND = 100
-_MOST_POOLS = 10_000
+_MAX_POOLS = 10_000
+_MAX_WRAPPERS = 40
+
+# Where libraries store what they wrap, from the outermost to the socket.
+_WRAPPED = (
+    "_sock",
+    "sock",
+    "socket",
+    "_raw_socket",
+    "_writer",
+    "_transport",
+    "transport",
+    "_ssl_protocol",
+    "_stream",
+    "transport_stream",
+    "_network_stream",
+    "dbapi_connection",
+    "_connection",
+    "pgconn",
+)
 
 
 class Pools:
@@ -45,7 +72,7 @@ class Pools:
 
     def __init__(self) -> None:
         self._pools: tuple[_Pool, ...] = ()
-        self._in_none: frozenset[int] = frozenset()
+        self._in_no_pool: frozenset[int] = frozenset()
 
     def uses(self, suspects: Iterable[Observation], limit: TimeLimit) -> dict[int, PoolUse]:
         """What pools have to do with some sockets, by the serial of their records.
@@ -55,121 +82,151 @@ class Pools:
             limit: How long to look for new pools where the heap is large.
         """
         by_fd = {seen.fd: seen for seen in suspects}
-        found = self._ask(by_fd)
+        found = self._ask_pools(by_fd)
         unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
-        is_asked_for = not unknown <= self._in_none
-        if is_asked_for and is_too_large() and limit.is_over():
+        has_new = not unknown <= self._in_no_pool
+        if has_new and is_too_large() and limit.is_over():
             # Another time: what is not known yet counts as in none then, too.
-            unknown &= self._in_none
-        elif is_asked_for:
-            # Going through the heap would tell nothing new of what was in no pool the last time.
-            self._pools = self._present(limit)
-            found = self._ask(by_fd)
+            unknown &= self._in_no_pool
+        elif has_new:
+            # Of what was in no pool the last time, the heap would show nothing new.
+            self._pools = self._find_pools(limit)
+            found = self._ask_pools(by_fd)
             unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
-        self._in_none = unknown
+        self._in_no_pool = unknown
         return {by_fd[fd].record.serial: use for fd, use in found.items()}
 
-    def _present(self, limit: TimeLimit) -> tuple[_Pool, ...]:
-        kinds = _kinds_by_class()
+    def _find_pools(self, limit: TimeLimit) -> tuple[_Pool, ...]:
+        classes = _pool_classes()
         if not is_too_large():
-            found: Iterable[object] = instances_of([cls for cls, _ in kinds.values()])
+            found: Iterable[object] = instances_of([cls for cls, *_ in classes.values()])
             known: dict[int, _Pool] = {}
         else:
             known = {id(pool): each for each in self._pools if (pool := each[0]()) is not None}
-            classes = {key: cls for key, (cls, _) in kinds.items()}
-            roots = Roots(with_values=True) if kinds else None
-            found = () if roots is None else reachable_instances(classes, roots, limit.is_over)
-        for pool in islice(found, _MOST_POOLS):
-            known[id(pool)] = weakref.ref(pool), kinds[id(type(pool))][1]
+            wanted = {key: cls for key, (cls, *_) in classes.items()}
+            roots = Roots(with_values=True) if classes else None
+            found = () if roots is None else reachable_instances(wanted, roots, limit.is_over)
+        for pool in islice(found, _MAX_POOLS):
+            _, library, kind = classes[id(type(pool))]
+            known[id(pool)] = weakref.ref(pool), library, kind
         return tuple(known.values())
 
-    def _ask(self, by_fd: Mapping[int, Observation]) -> dict[int, PoolUse]:
+    def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, PoolUse]:
         uses: dict[int, PoolUse] = {}
-        pools: Counter[_Place] = Counter()
-        births: dict[_Place, set[str]] = defaultdict(set)
-        for ref, kind in self._pools:
+        pools: Counter[_Target] = Counter()
+        openers: dict[_Target, set[str]] = defaultdict(set)
+        owners = _owner_classes(with_inner=True) if self._pools and by_fd else {}
+        for ref, library, kind in self._pools:
             pool = ref()
-            found = {} if pool is None else _uses_of(pool, kind, by_fd.keys())
+            found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), owners)
             uses |= found
             idle = [fd for fd, use in found.items() if use.is_idle]
-            pools.update({(kind.library, by_fd[fd].peer) for fd in idle})
+            pools.update({(library.name, by_fd[fd].peer) for fd in idle})
             for fd in idle:
-                births[kind.library, by_fd[fd].peer].add(by_fd[fd].record.opener.thread)
+                openers[library.name, by_fd[fd].peer].add(by_fd[fd].record.opener.thread)
         alive = {text_of(field(thread, "_name")) for thread in threads.copy().values()}
         for fd, use in uses.items():
-            place = (use.library, by_fd[fd].peer)
-            uses[fd] = _counted(use, pools[place], len(births[place] & alive))
+            target = (use.library, by_fd[fd].peer)
+            uses[fd] = _with_count(use, pools[target], len(openers[target] & alive))
         return uses
 
 
-# A library, and the address that it is connected to.
-_Place = tuple[str, str | None]
-
-
-def _counted(use: PoolUse, pools: int, threads: int) -> PoolUse:
+def _with_count(use: PoolUse, pools: int, threads: int) -> PoolUse:
     """With the number of pools for one address: each thread may have its own, a call may not."""
-    bound = _USUAL_BOUND if use.most is None else use.most
-    return use._replace(pools=pools, is_surplus=pools > bound + threads)
+    bound = _USUAL_BOUND if use.max_size is None else use.max_size
+    return use._replace(pools=pools, too_many_pools=pools > bound + threads)
 
 
-def _kinds_by_class() -> dict[int, tuple[type, PoolKind]]:
-    """The classes of pools that are loaded, by identity, with what is known of them."""
-    loaded = find_classes(name for kind in POOLS for name in kind.classes)
+def _pool_classes() -> _PoolClasses:
+    """The classes of pools that are loaded, with what is known of them."""
+    kinds = [(library, kind) for library in _libraries.LIBRARIES for kind in library.pools]
+    loaded = find_classes(name for _, kind in kinds for name in kind.classes)
     return {
-        id(cls): (cls, kind)
-        for kind in POOLS
+        id(cls): (cls, library, kind)
+        for library, kind in kinds
         for name in kind.classes
         if name in loaded
         for cls in kinds_of(loaded[name])
     }
 
 
-def _descriptors(things: Iterable[object], wanted: Set[int]) -> set[int]:
-    found = {descriptor_of(thing) for thing in things}
-    return {fd for fd in found if fd is not None} & wanted
-
-
-def _uses_of(pool: Any, kind: PoolKind, fds: Set[int]) -> dict[int, PoolUse]:
+def _uses_of(
+    pool: Any, library: Library, kind: PoolKind, fds: Set[int], owners: _OwnerClasses
+) -> dict[int, PoolUse]:
     """Nothing, where the pool is closed or not made as its kind says."""
     try:
-        idle, busy = _descriptors(kind.idle(pool), fds), _descriptors(kind.busy(pool), fds)
-        if not idle and not busy:
+        idle = fds & {_descriptor_of(each, owners) for each in kind.idle(pool)}
+        checked_out = fds & {_descriptor_of(each, owners) for each in kind.checked_out(pool)}
+        if not idle and not checked_out:
             return {}
-        name, most = kind.name(pool), kind.most(pool)
+        name, max_size = kind.name(pool), kind.max_size(pool)
     except Exception:
         return {}
-    return {fd: PoolUse(kind.library, name, fd in idle, most) for fd in idle | busy}
+    return {fd: PoolUse(library.name, name, fd in idle, max_size) for fd in idle | checked_out}
+
+
+def _descriptor_of(thing: Any, owners: _OwnerClasses) -> int | None:
+    """That of a socket, or of the socket beneath a connection; None where there is none."""
+    if type(thing) is int:
+        return thing
+    waiting = deque([thing])
+    for _ in range(_MAX_WRAPPERS):
+        if not waiting:
+            break
+        inner = waiting.popleft()
+        if is_a(inner, _socket.socket):
+            return _socket.socket.fileno(inner)
+        owner = owners.get(id(type(inner)))
+        for fd in owner[1].descriptors(inner) if owner is not None else ():
+            return fd
+        further = (field(inner, name) for name in _WRAPPED)
+        waiting += [each for each in further if each is not None]
+    return None
 
 
 def owners_of_descriptors(
     fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]]
 ) -> dict[int, Any]:
-    """Objects by descriptor. Whoever asks lets go of them soon.
+    """Objects by descriptor. The caller lets go of them soon.
 
     Args:
         fds: The descriptors.
         find: The objects of some classes, which are given by their identity.
     """
-    kinds = _owner_classes()
+    classes = _owner_classes()
     found: dict[int, Any] = {}
-    for owner in find({key: cls for key, (cls, _) in kinds.items()}) if fds and kinds else ():
+    for owner in find({key: cls for key, (cls, _) in classes.items()}) if fds and classes else ():
         # It may be closed, or busy with something that does not allow to be asked.
         with contextlib.suppress(Exception):
-            descriptors = set(kinds[id(type(owner))][1].descriptors(owner))
+            descriptors = set(classes[id(type(owner))][1].descriptors(owner))
             found |= dict.fromkeys(descriptors & (fds - found.keys()), owner)
         if not fds - found.keys():
             break
     return found
 
 
-def _owner_classes() -> dict[int, tuple[type, OwnerKind]]:
-    """The classes of owners that are loaded, by identity, with what is known of them."""
-    loaded = find_classes(name for kind in OWNERS for name in kind.classes)
+def _owner_classes(*, with_inner: bool = False) -> _OwnerClasses:
+    """The classes of owners that are loaded, with what is known of them."""
+    kinds = [kind for library in _libraries.LIBRARIES for kind in library.owners]
+    if with_inner:
+        kinds += [kind for library in _libraries.LIBRARIES for kind in library.inner]
+    loaded = find_classes(name for kind in kinds for name in kind.classes)
     return {
         id(cls): (cls, kind)
-        for kind in reversed(OWNERS)
+        for kind in reversed(kinds)
         for name in kind.classes
         if name in loaded
         for cls in kinds_of(loaded[name])
         if not derives_from(cls, [SOCKET])
     }
+
+
+def hints_of_libraries() -> Callable[[Verdict, Origin, tuple[str, ...]], str]:
+    """What finds the sentence for a verdict, an origin and holders; empty where none fits."""
+    hints = tuple(hint for library in _libraries.LIBRARIES for hint in library.hints)
+
+    @lru_cache(4096)
+    def find(verdict: Verdict, origin: Origin, holders: tuple[str, ...]) -> str:
+        return next((hint.sentence for hint in hints if hint.fits(verdict, origin, holders)), "")
+
+    return find

@@ -17,6 +17,7 @@ from importlib import import_module
 from operator import is_
 from typing import Any, NamedTuple, Protocol
 
+from closewait_guard import _libraries
 from closewait_guard._capture import (
     NO_CONTEXT,
     NO_STACK,
@@ -34,7 +35,6 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now, wall
 from closewait_guard._descriptors import inode_of, sockets_besides
-from closewait_guard._libraries import ATTRIBUTED, OWNERS
 from closewait_guard._live import is_any_of, loaded
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Observation, Origin
@@ -230,8 +230,9 @@ class CallAttribution:
 
     def wrap(self, *names: str) -> None:
         """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
+        known = _attributed()
         for name in names:
-            for reference in ATTRIBUTED.get(name, (name,)):
+            for reference in known.get(name, (name,)):
                 if reference not in self._undo:
                     self._undo[reference] = self._wrapped(reference)
 
@@ -244,7 +245,7 @@ class CallAttribution:
                 place = getattr(place, holder)
             return patch.wrap_callable(place, last, self._around)
         except Exception as error:
-            known = ", ".join(sorted(ATTRIBUTED))
+            known = ", ".join(sorted(_attributed()))
             raise ConfigurationError(
                 f"attribute({reference!r}): {type(error).__name__}: {error}; give the "
                 f'"module:callable" of something written in Python, or one of {known}'
@@ -304,9 +305,15 @@ async def _claimed(result: Any, claim: Callable[[object], None]) -> Any:
     return made
 
 
+def _attributed() -> dict[str, tuple[str, ...]]:
+    """What to wrap, by the name of a library."""
+    libraries = _libraries.LIBRARIES
+    return {library.name: library.attributed for library in libraries if library.attributed}
+
+
 def _descriptors(owner: object) -> set[int] | None:
     """What an object of a known kind has open; None for any other."""
-    for kind in OWNERS:
+    for kind in (kind for library in _libraries.LIBRARIES for kind in library.owners):
         if is_any_of(owner, loaded(kind.classes)):
             try:
                 return {fd for fd in kind.descriptors(owner) if fd >= 0}

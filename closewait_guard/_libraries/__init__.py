@@ -5,45 +5,45 @@ from __future__ import annotations
 from closewait_guard._libraries import (
     aiohttp,
     httpcore,
+    others,
     psycopg,
-    pycurl,
     redis,
     sqlalchemy,
     stdlib,
     urllib3,
     uvloop,
 )
-from closewait_guard._libraries.kinds import OwnerKind, PoolKind, PoolUse, descriptor_of
+from closewait_guard._libraries.kinds import (
+    HolderHint,
+    Library,
+    NativeCode,
+    OwnerKind,
+    PoolKind,
+    PoolUse,
+)
 
 __all__ = [
-    "ATTRIBUTED",
-    "OWNERS",
-    "POOLS",
+    "LIBRARIES",
+    "HolderHint",
+    "Library",
+    "NativeCode",
     "OwnerKind",
     "PoolKind",
     "PoolUse",
-    "descriptor_of",
 ]
 
 
-POOLS: tuple[PoolKind, ...] = (
-    *urllib3.POOLS,
-    *httpcore.POOLS,
-    *aiohttp.POOLS,
-    *redis.POOLS,
-    *sqlalchemy.POOLS,
+# Hints are taken in this order: of what a program holds before what that holds in turn. Listed, not
+# found by going through the folder, so that it also works in archives and frozen programs.
+LIBRARIES: tuple[Library, ...] = (
+    stdlib.TRACEBACK,
+    *urllib3.LIBRARIES,
+    *httpcore.LIBRARIES,
+    *aiohttp.LIBRARIES,
+    *redis.LIBRARIES,
+    *sqlalchemy.LIBRARIES,
+    *psycopg.LIBRARIES,
+    *others.LIBRARIES,
+    *stdlib.LIBRARIES,
+    *uvloop.LIBRARIES,
 )
-
-OWNERS: tuple[OwnerKind, ...] = (
-    *psycopg.OWNERS,
-    *pycurl.OWNERS,
-    *uvloop.OWNERS,
-    *stdlib.OWNERS,
-)
-
-# By the name of a library: what to wrap to know where its sockets are opened.
-ATTRIBUTED: dict[str, tuple[str, ...]] = {
-    **psycopg.ATTRIBUTED,
-    **pycurl.ATTRIBUTED,
-    **uvloop.ATTRIBUTED,
-}

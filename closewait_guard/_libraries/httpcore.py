@@ -5,29 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import UNBOUNDED, PoolKind
+from closewait_guard._libraries.kinds import (
+    UNBOUNDED,
+    HolderHint,
+    Library,
+    PoolKind,
+    for_each_call,
+)
 from closewait_guard._live import elements_of, field, number_of, text_of
+from closewait_guard.model import Verdict
 
 __all__ = [
-    "POOLS",
+    "LIBRARIES",
 ]
 
 
 # A connection to a proxy has one to the server inside, and that the one that speaks HTTP.
-_DEEPEST = 3
+_MAX_DEPTH = 3
 
 
-def _most(pool: Any) -> int | None:
+def _max_size(pool: Any) -> int | None:
     names = ("_max_keepalive_connections", "_max_connections")
     bounds = (number_of(field(pool, name)) for name in names)
-    most = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
-    return None if most >= UNBOUNDED else most
+    size = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
+    return None if size >= UNBOUNDED else size
 
 
 def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
     for connection in elements_of(field(pool, "_connections")):
         inner = connection
-        for _ in range(_DEEPEST):
+        for _ in range(_MAX_DEPTH):
             inner = field(inner, "_connection")
             stream = field(inner, "_network_stream")
             if stream is not None:
@@ -36,16 +43,51 @@ def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
                 break
 
 
-POOLS = (
-    PoolKind(
-        "httpcore",
-        (
-            "httpcore._sync.connection_pool:ConnectionPool",
-            "httpcore._async.connection_pool:AsyncConnectionPool",
+LIBRARIES = (
+    Library(
+        "httpx",
+        hints=(
+            HolderHint(
+                "httpx.Response",
+                "use `with client.stream(...) as response:` (`async with` for an AsyncClient), or "
+                "call response.close() (`await response.aclose()`)",
+            ),
+            HolderHint(
+                "httpx.Client",
+                "make one client and keep it, or use `with httpx.Client() as client:`",
+            ),
+            HolderHint(
+                "httpx.AsyncClient",
+                "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
+            ),
         ),
-        lambda _: "httpcore pool of an httpx client",
-        _most,
-        lambda pool: _connections(pool, idle=True),
-        lambda pool: _connections(pool, idle=False),
+    ),
+    Library(
+        "httpcore",
+        pools=(
+            PoolKind(
+                (
+                    "httpcore._sync.connection_pool:ConnectionPool",
+                    "httpcore._async.connection_pool:AsyncConnectionPool",
+                ),
+                lambda _: "httpcore pool of an httpx client",
+                _max_size,
+                lambda pool: _connections(pool, idle=True),
+                lambda pool: _connections(pool, idle=False),
+            ),
+        ),
+        hints=(
+            HolderHint(
+                for_each_call("httpcore"),
+                "make one client and keep it, or use `with httpx.Client() as client:` (`async "
+                "with` for an AsyncClient)",
+            ),
+            HolderHint(
+                "httpcore",
+                "nothing is lost: the pool replaces it when it is next used; to have fewer of "
+                "them, let the client's idle time end first: httpx.Limits(keepalive_expiry=...)",
+                (Verdict.STALE_POOL,),
+            ),
+        ),
     ),
 )

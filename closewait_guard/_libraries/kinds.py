@@ -1,66 +1,35 @@
-"""How a library keeps its connections: what each file here says of its own.
-
-The descriptor beneath what a library keeps: connections, streams, transports.
-
-Which objects of a library have descriptors that no socket object is known for.
-"""
+"""What a file of this folder says of a library: its pools, owners, hints and native code."""
 
 from __future__ import annotations
 
-import _socket
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from closewait_guard._live import call_native, field, find_classes, is_a, is_exactly, module_name
+from closewait_guard.model import Origin, Verdict
 
 __all__ = [
     "UNBOUNDED",
+    "HolderHint",
+    "Library",
+    "NativeCode",
     "OwnerKind",
     "PoolKind",
     "PoolUse",
-    "descriptor_of",
+    "for_each_call",
     "nothing",
-    "own_descriptor",
 ]
 
 
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
 
+_OPEN_TOO_LONG = (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
 
-class PoolUse(NamedTuple):
-    """What a pool has to do with one connection. Plain data: it keeps nothing alive.
 
-    Attributes:
-        library: The package.
-        name: The pool, as its users would call it.
-        is_idle: The connection waits in the pool, rather than being checked out.
-        most: How many connections the pool keeps; None where it has no bound.
-        pools: How many of the library's pools have idle connections to the same address.
-        is_surplus: There are more of them than a program has reason to make.
-    """
-
-    library: str
-    name: str
-    is_idle: bool
-    most: int | None
-    pools: int = 1
-    is_surplus: bool = False
-
-    @property
-    def owner(self) -> str:
-        """What the table of hints knows it by."""
-        return f"{self.library} for each call" if self.is_surplus else self.library
-
-    @property
-    def sentence(self) -> str:
-        """Where the connection is."""
-        where = "idle in" if self.is_idle else "checked out of"
-        bound = f"at most {self.most:,}" if self.most is not None else "without a bound"
-        beside = f", one of {self.pools:,} pools for this address" if self.pools > 1 else ""
-        return f"{self.name}: {where} the pool ({bound}){beside}"
+def for_each_call(library: str) -> str:
+    """The holder of connections in more pools of a library than a program has reason to make."""
+    return f"{library} for each call"
 
 
 def nothing(_: Any) -> Iterable[object]:
@@ -73,86 +42,23 @@ class PoolKind:
     """One kind of pool. Each callable is given the pool, and may raise: then it is passed over.
 
     Attributes:
-        library: The package.
         classes: The classes of the pool, as `module:name`; subclasses are found by themselves.
         name: What its users would call it.
-        most: How many connections it keeps; None where there is no bound.
-        idle: The connections that wait in it: what has a `fileno()`, or is a descriptor.
-        busy: Those that are checked out.
+        max_size: How many connections it keeps; None where there is no bound.
+        idle: The connections that wait in it: sockets, what wraps one, or descriptors.
+        checked_out: Those that are in use.
     """
 
-    library: str
     classes: tuple[str, ...]
     name: Callable[[Any], str]
-    most: Callable[[Any], int | None]
+    max_size: Callable[[Any], int | None]
     idle: Callable[[Any], Iterable[object]]
-    busy: Callable[[Any], Iterable[object]] = nothing
-
-
-# Where libraries store what they wrap, from the outermost to the socket.
-_WRAPPED = (
-    "_sock",
-    "sock",
-    "socket",
-    "_raw_socket",
-    "_writer",
-    "_transport",
-    "transport",
-    "_ssl_protocol",
-    "_stream",
-    "transport_stream",
-    "_network_stream",
-    "dbapi_connection",
-    "_connection",
-    "pgconn",
-)
-_MOST = 40
-
-# What stores nothing that could be read, but answers by code of the library's own.
-_UVLOOP = (
-    "uvloop.loop:TCPTransport",
-    "uvloop.loop:UnixTransport",
-    "uvloop.loop:UDPTransport",
-    "uvloop.loop:_SSLProtocolTransport",
-)
-_LIBPQ = ("psycopg_binary.pq:PGconn", "psycopg_c.pq:PGconn", "psycopg.pq.pq_ctypes:PGconn")
-
-
-def descriptor_of(thing: Any) -> int | None:
-    """That of a socket, or of the socket beneath a connection; None where there is none."""
-    if type(thing) is int:
-        return thing
-    waiting = deque([thing])
-    for _ in range(_MOST):
-        if not waiting:
-            break
-        inner = waiting.popleft()
-        fd = _own_descriptor(inner)
-        if fd is not None:
-            return fd
-        further = (field(inner, name) for name in _WRAPPED)
-        waiting += [each for each in further if each is not None]
-    return None
-
-
-def _own_descriptor(thing: Any) -> int | None:
-    if is_a(thing, _socket.socket):
-        return _socket.socket.fileno(thing)
-    package = (module_name(type(thing)) or "").partition(".")[0]
-    if package == "uvloop" and is_exactly(thing, find_classes(_UVLOOP).values()):
-        sock = thing.get_extra_info("socket")
-        return None if sock is None else int(sock.fileno())
-    if package.startswith("psycopg") and is_exactly(thing, find_classes(_LIBPQ).values()):
-        return int(thing.socket)
-    for cls in find_classes(["psycopg2.extensions:connection"]).values():
-        if is_a(thing, cls):
-            return int(call_native(thing, cls, "fileno"))
-    return None
+    checked_out: Callable[[Any], Iterable[object]] = nothing
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerKind:
-    """One kind of object that holds a native socket.
+    """One kind of object that has a descriptor for which there is no socket object.
 
     Attributes:
         classes: Its classes, as `module:name`; subclasses are found by themselves.
@@ -163,7 +69,99 @@ class OwnerKind:
     descriptors: Callable[[Any], Iterable[int]]
 
 
-def own_descriptor(owner: Any) -> Iterable[int]:
-    """For what has one socket, or wraps something that has."""
-    fd = descriptor_of(owner)
-    return () if fd is None else (fd,)
+class HolderHint(NamedTuple):
+    """What to change in a program where an object of a library holds the socket.
+
+    Attributes:
+        holder: The name of a type, such as `requests.models.Response`, or of a package: then any
+            of its types. A pool goes by the name of its library, or by `for_each_call(library)`.
+        sentence: What to do.
+        verdicts: For which verdicts it is; those of sockets that are open too long, unless given.
+        origin: For which origin it is; None for any.
+    """
+
+    holder: str
+    sentence: str
+    verdicts: tuple[Verdict, ...] = _OPEN_TOO_LONG
+    origin: Origin | None = None
+
+    def fits(self, verdict: Verdict, origin: Origin, holders: Iterable[str]) -> bool:
+        """Whether it is for a socket with these holders."""
+        return (
+            verdict in self.verdicts
+            and self.origin in (None, origin)
+            and any(name == self.holder or name.startswith(f"{self.holder}.") for name in holders)
+        )
+
+
+class NativeCode(NamedTuple):
+    """Code that opens sockets outside Python, or puts a class of its own in their place.
+
+    Attributes:
+        module: What a program imports.
+        distribution: What pip installs.
+        file_part: A part of the names of its files, once a process has loaded it.
+        what: What it does.
+    """
+
+    module: str
+    distribution: str
+    file_part: str
+    what: str
+
+
+# Compared by identity, so that a tuple of them is a quick key.
+@dataclass(frozen=True, slots=True, eq=False)
+class Library:
+    """All that is known of one foreign library, which is not imported for it.
+
+    Attributes:
+        name: Its package, and what its pools are called in hints.
+        pools: Its pools, and what is checked out of them.
+        owners: Its objects that have descriptors of their own, and that a program holds.
+        inner: Further such objects, which are only asked where something else wraps them.
+        attributed: What `attribute(name)` wraps, to know where its sockets are opened.
+        hints: What to change; the first that fits is taken.
+        native: What `doctor` says of it.
+    """
+
+    name: str
+    pools: tuple[PoolKind, ...] = ()
+    owners: tuple[OwnerKind, ...] = ()
+    inner: tuple[OwnerKind, ...] = ()
+    attributed: tuple[str, ...] = ()
+    hints: tuple[HolderHint, ...] = ()
+    native: tuple[NativeCode, ...] = ()
+
+
+class PoolUse(NamedTuple):
+    """What a pool has to do with one connection. Plain data: it keeps nothing alive.
+
+    Attributes:
+        library: The name of the library.
+        name: The pool, as its users would call it.
+        is_idle: The connection waits in the pool, rather than being checked out.
+        max_size: How many connections the pool keeps; None where it has no bound.
+        pools: How many of the library's pools have idle connections to the same address.
+        too_many_pools: There are more of them than a program has reason to make.
+    """
+
+    library: str
+    name: str
+    is_idle: bool
+    max_size: int | None
+    pools: int = 1
+    too_many_pools: bool = False
+
+    @property
+    def holder(self) -> str:
+        """The name by which hints know it."""
+        return for_each_call(self.library) if self.too_many_pools else self.library
+
+    @property
+    def sentence(self) -> str:
+        """Where the connection is."""
+        where = "idle in" if self.is_idle else "checked out of"
+        bound = f"at most {self.max_size:,}" if self.max_size is not None else "without a bound"
+        beside = f", one of {self.pools:,} pools for this address" if self.pools > 1 else ""
+        return f"{self.name}: {where} the pool ({bound}){beside}"

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import UNBOUNDED, PoolKind
+from closewait_guard._libraries.kinds import (
+    UNBOUNDED,
+    HolderHint,
+    Library,
+    PoolKind,
+    for_each_call,
+)
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
+from closewait_guard.model import Verdict
 
 __all__ = [
-    "POOLS",
+    "LIBRARIES",
 ]
 
 
@@ -21,9 +28,9 @@ def _name(pool: Any) -> str:
     return f"redis pool of {path or host or 'localhost'}:{6379 if port is None else port}"
 
 
-def _most(pool: Any) -> int | None:
-    most = number_of(field(pool, "max_connections"))
-    return None if most is None or most >= UNBOUNDED else most
+def _max_size(pool: Any) -> int | None:
+    size = number_of(field(pool, "max_connections"))
+    return None if size is None or size >= UNBOUNDED else size
 
 
 def _idle(pool: Any) -> Iterable[object]:
@@ -32,17 +39,41 @@ def _idle(pool: Any) -> Iterable[object]:
     return elements_of(idle)
 
 
-def _busy(pool: Any) -> Iterable[object]:
+def _checked_out(pool: Any) -> Iterable[object]:
     return elements_of(field(pool, "_in_use_connections"))
 
 
-POOLS = (
-    PoolKind(
+LIBRARIES = (
+    Library(
         "redis",
-        ("redis.connection:ConnectionPool", "redis.asyncio.connection:ConnectionPool"),
-        _name,
-        _most,
-        _idle,
-        _busy,
+        pools=(
+            PoolKind(
+                ("redis.connection:ConnectionPool", "redis.asyncio.connection:ConnectionPool"),
+                _name,
+                _max_size,
+                _idle,
+                _checked_out,
+            ),
+        ),
+        hints=(
+            HolderHint(
+                for_each_call("redis"),
+                "make one client and keep it: it has a pool of connections; or call "
+                "client.close() (`await client.aclose()`)",
+            ),
+            HolderHint(
+                "redis",
+                "give the connection back: call client.close() (`await client.aclose()`), or use "
+                "`with redis.Redis(...) as client:`; a pubsub or pipeline has a close() or "
+                "reset() too",
+            ),
+            HolderHint(
+                "redis",
+                "nothing is lost: the pool replaces it when it is next used; "
+                "health_check_interval=... finds it earlier, and the server's `timeout` decides "
+                "how long it keeps idle clients",
+                (Verdict.STALE_POOL,),
+            ),
+        ),
     ),
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import PoolKind, nothing
+from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
 from closewait_guard._live import elements_of, field, number_of, type_qualname
+from closewait_guard.model import Verdict
 
 __all__ = [
-    "POOLS",
+    "LIBRARIES",
 ]
 
 
@@ -17,7 +18,7 @@ def _name(pool: Any) -> str:
     return f"SQLAlchemy {type_qualname(type(pool))}"
 
 
-def _most(pool: Any) -> int | None:
+def _max_size(pool: Any) -> int | None:
     overflow = number_of(field(pool, "_max_overflow"))
     size = number_of(field(field(pool, "_pool"), "maxsize"))
     return None if overflow is None or size is None or overflow < 0 else size + overflow
@@ -32,18 +33,39 @@ def _idle(pool: Any) -> Iterable[object]:
     return [field(record, "dbapi_connection") for record in elements_of(records)]
 
 
-def _busy(fairy: Any) -> Iterable[object]:
+def _checked_out(fairy: Any) -> Iterable[object]:
     return [field(fairy, "dbapi_connection")]
 
 
-POOLS = (
-    PoolKind("sqlalchemy", ("sqlalchemy.pool.impl:QueuePool",), _name, _most, _idle),
-    PoolKind(
+LIBRARIES = (
+    Library(
         "sqlalchemy",
-        ("sqlalchemy.pool.base:_ConnectionFairy",),
-        lambda fairy: _name(field(fairy, "_pool")),
-        lambda fairy: _most(field(fairy, "_pool")),
-        nothing,
-        _busy,
+        pools=(
+            PoolKind(("sqlalchemy.pool.impl:QueuePool",), _name, _max_size, _idle),
+            PoolKind(
+                ("sqlalchemy.pool.base:_ConnectionFairy",),
+                lambda fairy: _name(field(fairy, "_pool")),
+                lambda fairy: _max_size(field(fairy, "_pool")),
+                nothing,
+                _checked_out,
+            ),
+        ),
+        hints=(
+            HolderHint(
+                "sqlalchemy.engine.base.Connection",
+                "use `with engine.connect() as connection:`, or call connection.close(), which "
+                "gives it back to the pool",
+            ),
+            HolderHint(
+                for_each_call("sqlalchemy"),
+                "make one engine and keep it, or call engine.dispose() when it is used up",
+            ),
+            HolderHint(
+                "sqlalchemy",
+                "the next query on it would fail: create_engine(..., pool_pre_ping=True) lets the "
+                "pool replace it, pool_recycle=... ends it before the server does",
+                (Verdict.STALE_POOL,),
+            ),
+        ),
     ),
 )

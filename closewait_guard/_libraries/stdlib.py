@@ -1,16 +1,23 @@
-"""What Python itself has beside its socket class: bare C sockets, gevent's class, pipe ends."""
+"""The standard library: http.client, asyncio, multiprocessing, tracebacks, bare C sockets."""
 
 from __future__ import annotations
 
+import _socket
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import OwnerKind, own_descriptor
+from closewait_guard._libraries.kinds import HolderHint, Library, OwnerKind
 from closewait_guard._live import field, number_of
+from closewait_guard.model import Origin, Verdict
 
 __all__ = [
-    "OWNERS",
+    "LIBRARIES",
+    "TRACEBACK",
 ]
+
+
+def _fileno(sock: Any) -> Iterable[int]:
+    return (_socket.socket.fileno(sock),)
 
 
 def _handle(connection: Any) -> Iterable[int]:
@@ -18,7 +25,54 @@ def _handle(connection: Any) -> Iterable[int]:
     return () if fd is None else (fd,)
 
 
-OWNERS = (
-    OwnerKind(("_socket:socket",), own_descriptor),
-    OwnerKind(("multiprocessing.connection:Connection",), _handle),
+# Its hint comes before those of all libraries: no close() is reached while the exception is kept.
+TRACEBACK = Library(
+    "traceback",
+    hints=(
+        HolderHint(
+            "traceback",
+            "an exception that is kept keeps its frames and their variables: close the socket in "
+            "a finally block, and do not store the exception longer than needed",
+        ),
+    ),
+)
+
+LIBRARIES = (
+    # Among the objects of these classes are those of gevent's socket class.
+    Library("_socket", owners=(OwnerKind(("_socket:socket",), _fileno),)),
+    Library(
+        "multiprocessing",
+        owners=(OwnerKind(("multiprocessing.connection:Connection",), _handle),),
+    ),
+    Library(
+        "http.client",
+        hints=(
+            HolderHint(
+                "http.client.HTTPResponse",
+                "read the response to its end, or use `with` around it, or call response.close()",
+            ),
+            HolderHint(
+                "http.client.HTTPConnection",
+                "call connection.close(), which does not close a response that is being read: "
+                "close the response too; `with contextlib.closing(connection):` helps",
+            ),
+        ),
+    ),
+    Library(
+        "asyncio",
+        hints=(
+            HolderHint(
+                "asyncio",
+                "the handler of this connection must end it: `writer.close()` and "
+                "`await writer.wait_closed()` in a finally block",
+                (Verdict.LEAKED,),
+                Origin.ACCEPTED,
+            ),
+            HolderHint(
+                "asyncio",
+                "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
+                "transport transport.close()",
+            ),
+        ),
+    ),
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import PoolKind, nothing
+from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
 from closewait_guard._live import elements_of, field, number_of, text_of
 
 __all__ = [
-    "POOLS",
+    "LIBRARIES",
 ]
 
 
@@ -19,7 +19,7 @@ def _name(pool: Any) -> str:
     return f"urllib3 pool of {scheme}://{host}:{port}"
 
 
-def _most(pool: Any) -> int | None:
+def _max_size(pool: Any) -> int | None:
     return number_of(field(field(pool, "pool"), "maxsize")) or None
 
 
@@ -27,19 +27,59 @@ def _idle(pool: Any) -> Iterable[object]:
     return elements_of(field(field(pool, "pool"), "queue"))
 
 
-def _busy(response: Any) -> Iterable[object]:
+def _checked_out(response: Any) -> Iterable[object]:
     return [field(response, "_connection")]
 
 
-POOLS = (
-    PoolKind("urllib3", ("urllib3.connectionpool:HTTPConnectionPool",), _name, _most, _idle),
-    # The pool does not know what is checked out of it, but the response knows its pool.
-    PoolKind(
+LIBRARIES = (
+    Library(
+        "requests",
+        hints=(
+            HolderHint(
+                "requests.models.Response",
+                "read the response to its end, or use `with session.get(..., stream=True) as "
+                "response:`, or call response.close()",
+            ),
+            HolderHint(
+                "requests.sessions.Session",
+                "make one session and keep it, or use `with requests.Session() as session:`",
+            ),
+        ),
+    ),
+    Library(
+        "botocore",
+        hints=(
+            HolderHint(
+                "botocore.response.StreamingBody",
+                "read the body to its end, or call body.close(); `with contextlib.closing(body):` "
+                "does",
+            ),
+        ),
+    ),
+    Library(
         "urllib3",
-        ("urllib3.response:HTTPResponse",),
-        lambda response: _name(field(response, "_pool")),
-        lambda response: _most(field(response, "_pool")),
-        nothing,
-        _busy,
+        pools=(
+            PoolKind(("urllib3.connectionpool:HTTPConnectionPool",), _name, _max_size, _idle),
+            # The pool does not know what is checked out of it, but the response knows its pool.
+            PoolKind(
+                ("urllib3.response:HTTPResponse",),
+                lambda response: _name(field(response, "_pool")),
+                lambda response: _max_size(field(response, "_pool")),
+                nothing,
+                _checked_out,
+            ),
+        ),
+        hints=(
+            HolderHint(
+                "urllib3.response.HTTPResponse",
+                "read the response to its end and call response.release_conn(), or "
+                "response.close()",
+            ),
+            HolderHint(
+                for_each_call("urllib3"),
+                "make one PoolManager, session or client and keep it, or close it when it is used "
+                "up",
+            ),
+        ),
     ),
 )

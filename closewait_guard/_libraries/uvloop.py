@@ -1,28 +1,58 @@
-"""uvloop: transports whose sockets libuv has opened or accepted."""
+"""uvloop, whose sockets libuv has opened or accepted, and rloop, which does so in Rust."""
 
 from __future__ import annotations
 
-from closewait_guard._libraries.kinds import OwnerKind, own_descriptor
+from collections.abc import Iterable
+from typing import Any
+
+from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
+from closewait_guard._live import find_classes, is_exactly
 
 __all__ = [
-    "ATTRIBUTED",
-    "OWNERS",
+    "LIBRARIES",
 ]
 
 
-OWNERS = (
-    OwnerKind(
-        ("uvloop.loop:TCPTransport", "uvloop.loop:UnixTransport", "uvloop.loop:UDPTransport"),
-        own_descriptor,
+_TRANSPORTS = (
+    "uvloop.loop:TCPTransport",
+    "uvloop.loop:UnixTransport",
+    "uvloop.loop:UDPTransport",
+)
+_TLS = ("uvloop.loop:_SSLProtocolTransport",)
+_UNSEEN = "opens its sockets outside Python"
+
+
+def _descriptors(transport: Any) -> Iterable[int]:
+    # Its fields cannot be read, but code of the library's own answers.
+    if is_exactly(transport, find_classes(_TRANSPORTS + _TLS).values()):
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            yield int(sock.fileno())
+
+
+LIBRARIES = (
+    Library(
+        "uvloop",
+        owners=(OwnerKind(_TRANSPORTS, _descriptors),),
+        inner=(OwnerKind(_TLS, _descriptors),),
+        attributed=(
+            "uvloop:Loop.create_connection",
+            "uvloop:Loop.create_unix_connection",
+            "uvloop:Loop.create_server",
+            "uvloop:Loop.create_unix_server",
+            "uvloop:Loop.create_datagram_endpoint",
+        ),
+        hints=(
+            HolderHint(
+                "uvloop",
+                "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
+                "transport transport.close()",
+            ),
+        ),
+        native=(NativeCode("uvloop", "uvloop", "/uvloop/", f"an event loop on libuv, {_UNSEEN}"),),
+    ),
+    Library(
+        "rloop",
+        native=(NativeCode("rloop", "rloop", "/rloop/", f"an event loop in Rust, {_UNSEEN}"),),
     ),
 )
-
-ATTRIBUTED = {
-    "uvloop": (
-        "uvloop:Loop.create_connection",
-        "uvloop:Loop.create_unix_connection",
-        "uvloop:Loop.create_server",
-        "uvloop:Loop.create_unix_server",
-        "uvloop:Loop.create_datagram_endpoint",
-    )
-}

@@ -1,10 +1,6 @@
-"""`doctor`: what the guard can and cannot see on this machine.
+"""`doctor`: what the guard can and cannot see on this machine, one topic after the other.
 
-Libraries whose sockets Python's socket class never sees, or that put another in its place.
-
-Who has put something of his own in the place of the socket class, its methods or its makers.
-
-What `doctor` finds of this machine: one topic after the other, each in a sentence or two.
+Among them: libraries that open sockets outside Python, and what has replaced the socket class.
 """
 
 from __future__ import annotations
@@ -19,10 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
-from closewait_guard import _descriptors
+from closewait_guard import _descriptors, _libraries
 from closewait_guard._capture import SOCKET, replacement_class
+from closewait_guard._libraries import NativeCode
 from closewait_guard._processes import kernel_answers
 from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FINE, say
@@ -31,7 +28,6 @@ from closewait_guard.exceptions import CloseWaitGuardError, ReportFormatError
 from closewait_guard.settings import Settings
 
 __all__ = [
-    "Library",
     "findings",
     "installed",
     "loaded_by",
@@ -68,52 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
     return FINE
 
 
-_UNSEEN = "opens its sockets outside Python"
-_OWN_CLASS = "puts a class of its own in the place of socket.socket"
+def _native_code() -> Iterator[NativeCode]:
+    for library in _libraries.LIBRARIES:
+        yield from library.native
 
 
-class Library(NamedTuple):
-    """One library, and how it shows.
-
-    Attributes:
-        module: What a program imports.
-        distribution: What pip installs.
-        part: A part of the names of its files, when a process has loaded it.
-        what: What it does.
-    """
-
-    module: str
-    distribution: str
-    part: str
-    what: str
-
-
-_LIBRARIES = (
-    Library("uvloop", "uvloop", "/uvloop/", f"an event loop on libuv, {_UNSEEN}"),
-    Library("rloop", "rloop", "/rloop/", f"an event loop in Rust, {_UNSEEN}"),
-    Library("gevent", "gevent", "/gevent/", _OWN_CLASS),
-    Library("eventlet", "eventlet", "/eventlet/", _OWN_CLASS),
-    Library("psycopg2", "psycopg2", "libpq", f"libpq {_UNSEEN}"),
-    Library("psycopg_c", "psycopg-c", "libpq", f"libpq {_UNSEEN}"),
-    Library("psycopg_binary", "psycopg-binary", "libpq", f"libpq {_UNSEEN}"),
-    Library("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
-    Library("pycurl", "pycurl", "libcurl", f"libcurl {_UNSEEN}"),
-    Library("curl_cffi", "curl_cffi", "/curl_cffi", f"libcurl {_UNSEEN}"),
-    Library("grpc", "grpcio", "/grpc/_cython", f"grpc {_UNSEEN}"),
-    Library("zmq", "pyzmq", "libzmq", f"libzmq {_UNSEEN}"),
-    Library("confluent_kafka", "confluent-kafka", "librdkafka", f"librdkafka {_UNSEEN}"),
-    Library("pylibmc", "pylibmc", "libmemcached", f"libmemcached {_UNSEEN}"),
-    Library("oracledb", "oracledb", "libclntsh", f"in its thick mode {_UNSEEN}"),
-    Library("pyodbc", "pyodbc", "libodbc", f"the driver {_UNSEEN}"),
-    Library("pymssql", "pymssql", "libsybdb", f"FreeTDS {_UNSEEN}"),
-)
-
-
-def installed() -> Iterator[tuple[Library, str]]:
-    """Those that this Python could import, with their versions; none of them is imported."""
-    for library in _LIBRARIES:
-        if find_spec(library.module) is not None:
-            yield library, _version(library.distribution)
+def installed() -> Iterator[tuple[NativeCode, str]]:
+    """What this Python could import, with the versions; none of it is imported."""
+    for code in _native_code():
+        if find_spec(code.module) is not None:
+            yield code, _version(code.distribution)
 
 
 def _version(distribution: str) -> str:
@@ -123,8 +83,8 @@ def _version(distribution: str) -> str:
         return "of unknown version"
 
 
-def loaded_by(pid: int) -> list[Library]:
-    """Those of whom a running process has mapped a file.
+def loaded_by(pid: int) -> list[NativeCode]:
+    """That of which a running process has mapped a file.
 
     Raises:
         ReportFormatError: There is no such process, or it may not be looked into.
@@ -135,10 +95,10 @@ def loaded_by(pid: int) -> list[Library]:
         raise ReportFormatError(f"not permitted to look into process {pid}: run as root") from None
     except OSError:
         raise ReportFormatError(f"no such process, or no /proc to look into: {pid}") from None
-    found: dict[str, Library] = {}
-    for library in _LIBRARIES:
-        if library.part in maps:
-            found.setdefault(library.part, library)
+    found: dict[str, NativeCode] = {}
+    for code in _native_code():
+        if code.file_part in maps:
+            found.setdefault(code.file_part, code)
     return list(found.values())
 
 

@@ -21,7 +21,6 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard._holders.find import Roots, find_holders
-from closewait_guard._judge.hints import HINTS, hint_for
 from closewait_guard._live.frames import shows_other_threads
 from closewait_guard.testing import connected_pair, half_closed_pair
 
@@ -532,19 +531,3 @@ def test_each_no_leaks_block_names_the_holder_though_its_line_was_reported_befor
                 setattr(module, name, make())
         [leak] = caught.value.report.findings
         assert leak.holders == (f"app.prices.{name} (module global)",)
-
-
-def test_every_hint_can_be_reached():
-    for row in HINTS:
-        origin = row.origin or cwg.Origin.CREATED
-        evidence = row.evidence or cwg.Evidence.TCP_INFO
-        holders = () if row.holder is None else (row.holder,)
-        connection = row.connection or cwg.Connection.PEER_CLOSED
-        assert hint_for(row.verdict, origin, evidence, connection, holders) == row.sentence
-    seen = (
-        cwg.Verdict.LEAKED,
-        cwg.Origin.CREATED,
-        cwg.Evidence.POLL,
-        cwg.Connection.PEER_CLOSED,
-    )
-    assert hint_for(*seen, ("redisx.Client",)) == hint_for(*seen)

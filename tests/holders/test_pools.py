@@ -63,7 +63,7 @@ def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, mo
         import closewait_guard._holders.libraries as pools
 
         monkeypatch.setattr(
-            pools, "_kinds_by_class", lambda: pytest.fail("went through the heap again")
+            pools, "_pool_classes", lambda: pytest.fail("went through the heap again")
         )
         assert [leak.verdict for leak in guard.scan().findings] == ["stale_pool"]
 

@@ -12,7 +12,7 @@ import closewait_guard as cwg
 import strategies
 from closewait_guard._inspect.observation import SuspectAge, notice, peer_closed_for, suspect_for
 from closewait_guard._inspect.probe import ProbeResult
-from closewait_guard._judge.hints import hint_for
+from closewait_guard._judge.hints import HINTS, hint_for
 from closewait_guard._judge.verdict import judge, verdict_of
 
 RECORD = cwg.SocketRecord(1, 1, 0.0, "t", None, (), {}, cwg.Origin.CREATED, None, ())
@@ -143,6 +143,15 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
         assert leak.is_leak == leak.verdict.is_leak
         is_explained = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
         assert leak.is_leak or is_explained or leak.severity is cwg.Severity.INFO
+
+
+def test_every_hint_can_be_reached():
+    for row in HINTS:
+        origin = row.origin or cwg.Origin.CREATED
+        evidence = row.evidence or cwg.Evidence.TCP_INFO
+        connection = row.connection or cwg.Connection.PEER_CLOSED
+        hint = hint_for(row.verdict, origin, evidence, connection, is_replaced=row.is_replaced)
+        assert hint == row.sentence
 
 
 def test_every_verdict_has_a_hint_for_every_origin():

@@ -1,0 +1,68 @@
+"""Libraries that a few lines are enough for: pycurl and others in C, gevent, websockets, trio."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
+from closewait_guard._live import call_native, find_classes, module_dict, value_at
+
+__all__ = [
+    "LIBRARIES",
+]
+
+
+_UNSEEN = "opens its sockets outside Python"
+_OWN_CLASS = "puts a class of its own in the place of socket.socket"
+
+_CURL = ("pycurl:Curl",)
+
+
+def _descriptors(curl: Any) -> Iterable[int]:
+    for cls in find_classes(_CURL).values():
+        which = value_at(module_dict(value_at(sys.modules, "pycurl")), "ACTIVESOCKET")
+        yield int(call_native(curl, cls, "getinfo", which))
+
+
+def _native(module: str, distribution: str, file_part: str, what: str) -> Library:
+    """A library of which only this is known."""
+    return Library(module, native=(NativeCode(module, distribution, file_part, what),))
+
+
+LIBRARIES = (
+    _native("gevent", "gevent", "/gevent/", _OWN_CLASS),
+    _native("eventlet", "eventlet", "/eventlet/", _OWN_CLASS),
+    _native("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
+    # A handle keeps its connection for the next request.
+    Library(
+        "pycurl",
+        owners=(OwnerKind(_CURL, _descriptors),),
+        attributed=_CURL,
+        hints=(HolderHint("pycurl.Curl", "call curl.close() when the handle is not used again"),),
+        native=(NativeCode("pycurl", "pycurl", "libcurl", f"libcurl {_UNSEEN}"),),
+    ),
+    _native("curl_cffi", "curl_cffi", "/curl_cffi", f"libcurl {_UNSEEN}"),
+    _native("grpc", "grpcio", "/grpc/_cython", f"grpc {_UNSEEN}"),
+    _native("zmq", "pyzmq", "libzmq", f"libzmq {_UNSEEN}"),
+    _native("confluent_kafka", "confluent-kafka", "librdkafka", f"librdkafka {_UNSEEN}"),
+    _native("pylibmc", "pylibmc", "libmemcached", f"libmemcached {_UNSEEN}"),
+    _native("oracledb", "oracledb", "libclntsh", f"in its thick mode {_UNSEEN}"),
+    _native("pyodbc", "pyodbc", "libodbc", f"the driver {_UNSEEN}"),
+    _native("pymssql", "pymssql", "libsybdb", f"FreeTDS {_UNSEEN}"),
+    Library(
+        "websockets",
+        hints=(
+            HolderHint(
+                "websockets",
+                "use `async with connect(...) as websocket:` (`with` for the threaded client), or "
+                "`await websocket.close()`",
+            ),
+        ),
+    ),
+    Library(
+        "trio",
+        hints=(HolderHint("trio", "use `async with stream:`, or `await stream.aclose()`"),),
+    ),
+)

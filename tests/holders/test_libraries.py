@@ -1,0 +1,248 @@
+"""What is known of a library stands in one value, and all that reads it reads that value."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import socket
+import subprocess
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _libraries
+from closewait_guard._holders.libraries import hints_of_libraries
+from closewait_guard._libraries import (
+    HolderHint,
+    Library,
+    NativeCode,
+    OwnerKind,
+    PoolKind,
+    kinds,
+)
+from closewait_guard._live import elements_of, field, number_of
+from closewait_guard.commands import doctor
+from closewait_guard.testing import connected_pair
+from findings import findings_of
+
+
+class Pool:
+    def __init__(self):
+        self.waiting = []
+        self.in_use = []
+
+
+class Wrapper:
+    def __init__(self, connection):
+        self._connection = connection
+
+
+class Link:
+    """Has a descriptor, as the objects of native libraries have, and no socket object."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def close(self):
+        os.close(self.fd)
+
+
+def connect():
+    """A link, and the other end of its connection."""
+    sender, receiver = socket.socketpair()
+    with sender, receiver, connected_pair() as (ours, theirs):
+        socket.send_fds(sender, [b"x"], [ours.fileno()])
+        [fd] = socket.recv_fds(receiver, 1, 1)[1]
+        return Link(fd), theirs.dup()
+
+
+KEPT = Library(
+    "kept",
+    pools=(
+        PoolKind(
+            ("kept.pools:Pool",),
+            name=lambda _: "pool of kept",
+            max_size=lambda _: 3,
+            idle=lambda pool: elements_of(field(pool, "waiting")),
+            checked_out=lambda pool: elements_of(field(pool, "in_use")),
+        ),
+    ),
+    owners=(OwnerKind(("kept.links:Link",), lambda link: (number_of(field(link, "fd")),)),),
+    attributed=("kept.links:connect",),
+    hints=(
+        HolderHint("kept.links.Link", "call link.close()"),
+        HolderHint("kept", "give it back to the pool"),
+        HolderHint("kept", "the pool replaces it", (cwg.Verdict.STALE_POOL,)),
+    ),
+    native=(NativeCode("kept", "kept", "/kept/", "keeps everything"),),
+)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A foreign library that is known by one value."""
+    package = types.ModuleType("kept")
+    package.pools, package.links = types.ModuleType("kept.pools"), types.ModuleType("kept.links")
+    package.pools.Pool = type("Pool", (Pool,), {"__module__": "kept.pools"})
+    package.links.Link = type("Link", (Link,), {"__module__": "kept.links"})
+
+    def connect_link():
+        link, theirs = connect()
+        return package.links.Link(link.fd), theirs
+
+    package.links.connect = connect_link
+    for module in (package, package.pools, package.links):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(_libraries, "LIBRARIES", (KEPT, *_libraries.LIBRARIES))
+    return package
+
+
+@pytest.fixture
+def guard(kept):
+    with cwg.Guard(cwg.Settings(grace=0.05)) as guard:
+        yield guard
+
+
+def test_a_new_library_has_its_pools_asked_and_its_hints_given(guard, kept):
+    pool = kept.pools.Pool()
+    with connected_pair() as (idle, its_peer), connected_pair() as (used, peer_of_used):
+        pool.waiting.append(idle)
+        pool.in_use.append(used)
+        its_peer.close()
+        peer_of_used.close()
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+        assert stale.holders[-1] == "pool of kept: idle in the pool (at most 3)"
+        assert stale.hint == "the pool replaces it"
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        assert leak.holders[-1] == "pool of kept: checked out of the pool (at most 3)"
+        assert leak.hint == "give it back to the pool"
+
+
+def test_a_new_library_has_its_native_sockets_attributed_and_held(guard, kept):
+    guard.attribute("kept")
+
+    def open_link():
+        return kept.links.connect()
+
+    mine, theirs = open_link()
+    theirs.close()
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+    assert leak.observation.record.origin is cwg.Origin.NATIVE
+    assert leak.observation.record.site.function.endswith("open_link")
+    assert any("'mine' of" in holder for holder in leak.holders)
+    assert leak.hint == "call link.close()"
+    mine.close()
+
+
+def test_a_new_library_has_its_links_found_in_pools_too(guard, kept):
+    pool = kept.pools.Pool()
+    link, theirs = kept.links.connect()
+    pool.waiting.append(Wrapper(link))
+    theirs.close()
+    [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+    assert stale.observation.fd == link.fd
+    link.close()
+
+
+def test_a_new_library_is_named_by_the_doctor(kept, monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: kept if name == "kept" else None)
+    assert [code.what for code, _ in doctor.installed()] == ["keeps everything"]
+
+
+def test_every_file_of_the_folder_is_listed():
+    listed = {id(library) for library in _libraries.LIBRARIES}
+    for file in pkgutil.iter_modules(_libraries.__path__):
+        if file.name != "kinds":
+            module = getattr(_libraries, file.name, None)
+            assert module is not None, f"import {file.name} in _libraries/__init__.py"
+            own = {id(library) for library in module.LIBRARIES}
+            assert own
+            assert own <= listed, f"add {file.name}.LIBRARIES to LIBRARIES"
+
+
+def test_the_file_that_contributing_shows_is_one():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+    variables = {}
+    exec(compile(example, "CONTRIBUTING.md", "exec"), variables)
+    [library] = variables["LIBRARIES"]
+    assert library.hints[0].fits(
+        cwg.Verdict.LEAKED, cwg.Origin.CREATED, ("tornado.iostream.IOStream",)
+    )
+
+
+def test_each_library_is_one_value():
+    names = Counter(library.name for library in _libraries.LIBRARIES)
+    assert names.most_common(1)[0][1] == 1
+
+
+def test_every_hint_of_a_library_can_be_reached():
+    hint_of = hints_of_libraries()
+    for library in _libraries.LIBRARIES:
+        for hint in library.hints:
+            origin = hint.origin or cwg.Origin.CREATED
+            for verdict in hint.verdicts:
+                assert hint_of(verdict, origin, (hint.holder,)) == hint.sentence
+
+
+def test_a_hint_is_for_types_of_its_package_and_for_no_other_of_a_similar_name():
+    hint_of = hints_of_libraries()
+    leaked, created = cwg.Verdict.LEAKED, cwg.Origin.CREATED
+    assert "give the connection back" in hint_of(leaked, created, ("redis.client.Redis",))
+    assert hint_of(leaked, created, ("redisx.Client",)) == ""
+    assert hint_of(cwg.Verdict.OPEN, created, ("redis.client.Redis",)) == ""
+
+
+@pytest.mark.parametrize(
+    ("holders", "first"),
+    [
+        # What a program holds comes before what that holds in turn, and a traceback before all.
+        (("http.client.HTTPResponse", "urllib3.response.HTTPResponse"), "release_conn"),
+        (("urllib3.response.HTTPResponse", "requests.models.Response"), "session.get"),
+        (("asyncio.streams.StreamWriter", "aiohttp.client.ClientSession"), "make one session"),
+        (("psycopg.Connection", "sqlalchemy.engine.base.Connection"), "engine.connect()"),
+        (("uvloop.Loop", "psycopg.Connection"), "psycopg.connect"),
+        (("requests.models.Response", "traceback"), "an exception that is kept"),
+    ],
+)
+def test_of_several_holders_the_outermost_has_the_hint(holders, first):
+    assert first in hints_of_libraries()(cwg.Verdict.LEAKED, cwg.Origin.CREATED, holders)
+
+
+def test_a_library_that_is_known_is_not_imported_for_it():
+    names = sorted({library.name.partition(".")[0] for library in _libraries.LIBRARIES})
+    program = f"""
+import sys
+before = set(sys.modules)
+import closewait_guard
+closewait_guard.install()
+closewait_guard.scan(full=True)
+foreign = set({names}) - set(sys.stdlib_module_names)
+print(sorted(foreign & set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_no_class_of_a_library_is_named_elsewhere_in_the_package():
+    folder = Path(_libraries.__file__).parent
+    classes = {
+        name
+        for library in _libraries.LIBRARIES
+        for kind in (*library.pools, *library.owners, *library.inner)
+        for name in kind.classes
+    }
+    for file in folder.parent.rglob("*.py"):
+        if folder not in file.parents:
+            text = file.read_text(encoding="utf-8")
+            assert not [name for name in classes if name in text], file
+
+
+def test_a_library_is_a_value_that_cannot_be_changed():
+    assert all(isinstance(library, kinds.Library) for library in _libraries.LIBRARIES)
+    with pytest.raises(AttributeError):
+        _libraries.LIBRARIES[0].name = "other"
