@@ -13,14 +13,14 @@ from closewait_guard._descriptors import identity_of, owned_pipe
 
 @pytest.fixture
 def pipe():
-    """Both ends of ours, closed afterwards by whoever has them."""
+    """Both ends, closed afterwards by their owner."""
     ends = owned_pipe()
     yield ends
     for end in ends:
         end.close()
 
 
-def test_it_answers_its_number_until_it_is_closed(pipe):
+def test_a_descriptor_has_its_number_until_it_is_closed(pipe):
     reading, writing = pipe
     os.write(writing.fileno(), b"x")
     assert os.read(reading.fileno(), 1) == b"x"
@@ -31,14 +31,14 @@ def test_it_answers_its_number_until_it_is_closed(pipe):
     assert identity_of(fd) is None
 
 
-def test_one_that_somebody_has_closed_has_no_number_and_closes_nothing(pipe):
+def test_one_that_the_program_has_closed_has_no_number_and_closes_nothing(pipe):
     os.close(pipe[0].fileno())
     assert pipe[0].fileno() == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.read(pipe[0].fileno(), 1)
 
 
-def test_what_somebody_has_opened_on_its_number_is_neither_used_nor_closed(pipe, tmp_path):
+def test_what_the_program_has_opened_on_its_number_is_neither_used_nor_closed(pipe, tmp_path):
     fd = pipe[1].fileno()
     os.close(fd)
     theirs = os.open(tmp_path / "theirs", os.O_WRONLY | os.O_CREAT)

@@ -13,9 +13,10 @@ EXHAUSTED = """
 import errno, json, os, resource, socket, sys, time, traceback
 import closewait_guard as cwg
 
-told = []
+reports = []
 how, path = sys.argv[1:3]
-cwg.install(grace=0, reporters=[told.append, f"json_lines:{path}", "logging", "structlog", "text"])
+reporters = [reports.append, f"json_lines:{path}", "logging", "structlog", "text"]
+cwg.install(grace=0, reporters=reporters)
 server = socket.create_server(("127.0.0.1", 0))
 kept = [socket.create_connection(server.getsockname()) for _ in range(5)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
@@ -34,12 +35,12 @@ for _ in range(50):
 assert [error.errno for error in errors] == [errno.EMFILE] * 50
 assert "closewait_guard" not in str(errors[0])
 end = time.monotonic() + 10
-while not told and time.monotonic() < end:
+while not reports and time.monotonic() < end:
     time.sleep(0.01)
 time.sleep(0.5)
 for fd in files:
     os.close(fd)
-[report] = told
+[report] = reports
 [alert] = [each for each in report.alerts if each.kind == "fd_exhausted"]
 assert alert.severity == "critical" and alert.status == "raised"
 assert report.fd_used >= 199 and report.fd_limit == 200, report
@@ -48,10 +49,10 @@ cwg.uninstall()
 with open(path) as lines:
     kinds = [[alert["kind"] for alert in json.loads(line)["alerts"]] for line in lines]
 assert kinds[0][0] == "fd_exhausted", kinds
-# Nobody but the program itself holds what it was refused.
+# Only the program itself holds its sockets.
 for sock in [*kept, server]:
     sock.close()
-print("as it should be", len(kinds), told[-1].alerts)
+print("as it should be", len(kinds), reports[-1].alerts)
 """
 
 

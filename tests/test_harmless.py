@@ -59,9 +59,9 @@ WARNING_PROGRAM = """
     "options", [(), ("-W", "always"), ("-W", "default"), ("-W", "error"), ("-X", "dev")]
 )
 @pytest.mark.parametrize("uninstall", ["", "closewait_guard.uninstall()"])
-def test_resource_warnings_come_out_as_without_the_guard(tmp_path, options, uninstall):
+def test_resource_warnings_are_the_same_as_without_the_guard(tmp_path, options, uninstall):
     """The same text, at the same place, as many times."""
-    told = {}
+    stderr_of = {}
     for install in ("pass", "import closewait_guard; closewait_guard.install()"):
         script = tmp_path / "program.py"
         off = uninstall if install != "pass" else ""
@@ -70,8 +70,8 @@ def test_resource_warnings_come_out_as_without_the_guard(tmp_path, options, unin
             [sys.executable, *options, str(script)], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0
-        told[install] = done.stderr
-    without, with_guard = told.values()
+        stderr_of[install] = done.stderr
+    without, with_guard = stderr_of.values()
     assert with_guard == without
     if options:
         assert "ResourceWarning: unclosed" in without
@@ -99,32 +99,32 @@ def test_shutdown_with_open_sockets_is_silent(uninstall):
     assert done.stdout == done.stderr == ""
 
 
-def test_what_a_child_is_to_call_is_called_in_order_and_kept_by_nobody():
+def test_functions_for_forked_children_are_called_in_order_and_not_kept_alive():
     run(
         """
         import gc, os, weakref
         from closewait_guard._threads import in_child
-        told = []
+        calls = []
         @in_child
-        def first(): told.append("first")
+        def first(): calls.append("first")
         @in_child
-        def gone(): told.append("gone")
+        def gone(): calls.append("gone")
         @in_child
-        def second(): told.append("second")
+        def second(): calls.append("second")
         alive = weakref.ref(gone)
         del gone
         gc.collect()
         assert alive() is None
         child = os.fork()
         if child == 0:
-            os._exit(0 if told == ["first", "second"] else 1)
+            os._exit(0 if calls == ["first", "second"] else 1)
         assert os.waitpid(child, 0)[1] == 0
-        assert told == []
+        assert calls == []
         """
     )
 
 
-def test_what_is_called_in_a_child_keeps_no_module_of_ours():
+def test_functions_for_forked_children_keep_no_module_alive():
     run(
         """
         import gc, sys, weakref
@@ -141,14 +141,14 @@ def test_what_is_called_in_a_child_keeps_no_module_of_ours():
     )
 
 
-def test_a_fork_in_the_middle_of_a_scan_works_and_tells_what_was_inherited():
+def test_a_fork_in_the_middle_of_a_scan_works_and_the_child_reports_what_it_inherited():
     done = run(
         """
         import os, socket, sys, threading, time
         import closewait_guard as cwg
         guard = cwg.install(grace=0)
         parents = [socket.socketpair() for _ in range(200)]
-        socket.socket()  # dropped, which is the parent's affair
+        socket.socket()  # dropped, which concerns the parent only
         for _, theirs in parents[:50]:
             theirs.close()
         stop = threading.Event()
@@ -226,7 +226,7 @@ def test_a_report_needs_no_descriptor():
     )
 
 
-def test_a_finalizer_that_makes_sockets_is_no_deadlock():
+def test_a_finalizer_that_opens_sockets_does_not_deadlock():
     run(
         """
         import gc, socket, warnings
@@ -248,7 +248,7 @@ def test_a_finalizer_that_makes_sockets_is_no_deadlock():
     )
 
 
-def test_a_signal_handler_may_scan_while_a_scan_is_under_way():
+def test_a_signal_handler_may_scan_in_the_middle_of_a_scan():
     run(
         """
         import signal, socket, time
@@ -266,7 +266,7 @@ def test_a_signal_handler_may_scan_while_a_scan_is_under_way():
     )
 
 
-def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
+def test_a_failure_of_the_guard_is_counted_and_never_reaches_the_program():
     import socket
 
     import closewait_guard as cwg
@@ -274,7 +274,7 @@ def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
     guard = cwg.Guard()
 
     def broken(*_):
-        raise RuntimeError("ours")
+        raise RuntimeError("of the guard")
 
     for name in ("on_create", "on_detach", "on_makefile", "on_finalize"):
         setattr(guard._registry, name, broken)
@@ -292,7 +292,7 @@ def test_a_failure_of_our_own_is_counted_and_never_reaches_the_program():
         guard.uninstall()
 
 
-def test_sockets_made_without_their_constructor_are_passed_over():
+def test_sockets_made_without_their_constructor_are_ignored():
     import socket
 
     import closewait_guard as cwg
@@ -303,7 +303,7 @@ def test_sockets_made_without_their_constructor_are_passed_over():
     assert empty.fileno() == -1
 
 
-def test_births_near_the_recursion_limit_are_the_programs_own_affair():
+def test_sockets_opened_near_the_recursion_limit_only_raise_the_programs_own_error():
     run(
         """
         import socket, sys
@@ -321,8 +321,8 @@ def test_births_near_the_recursion_limit_are_the_programs_own_affair():
     )
 
 
-def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
-    """`STRESS_SOCKETS=200000` makes it the size that the library is to stand."""
+def test_threads_that_open_drop_and_close_lose_no_record_and_cause_no_false_leak():
+    """`STRESS_SOCKETS=200000` is the size that the library must withstand."""
     total = int(os.environ.get("STRESS_SOCKETS", "20000"))
     done = run(
         f"""
@@ -334,45 +334,45 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
         guard = cwg.install(grace=0, stack_depth=5, dropped_kept=10)
         context = ssl.create_default_context()
         server = socket.create_server(("127.0.0.1", 0), backlog=512)
-        births, drops, errors, alive = [0] * 8, [0] * 8, [], []
+        opened, drops, errors, alive = [0] * 8, [0] * 8, [], []
         accepting = threading.Lock()
         stop = threading.Event()
 
         def closed(n, chance):
             socket.socket().close()
-            births[n] += 1
+            opened[n] += 1
 
         def pair(n, chance):
             a, b = socket.socketpair()
-            births[n] += 2
+            opened[n] += 2
             a.close(); b.close()
 
         def dropped(n, chance):
             socket.socket()
-            births[n] += 1; drops[n] += 1
+            opened[n] += 1; drops[n] += 1
 
         def cycle(n, chance):
             ring = [socket.socket()]; ring.append(ring)
-            births[n] += 1; drops[n] += 1
+            opened[n] += 1; drops[n] += 1
 
         def accepted(n, chance):
             with accepting:
                 client = socket.create_connection(server.getsockname())
                 ours, _ = server.accept()
-            births[n] += 2
+            opened[n] += 2
             ours.close(); client.close()
 
         def wrapped(n, chance):
             context.wrap_socket(socket.socket(), server_hostname="x").close()
-            births[n] += 2
+            opened[n] += 2
 
         def detached(n, chance):
             socket.socket(fileno=socket.socket().detach()).close()
-            births[n] += 2
+            opened[n] += 2
 
         def watched(n, chance):
             s = socket.socket()
-            births[n] += 1
+            opened[n] += 1
             alive.append(weakref.ref(s))
             s.close()
 
@@ -381,7 +381,7 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
         def work(n):
             chance = random.Random(n)
             try:
-                while births[n] < {total} // 8:
+                while opened[n] < {total} // 8:
                     kind = chance.choice(kinds) if chance.random() > 0.005 else wrapped
                     kind(n, chance)
             except BaseException as error:
@@ -391,7 +391,7 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
             while not stop.is_set():
                 try:
                     for leak in guard.scan().leaks:
-                        # Between birth and close a socket may truly be dead or left by its peer.
+                        # Between open and close a socket may truly be dead or left by its peer.
                         if leak.verdict is cwg.Verdict.LINGERING:
                             errors.append(leak.verdict)
                 except BaseException as error:
@@ -407,15 +407,15 @@ def test_threads_that_make_drop_and_close_lose_no_birth_and_accuse_nobody():
         assert not errors, errors[:5]
         assert not any(thread.is_alive() for thread in [*workers, scanner])
         report = guard.scan(full=True)
-        told = report.coverage
-        assert told.opened == sum(births) + 1, (told, sum(births))
-        assert told.dropped == sum(drops), (told, sum(drops))
-        assert told.failures == 0
+        coverage = report.coverage
+        assert coverage.opened == sum(opened) + 1, (coverage, sum(opened))
+        assert coverage.dropped == sum(drops), (coverage, sum(drops))
+        assert coverage.failures == 0
         assert report.open_sockets == 1, report.open_sockets
         assert [leak for leak in report.leaks if leak.verdict != "dropped"] == []
         assert not any(ref() is not None for ref in alive)
         server.close()
-        print(told.opened)
+        print(coverage.opened)
         """
     )
     assert int(done.stdout) >= total

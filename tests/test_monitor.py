@@ -17,22 +17,22 @@ from closewait_guard.testing import CapturingReporter, half_closed_pair
 
 
 def until(condition, seconds=30.0):
-    """Wait for something that another thread brings about."""
+    """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
 
 
 @pytest.fixture
-def told():
+def reporter():
     return CapturingReporter()
 
 
 @pytest.fixture
-def watching(told):
-    """A guard with a grace time of nought, and a quick monitor."""
-    guard = cwg.Guard(cwg.Settings(grace=0), [told])
+def running_monitor(reporter):
+    """A monitor with a short interval, of a guard without a grace time."""
+    guard = cwg.Guard(cwg.Settings(grace=0), [reporter])
     with guard, Monitor(guard, interval=0.05, at_exit=False) as monitor:
         yield monitor
 
@@ -43,53 +43,53 @@ def run(program, *arguments):
     )
 
 
-def test_it_tells_at_every_interval_what_there_is_at_that_time(watching, told):
-    until(lambda: told.reports)
-    assert not told.reports[0].leaks
+def test_every_interval_has_a_report_of_that_moment(running_monitor, reporter):
+    until(lambda: reporter.reports)
+    assert not reporter.reports[0].leaks
     with half_closed_pair():
-        until(lambda: told.reports[-1].leaks)
-    until(lambda: not told.reports[-1].leaks)
-    assert [len(report.closed_late) for report in told.reports if report.closed_late] == [1]
+        until(lambda: reporter.reports[-1].leaks)
+    until(lambda: not reporter.reports[-1].leaks)
+    assert [len(report.closed_late) for report in reporter.reports if report.closed_late] == [1]
 
 
-def test_the_first_report_comes_after_one_interval(told):
-    begun = time.time()
-    with cwg.Guard(reporters=[told]) as guard, Monitor(guard, interval=0.3, at_exit=False):
-        until(lambda: told.reports)
-    assert told.reports[0].taken_at - begun >= 0.29
+def test_the_first_report_comes_after_one_interval(reporter):
+    started = time.time()
+    with cwg.Guard(reporters=[reporter]) as guard, Monitor(guard, interval=0.3, at_exit=False):
+        until(lambda: reporter.reports)
+    assert reporter.reports[0].taken_at - started >= 0.29
 
 
-def test_stopping_is_prompt_and_leaves_no_thread(told):
-    with cwg.Guard(reporters=[told]) as guard:
+def test_stopping_is_prompt_and_leaves_no_thread(reporter):
+    with cwg.Guard(reporters=[reporter]) as guard:
         monitor = Monitor(guard, interval=3600).start()
         assert monitor.running
-        begun = time.monotonic()
+        started = time.monotonic()
         monitor.stop()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started < 10
         assert not monitor.running
         monitor.stop()
-    assert told.reports == []
+    assert reporter.reports == []
 
 
-def test_starting_twice_makes_one_thread(watching):
+def test_starting_twice_makes_one_thread(running_monitor):
     before = threading.active_count()
-    watching.start()
+    running_monitor.start()
     assert threading.active_count() == before
 
 
-def test_it_can_be_started_again(watching, told):
-    watching.stop()
-    watching.start()
-    count = len(told.reports)
-    until(lambda: len(told.reports) > count)
+def test_it_can_be_started_again(running_monitor, reporter):
+    running_monitor.stop()
+    running_monitor.start()
+    count = len(reporter.reports)
+    until(lambda: len(reporter.reports) > count)
 
 
-def test_a_block_ends_with_a_last_report(told):
-    with cwg.Guard(cwg.Settings(grace=0), [told]) as guard:
+def test_a_block_ends_with_a_last_report(reporter):
+    with cwg.Guard(cwg.Settings(grace=0), [reporter]) as guard:
         with half_closed_pair():
             with Monitor(guard, interval=3600):
                 pass
-    assert [len(report.leaks) for report in told.reports] == [1]
+    assert [len(report.leaks) for report in reporter.reports] == [1]
 
 
 def test_uninstalling_stops_it():
@@ -104,13 +104,13 @@ def test_a_guard_of_ones_own_stops_its_monitor():
     assert not monitor.running
 
 
-def test_watching_installs_and_tells_beside_the_reporters_of_install(told):
+def test_watching_adds_reporters_to_those_of_install(reporter):
     first = CapturingReporter()
     guard = cwg.install(reporters=[first])
     try:
-        with cwg.watch(interval=0.05, reporters=[told], at_exit=False) as monitor:
+        with cwg.watch(interval=0.05, reporters=[reporter], at_exit=False) as monitor:
             assert monitor.guard is guard
-            until(lambda: told.reports and first.reports)
+            until(lambda: reporter.reports and first.reports)
     finally:
         cwg.uninstall()
 
@@ -126,7 +126,7 @@ def test_a_second_monitor_of_the_process_is_refused():
 
 
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), "60", True])
-def test_an_interval_that_cannot_be_kept_is_refused_in_one_sentence(interval):
+def test_an_impossible_interval_is_refused_in_one_sentence(interval):
     with cwg.Guard() as guard:
         with pytest.raises(
             cwg.ConfigurationError, match=r"^interval must be a number of seconds above zero, not"
@@ -134,23 +134,23 @@ def test_an_interval_that_cannot_be_kept_is_refused_in_one_sentence(interval):
             Monitor(guard, interval)
 
 
-def test_the_interval_is_that_of_the_settings_when_none_is_given(told):
+def test_the_interval_is_that_of_the_settings_when_none_is_given(reporter):
     settings = cwg.Settings(interval=0.05)
-    with cwg.Guard(settings, [told]) as guard, Monitor(guard, at_exit=False):
-        until(lambda: told.reports)
+    with cwg.Guard(settings, [reporter]) as guard, Monitor(guard, at_exit=False):
+        until(lambda: reporter.reports)
 
 
-def test_a_reporter_that_raises_does_not_end_the_series(told):
+def test_a_reporter_that_raises_does_not_end_the_series(reporter):
     def broken(report):
         raise SystemExit(3)
 
-    with cwg.Guard(reporters=[broken, told]) as guard, Monitor(guard, 0.05, at_exit=False):
-        until(lambda: len(told.reports) >= 3)
+    with cwg.Guard(reporters=[broken, reporter]) as guard, Monitor(guard, 0.05, at_exit=False):
+        until(lambda: len(reporter.reports) >= 3)
         assert guard.failed_reports >= 3
 
 
-def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
-    with cwg.Guard(reporters=[told]) as guard:
+def test_a_scan_that_fails_does_not_end_the_series(reporter, monkeypatch):
+    with cwg.Guard(reporters=[reporter]) as guard:
         scan, failures = guard._pipeline._scan, []
 
         def sometimes(**options):
@@ -161,43 +161,45 @@ def test_a_look_that_fails_is_told_and_the_next_is_made(told, monkeypatch):
 
         monkeypatch.setattr(guard._pipeline, "_scan", sometimes)
         with Monitor(guard, 0.05, at_exit=False):
-            until(lambda: told.reports)
+            until(lambda: reporter.reports)
         assert failures
 
 
-def test_an_interval_too_short_for_the_cost_is_stretched_and_the_reports_say_so(told, monkeypatch):
-    with cwg.Guard(reporters=[told]) as guard:
+def test_an_interval_too_short_for_the_cost_is_lengthened_and_the_reports_say_so(
+    reporter, monkeypatch
+):
+    with cwg.Guard(reporters=[reporter]) as guard:
         scan = guard._pipeline._scan
 
-        def dear(**options):
+        def costly(**options):
             end = time.thread_time() + 0.005
             while time.thread_time() < end:
                 pass
             return scan(**options)
 
-        monkeypatch.setattr(guard._pipeline, "_scan", dear)
+        monkeypatch.setattr(guard._pipeline, "_scan", costly)
         with Monitor(guard, 0.01, at_exit=False):
-            until(lambda: len(told.reports) >= 2)
-    apart = told.reports[1].taken_at - told.reports[0].taken_at
+            until(lambda: len(reporter.reports) >= 2)
+    apart = reporter.reports[1].taken_at - reporter.reports[0].taken_at
     assert apart >= 0.45
-    assert "too much for every 0 s" in told.reports[1].coverage.notes[-1]
-    assert "too much" not in "".join(told.reports[0].coverage.notes)
+    assert "too much for every 0 s" in reporter.reports[1].coverage.notes[-1]
+    assert "too much" not in "".join(reporter.reports[0].coverage.notes)
 
 
-def test_a_pace_that_costs_little_is_kept():
+def test_an_interval_of_cheap_scans_is_kept():
     assert Pace(60.0, 0.3).seconds == 60.0
     assert Pace(60.0, 0.3).note is None
     assert Pace(60.0, 0.6).seconds == pytest.approx(100.0)
 
 
-def test_a_clock_that_jumps_changes_nothing(watching, told, monkeypatch):
-    until(lambda: told.reports)
+def test_a_clock_that_jumps_changes_nothing(running_monitor, reporter, monkeypatch):
+    until(lambda: reporter.reports)
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    count = len(told.reports)
-    until(lambda: len(told.reports) > count + 2)
+    count = len(reporter.reports)
+    until(lambda: len(reporter.reports) > count + 2)
 
 
-def test_a_reporter_that_blocks_does_not_block_the_program(told):
+def test_a_reporter_that_blocks_does_not_block_the_program(reporter):
     released = threading.Event()
 
     def stuck(report):
@@ -205,24 +207,24 @@ def test_a_reporter_that_blocks_does_not_block_the_program(told):
 
     settings = cwg.Settings(reporter_timeout=0.1)
     try:
-        with cwg.Guard(settings, [stuck, told]) as guard, Monitor(guard, 0.05, at_exit=False):
-            until(lambda: len(told.reports) >= 3)
+        with cwg.Guard(settings, [stuck, reporter]) as guard, Monitor(guard, 0.05, at_exit=False):
+            until(lambda: len(reporter.reports) >= 3)
     finally:
         released.set()
         until(lambda: "closewait-guard-reporter" not in {t.name for t in threading.enumerate()})
 
 
-def test_an_event_loop_can_report_without_being_blocked(told):
+def test_an_event_loop_can_report_without_being_blocked(reporter):
     gaps = []
 
     async def main():
         reports = asyncio.create_task(
-            cwg.watch_async(interval=0.05, reporters=[told, slow], grace=0, at_exit=False)
+            cwg.watch_async(interval=0.05, reporters=[reporter, slow], grace=0, at_exit=False)
         )
-        while len(told.reports) < 3:
-            begun = time.monotonic()
+        while len(reporter.reports) < 3:
+            started = time.monotonic()
             await asyncio.sleep(0.005)
-            gaps.append(time.monotonic() - begun)
+            gaps.append(time.monotonic() - started)
         reports.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reports
@@ -237,9 +239,9 @@ def test_an_event_loop_can_report_without_being_blocked(told):
     assert max(gaps) < 1.7
 
 
-def test_an_event_loop_reports_once_more_when_it_is_cancelled(told):
+def test_an_event_loop_reports_once_more_when_it_is_cancelled(reporter):
     async def main():
-        reports = asyncio.create_task(cwg.watch_async(interval=3600, reporters=[told]))
+        reports = asyncio.create_task(cwg.watch_async(interval=3600, reporters=[reporter]))
         await asyncio.sleep(0.05)
         reports.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -249,7 +251,7 @@ def test_an_event_loop_reports_once_more_when_it_is_cancelled(told):
         asyncio.run(main())
     finally:
         cwg.uninstall()
-    assert len(told.reports) == 1
+    assert len(reporter.reports) == 1
 
 
 LEAKS_AND_ENDS = """
@@ -262,7 +264,7 @@ pair.__enter__()
 """
 
 
-def test_the_program_ends_with_a_last_report_if_it_is_wanted():
+def test_the_program_ends_with_a_last_report_when_wanted():
     done = run(LEAKS_AND_ENDS, "yes")
     assert done.returncode == 0
     assert "1 leaked" in done.stderr
@@ -277,35 +279,35 @@ cwg.watch(interval=3600, reporters=[lambda report: time.sleep(30)], reporter_tim
 
 
 def test_a_reporter_that_blocks_does_not_keep_the_program_from_ending():
-    begun = time.monotonic()
+    started = time.monotonic()
     assert run(BLOCKS_AT_EXIT).returncode == 0
-    assert time.monotonic() - begun < 25
+    assert time.monotonic() - started < 25
 
 
 FORKS = """
 import os, sys, time
 import closewait_guard as cwg
-told = []
+reports = []
 wanted = sys.argv[1] == "yes"
-monitor = cwg.watch(interval=0.05, reporters=[told.append], at_exit=False, in_children=wanted)
+monitor = cwg.watch(interval=0.05, reporters=[reports.append], at_exit=False, in_children=wanted)
 
 def wait_for_reports():
     deadline = time.monotonic() + 20
-    while not told and time.monotonic() < deadline:
+    while not reports and time.monotonic() < deadline:
         time.sleep(0.01)
 
 wait_for_reports()
 child = os.fork()
-told.clear()
+reports.clear()
 if child == 0 and not wanted:
     time.sleep(0.5)
 else:
     wait_for_reports()
 if child == 0:
-    pids = {report.pid for report in told}
+    pids = {report.pid for report in reports}
     os._exit(monitor.running * 10 + (pids == {os.getpid()}))
 _, status = os.waitpid(child, 0)
-assert told and monitor.running
+assert reports and monitor.running
 monitor.stop()
 print(os.waitstatus_to_exitcode(status))
 """
@@ -313,7 +315,7 @@ print(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize(("wanted", "found"), [("yes", "11"), ("no", "0")])
-def test_it_goes_on_in_a_forked_child_only_when_asked_to(wanted, found):
+def test_it_continues_in_a_forked_child_only_on_request(wanted, found):
     done = run(FORKS, wanted)
     assert done.stdout.strip() == found, done.stderr
 
@@ -328,12 +330,12 @@ else:
     eventlet.monkey_patch()
 import threading, time
 import closewait_guard as cwg
-told, gaps = [], []
-with cwg.watch(interval=3, reporters=[told.append], at_exit=False):
-    while not told:
-        begun = time.monotonic()
+reports, gaps = [], []
+with cwg.watch(interval=3, reporters=[reports.append], at_exit=False):
+    while not reports:
+        started = time.monotonic()
         time.sleep(0.01)
-        gaps.append(time.monotonic() - begun)
+        gaps.append(time.monotonic() - started)
 cwg.uninstall()
 assert threading.active_count() == 1, threading.enumerate()
 print(max(gaps))
@@ -341,11 +343,11 @@ print(max(gaps))
 
 
 @pytest.mark.parametrize("library", ["gevent", "eventlet"])
-def test_green_threads_go_on_while_it_waits(library):
+def test_green_threads_run_while_it_waits(library):
     pytest.importorskip(library)
     done = run(GREEN, library)
     assert done.returncode == 0, done.stderr
-    # Far below the interval: nobody has waited for the monitor.
+    # Far below the interval: no thread has waited for the monitor.
     assert float(done.stdout) < 2
 
 
@@ -357,7 +359,7 @@ def test_no_descriptor_is_left():
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_sockets_are_not_kept_alive_by_the_series(watching, told):
+def test_sockets_are_not_kept_alive_by_the_series(running_monitor, reporter):
     with half_closed_pair():
-        until(lambda: told.reports and told.reports[-1].leaks)
-    until(lambda: told.reports[-1].open_sockets == 0)
+        until(lambda: reporter.reports and reporter.reports[-1].leaks)
+    until(lambda: reporter.reports[-1].open_sockets == 0)

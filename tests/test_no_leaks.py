@@ -48,7 +48,7 @@ def test_a_socket_left_open_fails_with_the_rendered_report(depth):
 @pytest.mark.parametrize(
     ("peer_closes", "verdict"), [(True, cwg.Verdict.LEAKED), (False, cwg.Verdict.OPEN)]
 )
-def test_a_connection_left_open_is_told_by_what_became_of_it(peer_closes, verdict):
+def test_a_connection_left_open_has_the_verdict_of_its_state(peer_closes, verdict):
     with socket.create_server(("127.0.0.1", 0)) as server:
         with pytest.raises(cwg.SocketLeakError) as caught, cwg.no_leaks(grace=0.05):
             ours = socket.create_connection(server.getsockname())
@@ -60,7 +60,7 @@ def test_a_connection_left_open_is_told_by_what_became_of_it(peer_closes, verdic
     assert verdict in [leak.verdict for leak in caught.value.report.findings]
 
 
-def test_what_was_open_before_is_not_its_concern():
+def test_sockets_that_were_open_before_do_not_count():
     with half_closed_pair(), socket.socket(), cwg.no_leaks(grace=0):
         socket.socket().close()
     with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
@@ -69,7 +69,7 @@ def test_what_was_open_before_is_not_its_concern():
         assert guard.scan().leaks
 
 
-def test_allow_open_accepts_a_connection_that_is_well_and_no_other():
+def test_allow_open_accepts_a_healthy_connection_and_no_other():
     with socket.create_server(("127.0.0.1", 0)) as server:
         with cwg.no_leaks(grace=0.05, allow_open=True):
             pooled = socket.create_connection(server.getsockname())
@@ -96,7 +96,7 @@ def test_a_socket_dropped_inside_fails_though_it_is_gone():
             socket.socket()
 
 
-def test_a_socket_alive_until_collected_is_told_as_a_cycle():
+def test_a_socket_alive_until_collected_is_reported_as_a_cycle():
     started = time.monotonic()
     with pytest.warns(ResourceWarning), pytest.raises(cwg.SocketLeakError, match="reference cycle"):
         with cwg.no_leaks(grace=30):
@@ -106,7 +106,7 @@ def test_a_socket_alive_until_collected_is_told_as_a_cycle():
     assert time.monotonic() - started < 10, "nothing is left to wait for"
 
 
-def test_an_exception_from_the_body_is_never_masked():
+def test_an_exception_from_the_block_is_never_masked():
     kept = []
     for error in (ValueError("mine"), KeyboardInterrupt(), SystemExit(3)):
         with pytest.raises(type(error)) as caught, cwg.no_leaks(grace=10):
@@ -192,7 +192,7 @@ def test_async_with_masks_no_exception():
         asyncio.run(main())
 
 
-def test_blocks_nest_and_each_fails_for_its_own():
+def test_nested_blocks_fail_each_for_its_own_sockets():
     with cwg.Guard() as guard:
         with pytest.raises(cwg.SocketLeakError) as outer, guard.no_leaks(grace=0.05):
             first = socket.socket()
@@ -237,7 +237,7 @@ def test_it_uses_the_installed_guard_and_leaves_it_installed():
         cwg.uninstall()
 
 
-def test_it_serves_unittest():
+def test_it_works_in_unittest():
     class Case(unittest.TestCase):
         def test(self):
             self.enterContext(cwg.no_leaks(grace=0))

@@ -45,13 +45,15 @@ def keep_idle_in_pool(monkeypatch, guard, serial):
     monkeypatch.setattr(guard._pipeline._pools, "uses", lambda *_: {serial: use})
 
 
-@pytest.mark.parametrize("look", ["scan", "report"])
-def test_one_look_judges_each_socket_once_even_where_a_pool_has_it(calls, monkeypatch, look):
+@pytest.mark.parametrize("function", ["scan", "report"])
+def test_one_scan_judges_each_socket_once_even_if_it_is_idle_in_a_pool(
+    calls, monkeypatch, function
+):
     with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair(), half_closed_pair():
         serial = guard.scan().leaks[0].observation.record.serial
         keep_idle_in_pool(monkeypatch, guard, serial)
         calls.clear()
-        report = getattr(guard, look)()
+        report = getattr(guard, function)()
     assert {finding.verdict for finding in report.findings} == {"leaked", "stale_pool"}
     assert all(finding.hint for finding in report.findings)
     judged = {subject: n for (name, subject), n in calls.items() if name == "verdict_of"}

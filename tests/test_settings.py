@@ -103,7 +103,7 @@ def test_a_malformed_environment_variable_is_named(tmp_path):
     )
 
 
-def test_an_unknown_name_is_told_with_the_known_ones(tmp_path):
+def test_an_unknown_name_is_reported_with_the_known_ones(tmp_path):
     for given in (
         {"overrides": {"stackdepth": 3}},
         {"environ": {"CLOSEWAIT_GUARD_STACKDEPTH": "3"}},
@@ -134,7 +134,7 @@ def test_a_bad_pyproject_is_named(tmp_path, toml, sentence):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_unreadable_pyproject_is_left_out_and_stops_nobody(tmp_path, monkeypatch):
+def test_an_unreadable_pyproject_is_ignored_and_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("")
 
     def refuse(path):
@@ -236,7 +236,7 @@ def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
         assert len(listings) == expected, now
 
 
-def test_a_folder_that_may_not_be_looked_into_is_nobodys_project(tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_listed_is_no_project(tmp_path, monkeypatch):
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 

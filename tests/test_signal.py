@@ -1,4 +1,4 @@
-"""A signal prints a report, calls the handler that was there, and is given back as it was."""
+"""A signal prints a report, and calls the handler that was there, which is restored at the end."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_the_report_is_printed_and_the_handler_that_was_there_is_called(capfd):
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_without_a_handler_before_the_program_lives_on(capfd):
+def test_without_an_earlier_handler_the_signal_does_not_end_the_program(capfd):
     cwg.install(signal="USR1")
     os.kill(os.getpid(), signal.SIGUSR1)
     printed(capfd)
 
 
-def test_one_signal_prints_one_report_while_a_monitor_listens(capfd):
+def test_one_signal_prints_one_report_while_a_monitor_runs(capfd):
     cwg.install(signal="SIGUSR1")
     with cwg.watch(interval=3600, at_exit=False):
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -97,7 +97,7 @@ if sys.argv[1] == "monitor":
 posix, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
 posix.pthread_mutex_lock(mutex)
 
-def others():
+def signal_and_unlock():
     time.sleep(0.3)
     os.kill(os.getpid(), signal.SIGUSR1)
     # Only a monitor reports before the call ends.
@@ -105,30 +105,32 @@ def others():
     print("the call ends", file=sys.stderr, flush=True)
     posix.pthread_mutex_unlock(mutex)
 
-threading.Thread(target=others).start()
+threading.Thread(target=signal_and_unlock).start()
 posix.pthread_mutex_lock(mutex)
 wait_for_a_report(30)
 """
 
 
-@pytest.mark.parametrize("who", ["monitor", "nobody"])
-def test_a_main_thread_stuck_in_a_call_is_no_obstacle_if_a_monitor_runs(who, tmp_path):
-    code, told = run(STUCK, tmp_path / "told", who)
-    assert code == 0, told
-    report, end = told.find("no leak of"), told.find("the call ends")
-    assert min(report, end) >= 0, told
-    assert (report < end) is (who == "monitor")
+@pytest.mark.parametrize("with_monitor", ["monitor", "no monitor"])
+def test_a_main_thread_stuck_in_a_call_delays_no_report_while_a_monitor_runs(
+    with_monitor, tmp_path
+):
+    code, text = run(STUCK, tmp_path / "stderr", with_monitor)
+    assert code == 0, text
+    report, end = text.find("no leak of"), text.find("the call ends")
+    assert min(report, end) >= 0, text
+    assert (report < end) is (with_monitor == "monitor")
 
 
 def test_an_event_loop_that_takes_the_wakeup_descriptor_is_left_alone(capfd):
-    heard = []
+    caught = []
 
     async def main():
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR2, heard.append, 1)
+        loop.add_signal_handler(signal.SIGUSR2, caught.append, 1)
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR2)
-        while not heard:
+        while not caught:
             await asyncio.sleep(0.01)
         loop.remove_signal_handler(signal.SIGUSR2)
 
@@ -136,47 +138,47 @@ def test_an_event_loop_that_takes_the_wakeup_descriptor_is_left_alone(capfd):
     with cwg.watch(interval=3600, at_exit=False):
         asyncio.run(asyncio.wait_for(main(), 30))
         printed(capfd)
-        # The loop has left the descriptor to nobody; the next signal is heard all the same.
+        # The loop has unset the descriptor; the next signal is caught all the same.
         os.kill(os.getpid(), signal.SIGUSR1)
         printed(capfd)
-    assert heard == [1]
+    assert caught == [1]
 
 
-def test_a_loop_that_has_the_wakeup_descriptor_keeps_it(capfd):
-    heard = []
+def test_an_event_loop_that_has_the_wakeup_descriptor_keeps_it(capfd):
+    caught = []
 
     async def main():
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR2, heard.append, 1)
+        loop.add_signal_handler(signal.SIGUSR2, caught.append, 1)
         with cwg.watch(interval=3600, at_exit=False, signal="SIGUSR1"):
             os.kill(os.getpid(), signal.SIGUSR2)
             os.kill(os.getpid(), signal.SIGUSR1)
-            while not heard:
+            while not caught:
                 await asyncio.sleep(0.01)
         loop.remove_signal_handler(signal.SIGUSR2)
 
     asyncio.run(asyncio.wait_for(main(), 30))
     printed(capfd)
-    assert heard == [1]
+    assert caught == [1]
 
 
-def test_beneath_another_handler_ours_falls_silent_but_hands_on(capfd):
+def test_after_uninstall_a_later_handler_can_still_call_ours_which_calls_the_earlier_one(capfd):
     called = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append("before"))
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: called.append("earlier"))
     try:
         cwg.install(signal="SIGUSR1")
         ours = signal.getsignal(signal.SIGUSR1)
 
-        def above(number, frame):
-            called.append("above")
+        def later(number, frame):
+            called.append("later")
             ours(number, frame)
 
-        signal.signal(signal.SIGUSR1, above)
+        signal.signal(signal.SIGUSR1, later)
         cwg.uninstall()
-        assert signal.getsignal(signal.SIGUSR1) is above
+        assert signal.getsignal(signal.SIGUSR1) is later
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.1)
-        assert called == ["above", "before"]
+        assert called == ["later", "earlier"]
         assert "Cannot see" not in capfd.readouterr().err
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -227,7 +229,7 @@ time.sleep(0.2)
 """
 
 
-def test_a_signal_to_a_forked_child_is_answered_by_the_child_alone(tmp_path):
-    code, told = run(FORKS, tmp_path / "told")
+def test_a_signal_to_a_forked_child_is_reported_by_the_child_alone(tmp_path):
+    code, text = run(FORKS, tmp_path / "stderr")
     assert code == 0
-    assert told.count("Cannot see") == 1, told
+    assert text.count("Cannot see") == 1, text
