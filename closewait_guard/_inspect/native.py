@@ -1,6 +1,6 @@
 """Sockets that no socket object is known for: opened by native code, or received as a number.
 
-Births for native sockets: callables during which descriptors appear are wrapped, and told.
+`attribute()` wraps the callables that open them, to record where.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class NativeSockets:
         """None: nobody sees the end of what has no object."""
         return ()
 
-    def claim(self, fds: Iterable[int], stack: CapturedStack) -> None:
+    def assign_creation(self, fds: Iterable[int], stack: CapturedStack) -> None:
         """Say where some of them were opened."""
         for fd in fds:
             since, inode, known = self._tracked.mark(), inode_of(fd), self._known.get(fd)
@@ -186,7 +186,7 @@ class NativeSockets:
                 continue
             self._known[fd] = _Native(self._new_creation(wall(), stack), inode, since, now())
 
-    def present(self) -> set[int]:
+    def current_fds(self) -> set[int]:
         """The descriptors of all sockets that no object is known for, at this moment."""
         return set(sockets_besides(self._tracked.is_tracked) or ())
 
@@ -219,105 +219,109 @@ def _no_object() -> None:
 
 
 class CallAttribution:
-    """Wraps callables for one guard, until `undo`."""
+    """Wraps the callables that open native sockets, for one guard and until `undo`."""
 
     def __init__(self, natives: NativeSockets, stack_depth: int) -> None:
         self._natives = natives
         self._depth = stack_depth
         self._undo: dict[str, Callable[[], None]] = {}
-        # Objects that may open a descriptor later than they were made.
-        self._made: dict[int, tuple[weakref.ref[Any], CapturedStack]] = {}
+        # Objects that may open a descriptor after they were made, by the identity of the reference.
+        self._watched: dict[int, tuple[weakref.ref[Any], CapturedStack]] = {}
 
     def wrap(self, *names: str) -> None:
         """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
-        known = _attributed()
+        known = _attributed_callables()
         for name in names:
             for reference in known.get(name, (name,)):
                 if reference not in self._undo:
-                    self._undo[reference] = self._wrapped(reference)
+                    self._undo[reference] = self._wrap(reference)
 
-    def _wrapped(self, reference: str) -> Callable[[], None]:
+    def _wrap(self, reference: str) -> Callable[[], None]:
         module, _, path = reference.partition(":")
         *holders, last = path.split(".")
         try:
             place: Any = import_module(module)
             for holder in holders:
                 place = getattr(place, holder)
-            return patch.wrap_callable(place, last, self._around)
+            return patch.wrap_callable(place, last, self._wrapper)
         except Exception as error:
-            known = ", ".join(sorted(_attributed()))
+            known = ", ".join(sorted(_attributed_callables()))
             raise ConfigurationError(
                 f"attribute({reference!r}): {type(error).__name__}: {error}; give the "
                 f'"module:callable" of something written in Python, or one of {known}'
             ) from error
 
-    def _around(self, wrapped: Any, _: object, args: Any, kwargs: Any) -> Any:
+    def _wrapper(self, wrapped: Any, _: object, args: Any, kwargs: Any) -> Any:
         if not self._undo:
             return wrapped(*args, **kwargs)
-        claim = partial(
-            self._claim, self._natives.present(), capture(sys._getframe(1), self._depth)
+        assign = partial(
+            self._assign_or_ignore,
+            self._natives.current_fds(),
+            capture(sys._getframe(1), self._depth),
         )
         result = wrapped(*args, **kwargs)
         # A coroutine, also one of Cython's, which inspect does not take for one.
         if inspect.isawaitable(result) and hasattr(result, "send"):
-            return _claimed(result, claim)
-        claim(result)
+            return _assign_awaited(result, assign)
+        assign(result)
         return result
 
-    def _claim(self, before: set[int], stack: CapturedStack, result: object) -> None:
-        """Of what the result tells, else of all descriptors that have appeared."""
+    def _assign_or_ignore(self, before: set[int], stack: CapturedStack, result: object) -> None:
         with contextlib.suppress(Exception):  # Nothing of ours is raised into the program.
-            self._claim_of(before, stack, result)
+            self._assign(before, stack, result)
 
-    def _claim_of(self, before: set[int], stack: CapturedStack, result: object) -> None:
+    def _assign(self, before: set[int], stack: CapturedStack, result: object) -> None:
+        """Assign the stack to the descriptors of the result, or to all that have appeared."""
         owner = result[0] if type(result) is tuple and result else result
-        told = _descriptors(owner)
-        if told is not None and not told:
-            self._remember(owner, stack)
-        self._natives.claim((self._natives.present() - before) if told is None else told, stack)
+        fds = _descriptors(owner)
+        if fds is None:
+            fds = self._natives.current_fds() - before
+        elif not fds:
+            self._watch_owner(owner, stack)
+        self._natives.assign_creation(fds, stack)
 
-    def _remember(self, owner: object, stack: CapturedStack) -> None:
-        for key, (ref, _) in self._made.copy().items():
+    def _watch_owner(self, owner: object, stack: CapturedStack) -> None:
+        for key, (ref, _) in self._watched.copy().items():
             if ref() is None:
-                self._made.pop(key, None)
+                self._watched.pop(key, None)
         ref = weakref.ref(owner)
-        # By address, because the hash of the reference would be that of the program's object.
-        self._made[id(ref)] = (ref, stack)
+        # The hash of the reference would be that of the program's object.
+        self._watched[id(ref)] = (ref, stack)
 
     def refresh(self) -> None:
-        """Ask what was made for the descriptors that it has opened since."""
-        for ref, stack in self._made.copy().values():
+        """Assign the stacks to the descriptors that watched owners have opened since."""
+        for ref, stack in self._watched.copy().values():
             owner = ref()
             if owner is not None:
-                self._natives.claim(_descriptors(owner) or (), stack)
+                self._natives.assign_creation(_descriptors(owner) or (), stack)
 
     def undo(self) -> None:
-        """Put back what was found, unless somebody has wrapped it since: then fall silent."""
+        """Restore the callables; those that others have wrapped since stay, and record nothing."""
         undo, self._undo = self._undo, {}
-        self._made.clear()
+        self._watched.clear()
         for restore in undo.values():
             restore()
 
 
-async def _claimed(result: Any, claim: Callable[[object], None]) -> Any:
-    made = await result
-    claim(made)
-    return made
+async def _assign_awaited(result: Any, assign: Callable[[object], None]) -> Any:
+    awaited = await result
+    assign(awaited)
+    return awaited
 
 
-def _attributed() -> dict[str, tuple[str, ...]]:
+def _attributed_callables() -> dict[str, tuple[str, ...]]:
     """What to wrap, by the name of a library."""
     libraries = _libraries.LIBRARIES
     return {library.name: library.attributed for library in libraries if library.attributed}
 
 
 def _descriptors(owner: object) -> set[int] | None:
-    """What an object of a known kind has open; None for any other."""
+    """The open descriptors of an object of a known kind; None for any other object."""
     for kind in (kind for library in _libraries.LIBRARIES for kind in library.owners):
         if is_any_of(owner, loaded(kind.classes)):
             try:
                 return {fd for fd in kind.descriptors(owner) if fd >= 0}
             except Exception:
-                # Not open yet, or busy with something that it does not allow.
+                # It is not open yet, or too busy to answer.
                 return set()
     return None
