@@ -320,7 +320,7 @@ def _open_by_name(path: str) -> int:
 def _refuse_if_replaced(status: os.stat_result, path: str) -> None:
     """Raise if a folder has become a link to another while the file was opened."""
     if not os.path.samestat(status, os.lstat(_resolve_folders(path))):
-        raise PermissionError(errno.EPERM, "somebody exchanges what its path names", path)
+        raise PermissionError(errno.EPERM, "something replaces what its path names", path)
 
 
 def _resolve_folders(path: str) -> str:
@@ -374,4 +374,4 @@ def _wait_for_reader(fd: int) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     if not poll.poll(_READER_TIMEOUT * 1000):
-        raise TimeoutError(errno.ETIMEDOUT, "nobody reads what is written")
+        raise TimeoutError(errno.ETIMEDOUT, "no reader takes what is written")

@@ -281,8 +281,8 @@ def _describe_reuse(fd: int) -> str:
     try:
         target = Path(f"/proc/self/fd/{fd}").readlink()
     except OSError:
-        return f"nobody: descriptor {fd} is closed"
-    return f"nobody: descriptor {fd} is now {target}"
+        return f"nothing: descriptor {fd} is closed"
+    return f"nothing: descriptor {fd} is now {target}"
 
 
 def _find_successors(

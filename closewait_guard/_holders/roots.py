@@ -216,7 +216,7 @@ def _handle(handle: Any, _: type) -> Root:
     callback = native_field(callback, MethodType, "__func__", callback)
     name = text_of(native_field(callback, FunctionType, "__qualname__"))
     calls = f" to call {name}()" if name is not None else ""
-    return Root(FALLBACK, "", f"nobody but the event loop, which waits{calls}")
+    return Root(FALLBACK, "", f"only the event loop, which waits{calls}")
 
 
 def _loop(*_: Any) -> Root:

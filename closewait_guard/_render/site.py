@@ -148,7 +148,7 @@ def connection_summary(observations: Sequence[Observation]) -> str:
     if closed:
         parts[0] += f" {format_duration_range(min(closed), max(closed))} ago"
     elif observations[0].connection is Connection.PEER_CLOSED:
-        parts[0] += ", nobody saw when"
+        parts[0] += ", at an unknown time"
     traffic = [
         seconds for each in observations if (seconds := _seconds_since_traffic(each)) is not None
     ]
@@ -210,7 +210,7 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
                 f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
             )
         case _, Origin.NATIVE if not record.stack:
-            return "opened by native code, or received as a number: nobody knows where"
+            return "opened by native code, or received as a number, at an unknown place"
         case _, Origin.ADOPTED if not record.stack:
             return "older than the guard: where it was opened is unknown"
     return ""

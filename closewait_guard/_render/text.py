@@ -135,12 +135,14 @@ def _place(closed: ClosedLate) -> str:
 def _coverage_lines(coverage: Coverage) -> list[str]:
     notes = list(coverage.notes)
     if coverage.adopted:
-        notes.append(f"the birth of {pluralize(coverage.adopted, 'socket')} older than the guard")
+        notes.append(
+            f"the creation of {pluralize(coverage.adopted, 'socket')} older than the guard"
+        )
     if coverage.forgotten:
         notes.append(
-            f"the births of {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets, "
+            f"the creations of {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets, "
             "whose records had to make room"
         )
     if coverage.failures:
-        notes.append(f"{coverage.failures:,} births or deaths that failed to be recorded")
+        notes.append(f"{coverage.failures:,} creations or ends that failed to be recorded")
     return wrap_text(f"Cannot see: {'; '.join(notes)}.", "  ")

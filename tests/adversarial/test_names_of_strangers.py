@@ -440,8 +440,8 @@ monitor.stop()
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
-    assert "a periodic report failed" in told
-    assert "ValueError: about ***" in told
-    assert "next_in_series" in told
-    assert "tenant-4711" not in told
+    output = done.stdout + done.stderr
+    assert "a periodic report failed" in output
+    assert "ValueError: about ***" in output
+    assert "next_in_series" in output
+    assert "tenant-4711" not in output

@@ -349,7 +349,7 @@ def test_a_call_that_the_event_loop_has_scheduled():
     async def main():
         ref = put(lambda sock: asyncio.get_running_loop().call_later(0.2, sock.close))
         [sentence] = held_by(ref)
-        assert sentence == "nobody but the event loop, which waits to call socket.close()"
+        assert sentence == "only the event loop, which waits to call socket.close()"
 
     asyncio.run(main())
 

@@ -44,7 +44,7 @@ def test_a_number_that_is_free_is_told(guard, pair):
     assert told(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
     assert not leak.is_leak
     assert leak.severity is cwg.Severity.WARNING
-    assert leak.holders == (f"nobody: descriptor {fd} is closed",)
+    assert leak.holders == (f"nothing: descriptor {fd} is closed",)
     assert "os.close()" in leak.hint
     assert "CLOSED ELSEWHERE" in cwg.render_text(report)
     assert told(guard.scan()) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
