@@ -62,6 +62,7 @@ class WakeupReader:
         self._number = self._pipe[1].fileno()
         self._is_stopping = _thread.allocate_lock()
         self._is_reading = _thread.allocate_lock()
+        self._is_late = False
         self._unpaired: int | None = None
         self._thread = threading.Thread(
             target=self._read, name="closewait-guard-signal", daemon=True
@@ -143,6 +144,7 @@ class WakeupReader:
         self._is_reading.release()
         # Unless it was stopped, the program has closed the pipe.
         self._stop()
+        self._release_if_late()
 
     def _handle_numbers(self, numbers: bytes) -> None:
         """Count the signal and its handler, which runs later, once. A handler alone counts too."""
@@ -166,6 +168,14 @@ class WakeupReader:
         with suppress(OSError):
             os.write(self._pipe[1].fileno(), bytes([_END]))
         if self._is_reading.acquire(timeout=_MAX_JOIN_SECONDS):
+            _call_in_main_thread(self._release)
+        else:
+            self._is_late = True
+            self._release_if_late()
+
+    def _release_if_late(self) -> None:
+        """Release what `_stop` did not wait for; the lock lets only one of two threads do it."""
+        if self._is_late and self._is_reading.acquire(blocking=False):
             _call_in_main_thread(self._release)
 
     def _release(self) -> None:

@@ -13,6 +13,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard import _signal
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no such signal")
 
@@ -90,6 +91,7 @@ def run(program, path, *arguments):
 STUCK = """
 import ctypes, os, signal, sys, threading, time
 import closewait_guard as cwg
+from closewait_guard import _signal
 cwg.install(signal="SIGUSR1")
 if sys.argv[1] == "monitor":
     cwg.watch(interval=3600, at_exit=False)
@@ -216,6 +218,7 @@ def test_the_signal_can_be_named_in_the_environment(monkeypatch, capfd):
 FORKS = """
 import signal
 import closewait_guard as cwg
+from closewait_guard import _signal
 cwg.install(signal="SIGUSR1")
 cwg.watch(interval=3600, at_exit=False)
 child = os.fork()
@@ -233,3 +236,16 @@ def test_a_signal_to_a_forked_child_is_reported_by_the_child_alone(tmp_path):
     code, text = run(FORKS, tmp_path / "stderr")
     assert code == 0
     assert text.count("Cannot see") == 1, text
+
+
+def test_a_reader_that_ends_late_leaves_no_descriptor(monkeypatch):
+    before = set(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(_signal, "_MAX_JOIN_SECONDS", 0)
+    for _ in range(5):
+        with cwg.watch(interval=3600, signal="SIGUSR1", at_exit=False):
+            time.sleep(0.01)
+        cwg.uninstall()
+    end = time.monotonic() + 30
+    while set(os.listdir("/proc/self/fd")) != before:
+        assert time.monotonic() < end, set(os.listdir("/proc/self/fd")) - before
+        time.sleep(0.01)
