@@ -223,11 +223,11 @@ class _Used:
 
     def _by_listing(self) -> int:
         """Takes a microsecond for each, more than all the rest of a scan."""
-        begun = now()
-        if begun >= self._good_until:
+        started = now()
+        if started >= self._good_until:
             self._listed = len(_names()) - 1
-            took = now() - begun
-            self._good_until = begun + (took / _MAX_SHARE if took > _LONG else 0.0)
+            took = now() - started
+            self._good_until = started + (took / _MAX_SHARE if took > _LONG else 0.0)
         return self._listed
 
 

@@ -1,4 +1,4 @@
-"""The words of a report: origins, states, evidence, verdicts, severities, alerts."""
+"""The enumerations of a report: origins, states, evidence, verdicts, severities, alerts."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Evidence(Word):
 
 
 class Verdict(Word):
-    """What is to be thought of a socket; the first five are leaks."""
+    """What was found out about a socket; the first five are leaks."""
 
     LEAKED = "leaked"
     DEAD = "dead"
@@ -149,7 +149,7 @@ class AlertKind(Word):
 
 
 class AlertStatus(Word):
-    """What there is to tell of an alert now. It is told once, and again only if this changes."""
+    """What is new about an alert. It is reported once, and again only if this changes."""
 
     RAISED = "raised"
     CHANGED = "changed"

@@ -1,9 +1,8 @@
-"""What a signal handler raises while our own code runs: it is the program's, and must reach it.
+"""Exceptions of the program that come up in our code: those of signal handlers and audit hooks.
 
-Python runs the handlers between two bytecodes of the main thread, and ours are as good as any.
-
-
-Questions to the operating system that an audit hook of the program does not let pass.
+Python runs signal handlers between any two bytecodes of the main thread, also of ours. What they
+raise must reach the program. What an audit hook raises at a question to the operating system is
+counted.
 """
 
 from __future__ import annotations
@@ -41,22 +40,22 @@ else:
         return bool(_add_call(_is_true, asked) == 0)
 
 
-# The interpreter asks up to 32 times at each occasion. A collection finalizes any number of sockets
-# in a row, and would take the longer for it: what is raised in its first ones is dropped at last.
-_MOST_QUESTIONS = 5000
+# The interpreter asks up to 32 times at each occasion. A collection that finalizes many sockets in
+# a row would take the longer for it: after so many questions, the exception is dropped.
+_MAX_QUESTIONS = 5000
 
 
 def interrupts(error: BaseException) -> bool:
-    """Whether an exception that came up in our code is none of ours, but the program's."""
-    return not isinstance(error, Exception) or _beyond_signal(error.__traceback__) is not None
+    """Whether an exception that came up in our code is one of the program, and must be raised."""
+    return not isinstance(error, Exception) or _from_signal_handler(error.__traceback__) is not None
 
 
-def _beyond_signal(trace: TracebackType | None) -> TracebackType | None:
+def _from_signal_handler(trace: TracebackType | None) -> TracebackType | None:
     """From the signal handler on: it is called with the frame that it interrupts."""
     handlers = _codes_of_handlers()
     while trace is not None and (inner := trace.tb_next) is not None:
-        # It may have let go of that frame, or be one no more.
-        if id(inner.tb_frame.f_code) in handlers or _was_given(inner.tb_frame, trace.tb_frame):
+        # It may no longer hold that frame, or no longer be the handler.
+        if id(inner.tb_frame.f_code) in handlers or _has_argument(inner.tb_frame, trace.tb_frame):
             return inner
         trace = inner
     return None
@@ -77,7 +76,7 @@ def _code_of(handler: object) -> CodeType | None:
     return function.__code__ if type(function) is FunctionType else None
 
 
-def _was_given(frame: FrameType, interrupted: FrameType) -> bool:
+def _has_argument(frame: FrameType, interrupted: FrameType) -> bool:
     values = tuple(frame.f_locals.values())
     rest = [value for value in values if type(value) is tuple]
     return any(value is interrupted for value in values + sum(rest, ()))
@@ -92,15 +91,15 @@ class DeferredErrors:
     def __init__(self, codes: Iterable[CodeType | None]) -> None:
         # By identity, because a code object hashes its constants.
         self._codes = {id(code): code for code in codes}
-        self._waiting: list[_Waiting] = []
+        self._deferred: list[_Deferred] = []
 
     def raise_later(self, error: BaseException) -> None:
-        """Raise it later."""
-        handler = _beyond_signal(error.__traceback__)
-        waiting = _Waiting(error.with_traceback(handler), self._is_inside, self._waiting.remove)
-        self._waiting.append(waiting)
-        if not _call_soon(waiting):
-            self._waiting.remove(waiting)
+        """Raise it as soon as that is possible."""
+        handler = _from_signal_handler(error.__traceback__)
+        deferred = _Deferred(error.with_traceback(handler), self._is_inside, self._deferred.remove)
+        self._deferred.append(deferred)
+        if not _call_soon(deferred):
+            self._deferred.remove(deferred)
 
     def _is_inside(self, frame: FrameType | None) -> bool:
         while frame is not None:
@@ -110,28 +109,32 @@ class DeferredErrors:
         return False
 
 
-class _Waiting:
-    """An exception that is raised by whoever asks for its truth."""
+class _Deferred:
+    """An exception that is raised as soon as its truth is asked for."""
 
-    __slots__ = ("_asked", "_error", "_gone", "_is_early")
+    __slots__ = ("_error", "_is_too_early", "_on_raise", "_questions")
 
     def __init__(
         self,
         error: BaseException,
-        is_early: Callable[[FrameType], bool],
-        gone: Callable[[_Waiting], None],
+        is_too_early: Callable[[FrameType], bool],
+        on_raise: Callable[[_Deferred], None],
     ) -> None:
         self._error = error
-        self._is_early = is_early
-        self._gone = gone
-        self._asked = 0
+        self._is_too_early = is_too_early
+        self._on_raise = on_raise
+        self._questions = 0
 
     def __bool__(self) -> bool:
-        self._asked += 1
-        if self._is_early(sys._getframe()) and self._asked < _MOST_QUESTIONS and _call_soon(self):
+        self._questions += 1
+        if (
+            self._is_too_early(sys._getframe())
+            and self._questions < _MAX_QUESTIONS
+            and _call_soon(self)
+        ):
             return False
-        self._gone(self)
-        if self._asked < _MOST_QUESTIONS:
+        self._on_raise(self)
+        if self._questions < _MAX_QUESTIONS:
             raise self._error
         return False
 

@@ -27,7 +27,7 @@ from closewait_guard._inspect import (
     SiteCount,
     SocketScanner,
     count_by_site,
-    read_again,
+    retry_sources,
 )
 from closewait_guard._interruptions import refusals
 from closewait_guard._judge import (
@@ -160,7 +160,7 @@ class Pipeline:
     def _inspect(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         if not self._is_installed():
             self._registry.adopt()
-        read_again()
+        retry_sources()
         return self.scanner.scan(full=full, opened_after=opened_after)
 
     def _find(

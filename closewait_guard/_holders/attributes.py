@@ -8,8 +8,8 @@ from collections import deque
 from types import CellType, FunctionType, MethodType, TracebackType
 
 from closewait_guard._live import (
+    MAX_ITEMS,
     MISSING,
-    MOST_ITEMS,
     attributes_of,
     class_value,
     elements_of,
@@ -64,13 +64,13 @@ def item_of(parent: object, child: object) -> str | None:
         found = next((key for key, value in items if value is child), MISSING)
         if found is not MISSING:
             return f"[{_format_key(found)}]"
-        return ".keys()" if len(items) < MOST_ITEMS else "[...]"
+        return ".keys()" if len(items) < MAX_ITEMS else "[...]"
     if is_any_of(parent, (list, tuple, deque)):
         elements = elements_of(parent)
         for number, value in enumerate(elements):
             if value is child:
                 return _field_name(parent, number) or f"[{number}]"
-        return None if len(elements) < MOST_ITEMS else "[...]"
+        return None if len(elements) < MAX_ITEMS else "[...]"
     return "{...}" if is_any_of(parent, (set, frozenset)) else None
 
 

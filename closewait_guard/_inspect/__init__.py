@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from closewait_guard._inspect.observation import (
     SiteCount,
     SuspectAge,
-    notice,
-    observed,
+    make_observation,
     suspect_for,
+    update_age,
 )
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         count_by_site,
         is_ours,
         kind_of,
-        read_again,
         record_of,
         resolve,
+        retry_sources,
     )
     from closewait_guard._inspect.scanner import ScanResult, SocketScanner
 else:
@@ -44,11 +44,11 @@ __all__ = [
     "count_by_site",
     "is_ours",
     "kind_of",
-    "notice",
-    "observed",
+    "make_observation",
     "peer_of",
-    "read_again",
     "record_of",
     "resolve",
+    "retry_sources",
     "suspect_for",
+    "update_age",
 ]

@@ -1,8 +1,8 @@
-"""Descriptors that were closed behind the back of their socket objects, as by `os.close()`.
+"""Descriptors that were closed by something else than their socket objects, as by `os.close()`.
 
-The number soon belongs to somebody else, whom the object knows nothing of: what the kernel says of
-that number is no word on the object, and its `close()` will hit the stranger. An inode that was
-noted when a scan saw the socket for the first time tells the two apart.
+The number soon belongs to another file: what the kernel says of it does not apply to the object,
+whose `close()` will close the other one. The inode that was noted when a scan saw the socket for
+the first time tells the two apart.
 """
 
 from __future__ import annotations
@@ -40,83 +40,85 @@ class ForeignClose(NamedTuple):
         return endpoint_of(sock, self.fd)._replace(local=None, peer=None, inode=self.inode)
 
 
-_Noted = tuple[CreationTuple, int | None]
+_InodeNote = tuple[CreationTuple, int | None]
 
 
-class _Notes(NamedTuple):
-    """The inodes of those that one scan took to be open."""
+class _InodeTable(NamedTuple):
+    """The inodes of the sockets that one scan took to be open."""
 
     creations: Mapping[int, CreationTuple]
-    inodes: Mapping[int, _Noted]
+    inodes: Mapping[int, _InodeNote]
 
 
 class ClosedElsewhere:
-    """Notes inodes, and what they betray. Holds no socket.
+    """Notes inodes, and finds the descriptors that have another by now. Holds no socket.
 
-    Scans in several threads may differ in what is open, so each goes by its own notes: they are
+    Scans in several threads may differ in what is open, so each uses a table of its own: it is
     replaced as a whole, and what was found is kept entry by entry.
     """
 
     def __init__(self) -> None:
-        self._notes = _Notes({}, {})
+        self._table = _InodeTable({}, {})
         self._found: dict[int, ForeignClose] = {}
 
-    def notice(
+    def detect(
         self,
         creations: Mapping[int, CreationTuple],
         events: Mapping[int, int],
-        looked_at: Collection[int],
+        to_describe: Collection[int],
     ) -> set[int]:
         """The numbers that are not those of their sockets any more.
 
         Args:
             creations: All that are taken to be open; the same object while there is nothing new.
             events: What has happened to them.
-            looked_at: Those of which something is going to be told.
+            to_describe: Those that are going to be described.
         """
-        notes = self._notes
-        if creations is not notes.creations:
-            notes = self._notes = _Notes(creations, self._noted(creations, notes.inodes))
-        stolen = {fd for fd in looked_at if _is_stolen(fd, notes.inodes, events)}
-        for fd in stolen:
-            self._add(creations[fd], fd, notes.inodes[fd][1])
-        return stolen
+        table = self._table
+        if creations is not table.creations:
+            table = self._table = _InodeTable(creations, self._note_inodes(creations, table.inodes))
+        closed = {fd for fd in to_describe if _is_closed_elsewhere(fd, table.inodes, events)}
+        for fd in closed:
+            self._add(creations[fd], fd, table.inodes[fd][1])
+        return closed
 
-    def _noted(
-        self, creations: Mapping[int, CreationTuple], before: Mapping[int, _Noted]
-    ) -> Mapping[int, _Noted]:
-        noted: dict[int, _Noted] = {}
+    def _note_inodes(
+        self, creations: Mapping[int, CreationTuple], before: Mapping[int, _InodeNote]
+    ) -> Mapping[int, _InodeNote]:
+        inodes: dict[int, _InodeNote] = {}
         for fd, creation in creations.items():
             known = before.get(fd)
             if known is not None and known[0] is creation:
-                noted[fd] = known
+                inodes[fd] = known
                 continue
             if known is not None and _has_taken(creation, known[0]) and still_owns(known[0], fd):
                 self._add(known[0], fd, known[1])
-            noted[fd] = (creation, inode_of(fd))
-        return noted
+            inodes[fd] = (creation, inode_of(fd))
+        return inodes
 
     def _add(self, creation: CreationTuple, fd: int, inode: int | None) -> None:
         self._found.setdefault(creation[SERIAL], ForeignClose(creation, fd, inode))
 
-    def standing(self) -> Iterator[ForeignClose]:
+    def current(self) -> Iterator[ForeignClose]:
         """Those whose objects are still there, and have not been closed."""
-        for serial, theft in self._found.copy().items():
-            if still_owns(theft.creation, theft.fd):
-                yield theft
+        for serial, foreign_close in self._found.copy().items():
+            if still_owns(foreign_close.creation, foreign_close.fd):
+                yield foreign_close
             else:
-                pop_if_same(self._found, serial, theft)
+                pop_if_same(self._found, serial, foreign_close)
 
 
-def _is_stolen(fd: int, noted: Mapping[int, _Noted], events: Mapping[int, int]) -> bool:
-    if fd not in noted:
+def _is_closed_elsewhere(
+    fd: int, inodes: Mapping[int, _InodeNote], events: Mapping[int, int]
+) -> bool:
+    if fd not in inodes:
         return False
-    creation, inode = noted[fd]
+    creation, inode = inodes[fd]
     is_free = bool(events.get(fd, 0) & INVALID)
     # An object that is closing lets go of the number before the kernel does.
     return (is_free or inode_of(fd) != inode) and still_owns(creation, fd)
 
 
-def _has_taken(younger: CreationTuple, older: CreationTuple) -> bool:
+def _has_taken(newer: CreationTuple, older: CreationTuple) -> bool:
     """Whether the kernel has given one socket the number of another that was opened before."""
-    return younger[ORIGIN] in _BY_KERNEL and bool(younger[SERIAL] > older[SERIAL])
+    return newer[ORIGIN] in _BY_KERNEL and bool(newer[SERIAL] > older[SERIAL])

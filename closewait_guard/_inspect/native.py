@@ -1,4 +1,4 @@
-"""Sockets that no socket object is known for: opened by native code, or received as a number.
+"""Native sockets: those without a socket object, opened by native code or received as a number.
 
 `attribute()` wraps the callables that open them, to record where.
 """
@@ -47,19 +47,19 @@ __all__ = [
 
 
 # The share of the time that listing the descriptors may take, unless a scan is to be full.
-_SHARE = 0.002
+_MAX_CPU_SHARE = 0.002
 # Seconds in which any thread has had its turn that was between two system calls.
 SETTLED_AFTER = 1.0
-# Standard input, output and error are whoever's started us.
-_FIRST = 3
+# Standard input, output and error belong to what started this process.
+_FIRST_FD = 3
 
 
 class _Native(NamedTuple):
     """One of them: the inode tells it from the next that gets its number.
 
     Attributes:
-        since: Socket objects that are younger than this mark have had the number after it.
-        seen_at: When it was taken in.
+        since: Socket objects that were opened after this mark have had the number after it.
+        seen_at: When it was found.
     """
 
     creation: CreationTuple
@@ -79,9 +79,9 @@ class _Tracked(Protocol):
 
 
 class NativeSockets:
-    """Knows them from one census to the next, each with the birth that it was told of, if any.
+    """Knows them from one census to the next, each with its creation, as far as that is known.
 
-    Answers an observer as the registry does. Scans and calls in several threads write to it at
+    Answers a scanner as the registry does. Scans and calls in several threads write to it at
     once, so each of them is written and removed by itself.
     """
 
@@ -92,8 +92,8 @@ class NativeSockets:
         self._handed_out: dict[int, CreationTuple] = {}
         self._last_serial = 0
         self._has_counted = False
-        self._rests_until = 0.0
-        # How many there are; None where nobody says.
+        self._paused_until = 0.0
+        # How many there are; None where that is not known.
         self.count: int | None = None
 
     @property
@@ -102,12 +102,12 @@ class NativeSockets:
         return self._tracked.pid
 
     def open_sockets(self, *, thorough: bool = False) -> OpenSockets:
-        """Those that are open. The descriptors are listed anew when it is time to."""
-        began = now()
-        if thorough or began >= self._rests_until:
+        """Those that are open. The descriptors are listed again when it is time to."""
+        started = now()
+        if thorough or started >= self._paused_until:
             self._take_census()
             done = now()
-            self._rests_until = done + (done - began) / _SHARE
+            self._paused_until = done + (done - started) / _MAX_CPU_SHARE
         if not self._known:
             return OpenSockets({}, set(), set())
         known = self._known.copy()
@@ -119,7 +119,7 @@ class NativeSockets:
         return OpenSockets(creations, set(), set(creations))
 
     def _same_if_unchanged(self, creations: dict[int, CreationTuple]) -> dict[int, CreationTuple]:
-        """The same object for as long as there is nothing new, which saves a poller much."""
+        """The same object for as long as nothing is new, which saves the poller much work."""
         last = self._handed_out
         if creations.keys() == last.keys() and all(map(is_, creations.values(), last.values())):
             return last
@@ -127,11 +127,11 @@ class NativeSockets:
         return creations
 
     def last_serial(self) -> int:
-        """The serial of the latest that was taken in."""
+        """The serial of the latest that was found."""
         return self._last_serial
 
     def _take_census(self) -> None:
-        # Both before the listing: what is told or opened meanwhile is younger than what is found.
+        # Both before the listing: what is assigned or opened meanwhile is newer than what is found.
         before, since = self._known.copy(), self._tracked.mark()
         found = sockets_besides(self._tracked.is_tracked)
         self.count = None if found is None else len(found)
@@ -143,7 +143,7 @@ class NativeSockets:
             if found.get(fd) != native.inode:
                 pop_if_same(self._known, fd, native)
         for fd, inode in found.items():
-            if fd not in self._known and fd >= _FIRST:
+            if fd not in self._known and fd >= _FIRST_FD:
                 creation = self._new_creation(opened_at, NO_STACK)
                 self._known.setdefault(fd, _Native(creation, inode, since, now()))
 
@@ -157,7 +157,7 @@ class NativeSockets:
         return native is not None and now() < native.seen_at + SETTLED_AFTER and self.is_still(seen)
 
     def is_still(self, seen: Observation) -> bool:
-        """Whether what was seen is open yet, and nobody's."""
+        """Whether what was seen is still open, and still without a socket object."""
         native = self._known.get(seen.fd)
         return (
             native is not None
@@ -167,13 +167,13 @@ class NativeSockets:
         )
 
     def discard(self, fd: int, creation: CreationTuple) -> None:
-        """Let go of one that is closed."""
+        """Remove one that is closed."""
         native = self._known.get(fd)
         if native is not None and native.creation is creation:
             pop_if_same(self._known, fd, native)
 
     def dropped(self) -> tuple[DroppedSocket, ...]:
-        """None: nobody sees the end of what has no object."""
+        """None: the end of what has no object is not noticed."""
         return ()
 
     def assign_creation(self, fds: Iterable[int], stack: CapturedStack) -> None:
@@ -192,7 +192,7 @@ class NativeSockets:
 
     def after_fork(self) -> None:
         """In the child: a census of our own comes next."""
-        self._rests_until = 0.0
+        self._paused_until = 0.0
 
     def _new_creation(self, opened_at: float | None, stack: CapturedStack) -> CreationTuple:
         serial = self._last_serial = self._tracked.mark()

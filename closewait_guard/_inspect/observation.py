@@ -20,18 +20,18 @@ __all__ = [
     "SiteCount",
     "SuspectAge",
     "fds_being_read",
-    "notice",
-    "observed",
+    "make_observation",
     "peer_closed_for",
     "suspect_for",
+    "update_age",
 ]
 
 
-def observed(
+def make_observation(
     record: SocketRecord,
     fd: int,
     endpoint: Endpoint,
-    view: ProbeResult,
+    result: ProbeResult,
     closed_for: float | None = None,
     suspicious_for: float | None = None,
     *,
@@ -41,12 +41,12 @@ def observed(
     """Put together what the stages before have found out.
 
     Args:
-        record: What is known of its birth.
+        record: What is known of its creation.
         fd: Its number.
         endpoint: What does not change about it.
-        view: What the look showed.
+        result: What the probe showed.
         closed_for: Seconds since its peer closed.
-        suspicious_for: Seconds for which nobody has done anything about it.
+        suspicious_for: Seconds for which the program has not done anything about it.
         close_called: Whether the program has called `close()`.
         in_use: Whether a thread reads from its file object at this moment.
     """
@@ -59,17 +59,17 @@ def observed(
         endpoint.type,
         endpoint.local,
         endpoint.peer,
-        view.state,
-        view.evidence,
+        result.state,
+        result.evidence,
         closed_for,
-        view.unread,
-        view.last_sent_for,
-        view.last_received_for,
+        result.unread,
+        result.last_sent_for,
+        result.last_received_for,
         endpoint.tls,
         close_called,
-        view.connection,
+        result.connection,
         suspicious_for,
-        view.unsent,
+        result.unsent,
         in_use,
     )
 
@@ -78,10 +78,10 @@ class SuspectAge(NamedTuple):
     """What to remember of a suspect. Times are those of `_clock.now`.
 
     Attributes:
-        seen_at: When the latest look was over.
-        ended: What kind of end this is the sighting of.
-        first_seen: When a look showed it for the first time.
-        since: When it began, as far as the kernel and the earlier looks tell.
+        seen_at: When the latest probe was over.
+        ended: What kind of end it is.
+        first_seen: When a probe showed it for the first time.
+        since: When it began, as far as the kernel and the earlier scans show.
         quiet_since: When the program last did anything about it.
     """
 
@@ -93,71 +93,71 @@ class SuspectAge(NamedTuple):
     unread: int | None
 
 
-def notice(
-    view: ProbeResult, close_called: bool, before: SuspectAge | None, at_most: float, now: float
+def update_age(
+    result: ProbeResult, close_called: bool, before: SuspectAge | None, at_most: float, now: float
 ) -> SuspectAge:
-    """Take in one look.
+    """The age after one more probe.
 
     Args:
-        view: What the look showed.
+        result: What the probe showed.
         close_called: Whether the program has called `close()`.
-        before: The sighting of the look before, if the socket was a suspect then.
+        before: The age at the scan before, if the socket was a suspect then.
         at_most: For how long it can have been like this, for all that is known, if it was not.
-        now: When this look was over.
+        now: When this probe was over.
     """
-    ended = (view.connection, close_called)
-    dated = None if view.fin_for is None else now - view.fin_for
+    ended = (result.connection, close_called)
+    dated = None if result.fin_for is None else now - result.fin_for
     if before is None or before.ended != ended:
         began = dated if dated is not None else now - (at_most if before is None else 0.0)
-        return SuspectAge(now, ended, now, began, began, view.unread)
+        return SuspectAge(now, ended, now, began, began, result.unread)
     return SuspectAge(
         now,
         before.ended,
         before.first_seen,
         # Our own sending makes the peer's last word look younger than its FIN.
         before.since if dated is None else min(before.since, dated),
-        before.quiet_since if view.unread == before.unread else now,
-        view.unread,
+        before.quiet_since if result.unread == before.unread else now,
+        result.unread,
     )
 
 
-def peer_closed_for(view: ProbeResult, sighting: SuspectAge, now: float) -> float | None:
-    """Seconds since the peer's FIN by the kernel, or since the first look that saw its end.
+def peer_closed_for(result: ProbeResult, age: SuspectAge, now: float) -> float | None:
+    """Seconds since the peer's FIN by the kernel, or since the first scan that saw its end.
 
     Args:
-        view: What the look showed.
-        sighting: What is remembered of it.
-        now: When the look began: between that and its end, other threads may have had their turn,
+        result: What the probe showed.
+        age: What is remembered of it.
+        now: When the probe began: between that and its end, other threads may have had their turn,
             and an age must not be more than the kernel would say.
     """
-    if view.connection is not Connection.PEER_CLOSED:
+    if result.connection is not Connection.PEER_CLOSED:
         return None
-    if view.fin_for is not None:
-        return now - sighting.since if now > sighting.since else 0.0
-    return now - sighting.first_seen if sighting.first_seen < now else None
+    if result.fin_for is not None:
+        return now - age.since if now > age.since else 0.0
+    return now - age.first_seen if age.first_seen < now else None
 
 
-def suspect_for(view: ProbeResult, sighting: SuspectAge, now: float) -> float | None:
+def suspect_for(result: ProbeResult, age: SuspectAge, now: float) -> float | None:
     """For how long nothing has been done about an ended connection; None while it is live.
 
-    As for `peer_closed_for`, `now` is when the look began.
+    As for `peer_closed_for`, `now` is when the probe began.
     """
-    connection, close_called = sighting.ended
+    connection, close_called = age.ended
     if connection is Connection.NOT_APPLICABLE or (
         connection is Connection.LIVE and not close_called
     ):
         return None
-    last = max(sighting.since, sighting.quiet_since)
+    last = max(age.since, age.quiet_since)
     quiet = now - last if now > last else 0.0
     if connection is not Connection.LIVE:
         return quiet
     # A closed socket that still carries data is in use through its file object.
-    traffic = (view.last_sent_for, view.last_received_for)
+    traffic = (result.last_sent_for, result.last_received_for)
     return min([quiet, *(seconds for seconds in traffic if seconds is not None)])
 
 
 # SocketIO calls the socket, which calls the TLS layer: what blocks is a few calls in.
-_DEEPEST = 12
+_MAX_DEPTH = 12
 
 
 def fds_being_read() -> set[int]:
@@ -167,11 +167,11 @@ def fds_being_read() -> set[int]:
     kernel; its own stack tells the difference.
     """
     frames = running_frames().values()
-    return {fd for frame in frames for fd in _used_by(frame)}
+    return {fd for frame in frames for fd in _fds_read_by(frame)}
 
 
-def _used_by(frame: FrameType | None) -> Iterator[int]:
-    for _ in range(_DEEPEST):
+def _fds_read_by(frame: FrameType | None) -> Iterator[int]:
+    for _ in range(_MAX_DEPTH):
         if frame is None:
             return
         code = frame.f_code

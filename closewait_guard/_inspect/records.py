@@ -29,14 +29,14 @@ __all__ = [
     "count_by_site",
     "is_ours",
     "kind_of",
-    "read_again",
     "record_of",
     "resolve",
+    "retry_sources",
 ]
 
 
 # Those with a source file that could not be read.
-_unread: list[SharedStack] = []
+_without_source: list[SharedStack] = []
 
 
 def resolve(stack: CapturedStack) -> tuple[Frame, ...]:
@@ -51,19 +51,19 @@ def resolve(stack: CapturedStack) -> tuple[Frame, ...]:
         frames = known.frames = tuple(
             _frame(code, offset) for code, offset in calls if not is_ours(code.co_filename)
         )
-        if any(map(_is_unread, frames)):
-            _unread.append(known)
+        if any(map(_lacks_source, frames)):
+            _without_source.append(known)
     return frames
 
 
-def read_again() -> None:
-    """Try once more what could not be read: a descriptor may be left for it now."""
+def retry_sources() -> None:
+    """Try again what could not be read: a descriptor may be left for it now."""
     with suppress(IndexError):
         while True:
-            _unread.pop().frames = None
+            _without_source.pop().frames = None
 
 
-def _is_unread(frame: Frame) -> bool:
+def _lacks_source(frame: Frame) -> bool:
     has_file = not frame.filename.startswith("<")
     return frame.source is None and has_file and frame.filename not in linecache.cache
 
@@ -88,7 +88,7 @@ def _line_at(code: CodeType, offset: int) -> int:
 
 
 def kind_of(filename: str) -> FrameKind:
-    """Tell whose code a file is, by where it lies."""
+    """Whose code a file is, by where it lies."""
     path = _normal(filename)
     if "/site-packages/" in path or "/dist-packages/" in path:
         return FrameKind.LIBRARY
@@ -148,7 +148,7 @@ def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> di
         stack = creation[STACK]
         intern(stack)
         if stack:
-            # Equal stacks are one object once they are settled.
+            # Equal stacks are one object once they are interned.
             key = id(stack[0])
             count = counts.setdefault(key, [0, 0])
             count[0] += 1

@@ -1,8 +1,6 @@
-"""All the sockets that one look showed.
+"""One scan of all open sockets: poll all, probe and describe the suspects, remember their ages.
 
-From births to observations: look at the suspects, remember since when they are suspects.
-
-Everything that there is to see in one look: sockets with an object, and native ones.
+It covers the sockets with an object, and the native ones.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, Nati
 from closewait_guard._inspect.observation import (
     SuspectAge,
     fds_being_read,
-    notice,
-    observed,
+    make_observation,
     peer_closed_for,
     suspect_for,
+    update_age,
 )
 from closewait_guard._inspect.probe import (
     INVALID,
@@ -65,7 +63,7 @@ __all__ = [
 
 
 class ScanResult(NamedTuple):
-    """What one scan saw; of the undescribed, nothing but their birth is told."""
+    """What one scan saw; of the undescribed, only the creation is known."""
 
     open_sockets: int
     suspects: tuple[Observation, ...]
@@ -81,7 +79,7 @@ class ScanResult(NamedTuple):
         )
 
     def with_natives(self, natives: ScanResult) -> ScanResult:
-        """Both, but for the count, which is of tracked sockets."""
+        """Both together; the count remains that of tracked sockets."""
         return self._replace(
             suspects=self.suspects + natives.suspects,
             healthy=self.healthy + natives.healthy,
@@ -90,22 +88,22 @@ class ScanResult(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What is kept of a suspect from one look to the next."""
+    """What is kept of a suspect from one scan to the next."""
 
     record: SocketRecord
     endpoint: Endpoint
-    sighting: SuspectAge
+    age: SuspectAge
 
 
-class _Look(NamedTuple):
-    """When all was looked at that had been opened by then, and the serial of the latest birth."""
+class _ScanTime(NamedTuple):
+    """When a scan covered all that was open, and the serial of the latest creation then."""
 
     at: float
     last_serial: float
 
 
 class Source(Protocol):
-    """Where births are known: the registry, or what is known of native sockets."""
+    """Where creations are known: the registry, or the native sockets."""
 
     @property
     def pid(self) -> int: ...
@@ -117,9 +115,9 @@ class Source(Protocol):
 
 
 class Scanner:
-    """Looks at what a source knows. Keeps what is known of the suspects between two looks.
+    """Scans what a source knows. Keeps what is known of the suspects between two scans.
 
-    Several threads may look at once, also in signal handlers and in forked children, so no lock is
+    Several threads may scan at once, also in signal handlers and in forked children, so no lock is
     taken: what is kept is written entry by entry, or replaced as a whole.
     """
 
@@ -128,13 +126,13 @@ class Scanner:
         self._probe = probe
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
-        self._thefts = ClosedElsewhere()
-        self._last_look = _Look(now(), -math.inf)
+        self._closed_elsewhere = ClosedElsewhere()
+        self._last_scan = _ScanTime(now(), -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
         self._idle_pollers: list[Poller] = []
 
-    def look(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
+    def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """Look at every open socket, and describe the suspects.
 
         Args:
@@ -143,32 +141,34 @@ class Scanner:
         """
         open_sockets = self._source.open_sockets(thorough=full or opened_after is not None)
         events = self._events(open_sockets)
-        looked_at = set(open_sockets.creations) if full else set(events)
-        stolen = self._thefts.notice(open_sockets.creations, events, looked_at)
+        to_describe = set(open_sockets.creations) if full else set(events)
+        closed_elsewhere = self._closed_elsewhere.detect(
+            open_sockets.creations, events, to_describe
+        )
         closed = self._forget_closed(open_sockets, events)
-        glance = _Glance(self._source, self._probe, open_sockets, events, self._last_look)
-        suspected = open_sockets.close_called.union(events) - stolen
-        suspects = self._describe_suspects(glance, suspected)
-        self._last_look = max(self._last_look, glance.look)
+        context = _ScanContext(self._source, self._probe, open_sockets, events, self._last_scan)
+        suspected = open_sockets.close_called.union(events) - closed_elsewhere
+        suspects = self._describe_suspects(context, suspected)
+        self._last_scan = max(self._last_scan, context.time)
         others = set(open_sockets.creations) if full else set()
         if opened_after is not None:
             others |= open_sockets.opened_after(opened_after)
-        others -= events.keys() | open_sockets.close_called | stolen
-        healthy = tuple(glance.describe(others, {}))
+        others -= events.keys() | open_sockets.close_called | closed_elsewhere
+        healthy = tuple(context.describe(others, {}))
         return ScanResult(
             open_sockets=len(open_sockets.creations) - closed,
-            suspects=(*suspects, *self._stolen()),
+            suspects=(*suspects, *self._describe_closed_elsewhere()),
             dropped=self._dropped(),
             healthy=healthy,
-            undescribed=glance.undescribed,
+            undescribed=context.undescribed,
         )
 
-    def _describe_suspects(self, glance: _Glance, fds: Set[int]) -> tuple[Observation, ...]:
+    def _describe_suspects(self, context: _ScanContext, fds: Set[int]) -> tuple[Observation, ...]:
         known = self._known
         if not fds and not known:
             return ()
         before = known.copy()
-        suspects = tuple(glance.describe(fds, known))
+        suspects = tuple(context.describe(fds, known))
         # What is the same as before has been seen by no scan meanwhile.
         unseen = map(is_, map(known.get, before), before.values())
         for serial in list(compress(before, unseen)):
@@ -189,7 +189,7 @@ class Scanner:
         return events
 
     def _forget_closed(self, open_sockets: OpenSockets, events: dict[int, int]) -> int:
-        """Numbers that are free: their sockets were closed since they were last looked through."""
+        """Remove those whose numbers are free: they were closed since the latest sweep."""
         closed = [fd for fd, happened in events.items() if happened & INVALID]
         for fd in closed:
             del events[fd]
@@ -197,13 +197,13 @@ class Scanner:
                 self._source.discard(fd, open_sockets.creations[fd])
         return len(closed)
 
-    def _stolen(self) -> Iterator[Observation]:
-        for theft in self._thefts.standing():
-            endpoint = theft.endpoint()
+    def _describe_closed_elsewhere(self) -> Iterator[Observation]:
+        for foreign_close in self._closed_elsewhere.current():
+            endpoint = foreign_close.endpoint()
             if endpoint is not None:
-                record = record_of(theft.creation, self._source.pid)
-                view = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
-                yield observed(record, theft.fd, endpoint, view)
+                record = record_of(foreign_close.creation, self._source.pid)
+                result = _NOTHING_SEEN._replace(evidence=Evidence.INODE)
+                yield make_observation(record, foreign_close.fd, endpoint, result)
 
     def _dropped(self) -> tuple[Observation, ...]:
         """What was dropped stays as it was: each is described once."""
@@ -216,21 +216,23 @@ class Scanner:
 
     def _describe_drop(self, drop: DroppedSocket) -> Observation:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
-        view = self._probe.probe_snapshot(drop.snapshot)._replace(evidence=evidence)
+        result = self._probe.probe_snapshot(drop.snapshot)._replace(evidence=evidence)
         record = record_of(drop.creation, self._source.pid)
-        return observed(record, drop.fd, endpoint_of_snapshot(drop.snapshot), view, view.fin_for)
+        return make_observation(
+            record, drop.fd, endpoint_of_snapshot(drop.snapshot), result, result.fin_for
+        )
 
 
-# What a look has shown, and when it began and was over.
-_Shown = tuple[ProbeResult, Endpoint, float, float]
+# What a probe has shown, and when it began and was over.
+_Answer = tuple[ProbeResult, Endpoint, float, float]
 _NOTHING_SEEN = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 _UNKNOWN = Endpoint(UNKNOWN_FAMILY, "unknown", None, None)
 # The ends of a connection after which it has the addresses that it will ever have.
 _FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
 
 
-class _Glance:
-    """One moment's look: what is common to all the sockets described in it."""
+class _ScanContext:
+    """What is common to all the sockets that one scan describes."""
 
     def __init__(
         self,
@@ -238,16 +240,16 @@ class _Glance:
         probe: Probe,
         open_sockets: OpenSockets,
         events: Mapping[int, int],
-        last_look: _Look,
+        last_scan: _ScanTime,
     ) -> None:
-        self.look = _Look(now(), source.last_serial())
+        self.time = _ScanTime(now(), source.last_serial())
         self._wall = wall()
         self._source = source
         self._probe = probe
         self._open_sockets = open_sockets
         self._events = events
-        self._last_look = last_look
-        # How many could not be told about, but for their birth.
+        self._last_scan = last_scan
+        # How many could not be described, except for their creation.
         self.undescribed = 0
         self._in_use = fds_being_read() if open_sockets.close_called else frozenset[int]()
 
@@ -267,7 +269,9 @@ class _Glance:
                     raise
                 # One that cannot be described hides no other, and counts as one that is open.
                 self.undescribed += 1
-                seen = observed(record_of(creation, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN)
+                seen = make_observation(
+                    record_of(creation, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN
+                )
             if seen is not None:
                 yield seen
 
@@ -275,74 +279,78 @@ class _Glance:
         self, fd: int, creation: CreationTuple, known: dict[int, _Known]
     ) -> Observation | None:
         if fd in self._open_sockets.detached:
-            shown = self._look_through(fd)
+            answer = self._probe_detached(fd)
         else:
-            shown = self._look_at(fd, creation, known.get(creation[SERIAL]))
-        return None if shown is None else self._observed(fd, creation, shown, known)
+            answer = self._probe_object(fd, creation, known.get(creation[SERIAL]))
+        return None if answer is None else self._make_observation(fd, creation, answer, known)
 
-    def _look_at(self, fd: int, creation: CreationTuple, before: _Known | None) -> _Shown | None:
+    def _probe_object(
+        self, fd: int, creation: CreationTuple, before: _Known | None
+    ) -> _Answer | None:
         sock, began = creation[SOCK](), now()
-        view = (
+        result = (
             self._probe.probe_socket(sock, fd, self._events.get(fd, 0))
             if sock is not None
             else None
         )
         ended = now()
-        if sock is None or view is None:
+        if sock is None or result is None:
             return None
-        if before is not None and before.sighting.ended[0] in _FINAL:
-            return view, before.endpoint, began, ended
-        return view, endpoint_of(sock, fd), began, ended
+        if before is not None and before.age.ended[0] in _FINAL:
+            return result, before.endpoint, began, ended
+        return result, endpoint_of(sock, fd), began, ended
 
-    def _look_through(self, fd: int) -> _Shown | None:
-        """Look at a descriptor that has left its socket object."""
+    def _probe_detached(self, fd: int) -> _Answer | None:
+        """Probe a descriptor that has left its socket object."""
         try:
             with duplicate_fd(fd) as sock:
                 copy, began = sock.fileno(), now()
-                view = self._probe.probe_socket(sock, copy, self._events.get(fd, 0))
+                result = self._probe.probe_socket(sock, copy, self._events.get(fd, 0))
                 ended = now()
-                return (view, endpoint_of(sock, copy), began, ended) if view is not None else None
+                return (
+                    (result, endpoint_of(sock, copy), began, ended) if result is not None else None
+                )
         except Exception as error:
             refusals.note(error)
             return None
 
-    def _observed(
-        self, fd: int, creation: CreationTuple, shown: _Shown, known: dict[int, _Known]
+    def _make_observation(
+        self, fd: int, creation: CreationTuple, answer: _Answer, known: dict[int, _Known]
     ) -> Observation:
-        view, endpoint, began, ended = shown
-        # Not earlier: another scan may have looked since this one has begun to.
+        result, endpoint, began, ended = answer
+        # Not earlier: another scan may have come in since this one began.
         before = known.get(creation[SERIAL])
         record = record_of(creation, self._source.pid) if before is None else before.record
-        sighting = notice(
-            view,
+        age = update_age(
+            result,
             fd in self._open_sockets.close_called,
-            None if before is None else before.sighting,
-            self._at_most(creation, record, view) if before is None else 0.0,
+            None if before is None else before.age,
+            self._at_most(creation, record, result) if before is None else 0.0,
             ended,
         )
-        if before is None or before.sighting.seen_at <= ended:
-            known[creation[SERIAL]] = _Known(record, endpoint, sighting)
+        if before is None or before.age.seen_at <= ended:
+            known[creation[SERIAL]] = _Known(record, endpoint, age)
         if fd in self._open_sockets.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
-        return observed(
+        return make_observation(
             record,
             fd,
             endpoint,
-            view,
-            peer_closed_for(view, sighting, began),
-            suspect_for(view, sighting, began),
-            close_called=sighting.ended[1],
+            result,
+            peer_closed_for(result, age, began),
+            suspect_for(result, age, began),
+            close_called=age.ended[1],
             in_use=fd in self._in_use,
         )
 
-    def _at_most(self, creation: CreationTuple, record: SocketRecord, view: ProbeResult) -> float:
-        """For how long a connection can have been ended that no look has seen so before."""
-        if creation[SERIAL] <= self._last_look.last_serial:
+    def _at_most(self, creation: CreationTuple, record: SocketRecord, result: ProbeResult) -> float:
+        """For how long a connection can have been ended that no scan has seen so before."""
+        if creation[SERIAL] <= self._last_scan.last_serial:
             return 0.0
-        bounds = [view.last_sent_for, view.last_received_for]
+        bounds = [result.last_sent_for, result.last_received_for]
         if record.opened_at is not None:
             # By the program's clock, which a test may have set to any time.
-            bounds += [self._wall - record.opened_at, self.look.at - self._last_look.at]
+            bounds += [self._wall - record.opened_at, self.time.at - self._last_scan.at]
         return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
 
 
@@ -366,10 +374,10 @@ class SocketScanner:
         self._natives.open_sockets(thorough=True)
 
     def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
-        """One scan of all of them; for the arguments see `Scanner.look`."""
+        """One scan of all of them; for the arguments see `Scanner.scan`."""
         self._attribution.refresh()
-        tracked = self._tracked_scanner.look(full=full, opened_after=opened_after)
-        natives = self._native_scanner.look(full=full, opened_after=opened_after)
+        tracked = self._tracked_scanner.scan(full=full, opened_after=opened_after)
+        natives = self._native_scanner.scan(full=full, opened_after=opened_after)
         if opened_after is not None:
             natives = natives.only(_concerns_program)
         if natives.suspects:

@@ -19,8 +19,8 @@ from closewait_guard._live.gc_objects import (
     referrers_through_tuples,
 )
 from closewait_guard._live.objects import (
+    MAX_ITEMS,
     MISSING,
-    MOST_ITEMS,
     attribute_dict,
     attributes_of,
     call_native,
@@ -48,8 +48,8 @@ from closewait_guard._live.objects import (
 from closewait_guard._live.walk import Walk
 
 __all__ = [
+    "MAX_ITEMS",
     "MISSING",
-    "MOST_ITEMS",
     "Walk",
     "attribute_dict",
     "attributes_of",

@@ -24,21 +24,21 @@ _Pairs: TypeAlias = list[tuple[str, Any]]
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _TO_FRAME = object.__basicsize__ + _POINTER
 _TO_VALUES = 8 * _POINTER + 8
-_MOST = 250
+_MAX_VARIABLES = 250
 _ATTEMPTS = 3
 
 
 class _Copy(ctypes.Structure):
     _fields_ = (
         ("before", ctypes.c_char * _TO_VALUES),
-        ("values", ctypes.py_object * _MOST),
+        ("values", ctypes.py_object * _MAX_VARIABLES),
     )
 
 
 class _Numbers(ctypes.Structure):
     _fields_ = (
         ("before", ctypes.c_char * _TO_VALUES),
-        ("values", ctypes.c_size_t * _MOST),
+        ("values", ctypes.c_size_t * _MAX_VARIABLES),
     )
 
 
@@ -69,7 +69,7 @@ def _copied(
 def _names(code: CodeType) -> tuple[str, ...]:
     plain = frozenset(code.co_varnames)
     cells = (name for name in code.co_cellvars if name not in plain)
-    return (*code.co_varnames, *cells, *code.co_freevars)[:_MOST]
+    return (*code.co_varnames, *cells, *code.co_freevars)[:_MAX_VARIABLES]
 
 
 def _pointers_of(frame: FrameType, count: int) -> list[int]:

@@ -1,10 +1,8 @@
-"""The frames that the threads are in, asked for only where that is safe.
+"""The frames of all threads, and their local variables, read without the program noticing.
 
 `sys._current_frames()` goes through all interpreters of the process. From Python 3.12 on another
-may run at that moment, and the process aborts; before, its frames are none of our business.
-
-
-The local variables of frames, read so that neither the frame nor its program can notice it.
+may run at that moment, and the process aborts; before, its frames are not of this program. So it is
+called only where there is one interpreter.
 
 Until Python 3.12 `f_locals` writes the values into a dict that `exec`, `locals()` and debuggers
 share, over whatever they have put there, and that dict keeps each value alive for as long as the
@@ -42,7 +40,7 @@ def running_frames() -> dict[int, FrameType]:
 
 
 def sees_all_threads() -> bool:
-    """Whether `running_frames` tells of other threads than this one."""
+    """Whether `running_frames` shows other threads than this one."""
     return bool(_frames_if_alone())
 
 
@@ -121,7 +119,7 @@ def _by_view(frame: FrameType) -> _Pairs:
     return [(name, value) for name, value in frame.f_locals.items() if type(name) is str]
 
 
-def _of_nobody(_: FrameType) -> _Pairs:
+def _no_variables(_: FrameType) -> _Pairs:
     return []
 
 
@@ -135,4 +133,4 @@ else:
     # Isolated interpreters have no ctypes, an audit hook may refuse it, and a build of Python may
     # lay frames out in another way.
     except Exception:
-        _read = _of_nobody
+        _read = _no_variables

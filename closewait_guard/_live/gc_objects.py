@@ -28,20 +28,20 @@ __all__ = [
 ]
 
 
-_MOST_TUPLES = 50
-_FEWEST = 8
+_MAX_TUPLES = 50
+_MIN_AT_ONCE = 8
 
 _is_no_tuple = id(tuple).__ne__
 _is_tuple = id(tuple).__eq__
 
 
 # How long one question may stop all other threads.
-_LONGEST_STOP = 0.02
+_MAX_STOP = 0.02
 # Seconds for each allocated block, and for each object that is asked about; the first is corrected
 # by what a question has taken.
 _PER_BLOCK = 6e-9
 _PER_BLOCK_AND_THING = 0.8e-9
-_CHEAPEST, _RISE = 1e-9, 1.25
+_MIN_PER_BLOCK, _MAX_RISE = 1e-9, 1.25
 _COUNTED_FOR = 1.0
 
 
@@ -59,40 +59,40 @@ def is_too_large() -> bool:
     if not at <= _Cost.counted_until <= at + _COUNTED_FOR:
         # Counting them takes 0.35 ms where there are five million objects.
         _Cost.blocks, _Cost.counted_until = sys.getallocatedblocks(), at + _COUNTED_FOR
-    return _Cost.per_block * _Cost.blocks > _LONGEST_STOP
+    return _Cost.per_block * _Cost.blocks > _MAX_STOP
 
 
-def _most_at_once() -> int:
+def _max_at_once() -> int:
     """About how many objects to ask in one question."""
-    left = _LONGEST_STOP / max(_Cost.blocks, 1) - _Cost.per_block
-    return max(_FEWEST, int(left / _PER_BLOCK_AND_THING))
+    left = _MAX_STOP / max(_Cost.blocks, 1) - _Cost.per_block
+    return max(_MIN_AT_ONCE, int(left / _PER_BLOCK_AND_THING))
 
 
 def referrers(things: tuple[object, ...]) -> list[object]:
-    """What refers to any of some objects, but for plain tuples."""
+    """What refers to any of some objects, except plain tuples."""
     # In tuples, which no further question finds.
     found: tuple[object, ...] = ()
-    size = _most_at_once()
+    size = _max_at_once()
     for start in range(0, len(things), size):
-        begun = time.thread_time()
-        found += tuple(_chosen(_is_no_tuple, *tee(_referring([things[start : start + size]]))))
-        _learn(time.thread_time() - begun, min(size, len(things)))
+        started = time.thread_time()
+        found += tuple(_of_types(_is_no_tuple, *tee(_referring([things[start : start + size]]))))
+        _learn(time.thread_time() - started, min(size, len(things)))
     return list({id(thing): thing for thing in found}.values())
 
 
 def _learn(took: float, count: int) -> None:
     if _Cost.blocks:
         measured = took / _Cost.blocks - count * _PER_BLOCK_AND_THING
-        # A machine that is busy makes one measurement look dear.
-        _Cost.per_block = max(_CHEAPEST, min(measured, _Cost.per_block * _RISE))
+        # A machine that is busy makes one measurement look expensive.
+        _Cost.per_block = max(_MIN_PER_BLOCK, min(measured, _Cost.per_block * _MAX_RISE))
 
 
 def referrers_through_tuples(things: tuple[object, ...]) -> list[object]:
     """What refers to plain tuples that refer to any of some objects."""
-    found = _chosen(_is_tuple, *tee(_referring([things])))
-    tuples = filter(None, map(tuple, [islice(found, _MOST_TUPLES)]))
+    found = _of_types(_is_tuple, *tee(_referring([things])))
+    tuples = filter(None, map(tuple, [islice(found, _MAX_TUPLES)]))
     del found
-    return list(_chosen(_is_no_tuple, *tee(_referring(tuples))))
+    return list(_of_types(_is_no_tuple, *tee(_referring(tuples))))
 
 
 def instances_of(classes: Iterable[type]) -> list[Any]:
@@ -102,10 +102,10 @@ def instances_of(classes: Iterable[type]) -> list[Any]:
         return []
     is_wanted = frozenset(map(id, wanted)).__contains__
     if all(flags_of(cls) & HEAP_TYPE for cls in wanted):
-        return list(_chosen(is_wanted, *tee(_referring([wanted]))))
+        return list(_of_types(is_wanted, *tee(_referring([wanted]))))
     answers, same, read = tee(starmap(gc.get_objects, [()]), 3)
     # Emptied at its end: among all the objects are these iterators, which would keep it for good.
-    return list(_chosen(is_wanted, chain(answers, filter(None, map(list.clear, read))), same))
+    return list(_of_types(is_wanted, chain(answers, filter(None, map(list.clear, read))), same))
 
 
 def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
@@ -113,7 +113,7 @@ def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, 
     return map(tuple, starmap(gc.get_referrers, batches))
 
 
-def _chosen(
+def _of_types(
     by_type: Callable[[int], bool], answers: Iterable[Iterable[Any]], same: Iterable[Any]
 ) -> Iterator[object]:
     """Of the objects in some answers those the identity of whose type is right."""
@@ -123,7 +123,7 @@ def _chosen(
 
 def loaded(names: Iterable[str]) -> list[type]:
     """The classes of these names, `module:name`, and their subclasses, where they are loaded."""
-    return _each_once(kin for cls in find_classes(names).values() for kin in kinds_of(cls))
+    return _unique(kin for cls in find_classes(names).values() for kin in kinds_of(cls))
 
 
 def kinds_of(cls: type) -> list[type]:
@@ -136,5 +136,5 @@ def kinds_of(cls: type) -> list[type]:
     return found
 
 
-def _each_once(classes: Iterable[type]) -> list[type]:
+def _unique(classes: Iterable[type]) -> list[type]:
     return list({id(cls): cls for cls in classes}.values())

@@ -24,8 +24,8 @@ from typing import Any, Final
 
 __all__ = [
     "HEAP_TYPE",
+    "MAX_ITEMS",
     "MISSING",
-    "MOST_ITEMS",
     "attribute_dict",
     "attributes_of",
     "call_native",
@@ -57,7 +57,7 @@ __all__ = [
 # Of a class that was made at run time, as all those of Python code: its objects refer to it.
 HEAP_TYPE = 1 << 9
 # How many items are copied in one call, during which no other thread runs.
-MOST_ITEMS = 100_000
+MAX_ITEMS = 100_000
 _ATTEMPTS = 8
 
 MISSING: Final = object()
@@ -168,7 +168,7 @@ def value_at(mapping: Any, name: str, otherwise: Any = None) -> Any:
 def _first(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     for _ in range(_ATTEMPTS):
         with contextlib.suppress(RuntimeError):  # A collection meanwhile has changed it.
-            return list(islice(items, MOST_ITEMS))
+            return list(islice(items, MAX_ITEMS))
     return []
 
 
@@ -189,7 +189,7 @@ def elements_of(thing: Any) -> list[Any]:
         if is_a(thing, cls):
             for _ in range(_ATTEMPTS):
                 with contextlib.suppress(RuntimeError):
-                    return list(islice(cls.__iter__(thing), MOST_ITEMS))
+                    return list(islice(cls.__iter__(thing), MAX_ITEMS))
     return []
 
 

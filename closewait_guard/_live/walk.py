@@ -32,7 +32,7 @@ __all__ = [
 _CHUNK = 500
 # Of each beginning in turn, so that one that leads to millions of objects holds up no other.
 _TURN = 50
-_MOST = 200_000
+_MAX_THINGS = 200_000
 
 _CONTAINERS: tuple[Any, ...] = (dict, list, tuple, set, frozenset, deque)
 _CODED = (FrameType, GeneratorType, CoroutineType, AsyncGeneratorType)
@@ -67,13 +67,13 @@ class Walk:
 
     def run(self, is_over: Callable[[], bool]) -> Iterator[int]:
         """The places of what is reached, in order, until it is over or there is no more."""
-        told = 0
-        while any(self._lanes) and not is_over() and len(self.things) < _MOST:
+        yielded = 0
+        while any(self._lanes) and not is_over() and len(self.things) < _MAX_THINGS:
             for lane in self._lanes:
                 for _ in range(min(_TURN, len(lane))):
                     self._expand(lane.popleft(), lane)
-            yield from range(told, len(self.things))
-            told = len(self.things)
+            yield from range(yielded, len(self.things))
+            yielded = len(self.things)
 
     def way_to(self, place: int) -> list[object]:
         """An object, what it was reached from, and so on to the beginning."""

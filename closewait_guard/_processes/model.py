@@ -260,7 +260,7 @@ def view_of(entry: Entry) -> ProbeResult:
     from closewait_guard._inspect.probe import linux
 
     if entry.info is not None:
-        return linux.tcp_view(entry.info, lambda: entry.unread, lambda: entry.unsent)
+        return linux.tcp_result(entry.info, lambda: entry.unread, lambda: entry.unsent)
     state = linux.STATES[entry.state] if entry.state < len(linux.STATES) else State.NONE
     return ProbeResult(
         state,

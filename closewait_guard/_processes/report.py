@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard._inspect import SuspectAge, notice, observed, suspect_for
+from closewait_guard._inspect import SuspectAge, make_observation, suspect_for, update_age
 from closewait_guard._judge import hint_for, judge, threshold_alerts
 from closewait_guard._processes.model import (
     Backend,
@@ -83,11 +83,12 @@ def build_report(
     for each in sight.ended:
         key = (pid, each.fd, each.endpoint.inode)
         ages = _ages(each, key, before, after, now)
-        ended.append(observed(records.of(each), each.fd, each.endpoint, each.view, *ages))
+        ended.append(make_observation(records.of(each), each.fd, each.endpoint, each.view, *ages))
     leaks = judge(ended, settings, sight.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     healthy = [
-        observed(records.of(each), each.fd, each.endpoint, each.view) for each in sight.others
+        make_observation(records.of(each), each.fd, each.endpoint, each.view)
+        for each in sight.others
     ]
     wrong = [_explained(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
@@ -105,12 +106,12 @@ def _ages(
     dated = each.view.fin_for
     if dated is not None and after is None:
         return dated, dated
-    sighting = notice(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
+    age = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
     if after is not None:
-        after[key] = sighting
+        after[key] = age
     # A look from outside that is the first to see an end knows nothing of its age.
-    closed_for = None if dated is None else now - sighting.since
-    return closed_for, suspect_for(each.view, sighting, now)
+    closed_for = None if dated is None else now - age.since
+    return closed_for, suspect_for(each.view, age, now)
 
 
 def record_from_outside(
@@ -311,7 +312,7 @@ class ProcessScanner:
             found = stray.descriptor
             record = record_from_outside(0, Origin.ACCEPTED if found.accepted else Origin.NATIVE)
             view = found.view
-            observation = observed(record, found.fd, found.endpoint, view, view.fin_for)
+            observation = make_observation(record, found.fd, found.endpoint, view, view.fin_for)
             strays.setdefault(stray.uid, []).append(observation)
         undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
         found_now = ProcessScan(tuple(glances), seen.refused, strays, undated, seen.hides)

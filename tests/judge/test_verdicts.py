@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 import closewait_guard as cwg
 import strategies
-from closewait_guard._inspect.observation import SuspectAge, notice, peer_closed_for, suspect_for
+from closewait_guard._inspect.observation import (
+    SuspectAge,
+    peer_closed_for,
+    suspect_for,
+    update_age,
+)
 from closewait_guard._inspect.probe import ProbeResult
 from closewait_guard._judge.hints import HINTS, hint_for
 from closewait_guard._judge.verdict import judge, verdict_of
@@ -179,16 +184,16 @@ views = st.builds(
 
 def looks(views, close_called, at_most):
     """The ages at successive observations, a second apart."""
-    sighting = None
+    age = None
     for now, view in enumerate(views, start=10**7):
-        sighting = notice(view, close_called, sighting, at_most, float(now))
-        yield view, sighting, float(now)
+        age = update_age(view, close_called, age, at_most, float(now))
+        yield view, age, float(now)
 
 
 @given(st.lists(views, min_size=1, max_size=6), st.booleans(), strategies.seconds)
 def test_times_are_never_negative_and_suspicion_is_never_older_than_the_end(many, closed, at_most):
-    for view, sighting, now in looks(many, closed, at_most):
-        suspect, ended = suspect_for(view, sighting, now), peer_closed_for(view, sighting, now)
+    for view, age, now in looks(many, closed, at_most):
+        suspect, ended = suspect_for(view, age, now), peer_closed_for(view, age, now)
         assert suspect is None or suspect >= 0
         assert ended is None or ended >= 0
         assert (ended is None) or view.connection is cwg.Connection.PEER_CLOSED
@@ -200,19 +205,16 @@ def test_times_are_never_negative_and_suspicion_is_never_older_than_the_end(many
 
 @given(views, st.integers(1, 5), strategies.seconds)
 def test_an_end_that_stays_the_same_grows_older_with_each_observation(view, times, at_most):
-    ages = [
-        suspect_for(view, sighting, now)
-        for _, sighting, now in looks([view] * times, False, at_most)
-    ]
+    ages = [suspect_for(view, age, now) for _, age, now in looks([view] * times, False, at_most)]
     if ages[0] is not None:
         assert all(later >= earlier for earlier, later in zip(ages, ages[1:], strict=False))
 
 
 @given(views.filter(lambda view: view.connection is cwg.Connection.PEER_CLOSED))
 def test_our_own_sending_does_not_make_the_fin_look_younger(view):
-    first = notice(view._replace(fin_for=50.0), False, None, 0.0, 1000.0)
+    first = update_age(view._replace(fin_for=50.0), False, None, 0.0, 1000.0)
     again = view._replace(fin_for=0.1)
-    second = notice(again, False, first, 0.0, 1010.0)
+    second = update_age(again, False, first, 0.0, 1010.0)
     assert peer_closed_for(again, second, 1010.0) == pytest.approx(60.0)
 
 
@@ -220,10 +222,10 @@ def test_our_own_sending_does_not_make_the_fin_look_younger(view):
 @example(ProbeResult(cwg.State.NONE, cwg.Evidence.POLL, cwg.Connection.GONE))
 def test_unread_data_going_down_restarts_the_clock(view):
     view = view._replace(connection=cwg.Connection.PEER_CLOSED, fin_for=None, unread=9)
-    before = notice(view, False, None, 100.0, 1000.0)
+    before = update_age(view, False, None, 100.0, 1000.0)
     assert suspect_for(view, before, 1000.0) == 100.0
     reading = view._replace(unread=3)
-    after = notice(reading, False, before, 0.0, 1001.0)
+    after = update_age(reading, False, before, 0.0, 1001.0)
     assert suspect_for(reading, after, 1001.0) == 0.0
     assert isinstance(after, SuspectAge)
 
@@ -231,6 +233,6 @@ def test_unread_data_going_down_restarts_the_clock(view):
 def test_an_end_first_seen_by_an_earlier_observation_counts_from_then():
     view = ProbeResult(cwg.State.CLOSE, cwg.Evidence.POLL, cwg.Connection.GONE)
     live = view._replace(connection=cwg.Connection.LIVE)
-    before = notice(live, True, None, 500.0, 1000.0)
-    after = notice(view, True, before, 500.0, 1002.0)
+    before = update_age(live, True, None, 500.0, 1000.0)
+    after = update_age(view, True, before, 500.0, 1002.0)
     assert suspect_for(view, after, 1002.0) == 0.0

@@ -44,7 +44,7 @@ class Endpoint(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """What one look showed. Times are seconds ago."""
+    """What one probe showed. Times are seconds ago."""
 
     state: State
     evidence: Evidence
@@ -70,10 +70,10 @@ class Probe(Protocol):
         """A new poller, for one thread at a time."""
 
     def probe_socket(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
-        """Look at a socket; None if it is closed, or no longer owns the descriptor."""
+        """Probe a socket; None if it is closed, or no longer owns the descriptor."""
 
     def probe_snapshot(self, snapshot: FinalSnapshot, /) -> ProbeResult:
-        """What the last look at a socket showed."""
+        """What the snapshot of a dropped socket shows."""
 
 
 # Past the properties of Python's class, which make an enum of each number.
@@ -100,7 +100,7 @@ def _kind_name(number: int) -> str:
 
 
 def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
-    """Describe a socket; what cannot be told is None."""
+    """Describe a socket; what is not known is None."""
     return Endpoint(
         _family_name(_FAMILY(sock)),
         _kind_name(_TYPE(sock)),
@@ -112,7 +112,7 @@ def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
 
 
 def endpoint_of_snapshot(snapshot: FinalSnapshot) -> Endpoint:
-    """Describe a socket that has died."""
+    """Describe a socket that was dropped."""
     return Endpoint(
         _family_name(snapshot.family),
         _kind_name(snapshot.type),

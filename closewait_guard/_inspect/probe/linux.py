@@ -27,7 +27,7 @@ __all__ = [
     "poller",
     "probe_snapshot",
     "probe_socket",
-    "tcp_view",
+    "tcp_result",
 ]
 
 
@@ -77,27 +77,27 @@ def poller() -> PollPoller:
 
 
 def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
-    """Look at a socket by TCP_INFO where there is one, else by the poll events given."""
+    """Probe a socket by TCP_INFO where there is one, else by the poll events given."""
     family = _family(sock)
-    view: ProbeResult | None = None
+    result: ProbeResult | None = None
     if _type(sock) == socket.SOCK_STREAM:
         if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
-            view = _look_at_tcp(sock, fd)
+            result = _probe_tcp(sock, fd)
         elif family in _STREAM_FAMILIES:
-            view = _look_at_stream(sock, fd, family, events)
+            result = _probe_stream(sock, fd, family, events)
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
-    return (view or _OTHER) if _fileno(sock) == fd else None
+    return (result or _OTHER) if _fileno(sock) == fd else None
 
 
 def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
-    """What is left to see of a socket that has died open."""
+    """What the snapshot of a dropped socket shows."""
     family = snapshot.family
     if snapshot.type == socket.SOCK_STREAM:
         if family in _TCP_FAMILIES and snapshot.proto in _TCP_PROTOCOLS and snapshot.tcp_info:
-            return tcp_view(snapshot.tcp_info, lambda: snapshot.unread, lambda: snapshot.unsent)
+            return tcp_result(snapshot.tcp_info, lambda: snapshot.unread, lambda: snapshot.unsent)
         if family in _STREAM_FAMILIES:
             connection = _stream_connection(0, listening=snapshot.listening)
-            return _stream_view(family, connection, snapshot.unread, snapshot.unsent)
+            return _stream_result(family, connection, snapshot.unread, snapshot.unsent)
     return _OTHER
 
 
@@ -105,19 +105,19 @@ _TCP_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 _OTHER = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 
 
-def _look_at_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
+def _probe_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
     try:
         raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
     except OSError:
         return None
-    return tcp_view(raw, partial(unread, fd), partial(unsent, fd))
+    return tcp_result(raw, partial(unread, fd), partial(unsent, fd))
 
 
 _Queue = Callable[[], int | None]
 
 
-def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
-    """Read a `struct tcp_info`, whoever the kernel gave it to."""
+def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
+    """Read a `struct tcp_info`, of a socket of this process or of another."""
     if len(raw) < TCP_INFO_SIZE:
         raw = raw.ljust(TCP_INFO_SIZE, b"\0")
     number, unacked, sent, received, acknowledged, path_mtu, acked, segments, notsent = (
@@ -144,13 +144,13 @@ def tcp_view(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
     )
 
 
-def _look_at_stream(sock: _socket.socket, fd: int, family: int, events: int) -> ProbeResult:
+def _probe_stream(sock: _socket.socket, fd: int, family: int, events: int) -> ProbeResult:
     """A stream that keeps no TCP states: the poll events are all there is to know."""
     connection = _stream_connection(events, listening=is_listening(sock))
-    return _stream_view(family, connection, unread(fd), unsent(fd))
+    return _stream_result(family, connection, unread(fd), unsent(fd))
 
 
-def _stream_view(
+def _stream_result(
     family: int, connection: Connection, unread: int | None, unsent: int | None
 ) -> ProbeResult:
     return ProbeResult(

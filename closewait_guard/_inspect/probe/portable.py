@@ -34,14 +34,14 @@ _type = _socket.socket.__dict__["type"].__get__
 
 _IP = frozenset({socket.AF_INET, socket.AF_INET6})
 _UNIX = getattr(socket, "AF_UNIX", None)
-_JUDGED = _IP | {_UNIX}
+_STREAM_FAMILIES = _IP | {_UNIX}
 _PEEK = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
 _NEVER_WAITS = hasattr(socket, "MSG_DONTWAIT")
 
 # The events of poll, which select has no names for.
 _READABLE, _FAILED, _HUNG_UP = 0x001, 0x008, 0x010
 # Windows takes 512 descriptors in one select, others 1024.
-_SELECT_AT_ONCE = 500
+_MAX_PER_SELECT = 500
 
 
 class _SelectPoller:
@@ -55,8 +55,8 @@ class _SelectPoller:
 
 
 def _batches(fds: list[int]) -> Iterable[list[int]]:
-    for start in range(0, len(fds), _SELECT_AT_ONCE):
-        yield fds[start : start + _SELECT_AT_ONCE]
+    for start in range(0, len(fds), _MAX_PER_SELECT):
+        yield fds[start : start + _MAX_PER_SELECT]
 
 
 def _select(fds: list[int]) -> tuple[list[int], list[int]]:
@@ -78,11 +78,11 @@ def poller() -> Poller:
 
 
 def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
-    """Look at a socket by its poll events, its peer's name and, where that is safe, a peek."""
+    """Probe a socket by its poll events, its peer's name and, where that is safe, a peek."""
     family = _family(sock)
     listening = is_listening(sock)
     connection, evidence, waiting = Connection.NOT_APPLICABLE, Evidence.POLL, None
-    if _type(sock) == socket.SOCK_STREAM and family in _JUDGED and not listening:
+    if _type(sock) == socket.SOCK_STREAM and family in _STREAM_FAMILIES and not listening:
         connection, evidence, waiting = _connection(sock, fd, events)
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
     if _fileno(sock) != fd:
@@ -91,10 +91,10 @@ def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | No
 
 
 def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
-    """What is left to see of a socket that has died open."""
+    """What the snapshot of a dropped socket shows."""
     family, listening = snapshot.family, snapshot.listening
     connection = Connection.NOT_APPLICABLE
-    if snapshot.type == socket.SOCK_STREAM and family in _JUDGED and not listening:
+    if snapshot.type == socket.SOCK_STREAM and family in _STREAM_FAMILIES and not listening:
         connection = Connection.UNCONNECTED if snapshot.peer is None else Connection.LIVE
     state = _state(family, connection, listening)
     return ProbeResult(state, Evidence.POLL, connection, unread=snapshot.unread)
@@ -115,19 +115,19 @@ _INFERRED = {
     Connection.NOT_APPLICABLE: State.NONE,
 }
 
-_Finding = tuple[Connection, Evidence, int | None]
+_Answer = tuple[Connection, Evidence, int | None]
 
 
-def _connection(sock: _socket.socket, fd: int, events: int) -> _Finding:
+def _connection(sock: _socket.socket, fd: int, events: int) -> _Answer:
     if events & _FAILED:
         return Connection.GONE, Evidence.POLL, None
-    if not _connected(sock):
+    if not _has_peer(sock):
         return _without_peer(events), Evidence.POLL, None
     if not events:
         return Connection.LIVE, Evidence.POLL, 0
     waiting = unread(fd)
     if waiting:
-        # An end of stream behind the data shows only where poll tells of it.
+        # An end of stream behind the data shows only where poll reports it.
         hung_up = events & _HUNG_UP
         return Connection.PEER_CLOSED if hung_up else Connection.LIVE, Evidence.POLL, waiting
     timeout = _gettimeout(sock)
@@ -145,7 +145,7 @@ def _without_peer(events: int) -> Connection:
     return Connection.GONE if events & _READABLE else Connection.UNCONNECTED
 
 
-def _connected(sock: _socket.socket) -> bool:
+def _has_peer(sock: _socket.socket) -> bool:
     try:
         _getpeername(sock)
     except OSError:
@@ -153,7 +153,7 @@ def _connected(sock: _socket.socket) -> bool:
     return True
 
 
-def _peek(sock: _socket.socket) -> _Finding:
+def _peek(sock: _socket.socket) -> _Answer:
     try:
         data = _recv(sock, 1, _PEEK)
     except BlockingIOError:
