@@ -168,12 +168,12 @@ def findings(pid: int | None, variables: Mapping[str, str]) -> Iterator[tuple[st
 
 
 def _natives() -> str:
-    found = [f"{library.module} {number}: {library.what}" for library, number in installed()]
+    found = [f"{code.module} {number}: {code.what}" for code, number in installed()]
     return "; ".join(found) or "no library is installed that is known to open sockets in C"
 
 
 def _loaded(pid: int) -> str:
-    found = [f"{library.module}: {library.what}" for library in loaded_by(pid)]
+    found = [f"{code.module}: {code.what}" for code in loaded_by(pid)]
     return "; ".join(found) or "has loaded no library that is known to open sockets in C"
 
 

@@ -60,35 +60,38 @@ def connect():
         return Link(fd), theirs.dup()
 
 
-KEPT = Library(
-    "kept",
+EXAMPLE = Library(
+    "example",
     pools=(
         PoolKind(
-            ("kept.pools:Pool",),
-            name=lambda _: "pool of kept",
+            ("example.pools:Pool",),
+            name=lambda _: "pool of example",
             max_size=lambda _: 3,
             idle=lambda pool: elements_of(field(pool, "waiting")),
             checked_out=lambda pool: elements_of(field(pool, "in_use")),
         ),
     ),
-    owners=(OwnerKind(("kept.links:Link",), lambda link: (number_of(field(link, "fd")),)),),
-    attributed=("kept.links:connect",),
+    owners=(OwnerKind(("example.links:Link",), lambda link: (number_of(field(link, "fd")),)),),
+    attributed=("example.links:connect",),
     hints=(
-        HolderHint("kept.links.Link", "call link.close()"),
-        HolderHint("kept", "give it back to the pool"),
-        HolderHint("kept", "the pool replaces it", (cwg.Verdict.STALE_POOL,)),
+        HolderHint("example.links.Link", "call link.close()"),
+        HolderHint("example", "give it back to the pool"),
+        HolderHint("example", "the pool replaces it", (cwg.Verdict.STALE_POOL,)),
     ),
-    native=(NativeCode("kept", "kept", "/kept/", "keeps everything"),),
+    native=(NativeCode("example", "example", "/example/", "keeps everything"),),
 )
 
 
 @pytest.fixture
-def kept(monkeypatch):
+def example(monkeypatch):
     """A foreign library that is known by one value."""
-    package = types.ModuleType("kept")
-    package.pools, package.links = types.ModuleType("kept.pools"), types.ModuleType("kept.links")
-    package.pools.Pool = type("Pool", (Pool,), {"__module__": "kept.pools"})
-    package.links.Link = type("Link", (Link,), {"__module__": "kept.links"})
+    package = types.ModuleType("example")
+    package.pools, package.links = (
+        types.ModuleType("example.pools"),
+        types.ModuleType("example.links"),
+    )
+    package.pools.Pool = type("Pool", (Pool,), {"__module__": "example.pools"})
+    package.links.Link = type("Link", (Link,), {"__module__": "example.links"})
 
     def connect_link():
         link, theirs = connect()
@@ -97,36 +100,36 @@ def kept(monkeypatch):
     package.links.connect = connect_link
     for module in (package, package.pools, package.links):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(_libraries, "LIBRARIES", (KEPT, *_libraries.LIBRARIES))
+    monkeypatch.setattr(_libraries, "LIBRARIES", (EXAMPLE, *_libraries.LIBRARIES))
     return package
 
 
 @pytest.fixture
-def guard(kept):
+def guard(example):
     with cwg.Guard(cwg.Settings(grace=0.05)) as guard:
         yield guard
 
 
-def test_a_new_library_has_its_pools_asked_and_its_hints_given(guard, kept):
-    pool = kept.pools.Pool()
+def test_a_new_library_has_its_pools_asked_and_its_hints_given(guard, example):
+    pool = example.pools.Pool()
     with connected_pair() as (idle, its_peer), connected_pair() as (used, peer_of_used):
         pool.waiting.append(idle)
         pool.in_use.append(used)
         its_peer.close()
         peer_of_used.close()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        assert stale.holders[-1] == "pool of kept: idle in the pool (at most 3)"
+        assert stale.holders[-1] == "pool of example: idle in the pool (at most 3)"
         assert stale.hint == "the pool replaces it"
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
-        assert leak.holders[-1] == "pool of kept: checked out of the pool (at most 3)"
+        assert leak.holders[-1] == "pool of example: checked out of the pool (at most 3)"
         assert leak.hint == "give it back to the pool"
 
 
-def test_a_new_library_has_its_native_sockets_attributed_and_held(guard, kept):
-    guard.attribute("kept")
+def test_a_new_library_has_its_native_sockets_attributed_and_held(guard, example):
+    guard.attribute("example")
 
     def open_link():
-        return kept.links.connect()
+        return example.links.connect()
 
     mine, theirs = open_link()
     theirs.close()
@@ -138,9 +141,9 @@ def test_a_new_library_has_its_native_sockets_attributed_and_held(guard, kept):
     mine.close()
 
 
-def test_a_new_library_has_its_links_found_in_pools_too(guard, kept):
-    pool = kept.pools.Pool()
-    link, theirs = kept.links.connect()
+def test_a_new_library_has_its_links_found_in_pools_too(guard, example):
+    pool = example.pools.Pool()
+    link, theirs = example.links.connect()
     pool.waiting.append(Wrapper(link))
     theirs.close()
     [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
@@ -148,8 +151,8 @@ def test_a_new_library_has_its_links_found_in_pools_too(guard, kept):
     link.close()
 
 
-def test_a_new_library_is_named_by_the_doctor(kept, monkeypatch):
-    monkeypatch.setattr(doctor, "find_spec", lambda name: kept if name == "kept" else None)
+def test_a_new_library_is_named_by_the_doctor(example, monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: example if name == "example" else None)
     assert [code.what for code, _ in doctor.installed()] == ["keeps everything"]
 
 

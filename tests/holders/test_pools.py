@@ -1,4 +1,4 @@
-"""An idle connection of a pool is explained, one that was never returned is accused."""
+"""A connection that waits in a pool is explained, one that was never returned is a leak."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ HINT_OF = {
 }
 
 
-def is_explained(guard, leak, sentence):
-    assert not leak.is_leak
-    assert leak.severity is cwg.Severity.INFO
-    assert sentence in leak.holders[-1]
-    library = leak.holders[-1].split()[0]
-    assert HINT_OF[library] in leak.hint
+def assert_explained(guard, finding, sentence):
+    assert not finding.is_leak
+    assert finding.severity is cwg.Severity.INFO
+    assert sentence in finding.holders[-1]
+    library = finding.holders[-1].split()[0]
+    assert HINT_OF[library] in finding.hint
     assert "held by" in cwg.render_text(guard.scan())
 
 
@@ -42,38 +42,40 @@ def test_urllib3_idle_is_stale_and_unread_is_leaked(guard):
         manager.request("GET", server.url)
         unread = manager.request("GET", server.url + "/partial", preload_content=False)
         server.hang_up()
-        [idle] = [] if unread._connection is None else findings_of(guard, cwg.Verdict.LEAKED)
-        assert any("urllib3" in holder and "checked out" in holder for holder in idle.holders)
-        assert "at most 7" in idle.holders[-1]
-        assert "release_conn" in idle.hint
+        [leak] = [] if unread._connection is None else findings_of(guard, cwg.Verdict.LEAKED)
+        assert any("urllib3" in holder and "checked out" in holder for holder in leak.holders)
+        assert "at most 7" in leak.holders[-1]
+        assert "release_conn" in leak.hint
         unread.close()
         manager.request("GET", server.url)
         server.hang_up()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 7)")
+        assert_explained(
+            guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 7)"
+        )
 
 
-def test_requests_session_idle_is_stale_and_the_next_scan_asks_no_heap(guard, monkeypatch):
+def test_requests_session_idle_is_stale_and_the_next_scan_leaves_the_heap_alone(guard, monkeypatch):
     with web() as server, requests.Session() as session:
         session.get(server.url)
         server.hang_up()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        is_explained(guard, stale, "idle in the pool (at most 10)")
+        assert_explained(guard, stale, "idle in the pool (at most 10)")
         assert guard.scan().leaks == ()
         import closewait_guard._holders.libraries as pools
 
         monkeypatch.setattr(
             pools, "_pool_classes", lambda: pytest.fail("went through the heap again")
         )
-        assert [leak.verdict for leak in guard.scan().findings] == ["stale_pool"]
+        assert [finding.verdict for finding in guard.scan().findings] == ["stale_pool"]
 
 
 def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds(guard):
-    kept = []
+    sessions = []
 
     def call(url):
         session = requests.Session()
-        kept.append(session)
+        sessions.append(session)
         return session.get(url).content
 
     with web() as server:
@@ -83,24 +85,24 @@ def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds
         leaks = opened_in(findings_of(guard, cwg.Verdict.LEAKED, 40), "call")
         assert len(leaks) == 40
         assert "one of 40 pools for this address" in leaks[0].holders[-1]
-        assert any("kept[" in holder for leak in leaks for holder in leak.holders)
+        assert any("sessions[" in holder for leak in leaks for holder in leak.holders)
         assert any("make one session and keep it" in leak.hint for leak in leaks)
-        for session in kept:
+        for session in sessions:
             session.close()
     assert guard.scan().leaks == ()
 
 
 @pytest.mark.parametrize("library", ["urllib3", "httpx"])
 def test_a_client_for_each_call_is_leaked(guard, library):
-    kept = []
+    clients = []
 
     def with_urllib3(url):
-        kept.append(urllib3.PoolManager(maxsize=2))
-        return kept[-1].request("GET", url).data
+        clients.append(urllib3.PoolManager(maxsize=2))
+        return clients[-1].request("GET", url).data
 
     def with_httpx(url):
-        kept.append(httpx.Client())
-        return kept[-1].get(url).content
+        clients.append(httpx.Client())
+        return clients[-1].get(url).content
 
     call, hint = {
         "urllib3": (with_urllib3, "make one PoolManager"),
@@ -112,22 +114,22 @@ def test_a_client_for_each_call_is_leaked(guard, library):
         server.hang_up()
         leaks = opened_in(findings_of(guard, cwg.Verdict.LEAKED, 25), call.__name__)
         are_of_a_pool_for_each_call(leaks, hint)
-        for client in kept:
+        for client in clients:
             client.clear() if library == "urllib3" else client.close()
     assert guard.scan().leaks == ()
 
 
 @pytest.mark.parametrize("library", ["httpx", "aiohttp"])
 def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
-    kept = []
+    clients = []
 
     async def with_httpx(url):
-        kept.append(httpx.AsyncClient())
-        return await kept[-1].get(url)
+        clients.append(httpx.AsyncClient())
+        return await clients[-1].get(url)
 
     async def with_aiohttp(url):
-        kept.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=5)))
-        async with kept[-1].get(url) as response:
+        clients.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=5)))
+        async with clients[-1].get(url) as response:
             return await response.read()
 
     async def main(server):
@@ -137,7 +139,7 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
         # The loop is busy with something else, so that it cannot see the end.
         leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
         are_of_a_pool_for_each_call(leaks, hint)
-        for client in kept:
+        for client in clients:
             await (client.aclose() if library == "httpx" else client.close())
 
     call, hint = {
@@ -193,14 +195,14 @@ def test_httpx_async_idle_is_stale(guard):
         async with httpx.AsyncClient() as client:
             await client.get(server.url)
             server.hang_up()
-            leaks = await findings_of_async(guard, cwg.Verdict.STALE_POOL)
-            is_explained(guard, leaks[0], "httpcore pool of an httpx client: idle in the pool")
+            [stale] = await findings_of_async(guard, cwg.Verdict.STALE_POOL)
+            assert_explained(guard, stale, "httpcore pool of an httpx client: idle in the pool")
 
     with web() as server:
         asyncio.run(main(server))
 
 
-def test_aiohttp_closes_idle_connections_itself_and_names_unread_responses(guard):
+def test_aiohttp_closes_idle_connections_itself_and_an_unread_response_is_leaked(guard):
     async def main(server):
         async with aiohttp.ClientSession() as session:
             async with session.get(server.url) as response:
@@ -226,8 +228,8 @@ def test_aiohttp_idle_that_the_loop_has_not_noticed_is_stale(guard):
                 await response.read()
             server.hang_up()
             # The loop is busy with something else, so that it cannot see the end.
-            [leak] = findings_of(guard, cwg.Verdict.STALE_POOL)
-            is_explained(guard, leak, "aiohttp TCPConnector: idle in the pool (at most 100)")
+            [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+            assert_explained(guard, stale, "aiohttp TCPConnector: idle in the pool (at most 100)")
 
     with web() as server:
         asyncio.run(main(server))
@@ -246,7 +248,9 @@ def test_botocore_idle_is_stale_and_an_unread_body_is_leaked(guard, monkeypatch)
         client.get_object(Bucket="bucket", Key="key")["Body"].read()
         server.hang_up()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        is_explained(guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 10)")
+        assert_explained(
+            guard, stale, f"urllib3 pool of {server.url}: idle in the pool (at most 10)"
+        )
         body = client.get_object(Bucket="bucket", Key="key")["Body"]
         server.hang_up()
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
@@ -301,18 +305,20 @@ def test_redis_asyncio_idle_is_stale(guard, redis_port):
         async with redis.asyncio.Redis(port=redis_port) as client:
             await client.ping()
             hang_up_redis(redis_port)
-            [leak] = findings_of(guard, cwg.Verdict.STALE_POOL)
-            is_explained(guard, leak, f"redis pool of localhost:{redis_port}: idle in the pool")
+            [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+            assert_explained(
+                guard, stale, f"redis pool of localhost:{redis_port}: idle in the pool"
+            )
 
     asyncio.run(main())
 
 
-def test_a_crowd_of_stale_connections_is_severe_all_the_same():
+def test_many_stale_connections_are_a_warning():
     with cwg.Guard(cwg.Settings(grace=0.05, count_warning=2, age_critical=0)) as guard:
         with web() as server, requests.Session() as session:
             responses = [session.get(server.url, stream=True) for _ in range(3)]
             for response in responses:
                 response.content  # noqa: B018 - reading it gives the connection back
             server.hang_up()
-            leaks = findings_of(guard, cwg.Verdict.STALE_POOL, 3)
-            assert {leak.severity for leak in leaks} == {cwg.Severity.WARNING}
+            findings = findings_of(guard, cwg.Verdict.STALE_POOL, 3)
+            assert {finding.severity for finding in findings} == {cwg.Severity.WARNING}

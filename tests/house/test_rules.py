@@ -59,7 +59,8 @@ PURE = ("_judge", "_render", "_format", "model")
 PURE_EXCEPT = {"_format": {"time"}}  # A date is shown in the local time zone.
 
 MOST_ENTRIES = 40
-MOST_MODULES = 135
+# Besides those of _libraries, which has one more for each library that is known.
+MOST_MODULES = 124
 MOST_LINES = 450
 MOST_LINES_OF_A_FUNCTION = 60
 FEWEST_LINES = 50
@@ -204,7 +205,8 @@ def test_objects_of_the_program_are_touched_by_what_runs_no_code_only(module):
 def test_the_package_stays_small_enough_to_be_known():
     entries = [path for path in PACKAGE.iterdir() if path.is_file() or any(path.glob("*.py"))]
     assert len(entries) <= MOST_ENTRIES
-    assert len(modules()) <= MOST_MODULES
+    counted = [module for module in modules() if unit_of(module) != "_libraries"]
+    assert len(counted) <= MOST_MODULES
 
 
 def lines_of(module: str) -> int:

@@ -45,7 +45,7 @@ def dsn(port):
     return f"host=127.0.0.1 port={port} user=postgres"
 
 
-def received():
+def receive_number():
     """A descriptor that comes as a number, and the other end of its connection."""
     sender, receiver = socket.socketpair()
     with sender, receiver, connected_pair() as (ours, theirs):
@@ -57,7 +57,7 @@ def received():
 
 
 def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
-    fd, theirs = received()
+    fd, theirs = receive_number()
     report = guard.scan(full=True)
     [seen] = [seen for seen in report.observations if seen.fd == fd]
     assert seen.record.origin is cwg.Origin.NATIVE
@@ -79,16 +79,16 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
 
 def test_a_bare_c_socket_is_found(guard):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        kept = {"bare": _socket.socket()}
-        kept["bare"].connect(server.getsockname())
+        sockets = {"bare": _socket.socket()}
+        sockets["bare"].connect(server.getsockname())
         server.accept()[0].close()
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.NATIVE
         # The collector does not know such an object before Python 3.12.
-        assert [holder.rpartition(": ")[2] for holder in leak.holders] == ["kept['bare']"] * (
+        assert [holder.rpartition(": ")[2] for holder in leak.holders] == ["sockets['bare']"] * (
             sys.version_info >= (3, 12)
         )
-        kept["bare"].close()
+        sockets["bare"].close()
     assert guard.scan(full=True).coverage.native == 0
 
 
@@ -264,29 +264,29 @@ def test_uvloop_streams_are_attributed_and_held(guard):
     with web() as server:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main(server.port))
-    told_nothing(guard)
+    assert_no_leaks(guard)
 
 
-def told_nothing(guard):
+def assert_no_leaks(guard):
     assert guard.scan(full=True).leaks == (), cwg.render_text(guard.scan())
 
 
 def test_what_uvloop_accepts_is_found_with_its_protocol(guard):
     async def main():
-        kept = []
+        writers = []
 
         async def handle(reader, writer):
             writer.transport.pause_reading()
-            kept.append(writer)
+            writers.append(writer)
 
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         with socket.create_connection(server.sockets[0].getsockname()):
-            while not kept:
+            while not writers:
                 await asyncio.sleep(0.01)
         [leak] = await findings_of_async(guard, cwg.Verdict.LEAKED)
         assert leak.observation.record.origin is cwg.Origin.NATIVE
-        assert "'kept' of" in leak.holders[0] or "kept[0]" in leak.holders[0]
-        kept[0].close()
+        assert "'writers' of" in leak.holders[0] or "writers[0]" in leak.holders[0]
+        writers[0].close()
         server.close()
         await server.wait_closed()
 
@@ -294,7 +294,7 @@ def test_what_uvloop_accepts_is_found_with_its_protocol(guard):
         runner.run(main())
 
 
-def test_a_pipe_end_of_multiprocessing_keeps_its_birth_and_names_the_connection(guard):
+def test_a_pipe_end_of_multiprocessing_keeps_its_creation_and_names_the_connection(guard):
     def make():
         return multiprocessing.Pipe()
 
@@ -307,7 +307,7 @@ def test_a_pipe_end_of_multiprocessing_keeps_its_birth_and_names_the_connection(
     mine.close()
 
 
-def test_two_threads_that_open_at_once_are_each_told_by_their_result(guard, postgres_port):
+def test_two_threads_that_open_at_once_are_distinguished_by_their_results(guard, postgres_port):
     guard.attribute("psycopg")
     made = {}
 
@@ -323,20 +323,20 @@ def test_two_threads_that_open_at_once_are_each_told_by_their_result(guard, post
             thread.start()
         for thread in threads:
             thread.join()
-        births = {
+        openers = {
             seen.fd: seen.record.site.function.rpartition(".")[2]
             for seen in guard.scan(full=True).observations
             if seen.record.origin is cwg.Origin.NATIVE and seen.record.site
         }
         for name, connection in made.items():
-            assert births[connection.fileno()] == name
+            assert openers[connection.fileno()] == name
             connection.close()
 
 
 def test_any_callable_can_be_attributed_and_a_failure_passes_unchanged(guard):
     module = sys.modules[__name__]
-    guard.attribute(f"{__name__}:received", f"{__name__}:received")
-    fd, theirs = module.received()
+    guard.attribute(f"{__name__}:receive_number", f"{__name__}:receive_number")
+    fd, theirs = module.receive_number()
     [seen] = [seen for seen in guard.scan(full=True).observations if seen.fd == fd]
     assert seen.record.site.function.startswith("test_any_callable")
     os.close(fd)
@@ -386,10 +386,10 @@ def test_no_leaks_accepts_idle_native_sockets_and_refuses_attributed_ones(guard,
 def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, monkeypatch):
     import closewait_guard._inspect.native as natives
 
-    asked = []
+    calls = []
 
     def slow(_):
-        asked.append(1)
+        calls.append(1)
         time.sleep(0.05)
         return {}
 
@@ -398,10 +398,10 @@ def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, 
         guard.scan(full=True)
     for _ in range(20):
         guard.scan()
-    assert len(asked) == 5
+    assert len(calls) == 5
 
 
-def test_standard_streams_that_are_sockets_are_not_accused():
+def test_standard_streams_that_are_sockets_are_no_leaks():
     code = """
         import time
         import closewait_guard as cwg
