@@ -86,7 +86,7 @@ def test_at_which_of_two_listeners_that_share_an_address_one_waits_is_not_guesse
     assert "which process is to take 40 connections" in text
 
 
-def test_of_those_that_share_an_address_only_one_at_which_somebody_waits_is_meant(listen):
+def test_of_those_that_share_an_address_only_one_with_a_waiting_client_is_meant(listen):
     general = listen("0.0.0.0", reuse=True)
     port = general.first_line
     single = listen("127.0.0.1", port, reuse=True)

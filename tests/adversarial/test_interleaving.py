@@ -1,4 +1,4 @@
-"""Scans, births and ends in several threads: whatever comes in between, all is as if one by one."""
+"""Sockets opened, closed and scanned in several threads, interleaved at any instruction."""
 
 from __future__ import annotations
 

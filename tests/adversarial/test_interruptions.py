@@ -155,7 +155,7 @@ def test_what_a_handler_raises_in_our_own_code_is_raised_by_the_call(name, raise
 
 
 @pytest.mark.parametrize("raised", [Interrupted, LateError])
-def test_what_a_handler_raises_while_a_socket_dies_is_raised_after_it_and_as_it_was(
+def test_what_a_handler_raises_while_a_socket_is_finalized_is_raised_after_it_and_as_it_was(
     raised, monkeypatch
 ):
     error, reported = raised("this one"), []
@@ -230,7 +230,9 @@ def test_a_handler_that_lets_go_of_its_frame_is_known_for_one(made, monkeypatch)
 
 @pytest.mark.parametrize("closes", [True, False])
 @pytest.mark.parametrize("is_patched", [True, False])
-def test_no_bytecode_of_ours_runs_where_a_closed_socket_dies(closes, is_patched, monkeypatch):
+def test_no_bytecode_of_ours_runs_where_a_closed_socket_is_finalized(
+    closes, is_patched, monkeypatch
+):
     """A signal handler could raise there, and what is raised in a finalizer is dropped."""
     finalized, called = [], []
 

@@ -122,7 +122,7 @@ with cwg.Guard(cwg.Settings(grace=0)) as guard:
 
 
 @needs_variables_of_other_threads
-def test_the_variable_of_a_call_in_another_thread_is_told(guard):
+def test_the_variable_of_a_call_in_another_thread_is_reported(guard):
     ended = threading.Event()
 
     def works():
@@ -136,7 +136,9 @@ def test_the_variable_of_a_call_in_another_thread_is_told(guard):
     told = holders(guard)
     ended.set()
     thread.join()
-    assert told.startswith("local 'mine' of test_the_variable_of_a_call_in_another_thread_is_told.")
+    assert told.startswith(
+        "local 'mine' of test_the_variable_of_a_call_in_another_thread_is_reported."
+    )
     assert "works() in thread worker-3, now at" in told
     assert told.endswith("mine.sock")
 

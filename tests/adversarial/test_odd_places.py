@@ -114,13 +114,13 @@ left = socket.socket()
 """
 
 
-def test_births_and_scans_at_the_end_of_the_interpreter_raise_nothing():
+def test_creations_and_scans_at_the_end_of_the_interpreter_raise_nothing():
     code, printed, errors = run(_AT_THE_END)
     assert (code, printed, errors) == (0, ["exit", "late"], "")
 
 
 @pytest.mark.parametrize("install", [sys.setprofile, sys.settrace])
-def test_births_and_scans_under_a_function_that_opens_sockets_do_not_recurse(install):
+def test_creations_and_scans_under_a_function_that_opens_sockets_do_not_recurse(install):
     seen = []
 
     def opens(frame, event, arg):

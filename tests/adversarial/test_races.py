@@ -1,4 +1,4 @@
-"""Threads that open, close, drop and scan sockets all at once: nobody is accused of what is not so.
+"""Threads that open, close, drop and scan sockets all at once: no finding is wrong.
 
 `World` is that program; each of its activities goes on in threads of its own until the time is up.
 """
@@ -131,10 +131,12 @@ class World:
             origin = leak.observation.record.origin
             self.wrong["closed_elsewhere"] += leak.verdict is Verdict.CLOSED_ELSEWHERE
             self.wrong["native"] += leak.is_leak and origin is Origin.NATIVE
-            self.wrong["birth lost"] += leak.verdict is Verdict.DROPPED and origin is Origin.ADOPTED
+            self.wrong["creation lost"] += (
+                leak.verdict is Verdict.DROPPED and origin is Origin.ADOPTED
+            )
         for serial in self.serials:
             verdict = told[serial].verdict if serial in told else None
-            self.wrong[f"leak told as {verdict}"] += verdict is not Verdict.LEAKED
+            self.wrong[f"leak reported as {verdict}"] += verdict is not Verdict.LEAKED
 
     def run(self, activities, seconds):
         def keep_on(activity):
@@ -183,10 +185,10 @@ def check(world, seconds):
     assert world.guard.scan().coverage.dropped == len(world.drops)
 
 
-def test_nobody_is_accused_wrongly_while_all_goes_on_at_once(world):
+def test_no_socket_is_a_leak_wrongly_while_all_goes_on_at_once(world):
     check(world, 2)
 
 
 @pytest.mark.long
-def test_nobody_is_accused_wrongly_while_all_goes_on_at_once_for_long(world, attack_seconds):
+def test_no_socket_is_a_leak_wrongly_while_all_goes_on_at_once_for_long(world, attack_seconds):
     check(world, attack_seconds)

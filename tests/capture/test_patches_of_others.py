@@ -15,7 +15,7 @@ from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 from conftest import run_apart
 
 
-def test_somebody_elses_patch_over_ours_stays_and_we_fall_silent():
+def test_a_patch_of_another_library_over_ours_stays_and_ours_records_nothing():
     guard = cwg.Guard().install()
     ours = socket.socket.__init__
 

@@ -1,4 +1,4 @@
-"""A record tells how a socket was opened, and holds nothing alive."""
+"""A record says how a socket was opened, and keeps nothing alive."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_record_tells_who_when_and_where(guard):
     assert record.site is record.stack[0]
 
 
-def test_a_story_has_the_order_of_a_birth():
+def test_a_creation_tuple_has_the_order_of_a_creation():
     names = ("SOCK", "OBJECT_ID", "SERIAL", "ORIGIN", "PARENT", "STACK")
     places = [Creation._fields.index(name.lower()) for name in names]
     assert places == [getattr(creation, name) for name in names]
@@ -220,7 +220,7 @@ def test_threads_that_wait_for_connections_at_once_each_know_their_listener(guar
         listener.close()
 
 
-def test_a_handler_that_accepts_in_the_middle_of_an_accept_confuses_nobody(guard):
+def test_a_handler_that_accepts_in_the_middle_of_an_accept_changes_no_record(guard):
     with (
         socket.create_server(("127.0.0.1", 0)) as outer,
         socket.create_server(("127.0.0.1", 0)) as inner,
@@ -330,7 +330,7 @@ def test_a_detached_descriptor_taken_over_keeps_the_lineage(guard):
         assert record.parent == opened
 
 
-def test_the_number_of_a_detached_descriptor_reused_starts_a_new_story(guard):
+def test_the_number_of_a_detached_descriptor_reused_starts_a_new_record(guard):
     import os
 
     fd = socket.socket().detach()
@@ -436,7 +436,7 @@ def test_the_site_falls_back_to_the_innermost_library_frame():
     assert unknown.site is loop
 
 
-def test_equal_stacks_share_their_memory_once_settled():
+def test_equal_stacks_share_their_memory_once_interned():
     def here():
         return [capture(sys._getframe(), 5) for _ in range(2)]
 
@@ -450,7 +450,7 @@ def test_equal_stacks_share_their_memory_once_settled():
     assert resolve(NO_STACK) == ()
 
 
-def test_the_stacks_of_sockets_that_live_on_are_settled(guard):
+def test_the_stacks_of_sockets_that_stay_open_are_interned(guard):
     socks = [socket.socket() for _ in range(600)]
     stacks = [creation[-1] for creation in guard._registry._creations.values()]
     assert sum(len(stack) == 1 for stack in stacks) >= 256

@@ -1,4 +1,4 @@
-"""A number that was closed under a socket object: told as such, and the next owner not accused."""
+"""A number that was closed under a socket object is reported as such; its next owner is no leak."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from closewait_guard.testing import connected_pair, half_closed_pair
 GRACE = 0.05
 
 
-def told(report):
+def verdicts_in(report):
     return {leak.observation.record.serial: leak.verdict for leak in report.findings}
 
 
@@ -41,18 +41,18 @@ def test_a_number_that_is_free_is_told(guard, pair):
     os.close(fd)
     report = guard.scan()
     [leak] = report.findings
-    assert told(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
+    assert verdicts_in(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
     assert not leak.is_leak
     assert leak.severity is cwg.Severity.WARNING
     assert leak.holders == (f"nothing: descriptor {fd} is closed",)
     assert "os.close()" in leak.hint
     assert "CLOSED ELSEWHERE" in cwg.render_text(report)
-    assert told(guard.scan()) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
+    assert verdicts_in(guard.scan()) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
     victim.detach()
     assert guard.scan().findings == ()
 
 
-def test_a_stranger_with_a_socket_object_is_judged_by_its_own_birth(guard, pair):
+def test_another_socket_object_on_the_number_is_judged_by_its_own_creation(guard, pair):
     victim, theirs = pair
     serial, fd = serial_of(guard, victim), victim.fileno()
     theirs.close()
@@ -61,14 +61,14 @@ def test_a_stranger_with_a_socket_object_is_judged_by_its_own_birth(guard, pair)
         # The pair takes the lowest free numbers, of which this is one.
         guard.scan()
         time.sleep(GRACE * 2.5)
-        verdicts = told(guard.scan())
+        verdicts = verdicts_in(guard.scan())
         assert verdicts.pop(serial) is cwg.Verdict.CLOSED_ELSEWHERE
         assert list(verdicts.values()) == [cwg.Verdict.LEAKED]
         assert serial not in verdicts
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_file_that_has_the_number_is_not_accused(guard, pair, tmp_path, full):
+def test_a_file_that_has_the_number_is_no_leak(guard, pair, tmp_path, full):
     victim, theirs = pair
     serial, fd = serial_of(guard, victim), victim.fileno()
     theirs.close()
@@ -77,7 +77,7 @@ def test_a_file_that_has_the_number_is_not_accused(guard, pair, tmp_path, full):
         report = guard.scan(full=full)
         assert report.leaks == ()
         if full:
-            assert told(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
+            assert verdicts_in(report) == {serial: cwg.Verdict.CLOSED_ELSEWHERE}
             assert report.findings[0].holders[0].endswith("/file")
         os.close(victim.detach())
 
@@ -92,7 +92,7 @@ def test_a_native_socket_that_has_the_number_and_leaks_is_not_the_objects(guard,
     end.close()
     time.sleep(GRACE * 2.5)
     report = guard.scan()
-    assert told(report)[serial] is cwg.Verdict.CLOSED_ELSEWHERE
+    assert verdicts_in(report)[serial] is cwg.Verdict.CLOSED_ELSEWHERE
     assert all(leak.observation.record.serial != serial for leak in report.leaks)
     victim.close()
 

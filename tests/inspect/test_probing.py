@@ -68,7 +68,7 @@ def test_a_peer_that_has_closed_makes_a_leak(probed_guard, host):
 
 
 @pytest.mark.parametrize("probe", ["linux", "portable"])
-def test_nothing_is_accused_within_the_grace_time(probe):
+def test_nothing_is_a_leak_within_the_grace_time(probe):
     with cwg.Guard(cwg.Settings(grace=60, probe=probe)) as guard:
         with half_closed_pair(), socket.socket():
             report = guard.scan()
@@ -97,7 +97,7 @@ def test_unread_bytes_are_counted_and_not_consumed(guard):
         assert ours.recv(100) == b""
 
 
-def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
+def test_a_program_that_reads_on_after_the_fin_has_no_leak(guard):
     with half_closed_pair(b"x" * 250) as (ours, _):
         wait()
         guard.scan()
@@ -108,7 +108,7 @@ def test_a_program_that_reads_on_after_the_fin_is_not_accused(guard):
         assert verdicts(guard.scan()) == ["leaked"]
 
 
-def test_a_scan_that_had_to_wait_for_the_processor_takes_nobody_for_still_sending(
+def test_a_scan_that_had_to_wait_for_the_processor_takes_no_peer_for_still_sending(
     guard, monkeypatch
 ):
     look = linux.probe_socket
@@ -145,7 +145,7 @@ def test_unix_streams_whose_peer_has_closed_are_leaks(probed_guard, timeout):
         assert only(probed_guard.scan()).observation.peer_closed_for >= GRACE
 
 
-def test_datagram_raw_and_listening_sockets_are_never_accused(probed_guard):
+def test_datagram_raw_and_listening_sockets_are_never_leaks(probed_guard):
     kinds = [
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
@@ -414,7 +414,7 @@ def test_our_half_of_a_close_under_way_is_closing(guard):
 
 
 @pytest.mark.parametrize("collected", [False, True])
-def test_a_socket_dropped_while_open_is_told_with_its_birth(probed_guard, collected):
+def test_a_socket_dropped_while_open_is_reported_with_its_creation(probed_guard, collected):
     import gc
 
     with connected_pair() as (ours, theirs):
@@ -559,7 +559,7 @@ def test_a_closed_socket_that_a_thread_waits_to_read_from_is_in_use(probed_guard
         file.close()
 
 
-def test_a_connect_under_way_is_not_accused(guard):
+def test_a_connect_under_way_is_no_leak(guard):
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -596,21 +596,21 @@ def test_a_detached_descriptor_whose_peer_has_closed_is_found(guard):
     assert guard.scan().findings == ()
 
 
-def test_a_stranger_on_the_number_of_a_stolen_descriptor_is_not_accused(guard):
-    stolen = socket.socket()
-    os.close(stolen.fileno())
+def test_another_socket_on_the_number_of_a_descriptor_closed_elsewhere_is_no_leak(guard):
+    victim = socket.socket()
+    os.close(victim.fileno())
     a, b = socket.socketpair()
-    assert stolen.fileno() in (a.fileno(), b.fileno())
+    assert victim.fileno() in (a.fileno(), b.fileno())
     wait()
     report = guard.scan(full=True)
     assert report.findings == ()
     assert all("socketpair" in seen.record.site.source for seen in report.observations)
-    stolen.detach()
+    victim.detach()
     a.close()
     b.close()
 
 
-def test_a_descriptor_closed_under_its_object_is_not_accused(guard):
+def test_a_descriptor_closed_under_its_object_is_no_leak(guard):
     sock = socket.socket()
     os.close(sock.fileno())
     wait()
