@@ -370,7 +370,7 @@ class SocketScanner:
         return self._natives.count
 
     def take_census(self) -> None:
-        """Take in the native sockets that are open by now: they are older than what follows."""
+        """Record the native sockets that are open by now, so that later ones are known as new."""
         self._natives.open_sockets(thorough=True)
 
     def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
@@ -394,25 +394,25 @@ class SocketScanner:
         return natives.only(lambda seen: _is_live(seen) or self._natives.is_still(seen))
 
     def attribute(self, *names: str) -> None:
-        """Know where native sockets are opened."""
+        """Record where native code opens sockets."""
         with patch.install_lock():
             self._attribution.wrap(*names)
 
     def close(self) -> None:
-        """Take the wrappers of `attribute` out again."""
+        """Remove the wrappers of `attribute`."""
         self._attribution.undo()
 
     def after_fork(self) -> None:
-        """In the child: what was known is now of inherited sockets."""
+        """In the child: the sockets known so far are inherited ones."""
         self._natives.after_fork()
         self._tracked_scanner.after_fork()
         self._native_scanner.after_fork()
 
 
 def _concerns_program(seen: Observation) -> bool:
-    """Whether the program has to do with a native socket, as far as is known.
+    """Whether a native socket concerns the program: its call is known, or its connection has ended.
 
-    Native code may have its reasons to open one for good, in any thread, at any time.
+    Native code may open sockets that it keeps, in any thread, at any time.
     """
     return bool(seen.record.stack) or not _is_live(seen)
 
@@ -421,6 +421,6 @@ def _is_live(seen: Observation) -> bool:
     return seen.connection not in _ENDED
 
 
-# They double, and are as long together as it takes.
+# Each is twice as long as the one before; together they are as long as `SETTLED_AFTER`.
 _WAITS = [SETTLED_AFTER / 2**number for number in range(10, 0, -1)]
 _ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})
