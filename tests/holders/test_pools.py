@@ -179,7 +179,7 @@ def test_httpx_idle_is_stale_and_a_stream_never_closed_is_leaked(guard):
         client.get(server.url)
         server.hang_up()
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        is_explained(
+        assert_explained(
             guard, stale, "httpcore pool of an httpx client: idle in the pool (at most 20)"
         )
         response = client.send(client.build_request("GET", server.url + "/partial"), stream=True)
@@ -276,7 +276,7 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
         client.ping()
         hang_up_redis(redis_port)
         [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
-        is_explained(
+        assert_explained(
             guard, stale, f"redis pool of localhost:{redis_port}: idle in the pool (at most 5)"
         )
         taken = client.connection_pool.get_connection()
