@@ -217,7 +217,7 @@ def broken(*_):
         ),
     ],
 )
-def test_a_search_that_fails_loses_no_leak_and_is_told(place, note, monkeypatch):
+def test_a_search_that_fails_loses_no_leak_and_is_reported(place, note, monkeypatch):
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         kept = [left_by_its_peer(), left_by_its_peer()]
         time.sleep(0.02)

@@ -139,7 +139,7 @@ assert "3 x LEAKED" in found[1] and len(found[2]["findings"]) == found[0] == 3 +
 """
 
 
-def test_every_reporter_tells_all_leaks_without_a_descriptor(tmp_path):
+def test_every_reporter_reports_all_leaks_without_a_descriptor(tmp_path):
     done = python("-c", LEAKY + TOLD_EVERYWHERE, cwd=tmp_path)
     events = [line for line in done.stdout.splitlines() if "socket_leak" in line]
     assert any("count=3" in event and "leaked" in event for event in events), done.stdout

@@ -154,7 +154,7 @@ def test_a_leak_of_a_forked_worker_is_known_also_of_its_child(run):
         "subprocess.run([sys.executable, '-c', child])",
     ],
 )
-def test_a_process_with_sockets_that_ends_without_a_word_is_told(run, end):
+def test_a_process_with_sockets_that_ends_in_silence_is_reported(run, end):
     done = run(end, code=UNKNOWN)
     [sentence] = done.stderr.splitlines()
     assert sentence.startswith("closewait-guard: leaks unknown: process ")
@@ -205,7 +205,7 @@ Guard.check = check
     assert "could not report: ValueError: no idea" in second
 
 
-def test_a_child_that_outlives_the_launcher_is_told(run):
+def test_a_child_that_outlives_the_launcher_is_reported(run):
     source = FORK + "print(fork(lambda: (leak(), os.close(1), os.close(2), time.sleep(60))))"
     begun = time.monotonic()
     done = run(source, code=UNKNOWN, command=[sys.executable, "-c", HASTY])
@@ -322,7 +322,7 @@ def test_the_program_outlives_a_launcher_that_is_killed(tmp_path):
 @pytest.mark.parametrize(
     "message", [b"", b"1 leaked\n", b"x" * 100_000, b"0" * 32 + b" 1 leaked\n"]
 )
-def test_a_stranger_is_not_believed(message):
+def test_a_process_without_the_token_is_not_believed(message):
     with Verdicts() as verdicts:
         strangers = [socket.socket(socket.AF_UNIX) for _ in range(500)]
         verdicts.listen()
