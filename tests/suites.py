@@ -53,7 +53,7 @@ def open_sockets():
 
 
 def descriptors():
-    """The sockets that are open, by number: only where the system tells (Linux)."""
+    """The sockets that are open, by number: only where the system says (Linux)."""
     opened = {}
     for number in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         # The listing's own descriptor is gone by now.

@@ -115,7 +115,7 @@ def _has_any(items: list[pytest.Item], markers: tuple[str, ...]) -> bool:
 
 @pytest.fixture
 def closewait_guard(request: pytest.FixtureRequest) -> Guard:
-    """The `Guard` that watches this test. The test fails if it leaks a socket, even with
+    """The `Guard` that checks this test. The test fails if it leaks a socket, even with
     `--socket-leaks=off`.
 
     Example:

@@ -198,7 +198,7 @@ class LeakChecker:
         self, context: CheckContext, waited: float, report: Report | None
     ) -> OwnerFinding | None:
         plan = context.plan
-        if report is None and (waited < _MIN_SETTLE_REPORTED or plan.allowed):
+        if report is None and (waited < _MIN_SETTLE_REPORTED or plan.allow_reason):
             return None
         return OwnerFinding(
             owner=context.owner.name,
@@ -206,7 +206,7 @@ class LeakChecker:
             kind=context.kind,
             outcome=_outcome(plan) if report is not None else Outcome.SETTLED,
             waited=waited,
-            reason=plan.allowed,
+            reason=plan.allow_reason,
             report=report,
             worker=self._worker,
         )
@@ -242,6 +242,6 @@ def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool
 
 
 def _outcome(plan: Plan) -> Outcome:
-    if plan.allowed is not None:
+    if plan.allow_reason is not None:
         return Outcome.ALLOWED
     return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED

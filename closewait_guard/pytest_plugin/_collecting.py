@@ -148,7 +148,7 @@ def _received(sent: Any) -> list[OwnerFinding]:
 
 
 class JsonFile:
-    """One JSON object a line. Begun anew for each run, so that it is there even if nothing leaks.
+    """One JSON object a line. Emptied when a run begins, so that it is there even if nothing leaks.
 
     Attributes:
         failure: A sentence that says why lines are missing, if any are.

@@ -52,7 +52,7 @@ class CurrentTest:
         from closewait_guard.pytest_plugin._failing import make_failure
         from closewait_guard.pytest_plugin._text import junit_properties
 
-        if finding.report is not None and self.plan.allowed is None:
+        if finding.report is not None and self.plan.allow_reason is None:
             self.item.user_properties += junit_properties(finding)
         if finding.is_failure:
             self.failure = make_failure(finding, self.item.config)
@@ -70,7 +70,7 @@ class CurrentTest:
             nodeid=self.owner.nodeid,
             kind="test",
             outcome=Outcome.UNUSED_WAIVER,
-            reason=self.plan.allowed,
+            reason=self.plan.allow_reason,
         )
 
     def find_own_functions(self) -> frozenset[tuple[str, str]]:

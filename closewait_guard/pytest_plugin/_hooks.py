@@ -92,7 +92,7 @@ class LeakHooks:
             self._begin()
         else:
             self._spare_descriptors.acquire()
-        if plan.allowed is not None:
+        if plan.allow_reason is not None:
             self._register_call_phase()
         nodeid = item.nodeid
         owner = self._new_owner(nodeid, nodeid)
@@ -193,7 +193,7 @@ class LeakHooks:
             raise
         # The check of a test may begin in its teardown.
         if (test := self.current_test) is not None and (failure := self._finish_test(test)):
-            self._pending_findings().fail_test(test.item.nodeid, failure)
+            self._ensure_pending().fail_test(test.item.nodeid, failure)
 
     def _finish_test(self, test: CurrentTest) -> Failure | None:
         """Check the test if that has not been done yet; return what to fail it with."""
@@ -216,12 +216,12 @@ class LeakHooks:
         else:
             finding = recorder.checker().check_test(test, self._wider_fixtures)
         if finding is not None:
-            self._pending_findings().add(finding)
+            self._ensure_pending().add(finding)
             test.add_finding(finding)
-        elif test.plan.allowed is not None and test.has_passed():
-            self._pending_findings().add(test.make_unused_waiver())
+        elif test.plan.allow_reason is not None and test.has_passed():
+            self._ensure_pending().add(test.make_unused_waiver())
 
-    def _pending_findings(self) -> PendingFindings:
+    def _ensure_pending(self) -> PendingFindings:
         if self._pending is None:
             self._spare_descriptors.release()
             from closewait_guard.pytest_plugin._failing import PendingFindings
@@ -266,7 +266,7 @@ class LeakHooks:
             return
         finding = recorder.checker().check_fixture(fixture, self._wider_fixtures)
         if finding is not None:
-            self._pending_findings().add(finding)
+            self._ensure_pending().add(finding)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -276,7 +276,7 @@ class LeakHooks:
         if exitstatus != pytest.ExitCode.INTERRUPTED:
             leftovers += self._check_leftovers()
         if leftovers or self._pending is not None:
-            self._pending_findings().flush_late(session, leftovers)
+            self._ensure_pending().flush_late(session, leftovers)
 
     def _check_leftovers(self) -> Iterable[OwnerFinding]:
         recorder = self._recorder

@@ -29,16 +29,16 @@ class Mode(StrEnum):
 
 
 class Plan(NamedTuple):
-    """How one test is to be watched.
+    """How one test is to be checked.
 
     Attributes:
-        allowed: The reason of its `allow_socket_leaks` marker, if it has one.
+        allow_reason: The reason of its `allow_socket_leaks` marker, if it has one.
     """
 
     mode: Mode = Mode.OFF
     grace: float = 0.5
     ignore: tuple[str, ...] = ()
-    allowed: str | None = None
+    allow_reason: str | None = None
 
 
 class Options(NamedTuple):
@@ -64,7 +64,11 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
 
 
 def is_enabled(config: pytest.Config) -> bool:
-    """Whether all tests are to be watched. Complains of values that cannot be used."""
+    """Whether all tests are to be checked.
+
+    Raises:
+        pytest.UsageError: A value cannot be used.
+    """
     return read_options(config).plan.mode is not Mode.OFF
 
 
@@ -171,7 +175,7 @@ def _add_waiver(item: pytest.Item, plan: Plan) -> Plan:
             f"{item.nodeid}: marker allow_socket_leaks: needs a reason, as in "
             f'allow_socket_leaks(reason="..."), not {_as_written(mark)}'
         )
-    return plan._replace(allowed=reason)
+    return plan._replace(allow_reason=reason)
 
 
 def _as_written(mark: pytest.Mark) -> str:

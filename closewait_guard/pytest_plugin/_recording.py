@@ -103,7 +103,7 @@ class RunRecorder:
             self._guard.uninstall()
 
     def guard(self) -> Guard:
-        """The guard that looks at what was recorded, and goes on recording."""
+        """The guard that scans what was recorded, and goes on recording."""
         if self._guard is None:
             from closewait_guard._guard import Guard
             from closewait_guard.settings import Settings

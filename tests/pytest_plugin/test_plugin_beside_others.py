@@ -7,7 +7,7 @@ import pytest
 LEAKY = "def test_leaks(): keep(socket.socket())\ndef test_fine(): pass\n"
 
 
-def told(result):
+def reported(result):
     """The fixtures and tests that the summary names."""
     lines = result.outlines
     begun = next((n for n, line in enumerate(lines) if "= socket leaks =" in line), len(lines))
@@ -55,10 +55,10 @@ async def test_waits(address):
         apart=True,
     )
     result.assert_outcomes(passed=3, errors=1)
-    assert told(result) == ["test_it.py::test_leaks"]
+    assert reported(result) == ["test_it.py::test_leaks"]
 
 
-def test_an_async_fixture_that_leaks_is_blamed_by_name(suite):
+def test_an_async_fixture_that_leaks_is_named(suite):
     result = suite.fail(
         """
 import pytest_asyncio
@@ -75,7 +75,7 @@ async def test_it(client): pass
         apart=True,
     )
     result.assert_outcomes(passed=1, errors=1)
-    assert told(result) == ["module fixture 'client' of test_it.py"]
+    assert reported(result) == ["module fixture 'client' of test_it.py"]
 
 
 @pytest.mark.parametrize("scope", ["function", "module"])
@@ -120,7 +120,7 @@ async def test_fine(address):
         apart=True,
     )
     result.assert_outcomes(passed=3, errors=2)
-    assert sorted(told(result)) == ["test_it.py::test_leaks", "test_it.py::test_of_a_fixture"]
+    assert sorted(reported(result)) == ["test_it.py::test_leaks", "test_it.py::test_of_a_fixture"]
 
 
 def test_to_thread_carries_the_test_along(suite):
@@ -132,7 +132,7 @@ def test_other(): pass
         apart=True,
     )
     result.assert_outcomes(passed=2, errors=1)
-    assert told(result) == ["test_it.py::test_it"]
+    assert reported(result) == ["test_it.py::test_it"]
 
 
 # Other ways to run tests
@@ -166,7 +166,7 @@ def test_waiver(): pass
         "--junitxml=junit.xml",
     )  # fmt: skip
     result.assert_outcomes(passed=6, errors=3)
-    text = "\n".join(told(result))
+    text = "\n".join(reported(result))
     for name in ("::test_leaks", "module fixture 'client'", "::test_late"):
         assert name in text
     result.stdout.fnmatch_lines(["*test_waiver is allowed to leak sockets (of old) and does not*"])
@@ -174,7 +174,7 @@ def test_waiver(): pass
     assert (suite.pytester.path / "junit.xml").read_text().count('name="socket_leaks"') >= 2
 
 
-def test_a_test_that_is_run_again_is_judged_by_each_run(suite, monkeypatch):
+def test_a_test_that_is_run_again_is_checked_in_each_run(suite, monkeypatch):
     monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     result = suite.fail(
         """
@@ -192,7 +192,7 @@ def test_leaks(): keep(socket.socket())
     assert (outcomes["rerun"], outcomes["errors"]) == (2, 1)
 
 
-def test_a_report_that_another_plugin_drops_does_not_point_out_the_next_tests_error(suite):
+def test_a_report_that_another_plugin_drops_does_not_move_the_next_tests_error(suite):
     suite.pytester.makeconftest(
         """
 import pytest
@@ -222,7 +222,7 @@ def test_with_an_error_of_its_own(broken): pass
     result.stdout.fnmatch_lines(["ERROR *test_with_an_error_of_its_own - OSError: boom"])
 
 
-def test_a_test_that_times_out_is_not_accused_of_what_it_was_busy_with(suite):
+def test_a_test_that_times_out_leaks_nothing_that_its_traceback_keeps(suite):
     result = suite.fail(
         """
 @pytest.mark.timeout(1.5, method="signal")
@@ -243,7 +243,7 @@ def test_doctests(suite):
     )
     result = suite.fail(None)
     result.assert_outcomes(passed=2, errors=1)
-    assert told(result) == ["test_doc.txt::test_doc.txt"]
+    assert reported(result) == ["test_doc.txt::test_doc.txt"]
 
 
 def test_with_pdb_the_teardown_of_a_test_case_comes_late_and_counts(suite):
@@ -271,10 +271,10 @@ def test_never(client): pass
         "-x",
     )
     result.assert_outcomes(passed=1, errors=2)
-    assert sorted(told(result)) == ["session fixture 'client'", "test_it.py::test_leaks"]
+    assert sorted(reported(result)) == ["session fixture 'client'", "test_it.py::test_leaks"]
 
 
-def test_pytest_exit_ends_the_run_without_accusations(suite):
+def test_pytest_exit_ends_the_run_without_reporting_leaks(suite):
     result = suite.fail(
         """
 def test_it():
@@ -321,11 +321,11 @@ def test_it(subtests):
 """
     )
     assert result.parseoutcomes()["errors"] == 1
-    assert told(result) == ["test_it.py::test_it"]
+    assert reported(result) == ["test_it.py::test_it"]
 
 
 def test_a_run_of_pytest_within_a_test(suite):
-    """Each accuses its own tests: the inner one its test, the outer one the test around."""
+    """Each reports its own tests: the inner one its test, the outer one the test around."""
     result = suite.fail(
         """
 pytest_plugins = "pytester"
@@ -345,10 +345,10 @@ def test_after(): pass
 """
     )
     result.assert_outcomes(passed=2, errors=1)
-    assert told(result)[-1] == "test_it.py::test_around"
+    assert reported(result)[-1] == "test_it.py::test_around"
 
 
-def test_in_random_order_the_same_tests_are_accused(suite):
+def test_in_random_order_the_same_tests_are_reported(suite):
     source = "".join(
         f"def test_{n}(pool): "
         + ("keep(socket.socket())\n" if n in (2, 5) else "pool.connection()\n")
@@ -364,7 +364,7 @@ def pool():
     for seed in ("1", "2", "3"):
         result = suite.fail(pool + source, "-p", "pytest_randomly", f"--randomly-seed={seed}")
         result.assert_outcomes(passed=8, errors=2)
-        assert sorted(told(result)) == ["test_it.py::test_2", "test_it.py::test_5"]
+        assert sorted(reported(result)) == ["test_it.py::test_2", "test_it.py::test_5"]
 
 
 def test_beside_pytest_socket_and_pytest_cov(suite, monkeypatch):
@@ -386,7 +386,7 @@ def test_fine(): socket.socket().close()
         apart=True,
     )
     result.assert_outcomes(passed=3, errors=1)
-    assert told(result) == ["test_it.py::test_leaks"]
+    assert reported(result) == ["test_it.py::test_leaks"]
 
 
 def test_it_can_be_left_out(suite, monkeypatch):

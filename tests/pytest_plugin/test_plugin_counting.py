@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def no_automatic_collection():
-    """What it collects while a look holds the socket is told as left by a last variable."""
+    """What it collects during a scan that holds the socket is reported as left by a variable."""
     was_enabled = gc.isenabled()
     gc.disable()
     yield
@@ -22,7 +22,7 @@ def errors_of(result):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "line"),
     [
         ("keep(socket.socket())", "test_it.py::test_it leaked 1 socket*"),
         ("socket.socket()", "*1 x DROPPED  TCP"),
@@ -39,10 +39,10 @@ def errors_of(result):
     ],
     ids=["open", "dropped", "left_by_its_peer", "close_wait", "makefile", "udp", "listener", "fd"],
 )
-def test_a_socket_of_a_test_that_is_left_behind_is_an_error_of_that_test(suite, body, told):
+def test_a_socket_of_a_test_that_is_left_behind_is_an_error_of_that_test(suite, body, line):
     result = suite.fail(f"def test_it():\n    {body}\n\ndef test_other(): pass\n")
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", told])
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", line])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
@@ -81,7 +81,7 @@ def test_other(closing): pass
 
 
 @pytest.mark.usefixtures("no_automatic_collection")
-def test_a_socket_in_a_reference_cycle_is_told_as_alive_until_collected(suite):
+def test_a_socket_in_a_reference_cycle_is_reported_as_kept_until_collected(suite):
     result = suite.fail(
         """
 class Node: pass
@@ -95,7 +95,7 @@ def test_it():
     result.stdout.fnmatch_lines(["*1 x DROPPED*", "*kept in a reference cycle until the garbage*"])
 
 
-def test_sockets_of_an_import_or_between_tests_are_nobodys(suite):
+def test_sockets_of_an_import_or_between_tests_have_no_owner(suite):
     suite.pytester.makeconftest(
         """
 import socket
@@ -108,7 +108,7 @@ def pytest_runtest_logreport(report):
     result.assert_outcomes(passed=2)
 
 
-def test_the_loop_that_asyncio_gives_whoever_asks_is_nobodys(suite):
+def test_the_loop_that_asyncio_makes_for_a_thread_that_has_none_has_no_owner(suite):
     result = suite.fail(
         """
 @pytest.mark.skipif("sys.version_info >= (3, 14)")
@@ -153,7 +153,7 @@ def test_last(): gc.collect()
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_fails_and_leaks*"])
 
 
-def test_a_teardown_that_fails_tells_of_the_leak_too(suite):
+def test_a_teardown_that_fails_reports_the_leak_too(suite):
     result = suite.fail(
         """
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_last(): pass
     result.assert_outcomes(passed=3, errors=1)
 
 
-def test_a_dropped_socket_is_that_tests_whose_it_was_whenever_it_is_noticed(suite):
+def test_a_dropped_socket_belongs_to_the_test_that_opened_it_however_late_it_is_dropped(suite):
     result = suite.fail(
         """
 PROCEED, DONE = threading.Event(), threading.Event()
@@ -200,7 +200,7 @@ def test_b():
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_each_run_of_a_repeated_test_answers_for_its_own_sockets(suite):
+def test_each_run_of_a_repeated_test_is_reported_for_its_own_sockets(suite):
     suite.pytester.makeconftest(
         """
 from _pytest.runner import runtestprotocol

@@ -1,4 +1,4 @@
-"""A test that takes all descriptors there are is told like any other that leaks."""
+"""A test that takes all descriptors is reported like any other that leaks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_first(wide): pass
         (IN_A_FIXTURE, ["module fixture 'wide' of test_it.py"]),
     ],
 )
-def test_what_takes_all_descriptors_is_told_everywhere(suite, source, owners):
+def test_what_takes_all_descriptors_is_reported_everywhere(suite, source, owners):
     options = ("--socket-leaks-json=leaks.jsonl", "-p", "no:faulthandler")
     result = suite.fail(TAKE_ALL + source, *options, apart=True)
     assert result.parseoutcomes()["errors"] == len(owners)
@@ -51,7 +51,7 @@ def test_what_takes_all_descriptors_is_told_everywhere(suite, source, owners):
     assert [json.loads(line)["owner"] for line in lines] == owners
 
 
-def test_a_thread_that_takes_all_descriptors_later_is_told_at_the_end(suite):
+def test_a_thread_that_takes_all_descriptors_later_is_reported_at_the_end(suite):
     source = """
 timer = threading.Timer(0.1, take_all)
 def test_first():
@@ -77,8 +77,8 @@ def count():
     return len(socks)
 
 COUNTS = []
-@pytest.mark.parametrize("turn", range(3))
-def test_it(turn):
+@pytest.mark.parametrize("run", range(3))
+def test_it(run):
     COUNTS.append(count())
     assert COUNTS == [COUNTS[0]] * len(COUNTS)
 """,
@@ -87,7 +87,7 @@ def test_it(turn):
     result.assert_outcomes(passed=3)
 
 
-def test_a_reserve_is_two_descriptors_and_leaves_none():
+def test_two_descriptors_are_spared_and_both_are_released():
     before = set(os.listdir("/dev/fd"))
     spare_descriptors = SpareDescriptors()
     spare_descriptors.acquire()
@@ -97,7 +97,7 @@ def test_a_reserve_is_two_descriptors_and_leaves_none():
     assert set(os.listdir("/dev/fd")) == before
 
 
-def test_a_reserve_that_somebody_has_closed_closes_nothing_of_theirs(tmp_path):
+def test_spare_descriptors_that_the_program_has_closed_close_nothing_of_its_own(tmp_path):
     spare_descriptors = SpareDescriptors()
     spare_descriptors.acquire()
     ends = [end.fileno() for end in spare_descriptors._ends]

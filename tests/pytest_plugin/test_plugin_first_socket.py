@@ -1,4 +1,4 @@
-"""Until the first socket is opened nothing of the guard is there; then nothing of the wire is."""
+"""Before the first socket nothing of the guard is loaded; after it the hook is gone."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def found():
     SOCKET.__init__ = found
 
 
-def test_it_springs_once_and_is_gone(found):
-    sprung = []
-    wire = FirstSocketHook(lambda: sprung.append(vars(SOCKET)["__init__"] is found))
-    wire.install()
+def test_it_calls_back_once_and_is_gone(found):
+    calls = []
+    hook = FirstSocketHook(lambda: calls.append(vars(SOCKET)["__init__"] is found))
+    hook.install()
     socket.socket().close()
-    assert sprung == [True]
+    assert calls == [True]
     assert vars(SOCKET)["__init__"] is found
     socket.socket().close()
-    assert sprung == [True]
+    assert calls == [True]
 
 
-def test_it_is_taken_down_without_a_trace(found):
-    wire = FirstSocketHook(lambda: pytest.fail("nothing was opened"))
-    wire.install()
-    wire.remove()
+def test_it_is_removed_without_a_trace(found):
+    hook = FirstSocketHook(lambda: pytest.fail("nothing was opened"))
+    hook.install()
+    hook.remove()
     assert vars(SOCKET)["__init__"] is found
     socket.socket().close()
 
 
-def test_a_failure_to_load_reaches_nobody_and_is_tried_again(found):
+def test_a_failure_to_load_is_raised_nowhere_and_loading_is_tried_again(found):
     tries = []
 
     def load():
@@ -55,18 +55,18 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
     def load():
         raise KeyboardInterrupt
 
-    wire = FirstSocketHook(load)
-    wire.install()
+    hook = FirstSocketHook(load)
+    hook.install()
     with pytest.raises(KeyboardInterrupt):
         socket.socket()
-    wire.remove()
+    hook.remove()
     assert vars(SOCKET)["__init__"] is found
 
 
 def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
-    made, sprung = [], []
-    wire = FirstSocketHook(lambda: sprung.append(1))
-    wire.install()
+    made, calls = [], []
+    hook = FirstSocketHook(lambda: calls.append(1))
+    hook.install()
     ours = vars(SOCKET)["__init__"]
 
     def theirs(self, *given, **named):
@@ -76,10 +76,10 @@ def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
     SOCKET.__init__ = theirs
     for _ in range(2):
         socket.socket().close()
-    assert (made, sprung) == ([1, 1], [1])
+    assert (made, calls) == ([1, 1], [1])
     assert vars(SOCKET)["__init__"] is theirs
     SOCKET.__init__ = ours
-    wire.remove()
+    hook.remove()
     assert vars(SOCKET)["__init__"] is found
 
 

@@ -1,4 +1,4 @@
-"""Before the first socket or thread of a run nothing is watched, and nothing is missed."""
+"""Before the first socket or thread of a run no test is followed, and none is missed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 PREFIX = "def test_without_sockets(): pass\n"
 
 
-def told(suite):
+def reported(suite):
     """The tests and fixtures that fail for a leak."""
     found = suite.findings(None)
     return [finding["owner"] for finding in found if finding["outcome"] == "failed"]
@@ -155,10 +155,10 @@ class TestIt(unittest.TestCase):
 
 @pytest.mark.parametrize("before", ["", PREFIX], ids=["first test", "later test"])
 @pytest.mark.parametrize("where", FIRST)
-def test_the_first_socket_of_a_run_is_its_makers(suite, where, before):
+def test_the_first_socket_of_a_run_has_its_owner(suite, where, before):
     source, owners = FIRST[where]
     suite.write(before + source)
-    assert told(suite) == owners
+    assert reported(suite) == owners
 
 
 REPORTER = """
@@ -176,9 +176,7 @@ class Reporter:
         ("pytest_exception_interact", "node, call, report"),
     ],
 )
-def test_a_plugin_that_comes_in_the_middle_of_a_run_opens_nothing_of_the_tests(
-    suite, hook, arguments
-):
+def test_what_a_plugin_registered_in_the_middle_of_a_run_opens_is_no_tests(suite, hook, arguments):
     source = (
         REPORTER.format(hook=hook, arguments=arguments)
         + """
@@ -191,10 +189,10 @@ def test_third(): keep(socket.socket())
 """
     )
     suite.write(source)
-    assert told(suite) == ["test_it.py::test_third"]
+    assert reported(suite) == ["test_it.py::test_third"]
 
 
-def test_the_turn_goes_on_after_a_report_in_the_middle_of_a_test(suite):
+def test_the_owner_stays_after_a_report_in_the_middle_of_a_test(suite):
     suite.pytester.makeconftest("def pytest_runtest_logreport(report): pass")
     suite.write(
         """
@@ -207,12 +205,12 @@ def test_first(request):
 def test_second(): pass
 """
     )
-    assert told(suite) == ["test_it.py::test_first"]
+    assert reported(suite) == ["test_it.py::test_first"]
 
 
 @pytest.mark.parametrize("when", ["setup", "call", "teardown"])
 @pytest.mark.parametrize("test", ["pass", "socket.socket().close()"])
-def test_what_another_plugin_opens_for_a_report_is_nobodys(suite, when, test):
+def test_what_another_plugin_opens_for_a_report_has_no_owner(suite, when, test):
     suite.pytester.makeconftest(
         f"""
 import socket
@@ -223,4 +221,4 @@ def pytest_runtest_logreport(report):
 """
     )
     suite.write(f"def test_first(): {test}\ndef test_second(): {test}\n")
-    assert told(suite) == []
+    assert reported(suite) == []

@@ -33,7 +33,7 @@ def test_it(name, hooked):
     result.assert_outcomes(passed=3)
 
 
-def test_a_run_that_closes_its_sockets_loads_nothing_that_looks_or_judges(suite):
+def test_a_run_that_closes_its_sockets_loads_nothing_that_scans_or_judges(suite):
     suite.write(
         """
 def test_it():
@@ -53,9 +53,9 @@ def test_it():
         assert not parts & set(sys.argv[1:]), parts
         sys.exit(outcome)
         """
-    looking = ("_guard", "_inspect", "_judge", "_holders", "_render", "model", "settings")
+    scanning = ("_guard", "_inspect", "_judge", "_holders", "_render", "model", "settings")
     done = subprocess.run(
-        [sys.executable, "-c", code, *looking],
+        [sys.executable, "-c", code, *scanning],
         cwd=suite.pytester.path,
         capture_output=True,
         text=True,

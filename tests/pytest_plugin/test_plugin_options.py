@@ -1,4 +1,4 @@
-"""How the plugin is asked: options, environment, ini-file, markers, the fixture; and not at all."""
+"""Options, environment, ini-file, markers, the fixture; and a run that uses none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTCOMES = {"off": {"passed": 2}, "warn": {"passed": 2}, "fail": {"passed": 2, "
 
 @pytest.mark.parametrize("mode", ["off", "warn", "fail"])
 @pytest.mark.parametrize("source", ["option", "environment", "ini"])
-def test_every_source_can_ask(suite, monkeypatch, source, mode):
+def test_every_source_can_set_the_mode(suite, monkeypatch, source, mode):
     options = []
     if source == "option":
         options = [f"--socket-leaks={mode}", "--socket-leaks-grace=0"]
@@ -29,7 +29,7 @@ def test_every_source_can_ask(suite, monkeypatch, source, mode):
     assert len(summaries) == (mode != "off")
 
 
-def test_without_being_asked_nothing_is_imported_and_nothing_patched(suite):
+def test_a_run_that_does_not_use_it_imports_nothing_and_patches_nothing(suite):
     source = """
 import sys
 def test_it():
@@ -44,7 +44,7 @@ def test_it():
     suite.run(source, apart=True).assert_outcomes(passed=1)
 
 
-def test_the_front_door_opens_in_a_moment():
+def test_the_entry_point_is_imported_in_a_moment():
     code = (
         "import time, pytest, closewait_guard\n"
         "began = time.perf_counter(); import closewait_guard.pytest_plugin\n"
@@ -165,13 +165,13 @@ def test_the_variables_of_the_plugin_are_no_settings_of_the_guard(monkeypatch):
     assert cwg.Settings.load() == cwg.Settings()
 
 
-def test_the_fixture_watches_one_test(suite):
+def test_the_fixture_checks_one_test(suite):
     result = suite.run(
         """
 @pytest.fixture
 def before(): return keep(socket.socket())
 
-def test_unwatched(): keep(socket.socket())
+def test_unchecked(): keep(socket.socket())
 
 def test_leaks(before, closewait_guard):
     sock = socket.socket()
@@ -190,7 +190,7 @@ def test_patched_no_more(): assert not hasattr(socket.socket.__init__, "__wrappe
     result.stdout.fnmatch_lines(["test_it.py::test_leaks leaked 1 socket*", "*in before()"])
 
 
-def test_the_fixture_may_be_asked_for_within_a_test(suite):
+def test_the_fixture_may_be_requested_within_a_test(suite):
     result = suite.run(
         """
 def test_leaks(request):
@@ -242,8 +242,8 @@ def test_known(): assert 0
 """
     )
     result.assert_outcomes(passed=2, skipped=1, xfailed=1)
-    told = [line for line in result.outlines if "is allowed to leak sockets (bug 17)" in line]
-    assert [line.partition(" ")[0].partition("::")[2] for line in told] == [
+    waivers = [line for line in result.outlines if "is allowed to leak sockets (bug 17)" in line]
+    assert [line.partition(" ")[0].partition("::")[2] for line in waivers] == [
         "test_opens_none",
         "test_closes",
     ]

@@ -33,7 +33,9 @@ def test_the_stack_shows_the_tests_own_calls_and_none_of_pytests(suite):
     assert "opened_in" not in block
 
 
-def test_of_tests_that_were_installed_with_a_package_the_birth_is_told(suite):
+def test_tests_that_were_installed_with_a_package_are_shown_with_the_line_that_opened_the_socket(
+    suite,
+):
     source = """
 import socket, unittest
 
@@ -49,7 +51,7 @@ KEPT = []
     result.stdout.no_fnmatch_line("*opened at an unknown place*")
 
 
-def test_whoever_holds_the_socket_is_named(suite):
+def test_what_holds_the_socket_is_named(suite):
     result = suite.fail("def test_it(): keep(socket.socket())\n")
     result.stdout.fnmatch_lines(["*held by test_it.KEPT*"])
 
@@ -84,7 +86,7 @@ def test_verbose_shows_whole_stacks(suite, mode):
     )
 
 
-def test_warnings_are_told_in_the_summary_only(suite):
+def test_warnings_are_shown_in_the_summary_only(suite):
     result = suite.fail(HELPED, "--socket-leaks=warn")
     result.assert_outcomes(passed=3)
     assert result.ret == pytest.ExitCode.OK
@@ -92,7 +94,7 @@ def test_warnings_are_told_in_the_summary_only(suite):
     result.stdout.no_fnmatch_line("*ERROR*")
 
 
-def test_the_summary_groups_by_birth_site_and_tells_waits_and_blind_spots(suite):
+def test_the_summary_groups_by_line_and_shows_waits_and_what_is_not_covered(suite):
     result = suite.fail(HELPED, "--socket-leaks-grace=0.1")
     result.stdout.fnmatch_lines(
         [
@@ -126,7 +128,7 @@ def test_four(client):
 
 @pytest.mark.parametrize("options", [(), ("-n1", "-p", "xdist")], ids=["alone", "xdist"])
 @pytest.mark.parametrize("ci", [False, True], ids=["desk", "ci"])
-def test_the_short_summary_has_a_line_for_each_error_that_names_the_guilty_ones(
+def test_the_short_summary_has_a_line_for_each_error_that_names_the_lines_that_leak(
     suite, monkeypatch, ci, options
 ):
     for name in ("CI", "BUILD_NUMBER"):
@@ -140,13 +142,13 @@ def test_the_short_summary_has_a_line_for_each_error_that_names_the_guilty_ones(
     places = [f"test_it.py:{n}" for n, line in enumerate(lines, 1) if "socket.socket" in line]
     pair, *others = places
     begun = next(n for n, line in enumerate(result.outlines) if "= short test summary" in line)
-    told = result.outlines[begun + 1 :]
+    printed = result.outlines[begun + 1 :]
     who = "ERROR test_it.py::test_four -"
-    assert told[:2] == [
+    assert printed[:2] == [
         f"{who} leaked 7 sockets: {', '.join(others[:3])}, 1 more line",
         f"{who} module fixture 'client' of test_it.py leaked 2 sockets: {pair}",
     ]
-    assert "2 errors" in told[2]
+    assert "2 errors" in printed[2]
 
 
 def test_many_tests_at_one_site_are_counted_not_listed(suite):
@@ -155,7 +157,7 @@ def test_many_tests_at_one_site_are_counted_not_listed(suite):
     result.stdout.fnmatch_lines(["*6 sockets (6 dropped) leaked by 6 tests", "    and 3 more"])
 
 
-def test_a_run_that_leaks_nothing_tells_nothing(suite):
+def test_a_run_that_leaks_nothing_prints_nothing(suite):
     result = suite.fail("def test_it(): socket.socket().close()\n")
     result.stdout.no_fnmatch_line("*socket*")
 
@@ -188,7 +190,7 @@ def test_client(client): pass
         assert OwnerFinding.from_dict(line).to_dict() == line
 
 
-def test_a_finding_survives_the_wire():
+def test_a_finding_is_the_same_after_json():
     finding = OwnerFinding("a", "a", "test", Outcome.ALLOWED, 0.5, "why", cwg.scan(), "gw0")
     assert OwnerFinding.from_dict(json.loads(json.dumps(finding.to_dict()))) == finding
 

@@ -30,7 +30,7 @@ def server():
 
 
 @pytest.mark.parametrize("scope", ["class", "module", "package", "session"])
-def test_a_wider_fixture_that_leaks_is_blamed_by_name(suite, scope):
+def test_a_wider_fixture_that_leaks_is_named(suite, scope):
     result = suite.fail(
         f"""
 @pytest.fixture(scope="{scope}")
@@ -326,7 +326,7 @@ def test_last(): pass
     result.assert_outcomes(passed=2)
 
 
-def test_a_fixture_whose_set_up_fails_is_not_blamed_for_what_its_traceback_keeps(suite):
+def test_a_fixture_that_fails_leaks_nothing_that_its_traceback_keeps(suite):
     result = suite.fail(
         """
 @pytest.fixture(scope="module")
@@ -355,7 +355,7 @@ def test_it(large): keep(socket.socket())
     result.assert_outcomes(passed=1, errors=1)
 
 
-def test_the_last_test_of_a_module_is_judged_like_any_other(suite):
+def test_the_last_test_of_a_module_is_checked_like_any_other(suite):
     """Before the fixtures go whose teardown would close its sockets by chance."""
     result = suite.fail(
         """

@@ -1,4 +1,4 @@
-"""Sockets get their time to close; nobody waits, or collects garbage, for nothing."""
+"""Sockets get time to close; there is no wait and no garbage collection without a suspect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_it():
     result.assert_outcomes(passed=1)
 
 
-def test_the_callbacks_of_an_idle_loop_get_their_turn(suite):
+def test_the_callbacks_of_an_idle_loop_are_run(suite):
     result = suite.fail(
         """
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def re_split(waits):
     return [wait for wait in waits.strip("[]").split(", ") if wait]
 
 
-def test_when_nothing_is_suspect_nobody_waits_or_collects(counted):
+def test_without_a_suspect_there_is_no_wait_and_no_collection(counted):
     assert counted("def test_it(): socket.socket().close()\n") == (0, [])
 
 
@@ -118,8 +118,8 @@ def test_waits_double_up_to_the_grace_time_and_garbage_is_collected_once(counted
     assert sum(waits) <= 0.2
 
 
-def test_a_failed_look_into_a_loop_is_no_failure_of_the_test(suite):
-    """A loop of a class of somebody's own, without the parts that asyncio's have."""
+def test_a_loop_without_the_usual_parts_does_not_break_the_check(suite):
+    """A loop of another class, without the parts that asyncio's have."""
     result = suite.fail(
         """
 class Strange(asyncio.AbstractEventLoop):
@@ -133,7 +133,7 @@ def test_it(): keep(socket.socket())
     result.assert_outcomes(passed=1, errors=1)
 
 
-def test_who_starts_a_thread_is_watched_without_a_trace():
+def test_thread_starts_are_noted_without_a_trace():
     found, seen = threading.Thread.start, []
     _attribution.add_thread_start_callback(seen.append)
     thread = threading.Thread(target=int)
@@ -144,7 +144,7 @@ def test_who_starts_a_thread_is_watched_without_a_trace():
     assert threading.Thread.start is found
 
 
-def test_somebody_elses_patch_of_threads_stays_over_ours():
+def test_a_patch_of_threads_by_another_library_stays_over_ours():
     found, seen = threading.Thread.start, []
     _attribution.add_thread_start_callback(seen.append)
     ours = threading.Thread.start
