@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from closewait_guard._descriptors import is_listening, unread, unsent
+from closewait_guard._descriptors import ask_or_none, is_listening, unread, unsent
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import PollPoller, ProbeResult, select
 
@@ -110,7 +110,19 @@ def _probe_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
         raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
     except OSError:
         return None
-    return tcp_result(raw, partial(unread, fd), partial(unsent, fd))
+    return _spare_bound(sock, tcp_result(raw, partial(unread, fd), partial(unsent, fd)))
+
+
+def _spare_bound(sock: _socket.socket, result: ProbeResult) -> ProbeResult:
+    """A socket that is bound and never was connected may listen yet: nothing is wrong with it."""
+    if result.connection is Connection.NEVER_CONNECTED and _is_bound(sock):
+        return result._replace(connection=Connection.NOT_APPLICABLE)
+    return result
+
+
+def _is_bound(sock: _socket.socket) -> bool:
+    address = ask_or_none(_socket.socket.getsockname, sock)
+    return bool(address[1] if isinstance(address, tuple) else address)
 
 
 _Queue = Callable[[], int | None]
@@ -147,6 +159,8 @@ def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
 def _probe_stream(sock: _socket.socket, fd: int, family: int, events: int) -> ProbeResult:
     """A stream that keeps no TCP states: the poll events are all there is to know."""
     connection = _stream_connection(events, listening=is_listening(sock))
+    if connection is Connection.UNCONNECTED and _is_bound(sock):
+        connection = Connection.NOT_APPLICABLE
     return _stream_result(family, connection, unread(fd), unsent(fd))
 
 
