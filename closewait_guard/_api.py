@@ -64,7 +64,7 @@ def _install(
     global _guard
     with patch.install_lock():
         if _guard is None:
-            _guard = Guard(Settings.given(settings, overrides), reporters).install()
+            _guard = Guard(Settings.resolve(settings, overrides), reporters).install()
         else:
             _refuse_change(_guard, settings, overrides, reporters)
         return _guard
@@ -74,7 +74,7 @@ def _refuse_change(
     guard: Guard, settings: Settings | None, overrides: dict[str, object], reporters: object
 ) -> None:
     wanted = guard.settings if settings is None else settings
-    if reporters or Settings.given(wanted, overrides) != guard.settings:
+    if reporters or Settings.resolve(wanted, overrides) != guard.settings:
         raise ConfigurationError(
             "install(): the guard is installed already, with other settings or reporters; "
             "call uninstall() first, or make a Guard of your own"

@@ -1,16 +1,8 @@
-"""What a setting's value may be: a parser for each kind, from text or from Python's own values.
+"""Where settings are read from, and the parsers of their values.
 
-A value that will not do raises a ValueError that says what it must be.
-
-
-The defaults of what recording has to know: a run of tests records without loading `Settings`.
-
-Which project file counts, and whether it may be believed.
-
-Light: the pytest plugin asks before it loads anything else.
-
-
-Where settings are read from: the environment, and the nearest project file.
+A parser for each kind of value takes text or Python's own values, and raises a ValueError that says
+what the value must be. The nearest project file counts, if it may be trusted. The defaults of
+recording stand here because a run of tests records without loading `Settings`.
 """
 
 from __future__ import annotations
@@ -56,7 +48,7 @@ __all__ = [
 
 ContextProvider = Callable[[], Mapping[str, object]]
 Redactor = Callable[[str], str]
-_MOST_SECONDS = 1_000_000_000
+_MAX_SECONDS = 1_000_000_000
 PROBES = ("auto", "linux", "portable")
 
 
@@ -93,8 +85,8 @@ def interval(value: object) -> float:
 
 def _that_can_be_waited_for(number: float) -> float:
     """Locks and sleep() take no more than some hundred years, and raise OverflowError."""
-    if number > _MOST_SECONDS:
-        raise ValueError(f"a number of seconds up to {_MOST_SECONDS:,}")
+    if number > _MAX_SECONDS:
+        raise ValueError(f"a number of seconds up to {_MAX_SECONDS:,}")
     return number
 
 

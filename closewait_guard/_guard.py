@@ -108,7 +108,7 @@ class Guard:
         clock: Callable[[], float] = now,
         registry: Registry | None = None,
     ) -> None:
-        self.settings = Settings.given(settings)
+        self.settings = Settings.resolve(settings)
         _warn_about(self.settings.notes)
         self._delivery = _make_delivery(self.settings, reporters)
         self._registry = registry or Registry(

@@ -115,7 +115,7 @@ class Pipeline:
 
     def check(self, since: int) -> Report:
         """The sockets opened after a mark, healthy or not, without a grace time."""
-        seen, settings = self._inspect(opened_after=since), self._settings.replaced(grace=0)
+        seen, settings = self._inspect(opened_after=since), self._settings.with_overrides(grace=0)
         fd_limit = _descriptors.fd_limit()
         observations = _observations_after(since, seen)
         findings = self._find(observations, settings, fd_limit, everything=True)
@@ -126,7 +126,7 @@ class Pipeline:
     def open_since(self, mark: int) -> tuple[Finding, ...]:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
         observations = _observations_after(mark, self._inspect(opened_after=mark))
-        return judge(observations, self._settings.replaced(grace=0), fd_limit=None)
+        return judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
 
     def print_report(self) -> None:
         """Scan, and print the report to stderr."""

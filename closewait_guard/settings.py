@@ -160,7 +160,7 @@ class Settings(_Provenance):
     def __post_init__(self) -> None:
         for item in fields(self):
             source = f"Settings({item.name}=...)"
-            value = _parsed(item.name, getattr(self, item.name), source)
+            value = _parse(item.name, getattr(self, item.name), source)
             object.__setattr__(self, item.name, value)
 
     @classmethod
@@ -190,12 +190,12 @@ class Settings(_Provenance):
             given = without_code(given, notes)
         given += from_environment(environ)
         given += [(name, value, f"keyword {name}") for name, value in (overrides or {}).items()]
-        settings = cls(**_checked(given))
+        settings = cls(**_parse_all(given))
         settings._remember({name: source for name, _, source in given}, tuple(notes))
         return settings
 
     @classmethod
-    def given(
+    def resolve(
         cls, settings: Settings | None, overrides: Mapping[str, object] | None = None
     ) -> Settings:
         """What a caller means by settings, or none, and keywords that win over them."""
@@ -203,17 +203,17 @@ class Settings(_Provenance):
             return cls.load(overrides)
         if not isinstance(settings, Settings):
             raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
-        return settings.replaced(**(overrides or {}))
+        return settings.with_overrides(**(overrides or {}))
 
-    def replaced(self, **overrides: object) -> Settings:
+    def with_overrides(self, **overrides: object) -> Settings:
         """The same settings but for some.
 
         Example:
-            >>> Settings(grace=2).replaced(stack_depth=0).grace
+            >>> Settings(grace=2).with_overrides(stack_depth=0).grace
             2.0
         """
         given = [(name, value, f"keyword {name}") for name, value in overrides.items()]
-        settings = replace(self, **_checked(given))
+        settings = replace(self, **_parse_all(given))
         sources = {item.name: self.source_of(item.name) for item in fields(self)}
         settings._remember(sources | {name: source for name, _, source in given}, self.notes)
         return settings
@@ -229,11 +229,11 @@ def _plain(value: object) -> Scalar:
     )
 
 
-def _checked(given: Iterable[Given]) -> dict[str, Any]:
-    return {name: _parsed(name, value, source) for name, value, source in given}
+def _parse_all(given: Iterable[Given]) -> dict[str, Any]:
+    return {name: _parse(name, value, source) for name, value, source in given}
 
 
-def _parsed(name: str, value: object, source: str) -> object:
+def _parse(name: str, value: object, source: str) -> object:
     item = _FIELDS.get(name)
     if item is None:
         known = ", ".join(_FIELDS)

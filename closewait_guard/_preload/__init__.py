@@ -6,10 +6,10 @@ This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize`
 from __future__ import annotations
 
 from closewait_guard._preload.start import ChildConfig
-from closewait_guard._preload.status import Channel, moved_up
+from closewait_guard._preload.status import Channel, move_up
 
 __all__ = [
     "Channel",
     "ChildConfig",
-    "moved_up",
+    "move_up",
 ]

@@ -1,6 +1,6 @@
-"""What the launcher hands over to the program's processes, in their environment.
+"""In the process of a program that `run` has started: install the guard, and report at the end.
 
-In the program's process: install the guard, and report at the end.
+The launcher passes its configuration in the environment.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class ChildConfig(NamedTuple):
         }
 
     @classmethod
-    def taken(cls, environ: Mapping[str, str]) -> Self:
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """What the launcher has handed over."""
         reporters, channel = json.loads(environ[_VARIABLE])
         return cls(tuple(reporters), None if channel is None else Channel.of(*channel))
 
     @staticmethod
-    def marked_main(environ: dict[str, str], pid: int) -> dict[str, str]:
+    def mark_main(environ: dict[str, str], pid: int) -> dict[str, str]:
         """The environment of the process that is the program, not a child of it."""
         return environ | {_MAIN: str(pid)}
 
@@ -82,10 +82,10 @@ class ChildConfig(NamedTuple):
 def start() -> None:
     """Guard this process and those that it forks; whatever goes wrong, the program runs."""
     try:
-        handover = ChildConfig.taken(os.environ)
-        line = _line(handover)
+        config = ChildConfig.from_environment(os.environ)
+        line = _line(config)
         # One of our own: the program may install the process-wide one, with its own settings.
-        guard = Guard(Settings.load(), _reporters(handover)).install()
+        guard = Guard(Settings.load(), _reporters(config)).install()
         status = Status(line)
     except Exception as error:
         print_error(f"process {os.getpid()} is not guarded: {error}")
@@ -94,26 +94,26 @@ def start() -> None:
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
     _in_forked_children(ending, status)
-    reporters = handover.reporters or guard.settings.reporters
+    reporters = config.reporters or guard.settings.reporters
     if reporters:
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and reporters != ("text",)
         Monitor(guard, at_exit=at_exit, in_children=True).start()
 
 
-def _line(handover: ChildConfig) -> Line | None:
-    if handover.channel is None:
+def _line(config: ChildConfig) -> Line | None:
+    if config.channel is None:
         return None
-    return Line(handover.channel, is_main=ChildConfig.is_main(os.environ, os.getpid()))
+    return Line(config.channel, is_main=ChildConfig.is_main(os.environ, os.getpid()))
 
 
-def _reporters(handover: ChildConfig) -> list[Reporter | str]:
+def _reporters(config: ChildConfig) -> list[Reporter | str]:
     """Text goes to stderr itself, not to what the program puts in its place, such as a logger."""
-    if "text" not in handover.reporters:
-        return list(handover.reporters)
+    if "text" not in config.reporters:
+        return list(config.reporters)
     from closewait_guard.reporters import text
 
-    return [text(sys.__stderr__) if name == "text" else name for name in handover.reporters]
+    return [text(sys.__stderr__) if name == "text" else name for name in config.reporters]
 
 
 class _Ending:
@@ -141,7 +141,7 @@ class _Ending:
         self._status.end(_verdict(report))
         if self._guard.settings.at_exit:
             with suppress(Exception):
-                _tell(_without_open(report), self._status.lost_workers())
+                _print_report(_without_open(report), self._status.lost_workers())
 
 
 def _verdict(report: Report) -> str:
@@ -159,7 +159,7 @@ def _without_open(report: Report) -> Report:
     return replace(report, findings=wrong)
 
 
-def _tell(report: Report, lost_workers: int) -> None:
+def _print_report(report: Report, lost_workers: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
     if not ChildConfig.is_main(os.environ, os.getpid()):
         if report.leaks:

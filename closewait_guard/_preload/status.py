@@ -1,11 +1,10 @@
-"""The line from each process of the program to the launcher, by which it says how it ends.
+"""The line by which each process of the program says to the launcher how it ends.
 
 A line is a connected UNIX socket, and no object of the socket class. The program itself inherits
 its line from the launcher. Every other process connects to the launcher, also where it has another
 user, another root directory, or none of the descriptors of its parent. Nothing here ever blocks.
 
-
-How far a process has come: told to the launcher, and to the program that has forked it.
+Forked processes also note in shared memory whether they have opened sockets and have ended.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = [
     "Channel",
     "Line",
     "Status",
-    "moved_up",
+    "move_up",
 ]
 
 
@@ -106,12 +105,12 @@ class Line:
     def _fileno(self) -> int:
         """Its number; a new line where the program has closed the one that was."""
         fd = -1 if self._socket is None else self._socket.fileno()
-        return fd if fd >= 0 else self._take(self._connected())
+        return fd if fd >= 0 else self._take(self._connect())
 
     def _renew(self) -> None:
         """A line of its own; where that cannot be had, the shared one serves."""
         with suppress(OSError):
-            self._take(self._connected())
+            self._take(self._connect())
 
     def _take(self, fd: int) -> int:
         if self._socket is not None:
@@ -121,7 +120,7 @@ class Line:
         _descriptors.own_socket = identity_of(fd)
         return fd
 
-    def _connected(self) -> int:
+    def _connect(self) -> int:
         line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
             line.settimeout(0)
@@ -129,14 +128,14 @@ class Line:
         except BaseException:
             line.close()
             raise
-        return moved_up(line.detach())
+        return move_up(line.detach())
 
 
 # The program may have SIGPIPE end it.
 _FLAGS = getattr(_socket, "MSG_NOSIGNAL", 0) | getattr(_socket, "MSG_DONTWAIT", 0)
 
 
-def moved_up(fd: int) -> int:
+def move_up(fd: int) -> int:
     """The same under a high number, where the limit leaves room for that."""
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LOWEST_NUMBER)
@@ -211,18 +210,18 @@ class Status:
 
 _OPENED, _ENDED = 1, 2
 _ENTRY = struct.Struct("=II")
-_MOST_WORKERS = 4096
+_MAX_WORKERS = 4096
 
 
 class _Workers:
     """Memory that forked processes share: it needs no descriptor, and cannot be closed."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _MOST_WORKERS * _ENTRY.size)
+        self._memory = mmap.mmap(-1, _MAX_WORKERS * _ENTRY.size)
 
     def note(self, state: int) -> None:
         pid = os.getpid()
-        _ENTRY.pack_into(self._memory, pid % _MOST_WORKERS * _ENTRY.size, pid, state)
+        _ENTRY.pack_into(self._memory, pid % _MAX_WORKERS * _ENTRY.size, pid, state)
 
     def lost(self) -> int:
         entries = _ENTRY.iter_unpack(self._memory[:])

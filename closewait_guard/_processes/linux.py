@@ -1,8 +1,7 @@
-"""Linux: sockets that are in no table of connections: unconnected ones, and other protocols.
+"""Linux: which process has which connection, from /proc and the kernel's tables.
 
-Linux: the TCP connections of one network namespace, as far as they concern some processes.
-
-Linux: which process has which connection, from /proc and the kernel's tables.
+One network namespace is read at a time. Unconnected sockets, and those of other protocols than TCP,
+have no row in its table of connections.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ __all__ = [
     "Network",
     "SocketsWithoutRow",
     "descendants",
-    "look",
-    "of_namespace",
+    "network_of",
+    "take_snapshot",
 ]
 
 
@@ -74,7 +73,7 @@ class SocketsWithoutRow:
         endpoint = Endpoint(family, "SOCK_STREAM", None, None, inode)
         return Descriptor(fd, endpoint, _CLOSED, accepted=False)
 
-    def described(self, fd: int, inode: int, protocol: str) -> Descriptor:
+    def describe(self, fd: int, inode: int, protocol: str) -> Descriptor:
         """A socket of another protocol, with its addresses as far as there are any."""
         family, kind = _KINDS.get(protocol, (f"AF_{protocol}", "SOCK_RAW"))
         state = State.UNIX if family == "AF_UNIX" else State.NONE
@@ -106,12 +105,12 @@ class Network:
 
     Attributes:
         rows: Of the wanted sockets.
-        strays: In CLOSE_WAIT, and not of the wanted.
+        others_in_close_wait: In CLOSE_WAIT, and not of the wanted.
     """
 
     def __init__(self, wanted: Set[int], *, dated: bool) -> None:
         self.rows: dict[int, Row] = {}
-        self.strays: list[Entry] = []
+        self.others_in_close_wait: list[Entry] = []
         self.dated = dated
         self._wanted = wanted
         # By family and port.
@@ -127,17 +126,17 @@ class Network:
             if state == LISTEN:
                 self._listeners.setdefault((row[0], row[2]), []).append(Entry(*row))
             elif state == CLOSE_WAIT and inode not in wanted:
-                self.strays.append(Entry(*row))
+                self.others_in_close_wait.append(Entry(*row))
 
     def is_complete(self) -> bool:
         """Whether each wanted socket has been seen."""
         return len(self.rows) == len(self._wanted)
 
-    def has_come_in(self, entry: Entry) -> bool:
+    def is_accepted(self, entry: Entry) -> bool:
         """Whether a listener has a connection's address, so that it must have come from one."""
         return bool(self._listeners_of(entry))
 
-    def waits_at(self, entry: Entry) -> set[int]:
+    def listeners_for(self, entry: Entry) -> set[int]:
         """The inodes of those listeners that a connection may wait at to be accepted.
 
         The kernel tells that of none. Several can have one address: by SO_REUSEPORT, or because
@@ -160,14 +159,14 @@ class Network:
         ]
 
 
-def of_namespace(
-    home: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
+def network_of(
+    namespace: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
 ) -> Network | None:
     """The network of some processes; None where it cannot be looked at.
 
     Args:
-        home: What tells it from other networks.
-        pids: Who lives there; any of them may end meanwhile. "self" is this process.
+        namespace: What tells it from other networks.
+        pids: The processes in it; any of them may end meanwhile. "self" is this process.
         wanted: The inodes that matter.
         dated: Ask for the times of every connection, not only of those that have ended.
     """
@@ -176,13 +175,13 @@ def of_namespace(
             with suppress(OSError):
                 network = ask(pid, wanted, dated=dated)
                 # Another may have its number now, and live elsewhere.
-                if namespace_of(pid) == home:
+                if namespace_of(pid) == namespace:
                     return network
     return None
 
 
 def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
-    with netlink.opened(None if pid == "self" else f"/proc/{pid}/ns/net") as sock:
+    with netlink.open_socket(None if pid == "self" else f"/proc/{pid}/ns/net") as sock:
         network = Network(wanted, dated=True)
         network.take(netlink.dump(sock, _OPEN, dated=dated))
         network.take(netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
@@ -198,30 +197,30 @@ def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # n
     return network
 
 
-def look(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
-    """Look at some processes, or at all that there are."""
-    processes, refused = _read(procfs.all_pids() if pids is None else pids)
+def take_snapshot(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
+    """Scan some processes, or all that there are."""
+    processes, inaccessible = _read(procfs.all_pids() if pids is None else pids)
     networks = _Networks(processes, everything=everything)
     at = time.monotonic()
-    looks = []
+    inspected = []
     for process in processes:
-        look = networks.look_at(process, everything=everything)
+        one = networks.sockets_of(process, everything=everything)
         if not procfs.has_stayed(process):
-            refused.append(Inaccessible(process.pid, "", None, exists=False))
-        elif look is None:
-            refused.append(_refusal(process.pid, _NO_NETWORK))
+            inaccessible.append(Inaccessible(process.pid, "", None, exists=False))
+        elif one is None:
+            inaccessible.append(_inaccessible(process.pid, _NO_NETWORK))
         else:
-            looks.append(look)
-    copies = _copies([look.process for look in looks], looks, complete=pids is None)
+            inspected.append(one)
+    shared_by = _find_shared([one.process for one in inspected], inspected, complete=pids is None)
     if pids is None:
         # Processes end all the time: only who was asked for is missed.
-        refused = [each for each in refused if each.exists and each.is_a_loss]
+        inaccessible = [each for each in inaccessible if each.exists and each.is_a_loss]
     return Snapshot(
         at,
-        [look.sight(copies) for look in looks],
-        refused,
-        list(_strays(networks, refused, complete=pids is None)),
-        hides=pids is None and procfs.are_hidden(),
+        [one.snapshot(shared_by) for one in inspected],
+        inaccessible,
+        list(_unowned(networks, inaccessible, complete=pids is None)),
+        hides_processes=pids is None and procfs.are_hidden(),
     )
 
 
@@ -233,9 +232,9 @@ def descendants(pids: Sequence[int]) -> list[int]:
     found = dict.fromkeys(pids)
     waiting = list(found)
     while waiting:
-        young = [pid for pid in children.get(waiting.pop(), ()) if pid not in found]
-        found |= dict.fromkeys(young)
-        waiting += young
+        children_of = [pid for pid in children.get(waiting.pop(), ()) if pid not in found]
+        found |= dict.fromkeys(children_of)
+        waiting += children_of
     return list(found)
 
 
@@ -243,22 +242,22 @@ _NO_NETWORK = "lives in a network that cannot be looked at"
 
 
 def _read(pids: Iterable[int]) -> tuple[list[Process], list[Inaccessible]]:
-    found, refused = [], []
+    found, inaccessible = [], []
     for pid in dict.fromkeys(pids):
         try:
             found.append(procfs.read(pid))
         except ProcessLookupError:
-            refused.append(Inaccessible(pid, "", None, exists=procfs.is_hidden(pid)))
+            inaccessible.append(Inaccessible(pid, "", None, exists=procfs.is_hidden(pid)))
         except PermissionError:
-            refused.append(_refusal(pid))
+            inaccessible.append(_inaccessible(pid))
         except procfs.HasNoDescriptorsError as error:
-            refused.append(_refusal(pid, str(error))._replace(is_a_loss=False))
+            inaccessible.append(_inaccessible(pid, str(error))._replace(is_a_loss=False))
         except OSError as error:
-            refused.append(_refusal(pid, f"cannot be looked into: {error.strerror}"))
-    return found, refused
+            inaccessible.append(_inaccessible(pid, f"cannot be looked into: {error.strerror}"))
+    return found, inaccessible
 
 
-def _refusal(pid: int, why: str = "") -> Inaccessible:
+def _inaccessible(pid: int, why: str = "") -> Inaccessible:
     """With what may be known of the process all the same."""
     program, uid = "", None
     with suppress(OSError):
@@ -273,28 +272,28 @@ class _Networks:
 
     def __init__(self, processes: Sequence[Process], *, everything: bool) -> None:
         own = procfs.namespace_of("self")
-        self._homes = {each.pid: procfs.namespace_of(each.pid) for each in processes}
+        self._namespaces = {each.pid: procfs.namespace_of(each.pid) for each in processes}
         residents: dict[int | None, list[Process]] = {own: []}
         for process in processes:
-            residents.setdefault(self._homes[process.pid], []).append(process)
+            residents.setdefault(self._namespaces[process.pid], []).append(process)
         self._networks = {
-            home: of_namespace(
-                home,
-                ["self"] if home == own else [process.pid for process in living],
+            namespace: network_of(
+                namespace,
+                ["self"] if namespace == own else [process.pid for process in living],
                 {inode for process in living for inode in process.sockets.values()},
                 dated=everything,
             )
-            for home, living in residents.items()
+            for namespace, living in residents.items()
         }
         self.own = self._networks[own]
 
-    def look_at(self, process: Process, *, everything: bool) -> _Look | None:
+    def sockets_of(self, process: Process, *, everything: bool) -> _ProcessSockets | None:
         """One process's sockets; None where its network cannot be looked at."""
-        network = self._networks[self._homes[process.pid]]
-        return None if network is None else _Look(process, network, everything)
+        network = self._networks[self._namespaces[process.pid]]
+        return None if network is None else _ProcessSockets(process, network, everything)
 
 
-class _Look:
+class _ProcessSockets:
     """One process's sockets, sorted."""
 
     def __init__(self, process: Process, network: Network, everything: bool) -> None:
@@ -303,11 +302,11 @@ class _Look:
         self._others: list[Descriptor] = []
         self.process = process
         self._network = network
-        untabled = SocketsWithoutRow(process)
+        without_row = SocketsWithoutRow(process)
         for fd, inode in process.sockets.items():
             row = network.rows.get(inode)
             if row is None:
-                self._take_untabled(untabled, fd, inode, everything)
+                self._take_without_row(without_row, fd, inode, everything)
                 continue
             state = row[1]
             self.states[probe.STATES[state] if state < len(probe.STATES) else State.NONE] += 1
@@ -316,26 +315,26 @@ class _Look:
             elif everything:
                 self._others.append(_descriptor(fd, Entry(*row), network))
 
-    def _take_untabled(
-        self, untabled: SocketsWithoutRow, fd: int, inode: int, everything: bool
+    def _take_without_row(
+        self, without_row: SocketsWithoutRow, fd: int, inode: int, everything: bool
     ) -> None:
-        protocol = untabled.protocol(fd, inode)
+        protocol = without_row.protocol(fd, inode)
         if protocol is None:
             return
-        found = untabled.unconnected(fd, inode, protocol)
+        found = without_row.unconnected(fd, inode, protocol)
         self.states[found.view.state if found else protocol.partition("-")[0]] += 1
         if found:
             self.ended.append(found)
         elif everything:
-            self._others.append(untabled.described(fd, inode, protocol))
+            self._others.append(without_row.describe(fd, inode, protocol))
 
-    def sight(self, copies: Mapping[int, Sequence[SharedBy]]) -> ProcessSnapshot:
+    def snapshot(self, shared_by: Mapping[int, Sequence[SharedBy]]) -> ProcessSnapshot:
         return ProcessSnapshot(
             self.process,
             self.states,
             self.ended,
             self._others,
-            copies,
+            shared_by,
             *self._backlog(),
             self._network.dated,
         )
@@ -344,9 +343,9 @@ class _Look:
         """What waits at listeners of this process, and what may wait at one of another instead."""
         own = set(self.process.sockets.values())
         certain, uncertain = Counter[str](), Counter[str]()
-        for entry in self._network.strays:
+        for entry in self._network.others_in_close_wait:
             if entry.inode == 0:
-                listeners = self._network.waits_at(entry)
+                listeners = self._network.listeners_for(entry)
                 if not own.isdisjoint(listeners):
                     (certain if own >= listeners else uncertain)[entry.local] += 1
         return certain, uncertain
@@ -355,14 +354,14 @@ class _Look:
 def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
     """A table's entry as one process has it."""
     endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
-    return Descriptor(fd, endpoint, view_of(entry), network.has_come_in(entry))
+    return Descriptor(fd, endpoint, view_of(entry), network.is_accepted(entry))
 
 
-def _copies(
-    processes: Sequence[Process], looks: Iterable[_Look], *, complete: bool
+def _find_shared(
+    processes: Sequence[Process], inspected: Iterable[_ProcessSockets], *, complete: bool
 ) -> dict[int, list[SharedBy]]:
     """Who has the ended sockets open, in whatever process that may be looked into."""
-    ended = [each for look in looks for each in look.ended]
+    ended = [each for one in inspected for each in one.ended]
     if not ended:
         return {}
     inodes = {each.endpoint.inode for each in ended}
@@ -372,22 +371,22 @@ def _copies(
     others = [] if complete else set(procfs.all_pids()) - known.keys()
     found: dict[int, list[SharedBy]] = {}
     for pid, sockets in (*known.items(), *procfs.some_sockets_of(others, likely)):
-        mine = {fd: inode for fd, inode in sockets.items() if inode in inodes}
+        matching = {fd: inode for fd, inode in sockets.items() if inode in inodes}
         with suppress(OSError):
-            program = procfs.program(pid) if mine else ""
-            for fd, inode in mine.items():
+            program = procfs.program(pid) if matching else ""
+            for fd, inode in matching.items():
                 found.setdefault(inode, []).append(SharedBy(pid, program, fd))
-    return {inode: copies for inode, copies in found.items() if len(copies) > 1}
+    return {inode: shared_by for inode, shared_by in found.items() if len(shared_by) > 1}
 
 
-def _strays(
-    networks: _Networks, refused: Sequence[Inaccessible], *, complete: bool
+def _unowned(
+    networks: _Networks, inaccessible: Sequence[Inaccessible], *, complete: bool
 ) -> Iterator[UnownedSocket]:
     """Sockets in CLOSE_WAIT of those who may not be looked into, or are not to be seen."""
-    users = {each.uid for each in refused if each.exists and each.is_a_loss}
+    users = {each.uid for each in inaccessible if each.exists and each.is_a_loss}
     network = networks.own
     if network is None:
         return
-    for entry in network.strays:
+    for entry in network.others_in_close_wait:
         if entry.inode and (complete or entry.uid in users):
             yield UnownedSocket(entry.uid, _descriptor(-1, entry, network))

@@ -1,9 +1,4 @@
-"""One process as it is seen from outside, on whatever platform.
-
-What one look at a process from outside showed: values that every platform fills in.
-
-One line of the kernel's table of TCP connections, as raw as the kernel gives it.
-"""
+"""Values that every platform fills in: processes, their sockets, lines of the kernel's table."""
 
 from __future__ import annotations
 
@@ -35,7 +30,7 @@ __all__ = [
 
 
 class Process(NamedTuple):
-    """Who it is, and what it has open.
+    """A process, and what it has open.
 
     Attributes:
         program: Its name, and a Python program's script or module; no arguments.
@@ -55,7 +50,7 @@ class Process(NamedTuple):
     started: int = 0
 
 
-_MOST = 60
+_MAX_NAME = 60
 
 
 def program_of(command: Sequence[str]) -> str:
@@ -73,11 +68,11 @@ def program_of(command: Sequence[str]) -> str:
         return ""
     if len(command) == 1 and " " in command[0]:
         # The program has renamed itself.
-        return command[0].strip()[:_MOST]
+        return command[0].strip()[:_MAX_NAME]
     name = PurePath(command[0]).name
     if not name.startswith("python"):
-        return name[:_MOST]
-    return " ".join([name, *_script(command[1:])])[:_MOST]
+        return name[:_MAX_NAME]
+    return " ".join([name, *_script(command[1:])])[:_MAX_NAME]
 
 
 def _script(arguments: Sequence[str]) -> list[str]:
@@ -122,8 +117,8 @@ class ProcessSnapshot(NamedTuple):
         states: How many sockets are in each TCP state; other sockets by their protocol.
         ended: The TCP sockets whose connection is no more.
         others: The rest, where they were asked for.
-        copies: By inode, all who have the same socket open, where that is more than one.
-        backlog: Connections that the peer has closed before anybody accepted them, by address.
+        shared_by: By inode, all who have the same socket open, where that is more than one.
+        backlog: Connections that the peer has closed before they were accepted, by address.
         uncertain_backlog: The same, where another process listens at that address, too.
         dated: The kernel said when the peers have closed.
     """
@@ -132,7 +127,7 @@ class ProcessSnapshot(NamedTuple):
     states: Mapping[str, int]
     ended: Sequence[Descriptor]
     others: Sequence[Descriptor]
-    copies: Mapping[int, Sequence[SharedBy]]
+    shared_by: Mapping[int, Sequence[SharedBy]]
     backlog: Mapping[str, int]
     uncertain_backlog: Mapping[str, int]
     dated: bool
@@ -150,7 +145,7 @@ class Inaccessible(NamedTuple):
 
     Attributes:
         why: What keeps it from being looked into, if that is not a lack of rights.
-        is_a_loss: It may have sockets that nobody has told.
+        is_a_loss: It may have sockets that are not reported.
     """
 
     pid: int
@@ -162,25 +157,25 @@ class Inaccessible(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """All that one look showed.
+    """All that one scan showed.
 
     Attributes:
         at: The monotonic time when the kernel said how long ago everything was.
-        hides: There may be processes of other users, which the platform does not even list.
+        hides_processes: There may be processes of other users that the platform does not list.
     """
 
     at: float
-    sights: Sequence[ProcessSnapshot]
-    refused: Sequence[Inaccessible]
-    strays: Sequence[UnownedSocket]
-    hides: bool = False
+    snapshots: Sequence[ProcessSnapshot]
+    inaccessible: Sequence[Inaccessible]
+    unowned: Sequence[UnownedSocket]
+    hides_processes: bool = False
 
 
 class Backend(Protocol):
     """One platform's way to look at processes."""
 
-    def look(self, pids: Sequence[int] | None, /, *, everything: bool) -> Snapshot:
-        """Look at some processes, or at all.
+    def take_snapshot(self, pids: Sequence[int] | None, /, *, everything: bool) -> Snapshot:
+        """Scan some processes, or all.
 
         Args:
             pids: Their numbers; None for all that there are.
@@ -256,7 +251,7 @@ def _host(family: int, raw: bytes) -> str:
 
 
 def view_of(entry: Entry) -> ProbeResult:
-    """The entry as a probe would have told it."""
+    """The entry as a probe would have seen it."""
     from closewait_guard._inspect.probe import linux
 
     if entry.info is not None:

@@ -19,7 +19,7 @@ from closewait_guard._processes.model import Row
 __all__ = [
     "answers",
     "dump",
-    "opened",
+    "open_socket",
 ]
 
 
@@ -43,14 +43,14 @@ _RECEIVED_AT_ONCE = 1 << 20
 _SECONDS_FOR_ANSWER = 10.0
 
 
-def opened(namespace: str | None = None) -> socket.socket:
+def open_socket(namespace: str | None = None) -> socket.socket:
     """A netlink socket of this process's network, or of the namespace that a path stands for.
 
     Raises:
         OSError: The namespace may not be entered, or the kernel has no netlink.
     """
     if namespace is not None:
-        return _opened_within(namespace)
+        return _open_within(namespace)
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     # The kernel answers at once; whatever stands in its place may not.
     sock.settimeout(_SECONDS_FOR_ANSWER)
@@ -60,14 +60,14 @@ def opened(namespace: str | None = None) -> socket.socket:
 def answers() -> bool:
     """Whether the kernel answers such questions, for this process."""
     try:
-        with opened() as sock:
+        with open_socket() as sock:
             list(dump(sock, 0, dated=False))
     except OSError:
         return False
     return True
 
 
-def _opened_within(namespace: str) -> socket.socket:
+def _open_within(namespace: str) -> socket.socket:
     """A thread enters the namespace, and ends there; the socket stays in it."""
     import threading
 
@@ -76,7 +76,7 @@ def _opened_within(namespace: str) -> socket.socket:
     def enter() -> None:
         try:
             _enter(namespace)
-            found.append(opened())
+            found.append(open_socket())
         except OSError as error:
             found.append(error)
 
@@ -89,14 +89,14 @@ def _opened_within(namespace: str) -> socket.socket:
 
 
 def _enter(namespace: str) -> None:
-    opened = OwnedDescriptor(os.open(namespace, os.O_RDONLY))
+    descriptor = OwnedDescriptor(os.open(namespace, os.O_RDONLY))
     try:
         if hasattr(os, "setns"):
-            os.setns(opened.fileno(), _CLONE_NEWNET)
+            os.setns(descriptor.fileno(), _CLONE_NEWNET)
         else:
-            _setns(opened.fileno())
+            _setns(descriptor.fileno())
     finally:
-        opened.close()
+        descriptor.close()
 
 
 def _setns(fd: int) -> None:
@@ -115,7 +115,7 @@ def dump(sock: socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
     """The TCP connections in some states: a bit for each of the kernel's numbers.
 
     Args:
-        sock: What `opened` returned.
+        sock: What `open_socket` returned.
         states: The states that are asked for.
         dated: With `struct tcp_info`.
 
@@ -129,7 +129,7 @@ def dump(sock: socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
         sock.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + body)
         # A kernel without IPv6 says that it has no such family.
         with suppress(FileNotFoundError) if family == socket.AF_INET6 else nullcontext():
-            yield from _answers(sock, _dated if dated else _plain)
+            yield from _answers(sock, _rows_with_info if dated else _rows_without_info)
 
 
 def _answers(sock: socket.socket, rows: Callable[[bytes], Iterable[Row]]) -> Iterator[Row]:
@@ -151,7 +151,7 @@ def _malformed() -> OSError:
     return OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
 
 
-def _plain(data: bytes) -> Iterable[Row]:
+def _rows_without_info(data: bytes) -> Iterable[Row]:
     """Most often all messages are of one length: then one call of C takes them apart."""
     length = _first_length(data)
     found = _uniform(data, length, f"{length - _MESSAGE.size}x")
@@ -160,7 +160,7 @@ def _plain(data: bytes) -> Iterable[Row]:
     return (row for row, _ in _one_by_one(data))
 
 
-def _dated(data: bytes) -> Iterable[Row]:
+def _rows_with_info(data: bytes) -> Iterable[Row]:
     """The same, with `struct tcp_info` in the same place of each."""
     length = _first_length(data)
     start, end = _attribute(data, _MESSAGE.size, length)

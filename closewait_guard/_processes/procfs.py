@@ -1,8 +1,6 @@
-"""Linux: processes and their descriptors, from /proc.
+"""Linux: processes, their descriptors and the tables of sockets as text, from /proc.
 
-Linux: the tables of sockets as text, which every process may read for its namespace.
-
-That of TCP dates nothing, and costs the kernel more than netlink; it is what remains where the
+The table of TCP dates nothing, and costs the kernel more than netlink; it is what remains where the
 namespace of another process may not be entered, or the kernel answers no diagnostics.
 """
 
@@ -119,7 +117,7 @@ def read(pid: int) -> Process:
     """
     try:
         status = _status(pid)
-        _refuse_without_descriptors(status)
+        _require_descriptors(status)
         used, sockets = sockets_of(pid)
         process = Process(
             pid=pid,
@@ -138,7 +136,7 @@ def read(pid: int) -> Process:
     return process
 
 
-def _refuse_without_descriptors(status: _Status) -> None:
+def _require_descriptors(status: _Status) -> None:
     if status.flags & _KERNEL_THREAD:
         raise HasNoDescriptorsError("is a thread of the kernel, and has no descriptors")
     if status.state in "ZX" and status.threads > 1:
@@ -166,7 +164,7 @@ def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dic
     try:
         names = os.listdir(folder.fileno())  # noqa: PTH208 - pathlib reads no open folder
         wanted: Iterable[str] = names
-        if likely is not None and len(names) > max(_FEW, len(likely)):
+        if likely is not None and len(names) > max(_MAX_DESCRIPTORS_READ_WHOLE, len(likely)):
             wanted = {str(fd) for fd in likely}.intersection(names)
         sockets = _inodes(folder.fileno(), wanted)
     finally:
@@ -174,7 +172,7 @@ def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dic
     return len(names), sockets
 
 
-_FEW = 200
+_MAX_DESCRIPTORS_READ_WHOLE = 200
 
 
 def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
@@ -216,8 +214,8 @@ def program(pid: int) -> str:
     """What the process is called: without its arguments, which may hold secrets."""
     with Path(f"/proc/{pid}/cmdline").open("rb") as file:
         words = file.read(_MAX_COMMAND).rstrip(b"\0").split(b"\0")
-    told = program_of([word.decode(errors="backslashreplace") for word in words])
-    return told or Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
+    name = program_of([word.decode(errors="backslashreplace") for word in words])
+    return name or Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
 
 
 def _python(pid: int) -> str:
@@ -323,12 +321,12 @@ def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]
     for name, family in files.items():
         # There need not be IPv6. Where the others are missing, the process has ended.
         absent = suppress(FileNotFoundError) if name.endswith("6") else nullcontext()
-        with absent, _opened(pid, name) as lines:
+        with absent, _open_table(pid, name) as lines:
             next(lines, None)
             for line in lines:
                 yield family, line
 
 
-def _opened(pid: int | str, name: str) -> TextIO:
+def _open_table(pid: int | str, name: str) -> TextIO:
     path = Path(f"/proc/{pid}/net/{name}")
     return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")

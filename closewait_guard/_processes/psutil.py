@@ -26,7 +26,7 @@ from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
     "descendants",
-    "look",
+    "take_snapshot",
 ]
 
 
@@ -41,23 +41,23 @@ def _psutil() -> ModuleType:
     return psutil  # type: ignore[no-any-return]
 
 
-def look(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
-    """Look at some processes, or at all that there are."""
+def take_snapshot(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
+    """Scan some processes, or all that there are."""
     psutil = _psutil()
-    sights: list[ProcessSnapshot] = []
-    refused: list[Inaccessible] = []
+    snapshots: list[ProcessSnapshot] = []
+    inaccessible: list[Inaccessible] = []
     for pid in dict.fromkeys(psutil.pids() if pids is None else pids):
         try:
-            sights.append(_sight_of(psutil, pid, everything=everything))
+            snapshots.append(_snapshot_of(psutil, pid, everything=everything))
         except psutil.ZombieProcess:
             if pids is not None:
-                refused.append(Inaccessible(pid, "", None, exists=True, why=_ENDED_UNASKED))
+                inaccessible.append(Inaccessible(pid, "", None, exists=True, why=_ENDED_UNASKED))
         except psutil.NoSuchProcess:
             if pids is not None:
-                refused.append(Inaccessible(pid, "", None, exists=False))
+                inaccessible.append(Inaccessible(pid, "", None, exists=False))
         except (psutil.AccessDenied, PermissionError):
-            refused.append(_refusal(psutil, pid))
-    return Snapshot(time.monotonic(), sights, refused, ())
+            inaccessible.append(_inaccessible(psutil, pid))
+    return Snapshot(time.monotonic(), snapshots, inaccessible, ())
 
 
 _ENDED_UNASKED = "has ended, and only its parent has not asked how"
@@ -73,7 +73,7 @@ def descendants(pids: Sequence[int]) -> list[int]:
     return list(found)
 
 
-def _refusal(psutil: ModuleType, pid: int) -> Inaccessible:
+def _inaccessible(psutil: ModuleType, pid: int) -> Inaccessible:
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         uid = process.uids().real if hasattr(process, "uids") else None
@@ -81,28 +81,28 @@ def _refusal(psutil: ModuleType, pid: int) -> Inaccessible:
     return Inaccessible(pid, "", None, exists=True)
 
 
-def _sight_of(psutil: ModuleType, pid: int, *, everything: bool) -> ProcessSnapshot:
+def _snapshot_of(psutil: ModuleType, pid: int, *, everything: bool) -> ProcessSnapshot:
     process = psutil.Process(pid)
     if process.status() == psutil.STATUS_ZOMBIE:
         raise psutil.ZombieProcess(pid)
-    sight = _sight(process, everything=everything)
+    snapshot = _snapshot(process, everything=everything)
     # Another may have its number by now.
     if not process.is_running():
         raise psutil.NoSuchProcess(pid)
-    return sight
+    return snapshot
 
 
-def _sight(process: Any, *, everything: bool) -> ProcessSnapshot:
+def _snapshot(process: Any, *, everything: bool) -> ProcessSnapshot:
     connections = process.net_connections("all")
     listening = {(each.family, *each.laddr) for each in connections if each.status == "LISTEN"}
     found = list(_descriptors(connections, listening))
     ended = [each for each in found if each.view.connection in _ENDED]
     return ProcessSnapshot(
-        _described(process, found),
+        _process_of(process, found),
         Counter(_label(each) for each in found),
         ended,
         [each for each in found if each.view.connection not in _ENDED] if everything else (),
-        copies={},
+        shared_by={},
         backlog={},
         uncertain_backlog={},
         dated=False,
@@ -119,7 +119,7 @@ _ENDED = frozenset({Connection.PEER_CLOSED, Connection.UNCONNECTED})
 _TCP = frozenset(State) - {State.UNIX, State.NONE}
 
 
-def _described(process: Any, found: Sequence[Descriptor]) -> Process:
+def _process_of(process: Any, found: Sequence[Descriptor]) -> Process:
     command = process.cmdline()
     name = program_of(command) or process.name()
     return Process(
@@ -153,13 +153,13 @@ def _descriptors(
             state, local, peer = State.UNIX, each.laddr or None, each.raddr or None
         else:
             local, peer = _address(each.laddr), _address(each.raddr)
-        accepted = bool(peer) and family != "AF_UNIX" and _has_come_in(each, listening)
+        accepted = bool(peer) and family != "AF_UNIX" and _is_accepted(each, listening)
         connection = _CONNECTIONS.get(state, Connection.LIVE)
         view = ProbeResult(state, Evidence.TABLE, connection)
         yield Descriptor(each.fd, Endpoint(family, kind, local, peer), view, accepted)
 
 
-def _has_come_in(each: Any, listening: Set[tuple[Any, ...]]) -> bool:
+def _is_accepted(each: Any, listening: Set[tuple[Any, ...]]) -> bool:
     """Whether the process listens at this end's address, or at all addresses."""
     hosts = (each.laddr.ip, "::" if ":" in each.laddr.ip else "0.0.0.0")  # noqa: S104
     return any((each.family, host, each.laddr.port) in listening for host in hosts)

@@ -1,8 +1,7 @@
-"""From what was seen of a process to its report, by the same rules as from inside.
+"""Scan other processes, and make a report of each by the same rules as from inside.
 
-Which way to look at processes suits this platform.
-
-Looks from outside, one after the other, and what is remembered from one to the next.
+The platform's backend takes the snapshots; what a snapshot cannot date is remembered from one scan
+to the next.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from closewait_guard.model import (
 from closewait_guard.settings import Settings
 
 __all__ = [
-    "Known",
+    "KnownAges",
     "ProcessReport",
     "ProcessScan",
     "ProcessScanner",
@@ -55,14 +54,14 @@ _CLOSE_CALLED = False
 
 # By process, descriptor and inode.
 _Key = tuple[int, int, int | None]
-Known = dict[_Key, SuspectAge]
+KnownAges = dict[_Key, SuspectAge]
 
 
 def build_report(
-    sight: ProcessSnapshot,
+    snapshot: ProcessSnapshot,
     settings: Settings,
-    before: Known,
-    after: Known | None,
+    before: KnownAges,
+    after: KnownAges | None,
     now: float,
     *,
     everything: bool,
@@ -70,37 +69,37 @@ def build_report(
     """The report of one process.
 
     Args:
-        sight: What was seen.
+        snapshot: What was seen.
         settings: The thresholds.
-        before: What the look before has remembered.
+        before: What the scan before has remembered.
         after: Takes what this one remembers; None if it is the last.
-        now: The monotonic time of the look.
-        everything: Tell the healthy sockets too.
+        now: The monotonic time of the scan.
+        everything: Include the healthy sockets.
     """
-    pid = sight.process.pid
-    records = _Records(sight)
+    pid = snapshot.process.pid
+    records = _Records(snapshot)
     ended = []
-    for each in sight.ended:
+    for each in snapshot.ended:
         key = (pid, each.fd, each.endpoint.inode)
-        ages = _ages(each, key, before, after, now)
+        ages = _ages_of(each, key, before, after, now)
         ended.append(make_observation(records.of(each), each.fd, each.endpoint, each.view, *ages))
-    leaks = judge(ended, settings, sight.process.fd_limit)
+    leaks = judge(ended, settings, snapshot.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     healthy = [
         make_observation(records.of(each), each.fd, each.endpoint, each.view)
-        for each in sight.others
+        for each in snapshot.others
     ]
-    wrong = [_explained(leak, sight) for leak in leaks if leak.verdict is not Verdict.OPEN]
+    wrong = [_explain(leak, snapshot) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
-        sight,
+        snapshot,
         tuple(wrong),
         (*spared, *healthy) if everything else (),
     )
     return replace(report, alerts=threshold_alerts(report, settings))
 
 
-def _ages(
-    each: Descriptor, key: _Key, before: Known, after: Known | None, now: float
+def _ages_of(
+    each: Descriptor, key: _Key, before: KnownAges, after: KnownAges | None, now: float
 ) -> tuple[float | None, float | None]:
     """For how long the peer has been gone, and nothing been done about it."""
     dated = each.view.fin_for
@@ -109,7 +108,7 @@ def _ages(
     age = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
     if after is not None:
         after[key] = age
-    # A look from outside that is the first to see an end knows nothing of its age.
+    # A scan from outside that is the first to see an end knows nothing of its age.
     closed_for = None if dated is None else now - age.since
     return closed_for, suspect_for(each.view, age, now)
 
@@ -117,17 +116,17 @@ def _ages(
 def record_from_outside(
     pid: int, origin: Origin, parent: SocketRecord | None = None
 ) -> SocketRecord:
-    """All that is known of a birth that nobody has watched."""
+    """All that is known of a socket whose creation was not recorded."""
     return SocketRecord(0, pid, None, "", None, (), {}, origin, parent, ())
 
 
 class _Records:
     """One record for all descriptors of a process that have come to it in the same way."""
 
-    def __init__(self, sight: ProcessSnapshot) -> None:
-        self._copies = sight.copies
-        pid, self._parent = sight.process.pid, sight.process.parent
-        own = Origin.ADOPTED if sight.process.python else Origin.NATIVE
+    def __init__(self, snapshot: ProcessSnapshot) -> None:
+        self._shared_by = snapshot.shared_by
+        pid, self._parent = snapshot.process.pid, snapshot.process.parent
+        own = Origin.ADOPTED if snapshot.process.python else Origin.NATIVE
         self._plain = {
             accepted: record_from_outside(pid, Origin.ACCEPTED if accepted else own)
             for accepted in (False, True)
@@ -142,36 +141,36 @@ class _Records:
         }
 
     def of(self, each: Descriptor) -> SocketRecord:
-        copies = self._copies.get(each.endpoint.inode or 0, ())
-        if copies and any(copy.pid == self._parent for copy in copies):
+        shared_by = self._shared_by.get(each.endpoint.inode or 0, ())
+        if shared_by and any(holder.pid == self._parent for holder in shared_by):
             return self._inherited[each.accepted]
         return self._plain[each.accepted]
 
 
-def _explained(finding: Finding, sight: ProcessSnapshot) -> Finding:
+def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:
     """With a hint, and who else has the same socket open: it ends when all have closed it."""
-    seen, own = finding.observation, sight.process.pid
-    copies = sight.copies.get(seen.inode or 0, ())
-    others = [copy for copy in copies if (copy.pid, copy.fd) != (own, seen.fd)]
+    seen, own = finding.observation, snapshot.process.pid
+    shared_by = snapshot.shared_by.get(seen.inode or 0, ())
+    others = [holder for holder in shared_by if (holder.pid, holder.fd) != (own, seen.fd)]
     # A program in C has no `with`.
-    origin = seen.record.origin if sight.process.python else Origin.NATIVE
+    origin = seen.record.origin if snapshot.process.python else Origin.NATIVE
     return replace(
         finding,
-        holders=tuple(_told(copy, own) for copy in others),
+        holders=tuple(_describe_sharing(holder, own) for holder in others),
         hint=hint_for(finding.verdict, origin, seen.evidence, seen.connection),
     )
 
 
-def _told(copy: SharedBy, own: int) -> str:
-    if copy.pid == own:
-        return f"descriptor {copy.fd} of the same process too"
-    return f"process {copy.pid} ({copy.program}) too"
+def _describe_sharing(holder: SharedBy, own: int) -> str:
+    if holder.pid == own:
+        return f"descriptor {holder.fd} of the same process too"
+    return f"process {holder.pid} ({holder.program}) too"
 
 
 def _report(
-    sight: ProcessSnapshot, leaks: tuple[Finding, ...], observations: tuple[Observation, ...]
+    snapshot: ProcessSnapshot, leaks: tuple[Finding, ...], observations: tuple[Observation, ...]
 ) -> Report:
-    process = sight.process
+    process = snapshot.process
     return Report(
         schema=SCHEMA,
         taken_at=time.time(),
@@ -179,35 +178,35 @@ def _report(
         pid=process.pid,
         command=process.program,
         python=process.python,
-        open_sockets=sum(sight.states.values()),
+        open_sockets=sum(snapshot.states.values()),
         fd_used=process.fd_used,
         fd_limit=process.fd_limit,
-        coverage=Coverage(0, 0, 0, 0, 0, tuple(_notes(sight))),
+        coverage=Coverage(0, 0, 0, 0, 0, tuple(_notes(snapshot))),
         findings=leaks,
         observations=observations,
     )
 
 
-def _notes(sight: ProcessSnapshot) -> Iterator[str]:
-    how = ": for that start it by `closewait-guard run`" if sight.process.python else ""
+def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
+    how = ": for that start it by `closewait-guard run`" if snapshot.process.python else ""
     yield f"from outside where a socket was opened{how}"
-    if not sight.dated and sight.states.get(State.CLOSE_WAIT):
+    if not snapshot.dated and snapshot.states.get(State.CLOSE_WAIT):
         yield "since when the peers have closed, which the kernel has told nobody"
-    closed = sight.states.get(State.CLOSE, 0)
+    closed = snapshot.states.get(State.CLOSE, 0)
     if closed:
         yield (
             f"since when {pluralize(closed, 'TCP socket')} without a connection "
             "(never connected, refused or reset) has been so"
         )
-    unix = sight.states.get("UNIX", 0)
+    unix = snapshot.states.get("UNIX", 0)
     if unix:
         yield f"whether the peers of {pluralize(unix, 'UNIX socket')} have closed"
-    for address, times in sight.backlog.items():
+    for address, times in snapshot.backlog.items():
         yield (
             f"who is to take {pluralize(times, 'connection')} in CLOSE_WAIT from the backlog of "
             f"{address}, which nobody has accepted"
         )
-    for address, times in sight.uncertain_backlog.items():
+    for address, times in snapshot.uncertain_backlog.items():
         yield (
             f"which process is to take {pluralize(times, 'connection')} in CLOSE_WAIT from the "
             f"backlog of {address}: another listens at this address, too"
@@ -233,7 +232,7 @@ class ProcessReport(NamedTuple):
 
     Attributes:
         states: How many sockets are in each TCP state; other sockets by their protocol.
-        backlog: Connections that the peer has closed before anybody accepted them, by address.
+        backlog: Connections that the peer has closed before they were accepted, by address.
         uncertain_backlog: The same, where another process listens at that address, too.
         narrowed: The report has been cut down to some states.
     """
@@ -244,7 +243,7 @@ class ProcessReport(NamedTuple):
     uncertain_backlog: Mapping[str, int]
     narrowed: bool = False
 
-    def only(self, states: Set[str]) -> ProcessReport:
+    def in_states(self, states: Set[str]) -> ProcessReport:
         """The same, of the sockets in some states."""
         leaks = tuple(leak for leak in self.report.findings if leak.observation.state in states)
         others = tuple(seen for seen in self.report.observations if seen.state in states)
@@ -253,86 +252,94 @@ class ProcessReport(NamedTuple):
 
 
 class ProcessScan(NamedTuple):
-    """What one look found.
+    """What one scan found.
 
     Attributes:
-        refused: Processes that are none, or may not be looked into.
-        strays: By user, sockets in CLOSE_WAIT whose process may not be seen.
-        undated: There are connections whose end nobody has dated: a second look can tell whether
-            the grace time has passed.
-        hides: There may be processes of other users, which the platform does not even list.
+        inaccessible: Processes that are none, or may not be looked into.
+        unowned: By user, sockets in CLOSE_WAIT whose process may not be seen.
+        has_undated: There are connections whose end has no date: a second scan shows whether the
+            grace time has passed.
+        hides_processes: There may be processes of other users that the platform does not list.
     """
 
-    glances: tuple[ProcessReport, ...]
-    refused: Sequence[Inaccessible]
-    strays: Mapping[int, Sequence[Observation]]
-    undated: bool
-    hides: bool = False
+    processes: tuple[ProcessReport, ...]
+    inaccessible: Sequence[Inaccessible]
+    unowned: Mapping[int, Sequence[Observation]]
+    has_undated: bool
+    hides_processes: bool = False
 
 
 class ProcessScanner:
-    """Looks at processes from outside, and remembers since when the undated have been as they are.
+    """Scans processes from outside, and remembers since when the undated have been as they are.
 
     Args:
         settings: The thresholds, and the probe: `portable` asks psutil on Linux, too.
-        in_series: Each look is to be followed by another, so that all is remembered.
+        in_series: Each scan is to be followed by another, so that all is remembered.
     """
 
     def __init__(self, settings: Settings, *, in_series: bool = False) -> None:
         self._settings = settings
         self._redaction = Redaction(settings.redact)
         self._in_series = in_series
-        self._looker = choose_backend(settings.probe)
-        self._known: Known = {}
+        self._backend = choose_backend(settings.probe)
+        self._ages: KnownAges = {}
 
     def with_descendants(self, pids: Sequence[int]) -> list[int]:
         """The processes, with all those that they have started, and so on."""
-        return self._looker.descendants(pids)
+        return self._backend.descendants(pids)
 
-    def look(self, pids: Sequence[int] | None = None, *, everything: bool = False) -> ProcessScan:
-        """Look once.
+    def scan(self, pids: Sequence[int] | None = None, *, everything: bool = False) -> ProcessScan:
+        """Scan once.
 
         Args:
-            pids: The processes to look at; None for all.
+            pids: The processes to scan; None for all.
             everything: Describe the healthy sockets too.
         """
-        seen = self._looker.look(pids, everything=everything)
-        now, known = seen.at, self._known
-        self._known = {}
-        glances = []
-        for sight in seen.sights:
+        seen = self._backend.take_snapshot(pids, everything=everything)
+        now, known = seen.at, self._ages
+        self._ages = {}
+        processes = []
+        for snapshot in seen.snapshots:
             # What the kernel dates needs no memory, but for progress in reading.
-            after = self._known if self._in_series or not sight.dated else None
-            report = build_report(sight, self._settings, known, after, now, everything=everything)
-            glances.append(
-                ProcessReport(report, sight.states, sight.backlog, sight.uncertain_backlog)
+            after = self._ages if self._in_series or not snapshot.dated else None
+            report = build_report(
+                snapshot, self._settings, known, after, now, everything=everything
             )
-        strays: dict[int, list[Observation]] = {}
-        for stray in seen.strays:
-            found = stray.descriptor
+            processes.append(
+                ProcessReport(report, snapshot.states, snapshot.backlog, snapshot.uncertain_backlog)
+            )
+        unowned: dict[int, list[Observation]] = {}
+        for each in seen.unowned:
+            found = each.descriptor
             record = record_from_outside(0, Origin.ACCEPTED if found.accepted else Origin.NATIVE)
             view = found.view
             observation = make_observation(record, found.fd, found.endpoint, view, view.fin_for)
-            strays.setdefault(stray.uid, []).append(observation)
-        undated = any(not each.dated and State.CLOSE_WAIT in each.states for each in seen.sights)
-        found_now = ProcessScan(tuple(glances), seen.refused, strays, undated, seen.hides)
-        return self._redaction.apply(lambda mask: _masked(found_now, mask), found_now)
+            unowned.setdefault(each.uid, []).append(observation)
+        has_undated = any(
+            not each.dated and State.CLOSE_WAIT in each.states for each in seen.snapshots
+        )
+        found_now = ProcessScan(
+            tuple(processes), seen.inaccessible, unowned, has_undated, seen.hides_processes
+        )
+        return self._redaction.apply(lambda mask: _mask_scan(found_now, mask), found_now)
 
 
-def _masked(found: ProcessScan, mask: Mask) -> ProcessScan:
-    """What may be told of other processes."""
+def _mask_scan(found: ProcessScan, mask: Mask) -> ProcessScan:
+    """Without what must not be reported of other processes."""
     return found._replace(
-        glances=tuple(_masked_glance(glance, mask) for glance in found.glances),
-        refused=[each._replace(program=mask.text(each.program)) for each in found.refused],
-        strays={
-            uid: [mask.observation(seen) for seen in those] for uid, those in found.strays.items()
+        processes=tuple(_mask_process(process, mask) for process in found.processes),
+        inaccessible=[
+            each._replace(program=mask.text(each.program)) for each in found.inaccessible
+        ],
+        unowned={
+            uid: [mask.observation(seen) for seen in those] for uid, those in found.unowned.items()
         },
     )
 
 
-def _masked_glance(glance: ProcessReport, mask: Mask) -> ProcessReport:
-    return glance._replace(
-        report=mask.report(glance.report),
-        backlog=mask.counts(glance.backlog),
-        uncertain_backlog=mask.counts(glance.uncertain_backlog),
+def _mask_process(process: ProcessReport, mask: Mask) -> ProcessReport:
+    return process._replace(
+        report=mask.report(process.report),
+        backlog=mask.counts(process.backlog),
+        uncertain_backlog=mask.counts(process.uncertain_backlog),
     )

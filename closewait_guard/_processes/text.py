@@ -1,8 +1,6 @@
-"""Leaks and healthy sockets by peer, as lines of text: pure.
+"""Scans of other processes as text, 80 columns wide, by program and peer.
 
-What may not be seen from outside; of its sockets, what the kernel tells everybody.
-
-What was seen from outside as text, 80 columns wide, by program and peer: pure.
+What could not be looked into is said at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +28,9 @@ __all__ = [
 ]
 
 
-_MOST_NUMBERS = 10
+_MAX_NUMBERS = 10
+_MAX_PEERS = 12
+_MAX_PROCESSES = 8
 
 
 def group_by_peer(findings: Iterable[Finding]) -> dict[tuple[Verdict, str], list[Finding]]:
@@ -51,7 +51,7 @@ def _severity(group: Sequence[Finding]) -> Severity:
 
 
 def peer_phrase(seen: Observation) -> str:
-    """Whom the socket is connected to; of one who came to us, the port tells nothing."""
+    """What the socket is connected to; the port of a client says nothing."""
     if seen.peer is None:
         return f"at {seen.local}" if seen.local else ""
     return f"from {_host_of(seen.peer)}" if _came_to_us(seen) else f"to {seen.peer}"
@@ -77,7 +77,7 @@ def group_lines(group: Sequence[Finding], *, several: bool) -> Iterator[str]:
     """The lines of one group.
 
     Args:
-        group: Leaks with one verdict and peer.
+        group: Findings with one verdict and peer.
         several: They may be of several processes.
     """
     seen = [leak.observation for leak in group]
@@ -93,18 +93,18 @@ def group_lines(group: Sequence[Finding], *, several: bool) -> Iterator[str]:
     parent = seen[0].record.parent
     if parent is not None:
         yield f"    inherited over fork() from process {parent.pid}"
-    for holder in _some_of(unique(holder for leak in group for holder in leak.holders)):
+    for holder in _first_few(unique(holder for leak in group for holder in leak.holders)):
         yield from wrap_text(f"    held by {holder}", "      ")
 
 
 def _numbers(noun: str, numbers: Sequence[object]) -> list[str]:
-    shown = ", ".join(map(str, numbers[:_MOST_NUMBERS]))
-    more = len(numbers) - _MOST_NUMBERS
+    shown = ", ".join(map(str, numbers[:_MAX_NUMBERS]))
+    more = len(numbers) - _MAX_NUMBERS
     word = pluralize(len(numbers), noun).partition(" ")[2]
     return wrap_text(f"    {word} {shown}" + (f" and {more:,} more" if more > 0 else ""), "      ")
 
 
-def _some_of(holders: Sequence[str], most: int = 3) -> Iterator[str]:
+def _first_few(holders: Sequence[str], most: int = 3) -> Iterator[str]:
     yield from holders[:most]
     if len(holders) > most:
         yield f"{len(holders) - most} more"
@@ -125,9 +125,6 @@ def healthy_lines(seen: Sequence[Observation]) -> Iterator[str]:
 _TCP = frozenset(State) - {State.UNIX, State.NONE}
 
 
-_MOST_PEERS = 12
-
-
 def join_paragraphs(blocks: Iterable[str]) -> Iterator[str]:
     """Those with anything in them, a blank line between two."""
     for place, block in enumerate(filter(None, blocks)):
@@ -136,20 +133,20 @@ def join_paragraphs(blocks: Iterable[str]) -> Iterator[str]:
 
 def render_inaccessible(found: ProcessScan) -> str:
     """What may not be seen; of its sockets, what the kernel tells everybody."""
-    parts = (_strays(found), _refused(found), _failed(found), _hidden(found))
+    parts = (_unowned(found), _not_permitted(found), _failed(found), _hidden(found))
     return "\n".join(join_paragraphs("\n".join(lines) for lines in parts))
 
 
-def _strays(found: ProcessScan) -> Iterator[str]:
+def _unowned(found: ProcessScan) -> Iterator[str]:
     """Of others, whose processes may not be seen, what the kernel tells everybody."""
-    for uid, seen in found.strays.items():
+    for uid, seen in found.unowned.items():
         yield from wrap_text(
             f"{pluralize(len(seen), 'socket')} in CLOSE_WAIT of user {user(uid)}, whose processes "
             "may not be looked into",
             "  ",
         )
         peers = Counter(peer_phrase(each) for each in seen)
-        for peer, times in peers.most_common(_MOST_PEERS):
+        for peer, times in peers.most_common(_MAX_PEERS):
             of_peer = [each for each in seen if peer_phrase(each) == peer]
             yield from wrap_text(f"  {times:,} x TCP {peer}: {connection_summary(of_peer)}", "    ")
 
@@ -164,8 +161,8 @@ def user(uid: int | None) -> str:
         return "unknown" if uid is None else str(uid)
 
 
-def _refused(found: ProcessScan) -> list[str]:
-    users = Counter(user(each.uid) for each in found.refused if each.exists and not each.why)
+def _not_permitted(found: ProcessScan) -> list[str]:
+    users = Counter(user(each.uid) for each in found.inaccessible if each.exists and not each.why)
     if not users:
         return []
     names = ", ".join(sorted(users))
@@ -175,13 +172,13 @@ def _refused(found: ProcessScan) -> list[str]:
 
 def _failed(found: ProcessScan) -> Iterator[str]:
     """Those that something else than a lack of rights keeps from being looked into."""
-    reasons = Counter(each.why for each in found.refused if each.exists and each.why)
+    reasons = Counter(each.why for each in found.inaccessible if each.exists and each.why)
     for why, times in reasons.items():
         yield from wrap_text(f"Not looked into: {pluralize(times, 'process')} that {why}.", "  ")
 
 
 def _hidden(found: ProcessScan) -> list[str]:
-    if not found.hides:
+    if not found.hides_processes:
         return []
     return wrap_text(
         f"Processes of other users are hidden here: /proc is mounted with hidepid{_how()}.", "  "
@@ -193,57 +190,53 @@ def _how() -> str:
     return ": run as root to see them" if getattr(os, "geteuid", int)() else ""
 
 
-_MOST_PEERS = 12
-_MOST_PROCESSES = 8
-
-
 def render_processes(found: ProcessScan, *, only: Sequence[ProcessReport]) -> str:
-    """Everything that is to be told, of some of the processes that were found."""
-    by_name = sorted(only, key=lambda glance: glance.report.command)
+    """Everything that is to be printed, of some of the processes that were found."""
+    by_name = sorted(only, key=lambda process: process.report.command)
     programs = [
-        list(group) for _, group in groupby(by_name, key=lambda glance: glance.report.command)
+        list(group) for _, group in groupby(by_name, key=lambda process: process.report.command)
     ]
-    programs.sort(key=_badness, reverse=True)
-    blocks = ["\n".join(_program(glances)) for glances in programs]
+    programs.sort(key=_severity_and_count, reverse=True)
+    blocks = ["\n".join(_program(processes)) for processes in programs]
     blocks += ["\n".join(lines) for lines in (_unseen(only), _rest(found, only))]
     blocks.append(render_inaccessible(found))
     return "".join(f"{block}\n" for block in join_paragraphs(blocks))
 
 
-def _badness(glances: Sequence[ProcessReport]) -> tuple[int, int]:
-    leaks = [leak for glance in glances for leak in glance.report.leaks]
+def _severity_and_count(processes: Sequence[ProcessReport]) -> tuple[int, int]:
+    leaks = [leak for process in processes for leak in process.report.leaks]
     severities = {leak.severity for leak in leaks}
     return max((severity.rank for severity in severities), default=-1), len(leaks)
 
 
-def _program(glances: Sequence[ProcessReport]) -> Iterator[str]:
-    reports = [glance.report for glance in glances]
+def _program(processes: Sequence[ProcessReport]) -> Iterator[str]:
+    reports = [process.report for process in processes]
     name = reports[0].command or "a process without a name"
-    pids = ", ".join(str(report.pid) for report in reports[:_MOST_PROCESSES])
-    more = len(reports) - _MOST_PROCESSES
+    pids = ", ".join(str(report.pid) for report in reports[:_MAX_PROCESSES])
+    more = len(reports) - _MAX_PROCESSES
     many = "process" if len(reports) == 1 else f"{len(reports)} processes:"
     yield from wrap_text(f"{name}, {many} {pids}" + (f" and {more} more" if more > 0 else ""), "  ")
-    yield from _fd_numbers(glances)
+    yield from _fd_numbers(processes)
     for alert in (alert for report in reports for alert in report.alerts):
         yield from wrap_text(
             f"  {alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "    "
         )
     by_peer = group_by_peer(finding for report in reports for finding in report.findings)
     groups = sorted(by_peer.values(), key=_weight)
-    for group in groups[:_MOST_PEERS]:
+    for group in groups[:_MAX_PEERS]:
         yield ""
         yield from group_lines(group, several=len(reports) > 1)
-    if len(groups) > _MOST_PEERS:
-        rest = [leak for group in groups[_MOST_PEERS:] for leak in group]
+    if len(groups) > _MAX_PEERS:
+        rest = [leak for group in groups[_MAX_PEERS:] for leak in group]
         yield ""
-        yield f"  and {len(rest):,} more with {len(groups) - _MOST_PEERS:,} other peers"
+        yield f"  and {len(rest):,} more with {len(groups) - _MAX_PEERS:,} other peers"
     for fix in unique(leak.hint for report in reports for leak in report.findings if leak.hint):
         yield ""
         yield from wrap_text(f"  fix: {fix}", "    ")
     yield from healthy_lines([seen for report in reports for seen in report.observations])
-    for address, times in _united(glance.backlog for glance in glances).items():
+    for address, times in _merge(process.backlog for process in processes).items():
         yield from wrap_text(f"  {_waiting(address, times)}", "    ")
-    for address, times in _united(glance.uncertain_backlog for glance in glances).items():
+    for address, times in _merge(process.uncertain_backlog for process in processes).items():
         yield from wrap_text(
             f"  {_waiting(address, times)}; at this address listens another process, too, and "
             "which of them has them the kernel does not tell",
@@ -258,7 +251,7 @@ def _waiting(address: str, times: int) -> str:
     )
 
 
-def _united(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _merge(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """Of a listener that several processes share, once."""
     found: dict[str, int] = {}
     for backlog in backlogs:
@@ -266,47 +259,47 @@ def _united(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return found
 
 
-def _fd_numbers(glances: Sequence[ProcessReport]) -> Iterator[str]:
+def _fd_numbers(processes: Sequence[ProcessReport]) -> Iterator[str]:
     """Sockets by state for all of them, descriptors for each of those that have most."""
-    states = _summed(glance.states for glance in glances)
-    verdicts = Counter(leak.verdict for glance in glances for leak in glance.report.findings)
+    states = _add_up(process.states for process in processes)
+    verdicts = Counter(leak.verdict for process in processes for leak in process.report.findings)
     found = [
         f"{verdicts[verdict]:,} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
     total = pluralize(sum(states.values()), "open socket")
-    if not found and not any(glance.narrowed for glance in glances):
+    if not found and not any(process.narrowed for process in processes):
         found = ["no leak"]
     of_all = f"{', '.join(found)} of {total}" if found else total
-    yield from wrap_text(f"  {of_all}: {_told_states(states)}", "    ")
-    shares = sorted(glances, key=_share, reverse=True)
-    for glance in shares[:_MOST_PROCESSES]:
-        which = f"process {glance.report.pid}: " if len(glances) > 1 else ""
-        yield from wrap_text(f"  {which}{_descriptors(glance)}", "    ")
+    yield from wrap_text(f"  {of_all}: {_format_states(states)}", "    ")
+    shares = sorted(processes, key=_share, reverse=True)
+    for process in shares[:_MAX_PROCESSES]:
+        which = f"process {process.report.pid}: " if len(processes) > 1 else ""
+        yield from wrap_text(f"  {which}{_descriptors(process)}", "    ")
 
 
-def _share(glance: ProcessReport) -> tuple[float, int]:
-    used, limit = glance.report.fd_used or 0, glance.report.fd_limit
-    return (used / limit if limit else 0.0, len(glance.report.leaks))
+def _share(process: ProcessReport) -> tuple[float, int]:
+    used, limit = process.report.fd_used or 0, process.report.fd_limit
+    return (used / limit if limit else 0.0, len(process.report.leaks))
 
 
-def _told_states(states: Mapping[str, int]) -> str:
+def _format_states(states: Mapping[str, int]) -> str:
     """`ESTABLISHED 10, CLOSE_WAIT 3`, the most frequent first."""
     most = sorted(states.items(), key=lambda item: -item[1])
     return ", ".join(f"{state} {times:,}" for state, times in most) or "none"
 
 
-def _descriptors(glance: ProcessReport) -> str:
-    used, limit = glance.report.fd_used, glance.report.fd_limit
+def _descriptors(process: ProcessReport) -> str:
+    used, limit = process.report.fd_used, process.report.fd_limit
     if used is None:
         return "descriptors in use unknown"
     if not limit:
         return f"{pluralize(used, 'descriptor')} in use, without a limit"
     text = f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
-    waiting = glance.states.get(State.CLOSE_WAIT, 0)
+    waiting = process.states.get(State.CLOSE_WAIT, 0)
     return f"{text}; {waiting:,} in CLOSE_WAIT ({waiting / limit:.1%})" if waiting else text
 
 
-def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+def _add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
@@ -315,15 +308,15 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 def _unseen(only: Sequence[ProcessReport]) -> list[str]:
     """What could not be seen of these processes, each sentence once."""
-    notes = [note for glance in only for note in glance.report.coverage.notes]
+    notes = [note for process in only for note in process.report.coverage.notes]
     general = [note for note, times in Counter(notes).items() if times == len(only)]
     return wrap_text(f"Cannot see {'; '.join(general)}.", "  ") if general else []
 
 
 def _rest(found: ProcessScan, only: Sequence[ProcessReport]) -> Iterator[str]:
-    shown = {glance.report.pid for glance in only}
-    rest = [glance for glance in found.glances if glance.report.pid not in shown]
-    sockets = sum(glance.report.open_sockets for glance in rest)
+    shown = {process.report.pid for process in only}
+    rest = [process for process in found.processes if process.report.pid not in shown]
+    sockets = sum(process.report.open_sockets for process in rest)
     if sockets or not only:
         processes = pluralize(len(rest), "process")
         text = f"Nothing wrong with {pluralize(sockets, 'socket')} of {processes}."

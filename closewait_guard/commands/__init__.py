@@ -31,16 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Also after a help text.
             flush_output()
     except BrokenPipeError:
-        return _died_of("SIGPIPE")
+        return _die_of("SIGPIPE")
     except KeyboardInterrupt:
-        return _died_of("SIGINT")
+        return _die_of("SIGINT")
     except Exception as error:
-        return _failed(error)
+        return _report_failure(error)
     finally:
         discard_lost_errors()
 
 
-def _failed(error: Exception) -> int:
+def _report_failure(error: Exception) -> int:
     """One sentence of what is no mistake of ours."""
     from closewait_guard._stream import print_error
     from closewait_guard.exceptions import CloseWaitGuardError
@@ -54,14 +54,14 @@ def _failed(error: Exception) -> int:
 
 
 def _run(given: list[str]) -> int:
-    from closewait_guard.commands._parser import parsed
+    from closewait_guard.commands._parser import parse_arguments
 
-    arguments = parsed(given)
+    arguments = parse_arguments(given)
     code: int = arguments.run(arguments)
     return code
 
 
-def _died_of(name: str) -> int:
+def _die_of(name: str) -> int:
     """End as a program ends that has not caught the signal, so that shells and loops see it."""
     import signal
 

@@ -51,7 +51,7 @@ def exec_program(command: list[str], environ: dict[str, str]) -> int:
     if os.name != "posix":
         # Elsewhere another process would take our place, and the shell would not wait for it.
         return subprocess.call(  # noqa: S603 - what the user asks for
-            command, env=ChildConfig.marked_main(environ, os.getpid())
+            command, env=ChildConfig.mark_main(environ, os.getpid())
         )
     _flush()
     return _exec(command, environ)
@@ -60,7 +60,7 @@ def exec_program(command: list[str], environ: dict[str, str]) -> int:
 def _exec(command: list[str], environ: dict[str, str]) -> int:
     _restore_signals()
     try:
-        os.execvpe(command[0], command, ChildConfig.marked_main(environ, os.getpid()))  # noqa: S606
+        os.execvpe(command[0], command, ChildConfig.mark_main(environ, os.getpid()))  # noqa: S606
     except OSError as error:
         print_error(f"{command[0]}: {error.strerror}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
@@ -101,7 +101,7 @@ def run_and_wait(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os._exit(_exec(command, environ))
     started()
-    status = _waited(pid)
+    status = _wait_for(pid)
     ended(_is_asked_to_end)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return os.waitstatus_to_exitcode(status)
@@ -122,7 +122,7 @@ _HANDED_ON = _ENDING.union(
 )
 
 
-def _waited(pid: int) -> int:
+def _wait_for(pid: int) -> int:
     """The status with which the program has ended."""
     if not _CAN_HAND_ON:
         return os.waitpid(pid, 0)[1]

@@ -1,7 +1,4 @@
-"""What commands print, and what happens where it cannot be printed.
-
-The exit codes: promised to users.
-"""
+"""Print what commands print, survive that it cannot be printed, and the exit codes."""
 
 from __future__ import annotations
 

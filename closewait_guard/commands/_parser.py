@@ -1,7 +1,4 @@
-"""The commands in a line each, and the help text that lists them.
-
-The parser of the command line: of the other commands it knows only the names.
-"""
+"""The parser of the command line; of a command that is not called it knows only the name."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ __all__ = [
     "COMMANDS",
     "DESCRIPTION",
     "EPILOG",
-    "completing",
-    "parsed",
+    "is_completing",
+    "parse_arguments",
 ]
 
 
@@ -39,14 +36,14 @@ by `run --fail-on-leak` 86 leaks found, 87 unknown whether there are;
 example:  closewait-guard scan --state CLOSE_WAIT"""
 
 
-def completing() -> bool:
+def is_completing() -> bool:
     """Whether it is the shell that asks, how a command line may go on."""
     return "_ARGCOMPLETE" in os.environ
 
 
-def parsed(given: list[str]) -> argparse.Namespace:
+def parse_arguments(given: list[str]) -> argparse.Namespace:
     """The arguments as they are meant; on an error says so, and exits with 2."""
-    if completing():
+    if is_completing():
         from closewait_guard.commands.completion import complete
 
         complete(_parser(COMMANDS))

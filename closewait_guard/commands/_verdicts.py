@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 from closewait_guard._descriptors import identity_of
-from closewait_guard._preload import Channel, moved_up
+from closewait_guard._preload import Channel, move_up
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
 
 
 # Time for children of the program to end after it.
-_MOST_SECONDS = 10.0
-_MOST_SILENT_LINES = 256
+_MAX_SECONDS = 10.0
+_MAX_SILENT_LINES = 256
 _LONGEST_MESSAGE = 4096
 
 
@@ -58,9 +58,9 @@ class Verdicts:
         self._token = os.urandom(16).hex()
         self._folder: TemporaryDirectory[str] | None = None
         self._selector = selectors.DefaultSelector()
-        self._listener = self._listening()
+        self._listener = self._start_listening()
         self._main, theirs = socket.socketpair()
-        self._theirs = moved_up(theirs.detach())
+        self._theirs = move_up(theirs.detach())
         os.set_inheritable(self._theirs, True)  # noqa: FBT003
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._serve_until_stopped, daemon=True)
@@ -68,7 +68,7 @@ class Verdicts:
         self._selector.register(self._stopped, selectors.EVENT_READ)
         self._add(self._main)
 
-    def _listening(self) -> socket.socket:
+    def _start_listening(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         name = f"closewait-guard-{os.urandom(8).hex()}"
         if os.uname().sysname == "Linux":
@@ -90,7 +90,7 @@ class Verdicts:
         return Channel(self._address, self._token, self._theirs, identity)
 
     @property
-    def has_heard(self) -> bool:
+    def has_messages(self) -> bool:
         """Whether any process has said anything."""
         return bool(self._heard)
 
@@ -105,12 +105,12 @@ class Verdicts:
         self._stop.close()
         self._thread.join()
         self._selector.unregister(self._stopped)
-        deadline = time.monotonic() + _MOST_SECONDS
+        deadline = time.monotonic() + _MAX_SECONDS
         while self._serve(0.0) or (self._is_waiting() and not is_interrupted()):
             if time.monotonic() > deadline:
                 break
             self._serve(0.05)
-        self._running |= self._unheard()
+        self._running |= self._silent()
         for line in list(self._lines()):
             self._running.update(filter(_is_alive, line.processes))
             self._end(line)
@@ -123,7 +123,7 @@ class Verdicts:
         if self._running:
             found.append(f"{_named(self._running)} still running")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
-        if not self.has_heard:
+        if not self.has_messages:
             found.append("no process has reported: TARGET is not Python, or has -I, -E or -S")
         return found
 
@@ -159,7 +159,7 @@ class Verdicts:
             if key.fileobj is self._listener:
                 self._accept()
             else:
-                self._hear(key.data)
+                self._receive(key.data)
         return bool(ready)
 
     def _accept(self) -> None:
@@ -176,7 +176,7 @@ class Verdicts:
             line for line in self._lines() if not line.processes and line.sock is not self._main
         ]
         # Whoever belongs to the program speaks at once.
-        for line in silent[:-_MOST_SILENT_LINES]:
+        for line in silent[:-_MAX_SILENT_LINES]:
             self._end(line)
 
     def _add(self, sock: socket.socket) -> None:
@@ -187,13 +187,13 @@ class Verdicts:
         return [key.data for key in self._selector.get_map().values() if key.data is not None]
 
     def _is_waiting(self) -> bool:
-        return any(line.processes for line in self._lines()) or bool(self._unheard())
+        return any(line.processes for line in self._lines()) or bool(self._silent())
 
-    def _unheard(self) -> set[int]:
+    def _silent(self) -> set[int]:
         """Processes of the program that have not said anything yet: they are just starting."""
         return _pythons_with(self._token) - self._heard
 
-    def _hear(self, line: _Line) -> None:
+    def _receive(self, line: _Line) -> None:
         try:
             data = line.sock.recv(65536)
         except BlockingIOError:

@@ -1,7 +1,4 @@
-"""The picture that `watch` draws on a terminal: states with sparklines, then the offenders.
-
-Keys as they are typed, on a terminal; on anything else there are none.
-"""
+"""The screen of `watch`: states with sparklines, then the leaks with most sockets; and its keys."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 
-_MOST_LOOKS = 500
+_MAX_SCANS = 500
 _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
@@ -60,14 +60,14 @@ class ScanHistory:
     def take(self, found: ProcessScan) -> None:
         """Take in one look."""
         total: Counter[str] = Counter()
-        for glance in found.glances:
-            total.update(glance.states)
+        for process in found.processes:
+            total.update(process.states)
         for state in total.keys() - self.states.keys():
-            self.states[state] = deque([0] * min(self._looks, _MOST_LOOKS), _MOST_LOOKS)
+            self.states[state] = deque([0] * min(self._looks, _MAX_SCANS), _MAX_SCANS)
         for state, counts in self.states.items():
             counts.append(total[state])
         self.sockets = total.total()
-        self.processes = sum(bool(glance.report.open_sockets) for glance in found.glances)
+        self.processes = sum(bool(process.report.open_sockets) for process in found.processes)
         self._take_offenders(found)
         self._looks += 1
 
@@ -79,10 +79,10 @@ class ScanHistory:
     def _take_offenders(self, found: ProcessScan) -> None:
         groups: dict[tuple[int, Verdict, str], list[Finding]] = {}
         programs: dict[int, str] = {}
-        for glance in found.glances:
-            programs[glance.report.pid] = glance.report.command
-            for key, leaks in group_by_peer(glance.report.leaks).items():
-                groups[(glance.report.pid, *key)] = leaks
+        for process in found.processes:
+            programs[process.report.pid] = process.report.command
+            for key, leaks in group_by_peer(process.report.leaks).items():
+                groups[(process.report.pid, *key)] = leaks
         self.offenders = sorted(
             (self._offender(key, leaks, programs[key[0]]) for key, leaks in groups.items()),
             key=lambda each: (-each.severity.rank, -each.many, -(each.oldest or 0.0), each.pid),

@@ -1,7 +1,4 @@
-"""`demo`: a program that leaks on purpose, and its report.
-
-The server of the demonstration: answers each connection once, and hangs up at once.
-"""
+"""`demo`: a program that leaks on purpose, the server that it talks to, and the report."""
 
 from __future__ import annotations
 
@@ -64,12 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
         # Out of this package, whose own calls are left out of every report.
         copy = Path(folder, "shop.py")
         copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        say(render_text(_leaked(_loaded(copy))))
+        say(render_text(_report_of(_load(copy))))
     say(_FAREWELL, end="")
     return FINE
 
 
-def _loaded(path: Path) -> ModuleType:
+def _load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(path)
@@ -79,7 +76,7 @@ def _loaded(path: Path) -> ModuleType:
     return module
 
 
-def _leaked(program: ModuleType) -> Report:
+def _report_of(program: ModuleType) -> Report:
     import warnings
 
     from closewait_guard._guard import Guard

@@ -127,7 +127,7 @@ def _judged(verdicts: Verdicts, code: int) -> int:
     from closewait_guard.commands._launch import exit_like
 
     unknown = verdicts.unknown()
-    if code and not verdicts.has_heard:
+    if code and not verdicts.has_messages:
         # It may not even have been started.
         unknown = []
     for sentence in unknown:

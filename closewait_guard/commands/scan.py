@@ -1,7 +1,4 @@
-"""Which processes are meant: what `scan` and `watch` have in common.
-
-`scan`: look at processes from outside, once.
-"""
+"""`scan`: look at processes from outside, once; and the arguments that `watch` shares with it."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_targets",
-    "complain",
     "pid",
     "pids_of",
+    "print_inaccessible",
     "state",
 ]
 
@@ -63,7 +60,7 @@ def state(text: str) -> str:
     return name
 
 
-def pids_of(arguments: argparse.Namespace, onlooker: ProcessScanner) -> list[int] | None:
+def pids_of(arguments: argparse.Namespace, scanner: ProcessScanner) -> list[int] | None:
     """The processes to look at; None for all."""
     from closewait_guard.exceptions import ConfigurationError
 
@@ -72,15 +69,15 @@ def pids_of(arguments: argparse.Namespace, onlooker: ProcessScanner) -> list[int
             raise ConfigurationError("--tree: whose descendants? Name a PID")
         return None
     pids: list[int] = arguments.pids
-    return onlooker.with_descendants(pids) if arguments.tree else pids
+    return scanner.with_descendants(pids) if arguments.tree else pids
 
 
-def complain(found: ProcessScan, asked: list[int]) -> bool:
+def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
     """Say which of the processes asked for cannot be looked at; whether there are any."""
     from closewait_guard._processes import user
     from closewait_guard._stream import print_error
 
-    missed = [each for each in found.refused if each.pid in asked]
+    missed = [each for each in found.inaccessible if each.pid in asked]
     for each in missed:
         program = f" ({each.program})" if each.program else ""
         if each.why:
@@ -130,52 +127,54 @@ def run(arguments: argparse.Namespace) -> int:
     # Nothing that is made here is garbage before the end: to look for any is a third of the time.
     gc.disable()
     settings = settings_of(arguments)
-    onlooker = ProcessScanner(settings)
-    pids = pids_of(arguments, onlooker)
-    found = _looked(onlooker, pids, settings.grace, everything=arguments.all or arguments.state)
-    chosen = _chosen(found, arguments)
-    missed = complain(found, arguments.pids)
+    scanner = ProcessScanner(settings)
+    pids = pids_of(arguments, scanner)
+    found = _scan_twice_if_undated(
+        scanner, pids, settings.grace, everything=arguments.all or arguments.state
+    )
+    chosen = _choose(found, arguments)
+    missed = print_inaccessible(found, arguments.pids)
     # Of those that were asked for, each has been complained of.
-    found = found._replace(refused=[] if arguments.pids else found.refused)
+    found = found._replace(inaccessible=[] if arguments.pids else found.inaccessible)
     if arguments.json:
         _print_json(chosen)
         if missing := render_inaccessible(found):
             write_if_possible(f"{missing}\n")
-    elif chosen or found.strays or not arguments.pids:
+    elif chosen or found.unowned or not arguments.pids:
         say(render_processes(found, only=chosen), end="")
-    if any(glance.report.leaks for glance in chosen):
+    if any(process.report.leaks for process in chosen):
         return LEAKS_FOUND
     return USAGE if missed else FINE
 
 
-def _looked(
-    onlooker: ProcessScanner, pids: list[int] | None, grace: float, *, everything: bool
+def _scan_twice_if_undated(
+    scanner: ProcessScanner, pids: list[int] | None, grace: float, *, everything: bool
 ) -> ProcessScan:
     """A second look, where nobody has dated an end, tells whether the grace time is over."""
-    found = onlooker.look(pids, everything=everything)
-    if found.undated:
+    found = scanner.scan(pids, everything=everything)
+    if found.has_undated:
         time.sleep(grace)
-        found = onlooker.look(pids, everything=everything)
+        found = scanner.scan(pids, everything=everything)
     return found
 
 
-def _chosen(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessReport]:
+def _choose(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessReport]:
     """Who was asked for; of all, those who leak."""
-    glances = list(found.glances)
+    processes = list(found.processes)
     if arguments.state:
-        glances = [glance.only(set(arguments.state)) for glance in glances]
-        return [each for each in glances if each.report.findings or each.report.observations]
+        processes = [process.in_states(set(arguments.state)) for process in processes]
+        return [each for each in processes if each.report.findings or each.report.observations]
     if arguments.pids:
-        return glances
+        return processes
     if arguments.all:
-        return [glance for glance in glances if glance.report.open_sockets]
-    return [glance for glance in glances if glance.report.findings]
+        return [process for process in processes if process.report.open_sockets]
+    return [process for process in processes if process.report.findings]
 
 
-def _print_json(glances: list[ProcessReport]) -> None:
+def _print_json(processes: list[ProcessReport]) -> None:
     import json
 
     from closewait_guard._render import to_dict
 
-    for glance in glances:
-        say(json.dumps(to_dict(glance.report)))
+    for process in processes:
+        say(json.dumps(to_dict(process.report)))

@@ -1,8 +1,6 @@
-"""`show`: tell saved reports again, or what has changed from one to another.
+"""`show`: print saved reports, or what has changed from one to another, site by site.
 
-Saved reports: a file of one JSON document or of JSON lines, read as far as it is asked for.
-
-What has changed from one report to another, site by site, as text: pure.
+A file holds one JSON document, or JSON lines; of these only what is asked for is read.
 """
 
 from __future__ import annotations
@@ -70,16 +68,16 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and tell."""
     if arguments.file is None and not arguments.diff:
         parser.error("FILE is needed, or --diff A B")
-    reports = _told_difference(arguments) if arguments.diff else _told_reports(arguments)
+    reports = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
     leaks = any(report.leaks for report in reports)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
 
 
-def _told_reports(arguments: argparse.Namespace) -> list[Report]:
+def _print_reports(arguments: argparse.Namespace) -> list[Report]:
     from closewait_guard._render import render_text
 
     saved = Saved(arguments.file)
-    chosen = _chosen(arguments, saved)
+    chosen = _choose(arguments, saved)
     for place, (number, report) in enumerate(chosen):
         which = f"Report {number} of {len(saved)}" if len(saved) > 1 else "Report"
         if place:
@@ -88,7 +86,7 @@ def _told_reports(arguments: argparse.Namespace) -> list[Report]:
     return [report for _, report in chosen]
 
 
-def _chosen(arguments: argparse.Namespace, saved: Saved) -> list[tuple[int, Report]]:
+def _choose(arguments: argparse.Namespace, saved: Saved) -> list[tuple[int, Report]]:
 
     if arguments.range or arguments.every:
         selection = Selection(arguments.range or "1:-1")
@@ -96,7 +94,7 @@ def _chosen(arguments: argparse.Namespace, saved: Saved) -> list[tuple[int, Repo
     return saved.latest(abs(number(arguments.last or "1", "--last")))
 
 
-def _told_difference(arguments: argparse.Namespace) -> list[Report]:
+def _print_difference(arguments: argparse.Namespace) -> list[Report]:
 
     if arguments.file is None:
         before, after = (Saved(path).latest(1)[0][1] for path in arguments.diff)
@@ -119,7 +117,7 @@ def _heading(report: Report) -> str:
     )
 
 
-_MOST_BYTES = 1 << 29
+_MAX_BYTES = 1 << 29
 
 
 class Selection:
@@ -183,10 +181,10 @@ class Saved:
         if path == "-" and sys.stdin is None:
             raise ReportFormatError("stdin is closed")
         with nullcontext(sys.stdin.buffer) if path == "-" else Path(path).open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
             # A device, for instance, never ends.
-            raise ReportFormatError(f"{self.name} is larger than {_MOST_BYTES:,} bytes")
+            raise ReportFormatError(f"{self.name} is larger than {_MAX_BYTES:,} bytes")
         return data
 
     def __len__(self) -> int:
@@ -204,7 +202,7 @@ class Saved:
             if len(found) == most:
                 break
             try:
-                found.append((place + 1, self._parsed(place)))
+                found.append((place + 1, self._parse(place)))
             except ReportFormatError as error:
                 failures.append(error)
         if not found:
@@ -222,7 +220,7 @@ class Saved:
         ((_, report),) = self.at(Selection(str(typed)).of(len(self), self.name))
         return report
 
-    def _parsed(self, place: int) -> Report:
+    def _parse(self, place: int) -> Report:
         line, text = self._documents[place]
         where = self.name if len(self) == 1 else f"{self.name}, line {line}"
         try:
@@ -262,10 +260,10 @@ def difference(before: Report, after: Report) -> Iterator[str]:
     for kind, names in kinds.items():
         for name in names if kind != "UNCHANGED" else ():
             yield ""
-            yield from _told(kind, old.get(name), new.get(name))
+            yield from _site_change(kind, old.get(name), new.get(name))
 
 
-def _told(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Iterator[str]:
+def _site_change(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Iterator[str]:
     group = new or old
     if group is None:
         return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from closewait_guard._format import escape_line
 from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import FINE, USAGE, say
-from closewait_guard.commands.scan import add_targets, complain, pids_of
+from closewait_guard.commands.scan import add_targets, pids_of, print_inaccessible
 
 if TYPE_CHECKING:
     from closewait_guard._processes import ProcessScan
@@ -65,25 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
     from closewait_guard.commands._watch_state import ScanHistory
 
     history = ScanHistory()
-    looks = _looks(arguments, history)
+    scans = _scans(arguments, history)
     # Processes that cannot be looked at are told before anything is drawn.
-    first = next(looks)
-    if complain(first, arguments.pids) and not first.glances:
+    first = next(scans)
+    if print_inaccessible(first, arguments.pids) and not first.processes:
         return USAGE
     if sys.stdout.isatty():
-        return _draw(arguments, history, looks)
-    return _print_lines(arguments, history, looks)
+        return _draw(arguments, history, scans)
+    return _print_lines(arguments, history, scans)
 
 
-def _looks(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[ProcessScan]:
+def _scans(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[ProcessScan]:
     """One look each time; none any more when the processes have ended, or it has been enough."""
     from closewait_guard._processes import ProcessScanner
 
-    onlooker = ProcessScanner(settings_of(arguments), in_series=True)
+    scanner = ProcessScanner(settings_of(arguments), in_series=True)
     taken = 0
     while arguments.count is None or taken < arguments.count:
-        found = onlooker.look(pids_of(arguments, onlooker))
-        if taken and not found.glances:
+        found = scanner.scan(pids_of(arguments, scanner))
+        if taken and not found.processes:
             return
         history.take(found)
         taken += 1
@@ -91,12 +91,12 @@ def _looks(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[Proc
 
 
 def _print_lines(
-    arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[ProcessScan]
+    arguments: argparse.Namespace, history: ScanHistory, scans: Iterator[ProcessScan]
 ) -> int:
     while True:
         say(_line(history), flush=True)
         time.sleep(arguments.interval)
-        if next(looks, None) is None:
+        if next(scans, None) is None:
             return FINE
 
 
@@ -116,15 +116,15 @@ def _line(history: ScanHistory) -> str:
     return escape_line("  ".join(told))
 
 
-def _draw(arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[ProcessScan]) -> int:
+def _draw(arguments: argparse.Namespace, history: ScanHistory, scans: Iterator[ProcessScan]) -> int:
     from closewait_guard._rich import Console, Live
     from closewait_guard.commands._watch_screen import Keyboard, picture
 
     console = Console()
     if console.is_dumb_terminal:
-        return _print_lines(arguments, history, looks)
+        return _print_lines(arguments, history, scans)
     # The terminal is to be left as it was, however this ends; and not while it is drawn on.
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     if hasattr(signal, "SIGTSTP"):
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -137,9 +137,9 @@ def _draw(arguments: argparse.Namespace, history: ScanHistory, looks: Iterator[P
                     live.update(picture(history, console, arguments.interval), refresh=True)
                 if keyboard.key(min(left, _LOOKS_AT_KEYS)) in ("q", "Q"):
                     return FINE
-            if next(looks, None) is None:
+            if next(scans, None) is None:
                 return FINE
 
 
-def _terminated(number: int, _: FrameType | None) -> NoReturn:
+def _exit_on_sigterm(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)

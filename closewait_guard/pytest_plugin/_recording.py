@@ -109,7 +109,7 @@ class RunRecorder:
             from closewait_guard.settings import Settings
 
             # The program's own reporters and its signal are for its own guard.
-            settings = (self._settings or Settings()).replaced(reporters=(), signal=None)
+            settings = (self._settings or Settings()).with_overrides(reporters=(), signal=None)
             self._guard = Guard(settings, registry=self._registry)
         return self._guard.install()
 

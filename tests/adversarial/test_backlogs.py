@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from closewait_guard import _processes
+from closewait_guard._processes.text import peer_phrase
 from closewait_guard.settings import Settings
 from command_line import program
 
@@ -50,8 +51,10 @@ def leave_at(host, port, times=1):
 
 def backlogs(*processes):
     """For each process, what waits at it for certain, and what may wait at another instead."""
-    glances = _processes.ProcessScanner(Settings()).look([each.pid for each in processes]).glances
-    return [(dict(glance.backlog), dict(glance.uncertain_backlog)) for glance in glances]
+    processes = (
+        _processes.ProcessScanner(Settings()).scan([each.pid for each in processes]).processes
+    )
+    return [(dict(process.backlog), dict(process.uncertain_backlog)) for process in processes]
 
 
 def test_the_same_port_at_another_address_is_another_listener(listen):
@@ -79,8 +82,8 @@ def test_at_which_of_two_listeners_that_share_an_address_one_waits_is_not_guesse
     leave_at("127.0.0.1", port, 40)
     address = f"127.0.0.1:{port}"
     assert backlogs(first, second) == [({}, {address: 40})] * 2
-    found = _processes.ProcessScanner(Settings()).look([first.pid])
-    text = " ".join(_processes.render_processes(found, only=found.glances).split())
+    found = _processes.ProcessScanner(Settings()).scan([first.pid])
+    text = " ".join(_processes.render_processes(found, only=found.processes).split())
     assert f"40 connections in CLOSE_WAIT in the backlog of {address}: the peer has gone" in text
     assert "which of them has them the kernel does not tell" in text
     assert "which process is to take 40 connections" in text
@@ -112,11 +115,11 @@ def test_a_client_at_the_port_of_a_foreign_listener_has_not_come_in(listen):
         client.bind(("127.0.0.3", other.getsockname()[1]))
         client.connect(("127.0.0.1", int(server.first_line)))
         for probe in ("auto", "portable"):
-            onlooker = _processes.ProcessScanner(Settings(probe=probe))
-            [glance] = onlooker.look([os.getpid()], everything=True).glances
+            scanner = _processes.ProcessScanner(Settings(probe=probe))
+            [process] = scanner.scan([os.getpid()], everything=True).processes
             [seen] = [
                 each
-                for each in glance.report.observations
+                for each in process.report.observations
                 if each.peer == f"127.0.0.1:{server.first_line}"
             ]
-            assert _processes.peer_phrase(seen).startswith("to "), probe
+            assert peer_phrase(seen).startswith("to "), probe

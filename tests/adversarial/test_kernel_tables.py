@@ -127,11 +127,11 @@ def test_a_scan_goes_on_by_the_tables_where_netlink_answers_nonsense(monkeypatch
         def __exit__(self, *failure):
             pass
 
-    monkeypatch.setattr(netlink, "opened", lambda namespace: Nonsense(message(length=0)))
+    monkeypatch.setattr(netlink, "open_socket", lambda namespace: Nonsense(message(length=0)))
     with socket.create_server(("127.0.0.1", 0)) as server:
         inode = os.fstat(server.fileno()).st_ino
         home = procfs.namespace_of("self")
-        network = linux.of_namespace(home, ["self"], {inode}, dated=False)
+        network = linux.network_of(home, ["self"], {inode}, dated=False)
     assert not network.dated
     assert inode in network.rows
 

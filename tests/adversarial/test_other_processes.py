@@ -35,8 +35,8 @@ sys.stdin.read()
 
 
 def look(*pids, probe="auto", everything=False):
-    onlooker = _processes.ProcessScanner(Settings(probe=probe))
-    return onlooker.look(list(pids) or None, everything=everything)
+    scanner = _processes.ProcessScanner(Settings(probe=probe))
+    return scanner.scan(list(pids) or None, everything=everything)
 
 
 @contextmanager
@@ -94,9 +94,9 @@ ctypes.CDLL(None).syscall(60, 0)
     with program(source) as running:
         found = look(running.pid)
         os.kill(running.pid, signal.SIGKILL)
-    [refusal] = found.refused
+    [refusal] = found.inaccessible
     assert refusal.why == "goes on without its first thread, so that /proc shows nothing"
-    assert not found.glances
+    assert not found.processes
 
 
 def test_a_number_that_has_passed_to_another_process_meanwhile_is_not_mixed_up(monkeypatch):
@@ -110,21 +110,21 @@ def test_a_number_that_has_passed_to_another_process_meanwhile_is_not_mixed_up(m
     with pytest.raises(ProcessLookupError):
         procfs.read(os.getpid())
     found = look(os.getpid())
-    assert not found.glances
-    assert [each.exists for each in found.refused] == [False]
+    assert not found.processes
+    assert [each.exists for each in found.inaccessible] == [False]
 
 
 def test_a_process_that_is_replaced_between_two_steps_of_a_look_is_left_out(monkeypatch):
     answers = iter([True, False])
     monkeypatch.setattr(procfs, "has_stayed", lambda process: next(answers))
     found = look(os.getpid())
-    assert not found.glances
-    assert [each.exists for each in found.refused] == [False]
+    assert not found.processes
+    assert [each.exists for each in found.inaccessible] == [False]
 
 
 def test_a_descriptor_that_is_another_socket_by_now_is_not_accused(monkeypatch):
     with socket.socket() as sock:
-        [before] = look(os.getpid()).glances
+        [before] = look(os.getpid()).processes
         assert before.states["CLOSE"] >= 1
         true = procfs.sockets_of
 
@@ -133,7 +133,7 @@ def test_a_descriptor_that_is_another_socket_by_now_is_not_accused(monkeypatch):
             return many, {**sockets, sock.fileno(): 1}
 
         monkeypatch.setattr(procfs, "sockets_of", of_a_moment_ago)
-        [after] = look(os.getpid()).glances
+        [after] = look(os.getpid()).processes
     assert after.states.get("CLOSE", 0) == before.states["CLOSE"] - 1
 
 
@@ -151,8 +151,8 @@ def test_a_unix_socket_s_name_is_no_further_line_of_the_table(name):
         plain.bind(f"\0closewait-guard-{os.getpid()}")
         hostile.bind(name)
         found = look(os.getpid(), everything=True)
-    [glance] = found.glances
-    locals_ = [each.local for each in glance.report.observations if each.family == "AF_UNIX"]
+    [process] = found.processes
+    locals_ = [each.local for each in process.report.observations if each.family == "AF_UNIX"]
     assert f"@closewait-guard-{os.getpid()}" in locals_
 
 
@@ -210,15 +210,15 @@ def test_processes_that_are_hidden_are_said_to_be_so():
 def test_a_network_whose_first_process_ends_is_seen_through_another(monkeypatch):
     with program(LISTENER, prefix=["unshare", "--net"]) as running:
         home = procfs.namespace_of(running.pid)
-        true = linux.of_namespace
+        true = linux.network_of
 
         def after_the_first_has_ended(home_, pids, wanted, *, dated):
             gone = [1 << 22, *pids] if home_ == home else pids
             return true(home_, gone, wanted, dated=dated)
 
-        monkeypatch.setattr(linux, "of_namespace", after_the_first_has_ended)
-        [glance] = look(running.pid).glances
-    assert glance.states == {"LISTEN": 1, "ESTABLISHED": 2}
+        monkeypatch.setattr(linux, "network_of", after_the_first_has_ended)
+        [process] = look(running.pid).processes
+    assert process.states == {"LISTEN": 1, "ESTABLISHED": 2}
 
 
 @needs_root
@@ -227,13 +227,15 @@ def test_a_network_that_cannot_be_looked_at_accuses_nobody_and_is_said(monkeypat
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(netlink, "_opened_within", refused)
+    monkeypatch.setattr(netlink, "_open_within", refused)
     monkeypatch.setattr(procfs, "table", refused)
     with program(LISTENER, prefix=["unshare", "--net"]) as running:
         found = look(running.pid)
         everybody = look()
-    assert not found.glances
-    assert [each.why for each in found.refused] == ["lives in a network that cannot be looked at"]
+    assert not found.processes
+    assert [each.why for each in found.inaccessible] == [
+        "lives in a network that cannot be looked at"
+    ]
     text = " ".join(_processes.render_processes(everybody, only=()).split())
     assert "that lives in a network that cannot be looked at." in text
 
@@ -259,7 +261,7 @@ def test_a_process_that_ends_while_it_is_refused_is_none(monkeypatch):
         raise PermissionError(number)
 
     monkeypatch.setattr(procfs, "read", refuse)
-    assert [each.exists for each in look(pid).refused] == [False]
+    assert [each.exists for each in look(pid).inaccessible] == [False]
 
 
 @pytest.mark.parametrize("name", ["a) R 1 (b", "two\nlines", ") Z 9 9 ("])
@@ -270,6 +272,6 @@ def test_a_name_with_brackets_and_newlines_hides_no_parent(name):
         "print('ready', flush=True)\nsys.stdin.read()"
     )
     with program(source) as running:
-        [glance] = look(running.pid).glances
+        [process] = look(running.pid).processes
         assert procfs.read(running.pid).parent == os.getpid()
-    assert glance.report.pid == running.pid
+    assert process.report.pid == running.pid

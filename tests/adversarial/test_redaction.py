@@ -129,9 +129,9 @@ def test_addresses_of_a_backlog_and_of_unowned_sockets_pass_through_redact():
         with socket.create_connection(server.getsockname()):
             pass
         time.sleep(0.03)
-        found = ProcessScanner(cwg.Settings(redact=hidden)).look([os.getpid()])
+        found = ProcessScanner(cwg.Settings(redact=hidden)).scan([os.getpid()])
         port = str(server.getsockname()[1])
-    [glance] = found.glances
-    assert glance.backlog | glance.uncertain_backlog == {"hidden": 1}
-    assert f":{port}" not in render_processes(found, only=found.glances)
-    assert all(seen.peer == "hidden" for those in found.strays.values() for seen in those)
+    [process] = found.processes
+    assert process.backlog | process.uncertain_backlog == {"hidden": 1}
+    assert f":{port}" not in render_processes(found, only=found.processes)
+    assert all(seen.peer == "hidden" for those in found.unowned.values() for seen in those)

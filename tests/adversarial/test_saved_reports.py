@@ -210,7 +210,7 @@ def test_a_writer_that_knows_no_newer_fields_is_understood(data):
 def test_a_file_that_never_ends_is_refused_within_bounds(monkeypatch):
     from closewait_guard.commands import show
 
-    monkeypatch.setattr(show, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(show, "_MAX_BYTES", 1 << 20)
     tracemalloc.start()
     try:
         with pytest.raises(cwg.ReportFormatError, match="/dev/zero is larger than 1,048,576 bytes"):

@@ -31,7 +31,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
 HASTY = """
 import sys
 from closewait_guard.commands import _verdicts, main
-_verdicts._MOST_SECONDS = 0.5
+_verdicts._MAX_SECONDS = 0.5
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -333,7 +333,7 @@ def test_a_process_without_the_token_is_not_believed(message):
                 stranger.send(message)
         verdicts.settle(lambda: False)
         assert not verdicts.leaked
-        assert not verdicts.has_heard
+        assert not verdicts.has_messages
         for stranger in strangers:
             stranger.close()
 

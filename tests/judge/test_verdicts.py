@@ -133,7 +133,7 @@ def test_only_a_connection_that_was_given_time_is_a_leak(seen, settings):
 
 @given(strategies.observations, strategies.settings, strategies.seconds)
 def test_more_grace_never_gives_more_leaks(seen, settings, extra):
-    patient = settings.replaced(grace=settings.grace + extra)
+    patient = settings.with_overrides(grace=settings.grace + extra)
     if verdict_of(seen, patient).is_leak:
         assert verdict_of(seen, settings).is_leak
 
