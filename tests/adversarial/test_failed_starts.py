@@ -80,7 +80,7 @@ def test_what_interrupts_a_start_leaves_no_thread(monkeypatch, guard):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(guard, "listening", interrupted)
+    monkeypatch.setattr(guard, "_signal_reader", interrupted)
     monitor = cwg.Monitor(guard, 3600, at_exit=False)
     with pytest.raises(KeyboardInterrupt):
         monitor.start()

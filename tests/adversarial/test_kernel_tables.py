@@ -174,14 +174,14 @@ class ReplacedTables:
         self._texts = texts
 
     def __enter__(self):
-        self._before = procfs._opened
-        procfs._opened = self._open
+        self._before = procfs._open_table
+        procfs._open_table = self._open
 
     def _open(self, pid, name):
         return io.StringIO(self._texts.get(name, ""))
 
     def __exit__(self, *failure):
-        procfs._opened = self._before
+        procfs._open_table = self._before
 
 
 @fuzzed
