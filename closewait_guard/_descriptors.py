@@ -11,8 +11,9 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ __all__ = [
     "owned_pipe",
     "socket_inode_of",
     "sockets_besides",
+    "sockets_of_process",
     "unread",
     "unsent",
 ]
@@ -264,3 +266,42 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
             if kind == stat.S_IFSOCK and (status.st_dev, status.st_ino, kind) != own_socket:
                 found[fd] = status.st_ino
     return found
+
+
+def sockets_of_process(
+    pid: int, likely: frozenset[int] | None = None, at_most: int | None = None
+) -> tuple[int, dict[int, int]]:
+    """How many descriptors a process has open; the inodes of those that are sockets. Linux only.
+
+    Args:
+        pid: The process.
+        likely: Read only these of a process that has a great many.
+        at_most: Read no more than so many.
+    """
+    folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        names = os.listdir(folder.fileno())  # noqa: PTH208 - pathlib reads no open folder
+        wanted: Iterable[str] = names
+        if likely is not None and len(names) > max(_MAX_DESCRIPTORS_READ_WHOLE, len(likely)):
+            wanted = {str(fd) for fd in likely}.intersection(names)
+        sockets = _inodes(folder.fileno(), islice(wanted, at_most))
+    finally:
+        folder.close()
+    return len(names), sockets
+
+
+_MAX_DESCRIPTORS_READ_WHOLE = 200
+
+
+def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
+    readlink = os.readlink
+    sockets: dict[int, int] = {}
+    for name in names:
+        try:
+            target = readlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            # It has been closed since the folder was read.
+            continue
+        if target.startswith("socket:["):
+            sockets[int(name)] = int(target[8:-1])
+    return sockets

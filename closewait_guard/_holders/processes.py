@@ -8,6 +8,8 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from closewait_guard._descriptors import sockets_of_process
+
 __all__ = [
     "processes_sharing",
 ]
@@ -51,14 +53,9 @@ def _children(pid: int) -> Iterator[int]:
 
 
 def _sockets_of(pid: int) -> set[int]:
-    found: set[int] = set()
     with suppress(OSError):
-        for entry in islice(Path(f"/proc/{pid}/fd").iterdir(), _MAX_DESCRIPTORS):
-            with suppress(OSError):
-                target = str(entry.readlink())
-                if target.startswith("socket:["):
-                    found.add(int(target[8:-1]))
-    return found
+        return set(sockets_of_process(pid, at_most=_MAX_DESCRIPTORS)[1].values())
+    return set()
 
 
 def _command(pid: int) -> str:

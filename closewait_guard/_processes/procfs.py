@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from closewait_guard._descriptors import OwnedDescriptor
+from closewait_guard._descriptors import sockets_of_process
 from closewait_guard._processes.model import Entry, Process, program_of
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "parents",
     "protocol_of",
     "read",
-    "sockets_of",
     "some_sockets_of",
     "table",
     "user_of",
@@ -118,7 +117,7 @@ def read(pid: int) -> Process:
     try:
         status = _status(pid)
         _require_descriptors(status)
-        used, sockets = sockets_of(pid)
+        used, sockets = sockets_of_process(pid)
         process = Process(
             pid=pid,
             program=program(pid),
@@ -153,49 +152,13 @@ def has_stayed(process: Process) -> bool:
         return False
 
 
-def sockets_of(pid: int, likely: frozenset[int] | None = None) -> tuple[int, dict[int, int]]:
-    """How many descriptors it has open; the inodes of those that are sockets.
-
-    Args:
-        pid: The process.
-        likely: Look only at these of a process that has a great many.
-    """
-    folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
-    try:
-        names = os.listdir(folder.fileno())  # noqa: PTH208 - pathlib reads no open folder
-        wanted: Iterable[str] = names
-        if likely is not None and len(names) > max(_MAX_DESCRIPTORS_READ_WHOLE, len(likely)):
-            wanted = {str(fd) for fd in likely}.intersection(names)
-        sockets = _inodes(folder.fileno(), wanted)
-    finally:
-        folder.close()
-    return len(names), sockets
-
-
-_MAX_DESCRIPTORS_READ_WHOLE = 200
-
-
-def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
-    readlink = os.readlink
-    sockets: dict[int, int] = {}
-    for name in names:
-        try:
-            target = readlink(name, dir_fd=folder)
-        except FileNotFoundError:
-            # It has been closed since the folder was read.
-            continue
-        if target.startswith("socket:["):
-            sockets[int(name)] = int(target[8:-1])
-    return sockets
-
-
 def some_sockets_of(
     pids: Iterable[int], likely: frozenset[int]
 ) -> Iterator[tuple[int, Mapping[int, int]]]:
     """Of those processes that may be looked into."""
     for pid in pids:
         with suppress(OSError):
-            yield pid, sockets_of(pid, likely)[1]
+            yield pid, sockets_of_process(pid, likely)[1]
 
 
 def protocol_of(pid: int, fd: int, inode: int) -> str | None:

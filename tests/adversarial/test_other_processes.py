@@ -126,13 +126,13 @@ def test_a_descriptor_that_is_another_socket_by_now_is_not_accused(monkeypatch):
     with socket.socket() as sock:
         [before] = look(os.getpid()).processes
         assert before.states["CLOSE"] >= 1
-        true = procfs.sockets_of
+        true = procfs.sockets_of_process
 
         def of_a_moment_ago(pid, likely=None):
             many, sockets = true(pid, likely)
             return many, {**sockets, sock.fileno(): 1}
 
-        monkeypatch.setattr(procfs, "sockets_of", of_a_moment_ago)
+        monkeypatch.setattr(procfs, "sockets_of_process", of_a_moment_ago)
         [after] = look(os.getpid()).processes
     assert after.states.get("CLOSE", 0) == before.states["CLOSE"] - 1
 
@@ -241,14 +241,14 @@ def test_a_network_that_cannot_be_looked_at_accuses_nobody_and_is_said(monkeypat
 
 
 def test_a_process_that_fails_for_another_reason_than_rights_is_said(monkeypatch):
-    true = procfs.sockets_of
+    true = procfs.sockets_of_process
 
     def without_descriptors(pid, likely=None):
         if pid == os.getpid():
             raise OSError(errno.EMFILE, "Too many open files")
         return true(pid, likely)
 
-    monkeypatch.setattr(procfs, "sockets_of", without_descriptors)
+    monkeypatch.setattr(procfs, "sockets_of_process", without_descriptors)
     text = " ".join(_processes.render_processes(look(), only=()).split())
     assert "Not looked into: 1 process that cannot be looked into: Too many open files." in text
 
