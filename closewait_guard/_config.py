@@ -90,6 +90,14 @@ def _that_can_be_waited_for(number: float) -> float:
     return number
 
 
+def require_number(parse: Callable[[object], float], value: object, what: str) -> float:
+    """The number that a call was given, or one sentence of what it must be."""
+    try:
+        return parse(None if isinstance(value, str) else value)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} must be {error}, not {shown(value)}") from None
+
+
 def count(value: object) -> int:
     number = _number(value)
     if number is None or not number.is_integer() or not 0 <= number <= 1_000_000_000:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import threading
 import time
 import weakref
@@ -12,6 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple, Self
 
 from closewait_guard._clock import SCANNING_SHARE, now
+from closewait_guard._config import interval as parse_interval
+from closewait_guard._config import require_number
 from closewait_guard._format import format_duration
 from closewait_guard._guard import Guard
 from closewait_guard._redact import Redaction
@@ -65,11 +66,7 @@ class Schedule:
 
     def __init__(self, guard: Guard, interval: float | None) -> None:
         wanted = guard.settings.interval if interval is None else interval
-        is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
-        if not is_number or not math.isfinite(wanted) or wanted <= 0:
-            raise ConfigurationError(
-                f"interval must be a number of seconds above zero, not {wanted!r}"
-            )
+        wanted = require_number(parse_interval, wanted, "interval")
         self._guard = guard
         self._redact = Redaction(guard.settings.redact).text
         self._pace = Pace(wanted)

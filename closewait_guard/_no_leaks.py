@@ -14,11 +14,12 @@ from types import TracebackType
 from typing import Protocol, TypeVar
 
 from closewait_guard._clock import nap, now, pause
-from closewait_guard._config import shown
+from closewait_guard._config import require_number
+from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._decorators import around
 from closewait_guard._enums import Verdict
 from closewait_guard._render import render_text
-from closewait_guard.exceptions import ConfigurationError, SocketLeakError
+from closewait_guard.exceptions import SocketLeakError
 from closewait_guard.model import Finding, Report
 
 __all__ = [
@@ -104,11 +105,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     """
 
     def __init__(self, guard: Callable[[], _Guard], grace: float, *, allow_open: bool) -> None:
-        if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
-            raise ConfigurationError(
-                f"no_leaks(grace=...): grace must be a number of seconds, zero or more, "
-                f"not {shown(grace)}"
-            )
+        grace = require_number(parse_seconds, grace, "no_leaks(grace=...): grace")
         self._get_guard = guard
         self._grace = grace
         self._allow_open = allow_open

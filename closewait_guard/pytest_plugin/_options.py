@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 import pytest
+
+from closewait_guard._config import seconds
 
 __all__ = [
     "Mode",
@@ -113,16 +114,6 @@ def _parse_mode(value: object) -> Mode:
         raise ValueError("off, warn or fail") from None
 
 
-def _parse_seconds(value: object) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError("a number of seconds, zero or more")
-    return number
-
-
 def _parse_patterns(value: object) -> tuple[str, ...]:
     """One pattern or several: from a list, or from text with a comma or a new line between."""
     parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value
@@ -142,7 +133,7 @@ def _parse_path(value: object) -> str:
 
 _PARSERS: dict[str, Callable[[object], object]] = {
     "mode": _parse_mode,
-    "grace": _parse_seconds,
+    "grace": seconds,
     "ignore": _parse_patterns,
     "json": _parse_path,
 }

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from closewait_guard._clock import now
-from closewait_guard._config import shown
+from closewait_guard._config import require_number
+from closewait_guard._config import seconds as parse_seconds
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     Alert,
@@ -174,12 +175,7 @@ def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = no
 class _Every(Wrapping):
     def __init__(self, seconds: float, reporter: Reporter, clock: Callable[[], float]) -> None:
         super().__init__("every", reporter)
-        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not is_number or not 0 <= seconds < math.inf:
-            raise ConfigurationError(
-                f"every: seconds must be a number, zero or more, not {shown(seconds)}"
-            )
-        self._seconds = seconds
+        self._seconds = require_number(parse_seconds, seconds, "every: seconds")
         self._clock = clock
         self._next = -math.inf
         self._alerts: tuple[Alert, ...] = ()

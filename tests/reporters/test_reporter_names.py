@@ -80,8 +80,8 @@ def test_an_unknown_name_or_a_bad_argument_gives_one_sentence_with_the_known_nam
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("every:-1:text", "every: seconds must be a number, zero or more, not -1.0"),
-        ("every:nan:text", "every: seconds must be a number, zero or more, not nan"),
+        ("every:-1:text", "every: seconds must be a number of seconds, zero or more, not -1.0"),
+        ("every:nan:text", "every: seconds must be a number of seconds, zero or more, not nan"),
         ("json_lines:/no/such/x", "json_lines: '/no/such/x' cannot be opened: .*No such file"),
     ],
 )
