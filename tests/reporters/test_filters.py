@@ -318,5 +318,6 @@ def test_an_unknown_severity_is_refused_with_the_known_ones(severity):
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "60", None, True])
 def test_what_is_no_time_is_refused(seconds):
-    with pytest.raises(cwg.ConfigurationError, match="seconds must be a number of seconds, zero or more"):
+    sentence = "seconds must be a number of seconds, zero or more"
+    with pytest.raises(cwg.ConfigurationError, match=sentence):
         reporters.every(seconds, print)
