@@ -106,7 +106,7 @@ def count(value: object) -> int:
 
 
 def window(value: object) -> int:
-    """A window of reports that is long enough to tell growth from chance, or none."""
+    """A window of reports that is long enough to distinguish growth from chance, or none."""
     number = _number(value)
     if number is None or not number.is_integer() or not (number == 0 or 10 <= number <= 1000):
         raise ValueError("a whole number from 10 to 1000, or 0")
@@ -124,7 +124,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and not (value.isascii() and "_" not in value):
-        # What Python reads as a number, and nobody means as one: other scripts' digits, 1_000.
+        # What Python reads as a number, and no user means as one: other scripts' digits, 1_000.
         return None
     try:
         # Minus zero is zero.
@@ -332,7 +332,7 @@ def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
 
 
 def _table_in(content: bytes, path: Path) -> dict[str, object]:
-    # Where there is no such file, nobody waits for its parser.
+    # Where there is no such file, its parser is not loaded.
     import tomllib
 
     try:

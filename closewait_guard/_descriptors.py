@@ -55,7 +55,7 @@ _FIRST_AFTER_STANDARD_STREAMS = 3
 
 
 def inode_of(fd: int) -> int | None:
-    """What tells one open descriptor from the next that gets its number."""
+    """What distinguishes one open descriptor from the next that gets its number."""
     try:
         return os.fstat(fd).st_ino
     except OSError as error:

@@ -2,7 +2,7 @@
 
 Values come from keywords, from the environment (`CLOSEWAIT_GUARD_GRACE=2`), from
 `[tool.closewait_guard]` in the nearest `pyproject.toml`, and from the defaults, in this order.
-A project file that somebody else may have written is left out, and the settings say so.
+A project file that another user may have written is left out, and the settings say so.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Settings(_Provenance):
     """
 
     grace: float = _setting(
-        1.0, parse.seconds, "Seconds that a program has to close a socket before it is accused."
+        1.0, parse.seconds, "Seconds that a program has to close a socket before it is reported."
     )
     stack_depth: int = _setting(
         RECORDING_DEFAULTS.stack_depth,
         parse.count,
-        "Calls to remember of each birth. Between user code and the socket lie 1 call with "
+        "Calls to remember of each creation. Between user code and the socket lie 1 call with "
         "create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; 32 "
         "leaves room for ten calls of the program's own. A shallow stack costs no more for a deep "
         "limit. 0 remembers none.",
@@ -90,7 +90,7 @@ class Settings(_Provenance):
     context: ContextProvider | str | None = _setting(
         RECORDING_DEFAULTS.context,
         parse.context,
-        'A callable that returns a mapping to keep with each birth, or "structlog" for the '
+        'A callable that returns a mapping to keep with each creation, or "structlog" for the '
         "context variables bound there.",
     )
     redact: Redactor | None = _setting(
@@ -133,13 +133,13 @@ class Settings(_Provenance):
     reporters: tuple[str, ...] = _setting(
         (),
         parse.names,
-        "Who is told, by name, when the program names nobody itself: text, console, structlog, "
+        "Reporters by name, for a program that names none itself: text, console, structlog, "
         "logging, json_lines:PATH, warn, or another that is installed.",
     )
     reporter_timeout: float = _setting(
         10.0,
         parse.interval,
-        "Seconds that a reporter may take before the others are told without waiting for it.",
+        "Seconds that a reporter may take before the others get the report without waiting for it.",
     )
     at_exit: bool = _setting(
         True,  # noqa: FBT003 - a default like the others
@@ -206,7 +206,7 @@ class Settings(_Provenance):
         return settings.with_overrides(**(overrides or {}))
 
     def with_overrides(self, **overrides: object) -> Settings:
-        """The same settings but for some.
+        """The same settings with some replaced.
 
         Example:
             >>> Settings(grace=2).with_overrides(stack_depth=0).grace

@@ -45,7 +45,7 @@ def half_closed_pair(unread: bytes = b"") -> Iterator[tuple[socket.socket, socke
 
 
 class CapturingReporter:
-    """A reporter that keeps what it is told.
+    """A reporter that keeps the reports it is given.
 
     Example:
         >>> reporter = CapturingReporter()

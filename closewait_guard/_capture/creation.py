@@ -93,7 +93,7 @@ class Creation(NamedTuple):
     """How a socket was created. Outlives the socket, and never keeps it alive."""
 
     sock: weakref.ref[socket.socket]
-    # The address tells a socket whose weak references the collector has already cleared.
+    # The address identifies a socket whose weak references the collector has already cleared.
     object_id: int
     serial: int
     pid: int

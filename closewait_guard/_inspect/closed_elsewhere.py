@@ -2,7 +2,7 @@
 
 The number soon belongs to another file: what the kernel says of it does not apply to the object,
 whose `close()` will close the other one. The inode that was noted when a scan saw the socket for
-the first time tells the two apart.
+the first time distinguishes the two.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ _FIRST_FD = 3
 
 
 class _Native(NamedTuple):
-    """One of them: the inode tells it from the next that gets its number.
+    """One of them: the inode distinguishes it from the next that gets its number.
 
     Attributes:
         since: Socket objects that were opened after this mark have had the number after it.

@@ -164,7 +164,7 @@ def fds_being_read() -> set[int]:
     """Descriptors of closed sockets that are nevertheless in use: `makefile()` was called before.
 
     A thread that waits for the next line of a quiet stream looks like an abandoned one to the
-    kernel; its own stack tells the difference.
+    kernel; its own stack shows the difference.
     """
     frames = running_frames().values()
     return {fd for frame in frames for fd in _fds_read_by(frame)}

@@ -71,7 +71,7 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.LEAKED,
-        "the descriptor was handed over by detach(): whoever took it must close it, "
+        "the descriptor was handed over by detach(): what took it must close it, "
         "by close() of its new owner or os.close(fd)",
         Origin.DETACHED,
     ),
@@ -100,7 +100,7 @@ HINTS: tuple[Hint, ...] = (
             evidence=evidence,
             connection=Connection.UNCONNECTED,
         )
-        # Only TCP_INFO tells a connect that failed from none.
+        # Only TCP_INFO distinguishes a connect that failed from none.
         for evidence in (Evidence.POLL, Evidence.TABLE)
     ),
     Hint(

@@ -78,7 +78,7 @@ else:
     _frames_if_alone = _if_alone
 
 
-# As in `inspect`, which is dear to import.
+# As in `inspect`, which takes long to import.
 _CO_OPTIMIZED = 1
 # Of a generator, a coroutine and an asynchronous generator.
 _CO_SUSPENDABLE = 0x20 | 0x80 | 0x200

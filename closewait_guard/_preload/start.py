@@ -41,8 +41,8 @@ class ChildConfig(NamedTuple):
     """What settings have no name for.
 
     Attributes:
-        reporters: Who is told at every interval, by name.
-        channel: How to tell the launcher how a process ends; None if it does not wait for that.
+        reporters: What gets the report at every interval, by name.
+        channel: Where the launcher hears how a process ends; None if it does not wait for that.
     """
 
     reporters: tuple[str, ...]
@@ -145,7 +145,7 @@ class _Ending:
 
 
 def _verdict(report: Report) -> str:
-    """What the launcher is told: what could not be looked at may have leaked."""
+    """What is reported to the launcher: what could not be looked at may have leaked."""
     if report.leaks:
         return "leaked"
     undescribed = sum(not leak.observation.is_described for leak in report.findings)
@@ -180,7 +180,7 @@ def _in_forked_children(ending: Callable[[], object], status: Status) -> None:
             status.after_fork()
         util: Any = sys.modules.get("multiprocessing.util")
         if util is not None:
-            # It forgets all hooks in the child, then calls this, which makes one anew.
+            # It forgets all hooks in the child, then calls this, which makes a new one.
             hook = partial(util.Finalize, None, ending, exitpriority=-1_000_000)
             util.register_after_fork(ending, lambda _: hook())
 

@@ -47,7 +47,7 @@ class Channel(NamedTuple):
         address: Where it listens; on Linux no file, but a name of the network namespace.
         token: What proves that a process belongs to the program.
         fd: The line that the program inherits, where it still is that.
-        identity: What tells that line from what else may have its number.
+        identity: What distinguishes that line from what else may have its number.
     """
 
     address: str
@@ -98,7 +98,7 @@ class Line:
         self._say_here("here")
 
     def _say_here(self, what: str) -> None:
-        # If this cannot be said, nor can the verdict; then that is told.
+        # If this cannot be said, nor can the verdict; then that is reported.
         with suppress(OSError):
             self.say(what)
 
@@ -116,7 +116,7 @@ class Line:
         if self._socket is not None:
             self._socket.close()
         self._socket = OwnedDescriptor(fd)
-        # No guard must tell of it as a socket of the program.
+        # No guard must report it as a socket of the program.
         _descriptors.own_socket = identity_of(fd)
         return fd
 
@@ -146,7 +146,7 @@ def move_up(fd: int) -> int:
 
 
 class Status:
-    """Waits for the first birth of a socket: what has never opened one has nothing to leak.
+    """Waits for the first socket to be created: what has never opened one has nothing to leak.
 
     Args:
         line: The line to the launcher, if that waits for what is said.
@@ -164,24 +164,24 @@ class Status:
             self._has_opened = True
             self._workers.note(_OPENED)
             if self._line is not None:
-                # If that cannot be said, nor can the verdict; then that is told.
+                # If that cannot be said, nor can the verdict; then that is reported.
                 with suppress(OSError):
                     self._line.say("opened")
 
     def on_detach(self, sock: socket.socket, fd: int, /) -> None:
-        """Nothing to be told of."""
+        """Nothing to report."""
 
     def on_makefile(self, sock: socket.socket, /) -> None:
-        """Nothing to be told of."""
+        """Nothing to report."""
 
     def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
-        """Nothing to be told of."""
+        """Nothing to report."""
 
     def on_fd_exhausted(self) -> None:
-        """Nothing to be told of."""
+        """Nothing to report."""
 
     def on_error(self) -> None:
-        """Nothing to be told of: the launcher will miss the verdict."""
+        """Nothing to report: the launcher will miss the verdict."""
 
     def end(self, verdict: str) -> None:
         """Say how this process ends."""
@@ -193,7 +193,7 @@ class Status:
                 if verdict == "clean" and not self._has_opened:
                     # It may have begun when the program had ended. It had nothing to leak.
                     return
-                why = f"cannot tell `closewait-guard run` whether it has leaked: {error}"
+                why = f"cannot report to `closewait-guard run` whether it has leaked: {error}"
                 print_error(f"process {os.getpid()} {why}")
 
     def lost_workers(self) -> int:

@@ -51,7 +51,7 @@ _KINDS = {
     "UNIX-STREAM": ("AF_UNIX", "SOCK_STREAM"),
 }
 
-# Never connected, refused, or reset: the kernel does not tell which, nor since when.
+# Never connected, refused, or reset: the kernel does not say which, nor since when.
 _CLOSED = ProbeResult(State.CLOSE, Evidence.TABLE, Connection.UNCONNECTED)
 
 
@@ -139,7 +139,7 @@ class Network:
     def listeners_for(self, entry: Entry) -> set[int]:
         """The inodes of those listeners that a connection may wait at to be accepted.
 
-        The kernel tells that of none. Several can have one address: by SO_REUSEPORT, or because
+        The kernel says that of none. Several can have one address: by SO_REUSEPORT, or because
         one listens at all addresses and another at a single one.
         """
         found = self._listeners_of(entry)
@@ -165,7 +165,7 @@ def network_of(
     """The network of some processes; None where it cannot be looked at.
 
     Args:
-        namespace: What tells it from other networks.
+        namespace: What identifies its network.
         pids: The processes in it; any of them may end meanwhile. "self" is this process.
         wanted: The inodes that matter.
         dated: Ask for the times of every connection, not only of those that have ended.

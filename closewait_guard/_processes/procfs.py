@@ -85,7 +85,7 @@ def is_hidden(pid: int) -> bool:
 
 
 class _Status(NamedTuple):
-    """What /proc/PID/stat tells that matters here.
+    """What matters here of /proc/PID/stat.
 
     Attributes:
         state: A letter.
@@ -212,7 +212,7 @@ def user_of(pid: int) -> int:
 
 
 def namespace_of(pid: int | str) -> int | None:
-    """What tells one network from another; None where it may not be told."""
+    """What identifies a network; None where it may not be read."""
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino
     except OSError:

@@ -134,7 +134,7 @@ def _process_of(process: Any, found: Sequence[Descriptor]) -> Process:
 
 
 def _limit(process: Any) -> int | None:
-    """Linux and FreeBSD tell the limits of another process."""
+    """Linux and FreeBSD show the limits of another process."""
     if not hasattr(process, "rlimit"):
         return None
     import resource

@@ -191,7 +191,7 @@ def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
     how = ": for that start it by `closewait-guard run`" if snapshot.process.python else ""
     yield f"from outside where a socket was opened{how}"
     if not snapshot.dated and snapshot.states.get(State.CLOSE_WAIT):
-        yield "since when the peers have closed, which the kernel has told nobody"
+        yield "since when the peers have closed, which the kernel reports to no one"
     closed = snapshot.states.get(State.CLOSE, 0)
     if closed:
         yield (
@@ -204,7 +204,7 @@ def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
     for address, times in snapshot.backlog.items():
         yield (
             f"who is to take {pluralize(times, 'connection')} in CLOSE_WAIT from the backlog of "
-            f"{address}, which nobody has accepted"
+            f"{address}, which no call has accepted"
         )
     for address, times in snapshot.uncertain_backlog.items():
         yield (
@@ -300,7 +300,7 @@ class ProcessScanner:
         self._ages = {}
         processes = []
         for snapshot in seen.snapshots:
-            # What the kernel dates needs no memory, but for progress in reading.
+            # What the kernel dates needs no memory, except for progress in reading.
             after = self._ages if self._in_series or not snapshot.dated else None
             report = build_report(
                 snapshot, self._settings, known, after, now, everything=everything

@@ -132,13 +132,13 @@ def join_paragraphs(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def render_inaccessible(found: ProcessScan) -> str:
-    """What may not be seen; of its sockets, what the kernel tells everybody."""
+    """What may not be seen; of its sockets, what the kernel shows to everyone."""
     parts = (_unowned(found), _not_permitted(found), _failed(found), _hidden(found))
     return "\n".join(join_paragraphs("\n".join(lines) for lines in parts))
 
 
 def _unowned(found: ProcessScan) -> Iterator[str]:
-    """Of others, whose processes may not be seen, what the kernel tells everybody."""
+    """Of others, whose processes may not be seen, what the kernel shows to everyone."""
     for uid, seen in found.unowned.items():
         yield from wrap_text(
             f"{pluralize(len(seen), 'socket')} in CLOSE_WAIT of user {user(uid)}, whose processes "
@@ -239,7 +239,7 @@ def _program(processes: Sequence[ProcessReport]) -> Iterator[str]:
     for address, times in _merge(process.uncertain_backlog for process in processes).items():
         yield from wrap_text(
             f"  {_waiting(address, times)}; at this address listens another process, too, and "
-            "which of them has them the kernel does not tell",
+            "which of them has them the kernel does not say",
             "    ",
         )
 

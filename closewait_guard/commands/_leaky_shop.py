@@ -24,7 +24,7 @@ def response_not_read(shop: Shop) -> None:
     host, port = shop.server
     response = urllib.request.urlopen(f"http://{host}:{port}/catalogue")
     if response.status == 200:
-        shop.kept.append(response)  # It has a body, which nobody reads to its end.
+        shop.kept.append(response)  # It has a body, which is never read to its end.
 
 
 def makefile_kept(shop: Shop) -> None:
@@ -41,7 +41,7 @@ def pool_idle(shop: Shop) -> None:
 def thread_stuck(shop: Shop) -> None:
     def place_order() -> None:
         sock = socket.create_connection(shop.server)
-        shop.stock_is_free.wait()  # A lock that nobody gives back.
+        shop.stock_is_free.wait()  # A lock that is never released.
         sock.close()
 
     shop.worker = threading.Thread(target=place_order, name="order-worker", daemon=True)

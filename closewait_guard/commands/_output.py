@@ -57,7 +57,7 @@ def say(text: str, end: str = "\n", *, flush: bool = False) -> None:
 
 
 def flush_output() -> None:
-    """Print all that waits, while there still is somebody who can notice a failure."""
+    """Print all that waits, while a failure can still be noticed."""
     say("", end="", flush=True)
 
 

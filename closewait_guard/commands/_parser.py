@@ -22,8 +22,8 @@ COMMANDS = {
     "run": "run a program under the guard, without touching its code",
     "scan": "look at processes from outside: who leaks, since when",
     "watch": "the same, live",
-    "show": "tell saved reports, or what has changed between two",
-    "demo": "leak sockets in the classic ways, and tell them",
+    "show": "print saved reports, or what has changed between two",
+    "demo": "leak sockets in the classic ways, and report them",
     "doctor": "what the guard can and cannot see on this machine",
     "completion": "print the completion script of a shell",
 }

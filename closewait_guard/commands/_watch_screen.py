@@ -40,9 +40,9 @@ def picture(history: ScanHistory, console: Console, interval: float) -> Renderab
 def _title(history: ScanHistory, interval: float) -> Text:
     title = Text("closewait-guard watch", style="bold", no_wrap=True, overflow="ellipsis")
     processes = pluralize(history.processes, "process")
-    told = f"{pluralize(history.sockets, 'socket')} in {processes}"
+    text = f"{pluralize(history.sockets, 'socket')} in {processes}"
     title.append(
-        f"  {time.strftime('%H:%M:%S')}, {told}, every {interval:g} s; q quits", style="not bold"
+        f"  {time.strftime('%H:%M:%S')}, {text}, every {interval:g} s; q quits", style="not bold"
     )
     return title
 

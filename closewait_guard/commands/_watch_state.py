@@ -25,7 +25,7 @@ class Offender(NamedTuple):
 
     Attributes:
         change: How many more than in the look before.
-        oldest: Seconds since the first peer has closed; None where nobody knows.
+        oldest: Seconds since the first peer has closed; None where it is unknown.
     """
 
     program: str

@@ -28,9 +28,9 @@ __all__ = [
 _DESCRIPTION = """\
 Leaks sockets in the classic ways, to a server over loopback: a missing close,
 a response that is not read, a file object that is kept, an idle pool, a stuck
-thread, a dropped variable. Then tells them. Takes some three seconds."""
+thread, a dropped variable. Then reports them. Takes some three seconds."""
 _EPILOG = """\
-exit codes: 0 told, 2 usage
+exit codes: 0 reported, 2 usage
 example:    closewait-guard demo"""
 
 _PAUSE = 0.35
@@ -50,7 +50,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Leak, look, tell, and leave nothing behind."""
+    """Leak, scan, report, and leave nothing behind."""
     source = Path(__file__).with_name("_leaky_shop.py")
     if arguments.source:
         say(source.read_text(encoding="utf-8"), end="")
@@ -82,7 +82,7 @@ def _report_of(program: ModuleType) -> Report:
     from closewait_guard._guard import Guard
     from closewait_guard.settings import Settings
 
-    # What is dropped is told by the report.
+    # What is dropped is in the report.
     warnings.simplefilter("ignore", ResourceWarning)
     with Guard(Settings(grace=_GRACE)) as guard, PriceServer() as server:
         shop = program.Shop(server.address)

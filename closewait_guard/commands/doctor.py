@@ -37,10 +37,10 @@ __all__ = [
 
 _DESCRIPTION = """\
 Says what the guard can and cannot see here: Python, probe, limits, keepalive,
-libraries that open sockets outside Python, and whoever has replaced the socket
+libraries that open sockets outside Python, and what has replaced the socket
 class. With PID, which of these libraries that process has loaded."""
 _EPILOG = """\
-exit codes: 0 told, 2 usage or no such process
+exit codes: 0 printed, 2 usage or no such process
 example:    closewait-guard doctor"""
 
 
@@ -55,10 +55,10 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Examine, and tell."""
+    """Examine, and print."""
     from closewait_guard._format import wrap_text
 
-    # All of it first: a process that is none is told instead of everything else.
+    # All of it first: a process that does not exist is reported instead of everything else.
     for topic, text in list(findings(arguments.pid, variables_of(arguments))):
         say("\n".join(wrap_text(f"{topic + ':':<13} {text}", " " * 14)))
     return FINE
@@ -204,10 +204,10 @@ def _probe(chosen: str) -> str:
 
 def _descriptor_limits() -> str:
     used, limit = _descriptors.fd_used(), _descriptors.fd_limit()
-    told = f"{used:,} in use" if used is not None else "in use unknown"
+    text = f"{used:,} in use" if used is not None else "in use unknown"
     if limit is None:
-        return f"{told}, without a limit"
-    return f"{told} of {limit:,} (soft limit{_hard_limit()})"
+        return f"{text}, without a limit"
+    return f"{text} of {limit:,} (soft limit{_hard_limit()})"
 
 
 def _hard_limit() -> str:
@@ -226,13 +226,13 @@ def _keepalive() -> str:
             int(Path(f"/proc/sys/net/ipv4/tcp_keepalive_{name}").read_text(encoding="ascii"))
             for name in names
         )
-        told = (
+        text = (
             f"tcp_keepalive_time={idle} s, tcp_keepalive_intvl={interval} s, "
             f"tcp_keepalive_probes={probes}, for sockets that ask for it. "
         )
     except OSError:
-        told = ""
-    return told + (
+        text = ""
+    return text + (
         "Keepalive finds peers that have vanished without a word. It does not end CLOSE_WAIT for "
         "the program: a peer that has closed answers probes while it remembers the connection, "
         "and resets it afterwards (then ss shows it no more); either way the descriptor stays "

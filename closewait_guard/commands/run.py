@@ -34,8 +34,8 @@ example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app
 # The settings that are worth a line in the help.
 _TOLD = {
     "interval": ("SECONDS", "report every so often, not only in the end"),
-    "grace": ("SECONDS", "time to close a socket before it is accused"),
-    "stack_depth": ("N", "calls to remember of each birth"),
+    "grace": ("SECONDS", "time to close a socket before it is reported"),
+    "stack_depth": ("N", "calls to keep of each stack"),
     "signal": ("NAME", "report upon this signal, such as SIGUSR1"),
 }
 _ELSEWHERE = ("reporters", "at_exit")
@@ -49,7 +49,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--report",
         action="append",
         metavar="NAME",
-        help="tell it at every interval: structlog, json_lines:PATH",
+        help="report to at intervals: structlog, json_lines:PATH",
     )
     parser.add_argument(
         "--at-exit",
@@ -65,8 +65,8 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         metavar, meaning = _TOLD.get(name, (None, argparse.SUPPRESS))
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
     others = ", ".join(_option(name) for name in names if name not in _TOLD)
-    told = fill(f"More options, as the guide tells them: {others}.", 78, break_on_hyphens=False)
-    parser.epilog = f"{told}\n{_EPILOG}"
+    text = fill(f"More options, explained in the guide: {others}.", 78, break_on_hyphens=False)
+    parser.epilog = f"{text}\n{_EPILOG}"
     parser.set_defaults(run=run)
 
 
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _judged(verdicts: Verdicts, code: int) -> int:
-    """The program's own failure comes first; then a leak; then what nobody knows."""
+    """The program's own failure comes first; then a leak; then what is unknown."""
     from closewait_guard.commands._launch import exit_like
 
     unknown = verdicts.unknown()
@@ -160,7 +160,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = None) -> Settings:
-    """What the program will read, but for code: that is for its own process to import."""
+    """What the program will read, except code: that is for its own process to import."""
     environ = os.environ | variables_of(arguments)
     return Settings.load(checked, environ=environ, code_from_file=False)
 

@@ -94,7 +94,7 @@ def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
 _DESCRIPTION = """\
 Looks at processes from outside, guarded or not: their sockets by program and
 peer, how long the peers have been gone, bytes left unread, share of the limit
-on descriptors, and the verdict. Without PID, tells every process that leaks."""
+on descriptors, and the verdict. Without PID, prints every process that leaks."""
 _EPILOG = """\
 exit codes: 0 no leak, 1 leaks found, 2 usage or no such process
 example:    closewait-guard scan 4242 --tree"""
@@ -104,7 +104,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     """Say what can be given."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add_targets(parser)
-    parser.add_argument("--all", action="store_true", help="tell healthy sockets, too")
+    parser.add_argument("--all", action="store_true", help="print healthy sockets, too")
     parser.add_argument(
         "--state",
         action="append",
@@ -120,7 +120,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look, and tell."""
+    """Scan, and print."""
     from closewait_guard._processes import ProcessScanner, render_inaccessible, render_processes
     from closewait_guard._stream import write_if_possible
 
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _scan_twice_if_undated(
     scanner: ProcessScanner, pids: list[int] | None, grace: float, *, everything: bool
 ) -> ProcessScan:
-    """A second look, where nobody has dated an end, tells whether the grace time is over."""
+    """A second scan, where an end has no date, shows whether the grace time is over."""
     found = scanner.scan(pids, everything=everything)
     if found.has_undated:
         time.sleep(grace)

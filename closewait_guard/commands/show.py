@@ -36,9 +36,9 @@ __all__ = [
 
 _DESCRIPTION = """\
 Tells saved reports: a JSON document or JSON lines, as written by the reporter
-json_lines, by `scan --json`, or from to_dict(). Of several, tells the last."""
+json_lines, by `scan --json`, or from to_dict(). Of several, prints the last."""
 _EPILOG = """\
-exit codes: 0 told, 1 leaks found by --fail-on-leak, 2 usage or no report
+exit codes: 0 printed, 1 leaks found by --fail-on-leak, 2 usage or no report
 examples:   closewait-guard show leaks.jsonl --range 3:5
             closewait-guard show --diff monday.json friday.json
             closewait-guard show leaks.jsonl --diff 1 -1   (the last is -1)"""
@@ -59,13 +59,13 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         help="what is new, gone or growing: two files, or two numbers in FILE",
     )
     parser.add_argument(
-        "--fail-on-leak", action="store_true", help="exit with 1 if a leak was told"
+        "--fail-on-leak", action="store_true", help="exit with 1 if a leak was printed"
     )
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 
 
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Read, and tell."""
+    """Read, and print."""
     if arguments.file is None and not arguments.diff:
         parser.error("FILE is needed, or --diff A B")
     reports = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
@@ -253,10 +253,10 @@ def difference(before: Report, after: Report) -> Iterator[str]:
         "GONE": [name for name in old if name not in new],
         "UNCHANGED": [name for name, change in changes.items() if not change],
     }
-    told = [f"{len(names)} {kind.lower()}" for kind, names in kinds.items() if names]
+    parts = [f"{len(names)} {kind.lower()}" for kind, names in kinds.items() if names]
     sockets = f"{before.open_sockets:,} open sockets then, {after.open_sockets:,} now"
     descriptors = f"{_used(before)} descriptors then, {_used(after)} now"
-    yield from wrap_text(f"Sites: {', '.join(told) or 'none'}; {sockets}; {descriptors}", "  ")
+    yield from wrap_text(f"Sites: {', '.join(parts) or 'none'}; {sockets}; {descriptors}", "  ")
     for kind, names in kinds.items():
         for name in names if kind != "UNCHANGED" else ():
             yield ""
@@ -275,7 +275,7 @@ def _site_change(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Ite
 
 
 def _by_name(report: Report) -> dict[str, SiteGroup]:
-    """By what names a site in whatever process; without a stack, the peers tell sites apart."""
+    """By what names a site in whatever process; without a stack, the peers distinguish sites."""
     groups: dict[str, SiteGroup] = {}
     for group in report.by_site():
         if not group.verdict.is_leak:

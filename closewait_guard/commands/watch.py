@@ -61,12 +61,12 @@ def _count(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look until there is nothing left to look at, or nobody wants to see it."""
+    """Scan until there is nothing left to scan, or the reader stops it."""
     from closewait_guard.commands._watch_state import ScanHistory
 
     history = ScanHistory()
     scans = _scans(arguments, history)
-    # Processes that cannot be looked at are told before anything is drawn.
+    # Processes that cannot be scanned are reported before anything is drawn.
     first = next(scans)
     if print_inaccessible(first, arguments.pids) and not first.processes:
         return USAGE
@@ -102,18 +102,18 @@ def _print_lines(
 
 def _line(history: ScanHistory) -> str:
     """One look: the states with what has changed, and the worst offender."""
-    told = [time.strftime("%H:%M:%S")]
+    parts = [time.strftime("%H:%M:%S")]
     for state, counts in sorted(history.states.items(), key=lambda item: -item[1][-1]):
         change = history.change(state)
-        told.append(f"{state} {counts[-1]:,}" + (f" ({change:+,})" if change else ""))
+        parts.append(f"{state} {counts[-1]:,}" + (f" ({change:+,})" if change else ""))
     if history.offenders:
         worst = history.offenders[0]
-        told.append(
+        parts.append(
             f"worst: {worst.many:,} {worst.verdict} {worst.peer} in {worst.program} ({worst.pid})"
         )
     else:
-        told.append("no leak")
-    return escape_line("  ".join(told))
+        parts.append("no leak")
+    return escape_line("  ".join(parts))
 
 
 def _draw(arguments: argparse.Namespace, history: ScanHistory, scans: Iterator[ProcessScan]) -> int:

@@ -87,7 +87,7 @@ class FirstSocketHook:
 def _wrap_init(found: Any, run_callback: Callable[[], Any]) -> Any:
     original = as_function(found)
 
-    # Its name tells the guard to look for the socket's caller further out.
+    # Its name makes the guard look for the socket's caller further out.
     @functools.wraps(found)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         (run_callback() or original)(self, *args, **kwargs)

@@ -157,7 +157,7 @@ def duplicate_fd(fd: int) -> Iterator[_socket.socket]:
 @contextmanager
 def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
     # With a default timeout set, the constructor would make the shared description non-blocking,
-    # unless it is told that it already is.
+    # unless it is given that it already is.
     flag = getattr(socket, "SOCK_NONBLOCK", 0)
     copy = OwnedDescriptor(os.dup(fd))
     try:

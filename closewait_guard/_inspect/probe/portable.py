@@ -1,7 +1,7 @@
 """macOS, Windows and everywhere else: poll or select, then a peek where it is safe.
 
-A peek tells an end of stream from data. It is left out where it could do harm: on a socket with
-an error pending it would eat the error, and on one with a timeout it could wait for it.
+A peek distinguishes an end of stream from data. It is left out where it could do harm: on a socket
+with an error pending it would eat the error, and on one with a timeout it could wait for it.
 """
 
 from __future__ import annotations
