@@ -7,7 +7,7 @@ import threading
 import time
 
 import closewait_guard as cwg
-from closewait_guard import _clock, reporters
+from closewait_guard import _monitor, reporters
 from closewait_guard._monitor import Monitor
 from closewait_guard.testing import CapturingReporter
 
@@ -62,7 +62,7 @@ def run_until(condition, work=None, pause=0.03):
 
 def test_a_leak_is_told_once_grows_gets_worse_and_is_told_as_closed(monkeypatch):
     # The heap of a test run is large: looks that cost what they may would be seconds apart.
-    monkeypatch.setattr(_clock, "_OF_LOOKING", 0.5)
+    monkeypatch.setattr(_monitor, "SCANNING_SHARE", 0.5)
     everything, news = CapturingReporter(), CapturingReporter()
     settings = cwg.Settings(
         grace=0, growth_window=10, count_warning=40, age_warning=1, age_critical=3
