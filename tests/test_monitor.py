@@ -356,7 +356,8 @@ def test_no_descriptor_is_left():
     with cwg.watch(interval=0.05, signal="USR2", at_exit=False):
         time.sleep(0.1)
     cwg.uninstall()
-    assert set(os.listdir("/proc/self/fd")) == before
+    # The reader of an earlier test may end meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_sockets_are_not_kept_alive_by_the_series(running_monitor, reporter):

@@ -85,7 +85,7 @@ def test_at_which_of_two_listeners_that_share_an_address_one_waits_is_not_guesse
     found = _processes.ProcessScanner(Settings()).scan([first.pid])
     text = " ".join(_processes.render_processes(found, only=found.processes).split())
     assert f"40 connections in CLOSE_WAIT in the backlog of {address}: the peer has gone" in text
-    assert "which of them has them the kernel does not tell" in text
+    assert "which of them has them the kernel does not say" in text
     assert "which process is to take 40 connections" in text
 
 

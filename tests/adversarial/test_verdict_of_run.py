@@ -316,7 +316,7 @@ def test_the_program_outlives_a_launcher_that_is_killed(tmp_path):
         running.wait(10)
         out, error = running.communicate(timeout=10)
     assert out == "on it goes\nended well\n"
-    assert "cannot tell `closewait-guard run` whether it has leaked" in error
+    assert "cannot report to `closewait-guard run` whether it has leaked" in error
 
 
 @pytest.mark.parametrize(

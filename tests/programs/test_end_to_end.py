@@ -118,6 +118,9 @@ def assert_each_is_told_once_and_again_when_it_gets_worse(told):
         for leak in report.findings:
             site = leak.observation.record.site
             assert site is not None
+            if site.function == "LeakingServer.request":
+                # Without a grace time, a client between its socket() and its connect() is one too.
+                continue
             assert site.function == "LeakingServer.serve"
             steps.setdefault(leak.observation.record.serial, []).append(leak.severity)
     assert len(steps) > 40
