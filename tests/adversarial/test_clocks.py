@@ -161,7 +161,9 @@ def test_a_monitor_reports_on_whatever_the_clock_shows(strange_clock):
             assert all(told.acquire(timeout=5) for _ in range(3))
 
 
-def test_a_reporter_that_is_told_once_in_a_while_is_told_whatever_the_clock_shows(strange_clock):
+def test_a_reporter_of_once_in_a_while_gets_its_reports_whatever_the_clock_shows(
+    strange_clock,
+):
     seen = CapturingReporter()
     with strange_clock(), cwg.Guard(reporters=[reporters.every(0.1, seen)]) as guard:
         for _ in range(3):

@@ -66,25 +66,25 @@ def run(lines, **variables):
 FULL = "closewait-guard: standard output cannot be written to: No space left on device\n"
 
 
-def test_a_full_standard_output_is_told_in_one_sentence_by_every_command(commands):
+def test_a_full_standard_output_is_reported_in_one_sentence_by_every_command(commands):
     for result in run(f"cwg {command} >/dev/full" for command in commands):
         assert result == (2, "", FULL)
 
 
-def test_a_full_standard_output_without_a_buffer_is_told_too():
+def test_a_full_standard_output_without_a_buffer_is_reported_too():
     for result in run(
         ["cwg scan --help >/dev/full", "cwg --version >/dev/full"], PYTHONUNBUFFERED="1"
     ):
         assert result == (2, "", FULL)
 
 
-def test_a_closed_standard_output_is_told_in_one_sentence_by_every_command(commands):
+def test_a_closed_standard_output_is_reported_in_one_sentence_by_every_command(commands):
     sentence = "closewait-guard: standard output cannot be written to: Bad file descriptor\n"
     for result in run(f"cwg {command} >&-" for command in commands):
         assert result == (2, "", sentence)
 
 
-def test_whoever_stops_reading_ends_every_command_as_a_broken_pipe_ends_others(commands):
+def test_a_reader_that_stops_ends_every_command_as_a_broken_pipe_ends_others(commands):
     lines = [f"cwg {command} | true; exit ${{PIPESTATUS[0]}}" for command in commands]
     for code, _, err in run(lines):
         assert (code, err) == (SIGPIPE, "")
@@ -112,7 +112,7 @@ def test_a_program_runs_whatever_our_standard_streams_are(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_letters_that_the_output_has_no_sign_for_are_told_by_their_numbers(tmp_path, encoding):
+def test_letters_that_the_output_has_no_sign_for_are_reported_by_their_numbers(tmp_path, encoding):
     report = report_leaks(lambda report: None)
     data = cwg.to_dict(report) | {"command": "caf\xe9 \u20ac \ud800", "host": "\udcff"}
     path = tmp_path / "leaks.jsonl"

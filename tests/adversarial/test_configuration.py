@@ -160,7 +160,7 @@ def test_a_file_of_others_that_cannot_be_read_as_one_is_said(project):
     assert is_left_out(project, "other users may write to")
 
 
-def test_what_is_left_out_is_warned_of_and_stops_nobody(project, monkeypatch):
+def test_what_is_left_out_is_warned_of_and_stops_nothing(project, monkeypatch):
     (project / "pyproject.toml").chmod(0o666)
     monkeypatch.chdir(project)
     with pytest.warns(RuntimeWarning, match=r"^closewait_guard: settings in .* are left out: "):

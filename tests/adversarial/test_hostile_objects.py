@@ -276,7 +276,7 @@ def one_undescribable(monkeypatch):
     monkeypatch.setattr(scanner, "endpoint_of", endpoint_of)
 
 
-def test_a_socket_that_cannot_be_described_hides_no_other_and_is_told(one_undescribable):
+def test_a_socket_that_cannot_be_described_hides_no_other_and_is_reported(one_undescribable):
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         kept = [abandoned(HostileSocket), abandoned(socket.socket)]
         time.sleep(0.01)

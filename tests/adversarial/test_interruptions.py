@@ -114,7 +114,7 @@ def test_a_handler_that_raises_does_not_stop_the_finalizer_and_reaches_the_progr
     assert alarm.arrived == alarm.counting > 0
 
 
-def test_a_handler_that_raises_in_a_birth_reaches_the_program_and_loses_no_descriptor(alarm):
+def test_a_handler_that_raises_in_a_creation_reaches_the_program_and_loses_no_descriptor(alarm):
     before = set(os.listdir("/dev/fd"))
     with cwg.Guard() as guard:
         alarm.interrupt(300, 1e-4, lambda: socket.socket().close())

@@ -81,7 +81,7 @@ class Connection:
         self.sock = sock
 
 
-def test_globals_attributes_keys_and_indexes_are_told(guard, module):
+def test_globals_attributes_keys_and_indexes_are_reported(guard, module):
     module.cache = {"EUR": [None, Connection(leak())]}
     assert holders(guard) == "app.prices.cache['EUR'][1].sock (module global)"
     module.cache["EUR"][1].sock.close()
@@ -89,7 +89,7 @@ def test_globals_attributes_keys_and_indexes_are_told(guard, module):
     assert holders(guard) == "app.prices.cache.args[0][0] (module global)"
 
 
-def test_what_lies_behind_a_container_of_many_is_told():
+def test_what_lies_behind_a_container_of_many_is_reported():
     # In a process of its own: in that of a whole run there is much else to go through first.
     run_apart(
         """
@@ -146,7 +146,7 @@ def test_the_variable_of_a_call_in_another_thread_is_reported(guard):
 @pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="the coroutines of another thread are not asked"
 )
-def test_a_suspended_task_and_a_class_are_told(guard, module):
+def test_a_suspended_task_and_a_class_are_reported(guard, module):
     async def refreshes():
         conn = Connection(leak())
         await asyncio.sleep(60)

@@ -78,7 +78,7 @@ def test_a_scan_leaves_what_a_debugger_has_set_in_a_function_and_in_a_generator(
         assert variables["added"] == 1
 
 
-def test_a_birth_by_dup_leaves_the_variables_of_its_caller():
+def test_a_creation_by_dup_leaves_the_variables_of_its_caller():
     with cwg.Guard() as guard, socket.socket() as first:
         held = []
 

@@ -177,7 +177,7 @@ assert seen == [None, "return socket.socket()"], seen
     python(program)
 
 
-def test_a_reporter_that_fails_is_told_of_where_structlog_cannot_be_imported():
+def test_a_reporter_that_fails_is_reported_of_where_structlog_cannot_be_imported():
     source = """
 def failing(report):
     raise ValueError("no place")
@@ -217,7 +217,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("mode", ["fail", "warn"])
-def test_pytest_tells_what_takes_all_descriptors(suite, mode):
+def test_pytest_reports_what_takes_all_descriptors(suite, mode):
     source = """
 import resource
 

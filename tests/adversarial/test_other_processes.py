@@ -122,7 +122,7 @@ def test_a_process_that_is_replaced_between_two_steps_of_a_look_is_left_out(monk
     assert [each.exists for each in found.inaccessible] == [False]
 
 
-def test_a_descriptor_that_is_another_socket_by_now_is_not_accused(monkeypatch):
+def test_a_descriptor_that_is_another_socket_by_now_is_not_reported(monkeypatch):
     with socket.socket() as sock:
         [before] = look(os.getpid()).processes
         assert before.states["CLOSE"] >= 1
@@ -223,7 +223,7 @@ def test_a_network_whose_first_process_ends_is_seen_through_another(monkeypatch)
 
 @needs_root
 @needs_unshare
-def test_a_network_that_cannot_be_looked_at_accuses_nobody_and_is_said(monkeypatch):
+def test_a_network_that_cannot_be_looked_at_reports_no_leak_and_is_said(monkeypatch):
     def refused(*_):
         raise OSError(errno.EPERM, "Operation not permitted")
 

@@ -179,7 +179,7 @@ def test_a_child_that_never_opens_a_socket_has_nothing_to_say(run, start):
     assert run(start, code=0).stderr == ""
 
 
-def test_what_is_no_guarded_python_is_told(run):
+def test_what_is_no_guarded_python_is_reported(run):
     for prefix in (("sh", "-c", "exit 0"), (sys.executable, "-I"), ("env", "-i", sys.executable)):
         done = run("pass", code=UNKNOWN, prefix=prefix)
         assert "no process has reported: TARGET is not Python" in done.stderr
@@ -192,7 +192,7 @@ def test_a_failure_of_the_program_comes_first(run):
     assert run("sys.exit(4)", code=4).stderr == ""
 
 
-def test_a_report_that_fails_is_told(run):
+def test_a_report_that_fails_is_reported(run):
     source = """
 from closewait_guard._guard import Guard
 def check(self, since):
@@ -360,7 +360,7 @@ except OSError:
 """
 
 
-def test_without_a_descriptor_left_the_verdict_is_known_and_told(run, tmp_path):
+def test_without_a_descriptor_left_the_verdict_is_known_and_reported(run, tmp_path):
     done = run(TAKE_ALL, "--at-exit", code=LEAKED)
     assert "1 x LEAKED" in done.stderr
 

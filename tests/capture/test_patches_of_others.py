@@ -39,7 +39,7 @@ def test_a_patch_of_another_library_over_ours_stays_and_ours_records_nothing():
         assert again.scan().coverage.opened == 1
 
 
-def test_a_guard_over_a_silent_wrapper_counts_each_birth_once():
+def test_a_guard_over_a_silent_wrapper_counts_each_creation_once():
     first = cwg.Guard().install()
     ours = socket.socket.__init__
     theirs = mock.create_autospec(ours, side_effect=ours)
@@ -100,7 +100,7 @@ def test_installing_while_the_name_is_mocked_patches_the_class_itself():
         guard.uninstall()
 
 
-def test_a_class_that_has_taken_the_place_of_ours_is_told(guard, monkeypatch):
+def test_a_class_that_has_taken_the_place_of_ours_is_reported(guard, monkeypatch):
     class Cooperative:
         pass
 
@@ -137,7 +137,9 @@ def use_sockets():
             socket.socket(fileno=accepted.detach()).close()
 
 
-def test_wrappers_that_were_there_before_are_told_what_they_are_told_without_us(wrapped_by_wrapt):
+def test_wrappers_that_were_there_before_get_the_arguments_that_they_get_without_us(
+    wrapped_by_wrapt,
+):
     def told():
         wrapped_by_wrapt.clear()
         use_sockets()
@@ -155,7 +157,7 @@ def test_wrappers_that_were_there_before_are_told_what_they_are_told_without_us(
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_wrappers_under_the_plugins_wire_are_told_the_socket(wrapped_by_wrapt, works):
+def test_wrappers_under_the_plugins_wire_get_the_socket(wrapped_by_wrapt, works):
     def sprung():
         if not works:
             raise ImportError
@@ -169,7 +171,7 @@ def test_wrappers_under_the_plugins_wire_are_told_the_socket(wrapped_by_wrapt, w
     assert wrapped_by_wrapt == [("__init__", SOCKET, (socket.AF_INET,), {})]
 
 
-def test_the_stack_and_origin_of_a_birth_are_known_under_others_wrappers(wrapped_by_wrapt):
+def test_the_stack_and_origin_of_a_creation_are_known_under_others_wrappers(wrapped_by_wrapt):
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         with socket.create_server(("127.0.0.1", 0)) as server:
             with socket.create_connection(server.getsockname()):

@@ -35,7 +35,7 @@ def everything(guard):
     return [*report.observations, *(leak.observation for leak in report.findings)]
 
 
-def test_a_record_tells_who_when_and_where(guard):
+def test_a_record_reports_who_when_and_where(guard):
     before = time.time()
     with socket.socket() as s:
         record = record_of(guard, s)
@@ -46,7 +46,7 @@ def test_a_record_tells_who_when_and_where(guard):
     assert record.context == {}
     assert record.origin is cwg.Origin.CREATED
     assert record.parent is None
-    assert record.site.function == "test_a_record_tells_who_when_and_where"
+    assert record.site.function == "test_a_record_reports_who_when_and_where"
     assert record.site.filename == __file__
     assert record.site.module == __name__
     assert record.site.source == "with socket.socket() as s:"
@@ -177,7 +177,7 @@ def test_structlogs_bound_context_is_ready_made():
         structlog.contextvars.clear_contextvars()
 
 
-def test_a_context_callable_that_fails_loses_no_birth_and_is_told():
+def test_a_context_callable_that_fails_loses_no_creation_and_is_reported():
     def broken():
         raise RuntimeError("no request")
 
@@ -307,7 +307,7 @@ def test_tls_knows_the_plain_socket(guard):
     assert seen.record.site.source == "plain = socket.socket()"
 
 
-def test_a_detached_descriptor_keeps_its_birth_until_it_is_closed(guard):
+def test_a_detached_descriptor_keeps_its_creation_until_it_is_closed(guard):
     import os
 
     s = socket.socket()
@@ -352,7 +352,7 @@ def test_a_phantom_object_on_anothers_descriptor_leaves_no_trace(guard):
         assert guard.scan().open_sockets == 2
 
 
-def test_a_descriptor_of_unknown_birth_is_adopted_with_the_stack_of_its_taking(guard):
+def test_a_descriptor_of_unknown_creation_is_adopted_with_the_stack_of_its_taking(guard):
     import _socket
 
     raw = _socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -399,7 +399,7 @@ def test_a_shallow_program_has_its_whole_stack(guard):
     assert 10 < len(names) <= cwg.Settings().stack_depth
 
 
-def test_frames_are_told_apart_by_where_their_file_lies():
+def test_frames_are_distinguished_by_where_their_file_lies():
     import json
 
     import pytest as installed
@@ -493,7 +493,7 @@ def test_context_variables_are_not_copied(guard):
         assert thing() is None
 
 
-def test_each_birth_has_a_serial_above_those_before(guard):
+def test_each_creation_has_a_serial_above_those_before(guard):
     with socket.socket() as a, socket.socket() as b:
         mark = guard.mark()
         with socket.socket() as c:
@@ -517,7 +517,7 @@ def test_a_script_without_any_package_is_its_own_site(tmp_path):
     assert done.stdout.split() == [str(script), "3", "<module>", "__main__"]
 
 
-def test_files_that_read_alike_are_told_apart(guard):
+def test_files_that_read_alike_are_distinguished(guard):
     """Code objects compare equal whatever file they are from."""
     source = "import socket\n\n\ndef make():\n    return socket.socket()\n"
     made = []

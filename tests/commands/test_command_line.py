@@ -233,7 +233,7 @@ def test_the_demonstration_shows_its_source():
     assert "Nobody closes it." in call("demo", "--source", code=0).stdout
 
 
-def test_the_doctor_tells_every_topic_in_plain_words():
+def test_the_doctor_reports_every_topic_in_plain_words():
     text = call("doctor", code=0).stdout
     for topic in (
         "Python",

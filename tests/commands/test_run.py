@@ -284,7 +284,7 @@ def test_with_an_interval_alone_the_reports_go_to_stderr(script, tmp_path):
     assert (tmp_path / "told").read_text().count(sign) >= 3
 
 
-def test_reporters_of_the_settings_are_told(script, tmp_path):
+def test_reporters_of_the_settings_are_reported(script, tmp_path):
     path = script(LEAK)
     name = f"json_lines:{tmp_path / 'told.jsonl'}"
     call("run", path, code=0, CLOSEWAIT_GUARD_REPORTERS=name)

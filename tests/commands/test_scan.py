@@ -41,7 +41,7 @@ def told_by_lsof(pid):
 
 
 @needs_linux
-def test_it_tells_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
+def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
     text = call("scan", leaky.pid, code=1).stdout
     port = leaky.first_line
     assert f", process {leaky.pid}\n" in text
@@ -108,7 +108,7 @@ def test_the_thresholds_are_those_of_the_settings(leaky):
 
 
 @needs_linux
-def test_without_a_number_it_tells_who_leaks_and_counts_the_rest(leaky):
+def test_without_a_number_it_reports_who_leaks_and_counts_the_rest(leaky):
     with program(HEALTHY) as healthy:
         text = call("scan", code=1).stdout
     assert str(leaky.pid) in text
@@ -117,7 +117,7 @@ def test_without_a_number_it_tells_who_leaks_and_counts_the_rest(leaky):
 
 
 @needs_linux
-def test_a_healthy_process_is_told_when_it_is_asked_for():
+def test_a_healthy_process_is_reported_when_it_is_asked_for():
     with program(HEALTHY) as running:
         text = call("scan", running.pid, code=0).stdout
     assert "no leak of 1 open socket: LISTEN 1" in text
@@ -125,7 +125,7 @@ def test_a_healthy_process_is_told_when_it_is_asked_for():
 
 @needs_linux
 @pytest.mark.parametrize("spelling", ["ESTABLISHED", "established", "estab"])
-def test_only_sockets_of_a_state_are_told(leaky, spelling):
+def test_only_sockets_of_a_state_are_reported(leaky, spelling):
     (report,) = documents(call("scan", leaky.pid, "--json", "--state", spelling, code=0).stdout)
     assert not report.findings
     assert {seen.state for seen in report.observations} == {cwg.State.ESTABLISHED}
@@ -142,7 +142,7 @@ def test_a_state_as_ss_spells_it_finds_the_leaks(leaky):
 
 
 @needs_linux
-def test_a_copy_over_fork_is_told_with_who_else_holds_it():
+def test_a_copy_over_fork_is_reported_with_who_else_holds_it():
     source = LEAKY + "if not os.fork():\n    sys.stdin.read()\n    os._exit(0)\n" + WAIT
     with program(source) as running:
         reports = documents(call("scan", running.pid, "--tree", "--json", code=1, **AT_ONCE).stdout)
@@ -163,7 +163,7 @@ def test_a_copy_over_fork_is_told_with_who_else_holds_it():
 
 
 @needs_linux
-def test_a_duplicate_in_the_same_process_is_told():
+def test_a_duplicate_in_the_same_process_is_reported():
     with program(LEAKY + "again = kept[0].dup()\n" + WAIT) as running:
         (report,) = documents(call("scan", running.pid, "--json", code=1, **AT_ONCE).stdout)
     held = [leak.holders for leak in report.findings if leak.holders]
@@ -172,7 +172,7 @@ def test_a_duplicate_in_the_same_process_is_told():
 
 
 @needs_linux
-def test_connections_that_nobody_accepts_are_told_and_accuse_nobody():
+def test_connections_that_are_never_accepted_are_reported_and_are_no_leak():
     source = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", 0))
@@ -186,7 +186,7 @@ socket.create_connection(server.getsockname()).close()
 
 
 @needs_linux
-def test_a_socket_without_a_connection_is_counted_and_not_accused_at_first_sight():
+def test_a_socket_without_a_connection_is_counted_and_not_reported_at_first_sight():
     source = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", 0))
@@ -199,7 +199,7 @@ never = socket.socket()
 
 
 @needs_linux
-def test_ipv6_and_other_protocols_are_told():
+def test_ipv6_and_other_protocols_are_reported():
     source = """
 import socket, sys
 server = socket.create_server(("::1", 0), family=socket.AF_INET6)
@@ -229,7 +229,7 @@ named.bind(sys.argv[1])
 
 @needs_linux
 @pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
-def test_a_program_in_c_is_told_like_any_other():
+def test_a_program_in_c_is_reported_like_any_other():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"]

@@ -39,7 +39,7 @@ def saved(tmp_path, reports):
     return path
 
 
-def test_the_last_of_several_is_told_as_it_was(saved, reports):
+def test_the_last_of_several_is_reported_as_it_was(saved, reports):
     done = call("show", saved, code=0)
     assert done.stdout.endswith(cwg.render_text(reports[-1]))
     assert done.stdout.startswith("Report 3 of 3 of 20")
@@ -58,14 +58,14 @@ def test_the_last_of_several_is_told_as_it_was(saved, reports):
         (["--every"], [1, 2, 3]),
     ],
 )
-def test_one_the_last_or_a_range_is_told(saved, reports, option, told):
+def test_one_the_last_or_a_range_is_reported(saved, reports, option, told):
     done = call("show", saved, *option, code=0)
     for number in (1, 2, 3):
         assert (f"Report {number} of 3 " in done.stdout) is (number in told)
         assert (cwg.render_text(reports[number - 1]) in done.stdout) is (number in told)
 
 
-def test_a_document_of_many_lines_is_told(tmp_path, reports):
+def test_a_document_of_many_lines_is_reported(tmp_path, reports):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(cwg.to_dict(reports[1]), indent=2))
     done = call("show", path, code=0)
@@ -84,7 +84,7 @@ def test_leaks_fail_only_when_that_is_asked_for(saved):
     assert call("show", saved, "--diff", "2", "1", "--fail-on-leak").returncode == 0
 
 
-def test_a_difference_tells_what_is_new_and_what_is_gone(saved):
+def test_a_difference_reports_what_is_new_and_what_is_gone(saved):
     text = call("show", saved, "--diff", "1", "2", code=0).stdout
     assert "Sites: 1 new; " in text
     assert "NEW:\nINFO  1 x LEAKED  TCP to 127.0.0.1:" in text
@@ -169,7 +169,7 @@ def test_bad_arguments_get_one_sentence(saved, arguments, sentence):
     assert done.stdout == ""
 
 
-def test_what_scan_has_saved_is_told():
+def test_what_scan_has_saved_is_reported():
     with program() as running:
         wait_for_grace()
         lines = call("scan", running.pid, "--json", CLOSEWAIT_GUARD_GRACE="0").stdout

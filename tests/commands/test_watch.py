@@ -141,7 +141,7 @@ def test_it_ends_with_the_last_of_its_processes(growing):
         assert watching.wait(10) == 0
 
 
-def test_a_socket_without_a_connection_is_told_once_it_has_been_so_for_long():
+def test_a_socket_without_a_connection_is_reported_once_it_has_been_so_for_long():
     """The kernel does not date it; looking again and again does."""
     source = "import socket, sys\nserver = socket.create_server(('127.0.0.1', 0))\n"
     with program(source + "never = socket.socket()\n" + WAIT) as running:

@@ -34,7 +34,7 @@ def pair():
             ours.detach()
 
 
-def test_a_number_that_is_free_is_told(guard, pair):
+def test_a_number_that_is_free_is_reported(guard, pair):
     victim, theirs = pair
     serial, fd = serial_of(guard, victim), victim.fileno()
     theirs.close()

@@ -260,7 +260,7 @@ def test_a_unix_socket_that_is_bound_and_may_listen_yet_is_no_finding(guard, tmp
     [_never_used, _without_an_address],
     ids=lambda each: each.__name__,
 )
-def test_a_socket_that_never_connected_is_told_so_in_text_and_data(guard, make, kind):
+def test_a_socket_that_never_connected_is_reported_so_in_text_and_data(guard, make, kind):
     with make(kind):
         assert guard.scan().leaks == ()
         wait()
@@ -280,7 +280,7 @@ def test_a_socket_that_never_connected_is_told_so_in_text_and_data(guard, make, 
 
 @pytest.mark.parametrize("timeout", [None, 5, 0], ids=["blocking", "timeout", "non-blocking"])
 @pytest.mark.parametrize("kind", _TCP_KINDS.values(), ids=_TCP_KINDS)
-def test_a_connect_that_was_refused_is_told_as_a_failure(guard, kind, timeout):
+def test_a_connect_that_was_refused_is_reported_as_a_failure(guard, kind, timeout):
     host = "::1" if kind is _TCP_KINDS["ipv6"] else "127.0.0.1"
     with kind() as sock, kind() as taken:
         # Bound and not listening: nothing else can have the port meanwhile.
@@ -303,7 +303,7 @@ def test_a_connect_that_was_refused_is_told_as_a_failure(guard, kind, timeout):
     ("probe", "family"),
     [("portable", socket.AF_INET), ("portable", socket.AF_UNIX), ("linux", socket.AF_UNIX)],
 )
-def test_without_tcp_info_no_more_is_told_than_is_known(probe, family):
+def test_without_tcp_info_no_more_is_reported_than_is_known(probe, family):
     guard = cwg.Guard(cwg.Settings(grace=GRACE, probe=probe))
     with guard, socket.socket(family):
         guard.scan()
@@ -315,7 +315,7 @@ def test_without_tcp_info_no_more_is_told_than_is_known(probe, family):
     assert "refused, or never connected" in _text(report)
 
 
-def test_one_line_whose_sockets_were_refused_or_never_connected_is_told_as_both(guard):
+def test_one_line_whose_sockets_were_refused_or_never_connected_is_reported_as_both(guard):
     never, refused, taken = [socket.socket() for _ in range(3)]
     with never, refused, taken:
         taken.bind(("127.0.0.1", 0))

@@ -60,7 +60,7 @@ def run_until(condition, work=None, pause=0.03):
         time.sleep(pause)
 
 
-def test_a_leak_is_told_once_grows_gets_worse_and_is_told_as_closed(monkeypatch):
+def test_a_leak_is_reported_once_grows_gets_worse_and_is_reported_as_closed(monkeypatch):
     # The heap of a test run is large: looks that cost what they may would be seconds apart.
     monkeypatch.setattr(_monitor, "SCANNING_SHARE", 0.5)
     everything, news = CapturingReporter(), CapturingReporter()

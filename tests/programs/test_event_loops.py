@@ -235,13 +235,13 @@ INSTALL = "import closewait_guard; closewait_guard.install(grace=0)"
 
 @pytest.mark.parametrize("library", PATCHES)
 @pytest.mark.parametrize("guard_first", [True, False])
-def test_green_sockets_are_found_whoever_came_first(library, guard_first):
+def test_green_sockets_are_found_in_any_order(library, guard_first):
     patch = PATCHES[library]
     first, second = (INSTALL, patch) if guard_first else (patch, INSTALL)
     run(GREEN.format(first=first, second=second))
 
 
-def test_a_suspended_greenlet_is_told_with_its_variable():
+def test_a_suspended_greenlet_is_reported_with_its_variable():
     run(
         """
         import gevent, socket

@@ -42,7 +42,7 @@ def run(code):
     return done.stdout
 
 
-def test_the_child_tells_the_parents_birth_and_the_parent_that_still_holds_it():
+def test_the_child_reports_the_parents_creation_and_the_parent_that_still_holds_it():
     run(
         """
         guard = cwg.install(grace=0)
@@ -96,7 +96,7 @@ def test_a_listener_that_another_thread_was_accepting_from_is_not_kept_alive_in_
     )
 
 
-def test_the_parent_tells_the_children_that_hold_a_copy():
+def test_the_parent_reports_the_children_that_hold_a_copy():
     run(
         """
         import subprocess
@@ -191,7 +191,7 @@ Application().run()
 """
 
 
-def test_a_gunicorn_worker_tells_what_it_inherited_from_the_master(tmp_path):
+def test_a_gunicorn_worker_reports_what_it_inherited_from_the_master(tmp_path):
     port = free_port()
     script = tmp_path / "serve.py"
     script.write_text(GUNICORN.replace("PORT", str(port)))

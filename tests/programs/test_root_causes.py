@@ -208,7 +208,7 @@ def test_a_failed_handshake_leaves_nothing_but_what_the_program_keeps(guard):
         mine.close()
 
 
-def test_a_stuck_handler_is_told_with_its_thread_and_line(guard):
+def test_a_stuck_handler_is_reported_with_its_thread_and_line(guard):
     stuck = threading.Event()
 
     def handle(conn):

@@ -168,7 +168,7 @@ def every_kind_of_load():
 
 # A loop that ends may leave the collector a closed transport.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_nothing_is_accused_while_every_kind_of_client_and_server_is_at_work():
+def test_nothing_is_reported_while_every_kind_of_client_and_server_is_at_work():
     scans = 0
     with cwg.Guard(cwg.Settings()) as guard, every_kind_of_load() as load:
         while load:

@@ -214,7 +214,7 @@ def test_the_fixture_fails_its_test_where_others_are_warned_of(suite):
     result.assert_outcomes(passed=3, errors=1)
 
 
-def test_an_allowed_test_does_not_fail_and_is_told_with_its_reason(suite):
+def test_an_allowed_test_does_not_fail_and_is_reported_with_its_reason(suite):
     result = suite.fail(
         """
 @pytest.mark.allow_socket_leaks(reason="bug 17")
@@ -225,7 +225,7 @@ def test_it(): keep(socket.socket())
     result.stdout.fnmatch_lines(["*leaked, and allowed to by 1 test", "*test_it (bug 17)"])
 
 
-def test_an_allowed_test_that_no_longer_leaks_is_told(suite):
+def test_an_allowed_test_that_no_longer_leaks_is_reported(suite):
     result = suite.fail(
         """
 waiver = pytest.mark.allow_socket_leaks(reason="bug 17")

@@ -233,7 +233,7 @@ class TestIt:
     result.stdout.fnmatch_lines([f"*{names.get(where, where)}* leaked 1 socket*"])
 
 
-def test_a_test_case_that_leaves_its_socket_is_told_like_any_test(suite):
+def test_a_test_case_that_leaves_its_socket_is_reported_like_any_test(suite):
     result = suite.fail(
         """
 import unittest
