@@ -224,7 +224,7 @@ def test_a_stuck_handler_is_reported_with_its_thread_and_line(guard):
         thread.start()
         client.sendall(b"request")
         client.close()
-        leak = only(guard, cwg.Verdict.LEAKED, "told_with_its_thread_and_line")
+        leak = only(guard, cwg.Verdict.LEAKED, "reported_with_its_thread_and_line")
         assert leak.observation.record.origin is cwg.Origin.ACCEPTED
         assert any("handle() in thread handler-1, now at" in text for text in leak.holders)
         assert any("thread handler-1, whose calls now are" in text for text in leak.holders)
