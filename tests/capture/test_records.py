@@ -360,7 +360,7 @@ def test_a_descriptor_of_unknown_creation_is_adopted_with_the_stack_of_its_takin
         record = record_of(guard, s)
     assert record.origin is cwg.Origin.ADOPTED
     assert record.parent is None
-    assert record.site.function.startswith("test_a_descriptor_of_unknown_birth")
+    assert record.site.function.startswith("test_a_descriptor_of_unknown_creation")
 
 
 def test_a_chain_of_duplicates_does_not_grow_without_bound(guard):
