@@ -7,7 +7,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
 
@@ -31,6 +31,7 @@ _READ_FLAGS = (
     | getattr(os, "O_BINARY", 0)
 )
 _READER_TIMEOUT = 5.0
+_MAX_ATTEMPTS = 10
 _APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
     _APPEND_FLAGS |= getattr(os, _name, 0)
@@ -300,6 +301,18 @@ def _fd_in_path(path: str) -> int | None:
 
 
 def _open_by_name(path: str) -> int:
+    # Another process that writes to the file may rename it, full, while it is opened.
+    for _ in range(_MAX_ATTEMPTS):
+        with ExitStack() as stack:
+            fd = _open_regular(path)
+            stack.callback(os.close, fd)
+            if _is_named(fd, path):
+                stack.pop_all()
+                return fd
+    raise PermissionError(errno.EPERM, "something replaces what its path names", path)
+
+
+def _open_regular(path: str) -> int:
     real = _resolve_folders(path)
     with suppress(FileNotFoundError):
         # Even opening a pipe would wake a reader that waits for a writer.
@@ -310,17 +323,17 @@ def _open_by_name(path: str) -> int:
         _refuse_unless_regular(status, path)
         if hasattr(os, "geteuid"):
             _refuse_if_foreign(status, path)
-            _refuse_if_replaced(status, path)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _refuse_if_replaced(status: os.stat_result, path: str) -> None:
-    """Raise if a folder has become a link to another while the file was opened."""
-    if not os.path.samestat(status, os.lstat(_resolve_folders(path))):
-        raise PermissionError(errno.EPERM, "something replaces what its path names", path)
+def _is_named(fd: int, path: str) -> bool:
+    """Whether the path leads to the open file; not if a folder has become a link meanwhile."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), os.lstat(_resolve_folders(path)))
+    return False
 
 
 def _resolve_folders(path: str) -> str:

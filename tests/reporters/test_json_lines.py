@@ -102,6 +102,24 @@ def test_zero_bytes_mean_no_limit(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["leaks.jsonl"]
 
 
+def test_a_file_that_another_process_renames_while_it_is_opened_is_opened_again(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "leaks.jsonl"
+    report = report_leaks(lambda report: None)
+    true_open = os.open
+
+    def open_and_lose(name, *arguments):
+        fd = true_open(name, *arguments)
+        if os.fspath(name) == str(path) and not (tmp_path / "leaks.jsonl.1").exists():
+            path.rename(tmp_path / "leaks.jsonl.1")
+        return fd
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    reporters.json_lines(path)(report)
+    assert written(path) == [report]
+
+
 WRITER = """
 path, name, rounds, limit = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
