@@ -112,7 +112,12 @@ class Explainer:
             everything: Explain all findings, not only leaks, and do not pause.
         """
         findings = tuple(findings)
-        wanted = [finding for finding in findings if everything or finding.is_leak]
+        # What held a dropped socket before does not any more.
+        wanted = [
+            finding
+            for finding in findings
+            if finding.verdict is not Verdict.DROPPED and (everything or finding.is_leak)
+        ]
         self._explanations = self._recall(wanted)
         is_paused = self._allowance.balance(now()) < 0 and not everything
         self._search_all(self._choose_to_search(wanted, is_paused=is_paused), limit)
@@ -158,7 +163,7 @@ class Explainer:
         return new if is_paused else new + others
 
     def _needs_search(self, finding: Finding) -> bool:
-        if finding.verdict in (Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE):
+        if finding.verdict is Verdict.CLOSED_ELSEWHERE:
             return False
         explanation = self._explanations.get(finding.observation.record.serial)
         return (

@@ -86,11 +86,11 @@ class Roots:
     def __init__(self, *, with_values: bool = False) -> None:
         self.values: tuple[list[object], list[object]] = ([], [])
         self._locals = running_locals(self.values if with_values else None)
-        modules = dict(loaded_modules())
-        self._ranks = {name: _rank_at(name, variables) for name, variables in modules.items()}
+        modules = list(loaded_modules())
+        self._ranks = {name: _rank_at(name, variables) for name, variables in modules}
         # Kept so that starting from the modules does not list them all again.
-        self._spaces = list(modules.items()) if with_values else []
-        self._modules = {id(variables): name for name, variables in modules.items()}
+        self._spaces = modules if with_values else []
+        self._modules = {id(variables): name for name, variables in modules}
         self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
 
     def namespaces(self) -> tuple[list[object], list[object]]:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import (
+    FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodDescriptorType,
@@ -56,6 +57,8 @@ __all__ = [
 
 # Of a class that was made at run time, as all those of Python code: its objects refer to it.
 HEAP_TYPE = 1 << 9
+# What `multiprocessing` calls the program's own module while a spawned child imports it.
+_MAIN, _SPAWNED_MAIN = "__main__", "__mp_main__"
 # How many items are copied in one call, during which no other thread runs.
 MAX_ITEMS = 100_000
 _ATTEMPTS = 8
@@ -144,7 +147,8 @@ def type_qualname(cls: type) -> str:
 def module_name(cls: type) -> str | None:
     """The module that a class names as its own, if it names one."""
     if _flags(cls) & HEAP_TYPE:
-        return text_of(class_value(cls, "__module__"))
+        name = text_of(class_value(cls, "__module__"))
+        return _MAIN if name == _SPAWNED_MAIN else name
     return text_of(_builtin_module(cls))
 
 
@@ -200,11 +204,21 @@ def module_dict(thing: object) -> dict[str, Any] | None:
 
 
 def loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The names and variables of what has been imported."""
+    """The names and variables of what has been imported; a spawned `__main__` may come twice."""
     for name, module in items_of(sys.modules):
         variables = module_dict(module)
-        if type(name) is str and variables is not None:
+        if type(name) is not str or variables is None:
+            continue
+        if name != _SPAWNED_MAIN:
             yield name, variables
+            continue
+        yield _MAIN, variables
+        # runpy copies the variables into the module; functions keep to those that it ran with.
+        for _, value in items_of(variables):
+            names = value.__globals__ if type(value) is FunctionType else variables
+            if names is not variables and value_at(names, "__name__") == _SPAWNED_MAIN:
+                yield _MAIN, names
+                break
 
 
 def find_classes(names: Iterable[str]) -> dict[str, type]:

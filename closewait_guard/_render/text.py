@@ -94,8 +94,19 @@ def _headline_lines(report: Report) -> list[str]:
     if report.omitted:
         counts.append(f"{report.omitted:,} left out")
     found = ", ".join(counts) or "no leak"
-    sockets = f"closewait_guard: {found} of {pluralize(report.open_sockets, 'open socket')}"
-    return wrap_text(f"{sockets}; {_descriptors(report)}", "  ")
+    sockets = _all_sockets(report, sum(verdicts[verdict] for verdict in _NOT_OPEN))
+    return wrap_text(f"closewait_guard: {found} of {sockets}; {_descriptors(report)}", "  ")
+
+
+_NOT_OPEN = (Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE)
+
+
+def _all_sockets(report: Report, not_open: int) -> str:
+    """All that the findings are of, with the sockets of native code and those that are gone."""
+    still_open = report.open_sockets + (report.coverage.native or 0)
+    if not not_open:
+        return pluralize(still_open, "open socket")
+    return f"{pluralize(still_open + not_open, 'socket')}, {still_open:,} of them open"
 
 
 def _descriptors(report: Report) -> str:

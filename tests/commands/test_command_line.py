@@ -202,7 +202,7 @@ def test_the_demonstration_leaks_in_every_way_it_names():
     ways = "missing_close response_not_read makefile_kept pool_idle place_order dropped"
     for way in ways.split():
         assert f"in {way}" in done.stdout.replace("<locals>.", "").replace("thread_stuck.", "")
-    assert "6 leaked, 1 dropped, 2 lingering of 9 open sockets" in done.stdout
+    assert "6 leaked, 1 dropped, 2 lingering of 10 sockets, 9 of them open" in done.stdout
     assert done.stderr == ""
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 

@@ -531,3 +531,17 @@ def test_each_no_leaks_block_names_the_holder_though_its_line_was_reported_befor
                 setattr(module, name, make())
         [leak] = caught.value.report.findings
         assert leak.holders == (f"app.prices.{name} (module global)",)
+
+
+def test_a_dropped_socket_has_no_holder_of_an_earlier_scan(module):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair() as (ours, theirs):
+        module.kept = [ours]
+        fd = ours.detach()
+        module.kept = [socket.socket(fileno=fd)]
+        time.sleep(0.03)
+        [leaked] = guard.scan().leaks
+        assert leaked.holders == ("app.prices.kept[0] (module global)",)
+        module.kept.clear()
+        [dropped] = guard.scan().leaks
+        assert dropped.verdict is cwg.Verdict.DROPPED
+        assert dropped.holders == ()

@@ -211,3 +211,41 @@ def test_a_gunicorn_worker_reports_what_it_inherited_from_the_master(tmp_path):
         master.wait(20)
     functions = dict(told)
     assert any(f"process {master.pid} (" in holder for holder in functions["connect"])
+
+
+SPAWNED = """
+import multiprocessing, socket, time
+import closewait_guard as cwg
+from closewait_guard.testing import half_closed_pair
+
+current = None
+
+class App:
+    connection = None
+
+def work():
+    global current
+    guard = cwg.install(grace=0)
+    with half_closed_pair() as (App.connection, _), half_closed_pair() as (connection, _):
+        current = connection
+        del connection
+        time.sleep(0.05)
+        print(*(holder for leak in guard.scan().leaks for holder in leak.holders), sep="\\n")
+
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=work)
+    process.start()
+    process.join()
+    work()
+"""
+
+
+def test_the_main_module_of_a_spawned_child_has_the_name_that_its_author_knows(tmp_path):
+    script = tmp_path / "shop.py"
+    script.write_text(SPAWNED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum("__main__.App.connection (class attribute)" in line for line in lines) == 2
+    assert sum("__main__.current (module global)" in line for line in lines) == 2
+    assert "__mp_main__" not in done.stdout

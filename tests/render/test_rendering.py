@@ -45,6 +45,16 @@ def test_the_first_line_has_counts_and_share():
     assert "descriptors in use unknown" in cwg.render_text(replace(report, fd_used=None))
 
 
+def test_the_total_counts_native_sockets_and_those_that_are_gone():
+    report = leaky_report()
+    native = replace(report, open_sockets=0, coverage=replace(report.coverage, native=4))
+    assert cwg.render_text(native).startswith("closewait_guard: 4 leaked of 4 open sockets;")
+    dropped = replace(report.findings[0], verdict=cwg.Verdict.DROPPED)
+    gone = replace(native, findings=(*report.findings[1:], dropped), open_sockets=1)
+    first = " ".join(cwg.render_text(gone).split("\n\n")[0].split())
+    assert "3 leaked, 1 dropped of 6 sockets, 5 of them open;" in first
+
+
 def test_one_block_for_each_site_worst_first():
     report = leaky_report()
     text = cwg.render_text(report)
