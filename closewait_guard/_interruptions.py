@@ -7,11 +7,11 @@ counted.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
-import sys
 from collections.abc import Callable, Iterable
 from inspect import getattr_static
 from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
+
+from closewait_guard._cpython import NSIG, current_frame, getsignal, truth_asker
 
 __all__ = [
     "DeferredErrors",
@@ -21,24 +21,7 @@ __all__ = [
 ]
 
 
-try:
-    import ctypes
-
-    _add_call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.py_object)(
-        ("Py_AddPendingCall", ctypes.pythonapi)
-    )
-    _is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
-# Isolated interpreters have no ctypes, and no signal handlers either.
-except Exception:
-
-    def _call_soon(asked: object) -> bool:  # noqa: ARG001
-        return False
-else:
-
-    def _call_soon(asked: object) -> bool:
-        """Have the interpreter ask for the truth of an object between two bytecodes to come."""
-        return bool(_add_call(_is_true, asked) == 0)
-
+_call_soon = truth_asker()
 
 # The interpreter asks up to 32 times at each occasion. A collection that finalizes many sockets in
 # a row would take the longer for it: after so many questions, the exception is dropped.
@@ -63,7 +46,7 @@ def _from_signal_handler(trace: TracebackType | None) -> TracebackType | None:
 
 def _codes_of_handlers() -> set[int]:
     """What the program's signal handlers run, by identity; nothing of theirs is evaluated."""
-    handlers = map(_signal.getsignal, range(1, _signal.NSIG))
+    handlers = map(getsignal, range(1, NSIG))
     return {id(code) for handler in handlers if (code := _code_of(handler)) is not None}
 
 
@@ -128,7 +111,7 @@ class _Deferred:
     def __bool__(self) -> bool:
         self._questions += 1
         if (
-            self._is_too_early(sys._getframe())
+            self._is_too_early(current_frame(0))
             and self._questions < _MAX_QUESTIONS
             and _call_soon(self)
         ):

@@ -13,10 +13,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from closewait_guard._capture import around
 from closewait_guard._clock import nap, now, pause
 from closewait_guard._config import require_number
 from closewait_guard._config import seconds as parse_seconds
-from closewait_guard._decorators import around
+from closewait_guard._cpython import running_loop
 from closewait_guard._enums import Verdict
 from closewait_guard._render import render_text
 from closewait_guard.exceptions import SocketLeakError
@@ -179,9 +180,9 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
 
 async def _sleep(seconds: float) -> None:
     """Wait in the event loop that is running, so that it can close what it is closing."""
-    asyncio, trio = sys.modules.get("asyncio"), sys.modules.get("trio")
-    if asyncio is not None and (loop := asyncio._get_running_loop()) is not None:
-        await _wait(seconds, loop.time, asyncio.sleep)
+    trio = sys.modules.get("trio")
+    if (loop := running_loop()) is not None:
+        await _wait(seconds, loop.time, sys.modules["asyncio"].sleep)
     elif trio is not None:
         await _wait(seconds, trio.current_time, trio.sleep)
     else:

@@ -21,6 +21,7 @@ from functools import cache
 from types import BuiltinFunctionType, FrameType
 from typing import TypeAlias
 
+from closewait_guard._cpython import main_thread_waker
 from closewait_guard._descriptors import OwnedDescriptor, owned_pipe
 from closewait_guard.exceptions import ConfigurationError
 
@@ -269,14 +270,7 @@ def _call_in_main_thread(function: Callable[[], None]) -> None:
 @cache
 def _wake_main_thread() -> Callable[[], object] | None:
     """A function that has the main thread make the calls, without a signal."""
-    try:
-        import ctypes
-
-        add = ctypes.pythonapi.Py_AddPendingCall
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(_make_calls)
-    except (ImportError, AttributeError, MemoryError):
-        return None
-    return lambda: add(callback, None)
+    return main_thread_waker(_make_calls)
 
 
 def _make_calls(_: object) -> int:

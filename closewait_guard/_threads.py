@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextvars
 import os
 import sys
@@ -11,6 +10,8 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from types import FunctionType
+
+from closewait_guard._cpython import daemon_threads_allowed, interpreter_states
 
 __all__ = [
     "CallThread",
@@ -22,22 +23,13 @@ __all__ = [
 
 allows_daemons: Callable[[], bool]
 
-try:
+_interpreters = interpreter_states("Get", "Main")
+if _interpreters is None:
+    allows_daemons = daemon_threads_allowed
+else:
     import ctypes
 
-    _own, _main = (
-        ctypes.PYFUNCTYPE(ctypes.c_void_p)((f"PyInterpreterState_{name}", ctypes.pythonapi))
-        for name in ("Get", "Main")
-    )
-# Isolated interpreters have no ctypes, and an audit hook may refuse it.
-except Exception:
-
-    def _always() -> bool:
-        return True
-
-    # Since Python 3.12.
-    allows_daemons = getattr(_thread, "daemon_threads_allowed", _always)
-else:
+    _own, _main = _interpreters
 
     def _is_main() -> bool:
         return bool(_own() == _main())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from closewait_guard._cpython import sha1
 from closewait_guard._enums import (
     AlertKind,
     AlertStatus,
@@ -18,12 +19,6 @@ from closewait_guard._enums import (
     State,
     Verdict,
 )
-
-try:
-    # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
-    from _sha1 import sha1  # type: ignore[import-not-found]
-except ImportError:
-    from hashlib import sha1
 
 __all__ = [
     "UNKNOWN_FAMILY",

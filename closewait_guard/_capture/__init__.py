@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard._capture.context import PlainContext, current_labels, label
+from closewait_guard._capture.context import PlainContext, around, current_labels, label
 from closewait_guard._capture.creation import (
     NO_CONTEXT,
     ORIGIN,
@@ -21,7 +21,6 @@ from closewait_guard._capture.dropped import (
 )
 from closewait_guard._capture.hooks import SOCKET, as_function
 from closewait_guard._capture.patch import replacement_class
-from closewait_guard._capture.recorder import threads
 from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
 from closewait_guard._capture.stack import (
     NO_STACK,
@@ -50,6 +49,7 @@ __all__ = [
     "PlainContext",
     "Registry",
     "SharedStack",
+    "around",
     "as_function",
     "capture",
     "capture_up_to",
@@ -60,5 +60,4 @@ __all__ = [
     "pop_if_same",
     "replacement_class",
     "still_owns",
-    "threads",
 ]

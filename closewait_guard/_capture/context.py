@@ -5,13 +5,15 @@ The answer is made plain, so that a record keeps nothing alive.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from math import isfinite
 from threading import get_ident
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from closewait_guard._decorators import around
 from closewait_guard._interruptions import interrupts
 from closewait_guard._live import exact_text, is_exactly, type_qualname
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PlainContext",
+    "around",
     "current_labels",
     "label",
 ]
@@ -147,3 +150,41 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
 
     def __call__(self, function: _F) -> _F:
         return around(function, lambda: label(*self._names))
+
+
+def around(function: _F, enter: Callable[[], Any]) -> _F:
+    """Decorate a function so that each call runs inside a fresh `enter()`.
+
+    A coroutine function uses the asynchronous side of the context manager where it has one.
+    """
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(
+            f"{function.__qualname__} is a generator, which runs in pieces: "
+            "use `with` inside it instead of a decorator"
+        )
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            async with _asynchronous(enter()):
+                return await function(*args, **kwargs)
+
+        return cast(_F, call_async)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with enter():
+            return function(*args, **kwargs)
+
+    return cast(_F, call)
+
+
+def _asynchronous(manager: Any) -> Any:
+    return manager if isinstance(manager, AbstractAsyncContextManager) else _lifted(manager)
+
+
+@asynccontextmanager
+async def _lifted(manager: Any) -> Any:
+    with manager as value:
+        yield value

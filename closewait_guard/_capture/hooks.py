@@ -9,7 +9,6 @@ import _socket
 import builtins
 import errno
 import functools
-import io
 import socket
 import threading
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from inspect import unwrap
 from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
+from closewait_guard._cpython import dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
 
 __all__ = [
@@ -287,10 +287,10 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     deferred = DeferredErrors((notify.__code__, code_of(SOCKET.__repr__)))
-    calls = [_with_method("__eq__", each) for each in (_is_closed, _dropping_errors(notify))]
+    calls = [_with_method("__eq__", each) for each in (_is_closed, dropping_errors(notify))]
     if original is not _IN_C:
         # That of a closed socket is to be called too.
-        calls = [_with_method("__eq__", _dropping_errors(calls.__contains__))]
+        calls = [_with_method("__eq__", dropping_errors(calls.__contains__))]
     calls.append(_with_method("__eq__", original))
     finalize: Any = lru_cache(0)(calls.__contains__)
     finalize.__wrapped__ = original
@@ -300,18 +300,6 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
 def _with_method(name: str, function: Callable[[Any], Any]) -> object:
     """An object that calls a function with the other operand."""
     return type("Calling", (), {name: staticmethod(function)})()
-
-
-def _dropping_errors(function: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """The same; what is raised in there is dropped in C."""
-
-    class Source(io.RawIOBase):
-        _dealloc_warn = staticmethod(function)
-
-        def readable(self) -> bool:
-            return True
-
-    return io.BufferedReader(Source(), 1)._dealloc_warn  # type: ignore[attr-defined,no-any-return]
 
 
 # A sum asks each of the terms to add itself to what there is: first to the socket, which cannot be

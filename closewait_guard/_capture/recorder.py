@@ -13,7 +13,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 from closewait_guard._capture.context import PlainContext, current_labels
 from closewait_guard._capture.creation import NO_CONTEXT, STACK, CreationTuple
@@ -21,6 +20,7 @@ from closewait_guard._capture.hooks import FRAMES_TO_CALLER
 from closewait_guard._capture.origin import origin_of
 from closewait_guard._capture.stack import NO_STACK, Capture, intern
 from closewait_guard._clock import wall
+from closewait_guard._cpython import current_frame, threads
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
 from closewait_guard._live import exact_text
@@ -29,12 +29,7 @@ __all__ = [
     "CreationTable",
     "make_recorder",
     "task_name",
-    "threads",
 ]
-
-
-# Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
-threads: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 
 def task_name() -> str | None:
@@ -97,7 +92,7 @@ def make_recorder(
         FRAMES_TO_CALLER,
     )
     fileno, reference, now = _socket.socket.fileno, weakref.ref, wall
-    frame, thread_id, thread_of = sys._getframe, threading.get_ident, threads.get
+    frame, thread_id, thread_of = current_frame, threading.get_ident, threads.get
     module, labels = sys.modules.get, current_labels
     provider, fallback_provider = (
         (None, dict) if context is None else (context.provider, context.fallback_provider)

@@ -40,6 +40,7 @@ from closewait_guard._capture.dropped import (
 from closewait_guard._capture.hooks import SOCKET
 from closewait_guard._capture.recorder import CreationTable, make_recorder
 from closewait_guard._capture.stack import Capture
+from closewait_guard._cpython import file_objects_reader, is_closed_reader
 from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin
 from closewait_guard._live import instances_of, kinds_of
@@ -54,8 +55,8 @@ __all__ = [
 
 
 _fileno = _socket.socket.fileno
-_is_closed = SOCKET.__dict__["_closed"].__get__
-_file_objects = SOCKET.__dict__["_io_refs"].__get__
+_is_closed = is_closed_reader(SOCKET, _fileno)
+_file_objects = file_objects_reader(SOCKET)
 
 
 class OpenSockets:

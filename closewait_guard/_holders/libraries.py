@@ -12,8 +12,9 @@ from itertools import islice
 from typing import Any
 
 from closewait_guard import _libraries
-from closewait_guard._capture import SOCKET, threads
+from closewait_guard._capture import SOCKET
 from closewait_guard._clock import TimeLimit
+from closewait_guard._cpython import THREAD_NAME, threads
 from closewait_guard._holders.find import Roots, reachable_instances
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
@@ -124,7 +125,9 @@ class Pools:
             pools.update({(library.name, by_fd[fd].peer) for fd in idle})
             for fd in idle:
                 openers[library.name, by_fd[fd].peer].add(by_fd[fd].record.opener.thread)
-        alive = {text_of(field(thread, "_name")) for thread in threads.copy().values()}
+        alive = {text_of(field(thread, THREAD_NAME)) for thread in threads.copy().values()}
+        # If no thread is known, each that opened one counts as alive.
+        alive = alive or set[str | None]().union(*openers.values())
         for fd, use in uses.items():
             target = (use.library, by_fd[fd].peer)
             uses[fd] = _with_count(use, pools[target], len(openers[target] & alive))

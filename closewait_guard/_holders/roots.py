@@ -14,6 +14,13 @@ from types import (
 )
 from typing import Any, NamedTuple
 
+from closewait_guard._cpython import (
+    HANDLE_CALLBACK,
+    TASK_COROUTINE,
+    TASK_NAME,
+    TASK_STATE,
+    THREAD_NAME,
+)
 from closewait_guard._holders.threads import (
     Call,
     Local,
@@ -156,13 +163,16 @@ def _root_of_local(local: Local) -> Root:
     return Root(rank, local.name, template + ": {}", local.thread, is_barrier=not local.is_library)
 
 
+_DONE = ("CANCELLED", "FINISHED")
+
+
 def _asyncio_task(task: Any, cls: type) -> Root | None:
     if cls.__module__ == "_asyncio":
         is_done = call_native(task, cls, "done")
         name, coroutine = call_native(task, cls, "get_name"), call_native(task, cls, "get_coro")
     else:
-        is_done = text_of(field(task, "_state")) != "PENDING"
-        name, coroutine = field(task, "_name"), field(task, "_coro")
+        is_done = text_of(field(task, TASK_STATE)) in _DONE
+        name, coroutine = field(task, TASK_NAME), field(task, TASK_COROUTINE)
     if is_done:
         return None
     return Root(OWN, "", f"task {text_of(name)!r} {_describe_suspended(coroutine)}: {{}}")
@@ -203,7 +213,7 @@ def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
 
 
 def _thread(thread: Any, _: type) -> Root:
-    return Root(OWN, "thread", f"{{}} (arguments of thread {text_of(field(thread, '_name'))})")
+    return Root(OWN, "thread", f"{{}} (arguments of thread {text_of(field(thread, THREAD_NAME))})")
 
 
 def _greenlet(greenlet: Any, _: type) -> Root:
@@ -211,7 +221,7 @@ def _greenlet(greenlet: Any, _: type) -> Root:
 
 
 def _handle(handle: Any, _: type) -> Root:
-    callback = field(handle, "_callback")
+    callback = field(handle, HANDLE_CALLBACK)
     callback = native_field(callback, partial, "func", callback)
     callback = native_field(callback, MethodType, "__func__", callback)
     name = text_of(native_field(callback, FunctionType, "__qualname__"))

@@ -8,7 +8,7 @@ from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-from closewait_guard._capture import threads
+from closewait_guard._cpython import THREAD_NAME, threads
 from closewait_guard._inspect import is_ours, kind_of
 from closewait_guard._live import (
     field,
@@ -132,7 +132,7 @@ def running_locals(
 def thread_name(ident: int) -> str:
     """The name of a thread, or its number if Python has not started it."""
     thread = threads.get(ident)
-    name = None if thread is None else text_of(field(thread, "_name"))
+    name = None if thread is None else text_of(field(thread, THREAD_NAME))
     return str(ident) if name is None else name
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -34,6 +33,7 @@ from closewait_guard._capture import (
     pop_if_same,
 )
 from closewait_guard._clock import now, wall
+from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_besides
 from closewait_guard._live import is_any_of, loaded
 from closewait_guard.exceptions import ConfigurationError
@@ -257,7 +257,7 @@ class CallAttribution:
         assign = partial(
             self._assign_or_ignore,
             self._natives.current_fds(),
-            capture(sys._getframe(1), self._depth),
+            capture(current_frame(1), self._depth),
         )
         result = wrapped(*args, **kwargs)
         # A coroutine, also one of Cython's, which inspect does not take for one.

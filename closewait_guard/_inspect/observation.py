@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NamedTuple
 
+from closewait_guard._cpython import FILE_SOCKET
 from closewait_guard._inspect.probe import Endpoint, ProbeResult
 from closewait_guard._live import field, is_a, running_frames, variable_of
 from closewait_guard.model import Connection, Observation, SocketRecord
@@ -176,7 +177,7 @@ def _fds_read_by(frame: FrameType | None) -> Iterator[int]:
             return
         code = frame.f_code
         if code.co_name in ("readinto", "write") and code.co_filename == socket.__file__:
-            sock = field(variable_of(frame, "self"), "_sock")
+            sock = field(variable_of(frame, "self"), FILE_SOCKET)
             if is_a(sock, _socket.socket):
                 yield _socket.socket.fileno(sock)
         frame = frame.f_back

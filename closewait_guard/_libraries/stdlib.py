@@ -6,6 +6,7 @@ import _socket
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._cpython import CONNECTION_HANDLE
 from closewait_guard._libraries.kinds import HolderHint, Library, OwnerKind
 from closewait_guard._live import field, number_of
 from closewait_guard.model import Origin, Verdict
@@ -21,7 +22,7 @@ def _fileno(sock: Any) -> Iterable[int]:
 
 
 def _handle(connection: Any) -> Iterable[int]:
-    fd = number_of(field(connection, "_handle"))
+    fd = number_of(field(connection, CONNECTION_HANDLE))
     return () if fd is None else (fd,)
 
 

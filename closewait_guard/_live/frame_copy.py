@@ -12,6 +12,8 @@ from itertools import starmap
 from types import CellType, CodeType, FrameType
 from typing import Any, TypeAlias
 
+from closewait_guard._cpython import current_frame
+
 __all__ = [
     "copied_locals",
 ]
@@ -113,11 +115,11 @@ def _is_understood() -> bool:
         return shared
 
     # As numbers first: what is no address must not be taken for an object.
-    names = _names(sys._getframe().f_code)
-    pointers = dict(zip(names, _pointers_of(sys._getframe(), len(names)), strict=True))
+    names = _names(current_frame(0).f_code)
+    pointers = dict(zip(names, _pointers_of(current_frame(0), len(names)), strict=True))
     if (pointers["first"], pointers["uses"], pointers["unbound"]) != (id(first), id(uses), 0):
         return False
-    found = dict(copied_locals(sys._getframe()))
+    found = dict(copied_locals(current_frame(0)))
     return all(
         found.get(name) is value
         for name, value in (("first", first), ("shared", shared), ("uses", uses))

@@ -20,6 +20,7 @@ from itertools import compress
 from types import FrameType
 from typing import Any, TypeAlias
 
+from closewait_guard._cpython import current_frame, current_frames, interpreter_states
 from closewait_guard._interruptions import refusals
 
 __all__ = [
@@ -36,7 +37,7 @@ def running_frames() -> dict[int, FrameType]:
     """By thread: where it is. Only this thread where the process has several interpreters."""
     # A variable that holds the frame it is in would keep all that the callers have: none here holds
     # them, and the caller is not given its own.
-    return _frames_if_alone() or {threading.get_ident(): sys._getframe(2)}
+    return _frames_if_alone() or {threading.get_ident(): current_frame(2)}
 
 
 def sees_all_threads() -> bool:
@@ -50,18 +51,12 @@ def _nothing() -> dict[int, FrameType]:
 
 _frames_if_alone: Callable[[], dict[int, FrameType]]
 
-try:
-    import ctypes
-
-    # Not `_interpreters.list_all()`: it reads what another thread may be about to free.
-    _newest, _main = (
-        ctypes.PYFUNCTYPE(ctypes.c_void_p)((f"PyInterpreterState_{name}", ctypes.pythonapi))
-        for name in ("Head", "Main")
-    )
-# Isolated interpreters have no ctypes, and an audit hook may refuse it.
-except Exception:
+# Not `_interpreters.list_all()`: it reads what another thread may be about to free.
+_interpreters = interpreter_states("Head", "Main")
+if _interpreters is None:
     _frames_if_alone = _nothing
 else:
+    _newest, _main = _interpreters
 
     def _if_alone() -> dict[int, FrameType]:
         """All frames, if the newest interpreter is the main one.
@@ -70,7 +65,7 @@ else:
         """
         is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
         try:
-            return next(map(operator.call, compress((sys._current_frames,), is_alone)), {})
+            return next(map(operator.call, compress((current_frames,), is_alone)), {})
         except Exception as error:
             refusals.note(error)
             return {}

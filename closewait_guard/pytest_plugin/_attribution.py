@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from closewait_guard._cpython import THREAD_TARGET, threads
+
 if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
 
@@ -190,7 +192,7 @@ class Ownership:
         )
 
     def _owner_of_thread(self) -> Owner:
-        thread = _active.get(threading.get_ident())
+        thread = threads.get(threading.get_ident())
         owner = self._owners_by_thread.get(thread) if thread is not None else None
         if owner is None or (owner.finished and _is_executor_worker(thread)):
             return self.current
@@ -199,12 +201,8 @@ class Ownership:
 
 def _is_executor_worker(thread: object) -> bool:
     """A worker of an executor serves every owner that submits, not only the first."""
-    target = getattr(thread, "_target", None)
+    target = getattr(thread, THREAD_TARGET, None)
     return getattr(target, "__module__", None) == "concurrent.futures.thread"
-
-
-# Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
-_active: dict[int, Any] = threading._active  # type: ignore[attr-defined]
 
 
 class AnyioOwner:

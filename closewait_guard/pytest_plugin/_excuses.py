@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from closewait_guard._clock import now
+from closewait_guard._cpython import LOOP_SELECTOR, LOOP_SOCKETS, running_loop
 from closewait_guard._live import (
     derives_from,
     field,
@@ -162,7 +163,7 @@ def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
     if traits.is_dead_end(kind):
         return ()
     if traits.is_loop(kind):
-        return (field(thing, "_ssock"), field(thing, "_csock"))
+        return [field(thing, name) for name in LOOP_SOCKETS]
     if kind is types.FunctionType:
         return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
     if kind is dict and _is_module_namespace(thing):
@@ -216,7 +217,7 @@ class IdleEventLoops:
     def run_once(self) -> None:
         """Let each close what it has been asked to close."""
         asyncio = sys.modules.get("asyncio")
-        if asyncio is None or asyncio._get_running_loop() is not None:
+        if asyncio is None or running_loop() is not None:
             return
         if self._loops is None:
             # By weak reference: a loop that is garbage is to be collected while we wait.
@@ -228,7 +229,7 @@ class IdleEventLoops:
                 loop.run_forever()
 
     def _knows(self, loop: Any) -> bool:
-        parts = (loop, field(loop, "_selector"))
+        parts = (loop, field(loop, LOOP_SELECTOR))
         inside = (gc.get_referents(part) for part in parts if part is not None)
         return bool(reachable([thing for things in inside for thing in things], self._targets))
 

@@ -1,0 +1,197 @@
+"""Private names of CPython and of its standard library, each once, with what stands in without it.
+
+No other module reads one, except for two on the hottest path (`_capture/recorder.py`), where a call
+would cost more than the name: `Thread._name`, without which `threads` is empty, and the function of
+`_asyncio` that gives the running loop, without which creations fail, and reports say how many did.
+`_socket` is not among them: `socket` itself cannot be without it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import io
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+try:
+    # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
+    from _sha1 import sha1  # type: ignore[import-not-found]
+except ImportError:
+    from hashlib import sha1
+
+try:
+    # In C: that of `signal` makes an enum of what it finds.
+    from _signal import NSIG, getsignal  # type: ignore[import-not-found]
+except ImportError:
+    from signal import NSIG, getsignal
+
+__all__ = [
+    "CONNECTION_HANDLE",
+    "FILE_SOCKET",
+    "HANDLE_CALLBACK",
+    "LOOP_SELECTOR",
+    "LOOP_SOCKETS",
+    "NSIG",
+    "TASK_COROUTINE",
+    "TASK_NAME",
+    "TASK_STATE",
+    "THREAD_NAME",
+    "THREAD_TARGET",
+    "current_frame",
+    "current_frames",
+    "daemon_threads_allowed",
+    "dropping_errors",
+    "file_objects_reader",
+    "getsignal",
+    "interpreter_states",
+    "is_closed_reader",
+    "main_thread_waker",
+    "running_loop",
+    "sha1",
+    "threads",
+    "truth_asker",
+]
+
+
+# Attributes of objects, read by `field()`, which answers None where there is no such.
+THREAD_NAME = "_name"  # Else the thread is shown by its number.
+THREAD_TARGET = "_target"  # Else a worker of an executor belongs to the test that has started it.
+# Of a task in Python only; one in C is asked by its methods.
+TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without them.
+TASK_STATE = "_state"  # Else it counts as unfinished.
+HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
+LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
+LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
+FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
+CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.
+
+
+def _frame_by_traceback(depth: int = 0) -> FrameType:
+    try:
+        next(iter(()))
+    except StopIteration as error:
+        frame = error.__traceback__.tb_frame.f_back  # type: ignore[union-attr]
+    while frame is not None and depth > 0:
+        frame, depth = frame.f_back, depth - 1
+    if frame is None:
+        raise ValueError("call stack is not deep enough")
+    return frame
+
+
+current_frame: Callable[[int], FrameType] = getattr(sys, "_getframe", _frame_by_traceback)
+
+
+def _no_frames() -> dict[int, FrameType]:
+    return {}
+
+
+# None of another thread is seen, which `sees_all_threads()` says.
+current_frames: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames", _no_frames)
+
+
+def _known_threads() -> dict[int, Any]:
+    has_names = hasattr(threading.main_thread(), THREAD_NAME)
+    known: dict[int, Any] = getattr(threading, "_active", {}) if has_names else {}
+    return known
+
+
+# By number, each with a name; nothing where they cannot be read, and all are shown by number.
+# Not threading.current_thread(), which registers a dummy for every foreign thread that asks.
+threads = _known_threads()
+
+
+def _always() -> bool:
+    return True
+
+
+# Since Python 3.12.
+daemon_threads_allowed: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", _always)
+
+
+def is_closed_reader(socket_class: type, fileno: Callable[[Any], int]) -> Callable[[Any], bool]:
+    """Whether `close()` was called; else, whether the descriptor is gone."""
+    slot = vars(socket_class).get("_closed")
+    return (lambda sock: fileno(sock) < 0) if slot is None else slot.__get__
+
+
+def file_objects_reader(socket_class: type) -> Callable[[Any], int]:
+    """How many file objects keep the descriptor; else, that one may."""
+    slot = vars(socket_class).get("_io_refs")
+    return (lambda _: 1) if slot is None else slot.__get__
+
+
+def dropping_errors(function: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """The same; what is raised in there is dropped in C, else in Python."""
+
+    class Source(io.RawIOBase):
+        _dealloc_warn = staticmethod(function)
+
+        def readable(self) -> bool:
+            return True
+
+    def call(argument: Any) -> None:
+        try:
+            function(argument)
+        except BaseException:
+            return
+
+    return getattr(io.BufferedReader(Source(), 1), "_dealloc_warn", call)
+
+
+def running_loop() -> Any:
+    """The event loop of this thread; None where none runs. By the public name, which raises."""
+    asyncio: Any = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+# Functions of the interpreter in C. Isolated interpreters have no ctypes, and an audit hook may
+# refuse it.
+
+
+def interpreter_states(*names: str) -> tuple[Callable[[], int | None], ...] | None:
+    """Functions that give the address of an interpreter: `Get` for this one, `Main`, `Head`.
+
+    None where they cannot be called. No thread can run between two that C calls in a row.
+    """
+    try:
+        import ctypes
+
+        address = ctypes.PYFUNCTYPE(ctypes.c_void_p)
+        return tuple(address((f"PyInterpreterState_{name}", ctypes.pythonapi)) for name in names)
+    except Exception:
+        return None
+
+
+def truth_asker() -> Callable[[object], bool]:
+    """Has the interpreter ask for the truth of an object between two bytecodes of the main thread.
+
+    The function that is returned says whether that will happen.
+    """
+    try:
+        import ctypes
+
+        add = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.py_object)(
+            ("Py_AddPendingCall", ctypes.pythonapi)
+        )
+        is_true = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
+    except Exception:
+        return lambda _: False
+    return lambda asked: bool(add(is_true, asked) == 0)
+
+
+def main_thread_waker(make_calls: Callable[[object], int]) -> Callable[[], object] | None:
+    """A function that has the main thread call another, without a signal; None without one."""
+    try:
+        import ctypes
+
+        add = ctypes.pythonapi.Py_AddPendingCall
+        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(make_calls)
+    except Exception:
+        return None
+    return lambda: add(callback, None)

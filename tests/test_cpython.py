@@ -1,0 +1,196 @@
+"""Private names of CPython: this Python has each; without one a guard does less, and no harm."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.util
+import multiprocessing
+import socket
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard import _cpython as names
+
+PACKAGE = Path(cwg.__file__).parent
+
+LEAK = """
+import _asyncio, io, socket, sys, threading
+import closewait_guard as cwg
+
+cwg.install(grace=0)
+server = socket.create_server(("127.0.0.1", 0))
+def open_one():
+    return socket.create_connection(server.getsockname())
+kept = open_one()
+server.accept()[0].close()
+kept.recv(1)
+report = cwg.scan()
+lines = [frame.function for leak in report.leaks for frame in leak.observation.record.stack]
+print(kept.fileno() > 0, "open_one" in lines, report.coverage.failures > 0)
+"""
+
+HOT = {("_capture/recorder.py", "_name"), ("_capture/recorder.py", "_get_running_loop")}
+OF_PYTEST = {"_finalizers", "_fixtureinfo"}
+
+
+@pytest.fixture
+def copy_without(monkeypatch):
+    """Loads a copy of the module while an attribute of something is missing."""
+
+    def load(owner, name):
+        with monkeypatch.context() as patch:
+            patch.delattr(owner, name)
+            spec = importlib.util.spec_from_file_location("copy_of_cpython", names.__file__)
+            copy = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(copy)
+            return copy
+
+    return load
+
+
+def run_without(deletion):
+    code = LEAK.replace("import closewait_guard", f"{deletion}\nimport closewait_guard", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "deletion",
+    [
+        "pass",
+        "del sys._getframe",
+        "del sys._current_frames",
+        "del threading._active",
+        "sys.modules['_sha1'] = None",
+        "sys.modules['ctypes'] = None",
+    ],
+)
+def test_a_leak_is_found_at_its_line_without_a_private_name(deletion):
+    assert run_without(deletion) == ["True", "True", "False"]
+
+
+def test_without_the_function_for_the_running_loop_reports_count_what_was_not_recorded():
+    deletion = "del _asyncio._get_running_loop"
+    assert run_without(deletion) == ["True", "False", "True"]
+
+
+def test_frames_are_found_by_a_traceback_where_the_interpreter_does_not_give_them(copy_without):
+    copy = copy_without(sys, "_getframe")
+
+    def inner():
+        return copy.current_frame(0), copy.current_frame(1)
+
+    found = inner()
+    assert [frame.f_code for frame in found] == [inner.__code__, sys._getframe().f_code]
+    with pytest.raises(ValueError, match="not deep enough"):
+        copy.current_frame(100_000)
+
+
+def test_without_the_frames_of_threads_none_is_seen(copy_without):
+    assert copy_without(sys, "_current_frames").current_frames() == {}
+
+
+def test_without_the_table_of_threads_none_is_known(copy_without):
+    assert copy_without(threading, "_active").threads == {}
+
+
+def test_without_the_names_of_threads_none_is_known(copy_without):
+    assert copy_without(threading.main_thread(), "_name").threads == {}
+
+
+def test_a_socket_counts_as_closed_by_its_descriptor_where_nothing_else_says_so():
+    class Bare: ...
+
+    is_closed = names.is_closed_reader(Bare, socket.socket.fileno)
+    assert names.file_objects_reader(Bare)(None) > 0
+    with socket.socket() as sock:
+        assert not is_closed(sock)
+    assert is_closed(sock)
+
+
+@pytest.mark.parametrize("has_method", [True, False])
+def test_errors_of_a_finalizer_are_dropped_in_c_or_in_python(monkeypatch, has_method):
+    seen = []
+
+    def fail(argument):
+        seen.append(argument)
+        raise KeyboardInterrupt
+
+    if not has_method:
+        monkeypatch.setattr(names.io, "BufferedReader", lambda *_: object())
+    assert names.dropping_errors(fail)("socket") is None
+    assert seen[0] == "socket"
+
+
+def test_where_the_interpreter_cannot_be_called_nothing_is_promised(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    assert names.interpreter_states("Main") is None
+    assert names.truth_asker()(object()) is False
+    assert names.main_thread_waker(lambda _: 0) is None
+
+
+def test_the_running_loop_is_that_of_this_thread():
+    async def ask():
+        return names.running_loop() is asyncio.get_running_loop()
+
+    assert asyncio.run(ask())
+    assert names.running_loop() is None
+
+
+def test_this_python_has_each_attribute_that_is_read():
+    loop = asyncio.SelectorEventLoop()
+    ours, theirs = multiprocessing.Pipe()
+    with socket.socket() as sock, sock.makefile("rb", buffering=0) as file, ours, theirs:
+        task = partial(asyncio.tasks._PyTask, loop=loop)
+        coroutine = asyncio.sleep(0)
+        of_task = (names.TASK_NAME, names.TASK_COROUTINE, names.TASK_STATE)
+        expected = [
+            (threading.main_thread(), (names.THREAD_NAME, names.THREAD_TARGET)),
+            (task(coroutine), of_task),
+            (loop.call_soon(print), (names.HANDLE_CALLBACK,)),
+            (loop, (names.LOOP_SELECTOR, *names.LOOP_SOCKETS)),
+            (file, (names.FILE_SOCKET,)),
+            (ours, (names.CONNECTION_HANDLE,)),
+        ]
+        for owner, attributes in expected:
+            assert [name for name in attributes if not hasattr(owner, name)] == [], owner
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def private_names_of_others(tree):
+    """Private attributes of modules, and those that are read by name."""
+    modules = {"sys", "socket", "threading", "asyncio", "io", "signal", "_asyncio", "_signal"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in modules and node.attr.startswith("_"):
+                yield node.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            reads = node.func.id in ("field", "getattr") and len(node.args) > 1
+            if reads and ast.unparse(node.args[0]) != "self":
+                name = node.args[1]
+                if isinstance(name, ast.Constant) and str(name.value).startswith("_"):
+                    yield name.value
+
+
+def test_no_other_module_reads_a_private_name_of_the_standard_library():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        where = path.relative_to(PACKAGE).as_posix()
+        # The attributes of foreign libraries stand in the file of each.
+        if where != "_cpython.py" and not where.startswith("_libraries/"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found |= {(where, name) for name in private_names_of_others(tree)}
+    dunders = {each for each in found if each[1].startswith("__")}
+    of_pytest = {each for each in found if each[1] in OF_PYTEST}
+    assert found - dunders - of_pytest <= HOT
