@@ -27,7 +27,7 @@ from closewait_guard._live import (
     kinds_of,
     text_of,
 )
-from closewait_guard.model import Observation, Origin, Verdict
+from closewait_guard.model import Frame, Observation, Origin, Verdict
 
 __all__ = [
     "Pools",
@@ -38,14 +38,16 @@ __all__ = [
 
 # A reference to a pool, the library that it is of, and what is known of it.
 _Pool = tuple[weakref.ref[Any], Library, PoolKind]
-# A library, and the address that it is connected to.
-_Target = tuple[str, str | None]
+# Pools that could be one: their library, name and address, and the line that has connected.
+_Target = tuple[str, str, str | None, Frame | None]
+# What may need a pool of its own: a thread, and an event loop by identity.
+_User = tuple[str, int | None]
 # By the identity of a class, which a class with an odd metaclass has too.
 _OwnerClasses = Mapping[int, tuple[type, OwnerKind]]
 _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 
-# For pools that have no bound of their own.
-_USUAL_BOUND = 100
+# Besides one for each thread and event loop: clients of one line with different settings.
+_FEW_POOLS = 4
 _MAX_POOLS = 10_000
 _MAX_WRAPPERS = 40
 
@@ -115,29 +117,30 @@ class Pools:
     def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, PoolUse]:
         uses: dict[int, PoolUse] = {}
         pools: Counter[_Target] = Counter()
-        openers: dict[_Target, set[str]] = defaultdict(set)
+        users: dict[_Target, set[_User]] = defaultdict(set)
         owners = _owner_classes(with_inner=True) if self._pools and by_fd else {}
+        alive = {text_of(field(thread, THREAD_NAME)) for thread in threads.copy().values()}
         for ref, library, kind in self._pools:
             pool = ref()
             found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), owners)
-            uses |= found
-            idle = [fd for fd, use in found.items() if use.is_idle]
-            pools.update({(library.name, by_fd[fd].peer) for fd in idle})
-            for fd in idle:
-                openers[library.name, by_fd[fd].peer].add(by_fd[fd].record.opener.thread)
-        alive = {text_of(field(thread, THREAD_NAME)) for thread in threads.copy().values()}
-        # If no thread is known, each that opened one counts as alive.
-        alive = alive or set[str | None]().union(*openers.values())
+            uses |= {fd: use for fd, (use, _) in found.items()}
+            idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle}
+            pools.update({_target_of(uses[fd], by_fd[fd]) for fd in idle})
+            for fd, loop in idle.items():
+                thread = by_fd[fd].record.opener.thread
+                # If no thread is known, each counts as alive.
+                if (not alive or thread in alive) and field(loop, "_closed") is not True:
+                    user = thread, None if loop is None else id(loop)
+                    users[_target_of(uses[fd], by_fd[fd])].add(user)
         for fd, use in uses.items():
-            target = (use.library, by_fd[fd].peer)
-            uses[fd] = _with_count(use, pools[target], len(openers[target] & alive))
+            target = _target_of(use, by_fd[fd])
+            too_many = pools[target] > _FEW_POOLS + len(users[target])
+            uses[fd] = use._replace(pools=pools[target], too_many_pools=too_many)
         return uses
 
 
-def _with_count(use: PoolUse, pools: int, threads: int) -> PoolUse:
-    """With the number of pools for one address: each thread may have its own, a call may not."""
-    bound = _USUAL_BOUND if use.max_size is None else use.max_size
-    return use._replace(pools=pools, too_many_pools=pools > bound + threads)
+def _target_of(use: PoolUse, seen: Observation) -> _Target:
+    return use.library, use.name, seen.peer, seen.record.site
 
 
 def _pool_classes() -> _PoolClasses:
@@ -155,36 +158,49 @@ def _pool_classes() -> _PoolClasses:
 
 def _uses_of(
     pool: Any, library: Library, kind: PoolKind, fds: Set[int], owners: _OwnerClasses
-) -> dict[int, PoolUse]:
-    """Nothing, where the pool is closed or not made as its kind says."""
+) -> dict[int, tuple[PoolUse, Any]]:
+    """How the pool uses each descriptor, and the event loop that drives its connection.
+
+    Nothing, where the pool is closed or not made as its kind says.
+    """
     try:
-        idle = fds & {_descriptor_of(each, owners) for each in kind.idle(pool)}
-        checked_out = fds & {_descriptor_of(each, owners) for each in kind.checked_out(pool)}
-        if not idle and not checked_out:
+        idle = dict(_descriptor_of(each, owners) for each in kind.idle(pool))
+        checked_out = dict(_descriptor_of(each, owners) for each in kind.checked_out(pool))
+        loops = {fd: loop for fd, loop in (checked_out | idle).items() if fd in fds}
+        if not loops:
             return {}
         name, max_size = kind.name(pool), kind.max_size(pool)
     except Exception:
         return {}
-    return {fd: PoolUse(library.name, name, fd in idle, max_size) for fd in idle | checked_out}
+    return {
+        fd: (PoolUse(library.name, name, fd in idle, max_size), loop)
+        for fd, loop in loops.items()
+        if fd is not None
+    }
 
 
-def _descriptor_of(thing: Any, owners: _OwnerClasses) -> int | None:
-    """That of a socket, or of the socket beneath a connection; None where there is none."""
+def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
+    """That of a socket, or of the socket beneath a connection, and the event loop it is used by.
+
+    Each is None where there is none.
+    """
     if type(thing) is int:
-        return thing
+        return thing, None
+    loop = None
     waiting = deque([thing])
     for _ in range(_MAX_WRAPPERS):
         if not waiting:
             break
         inner = waiting.popleft()
         if is_a(inner, _socket.socket):
-            return _socket.socket.fileno(inner)
+            return _socket.socket.fileno(inner), loop
+        loop = field(inner, "_loop", loop)
         owner = owners.get(id(type(inner)))
         for fd in owner[1].descriptors(inner) if owner is not None else ():
-            return fd
+            return fd, loop
         further = (field(inner, name) for name in _WRAPPED)
         waiting += [each for each in further if each is not None]
-    return None
+    return None, loop
 
 
 def owners_of_descriptors(

@@ -142,7 +142,7 @@ class PoolUse(NamedTuple):
         name: The pool, as its users would call it.
         is_idle: The connection waits in the pool, rather than being checked out.
         max_size: How many connections the pool keeps; None where it has no bound.
-        pools: How many of the library's pools have idle connections to the same address.
+        pools: How many such pools have idle connections that one line has made to one address.
         too_many_pools: There are more of them than a program has reason to make.
     """
 

@@ -70,7 +70,7 @@ def test_requests_session_idle_is_stale_and_the_next_scan_leaves_the_heap_alone(
         assert [finding.verdict for finding in guard.scan().findings] == ["stale_pool"]
 
 
-def test_a_session_for_each_call_is_leaked_once_there_are_more_than_a_pool_holds(guard):
+def test_a_session_for_each_call_is_leaked(guard):
     sessions = []
 
     def call(url):
@@ -117,6 +117,60 @@ def test_a_client_for_each_call_is_leaked(guard, library):
         for client in clients:
             client.clear() if library == "urllib3" else client.close()
     assert guard.scan().leaks == ()
+
+
+@pytest.mark.parametrize("count", [15, 21])
+def test_clients_of_one_line_are_leaked_however_many_connections_one_pool_may_hold(guard, count):
+    with web() as server:
+        clients = [httpx.Client() for _ in range(count)]
+        for client in clients:
+            client.get(server.url)
+        server.hang_up()
+        leaks = findings_of(guard, cwg.Verdict.LEAKED, count)
+        assert f"one of {count} pools for this address" in leaks[0].holders[-1]
+        assert all("make one client and keep it" in leak.hint for leak in leaks)
+        for client in clients:
+            client.close()
+    assert guard.scan().leaks == ()
+
+
+def test_a_few_clients_of_one_line_with_settings_of_their_own_are_explained(guard):
+    with web() as server:
+        clients = [httpx.Client(headers={"user": str(number)}) for number in range(4)]
+        for client in clients:
+            client.get(server.url)
+        server.hang_up()
+        findings_of(guard, cwg.Verdict.STALE_POOL, 4)
+        assert guard.scan().leaks == ()
+        for client in clients:
+            client.close()
+
+
+def test_one_session_for_many_hosts_of_one_address_is_explained(guard):
+    with web() as server, requests.Session() as session:
+        port = server.url.rpartition(":")[2]
+        for host in ("127.0.0.1", "127.1", "127.0.1", "2130706433", "0x7f.1", "0177.1", "0x7f.0.1"):
+            session.get(f"http://{host}:{port}")
+        server.hang_up()
+        findings_of(guard, cwg.Verdict.STALE_POOL, 7)
+        assert guard.scan().leaks == ()
+
+
+def test_a_client_for_each_event_loop_is_explained_as_long_as_the_loops_are_open(guard):
+    async def call(client, url):
+        await client.get(url)
+
+    with web() as server:
+        loops = [asyncio.new_event_loop() for _ in range(12)]
+        clients = [httpx.AsyncClient() for _ in loops]
+        for loop, client in zip(loops, clients, strict=True):
+            loop.run_until_complete(call(client, server.url))
+        server.hang_up()
+        findings_of(guard, cwg.Verdict.STALE_POOL, 12)
+        assert guard.scan().leaks == ()
+        for loop, client in zip(loops, clients, strict=True):
+            loop.run_until_complete(client.aclose())
+            loop.close()
 
 
 @pytest.mark.parametrize("library", ["httpx", "aiohttp"])
@@ -295,6 +349,19 @@ def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
     hang_up_redis(redis_port)
     leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
     are_of_a_pool_for_each_call(leaks, "make one client and keep it: it has a pool")
+    for client in clients:
+        client.close()
+    assert guard.scan().leaks == ()
+
+
+def test_redis_clients_of_one_line_are_leaked_though_their_pools_have_no_bound(guard, redis_port):
+    clients = [redis.Redis(port=redis_port) for _ in range(60)]
+    for client in clients:
+        client.ping()
+    hang_up_redis(redis_port)
+    leaks = findings_of(guard, cwg.Verdict.LEAKED, 60)
+    assert "one of 60 pools for this address" in leaks[0].holders[-1]
+    assert all("make one client and keep it" in leak.hint for leak in leaks)
     for client in clients:
         client.close()
     assert guard.scan().leaks == ()
