@@ -13,7 +13,7 @@ import signal as signals
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from closewait_guard._files import UntrustedFileError, read_trusted, read_untrusted
 from closewait_guard.exceptions import ConfigurationError
@@ -33,6 +33,7 @@ __all__ = [
     "interval",
     "is_without_config",
     "names",
+    "number_parser",
     "probe",
     "project_file",
     "redact",
@@ -41,6 +42,7 @@ __all__ = [
     "shown",
     "signal",
     "switch",
+    "whole_number_parser",
     "window",
     "without_code",
 ]
@@ -48,6 +50,7 @@ __all__ = [
 
 ContextProvider = Callable[[], Mapping[str, object]]
 Redactor = Callable[[str], str]
+_Number = TypeVar("_Number", int, float)
 _MAX_SECONDS = 1_000_000_000
 PROBES = ("auto", "linux", "portable")
 
@@ -69,55 +72,54 @@ _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
 
 
-def seconds(value: object) -> float:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number < 0:
-        raise ValueError("a number of seconds, zero or more")
-    return _that_can_be_waited_for(number)
+def number_parser(what: str, allows: Callable[[float], bool]) -> Callable[[object], float]:
+    """A parser of the numbers that are allowed; `what` says in words which they are."""
+
+    def parse(value: object) -> float:
+        number = _number(value)
+        if number is None or not math.isfinite(number) or not allows(number):
+            raise ValueError(what)
+        return number
+
+    return parse
 
 
-def interval(value: object) -> float:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number <= 0:
-        raise ValueError("a number of seconds above zero")
-    return _that_can_be_waited_for(number)
-
-
-def _that_can_be_waited_for(number: float) -> float:
+def _duration_parser(what: str, allows: Callable[[float], bool]) -> Callable[[object], float]:
     """Locks and sleep() take no more than some hundred years, and raise OverflowError."""
-    if number > _MAX_SECONDS:
-        raise ValueError(f"a number of seconds up to {_MAX_SECONDS:,}")
-    return number
+    parse_number = number_parser(what, allows)
+
+    def parse(value: object) -> float:
+        if (number := parse_number(value)) > _MAX_SECONDS:
+            raise ValueError(f"a number of seconds up to {_MAX_SECONDS:,}")
+        return number
+
+    return parse
 
 
-def require_number(parse: Callable[[object], float], value: object, what: str) -> float:
+def whole_number_parser(what: str, allows: Callable[[int], bool]) -> Callable[[object], int]:
+    """A parser of the whole numbers that are allowed; `what` says in words which they are."""
+    parse_number = number_parser(what, lambda number: number.is_integer() and allows(int(number)))
+    return lambda value: int(parse_number(value))
+
+
+seconds = _duration_parser("a number of seconds, zero or more", lambda number: number >= 0)
+interval = _duration_parser("a number of seconds above zero", lambda number: number > 0)
+share = number_parser("a share above 0 and up to 1", lambda number: 0 < number <= 1)
+count = whole_number_parser(
+    "a whole number, zero or more", lambda number: 0 <= number <= 1_000_000_000
+)
+# A window of reports that is long enough to distinguish growth from chance, or none.
+window = whole_number_parser(
+    "a whole number from 10 to 1000, or 0", lambda number: number == 0 or 10 <= number <= 1000
+)
+
+
+def require_number(parse: Callable[[object], _Number], value: object, what: str) -> _Number:
     """The number that a call was given, or one sentence of what it must be."""
     try:
         return parse(None if isinstance(value, str) else value)
     except ValueError as error:
         raise ConfigurationError(f"{what} must be {error}, not {shown(value)}") from None
-
-
-def count(value: object) -> int:
-    number = _number(value)
-    if number is None or not number.is_integer() or not 0 <= number <= 1_000_000_000:
-        raise ValueError("a whole number, zero or more")
-    return int(number)
-
-
-def window(value: object) -> int:
-    """A window of reports that is long enough to distinguish growth from chance, or none."""
-    number = _number(value)
-    if number is None or not number.is_integer() or not (number == 0 or 10 <= number <= 1000):
-        raise ValueError("a whole number from 10 to 1000, or 0")
-    return int(number)
-
-
-def share(value: object) -> float:
-    number = _number(value)
-    if number is None or not 0 < number <= 1:
-        raise ValueError("a share above 0 and up to 1")
-    return number
 
 
 def _number(value: object) -> float | None:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from closewait_guard.settings import Settings
 
 __all__ = [
     "add_no_config",
+    "parse_argument",
     "settings_of",
     "variables_of",
 ]
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def parse_argument(parse: Callable[[object], _Number], text: str) -> _Number:
+    """The number that was typed, or what it must be."""
+    from closewait_guard._config import shown
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be {error}, not {shown(text)}") from None
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:

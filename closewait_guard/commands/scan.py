@@ -7,7 +7,7 @@ import gc
 import time
 from typing import TYPE_CHECKING
 
-from closewait_guard.commands._configuration import add_no_config, settings_of
+from closewait_guard.commands._configuration import add_no_config, parse_argument, settings_of
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
 
 def pid(text: str) -> int:
     """The number of a process, as it is typed."""
-    if not text.isascii() or not text.isdecimal() or not 0 < int(text) < 1 << 31:
-        raise argparse.ArgumentTypeError(f"not the number of a process: {text!r}")
-    return int(text)
+    from closewait_guard._config import whole_number_parser
+
+    parse = whole_number_parser("the number of a process", lambda number: 0 < number < 1 << 31)
+    return parse_argument(parse, text)
 
 
 def _numbers(**_: object) -> list[str]:

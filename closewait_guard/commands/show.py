@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from closewait_guard._config import shown
+from closewait_guard._config import shown, whole_number_parser
 from closewait_guard._format import wrap_text
 from closewait_guard._processes import group_by_peer
 from closewait_guard._render import from_dict, site_lines
@@ -140,13 +140,11 @@ class Selection:
 
 def number(text: str, option: str) -> int:
     """A place as it is typed."""
+    what = "the number of a report, from 1, or from -1 backwards"
     try:
-        found = int(text)
-    except ValueError:
-        found = 0
-    if not found:
-        raise ReportFormatError(f"{option}: not the number of a report: {shown(text)}")
-    return found
+        return whole_number_parser(what, bool)(text)
+    except ValueError as error:
+        raise ReportFormatError(f"{option} must be {error}, not {shown(text)}") from None
 
 
 def _place(typed: int, many: int) -> int:

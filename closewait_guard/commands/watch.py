@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from closewait_guard._format import escape_line
-from closewait_guard.commands._configuration import add_no_config, settings_of
+from closewait_guard.commands._configuration import add_no_config, parse_argument, settings_of
 from closewait_guard.commands._output import FINE, USAGE, say
 from closewait_guard.commands.scan import add_targets, pids_of, print_inaccessible
 
@@ -45,19 +45,17 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 
 def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"not a number of seconds, 0.1 or more: {text!r}")
-    return seconds
+    from closewait_guard._config import number_parser
+
+    what = "a number of seconds from 0.1 to 86,400"
+    return parse_argument(number_parser(what, lambda number: 0.1 <= number <= 86_400), text)
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"not a whole number above zero: {text!r}")
-    return int(text)
+    from closewait_guard._config import whole_number_parser
+
+    what = "a whole number above zero"
+    return parse_argument(whole_number_parser(what, lambda number: number > 0), text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from closewait_guard._config import shown
+from closewait_guard._config import count, require_number, whole_number_parser
 from closewait_guard._files import OutputFile
 from closewait_guard._render import to_dict
 from closewait_guard.exceptions import ConfigurationError
@@ -122,13 +122,13 @@ def json_lines(
         ...     pathlib.Path(folder, "leaks.jsonl").read_text().count("\n")
         1
     """
-    numbers = {"max_bytes": max_bytes, "backups": backups, "examples": examples}
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ConfigurationError(
-                f"json_lines: {name} must be a whole number, zero or more, not {shown(number)}"
-            )
-    return _JsonLines(path, max_bytes, backups, examples)
+    size = whole_number_parser("a whole number, zero or more", lambda number: number >= 0)
+    return _JsonLines(
+        path,
+        require_number(size, max_bytes, "json_lines: max_bytes"),
+        require_number(count, backups, "json_lines: backups"),
+        require_number(count, examples, "json_lines: examples"),
+    )
 
 
 class _JsonLines:

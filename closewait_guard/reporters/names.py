@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
+from closewait_guard._config import seconds as parse_seconds
 from closewait_guard.exceptions import CloseWaitGuardError, ConfigurationError
 from closewait_guard.model import Reporter, Severity
 from closewait_guard.reporters.console import console
@@ -112,9 +113,9 @@ def _at_least(argument: str) -> Reporter:
 def _every(argument: str) -> Reporter:
     number, _, rest = argument.partition(":")
     try:
-        seconds = float(number)
-    except ValueError:
-        raise _make_error(f"every needs seconds, not {number!r}") from None
+        seconds = parse_seconds(number)
+    except ValueError as error:
+        raise _make_error(f"every needs {error}, not {number!r}") from None
     return every(seconds, _make_wrapped(f"every:{number}", rest))
 
 

@@ -155,10 +155,22 @@ def test_what_is_no_report_gets_one_sentence_that_names_the_file(tmp_path, conte
         (["/nowhere"], "/nowhere cannot be read: No such file or directory"),
         (["/"], "/ cannot be read: Is a directory"),
         (["FILE", "--range", "9"], "has 3 reports: none is 9"),
-        (["FILE", "--range", "0"], "not the number of a report: '0'"),
-        (["FILE", "--range", "1:x"], "not the number of a report: 'x'"),
-        (["FILE", "--last", "x"], "not the number of a report: 'x'"),
-        (["FILE", "--diff", "1", "x"], "not the number of a report: 'x'"),
+        (
+            ["FILE", "--range", "0"],
+            "must be the number of a report, from 1, or from -1 backwards, not '0'",
+        ),
+        (
+            ["FILE", "--range", "1:x"],
+            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+        ),
+        (
+            ["FILE", "--last", "x"],
+            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+        ),
+        (
+            ["FILE", "--diff", "1", "x"],
+            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+        ),
         (["--diff", "FILE", "/nowhere"], "/nowhere cannot be read"),
         ([], "FILE is needed"),
     ],

@@ -166,11 +166,24 @@ def test_without_rich_the_terminal_gets_one_sentence(tmp_path, growing):
         assert "pip install 'closewait_guard[cli]'" in " ".join(terminal.text().split())
 
 
-@pytest.mark.parametrize("wrong", [["--interval", "0"], ["--count", "-1"], ["999999999"], ["x"]])
-def test_bad_arguments_get_one_sentence(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--interval", "0"], "must be a number of seconds from 0.1 to 86,400, not '0'"),
+        (["--interval", "nan"], "must be a number of seconds from 0.1 to 86,400, not 'nan'"),
+        (["--count", "-1"], "must be a whole number above zero, not '-1'"),
+        (["--count", "1.5"], "must be a whole number above zero, not '1.5'"),
+        (["999999999"], "no such process"),
+        (["x"], "must be the number of a process, not 'x'"),
+        (["4294967296"], "must be the number of a process, not '4294967296'"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(wrong, sentence):
     done = call("watch", *wrong, code=2)
     assert done.stdout == ""
-    assert done.stderr.strip().splitlines()[-1].startswith("closewait-guard")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("closewait-guard")
+    assert sentence in last
 
 
 def test_a_sparkline_shows_the_latest_counts_by_the_highest_of_them():

@@ -193,7 +193,7 @@ def test_threads_share_a_reporter_without_tearing_or_losing_a_line(tmp_path):
     ("arguments", "sentence"),
     [
         ({"max_bytes": -1}, "max_bytes must be a whole number, zero or more, not -1"),
-        ({"max_bytes": 1e6}, "max_bytes must be a whole number, zero or more, not 1000000.0"),
+        ({"max_bytes": 1.5}, "max_bytes must be a whole number, zero or more, not 1.5"),
         ({"max_bytes": True}, "max_bytes must be a whole number, zero or more, not True"),
         ({"backups": "3"}, "backups must be a whole number, zero or more, not '3'"),
         ({"path": "/no/such/folder/x"}, r"'/no/such/folder/x' cannot be opened: .*No such file"),

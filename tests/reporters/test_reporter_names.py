@@ -60,8 +60,11 @@ def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
         ("json_lines:", "reporters: json_lines needs a path; "),
         ("changes", "reporters: changes needs another, as in changes:text; "),
         ("changes:nobody", "reporters: no reporter is called 'nobody'; "),
-        ("every", "reporters: every needs seconds, not ''; "),
-        ("every:soon:text", "reporters: every needs seconds, not 'soon'; "),
+        ("every", "reporters: every needs a number of seconds, zero or more, not ''; "),
+        (
+            "every:soon:text",
+            "reporters: every needs a number of seconds, zero or more, not 'soon'; ",
+        ),
         ("every:60", "reporters: every:60 needs another, as in every:60:text; "),
         ("at_least", "reporters: at_least needs one of info, warning, critical, not ''; "),
         ("at_least:text", "reporters: at_least needs one of info, warning, critical, not 'text'; "),
@@ -80,8 +83,8 @@ def test_an_unknown_name_or_a_bad_argument_gives_one_sentence_with_the_known_nam
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("every:-1:text", "every: seconds must be a number of seconds, zero or more, not -1.0"),
-        ("every:nan:text", "every: seconds must be a number of seconds, zero or more, not nan"),
+        ("every:-1:text", "every needs a number of seconds, zero or more, not '-1'"),
+        ("every:nan:text", "every needs a number of seconds, zero or more, not 'nan'"),
         ("json_lines:/no/such/x", "json_lines: '/no/such/x' cannot be opened: .*No such file"),
     ],
 )
