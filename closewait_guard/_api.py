@@ -147,7 +147,8 @@ def watch(
         interval: Seconds between two reports, 60 by default. Longer if a scan would take more
             than 0.6 % of it.
         settings: As for `install()`, like the overrides.
-        reporters: Those to report to in addition to the ones that `install()` was given.
+        reporters: Those to report to in addition to the ones that `install()` was given. Where
+            there is none at all, reports are written to stderr as text.
         at_exit: Report once more when the program, or a `with` block, ends; so by default.
         in_children: Continue in forked children, each for itself.
         **overrides: Single settings that win over all other sources.
@@ -208,9 +209,11 @@ def _install_and_add(
 ) -> Guard:
     """The process-wide guard, installed, and reporting to these reporters too."""
     if _guard is None:
-        return _install(settings, reporters, overrides)
-    guard = _install(settings, (), overrides)
-    guard._add_reporters(reporters)
+        guard = _install(settings, reporters, overrides)
+    else:
+        guard = _install(settings, (), overrides)
+        guard._add_reporters(reporters)
+    guard._require_reporter()
     return guard
 
 

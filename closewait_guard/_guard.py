@@ -243,6 +243,11 @@ class Guard:
     def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
         self._delivery.add(reporters)
 
+    def _require_reporter(self) -> None:
+        """Print the reports if no reporter would get them: who asks for reports is to see them."""
+        if not self._delivery.reporters:
+            self._delivery.add(["text"])
+
     def _on_uninstall(self, stop: Callable[[], None]) -> None:
         """Call a function when this guard is uninstalled, once."""
         if stop not in self._uninstall_callbacks:

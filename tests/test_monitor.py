@@ -115,6 +115,29 @@ def test_watching_adds_reporters_to_those_of_install(reporter):
         cwg.uninstall()
 
 
+def test_watching_without_any_reporter_prints_text_to_stderr(capfd):
+    cwg.install(grace=0)
+    try:
+        with half_closed_pair(), cwg.watch(interval=3600):
+            time.sleep(0.05)
+    finally:
+        cwg.uninstall()
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert stderr.count("1 leaked of ") == 1
+    assert "fix: " in stderr
+
+
+def test_watching_prints_nothing_where_there_is_a_reporter(capfd, reporter):
+    cwg.install(reporters=[reporter])
+    try:
+        with cwg.watch(interval=3600):
+            pass
+    finally:
+        cwg.uninstall()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_second_monitor_of_the_process_is_refused():
     try:
         with cwg.watch(interval=3600, at_exit=False):

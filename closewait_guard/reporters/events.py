@@ -28,9 +28,9 @@ __all__ = [
 
 
 class Event(NamedTuple):
-    """One log event: its severity, whether it is a leak or news, its name, message and fields."""
+    """One log event: its level, whether it is a leak or news, its name, message and fields."""
 
-    severity: Severity
+    level: Severity
     is_leak: bool
     name: str
     message: str
@@ -89,7 +89,10 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, opened at {where}"
         f"{f' to {peers}' if peers else ''}, for up to {format_duration(oldest)}: {first.hint}"
     )
-    return Event(group.severity, group.verdict.is_leak, "socket_leak", message, fields)
+    # What the program should have closed is worth a warning, however young it is.
+    is_low = group.verdict.is_leak and group.severity is Severity.INFO
+    level = Severity.WARNING if is_low else group.severity
+    return Event(level, group.verdict.is_leak, "socket_leak", message, fields)
 
 
 def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from closewait_guard._clock import now
 from closewait_guard._config import require_number
@@ -15,10 +16,12 @@ from closewait_guard.model import (
     AlertKind,
     AlertStatus,
     ClosedLate,
-    Finding,
     Report,
     Reporter,
     Severity,
+    SiteGroup,
+    Verdict,
+    site_key,
 )
 from closewait_guard.reporters.base import Wrapping, serial_of
 
@@ -93,10 +96,11 @@ class _AtLeast(Wrapping):
 def changes(reporter: Reporter) -> Reporter:
     """Hand on only what has changed since the last report, and nothing if nothing has.
 
-    A socket is reported when it is first a leak, when its verdict changes or its severity rises,
-    and when the program has closed it late. A finding that is no leak comes along, but does not
-    cause a report. What is left out is counted in `Report.omitted`. If the reporter raises, the
-    leaks of that report are in the next one again.
+    What counts are sites, not single sockets. A site is reported when it first leaks, when the
+    number of its leaks has doubled or their severity rises, and, with all that were closed late,
+    when none is left. A site of findings that are no leaks comes along once, but does not cause a
+    report; connections that are closing at this moment never do. What is left out is counted in
+    `Report.omitted`. If the reporter raises, the sites of that report are in the next one again.
 
     `every(60, changes(reporter))` loses nothing, while `changes(every(60, reporter))` loses most
     changes between two reports.
@@ -113,49 +117,60 @@ def changes(reporter: Reporter) -> Reporter:
     return _Changes("changes", reporter)
 
 
+class _Reported(NamedTuple):
+    """A site as it was last reported."""
+
+    sockets: int
+    severity: Severity
+
+    def has_changed(self, group: SiteGroup) -> bool:
+        """Whether it has grown, or got worse."""
+        return group.count >= 2 * self.sockets or group.severity.rank > self.severity.rank
+
+
 class _Changes(Wrapping):
     def __init__(self, name: str, reporter: Reporter) -> None:
         super().__init__(name, reporter)
-        self._reported: dict[int, Finding] = {}
+        self._reported: dict[object, _Reported] = {}
+        # Of the sites that still leak.
+        self._closed: tuple[ClosedLate, ...] = ()
 
     def __call__(self, report: Report, /) -> None:
-        changed = {
-            serial_of(finding): finding for finding in report.findings if self._has_changed(finding)
+        sites = {
+            site_key(group.findings[0]): group
+            for group in report.by_site()
+            if group.verdict is not Verdict.CLOSING
         }
-        closed = tuple(
-            each for each in report.closed_late if serial_of(each.finding) in self._reported
-        )
-        if closed or report.alerts or any(map(self._is_worth_reporting, changed.values())):
-            known = sum(
-                finding.is_leak for finding in report.findings if serial_of(finding) not in changed
-            )
-            self._reporter(
-                replace(
-                    report,
-                    findings=tuple(changed.values()),
-                    closed_late=closed,
-                    omitted=report.omitted + known,
-                )
-            )
-            self._reported |= changed
-        present = {serial_of(finding) for finding in report.findings}
-        self._reported = {
-            serial: finding for serial, finding in self._reported.items() if serial in present
-        }
+        changed = {site: group for site, group in sites.items() if self._has_changed(site, group)}
+        closed = [
+            (site, each)
+            for each in (*self._closed, *report.closed_late)
+            if (site := site_key(each.finding)) in self._reported
+        ]
+        # Before the reporter is called, which may raise.
+        self._closed = tuple(each for _, each in closed)[-_MAX_WAITING:]
+        ended = tuple(each for site, each in closed if site not in sites)
+        if ended or report.alerts or any(group.verdict.is_leak for group in changed.values()):
+            self._reporter(_only(report, changed.values(), ended))
+            self._reported |= {
+                site: _Reported(group.count, group.severity) for site, group in changed.items()
+            }
+        self._reported = {site: known for site, known in self._reported.items() if site in sites}
+        self._closed = tuple(each for site, each in closed if site in sites)[-_MAX_WAITING:]
 
-    def _has_changed(self, finding: Finding) -> bool:
-        """Whether it is new, has another verdict, or is more severe than when it was reported."""
-        reported = self._reported.get(serial_of(finding))
-        if reported is None:
-            return True
-        return (
-            reported.verdict is not finding.verdict
-            or reported.severity.rank < finding.severity.rank
-        )
+    def _has_changed(self, site: object, group: SiteGroup) -> bool:
+        reported = self._reported.get(site)
+        return reported is None or reported.has_changed(group)
 
-    def _is_worth_reporting(self, finding: Finding) -> bool:
-        reported = self._reported.get(serial_of(finding))
-        return finding.is_leak or (reported is not None and reported.is_leak)
+
+def _only(
+    report: Report, groups: Iterable[SiteGroup], closed_late: tuple[ClosedLate, ...]
+) -> Report:
+    """The report of these sites; the other leaks are counted as omitted."""
+    findings = tuple(finding for group in groups for finding in group.findings)
+    omitted = report.omitted + sum(each.count for each in report.leaks)
+    omitted -= sum(each.count for each in findings if each.is_leak)
+    return replace(report, findings=findings, closed_late=closed_late, omitted=omitted)
 
 
 def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = now) -> Reporter:

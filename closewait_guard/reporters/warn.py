@@ -18,16 +18,18 @@ __all__ = [
 _NOWHERE = Frame("<unknown>", 0, "<unknown>", "<unknown>")
 
 
-class SocketLeakWarning(ResourceWarning):
-    """A socket was leaked; the warning is attributed to the line that opened it."""
+class SocketLeakWarning(RuntimeWarning):
+    """A socket was leaked; the warning is attributed to the line that opened it.
+
+    No `ResourceWarning`, which Python ignores by default: who has sockets watched is to see this.
+    """
 
 
 def warn() -> Reporter:
     """Warn of each site that leaks, at the site, so that filters by module and line work.
 
-    Like every `ResourceWarning` it is ignored unless it is asked for, as with `-W default` or
-    `-W "default::ResourceWarning"`. The text of a site stays the same from report to report, so
-    that a filter that shows a warning once shows it once.
+    It is shown unless a filter ignores it. The text of a site stays the same from report to report,
+    so that a filter that shows a warning once, as the default one does, shows it once.
     """
     return _Warner()
 

@@ -61,13 +61,20 @@ def watched():
 # changes
 
 
-def test_changes_reports_a_leak_once_and_then_what_is_new(watched):
+def test_changes_reports_a_site_once_and_again_when_its_leaks_have_doubled(watched):
     it = watched(reporters.changes)
     assert it.report() is None
+    for more, reported in ((2, 2), (0, None), (1, None), (1, 4), (3, None), (1, 8)):
+        it.leak(more)
+        report = it.report()
+        assert (report and len(report.findings)) == reported, more
+
+
+def test_changes_reports_a_new_site_and_counts_the_known_ones_that_it_leaves_out(watched):
+    it = watched(reporters.changes)
     it.leak(2)
     assert len(it.report().findings) == 2
-    assert it.report() is None
-    it.leak(1)
+    it.stack.enter_context(half_closed_pair())
     third = it.report()
     assert (len(third.findings), third.omitted) == (1, 2)
     assert "1 leaked, 2 left out of 3 open sockets" in cwg.render_text(third)
@@ -75,32 +82,45 @@ def test_changes_reports_a_leak_once_and_then_what_is_new(watched):
 
 def test_changes_reports_when_it_got_worse_and_not_when_it_got_better_again(watched):
     it = watched(reporters.changes, count_warning=2)
-    it.leak(2)
-    assert {leak.severity for leak in it.report().findings} == {"info"}
-    [third] = it.leak(1)
-    assert [leak.severity for leak in it.report().findings] == ["warning"] * 3
-    third.close()
-    better = it.report()
-    assert better.findings == ()
-    assert len(better.closed_late) == 1
-    it.leak(1)
-    again = it.report()
-    assert len(again.findings) == 1, "those that were reported as warnings have not changed"
+    for more, severity in ((2, "info"), (1, "warning")):
+        [*_, last] = it.leak(more)
+        assert {leak.severity for leak in it.report().findings} == {severity}
+    last.close()
+    assert it.report() is None
 
 
-def test_changes_reports_what_closed_late_and_after_how_long(watched):
+def test_changes_reports_what_closed_late_when_the_site_has_no_leak_left(watched):
     it = watched(reporters.changes)
-    [sock] = it.leak(1)
-    it.leak(1)
-    leak = it.report().findings[0]
-    sock.close()
-    [closed] = it.report().closed_late
-    assert closed.finding.observation.record == leak.observation.record
-    assert 0.05 < closed.after < 5
+    first, second = it.leak(2)
+    leaks = it.report().findings
+    first.close()
+    assert it.report() is None, "the site still leaks"
+    second.close()
+    it.reporter.failures = 1
+    assert it.report() is None, "it failed, and nothing is lost"
+    closed = it.report().closed_late
+    assert [each.finding.observation.record for each in closed] == [
+        leak.observation.record for leak in leaks
+    ]
+    assert all(0.02 < each.after < 5 for each in closed)
     text = cwg.render_text(it.reporter.reports[-1])
     assert "CLOSED LATE, after 0." in text
-    assert "1 socket opened at" in text
+    assert "2 sockets opened at" in text
     assert it.report() is None
+
+
+def test_changes_never_reports_what_is_closing_at_this_moment(watched):
+    it = watched(reporters.changes, grace=60)
+    received = CapturingReporter()
+    reporter = reporters.changes(received)
+    it.leak(2)
+    time.sleep(0.03)
+    closing = it.guard.scan()
+    assert {each.verdict for each in closing.findings} == {cwg.Verdict.CLOSING}
+    reporter(closing)
+    alert = cwg.Alert(Kind.AGE, Severity.WARNING, "old", {})
+    reporter(replace(closing, alerts=(alert,)))
+    assert [report.findings for report in received.reports] == [()]
 
 
 def test_changes_does_not_report_the_end_of_what_it_never_reported(watched):
@@ -285,7 +305,12 @@ def test_changes_within_every_loses_nothing(watched):
     assert it.report() is None
     now[0] = 60
     report = it.report()
-    assert (len(report.findings), len(report.closed_late), report.omitted) == (1, 1, 1)
+    assert (len(report.findings), len(report.closed_late), report.omitted) == (1, 0, 1)
+    first.close()
+    now[0] = 90
+    assert it.report() is None
+    now[0] = 120
+    assert len(it.report().closed_late) == 2, "the site has no leak left"
 
 
 # All of them.

@@ -86,7 +86,7 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
 
 @pytest.mark.parametrize(
     ("settings", "level"),
-    [({}, "info"), ({"age_warning": 0}, "warning"), ({"age_critical": 0}, "critical")],
+    [({"age_warning": 0}, "warning"), ({"age_critical": 0}, "critical")],
 )
 def test_the_level_comes_from_the_severity(own_structlog, settings, level):
     with leaking_guard(**settings) as guard:
@@ -94,6 +94,16 @@ def test_the_level_comes_from_the_severity(own_structlog, settings, level):
     reporters.structlog()(report)
     [event] = own_structlog()
     assert event["level"] == event["severity"] == level
+
+
+def test_a_leak_is_logged_at_least_as_a_warning(own_structlog, caplog):
+    report = report_leaks(CapturingReporter())
+    reporters.structlog()(report)
+    reporters.logging()(report)
+    [event] = own_structlog()
+    assert (event["level"], event["severity"]) == ("warning", "info")
+    [record] = caplog.records
+    assert (record.levelname, record.severity) == ("WARNING", "info")
 
 
 def test_findings_that_are_no_leaks_are_logged_at_debug_level(own_structlog, caplog):
@@ -151,7 +161,7 @@ def test_a_logger_of_the_program_s_own_is_used():
     logger = logger.bind(service="shop")
     report_leaks(reporters.structlog(logger))
     [call] = logger._logger.calls
-    assert call.method_name == "info"
+    assert call.method_name == "warning"
     assert call.kwargs["service"] == "shop"
 
 
@@ -184,7 +194,11 @@ assert not structlog.is_configured()
 assert logging.getLogger().handlers == logging.getLogger("closewait_guard").handlers == []
 assert logging.getLogger("closewait_guard").level == logging.NOTSET
 """
-    assert run(code) == ("", "")
+    stdout, stderr = run(code)
+    assert stdout == ""
+    # What the standard library does with a warning that no handler takes.
+    assert stderr.startswith("1 socket leaked, opened at <string>")
+    assert stderr.count("\n") == 1
 
 
 def test_logging_logs_a_message_and_the_fields_as_extra(caplog):
