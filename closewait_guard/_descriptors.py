@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 from closewait_guard._clock import now
 from closewait_guard._interruptions import interrupts, refusals
-from closewait_guard._live import is_a, module_dict
 
 __all__ = [
     "Identity",
@@ -30,7 +29,6 @@ __all__ = [
     "identity_of",
     "inode_of",
     "is_listening",
-    "is_tls",
     "own_socket",
     "owned_pipe",
     "socket_inode_of",
@@ -181,15 +179,6 @@ def ask_or_none(ask: Callable[..., Any], *question: object) -> Any:
 def is_listening(sock: _socket.socket) -> bool:
     """Whether the socket waits for connections."""
     return bool(ask_or_none(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def is_tls(sock: _socket.socket) -> bool:
-    """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
-    if type(sock) is socket.socket:
-        return False
-    # No code of the socket, or of what stands in for the module, is run.
-    variables = module_dict(sys.modules.get("ssl"))
-    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
 
 
 # The one that the guard itself keeps open, if it does: a line to `run`.

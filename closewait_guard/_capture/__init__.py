@@ -1,35 +1,43 @@
-"""What happens when the program makes a socket: patched methods, records, the weak table."""
+"""What happens when the program makes a socket: patched methods, records, the weak table.
+
+The names are fetched when they are first used: what waits for the first socket, as the pytest
+plugin does, needs the class that is patched, and none of what records.
+"""
 
 from __future__ import annotations
 
-from closewait_guard._capture.context import PlainContext, around, current_labels, label
-from closewait_guard._capture.creation import (
-    NO_CONTEXT,
-    ORIGIN,
-    SERIAL,
-    SOCK,
-    STACK,
-    Creation,
-    CreationTuple,
-    pop_if_same,
-    still_owns,
-)
-from closewait_guard._capture.dropped import (
-    DroppedSocket,
-    FinalSnapshot,
-    LockFreeCounter,
-)
-from closewait_guard._capture.hooks import SOCKET, as_function
-from closewait_guard._capture.patch import replacement_class
-from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
-from closewait_guard._capture.stack import (
-    NO_STACK,
-    CapturedStack,
-    SharedStack,
-    capture,
-    capture_up_to,
-    intern,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from closewait_guard._capture.context import PlainContext, around, current_labels, label
+    from closewait_guard._capture.creation import (
+        NO_CONTEXT,
+        ORIGIN,
+        SERIAL,
+        SOCK,
+        STACK,
+        Creation,
+        CreationTuple,
+        pop_if_same,
+        still_owns,
+    )
+    from closewait_guard._capture.dropped import (
+        DroppedSocket,
+        FinalSnapshot,
+        LockFreeCounter,
+    )
+    from closewait_guard._capture.hooks import SOCKET, as_function
+    from closewait_guard._capture.patch import replacement_class
+    from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
+    from closewait_guard._capture.stack import (
+        NO_STACK,
+        CapturedStack,
+        SharedStack,
+        capture,
+        capture_up_to,
+        intern,
+    )
 
 __all__ = [
     "NO_CONTEXT",
@@ -61,3 +69,55 @@ __all__ = [
     "replacement_class",
     "still_owns",
 ]
+
+_HOMES = {
+    "context": (
+        "PlainContext",
+        "around",
+        "current_labels",
+        "label",
+    ),
+    "creation": (
+        "NO_CONTEXT",
+        "ORIGIN",
+        "SERIAL",
+        "SOCK",
+        "STACK",
+        "Creation",
+        "CreationTuple",
+        "pop_if_same",
+        "still_owns",
+    ),
+    "dropped": (
+        "DroppedSocket",
+        "FinalSnapshot",
+        "LockFreeCounter",
+    ),
+    "hooks": (
+        "SOCKET",
+        "as_function",
+    ),
+    "patch": ("replacement_class",),
+    "registry": (
+        "OpenSockets",
+        "Registry",
+        "open_creations",
+    ),
+    "stack": (
+        "NO_STACK",
+        "CapturedStack",
+        "SharedStack",
+        "capture",
+        "capture_up_to",
+        "intern",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -22,11 +22,11 @@ from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
     is_listening,
-    is_tls,
     socket_inode_of,
     unread,
     unsent,
 )
+from closewait_guard._live import is_tls
 
 __all__ = [
     "DroppedSocket",

@@ -9,6 +9,7 @@ compared by identity, names only if they are exact strings.
 from __future__ import annotations
 
 import contextlib
+import socket
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,7 @@ __all__ = [
     "is_a",
     "is_any_of",
     "is_exactly",
+    "is_tls",
     "items_of",
     "loaded_modules",
     "module_dict",
@@ -201,6 +203,14 @@ def module_dict(thing: object) -> dict[str, Any] | None:
     """The variables of a module; None for what only stands in for one."""
     found = _module_vars(thing) if is_a(thing, ModuleType) else None
     return found if type(found) is dict else None
+
+
+def is_tls(sock: object) -> bool:
+    """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
+    if type(sock) is socket.socket:
+        return False
+    variables = module_dict(sys.modules.get("ssl"))
+    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
 
 
 def loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -132,7 +132,8 @@ class LeakHooks:
         if idle is None:
             return
         idle.end()
-        item, phase = idle.item, idle.find_phase()
+        with self._spare_descriptors.lend():
+            item, phase = idle.item, idle.find_phase()
         if item is not None and phase is not None:
             owner = self._new_owner(item.nodeid, item.nodeid)
             self.current_test = CurrentTest(item, self._plan, owner)
@@ -149,7 +150,8 @@ class LeakHooks:
             self._recorder.begin()
 
     def _load_recorder(self) -> RunRecorder:
-        from closewait_guard.pytest_plugin._recording import RunRecorder
+        with self._spare_descriptors.lend():
+            from closewait_guard.pytest_plugin._recording import RunRecorder
 
         self._first_socket_hook.remove()
         if self._recorder is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -153,6 +153,15 @@ class SpareDescriptors:
         if not self._ends:
             with suppress(OSError):
                 self._ends = owned_pipe()
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Have its descriptors free to use meanwhile: an import needs one."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.acquire()
 
     def release(self) -> None:
         """Close it: its descriptors are free to use."""

@@ -1,6 +1,6 @@
 """What each way into the package loads: a program pays for what it uses, and for nothing else.
 
-What a run of pytest loads is in `tests/pytest_plugin/test_plugin_loading.py`.
+What a run of pytest with sockets loads is in `tests/pytest_plugin/test_plugin_loading.py`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
+
+import pytest
 
 # Raise it only for what every program with a guard needs.
 _MAX_MODULES_OF_INSTALL = 79
+# Raise it only for what every suite needs that uses the pytest plugin.
+_MAX_MODULES_BEFORE_THE_FIRST_SOCKET = 17
 
 
 def modules_after(code: str, *arguments: str) -> set[str]:
@@ -61,3 +66,29 @@ def test_scanning_another_process_loads_nothing_that_records_the_sockets_of_this
     loaded = modules_after(code, "scan", str(os.getpid()))
     assert "_processes" in parts(loaded)
     assert not parts(loaded) & {"_capture", "_guard", "_pipeline", "_holders"}
+
+
+def test_a_pytest_run_without_a_socket_loads_nothing_that_records_looks_or_judges(tmp_path):
+    (tmp_path / "test_without_sockets.py").write_text("def test_it(): pass", encoding="utf-8")
+    code = """if True:
+        import os, pytest, sys
+        os.chdir(sys.argv[1])
+        # Other plugins may make sockets.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        options = ["-p", "closewait_guard.pytest_plugin", "-p", "no:cacheprovider"]
+        assert pytest.main(["-q", *options, "--socket-leaks=fail"]) == 0
+    """
+    loaded = modules_after(code, str(tmp_path))
+    assert "closewait_guard.pytest_plugin._hooks" in loaded
+    unused = {"_live", "_inspect", "_judge", "_holders", "_libraries", "_guard", "_pipeline"}
+    assert not parts(loaded) & unused
+    capture = {name for name in ours(loaded) if name.startswith("closewait_guard._capture.")}
+    assert capture == {"closewait_guard._capture.hooks"}
+    assert len(ours(loaded)) <= _MAX_MODULES_BEFORE_THE_FIRST_SOCKET, sorted(ours(loaded))
+
+
+@pytest.mark.parametrize("package", ["_capture", "_inspect"])
+def test_a_package_that_loads_its_names_on_demand_has_them_all(package):
+    front = import_module(f"closewait_guard.{package}")
+    assert all(hasattr(front, name) for name in front.__all__)
+    assert not hasattr(front, "no_such_name")

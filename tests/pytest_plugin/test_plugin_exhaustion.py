@@ -108,3 +108,30 @@ def test_spare_descriptors_that_the_program_has_closed_close_nothing_of_its_own(
     spare_descriptors.release()
     for fd in theirs:
         os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "thread = threading.Thread(target=int); thread.start(); thread.join()",
+        "keep(socket.socket(fileno=fds.pop()))",
+    ],
+)
+def test_the_first_thread_and_socket_of_a_run_need_no_descriptor_of_the_program(suite, use):
+    source = f"""
+import os
+import resource
+
+def test_it():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    socketpair = __import__("_socket").socketpair()
+    fds = [each.detach() for each in socketpair]
+    with pytest.raises(OSError):
+        while True:
+            fds.insert(0, os.dup(0))
+    {use}
+    for fd in fds:
+        os.close(fd)
+"""
+    result = suite.fail(source, "-p", "no:faulthandler", apart=True)
+    result.assert_outcomes(passed=1, errors=int("keep" in use))

@@ -11,8 +11,9 @@ from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from closewait_guard._descriptors import OwnedDescriptor, ask_or_none, inode_of, is_tls
+from closewait_guard._descriptors import OwnedDescriptor, ask_or_none, inode_of
 from closewait_guard._enums import Connection, Evidence, State
+from closewait_guard._live import is_tls
 
 __all__ = [
     "INVALID",
