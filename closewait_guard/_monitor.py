@@ -6,9 +6,9 @@ import atexit
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from closewait_guard._clock import SCANNING_SHARE, now
 from closewait_guard._config import interval as parse_interval
@@ -16,10 +16,12 @@ from closewait_guard._config import require_number
 from closewait_guard._format import format_duration
 from closewait_guard._guard import Guard
 from closewait_guard._redact import Redaction
-from closewait_guard._signal import WakeupReader
 from closewait_guard._structlog import log_error
 from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from closewait_guard._signal import WakeupReader
 
 __all__ = [
     "Monitor",
@@ -143,6 +145,7 @@ class Monitor:
         self._should_end = threading.Event()
         self._is_last_wanted = False
         self._signal_reader: WakeupReader | None = None
+        self._forget_sigterm: Callable[[], None] | None = None
 
     @property
     def running(self) -> bool:
@@ -156,7 +159,10 @@ class Monitor:
             _monitors.add(self)
             self.guard._on_uninstall(self.stop)
             if self._at_exit:
+                from closewait_guard._signal import before_sigterm
+
                 atexit.register(self._finish)
+                self._forget_sigterm = before_sigterm(self._finish)
         return self
 
     def stop(self) -> None:
@@ -164,6 +170,9 @@ class Monitor:
         self._should_end.set()
         _monitors.discard(self)
         atexit.unregister(self._finish)
+        forget, self._forget_sigterm = self._forget_sigterm, None
+        if forget is not None:
+            forget()
         if self._signal_reader is not None:
             self._signal_reader.stop()
         self._join(_MAX_JOIN_SECONDS)

@@ -41,6 +41,7 @@ WHOLE_PROGRAMS = {
         "documents",
         "event_loops",
         "forks",
+        "last_report",
         "native_sockets",
         "plugin_beside_others",
         "pools",

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _signal
+from closewait_guard._signal import report as _signal
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no such signal")
 
@@ -91,7 +91,7 @@ def run(program, path, *arguments):
 STUCK = """
 import ctypes, os, signal, sys, threading, time
 import closewait_guard as cwg
-from closewait_guard import _signal
+from closewait_guard._signal import report as _signal
 cwg.install(signal="SIGUSR1")
 if sys.argv[1] == "monitor":
     cwg.watch(interval=3600, at_exit=False)
@@ -218,7 +218,7 @@ def test_the_signal_can_be_named_in_the_environment(monkeypatch, capfd):
 FORKS = """
 import signal
 import closewait_guard as cwg
-from closewait_guard import _signal
+from closewait_guard._signal import report as _signal
 cwg.install(signal="SIGUSR1")
 cwg.watch(interval=3600, at_exit=False)
 child = os.fork()

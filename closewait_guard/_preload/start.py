@@ -21,6 +21,7 @@ from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload.status import Channel, Line, Status
 from closewait_guard._render import render_text, render_with_header
+from closewait_guard._signal import before_sigterm
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -122,17 +123,23 @@ class _Ending:
     def __init__(self, guard: Guard, status: Status) -> None:
         self._guard = guard
         self._status = status
+        self._forget_sigterm = before_sigterm(self._on_sigterm)
 
     def __call__(self) -> None:
-        self._report()
+        self._forget_sigterm()
+        # Without a grace time: what is not closed by now never will be.
+        self._report(partial(self._guard.check, 0))
         with suppress(Exception):
             # A thread that writes to stderr while the interpreter ends would have it abort.
             self._guard.uninstall()
 
-    def _report(self) -> None:
+    def _on_sigterm(self) -> None:
+        """In the middle of the program's work: what its peers close now is none of its leaks."""
+        self._report(self._guard.scan)
+
+    def _report(self, scan: Callable[[], Report]) -> None:
         try:
-            # Without a grace time: what is not closed by now never will be.
-            report = self._guard.check(0)
+            report = scan()
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self._status.end(f"failed {escape_control(why)}")

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard import _signal
+from closewait_guard._signal import report as _signal
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="none of them is queued")
 

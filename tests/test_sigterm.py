@@ -1,0 +1,169 @@
+"""SIGTERM with its default action: a report first, and then the end that it brings without us."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import closewait_guard as cwg
+from command_line import COMMAND, environment
+
+LEAK = """
+import multiprocessing, os, signal, socket, sys, threading, time
+
+def leak():
+    server = socket.create_server(("127.0.0.1", 0))
+    kept = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+    time.sleep(0.1)
+    return server, kept
+"""
+WATCH = "import closewait_guard as cwg\nmonitor = cwg.watch(reporters=['text'], grace=0.01)\n"
+KILL = "os.kill(os.getpid(), signal.SIGTERM)\n"
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """Runs a program to its end, with the guard of `run` or its own; returns its standard error."""
+
+    def end(source, *, run=False, prefix=(), code=-signal.SIGTERM):
+        path = tmp_path / "program.py"
+        path.write_text(LEAK + source)
+        start = [*COMMAND, "run", "--grace", "0.01"] if run else [sys.executable]
+        done = subprocess.run(
+            [*prefix, *start, path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment(),
+        )
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        return done.stderr
+
+    return end
+
+
+def test_run_reports_and_the_signal_ends_the_program(ended):
+    assert "1 leaked of 2" in ended(f"kept = leak()\n{KILL}time.sleep(20)", run=True)
+
+
+def test_a_watching_program_reports_and_the_signal_ends_it(ended):
+    assert "1 leaked of 2" in ended(f"{WATCH}kept = leak()\n{KILL}time.sleep(20)")
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_the_default_is_what_the_program_sees_and_can_restore(ended, run):
+    told = ended(
+        f"{'' if run else WATCH}kept = leak()\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "before = signal.signal(signal.SIGTERM, lambda *_: print('mine', file=sys.stderr))\n"
+        "assert before is signal.SIG_DFL\n"
+        f"{KILL}"
+        "assert signal.signal(signal.SIGTERM, before) is not before\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        f"{KILL}time.sleep(20)",
+        run=run,
+    )
+    assert told.count("mine") == 1
+    assert told.index("mine") < told.index("1 leaked of 2")
+
+
+def test_a_server_that_restores_the_default_of_before_the_guard_reports(ended):
+    told = ended(
+        "before = signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        f"{WATCH}kept = leak()\n{KILL}signal.signal(signal.SIGTERM, before)\n{KILL}time.sleep(20)"
+    )
+    assert told.count("1 leaked of 2") == 1
+
+
+def test_an_ignored_signal_stays_ignored(ended):
+    told = ended(
+        f"signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{WATCH}"
+        f"assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN\n{KILL}monitor.stop()",
+        code=0,
+    )
+    assert told == ""
+
+
+def test_a_worker_that_its_pool_terminates_reports(ended):
+    told = ended(
+        "def work():\n    kept = leak()\n    up.set()\n    time.sleep(20)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('fork')\n"
+        "    up = context.Event()\n"
+        "    worker = context.Process(target=work)\n"
+        "    worker.start()\n    up.wait()\n    worker.terminate()\n    worker.join()\n"
+        "    assert worker.exitcode == -signal.SIGTERM, worker.exitcode\n",
+        run=True,
+        code=0,
+    )
+    assert "in leak()" in told
+
+
+def test_a_second_signal_ends_the_program_during_a_report_that_blocks(ended):
+    began = time.monotonic()
+    ended(
+        "import closewait_guard as cwg\n"
+        "cwg.watch(reporters=[lambda report: (started.set(), time.sleep(60))])\n"
+        "started = threading.Event()\n"
+        "def again():\n    started.wait()\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"threading.Thread(target=again, daemon=True).start()\n{KILL}time.sleep(60)"
+    )
+    assert time.monotonic() - began < 30
+
+
+def test_a_report_that_blocks_delays_the_end_by_seconds_only(ended):
+    began = time.monotonic()
+    ended(
+        "import closewait_guard as cwg\n"
+        "from closewait_guard._signal import sigterm\n"
+        "sigterm._MAX_SECONDS = 0.2\n"
+        "cwg.watch(reporters=[lambda report: time.sleep(300)], reporter_timeout=300)\n"
+        f"{KILL}time.sleep(60)"
+    )
+    assert time.monotonic() - began < 50
+
+
+def test_a_handler_that_raises_during_the_report_does_not_keep_the_program_alive(ended):
+    ended(
+        "import closewait_guard as cwg\n"
+        "def interrupt(report):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
+        f"cwg.watch(reporters=[interrupt])\ntry:\n    {KILL}    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(60)"
+    )
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="it needs unshare")
+def test_the_first_process_of_a_container_continues_as_the_kernel_ignores_the_signal(ended):
+    namespace = ["unshare", "--pid", "--fork"]
+    if subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("it may not make a namespace")
+    told = ended(
+        f"kept = leak()\n{KILL}{KILL}print('on', file=sys.stderr)",
+        run=True,
+        code=0,
+        prefix=namespace,
+    )
+    assert told.index("1 leaked of 2") < told.index("on\n")
+
+
+def test_stopping_restores_the_functions_and_the_default_exactly():
+    before = signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)
+    monitor = cwg.watch(interval=60)
+    assert signal.signal is not before[0]
+    monitor.stop()
+    assert (signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)) == before
+    cwg.uninstall()
+
+
+def test_a_monitor_without_a_last_report_leaves_signals_alone():
+    before = signal.signal
+    with cwg.Guard() as guard, cwg.watch(interval=60, at_exit=False):
+        assert signal.signal is before
+        assert guard.installed
+    cwg.uninstall()
