@@ -35,6 +35,7 @@ __all__ = [
     "LOOP_SELECTOR",
     "LOOP_SOCKETS",
     "NSIG",
+    "SELECTOR_KEYS",
     "TASK_COROUTINE",
     "TASK_NAME",
     "TASK_STATE",
@@ -64,6 +65,7 @@ TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without the
 TASK_STATE = "_state"  # Else it counts as unfinished.
 HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
 LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
+SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
 FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
 CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.

@@ -20,7 +20,7 @@ from closewait_guard import _descriptors
 from closewait_guard._capture import Registry, patch
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._format import pluralize
-from closewait_guard._holders import Explainer, Pools
+from closewait_guard._holders import CallUse, Explainer, Pools, find_call_uses
 from closewait_guard._inspect import (
     Probe,
     ScanResult,
@@ -34,6 +34,7 @@ from closewait_guard._judge import (
     AlertState,
     SeriesPoint,
     judge,
+    leave_to_calls,
     leave_to_pools,
     threshold_alerts,
     update_alerts,
@@ -84,6 +85,7 @@ class Pipeline:
         self.scanner = SocketScanner(registry, probe, settings.stack_depth, settings.grace)
         self._pools = Pools()
         self._have_pools_failed = False
+        self._have_calls_failed = False
         self._allowance = Allowance(now())
         self._explainer = Explainer(registry, self._allowance)
         self.holders_seconds = 0.0
@@ -189,7 +191,10 @@ class Pipeline:
                 serial for serial, use in pools.items() if use.is_idle and not use.too_many_pools
             }
             findings = leave_to_pools(findings, idle, settings, fd_limit)
-            return self._explainer.explain(findings, pools, limit, everything=everything)
+            # What a test or a block has left open is not to wait for the end of a call.
+            calls = {} if everything else self._find_call_uses(findings)
+            findings = leave_to_calls(findings, calls.keys(), settings, fd_limit)
+            return self._explainer.explain(findings, pools, calls, limit, everything=everything)
 
     def _ask_pools(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, PoolUse]:
         leaks = (
@@ -204,6 +209,13 @@ class Pipeline:
             return {}
         self._have_pools_failed = False
         return uses
+
+    def _find_call_uses(self, findings: Iterable[Finding]) -> dict[int, CallUse]:
+        try:
+            return find_call_uses(findings, self._registry)
+        except Exception:
+            self._have_calls_failed = True
+            return {}
 
     @contextmanager
     def _holders_measured(self) -> Iterator[None]:
@@ -258,6 +270,8 @@ class Pipeline:
         )
         if self._have_pools_failed:
             yield "what waits in pools: asking them has failed"
+        if self._have_calls_failed:
+            yield "what running calls do with connections: looking at them has failed"
         if refusals.total:
             questions = pluralize(refusals.total, "question")
             yield f"what an audit hook has kept from being asked: {questions}"

@@ -48,6 +48,7 @@ WHOLE_PROGRAMS = {
         "real_programs",
         "root_causes",
         "run",
+        "running_calls",
         "scan",
         "soak",
         "watch",

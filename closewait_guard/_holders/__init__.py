@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
 from closewait_guard._holders.libraries import Pools
+from closewait_guard._holders.threads import CallUse, find_call_uses
 
 __all__ = [
+    "CallUse",
     "Explainer",
     "Pools",
+    "find_call_uses",
 ]

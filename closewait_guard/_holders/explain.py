@@ -24,6 +24,7 @@ from closewait_guard._holders.find import (
 )
 from closewait_guard._holders.libraries import hints_of_libraries, owners_of_descriptors
 from closewait_guard._holders.processes import processes_sharing
+from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
 from closewait_guard._libraries import PoolUse
@@ -99,6 +100,7 @@ class Explainer:
         self,
         findings: Iterable[Finding],
         pools: Mapping[int, PoolUse],
+        calls: Mapping[int, CallUse],
         limit: TimeLimit,
         *,
         everything: bool = False,
@@ -108,6 +110,7 @@ class Explainer:
         Args:
             findings: All findings of the report; explanations of other sockets are forgotten.
             pools: How pools use the sockets, by serial.
+            calls: What running calls have to do with the sockets, by serial.
             limit: The time for searching.
             everything: Explain all findings, not only leaks, and do not pause.
         """
@@ -124,7 +127,7 @@ class Explainer:
         known = self._explanations.copy()
         unknown = (finding for finding in wanted if self._needs_search(finding))
         self.unsearched = sum(finding.observation.record.serial not in known for finding in unknown)
-        return tuple(self._add_explanation(finding, pools) for finding in findings)
+        return tuple(self._add_explanation(finding, pools, calls) for finding in findings)
 
     def _search_all(self, chosen: list[Finding], limit: TimeLimit) -> None:
         is_large = bool(chosen) and is_too_large()
@@ -249,7 +252,9 @@ class Explainer:
     def _socket_of(self, finding: Finding) -> object | None:
         return self._registry.socket_of(finding.observation.fd, finding.observation.record.serial)
 
-    def _add_explanation(self, finding: Finding, pools: Mapping[int, PoolUse]) -> Finding:
+    def _add_explanation(
+        self, finding: Finding, pools: Mapping[int, PoolUse], calls: Mapping[int, CallUse]
+    ) -> Finding:
         observation, verdict, severity = finding.observation, finding.verdict, finding.severity
         record = observation.record
         explanation = self._explanations.get(record.serial, _NO_EXPLANATION)
@@ -267,6 +272,12 @@ class Explainer:
             observation.connection,
             is_replaced=explanation.successor is not None,
         )
+        call = calls.get(record.serial)
+        if call is not None:
+            sentences, hint = (
+                (call.sentence, *sentences),
+                call.hint if not finding.is_leak else hint,
+            )
         # replace() would take a tenth of a scan whose findings are all known.
         return Finding(observation, verdict, severity, sentences, hint, explanation.successor)
 

@@ -1,36 +1,54 @@
-"""The local variables of all running threads and greenlets, and the calls that they are in."""
+"""The local variables of all running threads and greenlets, and the calls that they are in.
+
+Also what such calls still do with a connection: handlers, slow readers, what blocks an event loop.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-from closewait_guard._cpython import THREAD_NAME, threads
+from closewait_guard._capture import Registry
+from closewait_guard._cpython import (
+    FILE_SOCKET,
+    LOOP_SELECTOR,
+    SELECTOR_KEYS,
+    THREAD_NAME,
+    threads,
+)
+from closewait_guard._format import format_duration
 from closewait_guard._inspect import is_ours, kind_of
 from closewait_guard._live import (
+    elements_of,
     field,
     find_classes,
     instances_of,
     is_exactly,
+    items_of,
     kinds_of,
     locals_of,
     locals_of_other_thread,
     native_field,
+    number_of,
     running_frames,
     text_of,
 )
-from closewait_guard.model import FrameKind
+from closewait_guard.model import Finding, FrameKind, Observation, Origin, Verdict
 
 __all__ = [
     "Call",
+    "CallUse",
     "Local",
     "calls_of",
     "current_calls",
     "describe_call",
     "describe_calls",
+    "find_call_uses",
     "make_call",
     "running_locals",
     "thread_name",
@@ -40,8 +58,14 @@ __all__ = [
 # Bounds the time that a process with thousands of threads takes.
 _MAX_FRAMES = 5000
 _MAX_CALLS = 200
+_MAX_WRAPPERS = 20
 
 _GREENLET, _GEVENT = "greenlet:greenlet", "gevent:Greenlet"
+
+# Where servers store the connection that they serve, and HTTP libraries the one that they read.
+_WRAPPED = ("connection", "request", "socket", "sock", "channel", "raw", "_fp", "fp", FILE_SOCKET)
+_UNFINISHED = (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
+_EVENT_READ = 1
 
 
 class Local(NamedTuple):
@@ -185,3 +209,131 @@ def _collect_locals(
 @lru_cache(4096)
 def _kind_of(filename: str) -> FrameKind:
     return kind_of(filename)
+
+
+class CallUse(NamedTuple):
+    """What a running call has to do with a connection. Plain data: it keeps nothing alive.
+
+    Attributes:
+        sentence: Where the call is now.
+        hint: What to change.
+    """
+
+    sentence: str
+    hint: str
+
+
+def find_call_uses(findings: Iterable[Finding], registry: Registry) -> dict[int, CallUse]:
+    """By serial, the connections that a call in another thread has not done with.
+
+    A connection that was accepted is in use as long as a call runs that was given it; a response
+    whose connection is closed, as long as a call has it in a variable; and what an event loop
+    waits for, as long as a single call keeps the loop from looking. A call that makes the report
+    is none of these.
+
+    Args:
+        findings: What was found.
+        registry: Has the sockets.
+    """
+    ended = [each for each in findings if each.verdict in _UNFINISHED]
+    by_fd = {each.observation.fd: each.observation for each in ended}
+    by_object: dict[int, Finding] = {}
+    for each in ended:
+        sock = registry.socket_of(each.observation.fd, each.observation.record.serial)
+        if sock is not None:
+            by_object[id(sock)] = each
+    uses: dict[int, CallUse] = {}
+    for thread, innermost, frame, callee in _calls_of_others() if by_object else ():
+        for observation in _in_call(frame, by_object):
+            use = _use_of_handler(thread, innermost, observation)
+            uses.setdefault(observation.record.serial, use)
+        for observation in _awaited_by_loop(frame, callee, by_fd):
+            uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
+    return uses
+
+
+def _calls_of_others() -> Iterator[tuple[int, FrameType, FrameType, FrameType | None]]:
+    """The calls of other threads: the thread, its innermost call, a call, and what that calls."""
+    remaining = _MAX_FRAMES
+    for thread, innermost in running_frames().items():
+        callee: FrameType | None = None
+        frame = None if thread == get_ident() else innermost
+        while frame is not None and remaining:
+            yield thread, innermost, frame, callee
+            remaining -= 1
+            callee, frame = frame, frame.f_back
+
+
+def _in_call(frame: FrameType, by_object: Mapping[int, Finding]) -> Iterator[Observation]:
+    """What the call has been given, and the closed responses in its variables."""
+    code = frame.f_code
+    if is_ours(text_of(code.co_filename) or ""):
+        return
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    for name, value in locals_of_other_thread(frame).items():
+        finding = _finding_within(value, by_object)
+        if finding is None:
+            continue
+        record, is_lingering = finding.observation.record, finding.verdict is Verdict.LINGERING
+        if is_lingering or (record.origin is Origin.ACCEPTED and name in arguments):
+            yield finding.observation
+
+
+def _finding_within(value: Any, by_object: Mapping[int, Finding]) -> Finding | None:
+    """The finding of a socket, or of the one that a connection or response wraps."""
+    waiting = [value]
+    for _ in range(_MAX_WRAPPERS):
+        if not waiting:
+            break
+        inner = waiting.pop()
+        if id(inner) in by_object:
+            return by_object[id(inner)]
+        further = [field(inner, name) for name in _WRAPPED]
+        further.append(native_field(inner, io.BufferedReader, "raw"))
+        waiting += [each for each in further if each is not None]
+    return None
+
+
+def _is_call(frame: FrameType | None, function: str, module: str) -> bool:
+    return (
+        frame is not None
+        and frame.f_code.co_name == function
+        and text_of(frame.f_globals.get("__name__")) == module
+    )
+
+
+def _awaited_by_loop(
+    frame: FrameType, callee: FrameType | None, by_fd: Mapping[int, Observation]
+) -> Iterator[Observation]:
+    """What the loop would have been woken for, if the call that it has made had ended."""
+    if not _is_call(frame, "_run_once", "asyncio.base_events"):
+        return
+    if not _is_call(callee, "_run", "asyncio.events"):
+        return
+    selector = field(locals_of_other_thread(frame).get("self"), LOOP_SELECTOR)
+    for fd, registered in items_of(field(selector, SELECTOR_KEYS)):
+        # A file object, its descriptor, the events to wait for, and what to call.
+        key = elements_of(registered)
+        if fd in by_fd and len(key) > 2 and (number_of(key[2]) or 0) & _EVENT_READ:
+            yield by_fd[fd]
+
+
+def _use_of_handler(thread: int, frame: FrameType, observation: Observation) -> CallUse:
+    place, ago = _describe_place(frame), format_duration(observation.ended_for)
+    return CallUse(
+        f"thread {thread_name(thread)}, still in {place}",
+        f"the client left {ago} ago; still in {place}: nothing to do unless it stays",
+    )
+
+
+def _use_of_loop(thread: int, frame: FrameType, observation: Observation) -> CallUse:
+    place, duration = _describe_place(frame), format_duration(observation.ended_for)
+    return CallUse(
+        f"the event loop of thread {thread_name(thread)}: the loop is blocked at {place}",
+        f"the event loop has not run for {duration}: let nothing block it, use `await "
+        "asyncio.to_thread(...)` or a call that can be awaited; then it ends the connection",
+    )
+
+
+def _describe_place(frame: FrameType) -> str:
+    return describe_calls(calls_of(frame)).replace(" in ", " ", 1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
 from closewait_guard._judge.alerts import threshold_alerts
 from closewait_guard._judge.hints import hint_for
-from closewait_guard._judge.verdict import judge, leave_to_pools
+from closewait_guard._judge.verdict import judge, leave_to_calls, leave_to_pools
 
 __all__ = [
     "AlertState",
     "SeriesPoint",
     "hint_for",
     "judge",
+    "leave_to_calls",
     "leave_to_pools",
     "threshold_alerts",
     "update_alerts",

@@ -19,6 +19,7 @@ from closewait_guard.settings import Settings
 
 __all__ = [
     "judge",
+    "leave_to_calls",
     "leave_to_pools",
     "verdict_of",
 ]
@@ -31,6 +32,13 @@ _ENDING = frozenset(
 _UNCONNECTED = frozenset({Connection.NEVER_CONNECTED, Connection.UNCONNECTED})
 
 _CLOSED_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
+
+# What the verdicts become while a running call has not done with the connection.
+_IN_CALLS = {
+    Verdict.LEAKED: Verdict.HALF_CLOSED,
+    Verdict.DEAD: Verdict.HALF_CLOSED,
+    Verdict.LINGERING: Verdict.OPEN,
+}
 
 # The kernel counts in ticks of up to 10 ms, and two of its times are compared.
 _TICK = 0.02
@@ -80,6 +88,32 @@ def leave_to_pools(
     return tuple(
         _make_finding(each.observation, Verdict.STALE_POOL, settings, load)
         if each.verdict in _CLOSED_BY_POOLS and each.observation.record.serial in idle
+        else each
+        for each in findings
+    )
+
+
+def leave_to_calls(
+    findings: tuple[Finding, ...], used: Collection[int], settings: Settings, fd_limit: int | None
+) -> tuple[Finding, ...]:
+    """The findings, where those that a running call has not done with are no leaks yet.
+
+    They are as soon as a threshold is crossed: the call may never end.
+
+    Args:
+        findings: All of a report.
+        used: The serials of the sockets that running calls use.
+        settings: The thresholds.
+        fd_limit: As for `judge`.
+    """
+    if not used:
+        return findings
+    load = _close_wait_load([each.observation for each in findings], settings, fd_limit)
+    return tuple(
+        _make_finding(each.observation, _IN_CALLS[each.verdict], settings, load)
+        if each.verdict in _IN_CALLS
+        and each.observation.record.serial in used
+        and _severity(each.verdict, each.observation, settings, load) is Severity.INFO
         else each
         for each in findings
     )

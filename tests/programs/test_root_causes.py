@@ -208,7 +208,7 @@ def test_a_failed_handshake_leaves_nothing_but_what_the_program_keeps(guard):
         mine.close()
 
 
-def test_a_stuck_handler_is_reported_with_its_thread_and_line(guard):
+def test_a_stuck_handler_is_reported_with_its_thread_and_line():
     stuck = threading.Event()
 
     def handle(conn):
@@ -216,7 +216,8 @@ def test_a_stuck_handler_is_reported_with_its_thread_and_line(guard):
             conn.recv(100)
             stuck.wait()
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    settings = cwg.Settings(grace=0.05, age_warning=0.1)
+    with cwg.Guard(settings) as guard, socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         conn, _ = server.accept()
         thread = threading.Thread(target=handle, args=(conn,), name="handler-1")
