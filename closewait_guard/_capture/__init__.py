@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from closewait_guard._capture.creation import (
         NO_CONTEXT,
         ORIGIN,
+        PID,
         SERIAL,
         SOCK,
         STACK,
@@ -43,6 +44,7 @@ __all__ = [
     "NO_CONTEXT",
     "NO_STACK",
     "ORIGIN",
+    "PID",
     "SERIAL",
     "SOCK",
     "SOCKET",
@@ -80,6 +82,7 @@ _HOMES = {
     "creation": (
         "NO_CONTEXT",
         "ORIGIN",
+        "PID",
         "SERIAL",
         "SOCK",
         "STACK",

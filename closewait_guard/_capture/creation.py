@@ -21,6 +21,7 @@ __all__ = [
     "OBJECT_ID",
     "ORIGIN",
     "PARENT",
+    "PID",
     "SERIAL",
     "SOCK",
     "STACK",
@@ -35,7 +36,7 @@ __all__ = [
 
 # Making a named tuple would take three times as long.
 CreationTuple = tuple[Any, ...]
-SOCK, OBJECT_ID, SERIAL, ORIGIN, PARENT, STACK = 0, 1, 2, 9, 10, 11
+SOCK, OBJECT_ID, SERIAL, PID, ORIGIN, PARENT, STACK = 0, 1, 2, 3, 9, 10, 11
 
 # Bounds what `sock = sock.dup()` in a loop can pile up; the root of the line is always kept.
 _MAX_ANCESTORS = 16

@@ -3,21 +3,49 @@
 The number soon belongs to another file: what the kernel says of it does not apply to the object,
 whose `close()` will close the other one. The inode that was noted when a scan saw the socket for
 the first time distinguishes the two.
+
+And copies of connections over `fork()` that only this process keeps open, because the parent has
+closed its own: the peer waits for an end that does not come.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import NamedTuple
 
-from closewait_guard._capture import ORIGIN, SERIAL, SOCK, CreationTuple, pop_if_same, still_owns
-from closewait_guard._descriptors import inode_of
-from closewait_guard._inspect.probe import INVALID, Endpoint, endpoint_of
-from closewait_guard.model import Origin
+from closewait_guard._capture import (
+    ORIGIN,
+    PID,
+    SERIAL,
+    SOCK,
+    CreationTuple,
+    OpenSockets,
+    pop_if_same,
+    still_owns,
+)
+from closewait_guard._clock import now
+from closewait_guard._cpython import current_frame
+from closewait_guard._descriptors import inode_of, sockets_of_process
+from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of
+from closewait_guard._inspect.records import is_ours
+from closewait_guard._live import (
+    locals_of,
+    locals_of_other_thread,
+    running_frames,
+    sees_all_threads,
+    shows_other_threads,
+)
+from closewait_guard.model import Origin, State
 
 __all__ = [
     "ClosedElsewhere",
     "ForeignClose",
+    "ForkedCopies",
 ]
 
 
@@ -122,3 +150,136 @@ def _is_closed_elsewhere(
 def _has_taken(newer: CreationTuple, older: CreationTuple) -> bool:
     """Whether the kernel has given one socket the number of another that was opened before."""
     return newer[ORIGIN] in _BY_KERNEL and bool(newer[SERIAL] > older[SERIAL])
+
+
+# The share of the time that listing the parent's descriptors may take.
+_MAX_CPU_SHARE = 0.002
+_MAX_DESCRIPTORS = 20_000
+# The kernel counts in ticks of up to 10 ms.
+_TICK = 0.02
+
+
+class _Fork(NamedTuple):
+    """When this process was forked, by whom, and in which calls of which thread, outermost first.
+
+    Code and offset of each call, never the frame.
+    """
+
+    at: float
+    parent: int
+    thread: int
+    calls: tuple[tuple[CodeType, int], ...]
+
+
+class ForkedCopies:
+    """Finds copies of connections whose originals the parent has closed; Linux only.
+
+    In a process that was not forked it does nothing. A child that works on what its parent has
+    accepted looks alike, so a copy counts only if the child shows no sign of use: no byte has been
+    sent or received since the fork, no thread waits in the kernel for the descriptor, and no call
+    that has begun since the fork has the socket among its variables.
+    """
+
+    def __init__(self) -> None:
+        self._fork: _Fork | None = None
+        self._found: frozenset[int] = frozenset()
+        self._paused_until = 0.0
+
+    def after_fork(self) -> None:
+        """In the child, in the thread that has called `fork()`."""
+        frame: FrameType | None = current_frame(0)
+        while frame is not None and is_ours(frame.f_code.co_filename):
+            frame = frame.f_back
+        calls = tuple((call.f_code, call.f_lasti) for call in _outermost_first(frame))
+        self._fork = _Fork(now(), os.getppid(), threading.get_ident(), calls)
+        self._found, self._paused_until = frozenset(), 0.0
+
+    def find(self, open_sockets: OpenSockets, own: int) -> frozenset[int]:
+        """The descriptors of copies that only this process has open, and does not seem to use.
+
+        Args:
+            open_sockets: All that are open.
+            own: The number of this process.
+        """
+        fork, started = self._fork, now()
+        if fork is None or started < self._paused_until:
+            return self._found & open_sockets.creations.keys()
+        inherited = {
+            fd: creation[SOCK]
+            for fd, creation in open_sockets.creations.items()
+            if creation[PID] != own and fd not in open_sockets.detached
+        }
+        # Whoever is not the child of its parent any more was made to live on by itself.
+        left = inherited.keys() - self._kept_by(fork.parent, inherited) if inherited else set()
+        if left and fork.parent == os.getppid():
+            used, waited_for = _objects_since(fork), set(_waited_for())
+            left = {fd for fd in left - waited_for if id(inherited[fd]()) not in used}
+        else:
+            left = set()
+        self._found, done = frozenset(left), now()
+        self._paused_until = done + (done - started) / _MAX_CPU_SHARE
+        return self._found
+
+    def _kept_by(self, parent: int, fds: dict[int, object]) -> set[int]:
+        """Those that the parent has open too; all of them where that is not known."""
+        try:
+            count, sockets = sockets_of_process(parent, at_most=_MAX_DESCRIPTORS)
+        except OSError:
+            return set(fds)
+        if count > _MAX_DESCRIPTORS or not _sees_all_variables():
+            return set(fds)
+        inodes = set(sockets.values())
+        return {fd for fd in fds if inode_of(fd) in inodes}
+
+    def is_unused(self, result: ProbeResult) -> bool:
+        """Whether a connection is up, and no byte has been sent or received since the fork."""
+        if self._fork is None or result.state is not State.ESTABLISHED:
+            return False
+        since = now() - self._fork.at
+        sent, received = result.last_sent_for, result.last_received_for
+        if sent is None or received is None or sent <= since + _TICK:
+            return False
+        # What the child has not read is no use that it makes of it.
+        return received > since + _TICK or bool(result.unread)
+
+
+def _outermost_first(frame: FrameType | None) -> list[FrameType]:
+    calls: list[FrameType] = []
+    while frame is not None:
+        calls.append(frame)
+        frame = frame.f_back
+    return calls[::-1]
+
+
+def _sees_all_variables() -> bool:
+    return sees_all_threads() and (shows_other_threads() or len(running_frames()) == 1)
+
+
+def _objects_since(fork: _Fork) -> set[int]:
+    """The identities of all variables of the program's calls that have begun since a fork."""
+    own = threading.get_ident()
+    return {
+        id(value)
+        for thread, frame in running_frames().items()
+        for call in _calls_since(fork, thread, frame)
+        if not is_ours(call.f_code.co_filename)
+        for value in (locals_of if thread == own else locals_of_other_thread)(call).values()
+    }
+
+
+def _calls_since(fork: _Fork, thread: int, frame: FrameType) -> list[FrameType]:
+    """In the thread that has forked, those within the first call that has gone on since."""
+    calls = _outermost_first(frame)
+    if thread != fork.thread:
+        return calls
+    for number, (call, (code, offset)) in enumerate(zip(calls, fork.calls, strict=False)):
+        if call.f_code is not code or call.f_lasti != offset:
+            return calls[number + 1 :]
+    return calls[len(fork.calls) :]
+
+
+def _waited_for() -> Iterator[int]:
+    """The first arguments of the system calls that threads are in: descriptors, for most calls."""
+    for path in Path("/proc/self/task").glob("*/syscall"):
+        with suppress(OSError, ValueError, IndexError):
+            yield int(path.read_text().split()[1], 16)

@@ -138,14 +138,17 @@ def peer_closed_for(result: ProbeResult, age: SuspectAge, now: float) -> float |
     return now - age.first_seen if age.first_seen < now else None
 
 
-def suspect_for(result: ProbeResult, age: SuspectAge, now: float) -> float | None:
+def suspect_for(
+    result: ProbeResult, age: SuspectAge, now: float, *, is_copy: bool = False
+) -> float | None:
     """For how long nothing has been done about an ended connection; None while it is live.
 
-    As for `peer_closed_for`, `now` is when the probe began.
+    As for `peer_closed_for`, `now` is when the probe began. A live one is suspect too where it is
+    an unused copy, whose original is closed.
     """
     connection, close_called = age.ended
     if connection is Connection.NOT_APPLICABLE or (
-        connection is Connection.LIVE and not close_called
+        connection is Connection.LIVE and not close_called and not is_copy
     ):
         return None
     last = max(age.since, age.quiet_since)

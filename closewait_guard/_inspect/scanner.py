@@ -23,7 +23,7 @@ from closewait_guard._capture import (
     pop_if_same,
 )
 from closewait_guard._clock import now, pause, wall
-from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere
+from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere, ForkedCopies
 from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, NativeSockets
 from closewait_guard._inspect.observation import (
     SuspectAge,
@@ -127,6 +127,7 @@ class Scanner:
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
+        self._forked_copies = ForkedCopies()
         self._last_scan = _ScanTime(now(), -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -146,14 +147,16 @@ class Scanner:
             open_sockets.creations, events, to_describe
         )
         closed = self._forget_closed(open_sockets, events)
-        context = _ScanContext(self._source, self._probe, open_sockets, events, self._last_scan)
-        suspected = open_sockets.close_called.union(events) - closed_elsewhere
+        context = _ScanContext(
+            self._source, self._probe, open_sockets, events, self._last_scan, self._forked_copies
+        )
+        suspected = open_sockets.close_called.union(events, context.copies) - closed_elsewhere
         suspects = self._describe_suspects(context, suspected)
         self._last_scan = max(self._last_scan, context.time)
         others = set(open_sockets.creations) if full else set()
         if opened_after is not None:
             others |= open_sockets.opened_after(opened_after)
-        others -= events.keys() | open_sockets.close_called | closed_elsewhere
+        others -= suspected | closed_elsewhere
         healthy = tuple(context.describe(others, {}))
         return ScanResult(
             open_sockets=len(open_sockets.creations) - closed,
@@ -178,6 +181,7 @@ class Scanner:
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
         self._known = {}
+        self._forked_copies.after_fork()
 
     def _events(self, open_sockets: OpenSockets) -> dict[int, int]:
         try:
@@ -241,6 +245,7 @@ class _ScanContext:
         open_sockets: OpenSockets,
         events: Mapping[int, int],
         last_scan: _ScanTime,
+        forked_copies: ForkedCopies,
     ) -> None:
         self.time = _ScanTime(now(), source.last_serial())
         self._wall = wall()
@@ -249,6 +254,9 @@ class _ScanContext:
         self._open_sockets = open_sockets
         self._events = events
         self._last_scan = last_scan
+        self._forked_copies = forked_copies
+        # Live connections that nothing has happened on.
+        self.copies = forked_copies.find(open_sockets, source.pid) - events.keys()
         # How many could not be described, except for their creation.
         self.undescribed = 0
         self._in_use = fds_being_read() if open_sockets.close_called else frozenset[int]()
@@ -321,11 +329,12 @@ class _ScanContext:
         # Not earlier: another scan may have come in since this one began.
         before = known.get(creation[SERIAL])
         record = record_of(creation, self._source.pid) if before is None else before.record
+        is_copy = fd in self.copies and self._forked_copies.is_unused(result)
         age = update_age(
             result,
             fd in self._open_sockets.close_called,
             None if before is None else before.age,
-            self._at_most(creation, record, result) if before is None else 0.0,
+            0.0 if is_copy or before is not None else self._at_most(creation, record, result),
             ended,
         )
         if before is None or before.age.seen_at <= ended:
@@ -338,7 +347,7 @@ class _ScanContext:
             endpoint,
             result,
             peer_closed_for(result, age, began),
-            suspect_for(result, age, began),
+            suspect_for(result, age, began, is_copy=is_copy),
             close_called=age.ended[1],
             in_use=fd in self._in_use,
         )

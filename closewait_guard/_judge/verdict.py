@@ -146,7 +146,7 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     if observation.close_called:
         return _verdict_of_closed(observation, settings)
     if observation.connection is Connection.LIVE:
-        return Verdict.CLOSING if observation.state in _ENDING else Verdict.OPEN
+        return _verdict_of_live(observation, settings)
     if _is_still_sending(observation, settings):
         return Verdict.HALF_CLOSED
     unconnected = observation.connection in _UNCONNECTED
@@ -159,6 +159,13 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
         return Verdict.INHERITED
     peer_closed = observation.connection is Connection.PEER_CLOSED
     return Verdict.LEAKED if peer_closed else Verdict.DEAD
+
+
+def _verdict_of_live(observation: Observation, settings: Settings) -> Verdict:
+    """The peer waits: no leak, but for a copy that only this process keeps open."""
+    if observation.record.origin is Origin.INHERITED and _is_past_grace(observation, settings):
+        return Verdict.INHERITED
+    return Verdict.CLOSING if observation.state in _ENDING else Verdict.OPEN
 
 
 def _verdict_of_closed(observation: Observation, settings: Settings) -> Verdict:

@@ -177,10 +177,17 @@ _ENDS = {
 
 def _describe_end(observation: Observation) -> str:
     """How the connection ended, as far as the evidence shows."""
-    connection = observation.connection
+    connection, record = observation.connection, observation.record
+    if connection is Connection.LIVE and record.origin is Origin.INHERITED:
+        # Without a call of close(): a copy that is reported for that reason says so itself.
+        return "" if observation.close_called else f"the peer waits; {_describe_copy(record)}"
     if connection is Connection.UNCONNECTED and observation.evidence is Evidence.TCP_INFO:
         return "the connection was refused or failed"
     return _ENDS[connection]
+
+
+def _describe_copy(record: SocketRecord) -> str:
+    return f"process {record.pid} has it open unused, and its parent has closed it"
 
 
 def _seconds_since_traffic(observation: Observation) -> float | None:

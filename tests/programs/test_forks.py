@@ -249,3 +249,151 @@ def test_the_main_module_of_a_spawned_child_has_the_name_that_its_author_knows(t
     assert sum("__main__.App.connection (class attribute)" in line for line in lines) == 2
     assert sum("__main__.current (module global)" in line for line in lines) == 2
     assert "__mp_main__" not in done.stdout
+
+
+WATCH = """
+def reported(guard):
+    end = time.monotonic() + 1
+    found = []
+    while time.monotonic() < end:
+        found += [leak.verdict for leak in guard.scan().leaks]
+        time.sleep(0.02)
+    return found
+
+def end_by(check):
+    try:
+        check()
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def succeeded(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+def test_a_child_reports_the_copy_of_a_connection_that_its_parent_has_closed_while_the_peer_waits():
+    run(
+        WATCH
+        + """
+guard = cwg.install(grace=0.1)
+ours, theirs = connect()
+ours.sendall(b"x")
+assert theirs.recv(1) == b"x"
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    def check():
+        [leak] = told(guard, "inherited")
+        assert leak.is_leak
+        assert leak.observation.state == "ESTABLISHED"
+        assert leak.observation.record.parent.pid == os.getppid()
+        assert leak.observation.record.site.function == "connect"
+        text = cwg.render_text(guard.scan())
+        assert f"process {os.getpid()} has it open unused" in " ".join(text.split()), text
+    ours.close()
+    end_by(check)
+theirs.close()
+assert succeeded(child)
+"""
+    )
+
+
+def test_a_worker_of_multiprocessing_reports_what_its_parent_has_closed_since_the_fork():
+    run(
+        WATCH
+        + """
+import multiprocessing
+
+guard = cwg.install(grace=0.1)
+
+def work(closed):
+    closed.wait()
+    def check():
+        [leak] = told(guard, "inherited")
+        assert leak.observation.record.opener.origin == "accepted"
+    end_by(check)
+
+def start(closed):
+    worker = multiprocessing.get_context("fork").Process(target=work, args=[closed])
+    worker.start()
+    return worker
+
+closed = multiprocessing.get_context("fork").Event()
+ours, theirs = connect()
+time.sleep(0.1)
+worker = start(closed)
+theirs.close()
+closed.set()
+worker.join()
+assert worker.exitcode == 0
+"""
+    )
+
+
+def test_a_child_reports_no_copy_that_its_parent_has_open_or_that_it_has_used_since_the_fork():
+    run(
+        WATCH
+        + """
+guard = cwg.install(grace=0.1)
+ours, kept = connect()
+others, served = connect()
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    def check():
+        served.sendall(b"hello")
+        assert reported(guard) == []
+    end_by(check)
+served.close()
+assert succeeded(child)
+"""
+    )
+
+
+def test_a_forking_server_is_not_reported_while_a_handler_waits_or_works_for_a_silent_client():
+    run(
+        WATCH
+        + """
+import socketserver
+
+guard = cwg.install(grace=0.1)
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        assert reported(guard) == []
+        self.request.sendall(b"none")
+
+with socketserver.ForkingTCPServer(("127.0.0.1", 0), Handler) as server:
+    client = socket.create_connection(server.server_address)
+    time.sleep(0.1)
+    server.handle_request()
+    client.settimeout(30)
+    assert client.recv(4) == b"none"
+    client.close()
+"""
+    )
+
+
+def test_a_child_that_waits_in_the_kernel_for_its_copy_is_not_reported():
+    run(
+        WATCH
+        + """
+import threading
+
+guard = cwg.install(grace=0.1)
+ours, theirs = connect()
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    ours.close()
+    def look():
+        end_by(lambda: (_ for _ in ()).throw(AssertionError) if reported(guard) else None)
+    threading.Thread(target=look).start()
+    theirs.recv(1)
+theirs.close()
+assert succeeded(child)
+"""
+    )
