@@ -12,6 +12,7 @@ import _thread
 import io
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
     "HANDLE_CALLBACK",
     "LOOP_SELECTOR",
     "LOOP_SOCKETS",
+    "LOOP_TRANSPORTS",
     "NSIG",
     "SELECTOR_KEYS",
     "TASK_COROUTINE",
@@ -41,11 +43,13 @@ __all__ = [
     "TASK_STATE",
     "THREAD_NAME",
     "THREAD_TARGET",
+    "before_exit_functions",
     "current_frame",
     "current_frames",
     "daemon_threads_allowed",
     "dropping_errors",
     "file_objects_reader",
+    "finalizers_at_exit",
     "getsignal",
     "interpreter_states",
     "is_closed_reader",
@@ -67,6 +71,7 @@ HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is
 LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
+LOOP_TRANSPORTS = "_transports"  # Else what a closed loop leaves open is not reported.
 FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
 CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.
 
@@ -111,6 +116,19 @@ def _always() -> bool:
 
 # Since Python 3.12.
 daemon_threads_allowed: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", _always)
+
+
+def before_exit_functions(function: Callable[[], None]) -> None:
+    """Call it when the main thread has ended, before functions of `atexit`; never without that."""
+    register: Callable[[Callable[[], None]], None] | None
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(function)
+
+
+def finalizers_at_exit() -> object:
+    """What `weakref.finalize` registers with `atexit`; None where no finalizers are seen."""
+    return getattr(weakref.finalize, "_exitfunc", None)
 
 
 def is_closed_reader(socket_class: type, fileno: Callable[[Any], int]) -> Callable[[Any], bool]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
+from closewait_guard._preload.early_looks import EarlyLooks
 from closewait_guard._preload.status import Channel, Line, Status
 from closewait_guard._render import render_text, render_with_header
 from closewait_guard._signal import before_sigterm
@@ -123,6 +124,8 @@ class _Ending:
     def __init__(self, guard: Guard, status: Status) -> None:
         self._guard = guard
         self._status = status
+        self._looks = EarlyLooks(guard)
+        status.on_first_socket = self._looks.hook_loops
         self._forget_sigterm = before_sigterm(self._on_sigterm)
 
     def __call__(self) -> None:
@@ -130,6 +133,7 @@ class _Ending:
         # Without a grace time: what is not closed by now never will be.
         self._report(partial(self._guard.check, 0))
         with suppress(Exception):
+            self._looks.stop()
             # A thread that writes to stderr while the interpreter ends would have it abort.
             self._guard.uninstall()
 
@@ -140,6 +144,8 @@ class _Ending:
     def _report(self, scan: Callable[[], Report]) -> None:
         try:
             report = scan()
+            closed_by_end = self._looks.closed_by_end(report)
+            report = replace(report, findings=(*report.findings, *closed_by_end))
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self._status.end(f"failed {escape_control(why)}")
@@ -148,7 +154,9 @@ class _Ending:
         self._status.end(_verdict(report))
         if self._guard.settings.at_exit:
             with suppress(Exception):
-                _print_report(_without_open(report), self._status.lost_workers())
+                _print_report(
+                    _without_open(report), self._status.lost_workers(), len(closed_by_end)
+                )
 
 
 def _verdict(report: Report) -> str:
@@ -166,17 +174,27 @@ def _without_open(report: Report) -> Report:
     return replace(report, findings=wrong)
 
 
-def _print_report(report: Report, lost_workers: int) -> None:
+def _print_report(report: Report, lost_workers: int, closed_by_end: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
+    note = _note_of_end(closed_by_end)
     if not ChildConfig.is_main(os.environ, os.getpid()):
         if report.leaks:
-            write_text(sys.__stderr__, render_with_header(report))
+            write_text(sys.__stderr__, render_with_header(report) + note)
         return
-    text = render_text(report)
+    text = render_text(report) + note
     if lost_workers:
         what = f"{pluralize(lost_workers, 'worker process')} ended without a report (by a signal or"
         text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
     write_text(sys.__stderr__, text)
+
+
+def _note_of_end(closed_by_end: int) -> str:
+    if not closed_by_end:
+        return ""
+    return (
+        f"{pluralize(closed_by_end, 'leaked socket')}: closed only when the program ended, by a\n"
+        "  finalizer or with the event loop.\n"
+    )
 
 
 def _in_forked_children(ending: Callable[[], object], status: Status) -> None:

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from command_line import COMMAND, environment
+from command_line import COMMAND, call, environment
 from servers import free_port
 
 APP = """
@@ -73,3 +73,117 @@ def test_uvicorn_reports_its_leaks_when_it_is_terminated(tmp_path, loop):
         _, errors = server.communicate(timeout=60)
     assert server.returncode == -signal.SIGTERM, errors
     assert "closewait_guard: 3 leaked of" in " ".join(errors.split()), errors
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_uvicorn_reports_its_leaks_when_it_is_interrupted_and_its_loop_closes_them(tmp_path, loop):
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port()
+    command = ["-m", "uvicorn", "--loop", loop, "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(
+        [*COMMAND, "run", "--fail-on-leak", "--grace", "0.1", *command, "app:app"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert get(port) == b"done"
+        server.send_signal(signal.SIGINT)
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 86, errors
+    assert "closewait_guard: 3 leaked of" in " ".join(errors.split()), errors
+    assert ("closed only when the program ended" in errors) == (loop == "uvloop"), errors
+
+
+SESSIONS = """
+import atexit, http.server, sys, threading, time
+import requests
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 0.05
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *arguments):
+        pass
+
+def close():
+    for session in sessions:
+        session.close()
+
+sessions = []
+if sys.argv[1] == "before":
+    atexit.register(close)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+for _ in range(15):
+    session = requests.Session()
+    session.get(f"http://127.0.0.1:{server.server_port}/")
+    sessions.append(session)
+if sys.argv[1] == "after":
+    atexit.register(close)
+time.sleep(0.5)
+server.shutdown()
+server.server_close()
+"""
+
+
+@pytest.mark.parametrize(("closed", "code"), [("never", 86), ("before", 0), ("after", 0)])
+def test_sessions_that_only_a_finalizer_closes_have_leaked(tmp_path, closed, code):
+    path = tmp_path / "sessions.py"
+    path.write_text(SESSIONS)
+    done = call("run", "--fail-on-leak", path, closed, code=code)
+    assert ("15 leaked sockets: closed only when" in done.stderr) == bool(code), done.stderr
+    assert ("closewait_guard: 15 leaked of" in done.stderr) == bool(code), done.stderr
+    assert ("closewait_guard: no leak" in done.stderr) == (not code), done.stderr
+
+
+ABANDONED = """
+import asyncio, sys
+
+class Deaf(asyncio.Protocol):
+    def eof_received(self):
+        return True
+
+async def main():
+    async def forget(reader, writer):
+        writer.close()
+
+    server = await asyncio.start_server(forget, "127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    loop.kept, _ = await loop.create_connection(Deaf, *server.sockets[0].getsockname())
+    await asyncio.sleep(0.3)
+    if sys.argv[1] == "closed":
+        loop.kept.close()
+    server.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("abandoned", 86), ("closed", 0)])
+def test_a_transport_that_asyncio_gives_up_with_its_loop_has_leaked(tmp_path, how, code):
+    path = tmp_path / "transport.py"
+    path.write_text(ABANDONED)
+    done = call("run", "--fail-on-leak", "--grace", "0.05", path, how, code=code)
+    assert ("closewait_guard: 1 leaked of" in done.stderr) == bool(code), done.stderr
+
+
+def test_exit_functions_and_loops_are_as_they_were_when_the_program_looks_at_them(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        "import asyncio, atexit, inspect, socket\n"
+        "socket.socket().close()\n"
+        "@atexit.register\ndef first():\n    print('first')\n"
+        "atexit.register(print, 'second', end='!\\n')\n"
+        "atexit.register(print, 'never')\natexit.unregister(inspect.getsource)\n"
+        "loop = asyncio.new_event_loop()\nloop.close()\nloop.close()\n"
+        "print(loop.is_closed(), first.__name__)\n"
+    )
+    done = call("run", path, code=0)
+    assert done.stdout == "True first\nnever\nsecond!\nfirst\n"

@@ -1,0 +1,233 @@
+"""Scans before finalizers run at exit and before event loops close: both close sockets.
+
+urllib3 closes its pools in a `weakref.finalize`, which runs before the last report; uvloop closes
+its transports with the loop, and asyncio has them closed by the collector. What only that has
+closed is a leak all the same. What an exit function of the program is about to close is none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial, wraps
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from closewait_guard._clock import TimeLimit
+from closewait_guard._cpython import LOOP_TRANSPORTS, before_exit_functions, finalizers_at_exit
+from closewait_guard._guard import Guard
+from closewait_guard._live import Walk
+from closewait_guard.model import Finding, Report, Verdict
+
+__all__ = [
+    "EarlyLooks",
+]
+
+
+_MAX_FINDINGS = 1000
+_MAX_SECONDS = 0.5
+# From an exit function to the functions that it calls, and so on.
+_MAX_CALLS = 3
+_LOOPS = (("asyncio", "BaseEventLoop"), ("uvloop", "Loop"))
+
+
+class EarlyLooks:
+    """Remembers the leaks that only the end of the program closes.
+
+    Args:
+        guard: What scans.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        # By process: a forked child has its own.
+        self._leaks: dict[tuple[int, int], Finding] = {}
+        self._restore: dict[Any, Callable[[], None]] = {}
+        self._exit_functions = _ExitFunctions()
+        before_exit_functions(self._before_exit_functions)
+
+    def closed_by_end(self, report: Report) -> tuple[Finding, ...]:
+        """The leaks that are gone by the last report."""
+        present = _serials(report.findings)
+        return tuple(
+            leak
+            for (pid, serial), leak in self._leaks.items()
+            if pid == os.getpid() and serial not in present
+        )
+
+    def hook_loops(self) -> None:
+        """Have the closing of event loops noticed, of those modules that are imported by now."""
+        for module, name in _LOOPS:
+            self._wrap_close(module, name, self._close_loop)
+        # It is called before the loop's, when the program has imported what it runs on.
+        self._wrap_close("asyncio", "Runner", self._close_runner)
+
+    def stop(self) -> None:
+        """Restore what was wrapped."""
+        self._exit_functions.stop()
+        while self._restore:
+            self._restore.popitem()[1]()
+
+    def _wrap_close(self, module: str, name: str, around: Callable[..., None]) -> None:
+        place: Any = getattr(sys.modules.get(module), name, None)
+        if place is None or place in self._restore:
+            return
+        was_own, found = "close" in vars(place), place.close
+
+        @wraps(found)
+        def close(self: object) -> None:
+            around(found, self)
+
+        def restore() -> None:
+            if vars(place).get("close") is close:
+                if was_own:
+                    place.close = found
+                else:
+                    del place.close
+
+        place.close = close
+        self._restore[place] = restore
+
+    def _close_runner(self, close: Callable[[Any], None], runner: object) -> None:
+        with suppress(Exception):
+            self.hook_loops()
+        close(runner)
+
+    def _close_loop(self, close: Callable[[Any], None], loop: Any) -> None:
+        leaks: tuple[Finding, ...] = ()
+        abandoned: set[int] = set()
+        with suppress(Exception):
+            if not loop.is_closed() and not loop.is_running():
+                leaks = _still_open(self._guard.scan())
+                abandoned = set(_descriptors_of_transports(loop)) if leaks else set()
+        close(loop)
+        if leaks:
+            with suppress(Exception):
+                present = _serials(self._guard.scan().findings)
+                self._remember(
+                    leak
+                    for leak in leaks
+                    if leak.observation.fd in abandoned
+                    or leak.observation.record.serial not in present
+                )
+
+    def _before_exit_functions(self) -> None:
+        # The newest runs first. Without others, none closes anything.
+        if self._exit_functions.after_finalizers() is not None:
+            weakref.finalize(self, self._before_finalizers)
+
+    def _before_finalizers(self) -> None:
+        with suppress(Exception):
+            leaks = _still_open(self._guard.check(0))
+            if leaks:
+                spared = _descriptors_reached_from(self._exit_functions.after_finalizers() or ())
+                self._remember(leak for leak in leaks if leak.observation.fd not in spared)
+
+    def _remember(self, leaks: Iterable[Finding]) -> None:
+        for leak in leaks:
+            if len(self._leaks) < _MAX_FINDINGS:
+                self._leaks[os.getpid(), leak.observation.record.serial] = leak
+
+
+class _ExitFunctions:
+    """What is registered with `atexit` from now on, which does not say that itself."""
+
+    def __init__(self) -> None:
+        self._registered: list[tuple[Any, ...]] = []
+        self._found: tuple[Any, Any] = atexit.register, atexit.unregister
+        self._ours = self._make_register(), self._make_unregister()
+        atexit.register, atexit.unregister = self._ours
+
+    def stop(self) -> None:
+        """Restore the functions, unless others have replaced them, and forget the rest."""
+        if atexit.register is self._ours[0]:
+            atexit.register = self._found[0]
+        if atexit.unregister is self._ours[1]:
+            atexit.unregister = self._found[1]
+        self._registered.clear()
+
+    def after_finalizers(self) -> list[object] | None:
+        """Those that run after finalizers, with arguments; None if no finalizer runs."""
+        finalizers = finalizers_at_exit()
+        # The last that is registered runs first. Not ours: they reach all finalizers.
+        for place, (function, *_) in enumerate(self._registered):
+            if function == finalizers:
+                return [
+                    each
+                    for entry in self._registered[:place]
+                    if not type(entry[0]).__module__.startswith("closewait_guard.")
+                    for each in entry
+                ]
+        return None
+
+    def _make_register(self) -> Callable[..., Any]:
+        found = self._found[0]
+
+        @wraps(found)
+        def register(func: Any, /, *args: Any, **kwargs: Any) -> Any:
+            result = found(func, *args, **kwargs)
+            self._registered.append((func, args, kwargs))
+            return result
+
+        return register
+
+    def _make_unregister(self) -> Callable[..., None]:
+        found = self._found[1]
+
+        @wraps(found)
+        def unregister(func: Any, /) -> None:
+            found(func)
+            self._registered[:] = [entry for entry in self._registered if entry[0] != func]
+
+        return unregister
+
+
+def _still_open(report: Report) -> tuple[Finding, ...]:
+    return tuple(leak for leak in report.leaks if leak.verdict is not Verdict.DROPPED)
+
+
+def _serials(findings: Iterable[Finding]) -> set[int]:
+    return {finding.observation.record.serial for finding in findings}
+
+
+def _descriptors_of_transports(loop: object) -> Iterator[int]:
+    """Those that nothing closes properly once the loop is closed: a transport needs it for that."""
+    for fd, transport in dict(getattr(loop, LOOP_TRANSPORTS, ())).items():
+        if not transport.is_closing():
+            yield fd
+
+
+def _descriptors_reached_from(functions: Iterable[object]) -> set[int]:
+    """The descriptors of the sockets that functions can reach, to close them."""
+    walk, limit = Walk(lambda _: False), TimeLimit(_MAX_SECONDS)
+    walk.begin_with([each for function in functions for each in _used_by(function, _MAX_CALLS)])
+    found = (walk.things[place] for place in walk.run(limit.is_over))
+    return {socket.socket.fileno(each) for each in found if issubclass(type(each), socket.socket)}  # type: ignore[arg-type]
+
+
+def _used_by(thing: object, calls: int) -> Iterator[object]:
+    """An object, and what a function reads by a global name."""
+    yield thing
+    function = thing.func if isinstance(thing, partial) else thing
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if not isinstance(function, FunctionType) or not calls:
+        return
+    names = set(_names_in(function.__code__))
+    values = [function.__globals__[name] for name in names & function.__globals__.keys()]
+    for module in [value for value in values if isinstance(value, ModuleType)]:
+        values += [vars(module)[name] for name in names & vars(module).keys()]
+    for value in values:
+        yield from _used_by(value, calls - 1)
+
+
+def _names_in(code: Any) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, type(code)):
+            yield from _names_in(constant)
