@@ -82,7 +82,7 @@ class Pipeline:
         self._registry = registry
         self._settings = settings
         self._is_installed = is_installed
-        self.scanner = SocketScanner(registry, probe, settings.stack_depth, settings.grace)
+        self.scanner = SocketScanner(registry, probe, settings)
         self._pools = Pools()
         self._have_pools_failed = False
         self._have_calls_failed = False

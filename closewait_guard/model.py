@@ -145,7 +145,7 @@ class Observation:
         suspect_for: Seconds since the connection ended, or `close()` was called, without any
             activity since; None while nothing is wrong.
         unsent: Bytes or segments that the peer has not acknowledged yet.
-        in_use: A thread is reading from the file object of a closed socket at this moment.
+        in_use: The file object of a closed socket is read at this moment, or was between two scans.
     """
 
     record: SocketRecord

@@ -84,6 +84,8 @@ class SuspectAge(NamedTuple):
         first_seen: When a probe showed it for the first time.
         since: When it began, as far as the kernel and the earlier scans show.
         quiet_since: When the program last did anything about it.
+        unread: How many bytes the program had left to read.
+        has_read: Whether the program has read between two scans.
     """
 
     seen_at: float
@@ -92,6 +94,7 @@ class SuspectAge(NamedTuple):
     since: float
     quiet_since: float
     unread: int | None
+    has_read: bool = False
 
 
 def update_age(
@@ -108,9 +111,10 @@ def update_age(
     """
     ended = (result.connection, close_called)
     dated = None if result.fin_for is None else now - result.fin_for
+    has_read = before is not None and (before.has_read or _is_less(result.unread, before.unread))
     if before is None or before.ended != ended:
         began = dated if dated is not None else now - (at_most if before is None else 0.0)
-        return SuspectAge(now, ended, now, began, began, result.unread)
+        return SuspectAge(now, ended, now, began, began, result.unread, has_read)
     return SuspectAge(
         now,
         before.ended,
@@ -119,7 +123,12 @@ def update_age(
         before.since if dated is None else min(before.since, dated),
         before.quiet_since if result.unread == before.unread else now,
         result.unread,
+        has_read,
     )
+
+
+def _is_less(unread: int | None, before: int | None) -> bool:
+    return unread is not None and before is not None and unread < before
 
 
 def peer_closed_for(result: ProbeResult, age: SuspectAge, now: float) -> float | None:

@@ -54,6 +54,7 @@ from closewait_guard.model import (
     SocketRecord,
     State,
 )
+from closewait_guard.settings import Settings
 
 __all__ = [
     "ScanResult",
@@ -121,8 +122,9 @@ class Scanner:
     taken: what is kept is written entry by entry, or replaced as a whole.
     """
 
-    def __init__(self, source: Source, probe: Probe) -> None:
+    def __init__(self, source: Source, probe: Probe, age_warning: float) -> None:
         self._source = source
+        self._age_warning = age_warning
         self._probe = probe
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
@@ -148,7 +150,13 @@ class Scanner:
         )
         closed = self._forget_closed(open_sockets, events)
         context = _ScanContext(
-            self._source, self._probe, open_sockets, events, self._last_scan, self._forked_copies
+            self._source,
+            self._probe,
+            open_sockets,
+            events,
+            self._last_scan,
+            self._forked_copies,
+            self._age_warning,
         )
         suspected = open_sockets.close_called.union(events, context.copies) - closed_elsewhere
         suspects = self._describe_suspects(context, suspected)
@@ -246,7 +254,9 @@ class _ScanContext:
         events: Mapping[int, int],
         last_scan: _ScanTime,
         forked_copies: ForkedCopies,
+        age_warning: float,
     ) -> None:
+        self._age_warning = age_warning
         self.time = _ScanTime(now(), source.last_serial())
         self._wall = wall()
         self._source = source
@@ -341,15 +351,20 @@ class _ScanContext:
             known[creation[SERIAL]] = _Known(record, endpoint, age)
         if fd in self._open_sockets.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
+        suspicious_for = suspect_for(result, age, began, is_copy=is_copy)
+        # What has been read in parts is read on, as long as the latest is not too long ago.
+        is_read_slowly = (
+            age.has_read and age.ended[1] and (suspicious_for or 0.0) <= self._age_warning
+        )
         return make_observation(
             record,
             fd,
             endpoint,
             result,
             peer_closed_for(result, age, began),
-            suspect_for(result, age, began, is_copy=is_copy),
+            suspicious_for,
             close_called=age.ended[1],
-            in_use=fd in self._in_use,
+            in_use=is_read_slowly or fd in self._in_use,
         )
 
     def _at_most(self, creation: CreationTuple, record: SocketRecord, result: ProbeResult) -> float:
@@ -366,12 +381,12 @@ class _ScanContext:
 class SocketScanner:
     """Scans the sockets that the registry knows, and those that no object is known for."""
 
-    def __init__(self, registry: Registry, probe: Probe, stack_depth: int, grace: float) -> None:
-        self._grace = grace
+    def __init__(self, registry: Registry, probe: Probe, settings: Settings) -> None:
+        self._grace = settings.grace
         self._natives = NativeSockets(registry)
-        self._attribution = CallAttribution(self._natives, stack_depth)
-        self._tracked_scanner = Scanner(registry, probe)
-        self._native_scanner = Scanner(self._natives, probe)
+        self._attribution = CallAttribution(self._natives, settings.stack_depth)
+        self._tracked_scanner = Scanner(registry, probe, settings.age_warning)
+        self._native_scanner = Scanner(self._natives, probe, settings.age_warning)
 
     @property
     def native_count(self) -> int | None:

@@ -195,6 +195,19 @@ def test_a_response_whose_rest_is_read_slowly_is_in_use_until_it_is_forgotten():
         kept.pop().close()
 
 
+def test_a_response_that_was_read_between_two_scans_is_in_use_until_that_is_too_long_ago():
+    settings = cwg.Settings(grace=0.05, age_warning=0.5)
+    with cwg.Guard(settings) as guard, http_server() as url:
+        response = urllib.request.urlopen(url)
+        findings_of(guard, cwg.Verdict.LINGERING)
+        response.read(20_000)
+        guard.scan()
+        time.sleep(0.2)
+        assert guard.scan().leaks == ()
+        findings_of(guard, cwg.Verdict.LINGERING)
+        response.close()
+
+
 @sees_calls
 def test_a_response_that_is_read_by_a_call_for_too_long_lingers():
     step, read = threading.Event(), threading.Event()
