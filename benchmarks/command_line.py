@@ -23,8 +23,8 @@ def run(*, quick: bool) -> list[Result]:
         lsof, scan = ["lsof", "-nP", "-p", pid], [*_COMMAND, "scan", pid]
         for closed in (min(100, sockets), sockets):
             with connected(sockets, closed):
-                told = f"{sockets:,} sockets, {closed:,} in CLOSE_WAIT"
-                names = (f"lsof -nP -p PID, {told}", f"scan PID, {told}")
+                size = f"{sockets:,} sockets, {closed:,} in CLOSE_WAIT"
+                names = (f"lsof -nP -p PID, {size}", f"scan PID, {size}")
                 found += _compared(names, (lsof, scan), 3 if quick else 11, 1.0)
     bare = [sys.executable, "-c", "import argparse"]
     names = ('python -c "import argparse"', "closewait-guard --help")
@@ -40,7 +40,7 @@ def _compared(
     for _ in range(rounds):
         for taken, command in zip(times, commands, strict=True):
             started = time.perf_counter()
-            # Leaks that were found are told by the exit code.
+            # The exit code says that leaks were found.
             subprocess.run(command, capture_output=True, check=False)
             taken.append((time.perf_counter() - started) * 1e3)
     theirs, ours = (statistics.median(taken) for taken in times)

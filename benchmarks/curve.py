@@ -2,7 +2,7 @@
 
 Where the hard limit on descriptors lies below that and may not be raised, it is measured in a
 kernel of our own: User-Mode Linux (Debian: user-mode-linux) is a program like any other. System
-calls are dear in it, so that only growth and ratios tell something, not times.
+calls are slow in it, so that only growth and ratios mean something, not times.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.scanning import SPARE, looks, reachable
 _SIZES = (100, 1000, 10_000, 30_000, 100_000)
 _ROOT = Path(__file__).resolve().parent.parent
 _KERNEL = "linux.uml"
-_TOLD = "curve: "
+_MARK = "curve: "
 _MOST_SECONDS = 600
 # It sees the files of this machine, and may change none of them.
 _OPTIONS = "mem=8G root=/dev/root rootfstype=hostfs rootflags=/ ro quiet con=null con0=fd:0,fd:1"
@@ -36,7 +36,7 @@ ulimit -n {descriptors}
 cd {root}
 export PATH={path}
 PYTHONPATH={modules} PYTHONDONTWRITEBYTECODE=1 {python} -m benchmarks.curve
-echo "{told}the end"
+echo "{mark}the end"
 echo o > /proc/sysrq-trigger
 sleep 10
 """
@@ -64,7 +64,7 @@ def _measured_in_a_kernel_of_our_own() -> list[Result]:
         path=shlex.quote(os.environ["PATH"]),
         modules=shlex.quote(os.pathsep.join(sys.path)),
         python=shlex.quote(sys.executable),
-        told=_TOLD,
+        mark=_MARK,
     )
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "init"
@@ -79,8 +79,8 @@ def _measured_in_a_kernel_of_our_own() -> list[Result]:
             timeout=_MOST_SECONDS,
             check=False,
         )
-    *lines, end = [line for line in booted.stdout.splitlines() if line.startswith(_TOLD)] or [""]
-    found = [Result(*json.loads(line.removeprefix(_TOLD))) for line in lines]
+    *lines, end = [line for line in booted.stdout.splitlines() if line.startswith(_MARK)] or [""]
+    found = [Result(*json.loads(line.removeprefix(_MARK))) for line in lines]
     if not end or not found or found[-1].size != _SIZES[-1]:
         raise RuntimeError(f"{_KERNEL} did not come to an end:\n{booted.stdout[-2000:]}")
     return found
@@ -88,4 +88,4 @@ def _measured_in_a_kernel_of_our_own() -> list[Result]:
 
 if __name__ == "__main__":
     for measured in _measured(_SIZES):
-        print(_TOLD + json.dumps(measured), flush=True)
+        print(_MARK + json.dumps(measured), flush=True)

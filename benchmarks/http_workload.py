@@ -1,7 +1,7 @@
 """HTTP with a connection for each request: servers and clients in processes of their own.
 
 Each process is under the guard for all its life, or never, as a user's is: who turns it on and off
-pays for what the interpreter has to learn anew. Where the memory of a process happens to lie makes
+pays for what the interpreter has to learn again. Where the memory of a process happens to lie makes
 some per cent: there are two of each, and they are replaced by new ones several times. Pairs take
 turns in a random order every fraction of a second, so that what else the machine does falls on all
 alike. Ratios are medians over rounds, each against the round of a bare pair beside it.

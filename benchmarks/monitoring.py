@@ -13,15 +13,15 @@ _INTERVAL = 1.0
 
 def run(*, quick: bool) -> list[Result]:
     size, rounds = (100, 2) if quick else (10_000, 10)
-    told: list[cwg.Report] = []
+    reported: list[cwg.Report] = []
     with connected(size, closed=0):
         idle = _core_share(rounds)
-        with cwg.watch(_INTERVAL, reporters=[told.append], at_exit=False):
+        with cwg.watch(_INTERVAL, reporters=[reported.append], at_exit=False):
             busy = _core_share(rounds)
     # Fewer than one a second where a look takes more than a hundredth of it.
-    assert told
-    assert not any(report.leaks for report in told)
-    name = f"monitor at {_INTERVAL:.0f} s ({len(told)} reports in {rounds} s), {size:,} sockets"
+    assert reported
+    assert not any(report.leaks for report in reported)
+    name = f"monitor at {_INTERVAL:.0f} s ({len(reported)} reports in {rounds} s), {size:,} sockets"
     return [Result(f"{name}, of a core", (busy - idle) * 100, "%", busy - idle, 0.01)]
 
 

@@ -20,7 +20,7 @@ _BUSY = "def test_{0}():\n    for _ in range(10):\n        socket.socket().close
 _WITHOUT = ("-p", "no:closewait_guard")
 _OFF: tuple[str, ...] = ()
 _FAIL = ("--socket-leaks=fail",)
-# What else tells the line that made an unclosed socket: ResourceWarning with this. It is slow.
+# What else shows the line that made an unclosed socket: ResourceWarning with this. It is slow.
 _TRACING = ("-X", "tracemalloc=25")
 _TESTS_WHEN_TRACING = 200
 

@@ -153,9 +153,9 @@ class Pipeline:
         seen = self._inspect(full=full)
         fd_limit = _descriptors.fd_limit()
         suspects = (*seen.suspects, *seen.dropped)
-        judged = self._find(suspects, self._settings, fd_limit, is_paced=is_paced)
-        findings = tuple(each for each in judged if each.verdict is not Verdict.OPEN)
-        spared = (each.observation for each in judged if each.verdict is Verdict.OPEN)
+        all_findings = self._find(suspects, self._settings, fd_limit, is_paced=is_paced)
+        findings = tuple(each for each in all_findings if each.verdict is not Verdict.OPEN)
+        spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()
         return self._report(seen, findings, healthy, fd_limit)
 

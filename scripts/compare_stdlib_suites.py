@@ -75,7 +75,7 @@ class Run:
     kinds: dict[str, list[str]] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
     warnings: Counter[str] = field(default_factory=Counter)
-    births: int = 0
+    opened: int = 0
     failures: int = 0
     broken: str = ""
 
@@ -94,7 +94,7 @@ class Run:
         elif "warning" in line:
             self.warnings[line["warning"]] += 1
         else:
-            self.births, self.failures = line["births"], line["failures"]
+            self.opened, self.failures = line["opened"], line["failures"]
 
 
 def run_in_process(module: str, classes: tuple[str, ...], limit: float, *, guarded: bool) -> Run:
@@ -156,8 +156,8 @@ class Comparison:
         runs = (*self.plain, *self.guarded)
         return sorted({test for run in runs for test in run.kinds} - {PROCESS})
 
-    def judged(self, verdict: str) -> list[str]:
-        """The tests of one verdict. How the process ended is judged like a test."""
+    def with_verdict(self, verdict: str) -> list[str]:
+        """The tests of one verdict. How the process ended counts as a test."""
         return [test for test in (*self.tests(), PROCESS) if self.verdict(test) == verdict]
 
     def sides(self) -> tuple[tuple[str, list[Run]], ...]:
@@ -181,7 +181,7 @@ class Comparison:
     @property
     def fails(self) -> bool:
         """Whether the guard changes anything, or nothing could be compared."""
-        return bool(self.judged("differing")) or any(
+        return bool(self.with_verdict("differing")) or any(
             all(run.broken for run in runs) for _, runs in self.sides()
         )
 
@@ -192,7 +192,7 @@ def compare(module: str, classes: tuple[str, ...], limit: float) -> Comparison:
     for _ in range(2):
         comparison.plain.append(run_in_process(module, classes, limit, guarded=False))
         comparison.guarded.append(run_in_process(module, classes, limit, guarded=True))
-        if len(comparison.judged("identical")) == len(comparison.tests()) + 1:
+        if len(comparison.with_verdict("identical")) == len(comparison.tests()) + 1:
             break
     return comparison
 
@@ -202,7 +202,7 @@ def describe(comparison: Comparison) -> Iterator[str]:
     if reason := comparison.plain[0].details.get(f"test.{comparison.module}"):
         yield f"{comparison.module} is skipped as a whole: {reason}"
     for verdict in ("differing", "not reproduced", "flaky"):
-        for test in comparison.judged(verdict):
+        for test in comparison.with_verdict(verdict):
             yield f"{verdict}: {test}"
             for side, runs in comparison.sides():
                 yield f"    {side}: {' / '.join(run.outcome(test) for run in runs)}"
@@ -235,19 +235,19 @@ _COLUMNS = "{:<18}{:>7}{:>7}{:>7}{:>7}{:>11}{:>11}{:>7}{:>8}{:>11}"
 
 
 def table(comparisons: Iterable[Comparison]) -> Iterator[str]:
-    """One line per module. Births tell that the guard was at work."""
+    """One line per module. The sockets opened show that the guard was at work."""
     yield _COLUMNS.format(
         *("module", "tests", "pass", "skip", "other", "identical", "differing", "flaky"),
-        *("births", "warnings"),
+        *("opened", "warnings"),
     )
     for one in comparisons:
         tests, plain, guarded = one.tests(), one.plain[0], one.guarded[0]
         passed, skipped = one.ended("pass"), one.ended("skip")
-        differing = len(one.judged("differing"))
+        differing = len(one.with_verdict("differing"))
         alike = sum(one.verdict(test) == "identical" for test in tests)
         yield _COLUMNS.format(
             *(one.module, len(tests), passed, skipped, len(tests) - passed - skipped),
-            *(alike, differing, len(tests) - alike - differing, guarded.births),
+            *(alike, differing, len(tests) - alike - differing, guarded.opened),
             f"{plain.warnings.total()}/{guarded.warnings.total()}",
         )
 

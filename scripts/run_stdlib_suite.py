@@ -130,7 +130,7 @@ def run_here(module: str, classes: tuple[str, ...], results: Path, *, guarded: b
         support.reap_children()
     if guarded:
         coverage = guard.scan().coverage
-        recorder.record(births=coverage.opened, failures=coverage.failures)
+        recorder.record(opened=coverage.opened, failures=coverage.failures)
     recorder.close()
 
 

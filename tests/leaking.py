@@ -1,4 +1,4 @@
-"""Real leaks for tests of reporters: sockets in CLOSE_WAIT, and what is told of them."""
+"""Real leaks for tests of reporters: sockets in CLOSE_WAIT, and what is reported of them."""
 
 from __future__ import annotations
 

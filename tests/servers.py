@@ -1,4 +1,4 @@
-"""Real servers on loopback: HTTP that closes when it is told to, Redis, PostgreSQL."""
+"""Real servers on loopback: HTTP that closes on request, Redis, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _wait_for(port):
             return
         except OSError:
             time.sleep(0.05)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"nothing listens on port {port}")
 
 
 @contextmanager

@@ -164,7 +164,7 @@ class _Ended(NamedTuple):
 
 
 class EndedCreations:
-    """Tells the sockets that have ended from those that are about to.
+    """Distinguishes the sockets that have ended from those that are about to.
 
     A closed or collected socket whose descriptor is open may be in the middle of its end: an object
     that closes lets go of its number before the kernel does, and the collector clears weak

@@ -80,7 +80,7 @@ class Line:
         self._say_here("main" if is_main else "here")
 
     def say(self, what: str) -> None:
-        """Tell the launcher.
+        """Report to the launcher.
 
         Raises:
             OSError: It cannot be reached.

@@ -36,7 +36,7 @@ class Process(NamedTuple):
         program: Its name, and a Python program's script or module; no arguments.
         python: The version of its interpreter as far as it shows; empty for other programs.
         sockets: Inode by descriptor; 0 where the platform has none.
-        started: Tells it from the next process that gets its number; 0 where that is known
+        started: Distinguishes it from the next process that gets its number; 0 where that is known
             otherwise.
     """
 

@@ -175,7 +175,7 @@ class Verdicts:
         silent = [
             line for line in self._lines() if not line.processes and line.sock is not self._main
         ]
-        # Whoever belongs to the program speaks at once.
+        # What belongs to the program speaks at once.
         for line in silent[:-_MAX_SILENT_LINES]:
             self._end(line)
 

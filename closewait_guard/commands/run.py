@@ -32,7 +32,7 @@ exit codes: TARGET's; 86 leaks, 87 not known (--fail-on-leak); 126, 127 no start
 example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""
 
 # The settings that are worth a line in the help.
-_TOLD = {
+_HELP = {
     "interval": ("SECONDS", "report every so often, not only in the end"),
     "grace": ("SECONDS", "time to close a socket before it is reported"),
     "stack_depth": ("N", "calls to keep of each stack"),
@@ -61,10 +61,10 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     )
     add_no_config(parser)
     names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
-    for name in sorted(names, key=[*_TOLD, *names].index):
-        metavar, meaning = _TOLD.get(name, (None, argparse.SUPPRESS))
+    for name in sorted(names, key=[*_HELP, *names].index):
+        metavar, meaning = _HELP.get(name, (None, argparse.SUPPRESS))
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
-    others = ", ".join(_option(name) for name in names if name not in _TOLD)
+    others = ", ".join(_option(name) for name in names if name not in _HELP)
     text = fill(f"More options, explained in the guide: {others}.", 78, break_on_hyphens=False)
     parser.epilog = f"{text}\n{_EPILOG}"
     parser.set_defaults(run=run)

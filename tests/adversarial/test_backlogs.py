@@ -1,4 +1,4 @@
-"""What waits to be accepted is told of the process that listens for it, and of no other."""
+"""What waits to be accepted is reported of the process that listens for it, and of no other."""
 
 from __future__ import annotations
 

@@ -155,10 +155,10 @@ def test_it(): keep(socket.socket())
 
 @pytest.mark.timeout(20)
 def test_a_monitor_reports_on_whatever_the_clock_shows(strange_clock):
-    told = threading.Semaphore(0)
-    with cwg.Guard(reporters=[lambda report: told.release()]) as guard, strange_clock():
+    reported = threading.Semaphore(0)
+    with cwg.Guard(reporters=[lambda report: reported.release()]) as guard, strange_clock():
         with cwg.Monitor(guard, interval=0.05):
-            assert all(told.acquire(timeout=5) for _ in range(3))
+            assert all(reported.acquire(timeout=5) for _ in range(3))
 
 
 def test_a_reporter_of_once_in_a_while_gets_its_reports_whatever_the_clock_shows(

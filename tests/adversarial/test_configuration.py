@@ -1,4 +1,4 @@
-"""A project file of somebody else changes nothing and runs nothing, and that is said."""
+"""A project file of another user changes nothing and runs nothing, and that is said."""
 
 from __future__ import annotations
 

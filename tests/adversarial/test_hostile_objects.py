@@ -81,7 +81,7 @@ def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_
         ):
             assert report.findings
             assert any(
-                keep.__name__ in told or "app." in told for told in report.findings[0].holders
+                keep.__name__ in holder or "app." in holder for holder in report.findings[0].holders
             ), report.findings
             assert "who holds" not in " ".join(report.coverage.notes)
         assert reports
@@ -316,20 +316,20 @@ def test_closes_it(): KEPT.pop().close()
 def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch):
     from closewait_guard import _monitor
 
-    told = []
-    monkeypatch.setattr(_monitor, "log_error", lambda *facts: told.append(facts))
+    logged = []
+    monkeypatch.setattr(_monitor, "log_error", lambda *facts: logged.append(facts))
     with cwg.Guard() as guard:
         schedule = _monitor.Schedule(guard, 60)
         with monkeypatch.context() as patched:
             patched.setattr(guard, "_next_in_series", broken)
             schedule.run_once()
             schedule.run_once()
-        assert len(told) == 1
+        assert len(logged) == 1
         schedule.run_once()
         with monkeypatch.context() as patched:
             patched.setattr(guard, "_next_in_series", broken)
             schedule.run_once()
-    assert len(told) == 2
+    assert len(logged) == 2
 
 
 class Text(zoo.Name):
@@ -352,7 +352,7 @@ class Wordless:
 
 
 def recorded(context=None):
-    """What is recorded of one birth, after all that is told of it was written."""
+    """What is recorded of one creation, after all that is reported of it was written."""
     with cwg.Guard(cwg.Settings(grace=0, context=context)) as guard:
         sock = abandoned(socket.socket)
         time.sleep(0.01)
@@ -419,9 +419,9 @@ def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, plac
         report = guard.scan()
         close_all()
         del place.kept
-    [told] = report.findings[0].holders
-    assert "...]" in told
-    assert len(told) < 120
+    [holder] = report.findings[0].holders
+    assert "...]" in holder
+    assert len(holder) < 120
     assert "who holds" not in " ".join(report.coverage.notes)
 
 

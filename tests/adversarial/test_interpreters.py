@@ -236,6 +236,6 @@ def test_another_interpreter_reports_without_a_thread_and_says_that_it_cannot_wa
         interpreters.destroy(other)
         """
     )
-    said, told = done.stdout.splitlines()
+    said, counted = done.stdout.splitlines()
     assert said.startswith("watch(): only the main interpreter can have a monitor")
-    assert told == "1"
+    assert counted == "1"

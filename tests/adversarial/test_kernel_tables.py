@@ -1,4 +1,4 @@
-"""Whatever the kernel, or somebody in its place, answers: no scan hangs or crashes."""
+"""Whatever the kernel, or what stands in its place, answers: no scan hangs or crashes."""
 
 from __future__ import annotations
 

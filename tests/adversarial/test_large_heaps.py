@@ -133,14 +133,14 @@ def test_the_variable_of_a_call_in_another_thread_is_reported(guard):
     thread = threading.Thread(target=works, name="worker-3")
     thread.start()
     time.sleep(0.1)
-    told = holders(guard)
+    holder = holders(guard)
     ended.set()
     thread.join()
-    assert told.startswith(
+    assert holder.startswith(
         "local 'mine' of test_the_variable_of_a_call_in_another_thread_is_reported."
     )
-    assert "works() in thread worker-3, now at" in told
-    assert told.endswith("mine.sock")
+    assert "works() in thread worker-3, now at" in holder
+    assert holder.endswith("mine.sock")
 
 
 @pytest.mark.skipif(
@@ -155,12 +155,12 @@ def test_a_suspended_task_and_a_class_are_reported(guard, module):
     async def main():
         task = asyncio.create_task(refreshes(), name="refresh-7")
         await asyncio.sleep(0.01)
-        told = await asyncio.to_thread(holders, guard)
+        holder = await asyncio.to_thread(holders, guard)
         task.cancel()
-        return told
+        return holder
 
-    told = asyncio.run(main())
-    assert told.startswith("task 'refresh-7' suspended at")
+    holder = asyncio.run(main())
+    assert holder.startswith("task 'refresh-7' suspended at")
     for sock in list(made):
         sock.close()
     module.Service = type("Service", (), {"conn": Connection(leak()), "__module__": "app.prices"})

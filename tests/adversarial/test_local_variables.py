@@ -1,4 +1,4 @@
-"""The variables of running frames are read, and whoever shares them with the frame sees nothing."""
+"""The variables of running frames are read, and what shares them with it sees nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_scan_leaves_what_a_debugger_has_set_in_a_function_and_in_a_generator(
         return report, value, list(suspended)
 
     report, *_ = calls()
-    assert any("local 'sock' of" in told for leak in report.findings for told in leak.holders)
+    assert any("local 'sock' of" in holder for leak in report.findings for holder in leak.holders)
     for variables in shared:
         assert variables["value"] == "set by a debugger"
         assert variables["added"] == 1

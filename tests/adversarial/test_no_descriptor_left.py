@@ -92,7 +92,7 @@ assert not guard.failed_reports
     python("-c", LEAKY + source, way, cwd=tmp_path)
 
 
-TOLD_EVERYWHERE = """
+REPORTED_EVERYWHERE = """
 import io, logging, time, warnings
 from closewait_guard import reporters
 
@@ -100,7 +100,7 @@ class Terminal(io.StringIO):
     def isatty(self):
         return True
 
-plain, colour, logged, told, warned = io.StringIO(), Terminal(), io.StringIO(), [], []
+plain, colour, logged, reported, warned = io.StringIO(), Terminal(), io.StringIO(), [], []
 filtered = io.StringIO()
 logging.basicConfig(stream=logged, level=logging.INFO)
 warnings.showwarning = lambda *warning: warned.append(str(warning[0]))
@@ -108,7 +108,7 @@ warnings.simplefilter("always")
 
 def gauges(report):
     sites = [group for group in report.by_site() if group.fingerprint]
-    told.append({(group.verdict, len(group.findings)) for group in sites})
+    reported.append({(group.verdict, len(group.findings)) for group in sites})
 
 guard = cwg.install(grace=0, reporters=[
     reporters.text(plain), reporters.console(colour), "structlog", "logging",
@@ -122,7 +122,7 @@ for _ in kept:
 taken = take_all()
 # The first refusal has it reported by itself.
 end = time.monotonic() + 20
-while not told and time.monotonic() < end:
+while not reported and time.monotonic() < end:
     time.sleep(0.01)
 guard.report()
 report = guard.scan()
@@ -134,13 +134,13 @@ for stream in (plain, colour, filtered):
     assert "3 x LEAKED" in stream.getvalue(), stream.getvalue()
 assert "3 sockets leaked" in logged.getvalue(), logged.getvalue()
 assert any(warning.startswith("leaked socket") for warning in warned), warned
-assert len(told) == 2 and all(("leaked", 3) in each for each in told), told
+assert len(reported) == 2 and all(("leaked", 3) in each for each in reported), reported
 assert "3 x LEAKED" in found[1] and len(found[2]["findings"]) == found[0] == 3 + len(taken)
 """
 
 
 def test_every_reporter_reports_all_leaks_without_a_descriptor(tmp_path):
-    done = python("-c", LEAKY + TOLD_EVERYWHERE, cwd=tmp_path)
+    done = python("-c", LEAKY + REPORTED_EVERYWHERE, cwd=tmp_path)
     events = [line for line in done.stdout.splitlines() if "socket_leak" in line]
     assert any("count=3" in event and "leaked" in event for event in events), done.stdout
     reports = [json.loads(line) for line in (tmp_path / "leaks.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Births and scans in odd places neither recurse nor raise."""
+"""Creations and scans in odd places neither recurse nor raise."""
 
 from __future__ import annotations
 

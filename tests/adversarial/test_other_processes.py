@@ -1,4 +1,4 @@
-"""Processes that end, change or hide while they are looked at are neither accused nor lost."""
+"""Processes that end, change or hide while they are looked at are neither blamed nor lost."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class World:
 
     def judge(self, report):
         self.scans += 1
-        told = {leak.observation.record.serial: leak for leak in report.findings}
+        reported = {leak.observation.record.serial: leak for leak in report.findings}
         for leak in report.findings:
             origin = leak.observation.record.origin
             self.wrong["closed_elsewhere"] += leak.verdict is Verdict.CLOSED_ELSEWHERE
@@ -135,7 +135,7 @@ class World:
                 leak.verdict is Verdict.DROPPED and origin is Origin.ADOPTED
             )
         for serial in self.serials:
-            verdict = told[serial].verdict if serial in told else None
+            verdict = reported[serial].verdict if serial in reported else None
             self.wrong[f"leak reported as {verdict}"] += verdict is not Verdict.LEAKED
 
     def run(self, activities, seconds):

@@ -103,7 +103,7 @@ def test_an_event_loop_loses_no_signal_for_long(when, attack_seconds):
     check_none_is_lost("guard", when, attack_seconds, 1_000_000)
 
 
-# Standard error is a pipe that is full and that nobody reads.
+# Standard error is a pipe that is full and that is never read.
 BLOCKED = """
 import os, signal, sys, threading, time
 import closewait_guard as cwg
@@ -165,7 +165,7 @@ for _ in range(3):
     os.kill(os.getpid(), signal.SIGUSR1)
 _thread.start_new_thread = start
 assert len(called) == 3
-# What was asked for then is told with the next.
+# What was asked for then is reported with the next.
 os.kill(os.getpid(), signal.SIGUSR1)
 assert len(called) == 4
 """

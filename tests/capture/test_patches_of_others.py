@@ -140,19 +140,19 @@ def use_sockets():
 def test_wrappers_that_were_there_before_get_the_arguments_that_they_get_without_us(
     wrapped_by_wrapt,
 ):
-    def told():
+    def observe():
         wrapped_by_wrapt.clear()
         use_sockets()
         # Each time the kernel may choose other numbers.
         return [(name, of, [*kwargs], len(args)) for name, of, args, kwargs in wrapped_by_wrapt]
 
-    before = told()
+    before = observe()
     found = dict(vars(SOCKET))
     with cwg.Guard() as guard:
-        assert told() == before
-        births = guard.scan().coverage.opened
+        assert observe() == before
+        opened = guard.scan().coverage.opened
     assert dict(vars(SOCKET)) == found
-    assert births == 4
+    assert opened == 4
     assert {of for _, of, *_ in before} == {SOCKET}
 
 

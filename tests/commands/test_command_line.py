@@ -46,9 +46,9 @@ def test_help_imports_nothing_that_it_can_do_without():
 
 def test_the_installed_command_is_the_same():
     beside = os.path.join(os.path.dirname(sys.executable), "closewait-guard")
-    told = call("--version", command=[beside], code=0).stdout
+    shown = call("--version", command=[beside], code=0).stdout
     assert (
-        told
+        shown
         == call("--version", code=0).stdout
         == f"closewait-guard {version('closewait_guard')}\n"
     )
@@ -123,8 +123,8 @@ def test_ctrl_c_is_silent_and_ends_as_by_its_signal(arguments, wait_until_under_
     ) as running:
         wait_until_under_way(running)
         running.send_signal(signal.SIGINT)
-        _, told = running.communicate(timeout=10)
-    assert told == b""
+        _, shown = running.communicate(timeout=10)
+    assert shown == b""
     assert running.returncode == -signal.SIGINT
 
 
@@ -272,9 +272,9 @@ def test_the_doctor_finds_native_libraries_installed_and_loaded(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('it must not be imported')")
     text = call("doctor", os.getpid(), code=0, PYTHONPATH=str(tmp_path)).stdout
-    # The version that is told is that of an installed uvloop, if there is one.
-    told = " ".join(text.split())
-    assert re.search(r"uvloop (of unknown version|[\d.]+): an event loop on libuv", told), told
+    # The version that is shown is that of an installed uvloop, if there is one.
+    shown = " ".join(text.split())
+    assert re.search(r"uvloop (of unknown version|[\d.]+): an event loop on libuv", shown), shown
     assert f"Process {os.getpid()}:" in text
 
 

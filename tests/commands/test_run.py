@@ -121,7 +121,9 @@ def test_the_last_report_can_be_left_out(script):
     assert call("run", "--no-at-exit", script(LEAK), code=0).stderr == ""
 
 
-@pytest.mark.parametrize("how", ["sys.exit(3)", "raise SystemExit('told')", "1 / 0", "os._exit(4)"])
+@pytest.mark.parametrize(
+    "how", ["sys.exit(3)", "raise SystemExit('message')", "1 / 0", "os._exit(4)"]
+)
 @pytest.mark.parametrize("options", [[], ["--fail-on-leak"]])
 def test_the_exit_code_is_the_programs_own(script, how, options):
     path = script(f"import os, sys\n{LEAK}\n{how}\n")
@@ -223,8 +225,8 @@ def test_a_command_that_is_no_python_is_run_as_it_is():
 
 
 def test_sigpipe_is_not_left_ignored():
-    told = call("run", "--", "sh", "-c", "trap '' USR1; grep SigIgn /proc/self/status", code=0)
-    ignored = int(told.stdout.split()[1], 16)
+    shown = call("run", "--", "sh", "-c", "trap '' USR1; grep SigIgn /proc/self/status", code=0)
+    ignored = int(shown.stdout.split()[1], 16)
     assert not ignored >> (signal.SIGPIPE - 1) & 1
 
 
@@ -277,19 +279,19 @@ def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tm
 
 
 def test_with_an_interval_alone_the_reports_go_to_stderr(script, tmp_path):
-    run = ["sh", "-c", 'exec "$@" 2>told', "sh", *COMMAND, "run"]
+    run = ["sh", "-c", 'exec "$@" 2>shown', "sh", *COMMAND, "run"]
     sign = "closewait_guard: 1 leaked"
-    arguments = ["--interval", "0.3", "--grace", "0.1", script(WAITS_FOR_TWO), "told", sign]
+    arguments = ["--interval", "0.3", "--grace", "0.1", script(WAITS_FOR_TWO), "shown", sign]
     call(*arguments, command=run, code=0, cwd=tmp_path)
     # Two at their interval, and one in the end.
-    assert (tmp_path / "told").read_text().count(sign) >= 3
+    assert (tmp_path / "shown").read_text().count(sign) >= 3
 
 
 def test_reporters_of_the_settings_are_reported(script, tmp_path):
     path = script(LEAK)
-    name = f"json_lines:{tmp_path / 'told.jsonl'}"
+    name = f"json_lines:{tmp_path / 'shown.jsonl'}"
     call("run", path, code=0, CLOSEWAIT_GUARD_REPORTERS=name)
-    assert len(documents((tmp_path / "told.jsonl").read_text())) == 1
+    assert len(documents((tmp_path / "shown.jsonl").read_text())) == 1
 
 
 def test_settings_reach_the_program(script):
@@ -368,6 +370,6 @@ def test_temporary_files_are_removed(script, tmp_path):
 
 def test_the_reports_name_the_line_whatever_directory_the_program_goes_to(script, tmp_path):
     path = script("import os\nos.chdir('/')\n" + LEAK)
-    call("run", "--report", "json_lines:told.jsonl", path, cwd=tmp_path, code=0)
-    (report,) = documents((tmp_path / "told.jsonl").read_text())
+    call("run", "--report", "json_lines:shown.jsonl", path, cwd=tmp_path, code=0)
+    (report,) = documents((tmp_path / "shown.jsonl").read_text())
     assert report.findings[0].verdict in (cwg.Verdict.LEAKED, cwg.Verdict.CLOSING)

@@ -17,7 +17,7 @@ import closewait_guard as cwg
 from command_line import COMMAND, LEAKY, WAIT, call, documents, program
 
 ROOT = os.geteuid() == 0
-needs_root = pytest.mark.skipif(not ROOT, reason="only root may become somebody else")
+needs_root = pytest.mark.skipif(not ROOT, reason="only root may become another user")
 needs_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks the kernel")
 
 HEALTHY = "import socket, sys\nserver = socket.create_server(('127.0.0.1', 0))" + WAIT
@@ -33,7 +33,7 @@ def leaky():
         yield running
 
 
-def told_by_lsof(pid):
+def shown_by_lsof(pid):
     found = subprocess.run(
         ["lsof", "-nP", "-a", "-p", str(pid), "-iTCP"], capture_output=True, text=True, check=True
     )
@@ -58,7 +58,7 @@ def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
 @needs_linux
 @pytest.mark.skipif(not shutil.which("lsof"), reason="lsof is not installed")
 def test_it_counts_the_states_as_lsof_does(leaky):
-    theirs = told_by_lsof(leaky.pid)
+    theirs = shown_by_lsof(leaky.pid)
     (report,) = documents(call("scan", leaky.pid, "--json", "--all", code=1).stdout)
     seen = [leak.observation for leak in report.findings] + list(report.observations)
     ours = {(each.fd, each.state) for each in seen if each.family == "AF_INET" and each.local}
@@ -153,7 +153,7 @@ def test_a_copy_over_fork_is_reported_with_who_else_holds_it():
         for leak in parent.findings:
             assert leak.holders == (f"process {child.pid} ({child.command}) too",)
         assert child.findings[0].observation.record.parent.pid == parent.pid
-        # Of one process alone, the copies are told as well.
+        # Of one process alone, the copies are shown as well.
         text = call("scan", running.pid, code=1, **AT_ONCE).stdout
         assert f"held by process {child.pid} (" in text
         assert (
@@ -315,9 +315,9 @@ def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
         f"closewait-guard: not permitted to look into process {leaky.pid} "
         f"({Path(sys.executable).name} -c) of user root: run as root, or as that user\n"
     )
-    told = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())
-    assert "sockets in CLOSE_WAIT of user root, whose processes may not be looked into" in told
-    assert f"3 x TCP to 127.0.0.1:{leaky.first_line}: peer closed" in told
-    told = call("scan", command=nobody).stdout
-    assert "Not permitted to look into " in told
-    assert ": run as root to see them." in " ".join(told.split())
+    shown = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())
+    assert "sockets in CLOSE_WAIT of user root, whose processes may not be looked into" in shown
+    assert f"3 x TCP to 127.0.0.1:{leaky.first_line}: peer closed" in shown
+    shown = call("scan", command=nobody).stdout
+    assert "Not permitted to look into " in shown
+    assert ": run as root to see them." in " ".join(shown.split())

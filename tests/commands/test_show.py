@@ -1,4 +1,4 @@
-"""`show`: saved reports are told again, and compared."""
+"""`show`: saved reports are shown again, and compared."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_last_of_several_is_reported_as_it_was(saved, reports):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         (["--range", "1"], [1]),
         (["--range", "1:2"], [1, 2]),
@@ -58,11 +58,11 @@ def test_the_last_of_several_is_reported_as_it_was(saved, reports):
         (["--every"], [1, 2, 3]),
     ],
 )
-def test_one_the_last_or_a_range_is_reported(saved, reports, option, told):
+def test_one_the_last_or_a_range_is_reported(saved, reports, option, expected):
     done = call("show", saved, *option, code=0)
     for number in (1, 2, 3):
-        assert (f"Report {number} of 3 " in done.stdout) is (number in told)
-        assert (cwg.render_text(reports[number - 1]) in done.stdout) is (number in told)
+        assert (f"Report {number} of 3 " in done.stdout) is (number in expected)
+        assert (cwg.render_text(reports[number - 1]) in done.stdout) is (number in expected)
 
 
 def test_a_document_of_many_lines_is_reported(tmp_path, reports):

@@ -74,7 +74,7 @@ def test_changes_are_highlighted(growing):
 
 @pytest.mark.parametrize(("typed", "code"), [("q", 0), ("\x03", 130)])
 def test_it_leaves_the_terminal_as_it_was(growing, typed, code):
-    # The shell itself is not to end by Ctrl-C before it has told.
+    # The shell itself is not to end by Ctrl-C before it has printed.
     script = 'trap : INT; stty -g; "$0" "$@"; echo "code $?"; stty -g'
     with Terminal("sh", "-c", script, *WATCH, str(growing.pid)) as terminal:
         terminal.until("q quits")

@@ -1,4 +1,4 @@
-"""A leaking server under a monitor, its minutes made short: told once, growing, worse, and well."""
+"""A leaking server under a monitor, its minutes made short: reported once, worse, and well."""
 
 from __future__ import annotations
 
@@ -83,23 +83,23 @@ def test_a_leak_is_reported_once_grows_gets_worse_and_is_reported_as_closed(monk
         try:
             with Monitor(guard, interval=0.1):
                 run_until(lambda: everything.reports)
-                run_until(lambda: {"growth", "count"} <= told_kinds(everything), leak_some)
-                run_until(lambda: "critical" in told_severities(everything, "age"))
+                run_until(lambda: {"growth", "count"} <= reported_kinds(everything), leak_some)
+                run_until(lambda: "critical" in reported_severities(everything, "age"))
                 server.repair()
                 run_until(lambda: all_resolved(everything))
         finally:
             server.stop()
 
-    assert_each_is_told_once_and_again_when_it_gets_worse(news.reports)
-    assert_growth_is_told_with_its_site(everything.reports)
+    assert_each_is_reported_once_and_again_when_it_gets_worse(news.reports)
+    assert_growth_is_reported_with_its_site(everything.reports)
     assert_everything_recovers(everything.reports, news.reports)
 
 
-def told_kinds(reporter):
+def reported_kinds(reporter):
     return {alert.kind for report in reporter.reports for alert in report.alerts}
 
 
-def told_severities(reporter, kind):
+def reported_severities(reporter, kind):
     alerts = (alert for report in reporter.reports for alert in report.alerts)
     return [alert.severity for alert in alerts if alert.kind == kind]
 
@@ -112,9 +112,9 @@ def all_resolved(reporter):
     return set(last.values()) == {"resolved"}
 
 
-def assert_each_is_told_once_and_again_when_it_gets_worse(told):
+def assert_each_is_reported_once_and_again_when_it_gets_worse(reported):
     steps = {}
-    for report in told:
+    for report in reported:
         for leak in report.findings:
             site = leak.observation.record.site
             assert site is not None
@@ -129,7 +129,7 @@ def assert_each_is_told_once_and_again_when_it_gets_worse(told):
     assert ["info", "warning", "critical"] in steps.values()
 
 
-def assert_growth_is_told_with_its_site(reports):
+def assert_growth_is_reported_with_its_site(reports):
     alerts = [alert for report in reports for alert in report.alerts]
     growth = [alert for alert in alerts if alert.kind == "growth"]
     assert growth[0].status == "raised"
@@ -143,12 +143,12 @@ def assert_growth_is_told_with_its_site(reports):
     assert set(severities) == {"warning", "critical"}
 
 
-def assert_everything_recovers(reports, told):
+def assert_everything_recovers(reports, reported):
     closed = {
-        each.finding.observation.record.serial for report in told for each in report.closed_late
+        each.finding.observation.record.serial for report in reported for each in report.closed_late
     }
-    accused = {leak.observation.record.serial for report in told for leak in report.leaks}
-    assert closed == accused
-    assert "CLOSED LATE" in "".join(cwg.render_text(report) for report in told)
+    leaked = {leak.observation.record.serial for report in reported for leak in report.leaks}
+    assert closed == leaked
+    assert "CLOSED LATE" in "".join(cwg.render_text(report) for report in reported)
     # The last report is that of the end of the block.
     assert not reports[-1].leaks

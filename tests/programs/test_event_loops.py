@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-async def told_meanwhile(guard, sleep, wanted=lambda _: True):
-    """As `told_async`, in any event loop."""
+async def reported_meanwhile(guard, sleep, wanted=lambda _: True):
+    """The finding that is wanted, in any event loop."""
     for _ in range(300):
         for leak in guard.scan().findings:
             if leak.verdict is cwg.Verdict.LEAKED and wanted(leak):
@@ -50,8 +50,8 @@ def test_trio_names_the_stream_and_its_task(guard):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hold, port, opened, name="holder-1")
             await opened.wait()
-            leak = await told_meanwhile(guard, trio.sleep)
-            # trio connects in tasks of its own: the holder tells more than the birth.
+            leak = await reported_meanwhile(guard, trio.sleep)
+            # trio connects in tasks of its own: the holder says more than the creation.
             assert leak.holders[0].startswith("task 'holder-1' suspended at ")
             assert "'stream' of" in leak.holders[0]
             assert "await stream.aclose()" in leak.hint
@@ -66,7 +66,7 @@ def test_anyio_streams_are_named_with_their_holder(guard, backend):
     async def main(port):
         mine = await anyio.connect_tcp("127.0.0.1", port)
         await mine.send(b"GET /partial HTTP/1.1\r\nHost: x\r\n\r\n")
-        leak = await told_meanwhile(guard, anyio.sleep)
+        leak = await reported_meanwhile(guard, anyio.sleep)
         assert any("'mine' of" in holder for holder in leak.holders)
         await mine.aclose()
 
@@ -98,7 +98,7 @@ def test_a_websocket_never_closed_is_held_and_a_closing_handshake_is_no_leak(gua
             mine.transport.pause_reading()
             for connection in list(server.connections):
                 connection.transport.write_eof()
-            leak = await told_meanwhile(
+            leak = await reported_meanwhile(
                 guard, asyncio.sleep, lambda leak: leak.observation.record.origin == "created"
             )
             assert leak.observation.record.site.function.endswith("connect")
@@ -221,7 +221,7 @@ GREEN = """
     seen = leak.observation.record.site is not None
     replaced = any("has taken the place of socket.socket" in note for note in report.coverage.notes)
     assert leak.verdict == "leaked", text
-    # With its birth, or found among the descriptors and said so.
+    # With its creation, or found among the descriptors and said so.
     assert seen or (leak.observation.record.origin == "native" and replaced), text
     kept["mine"].close()
     assert guard.scan(full=True).leaks == ()

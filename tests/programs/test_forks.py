@@ -1,4 +1,4 @@
-"""Sockets that came over a fork: whose birth, and which other process holds them."""
+"""Sockets that came over a fork: who opened them, and which other process holds them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PREAMBLE = """
 import os, socket, sys, time
 import closewait_guard as cwg
 
-def told(guard, verdict):
+def findings_with(guard, verdict):
     end = time.monotonic() + 10
     while time.monotonic() < end:
         found = [leak for leak in guard.scan().findings if leak.verdict == verdict]
@@ -52,7 +52,7 @@ def test_the_child_reports_the_parents_creation_and_the_parent_that_still_holds_
         if child == 0:
             theirs.close()
             time.sleep(0.3)
-            [leak] = told(guard, "inherited")
+            [leak] = findings_with(guard, "inherited")
             record = leak.observation.record
             assert record.parent.pid == parent
             assert record.site.function == "connect"
@@ -108,13 +108,13 @@ def test_the_parent_reports_the_children_that_hold_a_copy():
         child = subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False)
         theirs.close()
         time.sleep(0.3)
-        [leak] = told(guard, "leaked")
+        [leak] = findings_with(guard, "leaked")
         assert any(f"process {child.pid} (" in holder for holder in leak.holders), leak.holders
         child.communicate(b"x")
         command = [sys.executable, "-c", "import time; time.sleep(30)"]
         pid = os.posix_spawn(sys.executable, command, {})
         guard = cwg.Guard(cwg.Settings(grace=0)).install()
-        [leak] = told(guard, "leaked")
+        [leak] = findings_with(guard, "leaked")
         assert any(f"process {pid} (" in holder for holder in leak.holders), leak.holders
         guard.uninstall()
         os.kill(pid, 9)
@@ -133,7 +133,7 @@ def test_a_worker_of_multiprocessing_inherits_and_says_so():
 
         def work(queue):
             theirs.close()
-            [leak] = told(guard, "inherited")
+            [leak] = findings_with(guard, "inherited")
             queue.put((leak.hint, leak.observation.record.site.function))
 
         context = multiprocessing.get_context("fork")
@@ -170,9 +170,9 @@ def app(environ, start_response):
     while time.monotonic() < end and not found:
         found = [leak for leak in guard.scan().findings if leak.verdict == "inherited"]
         time.sleep(0.02)
-    told = [[leak.observation.record.site.function, list(leak.holders)] for leak in found]
+    reported = [[leak.observation.record.site.function, list(leak.holders)] for leak in found]
     start_response("200 OK", [])
-    return [json.dumps(told).encode()]
+    return [json.dumps(reported).encode()]
 
 class Application(BaseApplication):
     def load_config(self):
@@ -201,7 +201,7 @@ def test_a_gunicorn_worker_reports_what_it_inherited_from_the_master(tmp_path):
         while True:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-                    told = json.loads(answer.read())
+                    reported = json.loads(answer.read())
                 break
             except OSError:
                 assert time.monotonic() < end
@@ -209,7 +209,7 @@ def test_a_gunicorn_worker_reports_what_it_inherited_from_the_master(tmp_path):
     finally:
         master.terminate()
         master.wait(20)
-    functions = dict(told)
+    functions = dict(reported)
     assert any(f"process {master.pid} (" in holder for holder in functions["connect"])
 
 

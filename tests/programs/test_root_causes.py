@@ -1,8 +1,8 @@
 """The ways in which Python programs leak sockets, each made on purpose: verdict, line, holder.
 
-Told elsewhere: pools whose idle connections the server closes, responses never read, a session for
+See also: pools whose idle connections the server closes, responses never read, a session for
 each call, connections never returned: test_pools.py; native owners: test_native_sockets.py; forks:
-test_forks.py; numbers closed by somebody else: test_closed_elsewhere.py.
+test_forks.py; numbers closed elsewhere: test_closed_elsewhere.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Under load from clients and servers of every kind nothing healthy is ever accused.
+"""Under load from clients and servers of every kind nothing healthy is ever reported.
 
 SOAK_SECONDS sets for how long; the continuous integration runs it for two minutes once.
 """

@@ -248,9 +248,9 @@ def test_every_hands_on_the_first_report_and_then_one_in_so_many_seconds(watched
     it = watched(lambda reporter: reporters.every(60, reporter, clock=lambda: now[0]))
     it.leak(1)
     assert it.report() is not None
-    for seconds, is_told in ((30, False), (29, False), (1, True), (59, False), (120, True)):
+    for seconds, is_reported in ((30, False), (29, False), (1, True), (59, False), (120, True)):
         now[0] += seconds
-        assert (it.report() is not None) is is_told
+        assert (it.report() is not None) is is_reported
 
 
 def test_every_keeps_alerts_and_ends_for_the_next_report_that_it_hands_on(watched):
