@@ -33,6 +33,8 @@ __all__ = [
     "CONNECTION_HANDLE",
     "FILE_SOCKET",
     "HANDLE_CALLBACK",
+    "LOOP_CLOSED",
+    "LOOP_OF",
     "LOOP_SELECTOR",
     "LOOP_SOCKETS",
     "LOOP_TRANSPORTS",
@@ -68,6 +70,8 @@ THREAD_TARGET = "_target"  # Else a worker of an executor belongs to the test th
 TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without them.
 TASK_STATE = "_state"  # Else it counts as unfinished.
 HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
+LOOP_CLOSED = "_closed"  # Else each loop counts as open, and as one that may use a pool.
+LOOP_OF = "_loop"  # Of a transport or lock. Else no pool belongs to a loop.
 LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.

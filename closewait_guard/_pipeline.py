@@ -52,8 +52,8 @@ __all__ = [
 ]
 
 
-# The share of the time for searching that goes to pools.
-_SHARE_OF_POOLS = 0.3
+# The shares of the time for searching that go to pools, and then to running calls.
+_SHARE_OF_POOLS = _SHARE_OF_CALLS = 0.3
 
 
 class Pipeline:
@@ -192,7 +192,8 @@ class Pipeline:
             }
             findings = leave_to_pools(findings, idle, settings, fd_limit)
             # What a test or a block has left open is not to wait for the end of a call.
-            calls = {} if everything else self._find_call_uses(findings)
+            part = limit.part(_SHARE_OF_CALLS)
+            calls = {} if everything else self._find_call_uses(findings, part)
             findings = leave_to_calls(findings, calls.keys(), settings, fd_limit)
             return self._explainer.explain(findings, pools, calls, limit, everything=everything)
 
@@ -210,9 +211,9 @@ class Pipeline:
         self._have_pools_failed = False
         return uses
 
-    def _find_call_uses(self, findings: Iterable[Finding]) -> dict[int, CallUse]:
+    def _find_call_uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
         try:
-            return find_call_uses(findings, self._registry)
+            return find_call_uses(findings, self._registry, limit)
         except Exception:
             self._have_calls_failed = True
             return {}

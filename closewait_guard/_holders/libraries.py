@@ -14,7 +14,7 @@ from typing import Any
 from closewait_guard import _libraries
 from closewait_guard._capture import SOCKET
 from closewait_guard._clock import TimeLimit
-from closewait_guard._cpython import THREAD_NAME, threads
+from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, THREAD_NAME, threads
 from closewait_guard._holders.find import Roots, reachable_instances
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
@@ -129,7 +129,7 @@ class Pools:
             for fd, loop in idle.items():
                 thread = by_fd[fd].record.opener.thread
                 # If no thread is known, each counts as alive.
-                if (not alive or thread in alive) and field(loop, "_closed") is not True:
+                if (not alive or thread in alive) and field(loop, LOOP_CLOSED) is not True:
                     user = thread, None if loop is None else id(loop)
                     users[_target_of(uses[fd], by_fd[fd])].add(user)
         for fd, use in uses.items():
@@ -194,7 +194,7 @@ def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
         inner = waiting.popleft()
         if is_a(inner, _socket.socket):
             return _socket.socket.fileno(inner), loop
-        loop = field(inner, "_loop", loop)
+        loop = field(inner, LOOP_OF, loop)
         owner = owners.get(id(type(inner)))
         for fd in owner[1].descriptors(inner) if owner is not None else ():
             return fd, loop

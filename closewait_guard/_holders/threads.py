@@ -10,10 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import PurePath
 from threading import get_ident
-from types import CodeType, FrameType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    NoneType,
+)
 from typing import Any, NamedTuple
 
 from closewait_guard._capture import Registry
+from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import (
     FILE_SOCKET,
     LOOP_SELECTOR,
@@ -24,6 +33,7 @@ from closewait_guard._cpython import (
 from closewait_guard._format import format_duration
 from closewait_guard._inspect import is_ours, kind_of
 from closewait_guard._live import (
+    attribute_dict,
     elements_of,
     field,
     find_classes,
@@ -37,8 +47,9 @@ from closewait_guard._live import (
     number_of,
     running_frames,
     text_of,
+    value_at,
 )
-from closewait_guard.model import Finding, FrameKind, Observation, Origin, Verdict
+from closewait_guard.model import Finding, FrameKind, Observation, Origin, Severity, Verdict
 
 __all__ = [
     "Call",
@@ -66,6 +77,14 @@ _GREENLET, _GEVENT = "greenlet:greenlet", "gevent:Greenlet"
 _WRAPPED = ("connection", "request", "socket", "sock", "channel", "raw", "_fp", "fp", FILE_SOCKET)
 _UNFINISHED = (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
 _EVENT_READ = 1
+# By identity, the types of most variables, which wrap nothing.
+_PLAIN = frozenset(
+    id(each)
+    for each in (
+        *(NoneType, str, int, bool, float, bytes, dict, list, tuple, set, frozenset, type),
+        *(FunctionType, BuiltinFunctionType, MethodType, ModuleType),
+    )
+)
 
 
 class Local(NamedTuple):
@@ -223,7 +242,9 @@ class CallUse(NamedTuple):
     hint: str
 
 
-def find_call_uses(findings: Iterable[Finding], registry: Registry) -> dict[int, CallUse]:
+def find_call_uses(
+    findings: Iterable[Finding], registry: Registry, limit: TimeLimit
+) -> dict[int, CallUse]:
     """By serial, the connections that a call in another thread has not done with.
 
     A connection that was accepted is in use as long as a call runs that was given it; a response
@@ -232,23 +253,29 @@ def find_call_uses(findings: Iterable[Finding], registry: Registry) -> dict[int,
     is none of these.
 
     Args:
-        findings: What was found.
+        findings: What was found. Beyond a threshold a call excuses nothing.
         registry: Has the sockets.
+        limit: Of the time; calls that are not searched use nothing.
     """
-    ended = [each for each in findings if each.verdict in _UNFINISHED]
+    ended = [
+        each for each in findings if each.verdict in _UNFINISHED and each.severity is Severity.INFO
+    ]
     by_fd = {each.observation.fd: each.observation for each in ended}
     by_object: dict[int, Finding] = {}
     for each in ended:
         sock = registry.socket_of(each.observation.fd, each.observation.record.serial)
         if sock is not None:
             by_object[id(sock)] = each
+    search = _VariableSearch(by_object)
     uses: dict[int, CallUse] = {}
     for thread, innermost, frame, callee in _calls_of_others() if by_object else ():
-        for observation in _in_call(frame, by_object):
+        for observation in search.used_by(frame):
             use = _use_of_handler(thread, innermost, observation)
             uses.setdefault(observation.record.serial, use)
         for observation in _awaited_by_loop(frame, callee, by_fd):
             uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
+        if limit.is_over():
+            break
     return uses
 
 
@@ -264,34 +291,59 @@ def _calls_of_others() -> Iterator[tuple[int, FrameType, FrameType, FrameType | 
             callee, frame = frame, frame.f_back
 
 
-def _in_call(frame: FrameType, by_object: Mapping[int, Finding]) -> Iterator[Observation]:
-    """What the call has been given, and the closed responses in its variables."""
-    code = frame.f_code
-    if is_ours(text_of(code.co_filename) or ""):
-        return
-    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    for name, value in locals_of_other_thread(frame).items():
-        finding = _finding_within(value, by_object)
-        if finding is None:
-            continue
-        record, is_lingering = finding.observation.record, finding.verdict is Verdict.LINGERING
-        if is_lingering or (record.origin is Origin.ACCEPTED and name in arguments):
-            yield finding.observation
+class _VariableSearch:
+    """Searches the variables of calls for sockets, and for what wraps them.
+
+    Args:
+        by_object: What to find, by the identity of the socket.
+    """
+
+    def __init__(self, by_object: Mapping[int, Finding]) -> None:
+        self._by_object = by_object
+        self._has_lingering = any(each.verdict is Verdict.LINGERING for each in by_object.values())
+        # By identity: the same few objects are variables of most calls of a thread. One that is
+        # gone and whose identity another has got is not found in this scan.
+        self._without: set[int] = set()
+
+    def used_by(self, frame: FrameType) -> Iterator[Observation]:
+        """What the call has been given, and the closed responses in its variables."""
+        code = frame.f_code
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        if not (arguments or self._has_lingering) or is_ours(text_of(code.co_filename) or ""):
+            return
+        for name, value in locals_of_other_thread(frame).items():
+            if not (self._has_lingering or name in arguments):
+                continue
+            finding = self._finding_within(value)
+            if finding is None:
+                continue
+            record, is_lingering = finding.observation.record, finding.verdict is Verdict.LINGERING
+            if is_lingering or (record.origin is Origin.ACCEPTED and name in arguments):
+                yield finding.observation
+
+    def _finding_within(self, value: Any) -> Finding | None:
+        """The finding of a socket, or of the one that a connection or response wraps."""
+        waiting, searched = [value], set[int]()
+        while waiting and len(searched) < _MAX_WRAPPERS:
+            inner = waiting.pop()
+            finding = self._by_object.get(id(inner))
+            if finding is not None:
+                return finding
+            if id(inner) not in self._without and id(type(inner)) not in _PLAIN:
+                searched.add(id(inner))
+                waiting += _wrapped_by(inner)
+        self._without |= searched
+        return None
 
 
-def _finding_within(value: Any, by_object: Mapping[int, Finding]) -> Finding | None:
-    """The finding of a socket, or of the one that a connection or response wraps."""
-    waiting = [value]
-    for _ in range(_MAX_WRAPPERS):
-        if not waiting:
-            break
-        inner = waiting.pop()
-        if id(inner) in by_object:
-            return by_object[id(inner)]
-        further = [field(inner, name) for name in _WRAPPED]
-        further.append(native_field(inner, io.BufferedReader, "raw"))
-        waiting += [each for each in further if each is not None]
-    return None
+def _wrapped_by(thing: Any) -> list[Any]:
+    variables = attribute_dict(thing)
+    if variables is None:
+        found = [field(thing, name) for name in _WRAPPED]
+    else:
+        found = [value_at(variables, name) for name in _WRAPPED]
+    found.append(native_field(thing, io.BufferedReader, "raw"))
+    return [each for each in found if each is not None]
 
 
 def _is_call(frame: FrameType | None, function: str, module: str) -> bool:
