@@ -16,14 +16,16 @@ from closewait_guard.model import (
     AlertKind,
     AlertStatus,
     ClosedLate,
+    Finding,
     Report,
     Reporter,
     Severity,
     SiteGroup,
     Verdict,
+    close_reporter,
+    reporter_name,
     site_key,
 )
-from closewait_guard.reporters.base import Wrapping, serial_of
 
 __all__ = [
     "at_least",
@@ -32,6 +34,29 @@ __all__ = [
 ]
 
 _MAX_WAITING = 1000
+
+
+class _Wrapping:
+    """A reporter that hands on to another; closing it closes the other."""
+
+    def __init__(self, name: str, reporter: Reporter) -> None:
+        if not callable(reporter):
+            raise ConfigurationError(
+                f"{name}: reporter must be callable with a report, not {reporter!r}"
+            )
+        self._name = name
+        self._reporter = reporter
+
+    def close(self) -> None:
+        close_reporter(self._reporter)
+
+    def __repr__(self) -> str:
+        return f"{self._name}({reporter_name(self._reporter)})"
+
+
+def _serial_of(finding: Finding) -> int:
+    """The serial number of the socket of a finding."""
+    return finding.observation.record.serial
 
 
 def at_least(severity: Severity | str, reporter: Reporter) -> Reporter:
@@ -48,7 +73,7 @@ def at_least(severity: Severity | str, reporter: Reporter) -> Reporter:
     return _AtLeast(severity, reporter)
 
 
-class _AtLeast(Wrapping):
+class _AtLeast(_Wrapping):
     def __init__(self, severity: Severity | str, reporter: Reporter) -> None:
         super().__init__("at_least", reporter)
         self._alerts: set[object] = set()
@@ -65,10 +90,10 @@ class _AtLeast(Wrapping):
         findings = tuple(finding for finding in report.findings if self._matters(finding.severity))
         alerts = tuple(alert for alert in report.alerts if self._should_report(alert))
         closed = tuple(
-            each for each in report.closed_late if serial_of(each.finding) in self._sockets
+            each for each in report.closed_late if _serial_of(each.finding) in self._sockets
         )
-        present = {serial_of(finding) for finding in report.findings}
-        self._sockets = {serial_of(finding) for finding in findings} | (self._sockets & present)
+        present = {_serial_of(finding) for finding in report.findings}
+        self._sockets = {_serial_of(finding) for finding in findings} | (self._sockets & present)
         if findings or alerts or closed:
             omitted = (
                 report.omitted + len(report.leaks) - sum(finding.is_leak for finding in findings)
@@ -128,7 +153,7 @@ class _Reported(NamedTuple):
         return group.count >= 2 * self.sockets or group.severity.rank > self.severity.rank
 
 
-class _Changes(Wrapping):
+class _Changes(_Wrapping):
     def __init__(self, name: str, reporter: Reporter) -> None:
         super().__init__(name, reporter)
         self._reported: dict[object, _Reported] = {}
@@ -187,7 +212,7 @@ def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = no
     return _Every(seconds, reporter, clock)
 
 
-class _Every(Wrapping):
+class _Every(_Wrapping):
     def __init__(self, seconds: float, reporter: Reporter, clock: Callable[[], float]) -> None:
         super().__init__("every", reporter)
         self._seconds = require_number(parse_seconds, seconds, "every: seconds")
