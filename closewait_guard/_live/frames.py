@@ -4,6 +4,10 @@
 may run at that moment, and the process aborts; before, its frames are not of this program. So it is
 called only where there is one interpreter.
 
+It allocates with a lock held that each new thread takes. Before Python 3.12 a collection may begin
+there, and if it runs code of the program, which waits for another thread, and that waits for the
+lock, all wait for ever. So the collector is off meanwhile.
+
 Until Python 3.12 `f_locals` writes the values into a dict that `exec`, `locals()` and debuggers
 share, over whatever they have put there, and that dict keeps each value alive for as long as the
 function runs. There the pointers of the frame are copied instead; from 3.13 on `f_locals` of a
@@ -12,11 +16,12 @@ function's frame is a view.
 
 from __future__ import annotations
 
+import gc
 import operator
 import sys
 import threading
-from collections.abc import Callable
-from itertools import compress
+from collections.abc import Callable, Iterator
+from itertools import chain, compress, repeat
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -49,7 +54,34 @@ def _nothing() -> dict[int, FrameType]:
     return {}
 
 
-_frames_if_alone: Callable[[], dict[int, FrameType]]
+_Frames: TypeAlias = dict[int, FrameType]
+# By whether the collector was on: what leaves it as it was.
+_RESTORE: tuple[Callable[[], object], ...] = (gc.isenabled, gc.enable)
+
+
+def _without_collection(calls: Iterator[Any]) -> Iterator[Any]:
+    """What some calls into C return, with the collector off.
+
+    That, too, is one call into C: no other thread finds it off, or has turned it off meanwhile.
+    """
+    was_on: list[bool] = []
+    noted = map(was_on.append, map(operator.call, (gc.isenabled,)))
+    off = map(operator.call, (gc.disable,))
+    restored = map(operator.call, map(operator.getitem, repeat(_RESTORE), was_on))
+    try:
+        return iter(list(chain(noted, off, calls, restored))[2:-1])
+    except BaseException:
+        # A hook for audits may raise.
+        if was_on == [True]:
+            gc.enable()
+        raise
+
+
+_answers: Callable[[Iterator[_Frames]], Iterator[_Frames]] = (
+    _without_collection if sys.version_info < (3, 12) else iter
+)
+
+_frames_if_alone: Callable[[], _Frames]
 
 # Not `_interpreters.list_all()`: it reads what another thread may be about to free.
 _interpreters = interpreter_states("Head", "Main")
@@ -65,7 +97,7 @@ else:
         """
         is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
         try:
-            return next(map(operator.call, compress((current_frames,), is_alone)), {})
+            return next(_answers(map(operator.call, compress((current_frames,), is_alone))), {})
         except Exception as error:
             refusals.note(error)
             return {}

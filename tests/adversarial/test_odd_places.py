@@ -92,6 +92,39 @@ def test_a_scan_survives_an_audit_hook_that_raises_counts_it_once_and_says_so(ev
     )
 
 
+_COLLECTED_OFTEN = """
+import gc, sys, threading, time
+from closewait_guard._live import running_frames
+
+def let_others_run(phase, info):
+    time.sleep(0)
+
+gc.callbacks.append(let_others_run)
+gc.set_threshold(5)
+sys.setswitchinterval(1e-5)
+end = time.monotonic() + 2
+
+def ask():
+    while time.monotonic() < end:
+        running_frames()
+        [[] for _ in range(7)]
+
+threads = [threading.Thread(target=ask) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(gc.isenabled())
+gc.disable()
+running_frames()
+print(gc.isenabled())
+"""
+
+
+def test_threads_that_ask_where_all_are_never_wait_for_a_collection_and_leave_the_collector_alone():
+    assert run(_COLLECTED_OFTEN) == (0, ["True", "False"], "")
+
+
 _AT_THE_END = """
 import atexit, socket, sys
 import closewait_guard as cwg

@@ -286,7 +286,7 @@ time.sleep(0.1)
 child = os.fork()
 if child == 0:
     def check():
-        [leak] = told(guard, "inherited")
+        [leak] = findings_with(guard, "inherited")
         assert leak.is_leak
         assert leak.observation.state == "ESTABLISHED"
         assert leak.observation.record.parent.pid == os.getppid()
@@ -312,7 +312,7 @@ guard = cwg.install(grace=0.1)
 def work(closed):
     closed.wait()
     def check():
-        [leak] = told(guard, "inherited")
+        [leak] = findings_with(guard, "inherited")
         assert leak.observation.record.opener.origin == "accepted"
     end_by(check)
 
