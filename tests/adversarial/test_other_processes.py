@@ -165,9 +165,10 @@ def test_a_forged_line_gives_no_other_socket_an_address():
         assert procfs.local_addresses(os.getpid())[inode] == (None, None)
 
 
-# As nobody, who may not read where Python is installed: what is needed is imported before.
+# As nobody, who may not read where Python is installed: what is needed is imported before. heapq is
+# needed only if there are sockets of other processes at that moment.
 HIDDEN = """
-import contextlib, io, os, subprocess, sys, pwd
+import contextlib, heapq, io, os, subprocess, sys, pwd
 from closewait_guard.commands import main
 subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
