@@ -36,7 +36,7 @@ SHOWN = {
     "prove_no_leaks": "opened at",
     "pytest_project": "ERROR at teardown of test_forgets_a_client",
     "requests_and_httpx": "in is_there()",
-    "structlog_json": '"event": "socket_leak", "level": "info"',
+    "structlog_json": '"event": "socket_leak", "level": "warning"',
     "web_application": "in price()",
 }
 MODULES = ["closewait_guard"] + [
