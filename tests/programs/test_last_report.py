@@ -56,41 +56,35 @@ def get(port):
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_uvicorn_reports_its_leaks_when_it_is_terminated(tmp_path, loop):
+def end_uvicorn(tmp_path, loop, signum, *options):
+    """The exit status and errors of a server that has leaked three sockets, ended by a signal."""
     (tmp_path / "app.py").write_text(APP)
     port = free_port()
     command = ["-m", "uvicorn", "--loop", loop, "--port", str(port), "--log-level", "error"]
     with subprocess.Popen(
-        [*COMMAND, "run", "--grace", "0.1", *command, "app:app"],
+        [*COMMAND, "run", *options, "--grace", "0.1", *command, "app:app"],
         cwd=tmp_path,
         env=environment(PYTHONPATH=str(tmp_path)),
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
         assert get(port) == b"done"
-        server.send_signal(signal.SIGTERM)
+        server.send_signal(signum)
         _, errors = server.communicate(timeout=60)
-    assert server.returncode == -signal.SIGTERM, errors
+    return server.returncode, errors
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_uvicorn_reports_its_leaks_when_it_is_terminated(tmp_path, loop):
+    status, errors = end_uvicorn(tmp_path, loop, signal.SIGTERM)
+    assert status == -signal.SIGTERM, errors
     assert "closewait_guard: 3 leaked of" in " ".join(errors.split()), errors
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_uvicorn_reports_its_leaks_when_it_is_interrupted_and_its_loop_closes_them(tmp_path, loop):
-    (tmp_path / "app.py").write_text(APP)
-    port = free_port()
-    command = ["-m", "uvicorn", "--loop", loop, "--port", str(port), "--log-level", "error"]
-    with subprocess.Popen(
-        [*COMMAND, "run", "--fail-on-leak", "--grace", "0.1", *command, "app:app"],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=str(tmp_path)),
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert get(port) == b"done"
-        server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=60)
-    assert server.returncode == 86, errors
+    status, errors = end_uvicorn(tmp_path, loop, signal.SIGINT, "--fail-on-leak")
+    assert status == 86, errors
     assert "closewait_guard: 3 leaked of" in " ".join(errors.split()), errors
     assert ("closed only when the program ended" in errors) == (loop == "uvloop"), errors
 
