@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from closewait_guard._files import UntrustedFileError, read_trusted, read_untrusted
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -247,6 +246,9 @@ def project_file(directory: Path) -> ProjectFile | None:
     path = _nearest(directory)
     if path is None:
         return None
+    # The parsers of values do without it.
+    from closewait_guard._files import UntrustedFileError, read_trusted
+
     try:
         return ProjectFile(path, read_trusted(str(path)))
     except UntrustedFileError as error:
@@ -257,6 +259,8 @@ def project_file(directory: Path) -> ProjectFile | None:
 
 def _may_have_settings(path: Path) -> bool:
     """Many projects name the guard among what their tests need, and set nothing."""
+    from closewait_guard._files import UntrustedFileError, read_untrusted
+
     try:
         content = read_untrusted(str(path))
     except (OSError, UntrustedFileError):

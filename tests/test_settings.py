@@ -140,7 +140,7 @@ def test_an_unreadable_pyproject_is_ignored_and_stops_nothing(tmp_path, monkeypa
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("closewait_guard._config.read_trusted", refuse)
+    monkeypatch.setattr("closewait_guard._files.read_trusted", refuse)
     [note] = load(tmp_path).notes
     assert note.endswith("pyproject.toml are left out: it cannot be read: Permission denied")
 

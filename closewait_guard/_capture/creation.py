@@ -1,20 +1,23 @@
-"""The record of how a socket was created: a plain tuple, and the same with named fields."""
+"""The record of how a socket was created, a plain tuple; and of which other it was made."""
 
 from __future__ import annotations
 
 import _socket
 import socket
+import threading
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from itertools import compress
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
+from closewait_guard._capture.hooks import SOCKET, code_of, listener_in_accept_by_thread
 from closewait_guard._capture.stack import NO_STACK, CapturedStack
+from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin, Scalar
-
-if TYPE_CHECKING:
-    from closewait_guard._enums import Scalar
+from closewait_guard._live import is_a, variable_of
 
 __all__ = [
     "NO_CONTEXT",
@@ -28,6 +31,7 @@ __all__ = [
     "Creation",
     "CreationTuple",
     "as_parent",
+    "origin_of",
     "pop_if_same",
     "still_owns",
     "unknown_creation",
@@ -106,3 +110,80 @@ class Creation(NamedTuple):
     origin: Origin
     parent: CreationTuple | None
     stack: CapturedStack
+
+
+# Which function of the standard library makes a socket of a descriptor, and which of its local
+# variables has the socket or descriptor that goes before. By the identity of the code, because a
+# code object hashes its constants.
+_STDLIB_CONSTRUCTORS: dict[int, tuple[Origin, str | None]] = {
+    id(code_of(function)): origin_and_name
+    for function, origin_and_name in (
+        (SOCKET.accept, (Origin.ACCEPTED, "self")),
+        (SOCKET.dup, (Origin.DUPLICATED, "self")),
+        (socket.fromfd, (Origin.DUPLICATED, "fd")),
+        (socket.socketpair, (Origin.CREATED, None)),
+    )
+}
+
+_ACCEPTED = Origin.ACCEPTED
+_c_socket = _socket.socket
+_get_ident = threading.get_ident
+
+
+def origin_of(
+    fd: int,
+    caller: FrameType,
+    creations: Mapping[int, CreationTuple],
+    detached: Mapping[int, tuple[CreationTuple, int]],
+) -> tuple[Origin, CreationTuple | None]:
+    """The origin of a socket made of a descriptor, and the creation that goes before.
+
+    Args:
+        fd: The descriptor.
+        caller: The frame that made the socket.
+        creations: The creations by descriptor, before this one.
+        detached: The creations and inodes of descriptors that left their socket objects.
+    """
+    constructor = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
+    if constructor is None:
+        caller = _skip_init(caller)
+        constructor = _STDLIB_CONSTRUCTORS.get(id(caller.f_code))
+    if constructor is not None:
+        origin, name = constructor
+        if (
+            origin is _ACCEPTED
+            and (listener := listener_in_accept_by_thread.get(_get_ident())) is not None
+        ):
+            creation = creations.get(_fileno(listener))
+            if creation is None or creation[SOCK]() is not listener:
+                return origin, None
+            return origin, creation if creation[PARENT] is None else as_parent(creation)
+        return origin, _creation_in_variable(caller, name, creations) if name else None
+    creation = creations.get(fd)
+    if creation is None:
+        return Origin.ADOPTED, None
+    if still_owns(creation, fd):
+        return Origin.WRAPPED, as_parent(creation)
+    left = detached.get(fd)
+    if left is not None and left[0] is creation and left[1] == inode_of(fd):
+        return Origin.DETACHED, as_parent(creation)
+    return Origin.ADOPTED, None
+
+
+def _skip_init(frame: FrameType) -> FrameType:
+    """Past the constructors of subclasses, to what called them."""
+    while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def _creation_in_variable(
+    caller: FrameType, name: str, creations: Mapping[int, CreationTuple]
+) -> CreationTuple | None:
+    """The creation of the socket, or descriptor, that a local variable of the caller holds."""
+    value = variable_of(caller, name)
+    fd = _c_socket.fileno(value) if is_a(value, _c_socket) else value
+    if not is_a(fd, int):
+        return None
+    creation = creations.get(fd)
+    return as_parent(creation) if creation is not None and still_owns(creation, fd) else None

@@ -15,9 +15,8 @@ import weakref
 from collections.abc import Callable
 
 from closewait_guard._capture.context import PlainContext, current_labels
-from closewait_guard._capture.creation import NO_CONTEXT, STACK, CreationTuple
+from closewait_guard._capture.creation import NO_CONTEXT, STACK, CreationTuple, origin_of
 from closewait_guard._capture.hooks import FRAMES_TO_CALLER
-from closewait_guard._capture.origin import origin_of
 from closewait_guard._capture.stack import NO_STACK, Capture, intern
 from closewait_guard._clock import wall
 from closewait_guard._cpython import current_frame, threads

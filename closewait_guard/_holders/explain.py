@@ -6,15 +6,19 @@ remembered from scan to scan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from heapq import nlargest
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
+from closewait_guard._descriptors import sockets_of_process
 from closewait_guard._holders.find import (
     Holders,
     Roots,
@@ -23,7 +27,6 @@ from closewait_guard._holders.find import (
     reachable_instances,
 )
 from closewait_guard._holders.libraries import hints_of_libraries, owners_of_descriptors
-from closewait_guard._holders.processes import processes_sharing
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
@@ -51,6 +54,11 @@ _MAX_NEWER_SOCKETS = 200
 # A successor is opened at least so long after the end: calls in quick succession do not replace
 # each other, and the time of the end depends on kernel ticks and on an earlier probe.
 _MIN_GAP = 0.1
+# Of the processes that may share a socket.
+_MAX_PROCESSES = 64
+_MAX_DESCRIPTORS = 20_000
+# The process that adopts every orphan.
+_INIT = 1
 
 _Site = tuple[Verdict, Frame | None]
 
@@ -289,7 +297,7 @@ def _site_of(finding: Finding) -> _Site:
 def _find_sharing_processes(observations: list[Observation]) -> dict[int, list[str]]:
     of_parent = any(each.record.origin is Origin.INHERITED for each in observations)
     inodes = {each.inode for each in observations if each.inode}
-    return processes_sharing(inodes, of_parent=of_parent)
+    return _processes_sharing(inodes, of_parent=of_parent)
 
 
 def _describe_reuse(fd: int) -> str:
@@ -332,3 +340,46 @@ def _find_successors(
             if is_newer and peer == to and record.site == site:
                 found.setdefault(serial, record.serial)
     return found
+
+
+def _processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[str]]:
+    """By inode, the other processes that have the socket open, as sentences. Linux only.
+
+    Args:
+        inodes: The inodes of the sockets.
+        of_parent: Include the parent and its other children: some sockets came through a fork.
+    """
+    found: dict[int, list[str]] = {}
+    processes = [os.getppid(), *_children(os.getppid())] if of_parent else []
+    processes += _children(os.getpid())
+    for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
+        if pid != os.getpid():
+            for inode in inodes & _sockets_of(pid):
+                found.setdefault(inode, []).append(
+                    f"process {pid} ({_command(pid)}) too, as a copy"
+                )
+    return found
+
+
+def _children(pid: int) -> Iterator[int]:
+    """The running child processes of a process, and theirs."""
+    pids = [pid]
+    for parent in pids:
+        if len(pids) > _MAX_PROCESSES or pid == _INIT:
+            break
+        with suppress(OSError, ValueError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                pids += [int(child) for child in (task / "children").read_text().split()]
+    return iter(pids[1:])
+
+
+def _sockets_of(pid: int) -> set[int]:
+    with suppress(OSError):
+        return set(sockets_of_process(pid, at_most=_MAX_DESCRIPTORS)[1].values())
+    return set()
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return "gone"

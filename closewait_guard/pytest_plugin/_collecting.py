@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from closewait_guard._files import OutputFile
 from closewait_guard.pytest_plugin._options import Options
 
 if TYPE_CHECKING:
@@ -159,6 +158,9 @@ class JsonFile:
 
     def __init__(self, config: pytest.Config, path: str) -> None:
         self._path = config.invocation_params.dir / path
+        # A run that writes no such file does without the module.
+        from closewait_guard._files import OutputFile
+
         self._missing = 0
         self._reason = ""
         try:
