@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import MISSING, dataclass, fields
+from functools import update_wrapper
+from typing import Any, Protocol, TypeVar
 
 from closewait_guard._cpython import sha1
 from closewait_guard._enums import (
@@ -47,6 +48,27 @@ __all__ = [
 SCHEMA = "closewait-guard/1"
 # The family of a socket that could not be probed.
 UNKNOWN_FAMILY = "unknown"
+
+_Class = TypeVar("_Class")
+
+
+def _store_by_slot(cls: type[_Class]) -> type[_Class]:
+    """Let `__init__` of a frozen dataclass store each value by its slot, in half the time.
+
+    Left to itself it calls `object.__setattr__`, which looks up the slot. A scan makes three of
+    these objects for each suspect.
+    """
+    parameters, stores = ["self"], []
+    names: dict[str, Any] = {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        names[f"_store_{field.name}"] = getattr(cls, field.name).__set__
+        names[f"_default_{field.name}"] = field.default
+        is_required = field.default is MISSING
+        parameters.append(field.name if is_required else f"{field.name}=_default_{field.name}")
+        stores.append(f" _store_{field.name}(self, {field.name})")
+    exec("\n".join([f"def __init__({', '.join(parameters)}):", *stores]), names)  # noqa: S102
+    cls.__init__ = update_wrapper(names["__init__"], cls.__init__)  # type: ignore[method-assign]
+    return cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +155,7 @@ def _called_by_user(stack: tuple[Frame, ...]) -> bool:
     return next(callers, None) is FrameKind.USER
 
 
+@_store_by_slot
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one probe of the kernel showed of one socket.
@@ -179,6 +202,7 @@ class Observation:
         return self.family != UNKNOWN_FAMILY
 
 
+@_store_by_slot
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The verdict on one suspect socket, what keeps it open, and what to change.

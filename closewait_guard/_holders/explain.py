@@ -131,9 +131,9 @@ class Explainer:
         ]
         self._explanations = self._recall(wanted)
         is_paused = self._allowance.balance(now()) < 0 and not everything
-        self._search_all(self._choose_to_search(wanted, is_paused=is_paused), limit)
+        unknown = [finding for finding in wanted if self._needs_search(finding)]
+        self._search_all(self._choose_to_search(unknown, is_paused=is_paused), limit)
         known = self._explanations.copy()
-        unknown = (finding for finding in wanted if self._needs_search(finding))
         self.unsearched = sum(finding.observation.record.serial not in known for finding in unknown)
         return tuple(self._add_explanation(finding, pools, calls) for finding in findings)
 
@@ -159,7 +159,7 @@ class Explainer:
         serials = (finding.observation.record.serial for finding in findings)
         return {serial: known[serial] for serial in serials if serial in known}
 
-    def _choose_to_search(self, wanted: list[Finding], *, is_paused: bool) -> list[Finding]:
+    def _choose_to_search(self, unknown: list[Finding], *, is_paused: bool) -> list[Finding]:
         """What to search for: first one finding of each new site, then the others.
 
         While the search is paused, only those of new sites.
@@ -167,10 +167,10 @@ class Explainer:
         sites = {explanation.site for explanation in self._explanations.copy().values()}
         new: list[Finding] = []
         others: list[Finding] = []
-        for finding in wanted:
-            if self._needs_search(finding):
-                (others if _site_of(finding) in sites else new).append(finding)
-                sites.add(_site_of(finding))
+        for finding in unknown:
+            site = _site_of(finding)
+            (others if site in sites else new).append(finding)
+            sites.add(site)
         return new if is_paused else new + others
 
     def _needs_search(self, finding: Finding) -> bool:

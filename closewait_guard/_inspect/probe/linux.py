@@ -110,12 +110,9 @@ def _probe_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
         raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
     except OSError:
         return None
-    return _spare_bound(sock, tcp_result(raw, partial(unread, fd), partial(unsent, fd)))
-
-
-def _spare_bound(sock: _socket.socket, result: ProbeResult) -> ProbeResult:
-    """A socket that is bound and never was connected may listen yet: nothing is wrong with it."""
+    result = tcp_result(raw, partial(unread, fd), partial(unsent, fd))
     if result.connection is Connection.NEVER_CONNECTED and _is_bound(sock):
+        # It may listen yet: nothing is wrong with it.
         return result._replace(connection=Connection.NOT_APPLICABLE)
     return result
 
