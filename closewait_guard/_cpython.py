@@ -8,13 +8,17 @@ would cost more than the name: `Thread._name`, without which `threads` is empty,
 
 from __future__ import annotations
 
+import _socket
 import _thread
+import gc
 import io
 import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from functools import partial
+from itertools import repeat
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 try:
@@ -46,6 +50,7 @@ __all__ = [
     "THREAD_NAME",
     "THREAD_TARGET",
     "before_exit_functions",
+    "close_in_collections_by",
     "current_frame",
     "current_frames",
     "daemon_threads_allowed",
@@ -145,6 +150,43 @@ def file_objects_reader(socket_class: type) -> Callable[[Any], int]:
     """How many file objects keep the descriptor; else, that one may."""
     slot = vars(socket_class).get("_io_refs")
     return (lambda _: 1) if slot is None else slot.__get__
+
+
+def close_in_collections_by(
+    close: Callable[[Any], Any], socket_class: type
+) -> Callable[[], None] | None:
+    """Have sockets closed by another function while the garbage collector runs.
+
+    `close()` ends in a method that has the class in C as a default argument, and asks that for what
+    closes. A module in its place is asked as quickly. The switch is in C throughout: what a signal
+    handler raised in a callback of the collector would be lost.
+
+    Returns:
+        What undoes it; None where a close cannot be seen.
+    """
+    method = vars(socket_class).get("_real_close")
+    if type(method) is not FunctionType or method.__defaults__ != (_socket.socket,):
+        return None
+    found, asked = method.__defaults__, ModuleType(__name__)
+
+    def use(function: Callable[[Any], Any]) -> property:
+        return property(partial(next, map(partial(setattr, asked, "close"), repeat(function))))
+
+    plain = _socket.socket.close
+    phases = type("Phases", (), {"start": use(close), "stop": use(plain)})()
+    callback = partial(getattr, phases)
+    setattr(asked, "close", plain)  # noqa: B010 - a module declares no attribute
+    ours = method.__defaults__ = (asked,)
+    gc.callbacks.append(callback)
+
+    def restore() -> None:
+        if callback in gc.callbacks:
+            gc.callbacks.remove(callback)
+        setattr(asked, "close", plain)  # noqa: B010
+        if method.__defaults__ is ours:
+            method.__defaults__ = found
+
+    return restore
 
 
 def dropping_errors(function: Callable[[Any], Any]) -> Callable[[Any], None]:

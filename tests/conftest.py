@@ -73,6 +73,7 @@ def assert_pristine() -> None:
     assert not listener_in_accept_by_thread
     assert dict(vars(SOCKET)) == PRISTINE
     assert all(vars(SOCKET)[name] is value for name, value in PRISTINE.items())
+    assert SOCKET._real_close.__defaults__ == (SOCKET.__base__,)
 
 
 def run_apart(code):

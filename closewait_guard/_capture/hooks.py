@@ -29,6 +29,7 @@ __all__ = [
     "as_function",
     "code_of",
     "listener_in_accept_by_thread",
+    "wrap_close",
     "wrap_del",
 ]
 
@@ -50,6 +51,9 @@ class SocketEvents(Protocol):
 
     def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
         """A socket is being finalized while it is open. Take no lock here."""
+
+    def on_close_in_collection(self, sock: socket.socket, fd: int, /) -> None:
+        """A socket is being closed while the garbage collector runs. Take no lock here."""
 
     def on_fd_exhausted(self) -> None:
         """No descriptor was left for a socket to be made or accepted."""
@@ -283,7 +287,8 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
     """
 
     def notify(sock: socket.socket) -> None:
-        _notify_finalize(subscribers, deferred, sock, _fileno(sock))
+        fd = _fileno(sock)
+        _notify_quietly(subscribers, deferred, lambda each: each.on_finalize(sock, fd))
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     deferred = DeferredErrors((notify.__code__, code_of(SOCKET.__repr__)))
@@ -310,12 +315,30 @@ _is_closed: Any = partial(
 )
 
 
-def _notify_finalize(
-    subscribers: Subscribers, deferred: DeferredErrors, sock: socket.socket, fd: int
+def wrap_close(original: Callable[[Any], Any], subscribers: Subscribers) -> Callable[[Any], Any]:
+    """Notifies of sockets that are closed while the garbage collector runs; then closes them.
+
+    All that calls is in C here too: what closes them is a finalizer, as a rule.
+    """
+
+    def notify(sock: socket.socket) -> None:
+        if (fd := _fileno(sock)) >= 0:
+            _notify_quietly(
+                subscribers, deferred, lambda each: each.on_close_in_collection(sock, fd)
+            )
+
+    deferred = DeferredErrors((notify.__code__,))
+    calls = [_with_method("__eq__", each) for each in (dropping_errors(notify), original)]
+    return calls.__contains__
+
+
+def _notify_quietly(
+    subscribers: Subscribers, deferred: DeferredErrors, call: Callable[[SocketEvents], None]
 ) -> None:
+    """In a finalizer, where nothing that is raised reaches the program."""
     for subscriber in subscribers.current:
         try:
-            subscriber.on_finalize(sock, fd)
+            call(subscriber)
         except BaseException as error:
             if interrupts(error):
                 deferred.raise_later(error)

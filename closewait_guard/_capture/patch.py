@@ -5,6 +5,7 @@ All guards of a process share one patch. It goes on with the first subscriber an
 
 from __future__ import annotations
 
+import _socket
 import socket
 import threading
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from closewait_guard._capture.hooks import (
     Subscribers,
     as_function,
     listener_in_accept_by_thread,
+    wrap_close,
     wrap_del,
 )
+from closewait_guard._cpython import close_in_collections_by
 
 __all__ = [
     "after_fork",
@@ -85,6 +88,7 @@ def try_unsubscribe(subscriber: SocketEvents) -> None:
 def _update_methods() -> None:
     for method in _METHODS:
         method.set_subscribers(tuple(_subscribers))
+    _collections.set_subscribers(tuple(_subscribers))
 
 
 def is_patched() -> bool:
@@ -205,3 +209,24 @@ class _Method:
 
 
 _METHODS = tuple(_Method(name, wrap) for name, wrap in (*WRAPPERS.items(), ("__del__", wrap_del)))
+
+
+class _Collections:
+    """What closes sockets while the garbage collector runs, and only then."""
+
+    def __init__(self) -> None:
+        self._subscribers = Subscribers()
+        self._restore: Callable[[], None] | None = None
+
+    def set_subscribers(self, subscribers: tuple[SocketEvents, ...]) -> None:
+        """Call these and no others; leave everything as it was found if there are none."""
+        self._subscribers.replace(subscribers)
+        if subscribers and self._restore is None:
+            close = wrap_close(_socket.socket.close, self._subscribers)
+            self._restore = close_in_collections_by(close, SOCKET)
+        elif not subscribers and self._restore is not None:
+            self._restore()
+            self._restore = None
+
+
+_collections = _Collections()

@@ -153,6 +153,13 @@ class Registry:
             self._table.changed = True
         self._dropped.add(creation, sock, fd)
 
+    def on_close_in_collection(self, sock: socket.socket, fd: int) -> None:
+        creation = self._creations.get(fd)
+        # The collector clears the weak references to garbage before it calls a finalizer, and none
+        # to what a finalizer of the program closes in time, such as the connections of a pool.
+        if creation is not None and creation[OBJECT_ID] == id(sock) and creation[SOCK]() is None:
+            self.on_finalize(sock, fd)
+
     def on_error(self) -> None:
         self._failures.count()
 

@@ -184,6 +184,9 @@ class Status:
     def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
         """Nothing to report."""
 
+    def on_close_in_collection(self, sock: socket.socket, fd: int, /) -> None:
+        """Nothing to report."""
+
     def on_fd_exhausted(self) -> None:
         """Nothing to report."""
 

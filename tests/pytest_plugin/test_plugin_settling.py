@@ -160,3 +160,21 @@ def test_a_patch_of_threads_by_another_library_stays_over_ours():
     threading.Thread.start = ours
     _attribution.remove_thread_start_callback(seen.append)
     assert threading.Thread.start is found
+
+
+def test_event_loops_that_are_closed_only_by_the_collector_are_reported_each_time(suite):
+    result = suite.fail(
+        """
+@pytest.mark.parametrize("time", range(20))
+def test_leaks(time):
+    loop = asyncio.new_event_loop()
+    loop.itself = loop
+
+def test_closes():
+    loop = asyncio.new_event_loop()
+    loop.itself = loop
+    loop.close()
+"""
+    )
+    result.assert_outcomes(passed=21, errors=20)
+    result.stdout.fnmatch_lines(["test_it.py:*: 40 sockets (40 dropped) leaked by 20 tests"])
