@@ -26,6 +26,7 @@ class CurrentTest:
         has_run_body: Its body came to its end.
         in_teardown: Its own teardown has begun, and may be over.
         is_checked: Its sockets have been checked.
+        may_have_collected: For that, garbage may have been collected.
         failures: What its phases have raised.
         failure: What to fail it with.
     """
@@ -33,6 +34,7 @@ class CurrentTest:
     has_run_body = False
     in_teardown = False
     is_checked = False
+    may_have_collected = False
     failures: tuple[BaseException, ...] = ()
     failure: Failure | None = None
 

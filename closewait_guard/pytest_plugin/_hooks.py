@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -192,10 +193,16 @@ class LeakHooks:
                 test.failures += (error,)
                 if failure := self._finish_test(test):
                     test.item.add_report_section("teardown", "socket leaks", failure.text)
+                _add_section(test.item, _take_unraisable(test))
             raise
         # The check of a test may begin in its teardown.
-        if (test := self.current_test) is not None and (failure := self._finish_test(test)):
-            self._ensure_pending().fail_test(test.item.nodeid, failure)
+        if (test := self.current_test) is not None:
+            failure, unraisable = self._finish_test(test), _take_unraisable(test)
+            if failure:
+                _add_section(test.item, unraisable)
+                self._ensure_pending().fail_test(test.item.nodeid, failure)
+            if unraisable is not None:
+                raise unraisable
 
     def _finish_test(self, test: CurrentTest) -> Failure | None:
         """Check the test if that has not been done yet; return what to fail it with."""
@@ -216,6 +223,7 @@ class LeakHooks:
             finding = None
             self.ownership.forget(test.owner)
         else:
+            test.may_have_collected = True
             finding = recorder.checker().check_test(test, self._wider_fixtures)
         if finding is not None:
             self._ensure_pending().add(finding)
@@ -295,6 +303,32 @@ def _calling_code(config: pytest.Config) -> list[Any]:
     callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
     functions = (each.function for caller in callers for each in caller.get_hookimpls())
     return [function.__code__ for function in functions if hasattr(function, "__code__")]
+
+
+def _take_unraisable(test: CurrentTest) -> Exception | None:
+    """Have pytest take what finalizers raised while the check of a test collected garbage.
+
+    Otherwise the next test would get it: pytest itself has looked before, but for versions below
+    8.4, which look when we have returned.
+
+    Returns:
+        What pytest raises for it where warnings are errors.
+    """
+    plugin = test.item.config.pluginmanager.get_plugin("unraisableexception")
+    collect = getattr(plugin, "collect_unraisable", None)
+    if test.may_have_collected and collect is not None:
+        try:
+            collect(test.item.config)
+        except Exception as error:
+            return error
+    return None
+
+
+def _add_section(item: pytest.Item, error: Exception | None) -> None:
+    """Show an error in the report of a test that fails with another."""
+    if error is not None:
+        text = "".join(traceback.format_exception(error))
+        item.add_report_section("teardown", "unraisable exceptions", text)
 
 
 class TestPhases:

@@ -178,3 +178,54 @@ def test_closes():
     )
     result.assert_outcomes(passed=21, errors=20)
     result.stdout.fnmatch_lines(["test_it.py:*: 40 sockets (40 dropped) leaked by 20 tests"])
+
+
+UNCLOSED_LOOP = """
+pytestmark = pytest.mark.filterwarnings("error")
+
+{marker}
+def test_leaks():
+    loop = asyncio.new_event_loop()
+    loop.itself = loop
+
+def test_innocent(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("marker", "reason"),
+    [
+        ("", "leaked 2 sockets"),
+        ("@pytest.mark.socket_leaks('warn')", "unraisable|PytestUnraisableExceptionWarning"),
+    ],
+)
+def test_what_the_checks_collection_raises_is_booked_on_the_test_itself(suite, marker, reason):
+    result = suite.fail(UNCLOSED_LOOP.format(marker=marker), "-rE", apart=True)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.re_match_lines([f"ERROR test_it.py::test_leaks - .*({reason})"])
+    result.stdout.re_match_lines([r".*unclosed <socket\.socket|.*unclosed event loop"])
+
+
+def test_what_the_checks_collection_raises_is_shown_beside_another_error_of_the_teardown(suite):
+    result = suite.fail(
+        UNCLOSED_LOOP.format(marker="")
+        + """
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("of the fixture")
+
+def test_broken(broken):
+    test_leaks()
+
+def test_innocent_too(): pass
+""",
+        "-k",
+        "broken or innocent",
+        apart=True,
+    )
+    result.assert_outcomes(passed=3, errors=1, deselected=1)
+    result.stdout.fnmatch_lines(
+        ["*RuntimeError: of the fixture*", "*test_broken leaked 2 sockets*"]
+    )
+    result.stdout.re_match_lines([r".*unclosed <socket\.socket|.*unclosed event loop"])
