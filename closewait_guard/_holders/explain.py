@@ -26,13 +26,24 @@ from closewait_guard._holders.find import (
     find_holders_forward,
     reachable_instances,
 )
-from closewait_guard._holders.libraries import hints_of_libraries, owners_of_descriptors
+from closewait_guard._holders.libraries import (
+    calls_of_libraries,
+    hints_of_libraries,
+    owners_of_descriptors,
+)
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
 from closewait_guard._libraries import PoolUse
 from closewait_guard._live import instances_of, is_too_large
-from closewait_guard.model import Finding, Frame, Observation, Origin, Verdict
+from closewait_guard.model import (
+    Finding,
+    Frame,
+    Observation,
+    Origin,
+    State,
+    Verdict,
+)
 
 __all__ = [
     "Explainer",
@@ -59,6 +70,9 @@ _MAX_PROCESSES = 64
 _MAX_DESCRIPTORS = 20_000
 # The process that adopts every orphan.
 _INIT = 1
+
+# Findings that need nothing done while a program runs; a test or a block has to close them.
+_NOTHING_TO_DO = frozenset({Verdict.STALE_POOL, Verdict.HALF_CLOSED, Verdict.CLOSING})
 
 _Site = tuple[Verdict, Frame | None]
 
@@ -129,13 +143,16 @@ class Explainer:
             for finding in findings
             if finding.verdict is not Verdict.DROPPED and (everything or finding.is_leak)
         ]
-        self._explanations = self._recall(wanted)
+        self._explanations = self._recall(wanted) | self._explain_dropped(findings)
         is_paused = self._allowance.balance(now()) < 0 and not everything
         unknown = [finding for finding in wanted if self._needs_search(finding)]
         self._search_all(self._choose_to_search(unknown, is_paused=is_paused), limit)
         known = self._explanations.copy()
         self.unsearched = sum(finding.observation.record.serial not in known for finding in unknown)
-        return tuple(self._add_explanation(finding, pools, calls) for finding in findings)
+        return tuple(
+            self._add_explanation(finding, pools, calls, must_close=everything)
+            for finding in findings
+        )
 
     def _search_all(self, chosen: list[Finding], limit: TimeLimit) -> None:
         is_large = bool(chosen) and is_too_large()
@@ -158,6 +175,19 @@ class Explainer:
         known = self._explanations
         serials = (finding.observation.record.serial for finding in findings)
         return {serial: known[serial] for serial in serials if serial in known}
+
+    def _explain_dropped(self, findings: Iterable[Finding]) -> dict[int, _Explanation]:
+        """Of what held a dropped socket, only the calls that have opened it are known."""
+        found: dict[int, _Explanation] = {}
+        for finding in findings:
+            if finding.verdict is Verdict.DROPPED:
+                record = finding.observation.record
+                known = self._explanations.get(record.serial)
+                if known is None or known.site[0] is not Verdict.DROPPED:
+                    holders = Holders(owners=calls_of_libraries(record))
+                    known = _Explanation(_site_of(finding), holders, now(), None)
+                found[record.serial] = known
+        return found
 
     def _choose_to_search(self, unknown: list[Finding], *, is_paused: bool) -> list[Finding]:
         """What to search for: first one finding of each new site, then the others.
@@ -261,7 +291,12 @@ class Explainer:
         return self._registry.socket_of(finding.observation.fd, finding.observation.record.serial)
 
     def _add_explanation(
-        self, finding: Finding, pools: Mapping[int, PoolUse], calls: Mapping[int, CallUse]
+        self,
+        finding: Finding,
+        pools: Mapping[int, PoolUse],
+        calls: Mapping[int, CallUse],
+        *,
+        must_close: bool,
     ) -> Finding:
         observation, verdict, severity = finding.observation, finding.verdict, finding.severity
         record = observation.record
@@ -273,11 +308,10 @@ class Explainer:
         sentences, owners, _ = explanation.holders
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, pool.holder)
-        hint = (owners and self._hint_of_library(verdict, record.origin, owners)) or hint_for(
-            verdict,
-            record.origin,
-            observation.evidence,
-            observation.connection,
+        hint = self._hint_for(
+            observation,
+            Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict,
+            owners,
             is_replaced=explanation.successor is not None,
         )
         call = calls.get(record.serial)
@@ -288,6 +322,29 @@ class Explainer:
             )
         # replace() would take a tenth of a scan whose findings are all known.
         return Finding(observation, verdict, severity, sentences, hint, explanation.successor)
+
+    def _hint_for(
+        self,
+        observation: Observation,
+        verdict: Verdict,
+        owners: tuple[str, ...],
+        *,
+        is_replaced: bool,
+    ) -> str:
+        record = observation.record
+        opener = record.opener.origin
+        if observation.state is State.LISTEN:
+            # What libraries say is of connections.
+            owners = ()
+        return hint_for(
+            verdict,
+            # TLS does not change which side has made the connection.
+            opener if record.origin is Origin.WRAPPED else record.origin,
+            observation.evidence,
+            observation.connection,
+            is_replaced=is_replaced,
+            of_library=self._hint_of_library(verdict, opener, owners) if owners else "",
+        )
 
 
 def _site_of(finding: Finding) -> _Site:

@@ -27,10 +27,11 @@ from closewait_guard._live import (
     kinds_of,
     text_of,
 )
-from closewait_guard.model import Frame, Observation, Origin, Verdict
+from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
 
 __all__ = [
     "Pools",
+    "calls_of_libraries",
     "hints_of_libraries",
     "owners_of_descriptors",
 ]
@@ -238,6 +239,13 @@ def _owner_classes(*, with_inner: bool = False) -> _OwnerClasses:
         for cls in kinds_of(loaded[name])
         if not derives_from(cls, [SOCKET])
     }
+
+
+def calls_of_libraries(record: SocketRecord) -> tuple[str, ...]:
+    """The calls between the program's line and the socket, outermost first, as types are named."""
+    stack = record.blamed.stack
+    inner = stack if record.site is None else stack[: stack.index(record.site)]
+    return tuple(f"{frame.module}.{frame.function}" for frame in reversed(inner))
 
 
 def hints_of_libraries() -> Callable[[Verdict, Origin, tuple[str, ...]], str]:

@@ -18,6 +18,8 @@ class Hint(NamedTuple):
     """One row: the sentence is for sockets that fit everything that is given.
 
     Attributes:
+        sentence: What to do.
+        reason: Why it is to be done. It comes before the sentence, or before that of a library.
         is_replaced: Only for a socket whose place a newer one has taken.
     """
 
@@ -27,6 +29,12 @@ class Hint(NamedTuple):
     evidence: Evidence | None = None
     connection: Connection | None = None
     is_replaced: bool = False
+    reason: str = ""
+
+    def text(self, of_library: str = "") -> str:
+        """The reason, and what to do; what a library says of its objects is more exact."""
+        what = of_library or self.sentence
+        return f"{self.reason}: {what}" if self.reason else what
 
     def fits(
         self,
@@ -69,11 +77,15 @@ HINTS: tuple[Hint, ...] = (
         "a duplicate has a descriptor of its own: close it too, or do not duplicate",
         Origin.DUPLICATED,
     ),
-    Hint(
-        Verdict.LEAKED,
-        "the descriptor was handed over by detach(): what took it must close it, "
-        "by close() of its new owner or os.close(fd)",
-        Origin.DETACHED,
+    # After close() was called, there is a new owner, and a file object of its own.
+    *(
+        Hint(
+            verdict,
+            "the descriptor was handed over by detach(): what took it must close it, "
+            "by close() of its new owner or os.close(fd)",
+            Origin.DETACHED,
+        )
+        for verdict in (Verdict.LEAKED, Verdict.DEAD, Verdict.DROPPED, Verdict.OPEN)
     ),
     Hint(
         Verdict.LEAKED,
@@ -110,14 +122,20 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.DROPPED,
-        "it was kept in a reference cycle until the garbage collector ran, often by an "
-        "exception's traceback: close() it before the last variable goes",
+        "close() it before the last variable goes; often an exception's traceback is part of it",
         evidence=Evidence.COLLECTED,
+        reason="it was kept in a reference cycle until the garbage collector ran",
     ),
     Hint(
         Verdict.DROPPED,
-        "the last variable that held it went without a close(): use `with`, or close() in a "
-        "finally block",
+        "use `with`, or close() in a finally block",
+        reason="the last variable that held it went without a close()",
+    ),
+    Hint(
+        Verdict.LINGERING,
+        "close() was called, but a file object from makefile() keeps the descriptor: close that "
+        "too",
+        Origin.ACCEPTED,
     ),
     Hint(
         Verdict.LINGERING,
@@ -162,8 +180,9 @@ def hint_for(
     connection: Connection,
     *,
     is_replaced: bool = False,
+    of_library: str = "",
 ) -> str:
-    """One sentence that says what to change.
+    """One sentence that says what to change; empty for what no row is for.
 
     Args:
         verdict: What is thought of the socket.
@@ -171,12 +190,11 @@ def hint_for(
         evidence: What the verdict rests on.
         connection: What is left of its connection.
         is_replaced: Whether the same line has connected again since.
+        of_library: What a library says that is to be done; empty where none does.
     """
-    return next(
-        (
-            row.sentence
-            for row in HINTS
-            if row.fits(verdict, origin, evidence, connection, is_replaced=is_replaced)
-        ),
-        "",
+    rows = (
+        row
+        for row in HINTS
+        if row.fits(verdict, origin, evidence, connection, is_replaced=is_replaced)
     )
+    return next((row.text(of_library) for row in rows), of_library)

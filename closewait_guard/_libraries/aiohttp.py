@@ -49,6 +49,11 @@ LIBRARIES = (
                 "it is read or not wanted",
             ),
             HolderHint("aiohttp.client.ClientSession", _ONE_SESSION),
+            HolderHint(
+                "aiohttp.web_protocol.RequestHandler",
+                "the handler of this request must return when its client has gone; a "
+                "WebSocketResponse ends by `await ws.close()`",
+            ),
             HolderHint(for_each_call("aiohttp"), _ONE_SESSION),
             HolderHint(
                 "aiohttp",

@@ -43,6 +43,11 @@ def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
                 break
 
 
+_ONE_CLIENT = (
+    "make one client and keep it, or use `with httpx.Client() as client:` (`async with` for an "
+    "AsyncClient)"
+)
+
 LIBRARIES = (
     Library(
         "httpx",
@@ -60,6 +65,8 @@ LIBRARIES = (
                 "httpx.AsyncClient",
                 "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
             ),
+            # Its calls are named after the module that they are in.
+            HolderHint("httpx", _ONE_CLIENT, (Verdict.DROPPED,)),
         ),
     ),
     Library(
@@ -77,11 +84,8 @@ LIBRARIES = (
             ),
         ),
         hints=(
-            HolderHint(
-                for_each_call("httpcore"),
-                "make one client and keep it, or use `with httpx.Client() as client:` (`async "
-                "with` for an AsyncClient)",
-            ),
+            HolderHint(for_each_call("httpcore"), _ONE_CLIENT),
+            HolderHint("httpcore", _ONE_CLIENT, (Verdict.OPEN,)),
             HolderHint(
                 "httpcore",
                 "nothing is lost: the pool replaces it when it is next used; to have fewer of "

@@ -24,7 +24,14 @@ __all__ = [
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
 
-_OPEN_TOO_LONG = (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
+# Of sockets that should have been closed by means of the library.
+_NOT_CLOSED = (
+    Verdict.LEAKED,
+    Verdict.DEAD,
+    Verdict.LINGERING,
+    Verdict.DROPPED,
+    Verdict.OPEN,
+)
 
 
 def for_each_call(library: str) -> str:
@@ -75,14 +82,16 @@ class HolderHint(NamedTuple):
     Attributes:
         holder: The name of a type, such as `requests.models.Response`, or of a package: then any
             of its types. A pool goes by the name of its library, or by `for_each_call(library)`.
+            What held a dropped socket is gone: the calls that have opened it stand for it.
         sentence: What to do.
-        verdicts: For which verdicts it is; those of sockets that are open too long, unless given.
-        origin: For which origin it is; None for any.
+        verdicts: For which verdicts it is; those of sockets that are not closed, unless given.
+        origin: For which origin of the descriptor it is, before any TLS wrapping: with `CREATED`
+            and `ACCEPTED` for one side of a connection. None for any.
     """
 
     holder: str
     sentence: str
-    verdicts: tuple[Verdict, ...] = _OPEN_TOO_LONG
+    verdicts: tuple[Verdict, ...] = _NOT_CLOSED
     origin: Origin | None = None
 
     def fits(self, verdict: Verdict, origin: Origin, holders: Iterable[str]) -> bool:

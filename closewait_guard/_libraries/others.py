@@ -1,4 +1,4 @@
-"""Libraries that a few lines are enough for: pycurl and others in C, gevent, websockets, trio."""
+"""Libraries that a few lines are enough for: pycurl and others in C, gevent, uvicorn, trio."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
 from closewait_guard._live import call_native, find_classes, module_dict, value_at
+from closewait_guard.model import Origin
 
 __all__ = [
     "LIBRARIES",
@@ -57,6 +58,30 @@ LIBRARIES = (
             HolderHint(
                 "websockets",
                 "use `async with connect(...) as websocket:` (`with` for the threaded client), or "
+                "`await websocket.close()`",
+                origin=Origin.CREATED,
+            ),
+            # Of a socket that an event loop in C has opened the side is not known.
+            HolderHint(
+                "websockets",
+                "let the handler receive until the client has gone and then return, or call "
+                "`await websocket.close()` (websocket.close() in a threaded server)",
+                origin=Origin.ACCEPTED,
+            ),
+            HolderHint(
+                "websockets",
+                "call `await websocket.close()` (websocket.close() of a threaded one) when it is "
+                "used up, in a finally block",
+            ),
+        ),
+    ),
+    Library(
+        "uvicorn",
+        hints=(
+            HolderHint(
+                "uvicorn.protocols",
+                "the endpoint of the application must return when receive() says that the client "
+                "has gone (WebSocketDisconnect, http.disconnect), or call "
                 "`await websocket.close()`",
             ),
         ),

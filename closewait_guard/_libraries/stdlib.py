@@ -46,6 +46,17 @@ LIBRARIES = (
         owners=(OwnerKind(("multiprocessing.connection:Connection",), _handle),),
     ),
     Library(
+        "urllib",
+        hints=(
+            HolderHint(
+                "urllib.request",
+                "read the response to its end, or use `with urlopen(...) as response:`, or call "
+                "response.close()",
+                (Verdict.DROPPED,),
+            ),
+        ),
+    ),
+    Library(
         "http.client",
         hints=(
             HolderHint(
@@ -66,8 +77,7 @@ LIBRARIES = (
                 "asyncio",
                 "the handler of this connection must end it: `writer.close()` and "
                 "`await writer.wait_closed()` in a finally block",
-                (Verdict.LEAKED,),
-                Origin.ACCEPTED,
+                origin=Origin.ACCEPTED,
             ),
             HolderHint(
                 "asyncio",

@@ -7,6 +7,7 @@ from typing import Any
 
 from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
 from closewait_guard._live import elements_of, field, number_of, text_of
+from closewait_guard.model import Verdict
 
 __all__ = [
     "LIBRARIES",
@@ -39,6 +40,12 @@ LIBRARIES = (
                 "requests.models.Response",
                 "read the response to its end, or use `with session.get(..., stream=True) as "
                 "response:`, or call response.close()",
+            ),
+            HolderHint(
+                "requests.api",
+                "read the response to its end, or use `with requests.get(..., stream=True) as "
+                "response:`, or call response.close()",
+                (Verdict.DROPPED,),
             ),
             HolderHint(
                 "requests.sessions.Session",
@@ -74,6 +81,10 @@ LIBRARIES = (
                 "urllib3.response.HTTPResponse",
                 "read the response to its end and call response.release_conn(), or "
                 "response.close()",
+            ),
+            HolderHint(
+                "urllib3.poolmanager.PoolManager",
+                "make one PoolManager and keep it, or use `with urllib3.PoolManager() as http:`",
             ),
             HolderHint(
                 for_each_call("urllib3"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import http.client
 import os
 import pkgutil
 import socket
@@ -10,7 +13,9 @@ import sys
 import types
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 import closewait_guard as cwg
@@ -28,6 +33,7 @@ from closewait_guard._live import elements_of, field, number_of
 from closewait_guard.commands import doctor
 from closewait_guard.testing import connected_pair
 from findings import findings_of
+from servers import web
 
 
 class Pool:
@@ -187,9 +193,10 @@ def test_every_hint_of_a_library_can_be_reached():
     hint_of = hints_of_libraries()
     for library in _libraries.LIBRARIES:
         for hint in library.hints:
-            origin = hint.origin or cwg.Origin.CREATED
+            origins = [hint.origin] if hint.origin else list(cwg.Origin)
             for verdict in hint.verdicts:
-                assert hint_of(verdict, origin, (hint.holder,)) == hint.sentence
+                sentences = [hint_of(verdict, origin, (hint.holder,)) for origin in origins]
+                assert hint.sentence in sentences
 
 
 def test_a_hint_is_for_types_of_its_package_and_for_no_other_of_a_similar_name():
@@ -197,7 +204,7 @@ def test_a_hint_is_for_types_of_its_package_and_for_no_other_of_a_similar_name()
     leaked, created = cwg.Verdict.LEAKED, cwg.Origin.CREATED
     assert "give the connection back" in hint_of(leaked, created, ("redis.client.Redis",))
     assert hint_of(leaked, created, ("redisx.Client",)) == ""
-    assert hint_of(cwg.Verdict.OPEN, created, ("redis.client.Redis",)) == ""
+    assert hint_of(cwg.Verdict.HALF_CLOSED, created, ("redis.client.Redis",)) == ""
 
 
 @pytest.mark.parametrize(
@@ -249,3 +256,68 @@ def test_a_library_is_a_value_that_cannot_be_changed():
     assert all(isinstance(library, kinds.Library) for library in _libraries.LIBRARIES)
     with pytest.raises(AttributeError):
         _libraries.LIBRARIES[0].name = "other"
+
+
+def keep_in_a_cycle(*things):
+    cycle = [things]
+    cycle.append(cycle)
+
+
+def from_httpx(url):
+    client = httpx.Client()
+    keep_in_a_cycle(client, client.send(client.build_request("GET", url), stream=True))
+
+
+def from_http_client(url):
+    connection = http.client.HTTPConnection(url.partition("//")[2].rpartition("/")[0])
+    connection.request("GET", "/partial")
+    keep_in_a_cycle(connection)
+
+
+def from_asyncio(url):
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+
+    async def main():
+        keep_in_a_cycle(await asyncio.open_connection(host, port))
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("lose", "hint"),
+    [
+        (from_httpx, "with httpx.Client() as client"),
+        (from_http_client, "call connection.close()"),
+        (from_asyncio, "`writer.close()` and `await writer.wait_closed()`"),
+    ],
+)
+def test_the_hint_of_a_reference_cycle_is_what_closes_the_librarys_object(guard, lose, hint):
+    with web() as server:
+        lose(server.url + "/partial")
+        gc.collect()
+        dropped = findings_of(guard, cwg.Verdict.DROPPED)
+        [found] = [leak for leak in dropped if leak.observation.record.origin == "created"]
+        assert found.hint.startswith("it was kept in a reference cycle"), found.hint
+        assert hint in found.hint
+        server.hang_up()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_listener_that_a_library_has_dropped_has_no_hint_for_connections(guard):
+    async def main():
+        loop = asyncio.get_running_loop()
+        keep_in_a_cycle(await asyncio.start_server(lambda *_: None, "127.0.0.1", 0), loop)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop._selector.close()
+    del loop
+    gc.collect()
+    listeners = [
+        leak
+        for leak in findings_of(guard, cwg.Verdict.DROPPED)
+        if leak.observation.state is cwg.State.LISTEN
+    ]
+    assert len(listeners) == 1
+    assert "writer.close()" not in listeners[0].hint

@@ -156,7 +156,7 @@ def test_every_hint_can_be_reached():
         evidence = row.evidence or cwg.Evidence.TCP_INFO
         connection = row.connection or cwg.Connection.PEER_CLOSED
         hint = hint_for(row.verdict, origin, evidence, connection, is_replaced=row.is_replaced)
-        assert hint == row.sentence
+        assert hint == row.text()
 
 
 def test_every_verdict_has_a_hint_for_every_origin():

@@ -8,15 +8,22 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from contextlib import asynccontextmanager
 
 import aiohttp
+import aiohttp.web
 import anyio
 import httpx
 import pytest
 import requests
 import trio
+import uvicorn
+import uvloop
 import websockets.asyncio.client
 import websockets.asyncio.server
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
 
 import closewait_guard as cwg
 from findings import findings_of, findings_of_async
@@ -262,3 +269,95 @@ def test_a_suspended_greenlet_is_reported_with_its_variable():
         task.kill()
         """
     )
+
+
+# More than a server reads ahead for a handler that receives nothing.
+FRAMES = (b"\x82\xe4" + bytes(104)) * 100
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+def send_frames_and_leave(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.sendall(UPGRADE)
+        # Read to the end of it: what is left unread would reset the connection.
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += sock.recv(1000)
+        sock.sendall(FRAMES)
+        time.sleep(0.1)
+
+
+@asynccontextmanager
+async def websockets_server(over):
+    def wait(_):
+        return over.wait()
+
+    async with websockets.asyncio.server.serve(wait, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        over.set()
+        for connection in list(server.connections):
+            connection.transport.abort()
+
+
+@asynccontextmanager
+async def aiohttp_server(over):
+    async def wait(request):
+        websocket = aiohttp.web.WebSocketResponse()
+        await websocket.prepare(request)
+        request.transport.pause_reading()
+        await over.wait()
+        request.transport.abort()
+        return websocket
+
+    app = aiohttp.web.Application()
+    app.router.add_get("/", wait)
+    runner = aiohttp.web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][1]
+    over.set()
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def starlette_server(over):
+    async def wait(websocket):
+        await websocket.accept()
+        await over.wait()
+
+    app = Starlette(routes=[WebSocketRoute("/", wait)])
+    config = uvicorn.Config(
+        app, port=0, log_level="critical", ws="websockets-sansio", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    over.set()
+    server.should_exit = server.force_exit = True
+    await serving
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("serve", "hint"),
+    [
+        (websockets_server, "`await websocket.close()`"),
+        (aiohttp_server, "`await ws.close()`"),
+        (starlette_server, "WebSocketDisconnect"),
+    ],
+    ids=["websockets", "aiohttp", "starlette"],
+)
+def test_the_hint_of_an_accepted_websocket_is_for_its_handler(guard, serve, hint, run):
+    async def main():
+        async with serve(asyncio.Event()) as port:
+            await asyncio.to_thread(send_frames_and_leave, port)
+            leak = await reported_meanwhile(guard, asyncio.sleep)
+            assert hint in leak.hint, leak
+            assert "connect(" not in leak.hint
+
+    run(main())

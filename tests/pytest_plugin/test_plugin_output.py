@@ -237,3 +237,35 @@ def test_github_annotates_the_line(suite, monkeypatch):
 
 def test_without_github_there_are_no_annotations(suite):
     suite.fail(HELPED).stdout.no_fnmatch_line("::error*")
+
+
+def test_a_connection_that_waits_in_a_pool_is_not_nothing_to_do_for_the_test_that_has_left_it(
+    suite,
+):
+    result = suite.fail(
+        """
+import http.server, requests
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.close_connection = True
+
+    def log_message(self, *_): pass
+
+def test_it():
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        session = keep(requests.Session())
+        session.get(f"http://127.0.0.1:{server.server_port}")
+        time.sleep(0.3)
+"""
+    )
+    text = " ".join(result.stdout.str().split())
+    assert "STALE POOL TCP to" in text, text
+    assert "nothing to do" not in text
+    assert "use `with requests.Session() as session:`" in text
