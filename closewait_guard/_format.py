@@ -102,13 +102,17 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("es" if noun.endswith("s") else "s")
 
 
-def format_duration(duration: float) -> str:
-    """Format a duration in the unit that suits it.
+def format_duration(duration: float, *, at_least: bool = False) -> str:
+    """Format a duration in the unit that suits it, or what is a lower bound of one.
 
     Example:
         >>> [format_duration(seconds) for seconds in (0.25, 41, 540, 9000, 200_000)]
         ['0.2 s', '41 s', '9 min', '2.5 h', '2.3 days']
+        >>> format_duration(41, at_least=True)
+        'at least 41 s'
     """
+    if at_least:
+        return f"at least {format_duration(duration)}"
     for size, name, limit in ((1, "s", 120), (_MINUTE, "min", _HOUR * 2), (_HOUR, "h", _DAY * 2)):
         if duration < limit:
             return f"{_round_for_display(duration / size)} {name}"
@@ -123,15 +127,17 @@ def format_time(at: float, zone: str = "%z") -> str:
         return f"{at:g} s after 1970"
 
 
-def format_duration_range(shortest: float, longest: float) -> str:
+def format_duration_range(shortest: float, longest: float, *, at_least: bool = False) -> str:
     """Format two durations as a range, or as one where they read alike.
 
     Example:
         >>> format_duration_range(41, 540), format_duration_range(41.1, 41.2)
         ('41 s to 9 min', '41 s')
     """
-    first, last = format_duration(shortest), format_duration(longest)
-    return first if first == last else f"{first} to {last}"
+    last = format_duration(longest)
+    is_one = format_duration(shortest) == last
+    first = format_duration(shortest, at_least=at_least)
+    return first if is_one else f"{first} to {last}"
 
 
 def summarize_addresses(peers: Iterable[str], limit: int = 3) -> str:

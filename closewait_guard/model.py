@@ -169,6 +169,8 @@ class Observation:
             activity since; None while nothing is wrong.
         unsent: Bytes or segments that the peer has not acknowledged yet.
         in_use: The file object of a closed socket is read at this moment, or was between two scans.
+        is_lower_bound: The peer closed at least `peer_closed_for` ago, or earlier: the kernel does
+            not date the end, or not since the connection has answered keepalive probes.
     """
 
     record: SocketRecord
@@ -190,10 +192,14 @@ class Observation:
     suspect_for: float | None = None
     unsent: int | None = None
     in_use: bool = False
+    is_lower_bound: bool = False
 
     @property
     def ended_for(self) -> float:
         """Seconds since the peer closed, or since the socket became a suspect."""
+        if self.is_lower_bound and self.peer_closed_for is not None:
+            # What is not known must not make it look worse.
+            return self.peer_closed_for
         return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)
 
     @property

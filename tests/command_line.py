@@ -46,6 +46,22 @@ print(server.getsockname()[1], flush=True)
 sys.stdin.read()
 """
 
+# A connection in CLOSE_WAIT of which the kernel dates the last answer to a keepalive probe.
+ANSWERS_KEEPALIVES = (
+    """
+import socket, sys, time
+server = socket.create_server(("127.0.0.1", 0))
+ours = socket.create_connection(server.getsockname())
+theirs, _ = server.accept()
+ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+theirs.close()
+time.sleep(2.5)
+"""
+    + WAIT
+)
+
 
 def environment(**variables):
     """The tests' own settings must not reach the commands, nor the terminal's size."""

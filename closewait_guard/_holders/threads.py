@@ -371,7 +371,8 @@ def _awaited_by_loop(
 
 
 def _use_of_handler(thread: int, frame: FrameType, observation: Observation) -> CallUse:
-    place, ago = _describe_place(frame), format_duration(observation.ended_for)
+    place = _describe_place(frame)
+    ago = format_duration(observation.ended_for, at_least=observation.is_lower_bound)
     return CallUse(
         f"thread {thread_name(thread)}, still in {place}",
         f"the client left {ago} ago; still in {place}: nothing to do unless it stays",

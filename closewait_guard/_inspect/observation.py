@@ -21,6 +21,7 @@ __all__ = [
     "SiteCount",
     "SuspectAge",
     "fds_being_read",
+    "longest_possible",
     "make_observation",
     "peer_closed_for",
     "suspect_for",
@@ -38,6 +39,7 @@ def make_observation(
     *,
     close_called: bool = False,
     in_use: bool = False,
+    is_lower_bound: bool = False,
 ) -> Observation:
     """Put together what the stages before have found out.
 
@@ -50,8 +52,9 @@ def make_observation(
         suspicious_for: Seconds for which the program has not done anything about it.
         close_called: Whether the program has called `close()`.
         in_use: Whether a thread reads from its file object at this moment.
+        is_lower_bound: Whether its peer may have closed earlier.
     """
-    # By position and in order: naming nineteen arguments takes as long as storing them.
+    # By position and in order: naming twenty arguments takes as long as storing them.
     return Observation(
         record,
         fd,
@@ -72,6 +75,7 @@ def make_observation(
         suspicious_for,
         result.unsent,
         in_use,
+        is_lower_bound,
     )
 
 
@@ -82,10 +86,11 @@ class SuspectAge(NamedTuple):
         seen_at: When the latest probe was over.
         ended: What kind of end it is.
         first_seen: When a probe showed it for the first time.
-        since: When it began, as far as the kernel and the earlier scans show.
-        quiet_since: When the program last did anything about it.
+        since: When it began at the latest, as far as the kernel and the earlier scans show.
+        quiet_since: When the program last did anything about it, or when it began at the earliest.
         unread: How many bytes the program had left to read.
         has_read: Whether the program has read between two scans.
+        is_bound: It may have begun before `since`.
     """
 
     seen_at: float
@@ -95,6 +100,7 @@ class SuspectAge(NamedTuple):
     quiet_since: float
     unread: int | None
     has_read: bool = False
+    is_bound: bool = False
 
 
 def update_age(
@@ -113,8 +119,12 @@ def update_age(
     dated = None if result.fin_for is None else now - result.fin_for
     has_read = before is not None and (before.has_read or _is_less(result.unread, before.unread))
     if before is None or before.ended != ended:
-        began = dated if dated is not None else now - (at_most if before is None else 0.0)
-        return SuspectAge(now, ended, now, began, began, result.unread, has_read)
+        earliest = now - (at_most if before is None else 0.0)
+        # A bound excuses nothing: until a later scan, it counts as old as it can be.
+        is_bound = dated is None or result.is_fin_bound
+        since = earliest if dated is None else dated
+        quiet_since = min(since, earliest) if is_bound else since
+        return SuspectAge(now, ended, now, since, quiet_since, result.unread, has_read, is_bound)
     return SuspectAge(
         now,
         before.ended,
@@ -124,11 +134,31 @@ def update_age(
         before.quiet_since if result.unread == before.unread else now,
         result.unread,
         has_read,
+        before.is_bound,
     )
 
 
 def _is_less(unread: int | None, before: int | None) -> bool:
     return unread is not None and before is not None and unread < before
+
+
+def longest_possible(
+    result: ProbeResult, was_scanned: bool, scanned_for: float, opened_for: float | None
+) -> float:
+    """For how long a connection can have been ended that no scan has seen so before.
+
+    Args:
+        result: What the probe showed.
+        was_scanned: Whether the scan before covered it.
+        scanned_for: Seconds since that scan.
+        opened_for: Seconds since it was opened; None if that is unknown.
+    """
+    if was_scanned and not result.is_fin_bound:
+        return 0.0
+    is_covered = was_scanned or opened_for is not None
+    bounds = (result.last_sent_for, result.last_received_for, opened_for)
+    known = [bound for bound in bounds if bound is not None]
+    return max(0.0, min([*known, scanned_for] if is_covered else known, default=0.0))
 
 
 def peer_closed_for(result: ProbeResult, age: SuspectAge, now: float) -> float | None:
@@ -160,8 +190,7 @@ def suspect_for(
         connection is Connection.LIVE and not close_called and not is_copy
     ):
         return None
-    last = max(age.since, age.quiet_since)
-    quiet = now - last if now > last else 0.0
+    quiet = max(0.0, now - age.quiet_since)
     if connection is not Connection.LIVE:
         return quiet
     # A closed socket that still carries data is in use through its file object.

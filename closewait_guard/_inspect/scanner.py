@@ -28,6 +28,7 @@ from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, Nati
 from closewait_guard._inspect.observation import (
     SuspectAge,
     fds_being_read,
+    longest_possible,
     make_observation,
     peer_closed_for,
     suspect_for,
@@ -365,17 +366,15 @@ class _ScanContext:
             suspicious_for,
             close_called=age.ended[1],
             in_use=is_read_slowly or fd in self._in_use,
+            is_lower_bound=age.is_bound and result.connection is Connection.PEER_CLOSED,
         )
 
     def _at_most(self, creation: CreationTuple, record: SocketRecord, result: ProbeResult) -> float:
         """For how long a connection can have been ended that no scan has seen so before."""
-        if creation[SERIAL] <= self._last_scan.last_serial:
-            return 0.0
-        bounds = [result.last_sent_for, result.last_received_for]
-        if record.opened_at is not None:
-            # By the program's clock, which a test may have set to any time.
-            bounds += [self._wall - record.opened_at, self.time.at - self._last_scan.at]
-        return max(0.0, min((bound for bound in bounds if bound is not None), default=0.0))
+        was_scanned = creation[SERIAL] <= self._last_scan.last_serial
+        # By the program's clock, which a test may have set to any time.
+        opened_for = None if record.opened_at is None else self._wall - record.opened_at
+        return longest_possible(result, was_scanned, self.time.at - self._last_scan.at, opened_for)
 
 
 class SocketScanner:

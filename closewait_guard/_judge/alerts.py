@@ -127,11 +127,12 @@ def _age_alert(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
     is_critical = age > settings.age_critical
     limit = settings.age_critical if is_critical else settings.age_warning
     count = sum(_seconds_in_close_wait(finding) > limit for finding in waiting)
+    is_lower_bound = any(finding.observation.is_lower_bound for finding in waiting)
     site = oldest.observation.record.site
     where = f", opened at {site.call}" if site is not None else ""
     message = (
         f"{pluralize(count, 'socket')} in CLOSE_WAIT for more than {format_duration(limit)}; "
-        f"the oldest for {format_duration(age)}{where}"
+        f"the oldest for {format_duration(age, at_least=is_lower_bound)}{where}"
     )
     data = {"count": count, "oldest_s": round(age, 3), "site": site.place if site else None}
     severity = Severity.CRITICAL if is_critical else Severity.WARNING

@@ -120,11 +120,11 @@ class Network:
         """Take in some connections; of one that has been seen before, this is the later state."""
         wanted, found = self._wanted, self.rows
         for row in rows:
-            state, inode = row[1], row[9]
+            state, inode = row[1], row[10]
             if inode in wanted:
                 found[inode] = row
             if state == LISTEN:
-                self._listeners.setdefault((row[0], row[2]), []).append(Entry(*row))
+                self._listeners.setdefault((row[0], row[3]), []).append(Entry(*row))
             elif state == CLOSE_WAIT and inode not in wanted:
                 self.others_in_close_wait.append(Entry(*row))
 

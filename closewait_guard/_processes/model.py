@@ -187,6 +187,9 @@ class Backend(Protocol):
 
 
 CLOSE_WAIT, LISTEN = 8, 10
+# The kernel's number of the timer that runs until the next keepalive probe, and the shortest time
+# after which a probe is sent: the one that was chosen does not show from outside.
+KEEPALIVE, _MIN_KEEPALIVE_IDLE = 2, 1.0
 
 
 # The same as an Entry: of the many that are only counted, none is made.
@@ -197,12 +200,14 @@ class Entry(NamedTuple):
     """Numbers, ports and addresses in the order of the wire.
 
     Attributes:
+        timer: Which is running; `KEEPALIVE` or another.
         inode: 0 while no program has the socket: it waits to be accepted, or was closed.
         info: `struct tcp_info`, where it was asked for and given.
     """
 
     family: int
     state: int
+    timer: int
     local_port: bytes
     peer_port: bytes
     local_host: bytes
@@ -255,7 +260,10 @@ def view_of(entry: Entry) -> ProbeResult:
     from closewait_guard._inspect.probe import linux
 
     if entry.info is not None:
-        return linux.tcp_result(entry.info, lambda: entry.unread, lambda: entry.unsent)
+        result = linux.tcp_result(entry.info, lambda: entry.unread, lambda: entry.unsent)
+        if entry.timer == KEEPALIVE:
+            return linux.bounded_by_keepalive(result, _MIN_KEEPALIVE_IDLE)
+        return result
     state = linux.STATES[entry.state] if entry.state < len(linux.STATES) else State.NONE
     return ProbeResult(
         state,

@@ -34,9 +34,9 @@ _CLONE_NEWNET = 0x40000000
 _HEADER = struct.Struct("=IHHII")
 # struct inet_diag_req_v2: family, protocol, wanted attributes, padding, states, any address.
 _REQUEST = struct.Struct("=BBBxI48x")
-# The header's length and type, then of struct inet_diag_msg: family, state, ports, addresses,
-# queues, user, inode.
-_MESSAGE = struct.Struct("=IH10x BB2x 2s2s 16s16s 12x 4x IIII")
+# The header's length and type, then of struct inet_diag_msg: family, state, timer, ports,
+# addresses, queues, user, inode.
+_MESSAGE = struct.Struct("=IH10x BBBx 2s2s 16s16s 12x 4x IIII")
 _START = struct.Struct("=IH")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVED_AT_ONCE = 1 << 20

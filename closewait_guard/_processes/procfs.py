@@ -234,6 +234,7 @@ def _entry(family: int, words: list[str]) -> Entry:
     return Entry(
         family,
         int(words[3], 16),
+        int(words[5].partition(":")[0], 16),
         local_port,
         peer_port,
         local_host,

@@ -14,7 +14,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard._inspect import SuspectAge, make_observation, suspect_for, update_age
+from closewait_guard._inspect import (
+    ProbeResult,
+    SuspectAge,
+    make_observation,
+    suspect_for,
+    update_age,
+)
 from closewait_guard._judge import hint_for, judge, threshold_alerts
 from closewait_guard._processes.model import (
     Backend,
@@ -61,7 +67,7 @@ def build_report(
     snapshot: ProcessSnapshot,
     settings: Settings,
     before: KnownAges,
-    after: KnownAges | None,
+    after: KnownAges,
     now: float,
     *,
     everything: bool,
@@ -72,7 +78,7 @@ def build_report(
         snapshot: What was seen.
         settings: The thresholds.
         before: What the scan before has remembered.
-        after: Takes what this one remembers; None if it is the last.
+        after: Takes what this one remembers.
         now: The monotonic time of the scan.
         everything: Include the healthy sockets.
     """
@@ -81,8 +87,8 @@ def build_report(
     ended = []
     for each in snapshot.ended:
         key = (pid, each.fd, each.endpoint.inode)
-        ages = _ages_of(each, key, before, after, now)
-        ended.append(make_observation(records.of(each), each.fd, each.endpoint, each.view, *ages))
+        age = after[key] = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
+        ended.append(_observe_ended(each, records.of(each), age, now))
     leaks = judge(ended, settings, snapshot.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     healthy = [
@@ -98,19 +104,20 @@ def build_report(
     return replace(report, alerts=threshold_alerts(report, settings))
 
 
-def _ages_of(
-    each: Descriptor, key: _Key, before: KnownAges, after: KnownAges | None, now: float
-) -> tuple[float | None, float | None]:
-    """For how long the peer has been gone, and nothing been done about it."""
-    dated = each.view.fin_for
-    if dated is not None and after is None:
-        return dated, dated
-    age = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
-    if after is not None:
-        after[key] = age
-    # A scan from outside that is the first to see an end knows nothing of its age.
-    closed_for = None if dated is None else now - age.since
-    return closed_for, suspect_for(each.view, age, now)
+def _observe_ended(
+    each: Descriptor, record: SocketRecord, age: SuspectAge, now: float
+) -> Observation:
+    # A scan from outside that is the first to see an end without a date knows nothing of its age.
+    is_dated = each.view.fin_for is not None
+    return make_observation(
+        record,
+        each.fd,
+        each.endpoint,
+        each.view,
+        now - age.since if is_dated else None,
+        suspect_for(each.view, age, now),
+        is_lower_bound=is_dated and age.is_bound,
+    )
 
 
 def record_from_outside(
@@ -257,8 +264,8 @@ class ProcessScan(NamedTuple):
     Attributes:
         inaccessible: Processes that are none, or may not be looked into.
         unowned: By user, sockets in CLOSE_WAIT whose process may not be seen.
-        has_undated: There are connections whose end has no date: a second scan shows whether the
-            grace time has passed.
+        has_undated: There are connections whose end has no date, or a bound that is within the
+            grace time: a second scan shows whether that has passed.
         hides_processes: There may be processes of other users that the platform does not list.
     """
 
@@ -274,13 +281,11 @@ class ProcessScanner:
 
     Args:
         settings: The thresholds, and the probe: `portable` asks psutil on Linux, too.
-        in_series: Each scan is to be followed by another, so that all is remembered.
     """
 
-    def __init__(self, settings: Settings, *, in_series: bool = False) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._redaction = Redaction(settings.redact)
-        self._in_series = in_series
         self._backend = choose_backend(settings.probe)
         self._ages: KnownAges = {}
 
@@ -300,10 +305,8 @@ class ProcessScanner:
         self._ages = {}
         processes = []
         for snapshot in seen.snapshots:
-            # What the kernel dates needs no memory, except for progress in reading.
-            after = self._ages if self._in_series or not snapshot.dated else None
             report = build_report(
-                snapshot, self._settings, known, after, now, everything=everything
+                snapshot, self._settings, known, self._ages, now, everything=everything
             )
             processes.append(
                 ProcessReport(report, snapshot.states, snapshot.backlog, snapshot.uncertain_backlog)
@@ -316,12 +319,17 @@ class ProcessScanner:
             observation = make_observation(record, found.fd, found.endpoint, view, view.fin_for)
             unowned.setdefault(each.uid, []).append(observation)
         has_undated = any(
-            not each.dated and State.CLOSE_WAIT in each.states for each in seen.snapshots
+            (not each.dated and State.CLOSE_WAIT in each.states)
+            or any(self._may_be_older(ended.view) for ended in each.ended)
+            for each in seen.snapshots
         )
         found_now = ProcessScan(
             tuple(processes), seen.inaccessible, unowned, has_undated, seen.hides_processes
         )
         return self._redaction.apply(lambda mask: _mask_scan(found_now, mask), found_now)
+
+    def _may_be_older(self, view: ProbeResult) -> bool:
+        return view.is_fin_bound and (view.fin_for or 0.0) < self._settings.grace
 
 
 def _mask_scan(found: ProcessScan, mask: Mask) -> ProcessScan:

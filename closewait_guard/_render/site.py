@@ -146,7 +146,9 @@ def connection_summary(observations: Sequence[Observation]) -> str:
     parts = [", or ".join(filter(None, unique(_describe_end(each) for each in observations)))]
     closed = [seconds for each in observations if (seconds := each.peer_closed_for) is not None]
     if closed:
-        parts[0] += f" {format_duration_range(min(closed), max(closed))} ago"
+        at_least = any(each.is_lower_bound for each in observations)
+        ago = format_duration_range(min(closed), max(closed), at_least=at_least)
+        parts[0] += f" {ago} ago"
     elif observations[0].connection is Connection.PEER_CLOSED:
         parts[0] += ", at an unknown time"
     traffic = [

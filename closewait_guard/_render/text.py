@@ -129,13 +129,12 @@ def _closed_late_lines(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
     for place, group in groupby(sorted(closed, key=_place), key=_place):
         members = list(group)
         durations = [each.after for each in members]
+        at_least = any(each.finding.observation.is_lower_bound for each in members)
+        after = format_duration_range(min(durations), max(durations), at_least=at_least)
         what = (
             f"{pluralize(sum(each.finding.count for each in members), 'socket')} opened at {place}"
         )
-        yield from wrap_text(
-            f"CLOSED LATE, after {format_duration_range(min(durations), max(durations))}: {what}",
-            "  ",
-        )
+        yield from wrap_text(f"CLOSED LATE, after {after}: {what}", "  ")
 
 
 def _place(closed: ClosedLate) -> str:

@@ -85,8 +85,14 @@ def _cells(each: Offender) -> Iterator[Text]:
     yield Text(f"{each.many:,}")
     yield _change(each.change)
     yield Text(escape_control(each.peer))
-    yield Text("?" if each.oldest is None else format_duration(each.oldest))
+    yield Text(_since(each))
     yield Text(f"{each.unread:,}" if each.unread else "")
+
+
+def _since(each: Offender) -> str:
+    if each.oldest is None:
+        return "?"
+    return format_duration(each.oldest, at_least=each.is_lower_bound)
 
 
 def _nothing() -> Text:

@@ -26,6 +26,7 @@ class Offender(NamedTuple):
     Attributes:
         change: How many more than in the look before.
         oldest: Seconds since the first peer has closed; None where it is unknown.
+        is_lower_bound: It may have closed earlier.
     """
 
     program: str
@@ -36,6 +37,7 @@ class Offender(NamedTuple):
     many: int
     change: int
     oldest: float | None
+    is_lower_bound: bool
     unread: int
 
 
@@ -103,6 +105,7 @@ class ScanHistory:
             len(leaks),
             len(leaks) - self._before.get(key, 0) if self._looks else 0,
             max((age for age in ages if age is not None), default=None),
+            any(leak.observation.is_lower_bound for leak in leaks),
             sum(leak.observation.unread or 0 for leak in leaks),
         )
 

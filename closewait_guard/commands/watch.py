@@ -77,7 +77,7 @@ def _scans(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[Proc
     """One look each time; none any more when the processes have ended, or it has been enough."""
     from closewait_guard._processes import ProcessScanner
 
-    scanner = ProcessScanner(settings_of(arguments), in_series=True)
+    scanner = ProcessScanner(settings_of(arguments))
     taken = 0
     while arguments.count is None or taken < arguments.count:
         found = scanner.scan(pids_of(arguments, scanner))

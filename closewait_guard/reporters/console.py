@@ -98,7 +98,9 @@ def _peer_table(group: SiteGroup) -> Table:
     for peer, observations in sorted(by_peer.items(), key=lambda item: -len(item[1]))[:_MAX_PEERS]:
         ago = [each.peer_closed_for for each in observations if each.peer_closed_for is not None]
         unread = sum(each.unread or 0 for each in observations)
-        closed = f"{format_duration_range(min(ago), max(ago))} ago" if ago else "?"
+        at_least = any(each.is_lower_bound for each in observations)
+        span = format_duration_range(min(ago), max(ago), at_least=at_least) if ago else ""
+        closed = f"{span} ago" if ago else "?"
         # As Text, because rich looks for markup in a string.
         table.add_row(Text(escape_line(peer)), f"{len(observations):,}", closed, f"{unread:,}")
     if len(by_peer) > _MAX_PEERS:

@@ -67,10 +67,10 @@ def _alert_event(alert: Alert, pid: int) -> Event:
 
 def _site_event(group: SiteGroup, pid: int) -> Event:
     first = group.findings[0]
-    oldest = max(finding.observation.ended_for for finding in group.findings)
-    peers = summarize_addresses(
-        finding.observation.peer for finding in group.findings if finding.observation.peer
-    )
+    observations = [finding.observation for finding in group.findings]
+    oldest = max(each.ended_for for each in observations)
+    is_lower_bound = any(each.is_lower_bound for each in observations)
+    peers = summarize_addresses(each.peer for each in observations if each.peer)
     fields: dict[str, Scalar] = {
         "verdict": group.verdict.value,
         "severity": group.severity.value,
@@ -79,6 +79,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         "site": group.site.place if group.site is not None else None,
         "function": group.site.function if group.site is not None else None,
         "oldest_s": round(oldest, 3),
+        "is_lower_bound": is_lower_bound,
         "peers": peers,
         "hint": first.hint,
         "fingerprint": group.fingerprint,
@@ -87,7 +88,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     where = fields["site"] or "an unknown place"
     message = (
         f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, opened at {where}"
-        f"{f' to {peers}' if peers else ''}, for up to {format_duration(oldest)}: {first.hint}"
+        f"{f' to {peers}' if peers else ''}, for {_longest(oldest, is_lower_bound)}: {first.hint}"
     )
     # What the program should have closed is worth a warning, however young it is.
     is_low = group.verdict.is_leak and group.severity is Severity.INFO
@@ -99,6 +100,7 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
     finding = closed[0].finding
     site = finding.observation.record.site
     longest = max(each.after for each in closed)
+    is_lower_bound = any(each.finding.observation.is_lower_bound for each in closed)
     count = sum(each.finding.count for each in closed)
     where = site.place if site is not None else "an unknown place"
     return Event(
@@ -106,17 +108,24 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
         True,  # noqa: FBT003 - it was reported as a leak
         "socket_closed_late",
         f"{pluralize(count, 'socket')} opened at {where} closed late, "
-        f"after up to {format_duration(longest)}",
+        f"after {_longest(longest, is_lower_bound)}",
         {
             "verdict": finding.verdict.value,
             "count": count,
             "site": site.place if site is not None else None,
             "function": site.function if site is not None else None,
             "after_s": round(longest, 3),
+            "is_lower_bound": is_lower_bound,
             "fingerprint": fingerprint,
             "pid": pid,
         },
     )
+
+
+def _longest(duration: float, is_lower_bound: bool) -> str:
+    if is_lower_bound:
+        return format_duration(duration, at_least=True)
+    return f"up to {format_duration(duration)}"
 
 
 def _fingerprint(closed: ClosedLate) -> str:

@@ -321,3 +321,11 @@ def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
     shown = call("scan", command=nobody).stdout
     assert "Not permitted to look into " in shown
     assert ": run as root to see them." in " ".join(shown.split())
+
+
+@needs_linux
+def test_an_answer_to_a_keepalive_excuses_no_leak():
+    with program(ANSWERS_KEEPALIVES) as running:
+        done = call("scan", running.pid, code=1, CLOSEWAIT_GUARD_GRACE="1.5")
+        assert "1 leaked of " in done.stdout
+        assert "peer closed at least " in done.stdout

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
 
 from closewait_guard.commands._watch_state import sparkline
-from command_line import COMMAND, WAIT, Terminal, call, environment, program
+from command_line import (
+    ANSWERS_KEEPALIVES,
+    COMMAND,
+    WAIT,
+    Terminal,
+    call,
+    environment,
+    program,
+)
 
 WATCH = [*COMMAND, "watch", "--interval", "0.3"]
 
@@ -53,6 +63,17 @@ def test_it_draws_states_with_their_history_and_the_worst_offenders(growing):
         assert f"to 127.0.0.1:{growing.first_line}" in text
         assert str(growing.pid) in text
         assert all(len(line) <= 80 for line in text.splitlines())
+        terminal.type("q")
+        assert terminal.wait() == 0
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="asks the kernel of Linux")
+def test_an_age_that_is_a_lower_bound_says_so():
+    with (
+        program(ANSWERS_KEEPALIVES) as running,
+        Terminal(*WATCH, str(running.pid), CLOSEWAIT_GUARD_GRACE="0.1") as terminal,
+    ):
+        terminal.until(lambda text: re.search(r" at least \d[.\d]* s", text))
         terminal.type("q")
         assert terminal.wait() == 0
 

@@ -19,6 +19,9 @@ from closewait_guard._inspect.probe.base import select as untouched
 from closewait_guard.testing import connected_pair, half_closed_pair
 
 GRACE = 0.05
+needs_dates = pytest.mark.skipif(
+    not hasattr(socket, "TCP_KEEPIDLE") or os.name != "posix", reason="asks the kernel of Linux"
+)
 
 
 def wait():
@@ -683,3 +686,49 @@ def test_scanning_without_install_finds_what_is_there():
         found = {leak.observation.fd: leak for leak in cwg.scan().findings}
         assert found[ours.fileno()].observation.record.origin is cwg.Origin.ADOPTED
     assert "not installed" in " ".join(cwg.scan().coverage.notes)
+
+
+def answer_keepalives(sock, after=1):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, after)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+
+
+def wait_for_an_answer(sock):
+    """Until the kernel dates the last segment later than the FIN; the seconds that it says."""
+    end = time.monotonic() + 10
+    before = 0.0
+    while time.monotonic() < end:
+        seen = linux.probe_socket(sock, sock.fileno(), 0)
+        if seen.fin_for < before:
+            return seen.fin_for
+        before = seen.fin_for
+        time.sleep(0.02)
+    raise AssertionError("no keepalive was answered")
+
+
+@needs_dates
+def test_an_answer_to_a_keepalive_excuses_no_leak_and_the_age_is_a_lower_bound():
+    with cwg.Guard(cwg.Settings(grace=0.9)) as guard, half_closed_pair() as (ours, _):
+        answer_keepalives(ours)
+        wait_for_an_answer(ours)
+        first = only(guard.scan())
+        assert first.verdict is cwg.Verdict.LEAKED
+        assert first.observation.is_lower_bound
+        assert first.observation.peer_closed_for < first.observation.suspect_for
+        wait_for_an_answer(ours)
+        report = guard.scan()
+    later = only(report).observation
+    assert later.peer_closed_for > first.observation.peer_closed_for + 0.5, "it is remembered"
+    assert later.is_lower_bound
+    assert "peer closed at least " in cwg.render_text(report)
+
+
+@needs_dates
+def test_a_fin_within_the_idle_time_of_keepalive_is_dated_by_it():
+    with cwg.Guard(cwg.Settings(grace=60)) as guard, half_closed_pair() as (ours, _):
+        answer_keepalives(ours, after=30)
+        time.sleep(0.05)
+        leak = only(guard.scan())
+    assert leak.verdict is cwg.Verdict.CLOSING
+    assert not leak.observation.is_lower_bound

@@ -15,6 +15,7 @@ import structlog
 
 import closewait_guard as cwg
 from closewait_guard import reporters
+from closewait_guard._judge import threshold_alerts
 from closewait_guard.testing import CapturingReporter, half_closed_pair
 from leaking import fetch, leaking_guard, report_leaks, run
 
@@ -26,6 +27,7 @@ KEYS = {
     "site",
     "function",
     "oldest_s",
+    "is_lower_bound",
     "peers",
     "hint",
     "fingerprint",
@@ -82,6 +84,26 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
     assert event["hint"] == leak.hint
     assert event["fingerprint"] == report.by_site()[0].fingerprint
     assert event["request"] == "r7"
+
+
+def test_an_age_that_is_a_lower_bound_says_so_in_each_message(own_structlog, caplog):
+    caplog.set_level(logging.DEBUG)
+    with leaking_guard(age_warning=0) as guard:
+        report = guard.report()
+    [leak] = report.findings
+    observation = replace(leak.observation, peer_closed_for=41.0, is_lower_bound=True)
+    leak = replace(leak, observation=observation)
+    bound = replace(report, alerts=(), findings=(leak,), closed_late=(cwg.ClosedLate(leak, 42.0),))
+    reporters.structlog()(bound)
+    reporters.logging()(bound)
+    leaked, closed_late = own_structlog()
+    assert leaked["oldest_s"] == 41
+    assert leaked["is_lower_bound"] is closed_late["is_lower_bound"] is True
+    assert ", for at least 41 s: " in caplog.messages[0]
+    assert caplog.messages[1].endswith(" closed late, after at least 42 s")
+    assert "CLOSED LATE, after at least 42 s: " in cwg.render_text(bound)
+    [alert] = threshold_alerts(bound, cwg.Settings(age_warning=0))
+    assert "; the oldest for at least 41 s, opened at " in alert.message
 
 
 @pytest.mark.parametrize(

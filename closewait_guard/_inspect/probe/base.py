@@ -45,7 +45,12 @@ class Endpoint(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """What one probe showed. Times are seconds ago."""
+    """What one probe showed. Times are seconds ago.
+
+    Attributes:
+        fin_for: When the peer closed.
+        is_fin_bound: It may have closed earlier: what is dated may be an answer to a keepalive.
+    """
 
     state: State
     evidence: Evidence
@@ -55,6 +60,7 @@ class ProbeResult(NamedTuple):
     unsent: int | None = None
     last_sent_for: float | None = None
     last_received_for: float | None = None
+    is_fin_bound: bool = False
 
 
 class Poller(Protocol):

@@ -111,10 +111,34 @@ def _probe_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
     except OSError:
         return None
     result = tcp_result(raw, partial(unread, fd), partial(unsent, fd))
+    if result.fin_for is not None and _getsockopt(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+        return bounded_by_keepalive(result, _keepalive_idle(sock))
     if result.connection is Connection.NEVER_CONNECTED and _is_bound(sock):
         # It may listen yet: nothing is wrong with it.
         return result._replace(connection=Connection.NOT_APPLICABLE)
     return result
+
+
+def bounded_by_keepalive(result: ProbeResult, idle: float) -> ProbeResult:
+    """The kernel dates a FIN by the last segment, which may be an answer to a keepalive probe.
+
+    Such a probe is sent when nothing has come for the given time, so that an answer to one comes
+    at least so long after the last data.
+    """
+    received, fin = result.last_received_for, result.fin_for
+    may_be_answer = received is not None and fin is not None and received - fin >= idle - _TICK
+    return result._replace(is_fin_bound=may_be_answer)
+
+
+# The kernel counts in ticks of up to 10 ms, and two of its times are compared.
+_TICK = 0.02
+
+
+def _keepalive_idle(sock: _socket.socket) -> float:
+    try:
+        return _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    except OSError:
+        return 0.0
 
 
 def _is_bound(sock: _socket.socket) -> bool:
