@@ -269,6 +269,12 @@ class Pipeline:
         yield from _not_covered_of_sockets(
             self._explainer.failed, self._explainer.unsearched, undescribed
         )
+        if unknown := self.scanner.forked_copies.unknown:
+            yield (
+                f"whether the parent process, {os.getppid()}, has closed its copies of "
+                f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot "
+                "be read"
+            )
         if self._have_pools_failed:
             yield "what waits in pools: asking them has failed"
         if self._have_calls_failed:

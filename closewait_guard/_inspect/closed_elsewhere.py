@@ -10,9 +10,10 @@ closed its own: the peer waits for an end that does not come.
 
 from __future__ import annotations
 
+import _socket
 import os
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, FrameType
@@ -31,7 +32,7 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now
 from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_of_process
-from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of
+from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of, peer_of
 from closewait_guard._inspect.records import is_ours
 from closewait_guard._live import (
     locals_of,
@@ -178,12 +179,18 @@ class ForkedCopies:
     accepted looks alike, so a copy counts only if the child shows no sign of use: no byte has been
     sent or received since the fork, no thread waits in the kernel for the descriptor, and no call
     that has begun since the fork has the socket among its variables.
+
+    Attributes:
+        unknown: How many connections are from before the fork, of a parent whose descriptors
+            cannot be read.
     """
 
     def __init__(self) -> None:
         self._fork: _Fork | None = None
         self._found: frozenset[int] = frozenset()
+        self._candidates: frozenset[int] = frozenset()
         self._paused_until = 0.0
+        self.unknown = 0
 
     def after_fork(self) -> None:
         """In the child, in the thread that has called `fork()`."""
@@ -192,7 +199,8 @@ class ForkedCopies:
             frame = frame.f_back
         calls = tuple((call.f_code, call.f_lasti) for call in _outermost_first(frame))
         self._fork = _Fork(now(), os.getppid(), threading.get_ident(), calls)
-        self._found, self._paused_until = frozenset(), 0.0
+        self._found = self._candidates = frozenset()
+        self._paused_until = 0.0
 
     def find(self, open_sockets: OpenSockets, own: int) -> frozenset[int]:
         """The descriptors of copies that only this process has open, and does not seem to use.
@@ -209,27 +217,20 @@ class ForkedCopies:
             for fd, creation in open_sockets.creations.items()
             if creation[PID] != own and fd not in open_sockets.detached
         }
+        kept = _kept_by(fork.parent, inherited) if inherited else set[int]()
         # Whoever is not the child of its parent any more was made to live on by itself.
-        left = inherited.keys() - self._kept_by(fork.parent, inherited) if inherited else set()
-        if left and fork.parent == os.getppid():
+        is_child = fork.parent == os.getppid()
+        self.unknown = _count_connected(inherited.values()) if kept is None and is_child else 0
+        left = set() if kept is None else inherited.keys() - kept
+        if left and is_child:
             used, waited_for = _objects_since(fork), set(_waited_for())
             left = {fd for fd in left - waited_for if id(inherited[fd]()) not in used}
         else:
             left = set()
-        self._found, done = frozenset(left), now()
+        # Twice in a row: a call may have been about to use it the first time.
+        self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
         self._paused_until = done + (done - started) / _MAX_CPU_SHARE
         return self._found
-
-    def _kept_by(self, parent: int, fds: dict[int, object]) -> set[int]:
-        """Those that the parent has open too; all of them where that is not known."""
-        try:
-            count, sockets = sockets_of_process(parent, at_most=_MAX_DESCRIPTORS)
-        except OSError:
-            return set(fds)
-        if count > _MAX_DESCRIPTORS or not _sees_all_variables():
-            return set(fds)
-        inodes = set(sockets.values())
-        return {fd for fd in fds if inode_of(fd) in inodes}
 
     def is_unused(self, result: ProbeResult) -> bool:
         """Whether a connection is up, and no byte has been sent or received since the fork."""
@@ -241,6 +242,26 @@ class ForkedCopies:
             return False
         # What the child has not read is no use that it makes of it.
         return received > since + _TICK or bool(result.unread)
+
+
+def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
+    """Those that the parent has open too; None where its descriptors cannot be read."""
+    try:
+        count, sockets = sockets_of_process(parent, at_most=_MAX_DESCRIPTORS)
+    except OSError:
+        return None
+    if count > _MAX_DESCRIPTORS:
+        return None
+    if not _sees_all_variables():
+        # A report says so anyway.
+        return set(fds)
+    inodes = set(sockets.values())
+    return {fd for fd in fds if inode_of(fd) in inodes}
+
+
+def _count_connected(references: Iterable[Callable[[], _socket.socket | None]]) -> int:
+    socks = (reference() for reference in references)
+    return sum(sock is not None and peer_of(sock) is not None for sock in socks)
 
 
 def _outermost_first(frame: FrameType | None) -> list[FrameType]:

@@ -130,7 +130,7 @@ class Scanner:
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
-        self._forked_copies = ForkedCopies()
+        self.forked_copies = ForkedCopies()
         self._last_scan = _ScanTime(now(), -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -156,7 +156,7 @@ class Scanner:
             open_sockets,
             events,
             self._last_scan,
-            self._forked_copies,
+            self.forked_copies,
             self._age_warning,
         )
         suspected = open_sockets.close_called.union(events, context.copies) - closed_elsewhere
@@ -190,7 +190,7 @@ class Scanner:
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
         self._known = {}
-        self._forked_copies.after_fork()
+        self.forked_copies.after_fork()
 
     def _events(self, open_sockets: OpenSockets) -> dict[int, int]:
         try:
@@ -326,9 +326,7 @@ class _ScanContext:
                 copy, began = sock.fileno(), now()
                 result = self._probe.probe_socket(sock, copy, self._events.get(fd, 0))
                 ended = now()
-                return (
-                    (result, endpoint_of(sock, copy), began, ended) if result is not None else None
-                )
+                return result and (result, endpoint_of(sock, copy), began, ended)
         except Exception as error:
             refusals.note(error)
             return None
@@ -386,6 +384,7 @@ class SocketScanner:
         self._attribution = CallAttribution(self._natives, settings.stack_depth)
         self._tracked_scanner = Scanner(registry, probe, settings.age_warning)
         self._native_scanner = Scanner(self._natives, probe, settings.age_warning)
+        self.forked_copies = self._tracked_scanner.forked_copies
 
     @property
     def native_count(self) -> int | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
 import time
 import urllib.request
+
+import pytest
 
 from servers import free_port
 
@@ -395,5 +398,26 @@ if child == 0:
     theirs.recv(1)
 theirs.close()
 assert succeeded(child)
+"""
+    )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change the user")
+def test_a_child_of_another_user_says_that_it_cannot_see_what_its_parent_has_closed():
+    run(
+        """
+guard = cwg.install(grace=0)
+ours, theirs = connect()
+cwg.render_text(guard.scan())
+child = os.fork()
+if child == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    theirs.close()
+    [note] = [note for note in guard.scan().coverage.notes if "parent" in note]
+    assert str(os.getppid()) in note and "its copies of 1 connection" in note, note
+    os._exit(0)
+ours.close()
+assert os.waitpid(child, 0)[1] == 0
+assert not any("parent" in note for note in guard.scan().coverage.notes)
 """
     )
