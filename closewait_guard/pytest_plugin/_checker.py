@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._capture import Creation
 from closewait_guard._clock import now, pause
+from closewait_guard._enums import Connection, Origin
 from closewait_guard._guard import Guard
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
@@ -83,6 +84,8 @@ class LeakChecker:
         # By serial: what has been reported, excused or allowed, and what has another owner by now.
         self._settled: set[int] = set()
         self._moved: dict[int, Owner] = {}
+        # The addresses of both ends of the connections among them, the program's own first.
+        self._settled_connections: set[_Ends] = set()
 
     def check_test(
         self, test: CurrentTest, wider_fixtures: Sequence[WiderFixture]
@@ -121,6 +124,8 @@ class LeakChecker:
     def _check(self, context: CheckContext) -> OwnerFinding | None:
         creations = self._creations_of(context)
         if context.plan.mode is Mode.OFF:
+            if creations:
+                self._settle_as(self._find_open(_serials(creations), context.owner))
             self._settled |= _serials(creations)
             return None
         creations = self._hand_over(creations, context.wider_fixtures)
@@ -131,6 +136,9 @@ class LeakChecker:
         # Only now are their holders searched for, through the whole heap.
         report = self._report(suspects, context) if is_open else None
         self._settled |= suspects
+        if report is not None:
+            self._settle_as(report.findings)
+            report = replace(report, findings=self._without_other_ends(report.findings))
         return self._finding(context, waited, report)
 
     def _creations_of(self, context: CheckContext) -> list[Creation]:
@@ -166,13 +174,42 @@ class LeakChecker:
         if not creations:
             return set()
         excused = reachable(locals_of_tracebacks(context.failures()), _targets(creations))
-        suspects = _serials(creations)
+        suspects, other_ends = _serials(creations), set[int]()
         for finding in self._find_open(suspects, context.owner):
             record = finding.observation.record
             if is_ignored(record, context.plan.ignore) or is_of_default_loop(record):
                 excused.add(record.serial)
+            if record.serial in excused:
+                self._settle_as([finding])
+            elif self._is_other_end(finding):
+                other_ends.add(record.serial)
         self._settled |= excused
-        return suspects - excused
+        return suspects - excused - other_ends
+
+    def _settle_as(self, findings: Iterable[Finding]) -> None:
+        """Remember the connections of what has been settled: they have another end each."""
+        self._settled_connections |= {_ends_of(finding) for finding in findings}
+
+    def _is_other_end(self, finding: Finding) -> bool:
+        """Whether it was accepted and is open only because the end that was settled is.
+
+        Of a connection within the process, who opened it is to close it.
+        """
+        observation = finding.observation
+        return (
+            observation.record.opener.origin is Origin.ACCEPTED
+            and observation.connection is Connection.LIVE
+            and _ends_of(finding)[::-1] in self._settled_connections
+        )
+
+    def _without_other_ends(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Without those that the program has not accepted itself: it cannot close them."""
+        return tuple(
+            each
+            for each in findings
+            if each.observation.record.blamed is each.observation.record.opener
+            or not self._is_other_end(each)
+        )
 
     def _settle(
         self, creations: list[Creation], suspects: set[int], context: CheckContext
@@ -218,6 +255,20 @@ def _serials(creations: Iterable[Creation]) -> set[int]:
 
 def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(each for each in findings if each.observation.record.serial in suspects)
+
+
+_Ends = tuple[str, str]
+
+
+def _ends_of(finding: Finding) -> _Ends:
+    """The two addresses of a connection, the own one first; of IPv4 the same within IPv6."""
+    observation = finding.observation
+    local, peer = observation.local or "", observation.peer or ""
+    return _plain_address(local), _plain_address(peer)
+
+
+def _plain_address(address: str) -> str:
+    return address.replace("[::ffff:", "").replace("]", "")
 
 
 _SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})

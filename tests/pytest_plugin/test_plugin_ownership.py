@@ -384,3 +384,133 @@ def test_owners_never_share_a_name_and_one_forgotten_is_found_again_where_it_was
         assert (again.name, again.nodeid, again.finished) == (owner.name, owner.nodeid, True)
         assert ownership.by_name(owner.name) is again
     assert ownership.by_name("") is ownership.by_name(None) is NO_OWNER
+
+
+# Connections that have both ends in the process
+
+HANDLING_SERVER = """
+import socketserver
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"!")
+        while self.request.recv(10):
+            pass
+        if self.server.keeps:
+            self.server.keeps.append(keep(self.request.dup()))
+
+class Server(socketserver.ThreadingTCPServer):
+    daemon_threads, block_on_close, keeps = True, False, []
+
+@pytest.fixture(scope="{scope}")
+def server():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+def connect(server):
+    sock = socket.create_connection(server.server_address)
+    assert sock.recv(1) == b"!"
+    return sock
+"""
+
+
+@pytest.mark.parametrize("scope", ["session", "function"])
+def test_a_leaked_connection_within_the_process_is_one_finding_of_who_opened_it(suite, scope):
+    result = suite.fail(
+        HANDLING_SERVER.format(scope=scope)
+        + """
+def test_leaks(server): keep(connect(server))
+def test_closes(server): connect(server).close()
+def test_last(server): pass
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*test_leaks leaked 1 socket*", "  opened at *in connect()"])
+    result.stdout.no_fnmatch_line("*accepted*")
+
+
+@pytest.mark.parametrize(
+    "settles",
+    [
+        "@pytest.mark.allow_socket_leaks(reason='known')",
+        "@pytest.mark.socket_leaks('off')",
+    ],
+)
+def test_the_other_end_of_what_a_test_may_leave_open_is_no_leak_of_the_server(suite, settles):
+    result = suite.fail(
+        HANDLING_SERVER.format(scope="module")
+        + settles
+        + """
+def test_leaks(server): keep(connect(server))
+
+def test_last(server): pass
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_the_other_end_of_what_a_failure_keeps_is_no_leak_of_the_server(suite):
+    result = suite.fail(
+        HANDLING_SERVER.format(scope="module")
+        + """
+def test_fails(server):
+    sock = connect(server)
+    assert sock is None
+
+def test_last(server): pass
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_server_that_leaves_its_end_open_when_the_client_has_closed_is_to_blame(suite):
+    result = suite.fail(
+        HANDLING_SERVER.format(scope="module")
+        + """
+def test_it(server):
+    server.keeps.append(None)
+    connect(server).close()
+
+def test_last(server): pass
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*module fixture 'server' of test_it.py leaked 1 socket*"])
+
+
+def test_both_ends_that_a_test_has_opened_and_accepted_itself_are_shown(suite):
+    result = suite.fail(
+        """
+def test_it():
+    with listener() as server:
+        keep(socket.create_connection(server.getsockname()))
+        keep(server.accept())
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*test_it leaked 2 sockets*"])
+
+
+def test_a_leaked_connection_within_a_worker_of_xdist_is_one_finding(suite):
+    result = suite.fail(
+        HANDLING_SERVER.format(scope="session")
+        + """
+def test_leaks(server): keep(connect(server))
+def test_last(server): pass
+""",
+        "-p",
+        "xdist",
+        "-n1",
+        apart=True,
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.no_fnmatch_line("*accepted*")
