@@ -83,6 +83,7 @@ class ChildConfig(NamedTuple):
 
 def start() -> None:
     """Guard this process and those that it forks; whatever goes wrong, the program runs."""
+    line: Line | None = None
     try:
         config = ChildConfig.from_environment(os.environ)
         line = _line(config)
@@ -91,6 +92,9 @@ def start() -> None:
         status = Status(line)
     except Exception as error:
         print_error(f"process {os.getpid()} is not guarded: {error}")
+        if line is not None:
+            with suppress(OSError):
+                line.say(f"unguarded {escape_control(str(error))}")
         return
     ending = _Ending(guard, status)
     # Before all that the program registers, and so called after all of that.

@@ -82,7 +82,7 @@ def _restore_signals() -> None:
 def run_and_wait(
     command: list[str],
     environ: dict[str, str],
-    started: Callable[[], None],
+    started: Callable[[int], None],
     ended: Callable[[Callable[[], bool]], None],
 ) -> int:
     """Wait for the program, and hand signals on to it; below zero, the signal that ended it.
@@ -90,7 +90,7 @@ def run_and_wait(
     Args:
         command: What to run.
         environ: Its environment.
-        started: Called once it has been started.
+        started: Called once it has been started, with the number of its process.
         ended: Called once it has ended, with what answers whether to hurry.
     """
     blocked = _HANDED_ON | {signal.SIGCHLD} if _CAN_HAND_ON else set[signal.Signals]()
@@ -100,7 +100,7 @@ def run_and_wait(
     if not pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os._exit(_exec(command, environ))
-    started()
+    started(pid)
     status = _wait_for(pid)
     ended(_is_asked_to_end)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

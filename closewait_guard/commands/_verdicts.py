@@ -7,7 +7,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hmac import compare_digest
@@ -17,6 +18,7 @@ from typing import Self
 
 from closewait_guard._descriptors import identity_of
 from closewait_guard._preload import Channel, move_up
+from closewait_guard.commands._pythons import PythonProcesses, pythons_with
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -42,20 +44,26 @@ class _Line:
 class Verdicts:
     """Listens to the program's processes from their start to their end.
 
+    Args:
+        command: What will be run.
+
     Attributes:
         leaked: Whether a process has leaked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigurationError("run: --fail-on-leak needs UNIX sockets, which are not here")
         self.leaked = False
         self._heard: set[int] = set()
         self._failed: dict[int, str] = {}
+        self._unguarded: dict[int, str] = {}
         self._lost: set[int] = set()
         self._replaced: set[int] = set()
         self._running: set[int] = set()
         self._token = os.urandom(16).hex()
+        self._program = 0
+        self._pythons = PythonProcesses(command, self._token)
         self._folder: TemporaryDirectory[str] | None = None
         self._selector = selectors.DefaultSelector()
         self._listener = self._start_listening()
@@ -63,9 +71,12 @@ class Verdicts:
         self._theirs = move_up(theirs.detach())
         os.set_inheritable(self._theirs, True)  # noqa: FBT003
         self._stop, self._stopped = socket.socketpair()
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._serve_until_stopped, daemon=True)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._stopped, selectors.EVENT_READ)
+        if self._pythons.fileno() >= 0:
+            self._selector.register(self._pythons, selectors.EVENT_READ)
         self._add(self._main)
 
     def _start_listening(self) -> socket.socket:
@@ -94,8 +105,9 @@ class Verdicts:
         """Whether any process has said anything."""
         return bool(self._heard)
 
-    def listen(self) -> None:
-        """In the launcher, once the program has been started."""
+    def listen(self, program: int) -> None:
+        """In the launcher, once the program has been started, as the process of this number."""
+        self._program = program
         os.close(self._theirs)
         _raise_limit()
         self._thread.start()
@@ -117,14 +129,23 @@ class Verdicts:
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
-        found = []
-        if lost := (self._lost | self._replaced) - self._running:
+        # One that runs and is silent may only just have been started.
+        unguarded = (
+            *self._unguarded.items(),
+            *self._pythons.unguarded(self._heard | self._running),
+        )
+        by_reason: dict[str, set[int]] = defaultdict(set)
+        for pid, why in unguarded:
+            by_reason[why].add(pid)
+        found = [f"{_named(pids)} was not guarded: {why}" for why, pids in by_reason.items()]
+        lost = (self._lost | self._replaced) - self._running - dict(unguarded).keys()
+        if lost:
             found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
-        if self._running:
-            found.append(f"{_named(self._running)} still running")
+        if running := self._running - dict(unguarded).keys():
+            found.append(f"{_named(running)} still running")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
-        if not self.has_messages:
-            found.append("no process has reported: TARGET is not Python, or has -I, -E or -S")
+        if not found and not self.has_messages:
+            found.append("no process has reported: TARGET is not Python")
         return found
 
     def close(self) -> None:
@@ -147,16 +168,20 @@ class Verdicts:
     # What the processes do.
 
     def _serve_until_stopped(self) -> None:
-        while self._serve(None):
-            pass
+        while not self._is_stopping:
+            self._serve(None)
 
     def _serve(self, timeout: float | None) -> bool:
-        """Hear what there is to hear; whether there was anything, and no end of it."""
-        ready = [key for key, _ in self._selector.select(timeout)]
+        """Hear what there is to hear; whether there was anything."""
+        ready = [key for key, _ in self._selector.select(self._pythons.limit(timeout))]
+        if self._program:
+            self._pythons.look_if_due(self._program)
         for key in ready:
             if key.fileobj is self._stopped:
-                return False
-            if key.fileobj is self._listener:
+                self._is_stopping = True
+            elif key.fileobj is self._pythons:
+                self._pythons.take_events()
+            elif key.fileobj is self._listener:
                 self._accept()
             else:
                 self._receive(key.data)
@@ -191,7 +216,7 @@ class Verdicts:
 
     def _silent(self) -> set[int]:
         """Processes of the program that have not said anything yet: they are just starting."""
-        return _pythons_with(self._token) - self._heard
+        return pythons_with(self._token) - self._heard - self._pythons.never_to_report
 
     def _receive(self, line: _Line) -> None:
         try:
@@ -231,6 +256,8 @@ class Verdicts:
             self.leaked = self.leaked or verb == "leaked"
             if verb == "failed":
                 self._failed[pid] = why
+            if verb == "unguarded":
+                self._unguarded[pid] = why
 
     def _end(self, line: _Line) -> None:
         """No more is to come. A child that has never opened a socket has nothing to say."""
@@ -246,19 +273,6 @@ def _raise_limit() -> None:
     with suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _pythons_with(token: str) -> set[int]:
-    """The Python processes that were started with the token, as far as may be seen. Linux only."""
-    found = set()
-    with suppress(OSError):
-        for process in Path("/proc").iterdir():
-            if process.name.isdecimal():
-                with suppress(OSError):
-                    is_ours = token.encode() in (process / "environ").read_bytes()
-                    if is_ours and "python" in (process / "exe").readlink().name:
-                        found.add(int(process.name))
-    return found
 
 
 def _is_alive(pid: int) -> bool:

@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         return exec_program(command, handover.environment(settings, os.environ))
     from closewait_guard.commands._verdicts import Verdicts
 
-    with Verdicts() as verdicts:
+    with Verdicts(command) as verdicts:
         handover = handover._replace(channel=verdicts.channel)
         environ = handover.environment(settings, os.environ)
         code = run_and_wait(command, environ, verdicts.listen, verdicts.settle)

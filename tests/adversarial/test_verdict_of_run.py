@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ def leak():
     server.accept()[0].close()
 """
 LEAKED, UNKNOWN = 86, 87
+linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
 # The launcher, but not as patient.
 HASTY = """
@@ -168,7 +170,6 @@ def test_a_process_with_sockets_that_ends_in_silence_is_reported(run, end):
         "os.waitpid(os.spawnvp(os.P_NOWAIT, 'true', ['true']), 0)",
         FORK + "os.waitpid(fork(lambda: os._exit(0)), 0)",
         "subprocess.run([sys.executable, '-c', 'import os; os._exit(0)'])",
-        "subprocess.run([sys.executable, '-I', '-c', 'pass'])",
         "import multiprocessing\n"
         "if __name__ == '__main__':\n"
         "    with multiprocessing.get_context('spawn').Pool(2) as pool:\n"
@@ -179,10 +180,65 @@ def test_a_child_that_never_opens_a_socket_has_nothing_to_say(run, start):
     assert run(start, code=0).stderr == ""
 
 
-def test_what_is_no_guarded_python_is_reported(run):
-    for prefix in (("sh", "-c", "exit 0"), (sys.executable, "-I"), ("env", "-i", sys.executable)):
-        done = run("pass", code=UNKNOWN, prefix=prefix)
-        assert "no process has reported: TARGET is not Python" in done.stderr
+UNGUARDED = {
+    "-I": "subprocess.run([sys.executable, '-I', '-c', 'pass'])",
+    "-E": "subprocess.run([sys.executable, '-W', 'error', '-Ec', 'pass'])",
+    "-S": "subprocess.run(['sh', '-c', f'{sys.executable} -S -c pass; true'])",
+    "exec": "os.execv(sys.executable, [sys.executable, '-I', '-c', 'pass'])",
+    "empty": "subprocess.run([sys.executable, '-c', 'pass'], env={})",
+    "env -i": "subprocess.run(['env', '-i', sys.executable, '-c', 'pass'])",
+    "PYTHONPATH": "os.environ['PYTHONPATH'] = ''; subprocess.run([sys.executable, '-c', 'pass'])",
+}
+
+
+@linux
+@pytest.mark.parametrize("how", UNGUARDED)
+def test_a_python_that_the_program_starts_without_the_guard_is_reported(run, how):
+    done = run(UNGUARDED[how], code=UNKNOWN)
+    [sentence] = done.stderr.splitlines()
+    flag = {"exec": "-I"}.get(how, how)
+    why = f"it has {flag}" if flag.startswith("-") else "its environment does not have the PYTHON"
+    assert re.match(
+        rf"closewait-guard: leaks unknown: process \d+ was not guarded: {why}", sentence
+    )
+    assert f"({sys.executable} " in sentence
+    # A leak that is known comes first.
+    run(f"leak(); {UNGUARDED[how]}" if how != "exec" else "leak()", code=LEAKED)
+
+
+@linux
+@pytest.mark.parametrize("prefix", [(sys.executable, "-I"), ("env", "-i", sys.executable)])
+def test_a_program_that_is_not_guarded_is_reported_beside_a_child_that_is(run, prefix):
+    source = "subprocess.run([sys.executable, '-c', 'pass'])"
+    done = run(source, code=UNKNOWN, prefix=prefix)
+    assert "was not guarded: it" in done.stderr
+
+
+@linux
+def test_an_interpreter_that_lacks_the_package_is_reported(run, tmp_path):
+    (tmp_path / "closewait_guard").mkdir()
+    (tmp_path / "closewait_guard" / "__init__.py").write_text("raise ImportError('broken')")
+    path = f"os.environ['PYTHONPATH'] + os.pathsep + {str(tmp_path)!r}"
+    source = (
+        f"subprocess.run([sys.executable, '-c', 'pass'], env=os.environ | {{'PYTHONPATH': {path}}})"
+    )
+    done = run(source, code=UNKNOWN)
+    assert "was not guarded: the guard did not start in it: is closewait_guard " in done.stderr
+
+
+def test_settings_that_a_child_refuses_are_reported(run):
+    start = "subprocess.run([sys.executable, '-c', 'pass'])"
+    source = f"os.environ['CLOSEWAIT_GUARD_GRACE'] = 'x'; {start}"
+    done = run(source, code=UNKNOWN)
+    assert re.search(r"was not guarded: .*grace must be a number", done.stderr)
+    done = run("print('started')", code=2, CLOSEWAIT_GUARD_GRACE="x")
+    assert done.stdout == ""
+
+
+def test_a_command_that_is_no_python_is_not_held_against_the_program(run):
+    run("subprocess.run(['env', '-i', 'sh', '-c', 'ls; true'])", code=0)
+    done = run("pass", code=UNKNOWN, prefix=("sh", "-c", "exit 0"))
+    assert "no process has reported: TARGET is not Python" in done.stderr
     run("leak()", code=LEAKED, prefix=("sh", "-c", '"$@"; exit 0', "sh", sys.executable))
     run("pass", code=0, prefix=("sh", "-c", '"$@"; exit 0', "sh", sys.executable))
 
@@ -223,13 +279,16 @@ def test_a_child_that_ends_soon_after_the_program_is_waited_for(run):
 def test_a_child_that_has_only_just_been_started_is_waited_for(run):
     child = LEAK + "leak()"
     run(f"subprocess.Popen([sys.executable, '-c', {child!r}])", code=LEAKED)
-    silent = "[sys.executable, '-I', '-c', 'import time; time.sleep(60)']"
     streams = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL"
-    done = run(
-        f"print(subprocess.Popen({silent}, {streams}).pid)",
-        code=UNKNOWN,
-        command=[sys.executable, "-c", HASTY],
-    )
+    slow = "import time; time.sleep(60)"
+    source = f"""
+folder = os.path.dirname(__file__)
+open(os.path.join(folder, "json.py"), "w").write({slow!r})
+path = os.environ["PYTHONPATH"] + os.pathsep + folder
+command = [sys.executable, "-c", "pass"]
+print(subprocess.Popen(command, {streams}, env=os.environ | {{"PYTHONPATH": path}}).pid)
+"""
+    done = run(source, code=UNKNOWN, command=[sys.executable, "-c", HASTY])
     os.kill(int(done.stdout), signal.SIGKILL)
     assert done.stderr.endswith("still running\n")
 
@@ -323,9 +382,9 @@ def test_the_program_outlives_a_launcher_that_is_killed(tmp_path):
     "message", [b"", b"1 leaked\n", b"x" * 100_000, b"0" * 32 + b" 1 leaked\n"]
 )
 def test_a_process_without_the_token_is_not_believed(message):
-    with Verdicts() as verdicts:
+    with Verdicts(["true"]) as verdicts:
         strangers = [socket.socket(socket.AF_UNIX) for _ in range(500)]
-        verdicts.listen()
+        verdicts.listen(os.getpid())
         for stranger in strangers:
             stranger.connect(verdicts._address)
             stranger.settimeout(0)
