@@ -11,11 +11,11 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from closewait_guard._clock import now
 from closewait_guard._interruptions import interrupts, refusals
@@ -23,6 +23,7 @@ from closewait_guard._interruptions import interrupts, refusals
 __all__ = [
     "Identity",
     "OwnedDescriptor",
+    "WaitingCalls",
     "ask_or_none",
     "fd_limit",
     "fd_used",
@@ -36,6 +37,7 @@ __all__ = [
     "sockets_of_process",
     "unread",
     "unsent",
+    "waiting_calls_of",
 ]
 
 
@@ -294,3 +296,53 @@ def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
         if target.startswith("socket:["):
             sockets[int(name)] = int(target[8:-1])
     return sockets
+
+
+class WaitingCalls(NamedTuple):
+    """The system calls that the threads of a process wait in.
+
+    Attributes:
+        fds: Their first arguments, which are descriptors for most calls, and what each epoll
+            that is waited for watches.
+        may_use_others: A thread runs, or waits in a call that does not show for what.
+    """
+
+    fds: set[int]
+    may_use_others: bool
+
+
+def waiting_calls_of(pid: int | str) -> WaitingCalls:
+    """What the threads of a process wait for in the kernel. Linux only.
+
+    Raises:
+        OSError: The process has ended, or may not be looked into.
+    """
+    found, hidden = set[int](), _CALLS_WITH_HIDDEN_FDS.get(os.uname().machine)
+    may_use_others = hidden is None
+    for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
+        try:
+            words = Path(f"/proc/{pid}/task/{task}/syscall").read_text(encoding="ascii").split()
+        except (FileNotFoundError, ProcessLookupError):
+            # The thread has ended.
+            continue
+        if len(words) < 3 or int(words[0]) < 0:
+            may_use_others = True
+            continue
+        may_use_others = may_use_others or int(words[0]) in (hidden or ())
+        fd = int(words[1], 16)
+        found |= {fd, *_watched_by(pid, fd)}
+    return WaitingCalls(found, may_use_others)
+
+
+def _watched_by(pid: int | str, fd: int) -> Iterator[int]:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+            if line.startswith("tfd:"):
+                yield int(line.split()[1])
+
+
+# poll, select, pselect6 and ppoll have descriptors in memory, io_uring_enter in a ring.
+_CALLS_WITH_HIDDEN_FDS = {
+    "x86_64": frozenset({7, 23, 270, 271, 426}),
+    "aarch64": frozenset({72, 73, 426}),
+}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from closewait_guard._inspect.observation import (
     SiteCount,
     SuspectAge,
+    is_unused_since,
     make_observation,
     suspect_for,
     update_age,
@@ -43,6 +44,7 @@ __all__ = [
     "SuspectAge",
     "count_by_site",
     "is_ours",
+    "is_unused_since",
     "kind_of",
     "make_observation",
     "peer_of",

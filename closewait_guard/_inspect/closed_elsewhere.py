@@ -14,8 +14,6 @@ import _socket
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import NamedTuple
 
@@ -31,7 +29,8 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now
 from closewait_guard._cpython import current_frame
-from closewait_guard._descriptors import inode_of, sockets_of_process
+from closewait_guard._descriptors import inode_of, sockets_of_process, waiting_calls_of
+from closewait_guard._inspect.observation import is_unused_since
 from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of, peer_of
 from closewait_guard._inspect.records import is_ours
 from closewait_guard._live import (
@@ -41,7 +40,7 @@ from closewait_guard._live import (
     sees_all_threads,
     shows_other_threads,
 )
-from closewait_guard.model import Origin, State
+from closewait_guard.model import Origin
 
 __all__ = [
     "ClosedElsewhere",
@@ -156,8 +155,6 @@ def _has_taken(newer: CreationTuple, older: CreationTuple) -> bool:
 # The share of the time that listing the parent's descriptors may take.
 _MAX_CPU_SHARE = 0.002
 _MAX_DESCRIPTORS = 20_000
-# The kernel counts in ticks of up to 10 ms.
-_TICK = 0.02
 
 
 class _Fork(NamedTuple):
@@ -223,7 +220,7 @@ class ForkedCopies:
         self.unknown = _count_connected(inherited.values()) if kept is None and is_child else 0
         left = set() if kept is None else inherited.keys() - kept
         if left and is_child:
-            used, waited_for = _objects_since(fork), set(_waited_for())
+            used, waited_for = _objects_since(fork), _waited_for()
             left = {fd for fd in left - waited_for if id(inherited[fd]()) not in used}
         else:
             left = set()
@@ -234,14 +231,7 @@ class ForkedCopies:
 
     def is_unused(self, result: ProbeResult) -> bool:
         """Whether a connection is up, and no byte has been sent or received since the fork."""
-        if self._fork is None or result.state is not State.ESTABLISHED:
-            return False
-        since = now() - self._fork.at
-        sent, received = result.last_sent_for, result.last_received_for
-        if sent is None or received is None or sent <= since + _TICK:
-            return False
-        # What the child has not read is no use that it makes of it.
-        return received > since + _TICK or bool(result.unread)
+        return self._fork is not None and is_unused_since(result, now() - self._fork.at)
 
 
 def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
@@ -299,8 +289,8 @@ def _calls_since(fork: _Fork, thread: int, frame: FrameType) -> list[FrameType]:
     return calls[len(fork.calls) :]
 
 
-def _waited_for() -> Iterator[int]:
-    """The first arguments of the system calls that threads are in: descriptors, for most calls."""
-    for path in Path("/proc/self/task").glob("*/syscall"):
-        with suppress(OSError, ValueError, IndexError):
-            yield int(path.read_text().split()[1], 16)
+def _waited_for() -> set[int]:
+    try:
+        return waiting_calls_of("self").fds
+    except OSError:
+        return set()

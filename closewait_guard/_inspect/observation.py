@@ -15,12 +15,13 @@ from typing import NamedTuple
 from closewait_guard._cpython import FILE_SOCKET
 from closewait_guard._inspect.probe import Endpoint, ProbeResult
 from closewait_guard._live import field, is_a, running_frames, variable_of
-from closewait_guard.model import Connection, Observation, SocketRecord
+from closewait_guard.model import Connection, Observation, SocketRecord, State
 
 __all__ = [
     "SiteCount",
     "SuspectAge",
     "fds_being_read",
+    "is_unused_since",
     "longest_possible",
     "make_observation",
     "peer_closed_for",
@@ -196,6 +197,22 @@ def suspect_for(
     # A closed socket that still carries data is in use through its file object.
     traffic = (result.last_sent_for, result.last_received_for)
     return min([quiet, *(seconds for seconds in traffic if seconds is not None)])
+
+
+# The kernel counts in ticks of up to 10 ms.
+_TICK = 0.02
+
+
+def is_unused_since(result: ProbeResult, seconds: float) -> bool:
+    """Whether a connection is up, and this end has not used it for so many seconds.
+
+    As far as the kernel dates it: what has come and waits to be read is no use.
+    """
+    sent, received = result.last_sent_for, result.last_received_for
+    if result.state is not State.ESTABLISHED or sent is None or received is None:
+        return False
+    limit = seconds + _TICK
+    return sent > limit and (received > limit or bool(result.unread))
 
 
 # SocketIO calls the socket, which calls the TLS layer: what blocks is a few calls in.

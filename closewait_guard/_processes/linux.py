@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cached_property
 
-from closewait_guard._inspect import Endpoint, ProbeResult
+from closewait_guard._descriptors import WaitingCalls, waiting_calls_of
+from closewait_guard._inspect import Endpoint, ProbeResult, is_unused_since
 from closewait_guard._inspect.probe import linux as probe
 from closewait_guard._processes import netlink, procfs
 from closewait_guard._processes.model import (
     CLOSE_WAIT,
+    ESTABLISHED,
     LISTEN,
     Descriptor,
     Entry,
@@ -27,6 +29,7 @@ from closewait_guard._processes.model import (
     SharedBy,
     Snapshot,
     UnownedSocket,
+    UnusedCopy,
     view_of,
 )
 from closewait_guard._processes.procfs import namespace_of
@@ -200,11 +203,13 @@ def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # n
 def take_snapshot(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
     """Scan some processes, or all that there are."""
     processes, inaccessible = _read(procfs.all_pids() if pids is None else pids)
-    networks = _Networks(processes, everything=everything)
+    # Only of a family that was asked for: the kernel is to date all connections for it.
+    parents = {} if pids is None else _parents_of(processes)
+    networks = _Networks(processes, dated=everything or bool(parents))
     at = time.monotonic()
     inspected = []
     for process in processes:
-        one = networks.sockets_of(process, everything=everything)
+        one = networks.sockets_of(process, everything=everything, parent=parents.get(process.pid))
         if not procfs.has_stayed(process):
             inaccessible.append(Inaccessible(process.pid, "", None, exists=False))
         elif one is None:
@@ -236,6 +241,16 @@ def descendants(pids: Sequence[int]) -> list[int]:
         found |= dict.fromkeys(children_of)
         waiting += children_of
     return list(found)
+
+
+def _parents_of(processes: Sequence[Process]) -> dict[int, Process]:
+    """By the number of a process, its parent, if it has sockets that the parent has not."""
+    known = {process.pid: process for process in processes}
+    return {
+        process.pid: parent
+        for process in processes
+        if (parent := known.get(process.parent)) is not None and not parent.owned >= process.owned
+    }
 
 
 _NO_NETWORK = "lives in a network that cannot be looked at"
@@ -270,27 +285,40 @@ def _inaccessible(pid: int, why: str = "") -> Inaccessible:
 class _Networks:
     """The networks that processes live in, each asked once."""
 
-    def __init__(self, processes: Sequence[Process], *, everything: bool) -> None:
+    def __init__(self, processes: Sequence[Process], *, dated: bool) -> None:
         own = procfs.namespace_of("self")
         self._namespaces = {each.pid: procfs.namespace_of(each.pid) for each in processes}
         residents: dict[int | None, list[Process]] = {own: []}
         for process in processes:
             residents.setdefault(self._namespaces[process.pid], []).append(process)
+        wanted = set[int]().union(*(process.owned for process in processes))
         self._networks = {
             namespace: network_of(
                 namespace,
                 ["self"] if namespace == own else [process.pid for process in living],
-                {inode for process in living for inode in process.sockets.values()},
-                dated=everything,
+                wanted,
+                dated=dated,
             )
             for namespace, living in residents.items()
         }
+        # A process that has gone into another network has sockets of the one before.
+        found = [network for network in self._networks.values() if network is not None]
+        rows = {inode: row for network in found for inode, row in network.rows.items()}
+        for network in found:
+            network.rows = rows
         self.own = self._networks[own]
 
-    def sockets_of(self, process: Process, *, everything: bool) -> _ProcessSockets | None:
+    def sockets_of(
+        self, process: Process, *, everything: bool, parent: Process | None
+    ) -> _ProcessSockets | None:
         """One process's sockets; None where its network cannot be looked at."""
         network = self._networks[self._namespaces[process.pid]]
-        return None if network is None else _ProcessSockets(process, network, everything)
+        if network is None:
+            return None
+        found = _ProcessSockets(process, network, everything)
+        if parent is not None:
+            found.copies = list(_unused_copies(process, parent, network))
+        return found
 
 
 class _ProcessSockets:
@@ -300,6 +328,7 @@ class _ProcessSockets:
         self.states: Counter[str] = Counter()
         self.ended: list[Descriptor] = []
         self._others: list[Descriptor] = []
+        self.copies: list[UnusedCopy] = []
         self.process = process
         self._network = network
         without_row = SocketsWithoutRow(process)
@@ -337,6 +366,7 @@ class _ProcessSockets:
             shared_by,
             *self._backlog(),
             self._network.dated,
+            self.copies,
         )
 
     def _backlog(self) -> tuple[Counter[str], Counter[str]]:
@@ -355,6 +385,32 @@ def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
     """A table's entry as one process has it."""
     endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
     return Descriptor(fd, endpoint, view_of(entry), network.is_accepted(entry))
+
+
+def _unused_copies(process: Process, parent: Process, network: Network) -> Iterator[UnusedCopy]:
+    """What came over fork() and the parent has closed, as far as no byte has passed since."""
+    age, calls = procfs.age_of(process), None
+    kept = parent.owned
+    for fd, inode in process.sockets.items():
+        row = network.rows.get(inode)
+        # A program that is started on a connection has it as 0, 1 or 2.
+        if row is None or row[1] != ESTABLISHED or inode in kept or fd <= 2:
+            continue
+        entry = Entry(*row)
+        found = _descriptor(fd, entry, network)
+        if is_unused_since(found.view, age):
+            calls = calls or _calls_of(process.pid)
+            if fd not in calls.fds:
+                # A child may take over what the parent has accepted and not answered.
+                is_new = found.accepted and not entry.has_sent
+                yield UnusedCopy(found, age, calls.may_use_others or is_new)
+
+
+def _calls_of(pid: int) -> WaitingCalls:
+    try:
+        return waiting_calls_of(pid)
+    except OSError:
+        return WaitingCalls(set(), may_use_others=True)
 
 
 def _find_shared(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,7 @@ from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
     "CLOSE_WAIT",
+    "ESTABLISHED",
     "LISTEN",
     "Backend",
     "Descriptor",
@@ -24,6 +26,7 @@ __all__ = [
     "SharedBy",
     "Snapshot",
     "UnownedSocket",
+    "UnusedCopy",
     "program_of",
     "view_of",
 ]
@@ -48,6 +51,11 @@ class Process(NamedTuple):
     fd_limit: int | None
     sockets: Mapping[int, int]
     started: int = 0
+
+    @property
+    def owned(self) -> Set[int]:
+        """The inodes of its sockets."""
+        return set(self.sockets.values())
 
 
 _MAX_NAME = 60
@@ -110,6 +118,19 @@ class SharedBy(NamedTuple):
     fd: int
 
 
+class UnusedCopy(NamedTuple):
+    """A connection from before the fork that the parent has closed, without a byte since.
+
+    Attributes:
+        seconds: For how long: since the fork.
+        may_be_used: The process may be about to use it, for all that shows from outside.
+    """
+
+    descriptor: Descriptor
+    seconds: float
+    may_be_used: bool
+
+
 class ProcessSnapshot(NamedTuple):
     """One process.
 
@@ -121,6 +142,7 @@ class ProcessSnapshot(NamedTuple):
         backlog: Connections that the peer has closed before they were accepted, by address.
         uncertain_backlog: The same, where another process listens at that address, too.
         dated: The kernel said when the peers have closed.
+        copies: Connections that it keeps open without using them.
     """
 
     process: Process
@@ -131,6 +153,7 @@ class ProcessSnapshot(NamedTuple):
     backlog: Mapping[str, int]
     uncertain_backlog: Mapping[str, int]
     dated: bool
+    copies: Sequence[UnusedCopy] = ()
 
 
 class UnownedSocket(NamedTuple):
@@ -186,7 +209,10 @@ class Backend(Protocol):
         """The processes, with all those that they have started, and so on."""
 
 
-CLOSE_WAIT, LISTEN = 8, 10
+ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
+
+# The number of segments with data that were sent, in `struct tcp_info`.
+_DATA_SEGMENTS_OUT = struct.Struct("=156xI")
 # The kernel's number of the timer that runs until the next keepalive probe, and the shortest time
 # after which a probe is sent: the one that was chosen does not show from outside.
 KEEPALIVE, _MIN_KEEPALIVE_IDLE = 2, 1.0
@@ -241,6 +267,13 @@ class Entry(NamedTuple):
         if self.state == LISTEN:
             return 0
         return self.received - (self.state == CLOSE_WAIT and self.received > 0)
+
+    @property
+    def has_sent(self) -> bool:
+        """Whether this end is known to have sent anything."""
+        info = self.info or b""
+        is_counted = len(info) >= _DATA_SEGMENTS_OUT.size
+        return is_counted and bool(_DATA_SEGMENTS_OUT.unpack_from(info)[0])
 
     @property
     def unsent(self) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from closewait_guard._processes.model import Entry, Process, program_of
 
 __all__ = [
     "HasNoDescriptorsError",
+    "age_of",
     "all_pids",
     "are_hidden",
     "has_stayed",
@@ -150,6 +152,11 @@ def has_stayed(process: Process) -> bool:
         return _status(process.pid).started == process.started
     except OSError:
         return False
+
+
+def age_of(process: Process) -> float:
+    """Seconds since the process was started or forked, which the kernel counts in ticks."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.started / os.sysconf("SC_CLK_TCK")
 
 
 def some_sockets_of(

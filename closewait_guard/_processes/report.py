@@ -28,6 +28,7 @@ from closewait_guard._processes.model import (
     Inaccessible,
     ProcessSnapshot,
     SharedBy,
+    UnusedCopy,
 )
 from closewait_guard._redact import Mask, Redaction
 from closewait_guard.exceptions import ConfigurationError
@@ -89,11 +90,14 @@ def build_report(
         key = (pid, each.fd, each.endpoint.inode)
         age = after[key] = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
         ended.append(_observe_ended(each, records.of(each), age, now))
+    ended += [_observe_copy(each, records, settings) for each in snapshot.copies]
     leaks = judge(ended, settings, snapshot.process.fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
+    copies = {each.descriptor.fd for each in snapshot.copies}
     healthy = [
         make_observation(records.of(each), each.fd, each.endpoint, each.view)
         for each in snapshot.others
+        if each.fd not in copies
     ]
     wrong = [_explain(leak, snapshot) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
@@ -117,6 +121,17 @@ def _observe_ended(
         now - age.since if is_dated else None,
         suspect_for(each.view, age, now),
         is_lower_bound=is_dated and age.is_bound,
+    )
+
+
+def _observe_copy(copy: UnusedCopy, records: _Records, settings: Settings) -> Observation:
+    """What only may be unused is given as much time as a call that may never end."""
+    found, seconds = copy.descriptor, copy.seconds
+    is_suspect = not copy.may_be_used or seconds > settings.age_warning
+    record = records.inherited(found)
+    suspicious_for = seconds if is_suspect else None
+    return make_observation(
+        record, found.fd, found.endpoint, found.view, suspicious_for=suspicious_for
     )
 
 
@@ -150,8 +165,12 @@ class _Records:
     def of(self, each: Descriptor) -> SocketRecord:
         shared_by = self._shared_by.get(each.endpoint.inode or 0, ())
         if shared_by and any(holder.pid == self._parent for holder in shared_by):
-            return self._inherited[each.accepted]
+            return self.inherited(each)
         return self._plain[each.accepted]
+
+    def inherited(self, each: Descriptor) -> SocketRecord:
+        """Of one that has come over fork()."""
+        return self._inherited[each.accepted]
 
 
 def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:

@@ -135,8 +135,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     chosen = _choose(found, arguments)
     missed = print_inaccessible(found, arguments.pids)
-    # Of those that were asked for, each has been complained of.
-    found = found._replace(inaccessible=[] if arguments.pids else found.inaccessible)
+    # Of those that were asked for, each has been complained of; not of their descendants.
+    found = found._replace(
+        inaccessible=[each for each in found.inaccessible if each.pid not in arguments.pids]
+    )
     if arguments.json:
         _print_json(chosen)
         if missing := render_inaccessible(found):

@@ -162,6 +162,101 @@ def test_a_copy_over_fork_is_reported_with_who_else_holds_it():
         )
 
 
+# A connection that parent and child have used before the fork, and that the parent has closed; its
+# own end. Then the child does as it is told.
+FORKED = """
+import ctypes, os, select, socket, sys, time
+server = socket.create_server(("127.0.0.1", 0))
+ours = socket.create_connection(server.getsockname())
+theirs, _ = server.accept()
+ours.sendall(b"x"); theirs.recv(1); theirs.sendall(b"y"); ours.recv(1)
+time.sleep(0.2)
+child = os.fork()
+if child == 0:
+    theirs.close()
+    server.close()
+    {child}
+    signal = __import__("signal")
+    signal.pause()
+ours.close()
+print(child, flush=True)
+sys.stdin.read()
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+UNUSED = {
+    "asleep": "",
+    "another program": "ours.set_inheritable(True); os.execvp('sleep', ['sleep', '60'])",
+    "another network": "assert ctypes.CDLL(None).unshare(0x40000000) == 0",
+}
+IN_USE = {
+    "has sent": "ours.sendall(b'z')",
+    "receives": "ours.recv(1)",
+    "receives within a time": "ours.settimeout(60); ours.recv(1)",
+    "waits by epoll": "e = select.epoll(); e.register(ours, 1); e.poll()",
+    "works": "while True: pass",
+}
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    "child",
+    [
+        pytest.param(code, id=name, marks=needs_root if "unshare" in code else ())
+        for name, code in UNUSED.items()
+    ],
+)
+def test_a_connection_that_only_a_child_keeps_open_is_reported_with_parent_and_child(child):
+    with program(FORKED.format(child=child)) as running:
+        time.sleep(0.2)
+        done = call("scan", running.pid, "--tree", "--json", code=1, **AT_ONCE)
+        text = " ".join(call("scan", running.pid, "--tree", code=1, **AT_ONCE).stdout.split())
+    [leak] = [leak for report in documents(done.stdout) for leak in report.leaks]
+    assert leak.verdict is cwg.Verdict.INHERITED
+    assert leak.observation.state is cwg.State.ESTABLISHED
+    assert leak.observation.record.pid == int(running.first_line)
+    assert leak.observation.record.parent.pid == running.pid
+    assert f"process {running.first_line} has it open unused, and its parent has closed it" in text
+    assert f"inherited over fork() from process {running.pid}" in text
+
+
+@needs_linux
+@pytest.mark.parametrize("child", IN_USE.values(), ids=IN_USE)
+def test_a_connection_that_a_child_may_use_is_not_reported(child):
+    with program(FORKED.format(child=child)) as running:
+        time.sleep(0.2)
+        assert "no leak of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
+
+
+FORKING_SERVER = """
+import os, socket, socketserver, sys, threading, time
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        time.sleep(60)
+
+server = socketserver.ForkingTCPServer(("127.0.0.1", 0), Handler)
+client = socket.create_connection(server.server_address)
+client.sendall(b"request")
+time.sleep(0.2)
+server.handle_request()
+print("handled", flush=True)
+sys.stdin.read()
+for child in server.active_children:
+    os.kill(child, 9)
+"""
+
+
+@needs_linux
+def test_a_child_that_is_to_serve_what_its_parent_has_accepted_is_reported_when_it_never_does():
+    with program(FORKING_SERVER) as running:
+        time.sleep(0.2)
+        assert "no leak of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
+        late = {"CLOSEWAIT_GUARD_AGE_WARNING": "0.1", **AT_ONCE}
+        shown = call("scan", running.pid, "--tree", code=1, **late).stdout
+        assert "1 inherited of " in shown
+
+
 @needs_linux
 def test_a_duplicate_in_the_same_process_is_reported():
     with program(LEAKY + "again = kept[0].dup()\n" + WAIT) as running:
@@ -329,3 +424,24 @@ def test_an_answer_to_a_keepalive_excuses_no_leak():
         done = call("scan", running.pid, code=1, CLOSEWAIT_GUARD_GRACE="1.5")
         assert "1 leaked of " in done.stdout
         assert "peer closed at least " in done.stdout
+
+
+@needs_linux
+@needs_root
+def test_of_a_family_it_says_who_may_not_be_looked_into():
+    """A program that has become another user, and whose child has not."""
+    source = """
+import ctypes, os, socket, sys
+child = os.fork()
+if child:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    assert ctypes.CDLL(None).prctl(4, 1) == 0
+server = socket.create_server(("127.0.0.1", 0))
+if child:
+    print(child, flush=True)
+sys.stdin.read()
+"""
+    with program(source) as running:
+        nobody = [sys.executable, "-c", AS_NOBODY, str(os.getpid())]
+        done = call("scan", running.pid, "--tree", command=nobody, code=0)
+    assert "Not permitted to look into 1 process of root" in done.stdout
