@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import closewait_guard as cwg
-from command_line import COMMAND, LEAKY, WAIT, call, documents, program
+from command_line import ANSWERS_KEEPALIVES, COMMAND, LEAKY, WAIT, call, documents, program
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root may become another user")
