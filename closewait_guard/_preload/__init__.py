@@ -5,10 +5,11 @@ This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize`
 
 from __future__ import annotations
 
-from closewait_guard._preload.start import ChildConfig
+from closewait_guard._preload.start import FOLDER, ChildConfig
 from closewait_guard._preload.status import Channel, move_up
 
 __all__ = [
+    "FOLDER",
     "Channel",
     "ChildConfig",
     "move_up",

@@ -21,7 +21,8 @@ def _leave_no_trace() -> None:
 def _install() -> None:
     try:
         from closewait_guard._preload.start import start
-    except ImportError as error:
+    except Exception as error:
+        _say_unguarded(error)
         if os.environ.get("_CLOSEWAIT_GUARD_MAIN") == str(os.getpid()):
             sys.stderr.write(
                 f"closewait-guard: {sys.executable} is not guarded: {error}; "
@@ -29,6 +30,27 @@ def _install() -> None:
             )
         return
     start()
+
+
+def _say_unguarded(error: Exception) -> None:
+    """To the launcher, if it waits for that."""
+    try:
+        import _socket
+        import json
+
+        _, channel = json.loads(os.environ["_CLOSEWAIT_GUARD_RUN"])
+        if channel is None:
+            return
+        address, token, *_ = channel
+        line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            line.connect(address)
+            why = "closewait_guard cannot be imported: " + str(error).replace("\n", " ")
+            line.send(f"{token} {os.getpid()} unguarded {why}\n".encode(errors="replace"))
+        finally:
+            line.close()
+    except Exception:  # noqa: S110 - it has been refused, or there is no launcher any more
+        pass
 
 
 if __name__ == "sitecustomize":

@@ -28,6 +28,7 @@ from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
 __all__ = [
+    "FOLDER",
     "ChildConfig",
     "start",
 ]
@@ -36,7 +37,7 @@ __all__ = [
 # With an underscore before it: the settings refuse names that they do not know.
 _VARIABLE = "_CLOSEWAIT_GUARD_RUN"
 _MAIN = "_CLOSEWAIT_GUARD_MAIN"
-_FOLDER = str(Path(__file__).parent)
+FOLDER = str(Path(__file__).parent)
 
 
 class ChildConfig(NamedTuple):
@@ -54,7 +55,7 @@ class ChildConfig(NamedTuple):
         self, settings: Mapping[str, str], environ: Mapping[str, str]
     ) -> dict[str, str]:
         """The environment in which a program and its Python children are guarded."""
-        paths = [_FOLDER]
+        paths = [FOLDER]
         # An empty path would stand for the directory that the program is started in.
         paths += [path for path in (environ.get("PYTHONPATH"),) if path]
         return {

@@ -14,12 +14,13 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from closewait_guard._format import escape_control
+from closewait_guard._preload import FOLDER
 
 __all__ = [
     "PythonProcesses",
@@ -39,7 +40,7 @@ _SECONDS_WITHOUT_EVENTS = 0.02
 # A process that was forked, and is still what its parent is.
 _PF_FORKNOEXEC = 0x40
 _WITHOUT_PATH = "its environment does not have the PYTHONPATH of `run`"
-_SILENT = "the guard did not start in it: is closewait_guard installed for it?"
+_SHADOWED = "another sitecustomize stands before that of `run` on its PYTHONPATH"
 
 
 class _Program(NamedTuple):
@@ -133,28 +134,16 @@ class PythonProcesses:
             missing = missing_guard(arguments, environ, self._token) if arguments else None
             self._found[program] = _Start(arguments, missing)
 
-    @property
-    def never_to_report(self) -> set[int]:
-        """The processes that have no guard for certain."""
-        return {program.pid for program, start in self._found.items() if start.missing is not None}
-
-    def unguarded(self, reported: Collection[int]) -> Iterator[tuple[int, str]]:
-        """The Pythons without a guard, and why.
-
-        Args:
-            reported: The processes in which a guard has started.
-        """
-        for program, start in self._found.items():
-            missing = start.missing
-            if missing is None and program.pid not in reported:
-                missing = _SILENT
-            if missing is not None:
-                yield program.pid, f"{missing}{_shown(start.arguments)}"
+    def unguarded(self) -> dict[int, str]:
+        """The processes that are Python without a guard, and why."""
+        return {
+            program.pid: f"{start.missing}{_shown(start.arguments)}"
+            for program, start in self._found.items()
+            if start.missing is not None
+        }
 
 
 def _shown(arguments: Sequence[str]) -> str:
-    if not arguments:
-        return ""
     command = escape_control(shlex.join(arguments))
     if len(command) > _MAX_COMMAND:
         command = command[: _MAX_COMMAND - 3] + "..."
@@ -169,14 +158,20 @@ def missing_guard(arguments: Sequence[str], environ: bytes, token: str) -> str |
         'it has -I'
         >>> missing_guard(["python", "-c", "pass"], b"A=b", "abc")
         'its environment does not have the PYTHONPATH of `run`'
-        >>> missing_guard(["python", "-m", "app", "-I"], b"PYTHONPATH=/x/_preload\0A=abc", "abc")
+        >>> path = b"PYTHONPATH=" + FOLDER.encode()
+        >>> missing_guard(["python", "-m", "app", "-I"], path + b"\0A=abc", "abc")
     """
     flag = next((flag for flag in _flags(arguments) if flag in "IES"), None)
     if flag is not None:
         return f"it has -{flag}"
     path = next((each for each in environ.split(b"\0") if each.startswith(b"PYTHONPATH=")), b"")
-    if token.encode() not in environ or b"_preload" not in path:
+    before, ours, _ = path.partition(b"=")[2].partition(os.fsencode(FOLDER))
+    if token.encode() not in environ or not ours:
         return _WITHOUT_PATH
+    if any(
+        Path(os.fsdecode(each), "sitecustomize.py").exists() for each in before.split(b":")[:-1]
+    ):
+        return _SHADOWED
     return None
 
 

@@ -129,19 +129,15 @@ class Verdicts:
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
-        # One that runs and is silent may only just have been started.
-        unguarded = (
-            *self._unguarded.items(),
-            *self._pythons.unguarded(self._heard | self._running),
-        )
+        unguarded = self._pythons.unguarded() | self._unguarded
         by_reason: dict[str, set[int]] = defaultdict(set)
-        for pid, why in unguarded:
+        for pid, why in unguarded.items():
             by_reason[why].add(pid)
         found = [f"{_named(pids)} was not guarded: {why}" for why, pids in by_reason.items()]
-        lost = (self._lost | self._replaced) - self._running - dict(unguarded).keys()
+        lost = (self._lost | self._replaced) - self._running - unguarded.keys()
         if lost:
             found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
-        if running := self._running - dict(unguarded).keys():
+        if running := self._running - unguarded.keys():
             found.append(f"{_named(running)} still running")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
         if not found and not self.has_messages:
@@ -216,7 +212,7 @@ class Verdicts:
 
     def _silent(self) -> set[int]:
         """Processes of the program that have not said anything yet: they are just starting."""
-        return pythons_with(self._token) - self._heard - self._pythons.never_to_report
+        return pythons_with(self._token) - self._heard - self._pythons.unguarded().keys()
 
     def _receive(self, line: _Line) -> None:
         try:

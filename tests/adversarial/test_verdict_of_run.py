@@ -217,13 +217,13 @@ def test_a_program_that_is_not_guarded_is_reported_beside_a_child_that_is(run, p
 @linux
 def test_an_interpreter_that_lacks_the_package_is_reported(run, tmp_path):
     (tmp_path / "closewait_guard").mkdir()
-    (tmp_path / "closewait_guard" / "__init__.py").write_text("raise ImportError('broken')")
+    (tmp_path / "closewait_guard" / "__init__.py").write_text("raise SyntaxError('broken')")
     path = f"os.environ['PYTHONPATH'] + os.pathsep + {str(tmp_path)!r}"
     source = (
         f"subprocess.run([sys.executable, '-c', 'pass'], env=os.environ | {{'PYTHONPATH': {path}}})"
     )
     done = run(source, code=UNKNOWN)
-    assert "was not guarded: the guard did not start in it: is closewait_guard " in done.stderr
+    assert "was not guarded: closewait_guard cannot be imported: broken" in done.stderr
 
 
 def test_settings_that_a_child_refuses_are_reported(run):
