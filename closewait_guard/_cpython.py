@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _socket
 import _thread
+import functools
 import gc
 import io
 import sys
@@ -65,6 +66,7 @@ __all__ = [
     "sha1",
     "threads",
     "truth_asker",
+    "weak_reference",
 ]
 
 
@@ -98,6 +100,16 @@ def _frame_by_traceback(depth: int = 0) -> FrameType:
 
 
 current_frame: Callable[[int], FrameType] = getattr(sys, "_getframe", _frame_by_traceback)
+
+
+# What tells garbage from what is dropped in time: the collector clears the weak references to
+# garbage before it calls finalizers. From Python 3.15 on only those that have a callback, so they
+# have one in C that does nothing.
+weak_reference: Callable[[Any], weakref.ref[Any]]
+if sys.version_info >= (3, 15):
+    weak_reference = partial(weakref.ref, functools.Placeholder, id)
+else:
+    weak_reference = weakref.ref
 
 
 def _no_frames() -> dict[int, FrameType]:

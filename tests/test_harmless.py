@@ -21,8 +21,9 @@ def run(code, *options, expect=0):
     return done
 
 
+# libffi may keep a descriptor open from the first import of ctypes on.
 WARNING_PROGRAM = """
-    import gc, socket, sys, warnings
+    import ctypes, gc, socket, sys, warnings
     {install}
 
     class Mine(socket.socket):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import socket
 import threading
 import time
@@ -172,7 +173,7 @@ def test_it_decorates_coroutine_functions_and_lets_the_loop_close():
 
     address = None
     asyncio.run(named())
-    assert asyncio.iscoroutinefunction(clean)
+    assert inspect.iscoroutinefunction(clean)
 
 
 def test_async_with_waits_without_blocking_the_loop():

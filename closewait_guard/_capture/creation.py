@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from closewait_guard._capture.hooks import SOCKET, code_of, listener_in_accept_by_thread
 from closewait_guard._capture.stack import NO_STACK, CapturedStack
+from closewait_guard._cpython import weak_reference
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin, Scalar
 from closewait_guard._live import is_a, variable_of
@@ -54,7 +55,7 @@ def unknown_creation(sock: socket.socket, serial: int, pid: int) -> CreationTupl
     """The creation of a socket that was opened before it could be recorded."""
     when, thread, task, labels, parent = None, "", None, (), None
     return (
-        weakref.ref(sock),
+        weak_reference(sock),
         id(sock),
         serial,
         pid,

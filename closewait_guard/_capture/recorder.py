@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 
 from closewait_guard._capture.context import PlainContext, current_labels
@@ -19,7 +18,7 @@ from closewait_guard._capture.creation import NO_CONTEXT, STACK, CreationTuple, 
 from closewait_guard._capture.hooks import FRAMES_TO_CALLER
 from closewait_guard._capture.stack import NO_STACK, Capture, intern
 from closewait_guard._clock import wall
-from closewait_guard._cpython import current_frame, threads
+from closewait_guard._cpython import current_frame, threads, weak_reference
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
 from closewait_guard._live import exact_text
@@ -90,7 +89,7 @@ def make_recorder(
         Origin.CREATED,
         FRAMES_TO_CALLER,
     )
-    fileno, reference, now = _socket.socket.fileno, weakref.ref, wall
+    fileno, reference, now = _socket.socket.fileno, weak_reference, wall
     frame, thread_id, thread_of = current_frame, threading.get_ident, threads.get
     module, labels = sys.modules.get, current_labels
     provider, fallback_provider = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import tokenize  # noqa: F401 - Python 3.15 imports it with the first source that is read
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace

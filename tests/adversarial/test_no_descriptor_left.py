@@ -207,8 +207,10 @@ guard.report()
     python("-c", LEAKY + source, cwd=tmp_path)
     saved = (tmp_path / "leaks.jsonl").read_text()
     main = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+import ctypes, os, resource, sys
+# libffi may keep a descriptor open from the first import of ctypes on.
+one_more = max(map(int, os.listdir("/proc/self/fd"))) + 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (one_more, one_more))
 from closewait_guard.commands import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 
@@ -108,10 +109,10 @@ def pytest_runtest_logreport(report):
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio makes no loop unasked")
 def test_the_loop_that_asyncio_makes_for_a_thread_that_has_none_has_no_owner(suite):
     result = suite.fail(
         """
-@pytest.mark.skipif("sys.version_info >= (3, 14)")
 def test_it():
     asyncio.set_event_loop_policy(None)
     asyncio.get_event_loop_policy().get_event_loop()
