@@ -28,7 +28,7 @@ from closewait_guard.pytest_plugin._excuses import (
     IdleEventLoops,
     is_ignored,
     is_of_default_loop,
-    locals_of_tracebacks,
+    kept_by_records,
     reachable,
 )
 from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
@@ -49,7 +49,7 @@ class CheckContext(NamedTuple):
     Attributes:
         kind: `test` or `fixture`.
         wider_fixtures: Those that stay, the widest first.
-        failures: The exceptions whose tracebacks are kept for a debugger.
+        failures: The exceptions that are kept for a debugger.
         own_functions: Files and names of the test's own functions; what was opened below one is its
             own even if a runner of a wider fixture carried it out.
     """
@@ -86,6 +86,14 @@ class LeakChecker:
         self._moved: dict[int, Owner] = {}
         # The addresses of both ends of the connections among them, the program's own first.
         self._settled_connections: set[_Ends] = set()
+        # What cannot be said yet, and by name of the owner how to check it at the end of the run.
+        self._deferred: list[CheckContext] = []
+        self._contexts: dict[str, CheckContext] = {}
+
+    @property
+    def has_deferred(self) -> bool:
+        """Whether there is something for `check_deferred`."""
+        return bool(self._deferred)
 
     def check_test(
         self, test: CurrentTest, wider_fixtures: Sequence[WiderFixture]
@@ -112,12 +120,22 @@ class LeakChecker:
             )
         )
 
+    def check_deferred(self) -> Iterator[OwnerFinding]:
+        """Check again what a record kept; what it keeps even now is left to the end of the run."""
+        contexts, self._deferred = self._deferred, []
+        for context in contexts:
+            finding = self._check(context)
+            if finding is not None:
+                yield finding
+        self._deferred = []
+
     def check_leftovers(self, since: int) -> Iterator[OwnerFinding]:
-        """Check what tests have opened, after a mark, and left behind since they were checked."""
+        """Check what was opened after a mark and left behind, or deferred, since the last check."""
         left = self._creations_since(since)
         for owner in dict.fromkeys(map(self._owner_of, left)):
             if owner is not NO_OWNER and self._plan.mode is not Mode.OFF:
-                finding = self._check(CheckContext(owner, "test", self._plan))
+                context = self._contexts.get(owner.name, CheckContext(owner, "test", self._plan))
+                finding = self._check(context)
                 if finding is not None:
                     yield finding
 
@@ -173,7 +191,7 @@ class LeakChecker:
     def _without_excused(self, creations: list[Creation], context: CheckContext) -> set[int]:
         if not creations:
             return set()
-        excused = reachable(locals_of_tracebacks(context.failures()), _targets(creations))
+        excused = reachable(context.failures(), _targets(creations))
         suspects, other_ends = _serials(creations), set[int]()
         for finding in self._find_open(suspects, context.owner):
             record = finding.observation.record
@@ -216,12 +234,25 @@ class LeakChecker:
     ) -> tuple[float, bool]:
         """Give the suspects time to close: how long it took, and whether any is still open."""
         began = now()
-        settling = Settling(lambda: self._find_open(suspects, context.owner), context.plan.grace)
+        settling = Settling(
+            lambda: self._find_open(suspects, context.owner),
+            context.plan.grace,
+            lambda: self._defer(creations, suspects, context),
+        )
         loops = IdleEventLoops(_targets(creations))
         for wait in settling:
             loops.run_once()
             pause(wait)
         return now() - began, bool(settling.findings)
+
+    def _defer(self, creations: list[Creation], suspects: set[int], context: CheckContext) -> None:
+        """Leave out what a record keeps: whether it is a leak shows when the record is gone."""
+        targets = _targets(each for each in creations if each.serial in suspects)
+        kept = kept_by_records(targets)
+        if kept:
+            suspects -= kept
+            self._deferred.append(context)
+            self._contexts[context.owner.name] = context
 
     def _find_open(self, suspects: set[int], owner: Owner) -> tuple[Finding, ...]:
         return _only(suspects, self._guard._open_since(owner.mark))

@@ -1,7 +1,7 @@
 """Why an open socket need not be a leak of its test.
 
-A pattern ignores it, the traceback of a failure or a wider fixture keeps it, or an event loop that
-does not run has yet to close it.
+A pattern ignores it, a failure, a record of what happened or a wider fixture keeps it, or an event
+loop that does not run has yet to close it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Any
 
-from closewait_guard._clock import now
+from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import LOOP_SELECTOR, LOOP_SOCKETS, running_loop
 from closewait_guard._live import (
     derives_from,
     field,
     find_classes,
     instances_of,
-    is_a,
     items_of,
     kinds_of,
+    loaded,
     locals_of,
     module_name,
-    native_field,
     text_of,
     value_at,
 )
@@ -39,7 +38,7 @@ __all__ = [
     "IdleEventLoops",
     "is_ignored",
     "is_of_default_loop",
-    "locals_of_tracebacks",
+    "kept_by_records",
     "reachable",
 ]
 
@@ -69,37 +68,31 @@ def is_of_default_loop(record: SocketRecord) -> bool:
     )
 
 
-def locals_of_tracebacks(failures: Iterable[BaseException]) -> Iterator[object]:
-    """The local variables that the tracebacks of failures keep alive, for a debugger."""
-    for error in _with_causes(failures):
-        trace = native_field(error, BaseException, "__traceback__")
-        while trace is not None:
-            module = text_of(value_at(trace.tb_frame.f_globals, "__name__")) or ""
-            if not module.startswith(("_pytest.", "pluggy.")):
-                yield from _values_of(trace.tb_frame)
-            trace = trace.tb_next
+# What log capture, `pytest.raises` and reports note of what has happened. Each keeps arguments, or
+# an exception and, through its traceback, the variables of every call in it.
+_RECORDS = (
+    "logging:LogRecord",
+    "warnings:WarningMessage",
+    "_pytest._code.code:ExceptionInfo",
+    "_pytest.reports:BaseReport",
+    "_pytest.runner:CallInfo",
+)
 
 
-def _values_of(frame: FrameType) -> Iterable[object]:
+def kept_by_records(targets: dict[int, int]) -> set[int]:
+    """Which of the targets a record keeps, that is not the test's own to let go of: their keys."""
+    records = instances_of(loaded(_RECORDS)) if targets else []
+    return reachable(itertools.chain.from_iterable(map(gc.get_referents, records)), targets)
+
+
+def _variables_of(trace: types.TracebackType) -> Iterable[object]:
+    frame: FrameType = trace.tb_frame
+    module = text_of(value_at(frame.f_globals, "__name__")) or ""
+    if module.startswith(("_pytest.", "pluggy.")):
+        return ()
     if frame.f_code.co_name == "<module>":
         return [value for _, value in items_of(frame.f_globals)]
     return locals_of(frame).values()
-
-
-def _with_causes(failures: Iterable[BaseException]) -> Iterator[BaseException]:
-    waiting: list[Any] = list(failures)
-    seen = set[int]()
-    while waiting:
-        error = waiting.pop()
-        if id(error) in seen or not is_a(error, BaseException):
-            continue
-        seen.add(id(error))
-        yield error
-        waiting += [native_field(error, BaseException, name) for name in _CAUSES]
-        waiting += native_field(error, BaseExceptionGroup, "exceptions", ())
-
-
-_CAUSES = ("__cause__", "__context__")
 
 
 _MAX_OBJECTS = 200_000
@@ -117,9 +110,10 @@ _DEAD_ENDS = (
     types.ModuleType,
     types.CodeType,
     types.FrameType,
-    types.TracebackType,
     types.BuiltinFunctionType,
 )
+# The policy keeps the loop that was set last, whoever set it.
+_POLICY_CLASSES = ("asyncio:AbstractEventLoopPolicy", "asyncio.events:_AbstractEventLoopPolicy")
 # Event loops, and the selectors in which they keep the sockets of all their users.
 _LOOP_CLASSES = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
 # pytest's objects lead from any fixture to the test that runs, and to what is the test's own.
@@ -130,7 +124,7 @@ def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
     """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
 
     Walks forward from the roots, bounded in count and time. An event loop knows the sockets of all
-    its users, so it keeps only its own.
+    its users, so it keeps only its own. A traceback keeps the variables of its calls.
     """
     found: set[int] = set()
     for thing in _walk(roots):
@@ -146,9 +140,9 @@ def _walk(roots: Iterable[object]) -> Iterator[object]:
     queue = deque(roots)
     visited = {id(thing) for thing in queue}
     traits = _ClassTraits()
-    deadline = now() + _MAX_SECONDS
+    limit = TimeLimit(_MAX_SECONDS)
     for count in range(_MAX_OBJECTS):
-        if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and now() > deadline):
+        if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()):
             return
         thing = queue.popleft()
         yield thing
@@ -164,6 +158,8 @@ def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
         return ()
     if traits.is_loop(kind):
         return [field(thing, name) for name in LOOP_SOCKETS]
+    if kind is types.TracebackType:
+        return (thing.tb_next, *_variables_of(thing))
     if kind is types.FunctionType:
         return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
     if kind is dict and _is_module_namespace(thing):
@@ -178,6 +174,7 @@ class _ClassTraits:
         # The class is kept, so that its identity stays its own.
         self._known: dict[int, tuple[type, bool, bool]] = {}
         self._loops = list(find_classes(_LOOP_CLASSES).values())
+        self._dead_ends = (*_DEAD_ENDS, *find_classes(_POLICY_CLASSES).values())
 
     def is_dead_end(self, kind: type) -> bool:
         return self._examine(kind)[1]
@@ -188,10 +185,14 @@ class _ClassTraits:
     def _examine(self, kind: type) -> tuple[type, bool, bool]:
         known = self._known.get(id(kind))
         if known is None:
-            is_of_pytest = (module_name(kind) or "").partition(".")[0] in _PYTEST_PACKAGES
-            is_dead_end = is_of_pytest or derives_from(kind, _DEAD_ENDS)
+            is_dead_end = _is_of_pytest(kind) or derives_from(kind, self._dead_ends)
             known = self._known[id(kind)] = (kind, is_dead_end, derives_from(kind, self._loops))
         return known
+
+
+def _is_of_pytest(kind: type) -> bool:
+    package = (module_name(kind) or "").partition(".")[0]
+    return package in _PYTEST_PACKAGES and not derives_from(kind, [BaseException])
 
 
 def _is_module_namespace(variables: dict[Any, Any]) -> bool:

@@ -5,6 +5,7 @@ Loaded with the first finding.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -91,13 +92,18 @@ class PendingFindings:
     """Keeps findings until a test's last report, which they go out with.
 
     Registered with the first: a hook for every report slows a suite of short tests.
+
+    Attributes:
+        check_later: Called, once, when pytest has let go of what it has noted of a test.
     """
+
+    check_later: Callable[[], Iterable[OwnerFinding]] = tuple
 
     def __init__(self, config: pytest.Config, sink: FindingSink) -> None:
         self._config = config
         self._sink = sink
         self._findings: list[OwnerFinding] = []
-        self._fixture_failures: list[OwnerFinding] = []
+        self._late_failures: list[OwnerFinding] = []
         # A plugin that runs tests again may drop the report of this one.
         self._failures_by_nodeid: dict[str, Failure] = {}
         config.pluginmanager.register(self, "closewait_guard_pending_findings")
@@ -106,7 +112,7 @@ class PendingFindings:
         """Have it go out with the next report of a teardown."""
         self._findings.append(finding)
         if finding.is_failure and finding.kind == "fixture":
-            self._fixture_failures.append(finding)
+            self._late_failures.append(finding)
 
     def fail_test(self, nodeid: str, failure: Failure) -> None:
         """Fail the test of that name, which is being torn down.
@@ -139,6 +145,10 @@ class PendingFindings:
 
         The error has that test's id all the same: that is where `--lf` finds the fixture again.
         """
-        while self._fixture_failures:
-            report = make_error_report(self._fixture_failures.pop(0), nodeid, self._config)
+        check, self.check_later = self.check_later, tuple
+        for finding in check():
+            self._findings.append(finding)
+            self._late_failures += [finding] if finding.is_failure else []
+        while self._late_failures:
+            report = make_error_report(self._late_failures.pop(0), nodeid, self._config)
             self._config.hook.pytest_runtest_logreport(report=report)

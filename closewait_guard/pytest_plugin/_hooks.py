@@ -225,11 +225,17 @@ class LeakHooks:
         else:
             test.may_have_collected = True
             finding = recorder.checker().check_test(test, self._wider_fixtures)
+            self._have_deferred_checked(recorder)
         if finding is not None:
             self._ensure_pending().add(finding)
             test.add_finding(finding)
         elif test.plan.allow_reason is not None and test.has_passed():
             self._ensure_pending().add(test.make_unused_waiver())
+
+    def _have_deferred_checked(self, recorder: RunRecorder) -> None:
+        checker = recorder.checker()
+        if checker.has_deferred:
+            self._ensure_pending().check_later = checker.check_deferred
 
     def _ensure_pending(self) -> PendingFindings:
         if self._pending is None:
@@ -275,6 +281,7 @@ class LeakHooks:
         if recorder.all_closed_since(fixture.owner.mark):
             return
         finding = recorder.checker().check_fixture(fixture, self._wider_fixtures)
+        self._have_deferred_checked(recorder)
         if finding is not None:
             self._ensure_pending().add(finding)
 

@@ -1,0 +1,177 @@
+"""What pytest itself keeps is not the test's: whether it leaks shows when pytest has let go."""
+
+from __future__ import annotations
+
+import pytest
+
+LIBRARY = """
+import logging, warnings
+import urllib3
+
+class Server:
+    def __init__(self):
+        self.listener = listener()
+        self.url = "http://127.0.0.1:%d/" % self.listener.getsockname()[1]
+        self.is_closing = False
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        connections = []
+        while True:
+            connection, _ = self.listener.accept()
+            connections.append(connection)
+            if self.is_closing:
+                break
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+        for each in connections:
+            each.close()
+
+    def close(self):
+        self.is_closing = True
+        socket.create_connection(self.listener.getsockname()).close()
+        self.thread.join()
+        self.listener.close()
+
+@pytest.fixture(scope="module")
+def url():
+    server = Server()
+    yield server.url
+    server.close()
+
+def fail_after_asking(url):
+    # Closes its connections by a finalizer, as soon as nothing holds the pool.
+    pool = urllib3.PoolManager()
+    pool.request("GET", url)
+    raise ValueError("no price")
+"""
+
+# Each as the body of a test that asks, and lets go of the pool.
+KEPT_BY_A_RECORD = {
+    "the exception of a log record": """
+    try:
+        fail_after_asking(url)
+    except ValueError:
+        logging.getLogger().exception("failed")
+""",
+    "an argument of a log record": """
+    pool = urllib3.PoolManager()
+    pool.request("GET", url)
+    logging.getLogger().error("asked by %s", pool)
+""",
+    "a recorded warning": """
+    try:
+        fail_after_asking(url)
+    except ValueError as error:
+        warnings.warn(UserWarning(error))
+""",
+    "what pytest.raises has caught": """
+    with pytest.raises(ValueError) as caught:
+        fail_after_asking(url)
+    request.node.caught = caught
+""",
+    "a report": """
+    with pytest.raises(ValueError) as caught:
+        fail_after_asking(url)
+    request.node.seen = pytest.CallInfo(None, caught, 0, 0, 0, "call", _ispytest=True)
+""",
+}
+
+
+@pytest.mark.parametrize("body", KEPT_BY_A_RECORD.values(), ids=KEPT_BY_A_RECORD)
+def test_a_pool_that_only_a_record_of_pytest_keeps_is_no_leak(suite, body):
+    source = LIBRARY + f"def test_it(url, request): {body}\ndef test_other(): pass\n"
+    suite.fail(source, "-W", "default", apart=True).assert_outcomes(passed=2, warnings=None)
+
+
+LOGGED = """
+import logging
+
+def test_it():
+    try:
+        sock = {socket}
+        raise ValueError
+    except ValueError:
+        logging.getLogger().exception("failed")
+
+def test_other(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"), [("socket.socket()", "DROPPED"), ("keep(socket.socket())", "DEAD")]
+)
+def test_what_is_open_or_dropped_when_the_record_is_gone_fails_its_test(suite, made, verdict):
+    result = suite.fail(LOGGED.format(socket=made), "-rE", apart=True)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "test_it.py::test_it leaked 1 socket*",
+            f"*1 x {verdict}*",
+            "ERROR test_it.py::test_it - leaked 1 socket: test_it.py:*",
+        ]
+    )
+
+
+def test_what_is_open_when_the_record_is_gone_fails_its_test_under_xdist(suite):
+    pytest.importorskip("xdist")
+    source = LOGGED.format(socket="keep(socket.socket())")
+    result = suite.fail(source, "-p", "xdist", "-n1", "-rE", apart=True)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["ERROR test_it.py::test_it - leaked 1 socket: test_it.py:*"])
+
+
+def test_what_a_record_keeps_is_not_waited_for(suite):
+    body = KEPT_BY_A_RECORD["the exception of a log record"]
+    source = LIBRARY + f"def test_it(url): {body}"
+    result = suite.run(source, "--socket-leaks=fail", "--socket-leaks-grace=60")
+    result.assert_outcomes(passed=1)
+
+
+FAILURES = {
+    "an attribute": "raise with_socket(ValueError())",
+    "a variable before pytest.fail": "sock = socket.socket(); pytest.fail('no')",
+    "a variable in pytest.raises": "with pytest.raises(ValueError): sock = socket.socket()",
+    "one of a group": "raise ExceptionGroup('several', [with_socket(ValueError())])",
+    "a cause": "raise KeyError from with_socket(ValueError())",
+}
+WITH_SOCKET = """
+def with_socket(error):
+    error.socket = socket.socket()
+    return error
+
+"""
+
+
+@pytest.mark.parametrize("body", FAILURES.values(), ids=FAILURES)
+def test_a_test_that_failed_is_not_failed_again_for_what_its_failure_keeps(suite, body):
+    suite.fail(f"{WITH_SOCKET}def test_it():\n    {body}\n").assert_outcomes(failed=1)
+
+
+def test_a_test_that_failed_is_failed_again_for_what_something_else_leaks(suite):
+    result = suite.fail("def test_it():\n    keep(socket.socket())\n    assert False\n")
+    result.assert_outcomes(failed=1, errors=1)
+
+
+def test_a_loop_that_is_left_in_the_policy_is_its_tests(suite):
+    pytest.importorskip("pytest_asyncio")
+    result = suite.fail(
+        """
+def test_leaves_it():
+    asyncio.set_event_loop(asyncio.new_event_loop())
+
+@pytest.mark.asyncio
+async def test_awaits(): await asyncio.sleep(0)
+
+def test_asks(): asyncio.get_event_loop_policy()
+
+@pytest.mark.asyncio
+async def test_awaits_again(): await asyncio.sleep(0)
+""",
+        *("-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function"),
+        apart=True,
+    )
+    result.assert_outcomes(passed=4, errors=1)
+    result.stdout.fnmatch_lines(["test_it.py::test_leaves_it leaked 2 sockets*"])
+    result.stdout.no_fnmatch_line("*fixture 'event_loop_policy'*")
