@@ -46,6 +46,8 @@ __all__ = [
 ]
 
 SCHEMA = "closewait-guard/1"
+# Of a line that the pytest plugin writes, which has a report in it.
+TEST_SCHEMA = "closewait-guard-pytest/1"
 # The family of a socket that could not be probed.
 UNKNOWN_FAMILY = "unknown"
 

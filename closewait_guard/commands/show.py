@@ -1,6 +1,7 @@
 """`show`: print saved reports, or what has changed from one to another, site by site.
 
-A file holds one JSON document, or JSON lines; of these only what is asked for is read.
+A file holds one JSON document, or JSON lines; of these only what is asked for is read. Lines of the
+pytest plugin have a report each, of one test or fixture.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._config import shown, whole_number_parser
 from closewait_guard._format import wrap_text
@@ -21,13 +22,14 @@ from closewait_guard._render import from_dict, site_lines
 from closewait_guard._stream import print_error
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
 from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import Report, SiteGroup
+from closewait_guard.model import TEST_SCHEMA, Report, SiteGroup, Verdict
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
 
 __all__ = [
     "Saved",
+    "SavedReport",
     "Selection",
     "difference",
     "number",
@@ -36,7 +38,8 @@ __all__ = [
 
 _DESCRIPTION = """\
 Tells saved reports: a JSON document or JSON lines, as written by the reporter
-json_lines, by `scan --json`, or from to_dict(). Of several, prints the last."""
+json_lines, by `scan --json`, or from to_dict(). Of several, prints the last;
+of those that pytest has written by --socket-leaks-json, all."""
 _EPILOG = """\
 exit codes: 0 printed, 1 leaks found by --fail-on-leak, 2 usage or no report
 examples:   closewait-guard show leaks.jsonl --range 3:5
@@ -68,56 +71,58 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and print."""
     if arguments.file is None and not arguments.diff:
         parser.error("FILE is needed, or --diff A B")
-    reports = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
-    leaks = any(report.leaks for report in reports)
+    shown = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
+    leaks = any(saved.has_leaks for saved in shown)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
 
 
-def _print_reports(arguments: argparse.Namespace) -> list[Report]:
+def _print_reports(arguments: argparse.Namespace) -> list[SavedReport]:
     from closewait_guard._render import render_text
 
     saved = Saved(arguments.file)
     chosen = _choose(arguments, saved)
-    for place, (number, report) in enumerate(chosen):
-        which = f"Report {number} of {len(saved)}" if len(saved) > 1 else "Report"
+    for place, each in enumerate(chosen):
+        which = f"Report {each.number} of {len(saved)}" if len(saved) > 1 else "Report"
         if place:
             say("")
-        say(f"{which} of {_heading(report)}\n\n{render_text(report)}", end="")
-    return [report for _, report in chosen]
+        say(f"{which} of {_heading(each.report, each.owner)}\n\n{render_text(each.report)}", end="")
+    return chosen
 
 
-def _choose(arguments: argparse.Namespace, saved: Saved) -> list[tuple[int, Report]]:
-
-    if arguments.range or arguments.every:
+def _choose(arguments: argparse.Namespace, saved: Saved) -> list[SavedReport]:
+    is_every = arguments.every or (saved.is_of_tests and not arguments.last)
+    if arguments.range or is_every:
         selection = Selection(arguments.range or "1:-1")
         return saved.at(selection.of(len(saved), saved.name))
     return saved.latest(abs(number(arguments.last or "1", "--last")))
 
 
-def _print_difference(arguments: argparse.Namespace) -> list[Report]:
-
+def _print_difference(arguments: argparse.Namespace) -> list[SavedReport]:
     if arguments.file is None:
-        before, after = (Saved(path).latest(1)[0][1] for path in arguments.diff)
+        before, after = (Saved(path).whole() for path in arguments.diff)
     else:
         saved = Saved(arguments.file)
         before, after = (saved.one(number(text, "--diff")) for text in arguments.diff)
-    say(f"From {_heading(before)}")
-    say(f"to   {_heading(after)}\n")
-    for line in difference(before, after):
+    say(f"From {_heading(before.report, before.owner)}")
+    say(f"to   {_heading(after.report, after.owner)}\n")
+    for line in difference(before.report, after.report):
         say(line)
     return [after]
 
 
-def _heading(report: Report) -> str:
-    from closewait_guard._format import format_time, truncate
+def _heading(report: Report, owner: str = "") -> str:
+    from closewait_guard._format import escape_line, format_time, truncate
 
     name = report.command or "a program without a name"
-    return truncate(
+    heading = truncate(
         f"{format_time(report.taken_at, ' %Z')}, {name}, process {report.pid} on {report.host}"
     )
+    return f"{heading}\n{escape_line(owner)}" if owner else heading
 
 
 _MAX_BYTES = 1 << 29
+# The schema is the first value of a line.
+_MAX_PREFIX = 100
 
 
 class Selection:
@@ -151,6 +156,21 @@ def _place(typed: int, many: int) -> int:
     return typed - 1 if typed > 0 else many + typed
 
 
+class SavedReport(NamedTuple):
+    """One report of a file.
+
+    Attributes:
+        number: Its place there, from 1.
+        owner: The test or fixture that it is of, and what became of that; empty for others.
+        has_leaks: Whether anything in it is a leak; of a test, whether that was not allowed to.
+    """
+
+    number: int
+    report: Report
+    owner: str
+    has_leaks: bool
+
+
 class Saved:
     """The reports of one file; a line that is none is complained of and left out.
 
@@ -173,7 +193,9 @@ class Saved:
         except MemoryError:
             raise ReportFormatError(f"{self.name} is too large for the memory") from None
         if not self._documents:
-            raise ReportFormatError(f"{self.name} is empty: there is no report in it")
+            raise ReportFormatError(
+                f"{self.name} is empty: there is no report in it, as after tests without a leak"
+            )
 
     def _read(self, path: str) -> bytes:
         if path == "-" and sys.stdin is None:
@@ -188,19 +210,25 @@ class Saved:
     def __len__(self) -> int:
         return len(self._documents)
 
-    def at(self, places: Iterable[int], most: int | None = None) -> list[tuple[int, Report]]:
-        """The reports at some places, with their numbers from 1; no more than `most`.
+    @property
+    def is_of_tests(self) -> bool:
+        """Whether the pytest plugin has written it."""
+        _, text = self._documents[0]
+        return TEST_SCHEMA.encode() in text[:_MAX_PREFIX]
+
+    def at(self, places: Iterable[int], most: int | None = None) -> list[SavedReport]:
+        """The reports at some places; no more than `most`.
 
         Raises:
             ReportFormatError: There is none at any of the places.
         """
-        found: list[tuple[int, Report]] = []
+        found: list[SavedReport] = []
         failures: list[ReportFormatError] = []
         for place in places:
             if len(found) == most:
                 break
             try:
-                found.append((place + 1, self._parse(place)))
+                found.append(self._parse(place))
             except ReportFormatError as error:
                 failures.append(error)
         if not found:
@@ -209,24 +237,42 @@ class Saved:
             print_error(str(failure))
         return found
 
-    def latest(self, many: int) -> list[tuple[int, Report]]:
+    def latest(self, many: int) -> list[SavedReport]:
         """The last that can be read: who writes at this moment has not ended the last line."""
         return self.at(reversed(range(len(self))), many)[::-1]
 
-    def one(self, typed: int) -> Report:
+    def one(self, typed: int) -> SavedReport:
         """The report of a number as it is typed."""
-        ((_, report),) = self.at(Selection(str(typed)).of(len(self), self.name))
-        return report
+        [saved] = self.at(Selection(str(typed)).of(len(self), self.name))
+        return saved
 
-    def _parse(self, place: int) -> Report:
+    def whole(self) -> SavedReport:
+        """The last report; of tests, the findings of all as one."""
+        if not self.is_of_tests:
+            return self.latest(1)[0]
+        every = self.at(range(len(self)))
+        findings = tuple(finding for each in every for finding in each.report.findings)
+        has_leaks = any(each.has_leaks for each in every)
+        return SavedReport(1, replace(every[0].report, findings=findings), "", has_leaks)
+
+    def _parse(self, place: int) -> SavedReport:
         line, text = self._documents[place]
         where = self.name if len(self) == 1 else f"{self.name}, line {line}"
         try:
-            return from_dict(json.loads(text))
+            return _to_saved(place + 1, json.loads(text))
         except ReportFormatError as error:
             raise ReportFormatError(f"{where}: {error}") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise ReportFormatError(f"{where}: not a report, and no JSON: {error}") from None
+
+
+def _to_saved(number: int, data: Any) -> SavedReport:
+    if not isinstance(data, dict) or data.get("schema") != TEST_SCHEMA:
+        report = from_dict(data)
+        return SavedReport(number, report, "", bool(report.leaks))
+    report, outcome = from_dict(data.get("report", {})), data.get("outcome")
+    # What a test has left open is its leak, even if the connection is a healthy one.
+    return SavedReport(number, report, f"{data.get('owner')} ({outcome})", outcome != "allowed")
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -276,8 +322,9 @@ def _by_name(report: Report) -> dict[str, SiteGroup]:
     """By what names a site in whatever process; without a stack, the peers distinguish sites."""
     groups: dict[str, SiteGroup] = {}
     for group in report.by_site():
-        if not group.verdict.is_leak:
-            # What is closing at one moment is gone at the next, and no news.
+        if not group.verdict.is_leak and group.verdict is not Verdict.OPEN:
+            # What is closing at one moment is gone at the next, and no news. What is open is in the
+            # reports of tests only, for which it is a leak.
             continue
         if group.site is None:
             for (_, peer), findings in group_by_peer(group.findings).items():

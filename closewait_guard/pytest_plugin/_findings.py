@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard.model import Finding, Frame
+from closewait_guard.model import TEST_SCHEMA, Finding, Frame
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
 
 __all__ = [
-    "SCHEMA",
     "Outcome",
     "OwnerFinding",
     "Site",
@@ -23,9 +22,6 @@ __all__ = [
     "group_by_site",
     "relative_path",
 ]
-
-
-SCHEMA = "closewait-guard-pytest/1"
 
 
 class Outcome(StrEnum):
@@ -70,7 +66,7 @@ class OwnerFinding(NamedTuple):
         from closewait_guard._render import to_dict
 
         return {
-            "schema": SCHEMA,
+            "schema": TEST_SCHEMA,
             "owner": self.owner,
             "nodeid": self.nodeid,
             "kind": self.kind,

@@ -109,8 +109,8 @@ def test_bytes_that_were_changed_anywhere_are_rendered_or_refused_in_one_sentenc
     if isinstance(found, str):
         assert len(found) < 1000
         return
-    for _, report in found:
-        cwg.render_text(report)
+    for saved in found:
+        cwg.render_text(saved.report)
 
 
 @pytest.mark.long

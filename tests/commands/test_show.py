@@ -188,3 +188,51 @@ def test_what_scan_has_saved_is_reported():
     text = call("show", "-", stdin=lines, code=0).stdout
     assert f"process {running.pid} on " in text
     assert "5 leaked of 8 open sockets" in text
+
+
+@pytest.fixture
+def of_tests(tmp_path, reports):
+    """What the pytest plugin writes, of two leaking owners and one that is allowed to."""
+    path = tmp_path / "tests.jsonl"
+    owners = [("test_a.py::test_one", "failed"), ("fixture 'x'", "warned"), ("b", "allowed")]
+    lines = [
+        {"schema": "closewait-guard-pytest/1", "owner": owner, "outcome": outcome, "report": report}
+        for (owner, outcome), report in zip(
+            owners, map(cwg.to_dict, (reports[1], reports[2], reports[1])), strict=True
+        )
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_of_tests_every_report_is_printed_with_its_owner(of_tests, reports):
+    done = call("show", of_tests, code=0)
+    assert "(failed)\n\n" + cwg.render_text(reports[1]) in done.stdout
+    headings = [line for line in done.stdout.splitlines() if line.endswith("ed)")]
+    assert headings == ["test_a.py::test_one (failed)", "fixture 'x' (warned)", "b (allowed)"]
+
+
+def test_of_tests_some_can_be_chosen(of_tests):
+    assert "fixture 'x' (warned)" not in call("show", of_tests, "--last", "1", code=0).stdout
+    assert "b (allowed)" not in call("show", of_tests, "--range", "1:2", code=0).stdout
+
+
+def test_a_test_that_is_allowed_to_leak_does_not_fail(of_tests):
+    call("show", of_tests, "--fail-on-leak", code=1)
+    call("show", of_tests, "--last", "1", "--fail-on-leak", code=0)
+
+
+def test_a_difference_between_two_runs_of_tests_is_that_of_all_their_reports(of_tests, tmp_path):
+    first, *_ = of_tests.read_text().splitlines()
+    before = tmp_path / "before.jsonl"
+    before.write_text(first + "\n")
+    out = call("show", "--diff", before, of_tests, code=0).stdout
+    assert "GROWING, from 1 to" in out
+    assert "unchanged" in call("show", "--diff", of_tests, of_tests, code=0).stdout
+
+
+@pytest.mark.parametrize("report", ["null", "{}", "7"])
+def test_a_line_of_tests_without_a_report_gets_a_sentence(tmp_path, report):
+    path = tmp_path / "tests.jsonl"
+    path.write_text(f'{{"schema": "closewait-guard-pytest/1", "report": {report}}}\n')
+    assert "tests.jsonl: not a report of schema" in call("show", path, code=2).stderr

@@ -11,6 +11,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
+from command_line import call
 from schema import SCHEMA
 
 HELPED = """
@@ -269,3 +270,12 @@ def test_it():
     assert "STALE POOL TCP to" in text, text
     assert "nothing to do" not in text
     assert "use `with requests.Session() as session:`" in text
+
+
+def test_show_prints_what_was_written_as_json_lines(suite):
+    suite.fail(HELPED, "--socket-leaks-json=leaks.jsonl")
+    done = call("show", suite.pytester.path / "leaks.jsonl", "--fail-on-leak", code=1)
+    for owner in ("test_one", "test_two", "test_three"):
+        assert f"\ntest_it.py::{owner} (failed)\n" in done.stdout
+    assert done.stdout.count("STILL OPEN") + done.stdout.count(" x DEAD ") == 2
+    assert done.stdout.count("DROPPED") == 1
