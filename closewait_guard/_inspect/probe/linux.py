@@ -111,12 +111,16 @@ def _probe_tcp(sock: _socket.socket, fd: int) -> ProbeResult | None:
     except OSError:
         return None
     result = tcp_result(raw, partial(unread, fd), partial(unsent, fd))
-    if result.fin_for is not None and _getsockopt(sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+    if result.fin_for is not None and _is_kept_alive(sock):
         return bounded_by_keepalive(result, _keepalive_idle(sock))
     if result.connection is Connection.NEVER_CONNECTED and _is_bound(sock):
         # It may listen yet: nothing is wrong with it.
         return result._replace(connection=Connection.NOT_APPLICABLE)
     return result
+
+
+def _is_kept_alive(sock: _socket.socket) -> bool:
+    return bool(ask_or_none(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_KEEPALIVE))
 
 
 def bounded_by_keepalive(result: ProbeResult, idle: float) -> ProbeResult:
