@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import partial
 from types import (
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 
 from closewait_guard._cpython import (
     HANDLE_CALLBACK,
+    NSIG,
     TASK_COROUTINE,
     TASK_NAME,
     TASK_STATE,
     THREAD_NAME,
+    getsignal,
 )
 from closewait_guard._holders.threads import (
     Call,
@@ -99,6 +102,8 @@ class Roots:
         self._spaces = modules if with_values else []
         self._modules = {id(variables): name for name, variables in modules}
         self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
+        # Those that are no functions are numbers and None.
+        self._signals = {id(getsignal(number)): number for number in range(1, NSIG)}
 
     def namespaces(self) -> tuple[list[object], list[object]]:
         """The namespaces of the program's own modules, and those of others."""
@@ -112,6 +117,9 @@ class Roots:
         if type(thing) is dict and id(thing) in self._modules:
             name = self._modules[id(thing)]
             return Root(self._ranks[name], name, "{} (module global)", is_namespace=True)
+        signum = self._signals.get(id(thing))
+        if signum is not None:
+            return _handler(thing, signum)
         local, root = self._locals.get(id(thing)), self._of_kind(thing)
         if local is None or (root is not None and (root.rank == OWN or local.is_library)):
             return root
@@ -227,6 +235,14 @@ def _handle(handle: Any, _: type) -> Root:
     name = text_of(native_field(callback, FunctionType, "__qualname__"))
     calls = f" to call {name}()" if name is not None else ""
     return Root(FALLBACK, "", f"only the event loop, which waits{calls}")
+
+
+def _handler(handler: Any, signum: int) -> Root:
+    """A handler of a signal, which native code holds."""
+    names = {each.value: each.name for each in signal.Signals}
+    expression = "handler.__self__" if is_a(handler, MethodType) else "handler"
+    template = f"the handler of signal {names.get(signum, signum)}: {{}}"
+    return Root(FALLBACK, expression, template, is_barrier=False)
 
 
 def _loop(*_: Any) -> Root:

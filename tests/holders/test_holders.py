@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -403,6 +404,42 @@ def test_an_object_that_no_variable_has_is_described_as_such():
 
     _, [sentence] = make(), held_by(last())
     assert "native code, or a call under way that has no name for it" in sentence
+
+
+@pytest.fixture
+def set_handler():
+    before = signal.getsignal(signal.SIGUSR2)
+    yield functools.partial(signal.signal, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, before)
+
+
+class Supervisor(Connection):
+    def stop(self, *_):
+        self.sock.close()
+
+
+@pytest.mark.parametrize(
+    ("handler_of", "held"),
+    [
+        (lambda it: it.stop, "handler.__self__.sock"),
+        (lambda it: lambda *_: it.stop(), "variable 'it' in the closure of <lambda>"),
+    ],
+    ids=["method", "closure"],
+)
+def test_a_socket_that_only_the_handler_of_a_signal_refers_to(set_handler, handler_of, held):
+    ref = put(lambda sock: set_handler(handler_of(Supervisor(sock))))
+    [sentence] = held_by(ref)
+    assert sentence.startswith("the handler of signal SIGUSR2: ")
+    assert held in sentence
+    assert sentence.endswith(".sock")
+
+
+def test_a_variable_comes_before_the_handler_of_a_signal(set_handler, module):
+    def place(sock):
+        module.conn = Supervisor(sock)
+        set_handler(module.conn.stop)
+
+    assert held_by(put(place)) == ("app.prices.conn.sock (module global)",)
 
 
 def test_many_at_once_each_with_its_own(module):
