@@ -228,6 +228,10 @@ class Guard:
     def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
         return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)
 
+    def _reported_leaks(self) -> frozenset[int]:
+        """The serials of the leaks that the latest report of the series has."""
+        return self._pipeline.reported_leaks()
+
     def _open_since(self, mark: int) -> tuple[Finding, ...]:
         return self._pipeline.open_since(mark)
 

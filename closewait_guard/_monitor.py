@@ -21,7 +21,8 @@ from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from closewait_guard._signal import WakeupReader
+    from closewait_guard._signal import EarlyLooks, WakeupReader
+    from closewait_guard.model import Report
 
 __all__ = [
     "Monitor",
@@ -80,13 +81,17 @@ class Schedule:
         """How long to wait for the next report."""
         return max(0.0, self._next - now())
 
-    def run_once(self) -> None:
-        """Report. No failure ends the series; the first of several in a row is logged."""
+    def run_once(self, complete: Callable[[Report], Report] | None = None) -> None:
+        """Report. No failure ends the series; the first of several in a row is logged.
+
+        Args:
+            complete: Adds to the report what the scan does not have.
+        """
         note = self._pace.note
         try:
             with self._measured():
                 report = self._guard._next_in_series(() if note is None else (note,))
-            self._guard._deliver(report)
+            self._guard._deliver(report if complete is None else complete(report))
             self._has_failed = False
         except Exception as error:
             had_failed, self._has_failed = self._has_failed, True
@@ -146,6 +151,7 @@ class Monitor:
         self._is_last_wanted = False
         self._signal_reader: WakeupReader | None = None
         self._forget_sigterm: Callable[[], None] | None = None
+        self._looks: EarlyLooks | None = None
 
     @property
     def running(self) -> bool:
@@ -159,8 +165,9 @@ class Monitor:
             _monitors.add(self)
             self.guard._on_uninstall(self.stop)
             if self._at_exit:
-                from closewait_guard._signal import before_sigterm
+                from closewait_guard._signal import EarlyLooks, before_sigterm
 
+                self._looks = EarlyLooks(self.guard)
                 atexit.register(self._finish)
                 self._forget_sigterm = before_sigterm(self._finish)
         return self
@@ -173,6 +180,8 @@ class Monitor:
         forget, self._forget_sigterm = self._forget_sigterm, None
         if forget is not None:
             forget()
+        if self._looks is not None:
+            self._looks.stop()
         if self._signal_reader is not None:
             self._signal_reader.stop()
         self._join(_MAX_JOIN_SECONDS)
@@ -224,7 +233,8 @@ class Monitor:
         while not should_end.wait(self._schedule.seconds_until_due):
             self._schedule.run_once()
         if self._is_last_wanted:
-            self._schedule.run_once()
+            looks = self._looks
+            self._schedule.run_once(None if looks is None else looks.add_closed_by_end)
 
     def _after_fork(self) -> None:
         """In the child, which has no thread but its own."""
@@ -233,8 +243,10 @@ class Monitor:
             # If no thread can be started, this child makes no reports.
             with suppress(RuntimeError):
                 self._start_or_stop()
-        else:
-            _monitors.discard(self)
+            return
+        _monitors.discard(self)
+        if self._looks is not None:
+            self._looks.stop()
 
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()

@@ -115,6 +115,10 @@ class Pipeline:
         # Last, because the series adds alerts and notes of its own.
         return self._redaction.report(replace(report, coverage=coverage))
 
+    def reported_leaks(self) -> frozenset[int]:
+        """The serials of the leaks that the latest report of the series has."""
+        return self._series.reported_leaks()
+
     def check(self, since: int) -> Report:
         """The sockets opened after a mark, healthy or not, without a grace time."""
         seen, settings = self._inspect(opened_after=since), self._settings.with_overrides(grace=0)
@@ -333,6 +337,10 @@ class _Series:
             )
             self._state, alerts, closed_late = update_alerts(self._state, point, self._settings)
             return replace(report, alerts=alerts, closed_late=closed_late)
+
+    def reported_leaks(self) -> frozenset[int]:
+        """The serials of the leaks that the latest report has."""
+        return frozenset(self._state.leaks)
 
     def after_fork(self) -> None:
         """In the child: the leaks were the parent's, and the lock may never be released."""

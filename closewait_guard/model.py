@@ -222,6 +222,7 @@ class Finding:
             peer since the connection of this one ended.
         count: How many sockets it stands for: more than one in a saved report that keeps some
             examples of each site.
+        closed_at_exit: It was closed only as the program ended.
     """
 
     observation: Observation
@@ -231,6 +232,7 @@ class Finding:
     hint: str
     replaced_by: int | None = None
     count: int = 1
+    closed_at_exit: bool = False
 
     @property
     def is_leak(self) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         FinalSnapshot,
         LockFreeCounter,
     )
-    from closewait_guard._capture.hooks import SOCKET, as_function
+    from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.patch import replacement_class
     from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
     from closewait_guard._capture.stack import (
@@ -59,6 +59,7 @@ __all__ = [
     "PlainContext",
     "Registry",
     "SharedStack",
+    "SocketEvents",
     "around",
     "as_function",
     "capture",
@@ -98,6 +99,7 @@ _HOMES = {
     ),
     "hooks": (
         "SOCKET",
+        "SocketEvents",
         "as_function",
     ),
     "patch": ("replacement_class",),

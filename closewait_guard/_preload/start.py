@@ -19,10 +19,9 @@ from typing import Any, NamedTuple, Self
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
-from closewait_guard._preload.early_looks import EarlyLooks
 from closewait_guard._preload.status import Channel, Line, Status
 from closewait_guard._render import render_text, render_with_header
-from closewait_guard._signal import before_sigterm
+from closewait_guard._signal import EarlyLooks, before_sigterm
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -130,7 +129,6 @@ class _Ending:
         self._guard = guard
         self._status = status
         self._looks = EarlyLooks(guard)
-        status.on_first_socket = self._looks.hook_loops
         self._forget_sigterm = before_sigterm(self._on_sigterm)
 
     def __call__(self) -> None:
@@ -148,9 +146,7 @@ class _Ending:
 
     def _report(self, scan: Callable[[], Report]) -> None:
         try:
-            report = scan()
-            closed_by_end = self._looks.closed_by_end(report)
-            report = replace(report, findings=(*report.findings, *closed_by_end))
+            report = self._looks.add_closed_by_end(scan())
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self._status.end(f"failed {escape_control(why)}")
@@ -159,9 +155,7 @@ class _Ending:
         self._status.end(_verdict(report))
         if self._guard.settings.at_exit:
             with suppress(Exception):
-                _print_report(
-                    _without_open(report), self._status.lost_workers(), len(closed_by_end)
-                )
+                _print_report(_without_open(report), self._status.lost_workers())
 
 
 def _verdict(report: Report) -> str:
@@ -179,27 +173,17 @@ def _without_open(report: Report) -> Report:
     return replace(report, findings=wrong)
 
 
-def _print_report(report: Report, lost_workers: int, closed_by_end: int) -> None:
+def _print_report(report: Report, lost_workers: int) -> None:
     """The program itself always; a child of it only when it has leaked."""
-    note = _note_of_end(closed_by_end)
     if not ChildConfig.is_main(os.environ, os.getpid()):
         if report.leaks:
-            write_text(sys.__stderr__, render_with_header(report) + note)
+            write_text(sys.__stderr__, render_with_header(report))
         return
-    text = render_text(report) + note
+    text = render_text(report)
     if lost_workers:
         what = f"{pluralize(lost_workers, 'worker process')} ended without a report (by a signal or"
         text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
     write_text(sys.__stderr__, text)
-
-
-def _note_of_end(closed_by_end: int) -> str:
-    if not closed_by_end:
-        return ""
-    return (
-        f"{pluralize(closed_by_end, 'leaked socket')}: closed only when the program ended, by a\n"
-        "  finalizer or with the event loop.\n"
-    )
 
 
 def _in_forked_children(ending: Callable[[], object], status: Status) -> None:

@@ -14,7 +14,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple, Self
 
@@ -150,25 +150,18 @@ class Status:
 
     Args:
         line: The line to the launcher, if that waits for what is said.
-
-    Attributes:
-        on_first_socket: Called when the first socket is created.
     """
 
     def __init__(self, line: Line | None) -> None:
         self._line = line
         self._workers = _Workers()
         self._has_opened = False
-        self.on_first_socket: Callable[[], None] | None = None
         patch.subscribe(self)
 
     def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
         patch.try_unsubscribe(self)
         if not self._has_opened:
             self._has_opened = True
-            if self.on_first_socket is not None:
-                with suppress(Exception):
-                    self.on_first_socket()
             self._workers.note(_OPENED)
             if self._line is not None:
                 # If that cannot be said, nor can the verdict; then that is reported.

@@ -59,6 +59,7 @@ def site_lines(group: SiteGroup) -> Iterator[str]:
         yield from wrap_text(f"  {context}", "    ")
     yield from _holder_lines(group)
     yield from _replaced_lines(group)
+    yield from _closed_at_exit_lines(group)
     if group.findings[0].hint:
         yield from wrap_text(f"  fix: {group.findings[0].hint}", "    ")
 
@@ -100,6 +101,15 @@ def _replaced_lines(group: SiteGroup) -> Iterator[str]:
         some = f"{len(successors):,} of them " if len(successors) < len(group.findings) else ""
         text = f"{some}replaced by #{max(successors)}, a newer connection from the same line"
         yield from wrap_text(f"  {text}", "    ")
+
+
+def _closed_at_exit_lines(group: SiteGroup) -> Iterator[str]:
+    """How many were closed only as the program ended."""
+    closed = sum(finding.count for finding in group.findings if finding.closed_at_exit)
+    if closed:
+        some = f"{closed:,} of them " if closed < group.count else ""
+        what = "closed only when the program ended, by a finalizer or with the event loop"
+        yield from wrap_text(f"  {some}{what}", "    ")
 
 
 def verdict_name(verdict: Verdict) -> str:

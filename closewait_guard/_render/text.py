@@ -86,15 +86,17 @@ def sections(report: Report) -> Iterator[Section]:
 
 def _headline_lines(report: Report) -> list[str]:
     verdicts: Counter[Verdict] = Counter()
+    not_open = 0
     for finding in report.findings:
         verdicts[finding.verdict] += finding.count
+        not_open += finding.count * (finding.closed_at_exit or finding.verdict in _NOT_OPEN)
     counts = [
         f"{verdicts[verdict]} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
     if report.omitted:
         counts.append(f"{report.omitted:,} left out")
     found = ", ".join(counts) or "no leak"
-    sockets = _all_sockets(report, sum(verdicts[verdict] for verdict in _NOT_OPEN))
+    sockets = _all_sockets(report, not_open)
     return wrap_text(f"closewait_guard: {found} of {sockets}; {_descriptors(report)}", "  ")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -132,9 +133,82 @@ def test_sessions_that_only_a_finalizer_closes_have_leaked(tmp_path, closed, cod
     path = tmp_path / "sessions.py"
     path.write_text(SESSIONS)
     done = call("run", "--fail-on-leak", path, closed, code=code)
-    assert ("15 leaked sockets: closed only when" in done.stderr) == bool(code), done.stderr
-    assert ("closewait_guard: 15 leaked of" in done.stderr) == bool(code), done.stderr
+    assert ("closed only when the program ended" in done.stderr) == bool(code), done.stderr
+    assert ("closewait_guard: 15 leaked of 1" in done.stderr) == bool(code), done.stderr
     assert ("closewait_guard: no leak" in done.stderr) == (not code), done.stderr
+
+
+WATCH = "import closewait_guard as cwg\ncwg.watch(reporters=['text'], at_exit=True, grace=0.1)\n"
+
+
+def last_report(errors):
+    return errors[errors.rindex("closewait_guard: ") :]
+
+
+@pytest.mark.parametrize("closed", ["never", "after"])
+def test_watch_reports_the_sessions_that_only_a_finalizer_closes(tmp_path, closed):
+    path = tmp_path / "sessions.py"
+    path.write_text(WATCH + SESSIONS)
+    done = subprocess.run(
+        [sys.executable, path, closed],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+        check=True,
+    )
+    report = last_report(done.stderr)
+    assert ("closed only when the program ended" in report) == (closed == "never"), report
+    assert report.startswith("closewait_guard: 15 leaked of 15 sockets, 0 of") == (
+        closed == "never"
+    ), report
+    assert report.startswith("closewait_guard: no leak of") == (closed == "after"), report
+
+
+PERIODIC = """
+import atexit, socket, time
+server = socket.create_server(("127.0.0.1", 0))
+kept = socket.create_connection(server.getsockname())
+server.accept()[0].close()
+reported = []
+time.sleep(0.2)
+atexit.register(kept.close)
+"""
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_what_a_report_has_found_has_leaked_though_the_end_closes_it(tmp_path, is_reported):
+    path = tmp_path / "program.py"
+    report = "cwg.install().report()\n" if is_reported else ""
+    path.write_text(f"{WATCH}{PERIODIC}{report}")
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    last = last_report(done.stderr)
+    assert ("closed only when the program ended" in last) == is_reported, last
+    assert ("1 leaked of 2 sockets, 1 of them open" in last) == is_reported, last
+    assert "CLOSED LATE" not in last
+
+
+PROGRAMMATIC = """
+import uvicorn
+uvicorn.run("app:app", loop="uvloop", port={port}, log_level="error")
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_watch_reports_what_uvloop_closes_with_its_loop(tmp_path, signum):
+    (tmp_path / "app.py").write_text(APP)
+    port = free_port()
+    path = tmp_path / "program.py"
+    path.write_text(WATCH + PROGRAMMATIC.format(port=port))
+    with subprocess.Popen(
+        [sys.executable, path], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert get(port) == b"done"
+        server.send_signal(signum)
+        _, errors = server.communicate(timeout=60)
+    assert "closewait_guard: 3 leaked of" in last_report(errors), errors
 
 
 ABANDONED = """

@@ -2,7 +2,8 @@
 
 urllib3 closes its pools in a `weakref.finalize`, which runs before the last report; uvloop closes
 its transports with the loop, and asyncio has them closed by the collector. What only that has
-closed is a leak all the same. What an exit function of the program is about to close is none.
+closed is a leak all the same, and so is what a report of a series has found. What an exit function
+of the program is about to close is none.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial, wraps
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
+from closewait_guard._capture import SocketEvents, patch
 from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import LOOP_TRANSPORTS, before_exit_functions, finalizers_at_exit
-from closewait_guard._guard import Guard
 from closewait_guard._live import Walk
 from closewait_guard.model import Finding, Report, Verdict
 
@@ -36,29 +38,117 @@ _MAX_CALLS = 3
 _LOOPS = (("asyncio", "BaseEventLoop"), ("uvloop", "Loop"))
 
 
+class _Guard(Protocol):
+    """What is asked of the guard."""
+
+    def scan(self) -> Report: ...
+    def check(self, since: int) -> Report: ...
+    def _reported_leaks(self) -> frozenset[int]: ...
+
+
 class EarlyLooks:
-    """Remembers the leaks that only the end of the program closes.
+    """Remembers the leaks that only the end of the program closes, from now on.
 
     Args:
         guard: What scans.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: _Guard) -> None:
         self._guard = guard
         # By process: a forked child has its own.
         self._leaks: dict[tuple[int, int], Finding] = {}
-        self._restore: dict[Any, Callable[[], None]] = {}
-        self._exit_functions = _ExitFunctions()
-        before_exit_functions(self._before_exit_functions)
+        _hooks.add(self)
 
-    def closed_by_end(self, report: Report) -> tuple[Finding, ...]:
-        """The leaks that are gone by the last report."""
+    def add_closed_by_end(self, report: Report) -> Report:
+        """The last report, with the leaks that are gone by now."""
         present = _serials(report.findings)
-        return tuple(
-            leak
-            for (pid, serial), leak in self._leaks.items()
+        gone = {
+            serial: replace(leak, closed_at_exit=True)
+            for (pid, serial), leak in self._leaks.copy().items()
             if pid == os.getpid() and serial not in present
+        }
+        closed_late = tuple(
+            each
+            for each in report.closed_late
+            if each.finding.observation.record.serial not in gone
         )
+        findings = (*report.findings, *gone.values())
+        return replace(report, findings=findings, closed_late=closed_late)
+
+    def stop(self) -> None:
+        """Look no more; the last to stop restores what was wrapped. Idempotent."""
+        _hooks.discard(self)
+
+    def before_close(self, loop: Any) -> Callable[[], None]:
+        """Look before a loop is closed; returns what is to be called when it is."""
+        leaks = _still_open(self._guard.scan())
+        abandoned = set(_descriptors_of_transports(loop)) if leaks else set()
+
+        def closed() -> None:
+            present = _serials(self._guard.scan().findings) if leaks else set()
+            self._remember(
+                leak
+                for leak in leaks
+                if leak.observation.fd in abandoned or leak.observation.record.serial not in present
+            )
+
+        return closed
+
+    def before_exit_functions(self) -> None:
+        """Remember what a report has found already, whatever closes it from here on."""
+        reported = self._guard._reported_leaks()
+        if reported:
+            self._remember(
+                leak
+                for leak in _still_open(self._guard.scan())
+                if leak.observation.record.serial in reported
+            )
+
+    def before_finalizers(self) -> None:
+        """Look at what finalizers may close, and no function of the program after them."""
+        leaks = _still_open(self._guard.check(0))
+        if leaks:
+            spared = _descriptors_reached_from(_hooks.functions_after_finalizers() or ())
+            self._remember(leak for leak in leaks if leak.observation.fd not in spared)
+
+    def _remember(self, leaks: Iterable[Finding]) -> None:
+        for leak in leaks:
+            if len(self._leaks) < _MAX_FINDINGS:
+                self._leaks[os.getpid(), leak.observation.record.serial] = leak
+
+
+class _Hooks:
+    """What is wrapped for all looks of the process, while there are any."""
+
+    def __init__(self) -> None:
+        self._looks: list[EarlyLooks] = []
+        self._restore: dict[Any, Callable[[], None]] = {}
+        self._exit_functions: _ExitFunctions | None = None
+        self._first_socket = _FirstSocket(self.hook_loops)  # type: ignore[abstract]
+        self._is_called_at_exit = False
+
+    def add(self, looks: EarlyLooks) -> None:
+        self._looks.append(looks)
+        if self._exit_functions is None:
+            self._exit_functions = _ExitFunctions()
+            # A program may import what its loop runs on when we have begun already.
+            patch.subscribe(self._first_socket)
+            self.hook_loops()
+        if not self._is_called_at_exit:
+            # Only once: it cannot be undone.
+            with suppress(RuntimeError):
+                before_exit_functions(self._before_exit_functions)
+                self._is_called_at_exit = True
+
+    def discard(self, looks: EarlyLooks) -> None:
+        if looks in self._looks:
+            self._looks.remove(looks)
+        if not self._looks and self._exit_functions is not None:
+            patch.unsubscribe(self._first_socket)
+            self._exit_functions.stop()
+            self._exit_functions = None
+            while self._restore:
+                self._restore.popitem()[1]()
 
     def hook_loops(self) -> None:
         """Have the closing of event loops noticed, of those modules that are imported by now."""
@@ -67,11 +157,9 @@ class EarlyLooks:
         # It is called before the loop's, when the program has imported what it runs on.
         self._wrap_close("asyncio", "Runner", self._close_runner)
 
-    def stop(self) -> None:
-        """Restore what was wrapped."""
-        self._exit_functions.stop()
-        while self._restore:
-            self._restore.popitem()[1]()
+    def functions_after_finalizers(self) -> list[object] | None:
+        """See `_ExitFunctions.after_finalizers`."""
+        return None if self._exit_functions is None else self._exit_functions.after_finalizers()
 
     def _wrap_close(self, module: str, name: str, around: Callable[..., None]) -> None:
         place: Any = getattr(sys.modules.get(module), name, None)
@@ -95,43 +183,44 @@ class EarlyLooks:
 
     def _close_runner(self, close: Callable[[Any], None], runner: object) -> None:
         with suppress(Exception):
-            self.hook_loops()
+            if self._looks:
+                self.hook_loops()
         close(runner)
 
     def _close_loop(self, close: Callable[[Any], None], loop: Any) -> None:
-        leaks: tuple[Finding, ...] = ()
-        abandoned: set[int] = set()
+        closed: list[Callable[[], None]] = []
         with suppress(Exception):
             if not loop.is_closed() and not loop.is_running():
-                leaks = _still_open(self._guard.scan())
-                abandoned = set(_descriptors_of_transports(loop)) if leaks else set()
+                closed += [looks.before_close(loop) for looks in self._looks.copy()]
         close(loop)
-        if leaks:
+        for call in closed:
             with suppress(Exception):
-                present = _serials(self._guard.scan().findings)
-                self._remember(
-                    leak
-                    for leak in leaks
-                    if leak.observation.fd in abandoned
-                    or leak.observation.record.serial not in present
-                )
+                call()
 
     def _before_exit_functions(self) -> None:
+        for looks in self._looks.copy():
+            with suppress(Exception):
+                looks.before_exit_functions()
         # The newest runs first. Without others, none closes anything.
-        if self._exit_functions.after_finalizers() is not None:
+        if self.functions_after_finalizers() is not None:
             weakref.finalize(self, self._before_finalizers)
 
     def _before_finalizers(self) -> None:
-        with suppress(Exception):
-            leaks = _still_open(self._guard.check(0))
-            if leaks:
-                spared = _descriptors_reached_from(self._exit_functions.after_finalizers() or ())
-                self._remember(leak for leak in leaks if leak.observation.fd not in spared)
+        for looks in self._looks.copy():
+            with suppress(Exception):
+                looks.before_finalizers()
 
-    def _remember(self, leaks: Iterable[Finding]) -> None:
-        for leak in leaks:
-            if len(self._leaks) < _MAX_FINDINGS:
-                self._leaks[os.getpid(), leak.observation.record.serial] = leak
+
+class _FirstSocket(SocketEvents):
+    """Calls a function when the next socket is created, once."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+
+    def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
+        patch.try_unsubscribe(self)
+        with suppress(Exception):
+            self._callback()
 
 
 class _ExitFunctions:
@@ -231,3 +320,6 @@ def _names_in(code: Any) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, type(code)):
             yield from _names_in(constant)
+
+
+_hooks = _Hooks()
