@@ -25,11 +25,13 @@ __all__ = [
     "OwnedDescriptor",
     "WaitingCalls",
     "ask_or_none",
+    "descendants_of",
     "fd_limit",
     "fd_used",
     "identity_of",
     "inode_of",
     "is_listening",
+    "is_socket_of",
     "own_socket",
     "owned_pipe",
     "socket_inode_of",
@@ -281,6 +283,14 @@ def sockets_of_process(
     return len(names), sockets
 
 
+def is_socket_of(pid: int, fd: int, inode: int) -> bool:
+    """Whether a process has this socket at a number, as far as that may be seen. Linux only."""
+    try:
+        return Path(f"/proc/{pid}/fd/{fd}").stat().st_ino == inode
+    except OSError:
+        return False
+
+
 _MAX_DESCRIPTORS_READ_WHOLE = 200
 
 
@@ -296,6 +306,22 @@ def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
         if target.startswith("socket:["):
             sockets[int(name)] = int(target[8:-1])
     return sockets
+
+
+# The process that adopts every orphan.
+_INIT = 1
+
+
+def descendants_of(pid: int, at_most: int) -> list[int]:
+    """The running children of a process, and theirs; where there are more, some. Linux only."""
+    pids = [pid]
+    for parent in pids:
+        if len(pids) > at_most or pid == _INIT:
+            break
+        with suppress(OSError, ValueError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                pids += [int(child) for child in (task / "children").read_text().split()]
+    return pids[1:]
 
 
 class WaitingCalls(NamedTuple):

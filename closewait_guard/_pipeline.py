@@ -12,12 +12,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from closewait_guard import _descriptors
-from closewait_guard._capture import Registry, patch
+from closewait_guard._capture import CreationTuple, Registry, patch
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._format import pluralize
 from closewait_guard._holders import CallUse, Explainer, Pools, find_call_uses
@@ -27,6 +27,7 @@ from closewait_guard._inspect import (
     SiteCount,
     SocketScanner,
     count_by_site,
+    record_of,
     retry_sources,
 )
 from closewait_guard._interruptions import refusals
@@ -44,7 +45,7 @@ from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
 from closewait_guard._render import render_with_header
 from closewait_guard._stream import write_text
-from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
+from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Origin, Report, Verdict
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
 
 # The shares of the time for searching that go to pools, and then to running calls.
 _SHARE_OF_POOLS = _SHARE_OF_CALLS = 0.3
+# The share of the time that looking at children may take.
+_SHARE_OF_CHILDREN = 0.002
 
 
 class Pipeline:
@@ -91,6 +94,7 @@ class Pipeline:
         self.holders_seconds = 0.0
         self._series = _Series(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
+        self._children = _Children(registry, settings)
 
     def scan(self, *, full: bool = False) -> Report:
         """One report by itself.
@@ -146,6 +150,7 @@ class Pipeline:
         """In the child: what was known is the parent's."""
         self.scanner.after_fork()
         self._series.after_fork()
+        self._children = _Children(self._registry, self._settings)
 
     def _scan(self, *, full: bool = False, is_paced: bool = False) -> Report:
         """The report before alerts and redaction.
@@ -159,6 +164,7 @@ class Pipeline:
         suspects = (*seen.suspects, *seen.dropped)
         all_findings = self._find(suspects, self._settings, fd_limit, is_paced=is_paced)
         findings = tuple(each for each in all_findings if each.verdict is not Verdict.OPEN)
+        findings += self._children.leaks()
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()
         return self._report(seen, findings, healthy, fd_limit)
@@ -279,6 +285,7 @@ class Pipeline:
                 f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot "
                 "be read"
             )
+        yield from self._children.notes
         if self._have_pools_failed:
             yield "what waits in pools: asking them has failed"
         if self._have_calls_failed:
@@ -286,6 +293,53 @@ class Pipeline:
         if refusals.total:
             questions = pluralize(refusals.total, "question")
             yield f"what an audit hook has kept from being asked: {questions}"
+
+
+class _Children:
+    """What child processes keep open of the connections that this process has closed."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._found: dict[int, Finding] = {}
+        self._paused_until = 0.0
+        self.notes: tuple[str, ...] = ()
+
+    def leaks(self) -> tuple[Finding, ...]:
+        """Those that a child has open unused, with the record that they had at the fork."""
+        closed, started = self._registry.closed_since_fork(), now()
+        if not closed:
+            self.notes = ()
+        elif started >= self._paused_until:
+            try:
+                self._look(closed)
+            except Exception:
+                self.notes = ("what child processes keep open: looking at them has failed",)
+            done = now()
+            self._paused_until = done + (done - started) / _SHARE_OF_CHILDREN
+        return tuple(
+            leak
+            for inode, leak in self._found.items()
+            if inode in closed
+            and _descriptors.is_socket_of(leak.observation.record.pid, leak.observation.fd, inode)
+        )
+
+    def _look(self, closed: Mapping[int, tuple[int, CreationTuple]]) -> None:
+        # A process without children, and one that keeps its connections, loads nothing of it.
+        from closewait_guard._processes import find_copies_in_children
+
+        fds = {inode: fd for inode, (fd, _) in closed.items()}
+        copies = find_copies_in_children(fds, self._settings)
+        self._registry.forget_forked(copies.gone)
+        many = pluralize(copies.unreadable, "child process")
+        self.notes = (f"what {many} may keep open: not to be read",) if copies.unreadable else ()
+        self._found = {}
+        for leak in copies.leaks:
+            seen = leak.observation
+            if seen.inode is not None:
+                own = record_of(closed[seen.inode][1], self._registry.pid)
+                record = replace(own, pid=seen.record.pid, origin=Origin.INHERITED, parent=own)
+                self._found[seen.inode] = replace(leak, observation=replace(seen, record=record))
 
 
 def _observations_after(mark: int, seen: ScanResult) -> tuple[Observation, ...]:

@@ -1,4 +1,4 @@
-"""Threads of the guard: whether they may run, calls with a time limit, hooks in forked children."""
+"""Threads of the guard: whether they may run, calls with a time limit; hooks of forks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "StillBusyError",
     "allows_daemons",
     "in_child",
+    "in_parent",
 ]
 
 
@@ -107,12 +108,22 @@ def _try_start(thread: threading.Thread) -> bool:
     return True
 
 
-_functions: list[weakref.ref[Callable[[], None]]] = []
+_Functions = list[weakref.ref[Callable[[], None]]]
+_in_child: _Functions = []
+_in_parent: _Functions = []
+# In place of this, each hook has one of those.
+_functions = _in_child
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
     """Have a function of a module called in every forked child, in the order of registration."""
-    _functions.append(weakref.ref(function))
+    _in_child.append(weakref.ref(function))
+    return function
+
+
+def in_parent(function: Callable[[], None]) -> Callable[[], None]:
+    """Have a function of a module called after every fork in the process that has forked."""
+    _in_parent.append(weakref.ref(function))
     return function
 
 
@@ -124,4 +135,7 @@ def _call_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=FunctionType(_call_all.__code__, {"_functions": _functions}))
+    os.register_at_fork(
+        after_in_child=FunctionType(_call_all.__code__, {"_functions": _in_child}),
+        after_in_parent=FunctionType(_call_all.__code__, {"_functions": _in_parent}),
+    )

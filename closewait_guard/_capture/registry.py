@@ -14,7 +14,9 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._capture import patch
@@ -44,7 +46,7 @@ from closewait_guard._cpython import file_objects_reader, is_closed_reader
 from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin
 from closewait_guard._live import instances_of, kinds_of
-from closewait_guard._threads import in_child
+from closewait_guard._threads import in_child, in_parent
 
 __all__ = [
     "OpenSockets",
@@ -53,6 +55,9 @@ __all__ = [
     "untracked_sockets",
 ]
 
+
+# How many sockets are noted at a fork, and how many of all forks are remembered.
+_MAX_NOTED, _MAX_FORKED = 1000, 10_000
 
 _fileno = _socket.socket.fileno
 _is_closed = is_closed_reader(SOCKET, _fileno)
@@ -109,6 +114,8 @@ class Registry:
         self._has_adopted = False
         self._with_files: set[int] = set()
         self._next_adopted = itertools.count(-1, -1).__next__
+        # By serial, what was open at a fork: descriptor, inode and creation.
+        self._forked: dict[int, tuple[int, int | None, CreationTuple]] = {}
         self.on_create = make_recorder(
             self._table, self._opened.count, context, capture, stack_depth
         )
@@ -302,6 +309,33 @@ class Registry:
         # Below zero: older than every mark, and never the serial of a recorded creation.
         return unknown_creation(sock, self._next_adopted(), self._table.pid)
 
+    def note_fork(self) -> None:
+        """In the parent: the child has a copy of all that is open; of very many, of the newest."""
+        forked = self._forked
+        for fd, creation in islice(reversed(self._creations.copy().items()), _MAX_NOTED):
+            serial = creation[SERIAL]
+            if serial not in forked and still_owns(creation, fd):
+                forked[serial] = fd, inode_of(fd), creation
+        for serial in list(islice(forked, max(0, len(forked) - _MAX_FORKED))):
+            forked.pop(serial, None)
+
+    def closed_since_fork(self) -> dict[int, tuple[int, CreationTuple]]:
+        """By inode, what children may have copies of and this process has not any more.
+
+        Each with its descriptor, which is that of the copy too.
+        """
+        return {
+            inode: (fd, creation)
+            for fd, inode, creation in self._forked.copy().values()
+            if inode is not None and not still_owns(creation, fd) and inode_of(fd) != inode
+        }
+
+    def forget_forked(self, inodes: Set[int]) -> None:
+        """No child has these any more."""
+        for serial, (_, inode, _) in self._forked.copy().items():
+            if inode in inodes:
+                self._forked.pop(serial, None)
+
     def after_fork(self) -> None:
         """In the child: sockets opened from now on are our own, those before are inherited."""
         self._table.pid = os.getpid()
@@ -309,6 +343,7 @@ class Registry:
         self._table.changed = True
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
+        self._forked = {}
 
 
 def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int, socket.socket]]:
@@ -354,6 +389,14 @@ def _after_fork() -> None:
     patch.after_fork()
     for registry in list(_subscribed):
         registry.after_fork()
+
+
+@in_parent
+def _after_fork_in_parent() -> None:
+    for registry in list(_subscribed):
+        # In the middle of the program's own call.
+        with suppress(Exception):
+            registry.note_fork()
 
 
 def open_creations(registry: Registry, since: int) -> list[Creation]:

@@ -7,7 +7,7 @@ remembered from scan to scan.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from heapq import nlargest
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
-from closewait_guard._descriptors import sockets_of_process
+from closewait_guard._descriptors import descendants_of, sockets_of_process
 from closewait_guard._holders.find import (
     Holders,
     Roots,
@@ -68,8 +68,6 @@ _MIN_GAP = 0.1
 # Of the processes that may share a socket.
 _MAX_PROCESSES = 64
 _MAX_DESCRIPTORS = 20_000
-# The process that adopts every orphan.
-_INIT = 1
 
 # Findings that need nothing done while a program runs; a test or a block has to close them.
 _NOTHING_TO_DO = frozenset({Verdict.STALE_POOL, Verdict.HALF_CLOSED, Verdict.CLOSING})
@@ -407,8 +405,9 @@ def _processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[s
         of_parent: Include the parent and its other children: some sockets came through a fork.
     """
     found: dict[int, list[str]] = {}
-    processes = [os.getppid(), *_children(os.getppid())] if of_parent else []
-    processes += _children(os.getpid())
+    parent = os.getppid()
+    processes = [parent, *descendants_of(parent, _MAX_PROCESSES)] if of_parent else []
+    processes += descendants_of(os.getpid(), _MAX_PROCESSES)
     for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
         if pid != os.getpid():
             for inode in inodes & _sockets_of(pid):
@@ -416,18 +415,6 @@ def _processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[s
                     f"process {pid} ({_command(pid)}) too, as a copy"
                 )
     return found
-
-
-def _children(pid: int) -> Iterator[int]:
-    """The running child processes of a process, and theirs."""
-    pids = [pid]
-    for parent in pids:
-        if len(pids) > _MAX_PROCESSES or pid == _INIT:
-            break
-        with suppress(OSError, ValueError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                pids += [int(child) for child in (task / "children").read_text().split()]
-    return iter(pids[1:])
 
 
 def _sockets_of(pid: int) -> set[int]:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from closewait_guard._processes.model import Inaccessible
 from closewait_guard._processes.netlink import answers as kernel_answers
-from closewait_guard._processes.report import ProcessReport, ProcessScan, ProcessScanner
+from closewait_guard._processes.report import (
+    ChildrensCopies,
+    ProcessReport,
+    ProcessScan,
+    ProcessScanner,
+    find_copies_in_children,
+)
 from closewait_guard._processes.text import (
     group_by_peer,
     render_inaccessible,
@@ -13,10 +19,12 @@ from closewait_guard._processes.text import (
 )
 
 __all__ = [
+    "ChildrensCopies",
     "Inaccessible",
     "ProcessReport",
     "ProcessScan",
     "ProcessScanner",
+    "find_copies_in_children",
     "group_by_peer",
     "kernel_answers",
     "render_inaccessible",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property
 
 from closewait_guard._descriptors import WaitingCalls, waiting_calls_of
@@ -184,7 +184,8 @@ def network_of(
 
 
 def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
-    with netlink.open_socket(None if pid == "self" else f"/proc/{pid}/ns/net") as sock:
+    namespace = None if pid == "self" else f"/proc/{pid}/ns/net"
+    with closing(netlink.open_socket(namespace)) as sock:
         network = Network(wanted, dated=True)
         network.take(netlink.dump(sock, _OPEN, dated=dated))
         network.take(netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))

@@ -6,12 +6,13 @@ the rest costs the kernel, and us, a tenth of the time.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 
 from closewait_guard._descriptors import OwnedDescriptor
 from closewait_guard._processes.model import Row
@@ -43,7 +44,7 @@ _RECEIVED_AT_ONCE = 1 << 20
 _SECONDS_FOR_ANSWER = 10.0
 
 
-def open_socket(namespace: str | None = None) -> socket.socket:
+def open_socket(namespace: str | None = None) -> _socket.socket:
     """A netlink socket of this process's network, or of the namespace that a path stands for.
 
     Raises:
@@ -51,7 +52,8 @@ def open_socket(namespace: str | None = None) -> socket.socket:
     """
     if namespace is not None:
         return _open_within(namespace)
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    # Not by the class that a guard in this process, or gevent, has changed.
+    sock = _socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     # The kernel answers at once; whatever stands in its place may not.
     sock.settimeout(_SECONDS_FOR_ANSWER)
     return sock
@@ -60,18 +62,18 @@ def open_socket(namespace: str | None = None) -> socket.socket:
 def answers() -> bool:
     """Whether the kernel answers such questions, for this process."""
     try:
-        with open_socket() as sock:
+        with closing(open_socket()) as sock:
             list(dump(sock, 0, dated=False))
     except OSError:
         return False
     return True
 
 
-def _open_within(namespace: str) -> socket.socket:
+def _open_within(namespace: str) -> _socket.socket:
     """A thread enters the namespace, and ends there; the socket stays in it."""
     import threading
 
-    found: list[socket.socket | OSError] = []
+    found: list[_socket.socket | OSError] = []
 
     def enter() -> None:
         try:
@@ -111,7 +113,7 @@ def _setns(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def dump(sock: socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
+def dump(sock: _socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
     """The TCP connections in some states: a bit for each of the kernel's numbers.
 
     Args:
@@ -132,7 +134,7 @@ def dump(sock: socket.socket, states: int, *, dated: bool) -> Iterator[Row]:
             yield from _answers(sock, _rows_with_info if dated else _rows_without_info)
 
 
-def _answers(sock: socket.socket, rows: Callable[[bytes], Iterable[Row]]) -> Iterator[Row]:
+def _answers(sock: _socket.socket, rows: Callable[[bytes], Iterable[Row]]) -> Iterator[Row]:
     while True:
         data = sock.recv(_RECEIVED_AT_ONCE)
         try:

@@ -6,6 +6,7 @@ to the next.
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
+from closewait_guard._descriptors import descendants_of, sockets_of_process
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import (
     ProbeResult,
@@ -34,6 +36,7 @@ from closewait_guard._redact import Mask, Redaction
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     SCHEMA,
+    Connection,
     Coverage,
     Finding,
     Observation,
@@ -46,15 +49,20 @@ from closewait_guard.model import (
 from closewait_guard.settings import Settings
 
 __all__ = [
+    "ChildrensCopies",
     "KnownAges",
     "ProcessReport",
     "ProcessScan",
     "ProcessScanner",
     "build_report",
     "choose_backend",
+    "find_copies_in_children",
     "record_from_outside",
 ]
 
+
+# More are not looked at.
+_MAX_CHILDREN = 64
 
 # It does not show from outside.
 _CLOSE_CALLED = False
@@ -237,6 +245,63 @@ def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
             f"which process is to take {pluralize(times, 'connection')} in CLOSE_WAIT from the "
             f"backlog of {address}: another listens at this address, too"
         )
+
+
+class ChildrensCopies(NamedTuple):
+    """What child processes keep open of what this process has closed.
+
+    Attributes:
+        leaks: Those that a child keeps open without using them.
+        gone: The inodes that no child has any more.
+        unreadable: How many children could not be asked.
+    """
+
+    leaks: tuple[Finding, ...]
+    gone: frozenset[int]
+    unreadable: int
+
+
+def find_copies_in_children(noted: Mapping[int, int], settings: Settings) -> ChildrensCopies:
+    """Look at the children of this process, and theirs.
+
+    Args:
+        noted: By inode, the numbers of what this process has closed since it forked. A copy has
+            the same number; what was handed over in another way has another.
+        settings: The thresholds.
+    """
+    if sys.platform != "linux" or settings.probe == "portable":
+        return ChildrensCopies((), frozenset(noted), 0)
+    children = descendants_of(os.getpid(), _MAX_CHILDREN)
+    unreadable = max(0, len(children) - _MAX_CHILDREN)
+    present = set[int]()
+    for pid in children[:_MAX_CHILDREN]:
+        try:
+            sockets = sockets_of_process(pid, frozenset(noted.values()))[1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            unreadable += 1
+            continue
+        present |= {inode for fd, inode in sockets.items() if noted.get(inode) == fd}
+    leaks = _leaks_in(children[:_MAX_CHILDREN], settings) if present else ()
+    return ChildrensCopies(
+        tuple(
+            replace(leak, holders=(f"process {seen.record.pid} ({program})",))
+            for leak, program in leaks
+            if (seen := leak.observation).connection is Connection.LIVE
+            and noted.get(seen.inode or 0) == seen.fd
+        ),
+        frozenset() if unreadable else frozenset(noted.keys() - present),
+        unreadable,
+    )
+
+
+def _leaks_in(pids: Sequence[int], settings: Settings) -> Iterator[tuple[Finding, str]]:
+    seen = choose_backend(settings.probe).take_snapshot([os.getpid(), *pids], everything=False)
+    for each in seen.snapshots:
+        report = build_report(each, settings, {}, {}, seen.at, everything=False)
+        for leak in report.leaks:
+            yield leak, each.process.program
 
 
 def choose_backend(probe: str) -> Backend:

@@ -121,10 +121,7 @@ def test_good_answers_are_still_understood():
 
 def test_a_scan_goes_on_by_the_tables_where_netlink_answers_nonsense(monkeypatch):
     class Nonsense(Replies):
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *failure):
+        def close(self):
             pass
 
     monkeypatch.setattr(netlink, "open_socket", lambda namespace: Nonsense(message(length=0)))

@@ -421,3 +421,85 @@ assert os.waitpid(child, 0)[1] == 0
 assert not any("parent" in note for note in guard.scan().coverage.notes)
 """
     )
+
+
+def test_the_parent_reports_what_only_its_child_keeps_open_with_the_creation_and_the_child():
+    run(
+        """
+guard = cwg.install(grace=0.1)
+ours, theirs = connect()
+ours.sendall(b"x")
+assert theirs.recv(1) == b"x"
+time.sleep(0.2)
+child = os.fork()
+if child == 0:
+    theirs.close()
+    time.sleep(60)
+assert guard.scan().leaks == ()
+ours.close()
+time.sleep(0.2)
+[leak] = findings_with(guard, "inherited")
+assert leak.is_leak and leak.observation.state == "ESTABLISHED"
+record = leak.observation.record
+assert (record.pid, record.parent.pid) == (child, os.getpid())
+assert record.site.function == "connect"
+assert leak.holders[0].startswith(f"process {child} (")
+assert "close it in the child" in leak.hint
+text = " ".join(cwg.render_text(guard.scan()).split())
+assert f"process {child} has it open unused, and its parent has closed it" in text, text
+assert "in connect()" in text
+os.kill(child, 9)
+os.waitpid(child, 0)
+assert [leak for leak in guard.scan().leaks if leak.verdict == "inherited"] == []
+theirs.close()
+"""
+    )
+
+
+def test_the_parent_reports_no_child_that_serves_what_the_parent_has_accepted_and_closed():
+    run(
+        """
+import socketserver, threading
+
+guard = cwg.install(grace=0.1)
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(7)
+        time.sleep(1)
+        self.request.sendall(b"answer")
+        time.sleep(60)
+
+with socketserver.ForkingTCPServer(("127.0.0.1", 0), Handler) as server:
+    client = socket.create_connection(server.server_address)
+    client.sendall(b"request")
+    time.sleep(0.2)
+    server.handle_request()
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        assert guard.scan().leaks == ()
+        time.sleep(0.05)
+    for child in server.active_children:
+        os.kill(child, 9)
+    client.close()
+"""
+    )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change the user")
+def test_the_parent_says_which_children_it_cannot_look_into():
+    run(
+        """
+guard = cwg.install(grace=0)
+cwg.render_text(guard.scan())
+ours, theirs = connect()
+child = os.fork()
+if child == 0:
+    time.sleep(3)
+ours.close()
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+notes = guard.scan().coverage.notes
+assert any("1 child process may keep open" in note for note in notes), notes
+os._exit(0)
+"""
+    )
