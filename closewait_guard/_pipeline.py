@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
@@ -45,7 +46,7 @@ from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
 from closewait_guard._render import render_with_header
 from closewait_guard._stream import write_text
-from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Origin, Report, Verdict
+from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -315,31 +316,23 @@ class _Children:
                 self._look(closed)
             except Exception:
                 self.notes = ("what child processes keep open: looking at them has failed",)
-            done = now()
-            self._paused_until = done + (done - started) / _SHARE_OF_CHILDREN
+            self._paused_until = now() + (now() - started) / _SHARE_OF_CHILDREN
         return tuple(
             leak
             for inode, leak in self._found.items()
-            if inode in closed
-            and _descriptors.is_socket_of(leak.observation.record.pid, leak.observation.fd, inode)
+            if _descriptors.is_socket_of(leak.observation.record.pid, leak.observation.fd, inode)
         )
 
     def _look(self, closed: Mapping[int, tuple[int, CreationTuple]]) -> None:
         # A process without children, and one that keeps its connections, loads nothing of it.
         from closewait_guard._processes import find_copies_in_children
 
-        fds = {inode: fd for inode, (fd, _) in closed.items()}
-        copies = find_copies_in_children(fds, self._settings)
-        self._registry.forget_forked(copies.gone)
-        many = pluralize(copies.unreadable, "child process")
-        self.notes = (f"what {many} may keep open: not to be read",) if copies.unreadable else ()
-        self._found = {}
-        for leak in copies.leaks:
-            seen = leak.observation
-            if seen.inode is not None:
-                own = record_of(closed[seen.inode][1], self._registry.pid)
-                record = replace(own, pid=seen.record.pid, origin=Origin.INHERITED, parent=own)
-                self._found[seen.inode] = replace(leak, observation=replace(seen, record=record))
+        records = {
+            inode: (fd, partial(record_of, creation, self._registry.pid))
+            for inode, (fd, creation) in closed.items()
+        }
+        self._found, gone, self.notes = find_copies_in_children(records, self._settings)
+        self._registry.forget_forked(gone)
 
 
 def _observations_after(mark: int, seen: ScanResult) -> tuple[Observation, ...]:

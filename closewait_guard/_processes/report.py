@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -251,49 +251,56 @@ class ChildrensCopies(NamedTuple):
     """What child processes keep open of what this process has closed.
 
     Attributes:
-        leaks: Those that a child keeps open without using them.
+        leaks: By inode, those that a child keeps open without using them.
         gone: The inodes that no child has any more.
-        unreadable: How many children could not be asked.
+        notes: What could not be seen.
     """
 
-    leaks: tuple[Finding, ...]
+    leaks: dict[int, Finding]
     gone: frozenset[int]
-    unreadable: int
+    notes: tuple[str, ...]
 
 
-def find_copies_in_children(noted: Mapping[int, int], settings: Settings) -> ChildrensCopies:
+def find_copies_in_children(
+    closed: Mapping[int, tuple[int, Callable[[], SocketRecord]]], settings: Settings
+) -> ChildrensCopies:
     """Look at the children of this process, and theirs.
 
     Args:
-        noted: By inode, the numbers of what this process has closed since it forked. A copy has
-            the same number; what was handed over in another way has another.
+        closed: By inode, the numbers and records of what this process has closed since it forked.
+            A copy has the same number; what was handed over in another way has another.
         settings: The thresholds.
     """
     if sys.platform != "linux" or settings.probe == "portable":
-        return ChildrensCopies((), frozenset(noted), 0)
+        return ChildrensCopies({}, frozenset(closed), ())
+    fds = {inode: fd for inode, (fd, _) in closed.items()}
     children = descendants_of(os.getpid(), _MAX_CHILDREN)
-    unreadable = max(0, len(children) - _MAX_CHILDREN)
+    unreadable, children = max(0, len(children) - _MAX_CHILDREN), children[:_MAX_CHILDREN]
     present = set[int]()
-    for pid in children[:_MAX_CHILDREN]:
+    for pid in children:
         try:
-            sockets = sockets_of_process(pid, frozenset(noted.values()))[1]
+            sockets = sockets_of_process(pid, frozenset(fds.values()))[1]
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
             unreadable += 1
             continue
-        present |= {inode for fd, inode in sockets.items() if noted.get(inode) == fd}
-    leaks = _leaks_in(children[:_MAX_CHILDREN], settings) if present else ()
-    return ChildrensCopies(
-        tuple(
-            replace(leak, holders=(f"process {seen.record.pid} ({program})",))
-            for leak, program in leaks
-            if (seen := leak.observation).connection is Connection.LIVE
-            and noted.get(seen.inode or 0) == seen.fd
-        ),
-        frozenset() if unreadable else frozenset(noted.keys() - present),
-        unreadable,
-    )
+        present |= {inode for fd, inode in sockets.items() if fds.get(inode) == fd}
+    leaks = {}
+    for leak, program in _leaks_in(children, settings) if present else ():
+        seen = leak.observation
+        if seen.connection is Connection.LIVE and fds.get(seen.inode or 0) == seen.fd:
+            own, pid = closed[seen.inode or 0][1](), seen.record.pid
+            record = replace(own, pid=pid, origin=Origin.INHERITED, parent=own)
+            leaks[seen.inode or 0] = replace(
+                leak,
+                observation=replace(seen, record=record),
+                holders=(f"process {pid} ({program})",),
+            )
+    many = pluralize(unreadable, "child process")
+    notes = (f"what {many} may keep open: not to be read",) if unreadable else ()
+    gone = frozenset[int]() if unreadable else frozenset(closed.keys() - present)
+    return ChildrensCopies(leaks, gone, notes)
 
 
 def _leaks_in(pids: Sequence[int], settings: Settings) -> Iterator[tuple[Finding, str]]:
