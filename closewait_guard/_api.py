@@ -16,6 +16,7 @@ __all__ = [
     "attribute",
     "install",
     "no_leaks",
+    "read_records_of",
     "report",
     "scan",
     "uninstall",
@@ -25,6 +26,8 @@ __all__ = [
 
 
 _guard: Guard | None = None
+# That of `run`, which the program did not ask for and cannot end.
+_launched: Guard | None = None
 _monitor: Monitor | None = None
 
 
@@ -36,7 +39,8 @@ def install(
 ) -> Guard:
     """Begin to record where sockets are opened. Idempotent; returns the process-wide guard.
 
-    Call it early: where sockets were opened that are open already is not known.
+    Call it early: where sockets were opened that are open already is not known. Under `run` it is:
+    the guard then reads the records of the one that is there, and reports by its own settings.
 
     Args:
         settings: How to scan and judge. Left out, the settings are read from the environment
@@ -64,7 +68,9 @@ def _install(
     global _guard
     with patch.install_lock():
         if _guard is None:
-            _guard = Guard(Settings.resolve(settings, overrides), reporters).install()
+            settings = Settings.resolve(settings, overrides)
+            make = Guard if _launched is None else _launched._beside
+            _guard = make(settings, reporters).install()
         else:
             _refuse_change(_guard, settings, overrides, reporters)
         return _guard
@@ -79,6 +85,12 @@ def _refuse_change(
             "install(): the guard is installed already, with other settings or reporters; "
             "call uninstall() first, or make a Guard of your own"
         )
+
+
+def read_records_of(guard: Guard) -> None:
+    """Have the program use what an installed guard records, as long as it makes none of its own."""
+    global _launched
+    _launched = guard
 
 
 def uninstall() -> None:
@@ -108,9 +120,10 @@ def attribute(*names: str) -> None:
         >>> attribute("http.client:HTTPConnection.connect")
         >>> uninstall()
     """
-    if _guard is None:
+    guard = _guard or _launched
+    if guard is None:
         raise ConfigurationError("attribute(): call install() first")
-    _guard.attribute(*names)
+    guard.attribute(*names)
 
 
 def scan(*, full: bool = False) -> Report:
@@ -239,4 +252,4 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
 
 
 def _current() -> Guard:
-    return _guard if _guard is not None else Guard()
+    return _guard or _launched or Guard()

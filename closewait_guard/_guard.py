@@ -42,6 +42,8 @@ __all__ = [
 
 
 _MIN_SECONDS_BETWEEN = 60.0
+# The settings of what is recorded when a socket is opened.
+_RECORDING = ("stack_depth", "context", "dropped_kept")
 
 
 class FdExhaustionAlarm:
@@ -117,9 +119,7 @@ class Guard:
             self.settings.dropped_kept,
             capture,
         )
-        self._fd_exhaustion = self._registry.on_fd_exhausted = FdExhaustionAlarm(
-            self._report_exhausted, clock
-        )
+        self._fd_exhaustion = FdExhaustionAlarm(self._report_exhausted, clock)
         self._installed = False
         self._pipeline = Pipeline(
             self._registry,
@@ -147,6 +147,7 @@ class Guard:
 
                     self._signal = SignalReport(self.settings.signal, self._print)
                 self._installed = True
+                self._registry.alarms.append(self._fd_exhaustion)
                 self._registry.subscribe()
                 self._registry.adopt()
                 self._pipeline.scanner.take_census()
@@ -159,7 +160,10 @@ class Guard:
             self._uninstall_callbacks.pop()()
         with patch.install_lock():
             was_installed, self._installed = self._installed, False
-            self._registry.unsubscribe()
+            if was_installed:
+                self._registry.alarms.remove(self._fd_exhaustion)
+            if not any(each._installed and each._registry is self._registry for each in _guards):
+                self._registry.unsubscribe()
             signal, self._signal = self._signal, None
         self._pipeline.scanner.close()
         if signal is not None:
@@ -224,6 +228,20 @@ class Guard:
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Check that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
+
+    def _beside(self, settings: Settings, reporters: Iterable[Reporter | str]) -> Guard:
+        """A guard with settings and reporters of its own that reads the records of this one.
+
+        One that is to record other things than this one records by itself.
+        """
+        is_recorded = all(
+            getattr(settings, name) == getattr(self.settings, name) for name in _RECORDING
+        )
+        if not is_recorded:
+            return Guard(settings, reporters)
+        guard = Guard(settings, reporters, registry=self._registry)
+        guard._pipeline.scanner.share_natives(self._pipeline.scanner)
+        return guard
 
     def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
         return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)

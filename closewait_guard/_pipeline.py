@@ -268,11 +268,11 @@ class Pipeline:
             forgotten=dropped - len(self._registry.dropped()),
             failures=failures,
             notes=(*self._not_covered(undescribed), *self._settings.notes),
-            native=self.scanner.native_count,
+            native=self.scanner.natives.count,
         )
 
     def _not_covered(self, undescribed: int) -> Iterator[str]:
-        yield from _not_covered_of_creation(self.scanner.native_count, self._is_installed())
+        yield from _not_covered_of_creation(self.scanner.natives.count, self._is_installed())
         context = self._registry.context
         if context is not None and context.failure is not None:
             yield context.failure

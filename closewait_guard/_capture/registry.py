@@ -93,7 +93,7 @@ class Registry:
 
     Attributes:
         context: What calls the program's context provider, if it has one.
-        on_fd_exhausted: What to call when no descriptor was left.
+        alarms: What to call when no descriptor was left.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Registry:
         capture: Capture,
     ) -> None:
         self.context = context
-        self.on_fd_exhausted: Callable[[], None] = _nothing
+        self.alarms: list[Callable[[], None]] = []
         self._table = CreationTable()
         self._creations, self._detached = self._table.creations, self._table.detached
         self._opened, self._failures = LockFreeCounter(), LockFreeCounter()
@@ -166,6 +166,10 @@ class Registry:
         # to what a finalizer of the program closes in time, such as the connections of a pool.
         if creation is not None and creation[OBJECT_ID] == id(sock) and creation[SOCK]() is None:
             self.on_finalize(sock, fd)
+
+    def on_fd_exhausted(self) -> None:
+        for alarm in self.alarms.copy():
+            alarm()
 
     def on_error(self) -> None:
         self._failures.count()
@@ -293,14 +297,20 @@ class Registry:
         """How many of the open sockets are older than the guard."""
         if not self._has_adopted:
             return 0
-        return sum(creation[SERIAL] < 0 for creation in self.last_open())
+        return sum(creation[ORIGIN] is Origin.ADOPTED for creation in self.last_open())
 
     # Of sockets that were there before, and after a fork.
 
     def adopt(self) -> None:
-        """Take in every open socket object whose creation is not known."""
+        """Take in every open socket object whose creation is not recorded here."""
+        others = [each for each in list(_subscribed) if each is not self]
         for fd, sock in untracked_sockets(self._creations):
-            self._creations.setdefault(fd, self._adopted_creation(sock))
+            creation = self._adopted_creation(sock)
+            for other in others:
+                known = other._creations.get(fd)
+                if known is not None and known[OBJECT_ID] == id(sock):
+                    creation = (*known[:SERIAL], creation[SERIAL], *known[SERIAL + 1 :])
+            self._creations.setdefault(fd, creation)
             self._has_adopted = self._table.changed = True
             if _file_objects(sock) > 0:
                 self._with_files.add(fd)
@@ -367,10 +377,6 @@ def _fd_of(sock: socket.socket) -> int:
     except Exception:
         # Not initialized: made by __new__ alone.
         return -1
-
-
-def _nothing() -> None:
-    pass
 
 
 def _may_be_open(fd: int, creation: CreationTuple) -> bool:

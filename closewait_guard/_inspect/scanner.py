@@ -380,20 +380,21 @@ class SocketScanner:
 
     def __init__(self, registry: Registry, probe: Probe, settings: Settings) -> None:
         self._grace = settings.grace
-        self._natives = NativeSockets(registry)
-        self._attribution = CallAttribution(self._natives, settings.stack_depth)
+        self.natives = NativeSockets(registry)
+        self._depth = settings.stack_depth
+        self._attribution = CallAttribution(self.natives, self._depth)
         self._tracked_scanner = Scanner(registry, probe, settings.age_warning)
-        self._native_scanner = Scanner(self._natives, probe, settings.age_warning)
+        self._native_scanner = Scanner(self.natives, probe, settings.age_warning)
         self.forked_copies = self._tracked_scanner.forked_copies
 
-    @property
-    def native_count(self) -> int | None:
-        """How many native sockets were open at the last census; None where it is not known."""
-        return self._natives.count
+    def share_natives(self, other: SocketScanner) -> None:
+        """Know of native sockets what another scanner of the same registry knows."""
+        self.natives, self._native_scanner = other.natives, other._native_scanner
+        self._attribution = CallAttribution(self.natives, self._depth)
 
     def take_census(self) -> None:
         """Record the native sockets that are open by now, so that later ones are known as new."""
-        self._natives.open_sockets(thorough=True)
+        self.natives.open_sockets(thorough=True)
 
     def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """One scan of all of them; for the arguments see `Scanner.scan`."""
@@ -410,10 +411,10 @@ class SocketScanner:
         """Without those that close by themselves; waits for new ones that would be leaks."""
         ended = [seen for seen in natives.suspects if (seen.suspect_for or 0.0) >= grace]
         for wait in _WAITS:
-            if not any(not _is_live(seen) and self._natives.is_new(seen) for seen in ended):
+            if not any(not _is_live(seen) and self.natives.is_new(seen) for seen in ended):
                 break
             pause(wait)
-        return natives.only(lambda seen: _is_live(seen) or self._natives.is_still(seen))
+        return natives.only(lambda seen: _is_live(seen) or self.natives.is_still(seen))
 
     def attribute(self, *names: str) -> None:
         """Record where native code opens sockets."""
@@ -426,7 +427,7 @@ class SocketScanner:
 
     def after_fork(self) -> None:
         """In the child: the sockets known so far are inherited ones."""
-        self._natives.after_fork()
+        self.natives.after_fork()
         self._tracked_scanner.after_fork()
         self._native_scanner.after_fork()
 

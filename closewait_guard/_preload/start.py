@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from closewait_guard import _api
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
@@ -96,6 +97,7 @@ def start() -> None:
             with suppress(OSError):
                 line.say(f"unguarded {escape_control(str(error))}")
         return
+    _api.read_records_of(guard)
     ending = _Ending(guard, status)
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)

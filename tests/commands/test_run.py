@@ -373,3 +373,49 @@ def test_the_reports_name_the_line_whatever_directory_the_program_goes_to(script
     call("run", "--report", "json_lines:shown.jsonl", path, cwd=tmp_path, code=0)
     (report,) = documents((tmp_path / "shown.jsonl").read_text())
     assert report.findings[0].verdict in (cwg.Verdict.LEAKED, cwg.Verdict.CLOSING)
+
+
+SHARING = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+import closewait_guard as cwg
+
+assert cwg.scan(full=True).coverage.adopted == 0, "before install()"
+reports = []
+guard = cwg.install(grace=0.01, reporters=[reports.append]{others})
+assert guard is cwg.install() and guard.settings.grace == 0.01
+kept = socket.create_connection(server.getsockname())
+server.accept()[0].close()
+time.sleep(0.1)
+report = cwg.report()
+assert reports == [report] and len(report.leaks) == 1
+assert report.coverage.adopted == 0, report
+before = [each.record for each in cwg.scan(full=True).observations]
+assert "program.py" in str(before[0].site), before
+{after}
+cwg.uninstall()
+assert not guard.installed
+assert cwg.scan().coverage.adopted == 0, "after uninstall()"
+late = socket.socket()
+assert cwg.scan(full=True).open_sockets == 3
+"""
+
+
+@pytest.mark.parametrize("others", ["", ", stack_depth=5", ", context=dict"])
+def test_the_program_reads_the_records_of_the_guard_that_run_has_made(tmp_path, others):
+    path = tmp_path / "program.py"
+    path.write_text(SHARING.format(others=others, after=""))
+    done = call("run", "--fail-on-leak", path, code=86)
+    assert "1 leaked, 1 dead of 3" in " ".join(done.stderr.split()), done.stderr
+    assert "adopted" not in done.stderr
+    assert "older than the guard" not in done.stderr
+
+
+def test_a_monitor_of_the_program_is_its_own_under_run(tmp_path):
+    path = tmp_path / "program.py"
+    watch = "cwg.watch(0.05, grace=0.01)\nend = time.monotonic() + 30\n"
+    watch += "while len(reports) < 3 and time.monotonic() < end:\n    time.sleep(0.01)\n"
+    watch += "assert len(reports) >= 3 and reports[-1].leaks"
+    path.write_text(SHARING.format(others="", after=watch))
+    done = call("run", "--fail-on-leak", path, code=86)
+    assert "1 leaked, 1 dead of 3" in " ".join(done.stderr.split()), done.stderr
