@@ -23,6 +23,7 @@ from closewait_guard._cpython import (
     TASK_STATE,
     THREAD_NAME,
     getsignal,
+    threads,
 )
 from closewait_guard._holders.threads import (
     Call,
@@ -220,7 +221,10 @@ def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
     return None, None
 
 
-def _thread(thread: Any, _: type) -> Root:
+def _thread(thread: Any, _: type) -> Root | None:
+    if threads and not any(each is thread for each in threads.copy().values()):
+        # It has ended or not started: what keeps the thread keeps its arguments.
+        return None
     return Root(OWN, "thread", f"{{}} (arguments of thread {text_of(field(thread, THREAD_NAME))})")
 
 

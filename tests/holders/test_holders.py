@@ -211,6 +211,29 @@ def test_a_thread_that_blocks_on_a_socket_is_named_beside_its_owner(module):
     thread.join()
 
 
+class Worker(threading.Thread):
+    def __init__(self, sock):
+        super().__init__(name="worker")
+        self.sock = sock
+        self.end = threading.Event()
+
+    def run(self):
+        self.end.wait(20)
+
+
+def test_a_living_thread_holds_its_attributes_and_an_ended_one_is_held_itself(module):
+    sock = make()
+    module.worker = Worker(sock)
+    module.worker.start()
+    ref = weakref.ref(sock)
+    del sock
+    [sentence] = held_by(ref)
+    assert sentence == "thread.sock (arguments of thread worker)"
+    module.worker.end.set()
+    module.worker.join()
+    assert held_by(ref) == ("app.prices.worker.sock (module global)",)
+
+
 def test_the_locals_of_the_caller_are_seen_and_not_kept():
     mine = {"a": make()}
     ref = weakref.ref(mine["a"])
