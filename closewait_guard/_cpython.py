@@ -35,8 +35,11 @@ except ImportError:
     from signal import NSIG, getsignal
 
 __all__ = [
+    "AWAITED_BY",
     "CONNECTION_HANDLE",
+    "DONE_CALLBACKS",
     "FILE_SOCKET",
+    "GROUP_TASK",
     "HANDLE_CALLBACK",
     "LOOP_CLOSED",
     "LOOP_OF",
@@ -44,6 +47,9 @@ __all__ = [
     "LOOP_SOCKETS",
     "LOOP_TRANSPORTS",
     "NSIG",
+    "QUEUE_OF_DONE",
+    "QUEUE_WAITERS",
+    "RACING_TASKS",
     "SELECTOR_KEYS",
     "TASK_COROUTINE",
     "TASK_NAME",
@@ -84,6 +90,12 @@ SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
 LOOP_TRANSPORTS = "_transports"  # Else what a closed loop leaves open is not reported.
 FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
+# Else a socket that a library opens in a task of its own has no line of the program.
+DONE_CALLBACKS = "_callbacks"  # Of a future or task.
+AWAITED_BY = "_asyncio_awaited_by"  # Of a future or task, since Python 3.14.
+GROUP_TASK = "_parent_task"  # Of asyncio.TaskGroup.
+RACING_TASKS = "running_tasks"  # A variable of `staggered_race`, until Python 3.13.
+QUEUE_OF_DONE, QUEUE_WAITERS = "_done", "_getters"  # Of `as_completed`, and of that queue.
 CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.
 
 

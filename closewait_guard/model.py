@@ -75,7 +75,11 @@ def _store_by_slot(cls: type[_Class]) -> type[_Class]:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One call of a creation stack, with its source line if that could be read."""
+    """One call of a creation stack, with its source line if that could be read.
+
+    Attributes:
+        is_awaiting: It waits for the task of the calls before it, instead of making them.
+    """
 
     filename: str
     lineno: int
@@ -83,6 +87,7 @@ class Frame:
     module: str
     kind: FrameKind = FrameKind.USER
     source: str | None = None
+    is_awaiting: bool = False
 
     @property
     def place(self) -> str:
@@ -140,8 +145,12 @@ class SocketRecord:
 
     @property
     def site(self) -> Frame | None:
-        """The line to show: the innermost user frame, else the innermost outside the stdlib."""
-        for kind in (FrameKind.USER, FrameKind.LIBRARY):
+        """The line to show: the innermost user frame, else the innermost outside the stdlib.
+
+        Where a task of the standard library opened it for no call of others, the innermost.
+        """
+        kinds = (FrameKind.USER, FrameKind.LIBRARY)
+        for kind in kinds if self.task is None else (*kinds, FrameKind.STDLIB):
             for frame in self.blamed.stack:
                 if frame.kind is kind:
                     return frame

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         capture,
         capture_up_to,
         intern,
+        kind_of_file,
+        normal_path,
     )
 
 __all__ = [
@@ -66,7 +68,9 @@ __all__ = [
     "capture_up_to",
     "current_labels",
     "intern",
+    "kind_of_file",
     "label",
+    "normal_path",
     "open_creations",
     "pop_if_same",
     "replacement_class",
@@ -115,6 +119,8 @@ _HOMES = {
         "capture",
         "capture_up_to",
         "intern",
+        "kind_of_file",
+        "normal_path",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -82,9 +82,9 @@ class OpenSockets:
 
 
 class _Sweep(NamedTuple):
-    """The creations that a sweep has left; its mark is in the table until there is another."""
+    """The creations that a sweep has left, and the state of the table before it."""
 
-    mark: object
+    state: object
     creations: dict[int, CreationTuple]
 
 
@@ -146,7 +146,7 @@ class Registry:
         parent = creation[PARENT]
         if creation[ORIGIN] is Origin.WRAPPED and parent is not None and still_owns(parent, fd):
             self._creations[fd] = parent
-            self._table.changed = True
+            self._table.changed = object()
         elif (inode := inode_of(fd)) is not None:
             self._detached[fd] = (creation, inode)
 
@@ -157,7 +157,7 @@ class Registry:
         else:
             # No other socket can have this number: its owner is still open.
             self._creations.pop(fd, None)
-            self._table.changed = True
+            self._table.changed = object()
         self._dropped.add(creation, sock, fd)
 
     def on_close_in_collection(self, sock: socket.socket, fd: int) -> None:
@@ -184,13 +184,13 @@ class Registry:
         until a poll shows that their numbers are free, and `discard` is called.
         """
         last = self._last
-        if self._table.changed is not last.mark or thorough:
+        if self._table.state() != last.state or thorough:
             last = self._last = self._sweep()
         return OpenSockets(last.creations, self._close_called(), self._still_detached())
 
     def _sweep(self) -> _Sweep:
-        # Before the sweep: a socket created meanwhile, or the sweep of another scan, outdates this.
-        mark = self._table.changed = object()
+        # Before the sweep: a socket that is created meanwhile outdates it.
+        state = self._table.state()
         creations = self._creations.copy()
         closed = [
             fd
@@ -204,13 +204,13 @@ class Registry:
                 if self._ended.has_ended(fd, creation):
                     pop_if_same(self._creations, fd, creation)
         self._ended.keep_only(self._creations)
-        return _Sweep(mark, creations)
+        return _Sweep(state, creations)
 
     def discard(self, fd: int, creation: CreationTuple) -> None:
         """Remove a creation whose descriptor is closed."""
         if fd not in self._detached:
             pop_if_same(self._creations, fd, creation)
-        self._table.changed = True
+        self._table.changed = object()
 
     def _close_called(self) -> set[int]:
         """Descriptors that outlived a `close()`, because a file object keeps them."""
@@ -311,7 +311,8 @@ class Registry:
                 if known is not None and known[OBJECT_ID] == id(sock):
                     creation = (*known[:SERIAL], creation[SERIAL], *known[SERIAL + 1 :])
             self._creations.setdefault(fd, creation)
-            self._has_adopted = self._table.changed = True
+            self._has_adopted = True
+            self._table.changed = object()
             if _file_objects(sock) > 0:
                 self._with_files.add(fd)
 
@@ -350,7 +351,7 @@ class Registry:
         """In the child: sockets opened from now on are our own, those before are inherited."""
         self._table.pid = os.getpid()
         # Another thread may have been in the middle of a sweep, which will never be finished.
-        self._table.changed = True
+        self._table.changed = object()
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
         self._forked = {}

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from operator import is_
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
+
+from closewait_guard._enums import FrameKind
 
 if TYPE_CHECKING:
     from closewait_guard.model import Frame
 
 __all__ = [
     "NO_STACK",
+    "PROGRAM",
     "Capture",
     "CapturedStack",
     "SharedStack",
     "capture",
     "capture_up_to",
     "intern",
+    "kind_of_file",
+    "normal_path",
+    "owner_of",
+    "uncaptured",
 ]
 
 
@@ -98,3 +108,49 @@ def intern(stack: CapturedStack) -> None:
             _shared.clear()
         known = _shared[offsets] = SharedStack(codes, offsets)
     stack[:] = [known]
+
+
+def uncaptured(_: FrameType, __: int) -> CapturedStack:
+    """In place of `capture` where no calls are wanted."""
+    return NO_STACK
+
+
+# The owner of the program's own files.
+PROGRAM = frozenset({"the program"})
+
+
+@lru_cache(4096)
+def owner_of(filename: str) -> frozenset[str] | None:
+    """`PROGRAM`; for what runs tasks, the names of the functions that do; None for other files.
+
+    Code that was made at runtime, or is given with `-c`, may be of anything.
+    """
+    path = normal_path(filename)
+    if kind_of_file(path) is FrameKind.USER:
+        return None if path.startswith(_GUARD) or path == "<string>" else PROGRAM
+    return next((names for end, names in _RUNNERS.items() if path.endswith(end)), None)
+
+
+def kind_of_file(filename: str) -> FrameKind:
+    """Whose code a file is, by where it lies."""
+    path = normal_path(filename)
+    if "/site-packages/" in path or "/dist-packages/" in path:
+        return FrameKind.LIBRARY
+    if path.startswith(_STDLIB):
+        return FrameKind.STDLIB
+    return FrameKind.USER
+
+
+def normal_path(filename: str) -> str:
+    """With slashes between folders, on each platform."""
+    return filename.replace("\\", "/")
+
+
+# Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
+_STDLIB = ("<frozen ", normal_path(str(Path(socket.__file__).parent)) + "/")
+_RUNNERS = {
+    "/asyncio/events.py": frozenset({"_run"}),
+    "/asyncio/runners.py": frozenset({"run"}),
+    "/trio/_core/_run.py": frozenset({"unrolled_run"}),
+}
+_GUARD = normal_path(str(Path(__file__).parents[1])) + "/"

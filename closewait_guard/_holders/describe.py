@@ -21,7 +21,7 @@ from typing import Any
 from closewait_guard._format import pluralize
 from closewait_guard._holders.attributes import attribute_of, item_of
 from closewait_guard._holders.references import HolderPath, code_of_call
-from closewait_guard._holders.roots import FOREIGN, suspended_calls, suspension_of
+from closewait_guard._holders.roots import FOREIGN, suspended_calls
 from closewait_guard._holders.threads import (
     current_calls,
     describe_call,
@@ -36,6 +36,7 @@ from closewait_guard._live import (
     is_any_of,
     is_exactly,
     locals_of,
+    suspension_of,
     text_of,
     type_name,
     type_qualname,

@@ -5,14 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from functools import partial
-from types import (
-    AsyncGeneratorType,
-    CoroutineType,
-    FrameType,
-    FunctionType,
-    GeneratorType,
-    MethodType,
-)
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from closewait_guard._cpython import (
@@ -44,6 +37,7 @@ from closewait_guard._live import (
     module_name,
     mro_of,
     native_field,
+    suspended_frames,
     text_of,
     type_qualname,
     value_at,
@@ -56,7 +50,6 @@ __all__ = [
     "Root",
     "Roots",
     "suspended_calls",
-    "suspension_of",
 ]
 
 
@@ -199,26 +192,7 @@ def _describe_suspended(coroutine: Any) -> str:
 
 def suspended_calls(awaited: Any) -> list[Call]:
     """The calls of a suspended coroutine or generator, innermost first."""
-    calls: list[Call] = []
-    for _ in range(100):
-        frame, further = suspension_of(awaited)
-        if frame is None:
-            break
-        calls.append(make_call(frame.f_code, frame.f_lineno))
-        awaited = further
-    return calls[::-1]
-
-
-def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
-    """The frame of a coroutine or generator, and what it awaits."""
-    kind = type(awaited)
-    if kind is CoroutineType:
-        return awaited.cr_frame, awaited.cr_await
-    if kind is GeneratorType:
-        return awaited.gi_frame, awaited.gi_yieldfrom
-    if kind is AsyncGeneratorType:
-        return awaited.ag_frame, awaited.ag_await
-    return None, None
+    return [make_call(frame.f_code, frame.f_lineno) for frame in suspended_frames(awaited)]
 
 
 def _thread(thread: Any, _: type) -> Root | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import CodeType, ModuleType
 
 from closewait_guard._capture import (
@@ -20,10 +20,12 @@ from closewait_guard._capture import (
     CreationTuple,
     SharedStack,
     intern,
+    kind_of_file,
+    normal_path,
 )
 from closewait_guard._enums import FrameKind, Origin
 from closewait_guard._inspect.observation import SiteCount
-from closewait_guard._live import loaded_modules, text_of, value_at
+from closewait_guard._live import loaded_modules, module_dict, text_of, value_at
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
@@ -70,7 +72,8 @@ def _lacks_source(frame: Frame) -> bool:
 
 
 def _frame(code: CodeType, offset: int) -> Frame:
-    lineno = _line_at(code, offset)
+    is_awaiting = offset < 0
+    lineno = _line_at(code, ~offset if is_awaiting else offset)
     return Frame(
         filename=code.co_filename,
         lineno=lineno,
@@ -78,6 +81,7 @@ def _frame(code: CodeType, offset: int) -> Frame:
         module=_module_of(code.co_filename),
         kind=kind_of(code.co_filename),
         source=linecache.getline(code.co_filename, lineno).strip() or None,
+        is_awaiting=is_awaiting,
     )
 
 
@@ -89,17 +93,32 @@ def _line_at(code: CodeType, offset: int) -> int:
 
 
 def kind_of(filename: str) -> FrameKind:
-    """Whose code a file is, by where it lies."""
-    path = _normal(filename)
-    if "/site-packages/" in path or "/dist-packages/" in path:
-        return FrameKind.LIBRARY
-    if path.startswith(_STDLIB):
-        return FrameKind.STDLIB
-    return FrameKind.USER
+    """Whose code a file is. What only starts an installed program belongs to a library."""
+    kind = kind_of_file(filename)
+    return FrameKind.LIBRARY if kind is FrameKind.USER and _is_launcher(filename) else kind
+
+
+def _is_launcher(filename: str) -> bool:
+    if filename == "<string>":
+        # Made at runtime, as by dataclasses, or what starts a process; unless it is the program.
+        return "__file__" in (module_dict(sys.modules.get("__main__")) or ())
+    return _is_console_script(filename)
+
+
+@lru_cache(4096)
+def _is_console_script(filename: str) -> bool:
+    """Whether an installer has made the file, to call a function of a package."""
+    path = PurePath(normal_path(filename))
+    if path.name == "__main__.py":
+        return path.parent.suffix == ".exe"
+    if path.parent.name not in ("bin", "Scripts") or path.suffix not in ("", ".py"):
+        return False
+    lines = linecache.getlines(filename)
+    return len(lines) < 50 and any(line.strip().startswith("sys.exit(") for line in lines)
 
 
 def is_ours(filename: str) -> bool:
-    return _normal(filename).startswith(_ours(sys.modules.get("wrapt")))
+    return normal_path(filename).startswith(_ours(sys.modules.get("wrapt")))
 
 
 @lru_cache(2)
@@ -107,7 +126,7 @@ def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
     folders = [str(Path(__file__).parents[1])]
     if wrapt is not None and wrapt.__file__:
         folders.append(str(Path(wrapt.__file__).parent))
-    return tuple(_normal(folder) + "/" for folder in folders)
+    return tuple(normal_path(folder) + "/" for folder in folders)
 
 
 @lru_cache(4096)
@@ -118,14 +137,6 @@ def _module_of(filename: str) -> str:
         if text_of(value_at(variables, "__file__")) == filename:
             return name
     return Path(filename).stem
-
-
-def _normal(filename: str) -> str:
-    return filename.replace("\\", "/")
-
-
-# Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
-_STDLIB = ("<frozen ", _normal(str(Path(linecache.__file__).parent)) + "/")
 
 
 def record_of(creation: CreationTuple, pid: int) -> SocketRecord:

@@ -8,6 +8,8 @@ from closewait_guard._live.frames import (
     running_frames,
     sees_all_threads,
     shows_other_threads,
+    suspended_frames,
+    suspension_of,
     variable_of,
 )
 from closewait_guard._live.gc_objects import (
@@ -83,6 +85,8 @@ __all__ = [
     "running_frames",
     "sees_all_threads",
     "shows_other_threads",
+    "suspended_frames",
+    "suspension_of",
     "text_of",
     "type_name",
     "type_qualname",

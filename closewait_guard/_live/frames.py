@@ -22,11 +22,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import chain, compress, repeat
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
 
 from closewait_guard._cpython import current_frame, current_frames, interpreter_states
 from closewait_guard._interruptions import refusals
+from closewait_guard._live.objects import is_exactly, module_name, type_qualname
 
 __all__ = [
     "locals_of",
@@ -34,6 +35,8 @@ __all__ = [
     "running_frames",
     "sees_all_threads",
     "shows_other_threads",
+    "suspended_frames",
+    "suspension_of",
     "variable_of",
 ]
 
@@ -139,6 +142,40 @@ def shows_other_threads() -> bool:
 def variable_of(frame: FrameType, name: str) -> Any:
     """The value of one variable of a function's frame; None where it has none."""
     return locals_of(frame).get(name)
+
+
+def suspended_frames(awaited: Any) -> list[FrameType]:
+    """Where a coroutine or generator, and each that it awaits, is suspended; innermost first."""
+    frames: list[FrameType] = []
+    for _ in range(100):
+        frame, awaited = suspension_of(awaited)
+        if frame is None:
+            break
+        frames.append(frame)
+    return frames[::-1]
+
+
+def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
+    """The frame of a coroutine or generator, and what it awaits."""
+    kind = type(awaited)
+    if kind is CoroutineType:
+        return awaited.cr_frame, awaited.cr_await
+    if kind is GeneratorType:
+        return awaited.gi_frame, awaited.gi_yieldfrom
+    if kind is AsyncGeneratorType:
+        return awaited.ag_frame, awaited.ag_await
+    if module_name(kind) == "builtins" and type_qualname(kind) in _AWAITERS:
+        for inner in gc.get_referents(awaited):
+            if is_exactly(inner, _SUSPENDABLE) or type_qualname(type(inner)) in _AWAITERS:
+                return suspension_of(inner)
+    return None, None
+
+
+# What stands in C between an `await` and what runs for it.
+_AWAITERS = frozenset(
+    {"coroutine_wrapper", "async_generator_asend", "async_generator_athrow", "anext_awaitable"}
+)
+_SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 def _by_view(frame: FrameType) -> _Pairs:

@@ -241,9 +241,15 @@ def _opening_lines(record: SocketRecord) -> Iterator[str]:
         if record.opened_at is not None and not blamed.stack and record.origin is not Origin.NATIVE:
             yield "  opened at an unknown place: stack_depth is 0"
         return
-    yield from frame_lines(
-        "  opened at " if blamed is record.opener else "  listener opened at ", site
-    )
+    opened = "  opened" if blamed is record.opener else "  listener opened"
+    if site.is_awaiting:
+        yield f"{opened} in a task"
+        yield from frame_lines("    awaited from ", site)
+    elif blamed.task is not None and site.kind is not FrameKind.USER:
+        yield f"{opened} in a background task, no line of your code"
+        yield from frame_lines("    at ", site)
+    else:
+        yield from frame_lines(f"{opened} at ", site)
     outer = blamed.stack[blamed.stack.index(site) + 1 :]
     shown = 0
     for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
