@@ -23,7 +23,7 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now
 from closewait_guard._delivery import Delivery
-from closewait_guard._inspect import probe
+from closewait_guard._inspect import AttributionOnImport, probe
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Pipeline
 from closewait_guard._redact import Redaction
@@ -174,6 +174,12 @@ class Guard:
     def attribute(self, *names: str) -> None:
         """Record where native code opens sockets; see `closewait_guard.attribute`."""
         self._pipeline.scanner.attribute(*names)
+
+    def _attribute_on_import(self, names: Iterable[str]) -> None:
+        """The same when the program imports a known library, or the module of a name."""
+        on_import = AttributionOnImport(self.attribute, names)
+        self._on_uninstall(on_import.remove)
+        on_import.install()
 
     def __enter__(self) -> Self:
         return self.install()

@@ -16,6 +16,7 @@ from closewait_guard._inspect.observation import (
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
 
 if TYPE_CHECKING:
+    from closewait_guard._inspect.native import AttributionOnImport, attributed_module
     from closewait_guard._inspect.records import (
         count_by_site,
         is_ours,
@@ -26,15 +27,23 @@ if TYPE_CHECKING:
     )
     from closewait_guard._inspect.scanner import ScanResult, SocketScanner
 else:
+    _HOMES = {
+        "AttributionOnImport": "native",
+        "ScanResult": "scanner",
+        "SocketScanner": "scanner",
+        "attributed_module": "native",
+    }
+
     # Of recorded sockets: what looks at other processes records none, and loads nothing of it.
     def __getattr__(name: str) -> object:
-        module = "scanner" if name in ("ScanResult", "SocketScanner") else "records"
+        module = _HOMES.get(name, "records")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{module}"), name)
 
 
 __all__ = [
+    "AttributionOnImport",
     "Endpoint",
     "Probe",
     "ProbeResult",
@@ -42,6 +51,7 @@ __all__ = [
     "SiteCount",
     "SocketScanner",
     "SuspectAge",
+    "attributed_module",
     "count_by_site",
     "is_ours",
     "is_unused_since",

@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from operator import is_
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from closewait_guard import _libraries
 from closewait_guard._capture import (
@@ -41,8 +43,10 @@ from closewait_guard.model import Observation, Origin
 
 __all__ = [
     "SETTLED_AFTER",
+    "AttributionOnImport",
     "CallAttribution",
     "NativeSockets",
+    "attributed_module",
 ]
 
 
@@ -301,6 +305,84 @@ class CallAttribution:
         self._watched.clear()
         for restore in undo.values():
             restore()
+
+
+class AttributionOnImport:
+    """Waits for the import of what `attribute()` wraps: known libraries, and what else is given.
+
+    It stands first among the finders of modules, until all are imported or `remove` is called; each
+    module is found and loaded by what finds it without us.
+
+    Args:
+        attribute: Called with a library or a `module:callable` when its module has been imported.
+        names: Those besides the libraries that are known.
+    """
+
+    def __init__(self, attribute: Callable[[str], object], names: Iterable[str]) -> None:
+        self._attribute = attribute
+        self._awaited: dict[str, list[str]] = {}
+        for name in dict.fromkeys((*_attributed_callables(), *names)):
+            self._awaited.setdefault(attributed_module(name), []).append(name)
+
+    def install(self) -> None:
+        """Wait from now on; what is imported already is attributed at once."""
+        for name in self._awaited.keys() & sys.modules.keys():
+            self._imported(name)
+        sys.meta_path.insert(0, self)
+
+    def remove(self) -> None:
+        """Wait no more. Idempotent."""
+        self._awaited.clear()
+        # By identity: others may compare as they like.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Called by the interpreter for every module that is imported for the first time."""
+        if name not in self._awaited:
+            return None
+        for finder in sys.meta_path:
+            # As the interpreter does, which passes over what has no such method.
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = None if find is None else find(name, path, target)
+            if spec is not None:
+                self._watch_loading(name, spec.loader)
+                return cast("ModuleSpec", spec)
+        return None
+
+    def _watch_loading(self, name: str, loader: Any) -> None:
+        """Shadow a method of this one loader until it is called."""
+
+        def exec_module(module: object) -> None:
+            del loader.exec_module
+            loader.exec_module(module)
+            self._imported(name)
+
+        # Some loaders have no room for it: then nothing is attributed.
+        with contextlib.suppress(Exception):
+            if "exec_module" not in vars(loader):
+                loader.exec_module = exec_module
+
+    def _imported(self, name: str) -> None:
+        for each in self._awaited.pop(name, ()):
+            with contextlib.suppress(Exception):
+                self._attribute(each)
+        if not self._awaited:
+            self.remove()
+
+
+def attributed_module(name: str) -> str:
+    """The module in which a name of `attribute()` wraps something.
+
+    Raises:
+        ConfigurationError: It is neither a known library nor a `module:callable`.
+    """
+    module, colon, path = name.partition(":")
+    if module in _attributed_callables() and not colon:
+        return module
+    if not (path and all(part.isidentifier() for part in (*module.split("."), *path.split(".")))):
+        known = ", ".join(sorted(_attributed_callables()))
+        raise ConfigurationError(f'{name!r} must be "module:callable", or one of {known}')
+    return module
 
 
 async def _assign_awaited(result: Any, assign: Callable[[object], None]) -> Any:

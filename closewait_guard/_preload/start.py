@@ -46,10 +46,12 @@ class ChildConfig(NamedTuple):
     Attributes:
         reporters: What gets the report at every interval, by name.
         channel: Where the launcher hears how a process ends; None if it does not wait for that.
+        attribute: What opens native sockets.
     """
 
     reporters: tuple[str, ...]
     channel: Channel | None = None
+    attribute: tuple[str, ...] = ()
 
     def environment(
         self, settings: Mapping[str, str], environ: Mapping[str, str]
@@ -68,8 +70,9 @@ class ChildConfig(NamedTuple):
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """What the launcher has handed over."""
-        reporters, channel = json.loads(environ[_VARIABLE])
-        return cls(tuple(reporters), None if channel is None else Channel.of(*channel))
+        reporters, channel, attribute = json.loads(environ[_VARIABLE])
+        channel = None if channel is None else Channel.of(*channel)
+        return cls(tuple(reporters), channel, tuple(attribute))
 
     @staticmethod
     def mark_main(environ: dict[str, str], pid: int) -> dict[str, str]:
@@ -90,6 +93,7 @@ def start() -> None:
         line = _line(config)
         # One of our own: the program may install the process-wide one, with its own settings.
         guard = Guard(Settings.load(), _reporters(config)).install()
+        guard._attribute_on_import(config.attribute)
         status = Status(line)
     except Exception as error:
         print_error(f"process {os.getpid()} is not guarded: {error}")

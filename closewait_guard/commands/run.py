@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -50,6 +51,12 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="report to at intervals: structlog, json_lines:PATH",
+    )
+    parser.add_argument(
+        "--attribute",
+        action="append",
+        metavar="NAME",
+        help="what opens native sockets: MODULE:CALLABLE",
     )
     parser.add_argument(
         "--at-exit",
@@ -107,10 +114,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
     command = command_of(arguments.target)
     settings = _settings(arguments)
+    _refuse_taken_signal(arguments)
     reporters = tuple(map(_checked, arguments.report or ()))
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
-    handover = ChildConfig(reporters)
+    handover = ChildConfig(reporters, attribute=_attributed(arguments))
     if not arguments.fail_on_leak:
         return exec_program(command, handover.environment(settings, os.environ))
     from closewait_guard.commands._verdicts import Verdicts
@@ -157,6 +165,75 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
         raise ConfigurationError(text) from None
     variables = {ENVIRONMENT_PREFIX + name.upper(): value for name, value in given.items()}
     return variables | variables_of(arguments)
+
+
+# What servers do upon signals, besides ending. They set handlers of their own after ours, some for
+# their workers too.
+_RESTARTS, _WORKERS = "to restart its workers", "to change the number of its workers"
+_TAKEN = {
+    "gunicorn": {
+        "SIGHUP": "to reload",
+        "SIGUSR1": "to open its logs again",
+        "SIGUSR2": "to replace itself",
+        "SIGWINCH": "to end its workers",
+        "SIGTTIN": _WORKERS,
+        "SIGTTOU": _WORKERS,
+        "SIGCHLD": "to notice the end of a worker",
+        "SIGABRT": "to end a worker that hangs",
+    },
+    "uvicorn": {"SIGHUP": _RESTARTS, "SIGTTIN": _WORKERS, "SIGTTOU": _WORKERS},
+    "hypercorn": {"SIGHUP": _RESTARTS},
+    "celery": {
+        "SIGHUP": "to restart",
+        "SIGUSR1": "to limit the time of tasks and to print stacks",
+        "SIGUSR2": "to start its debugger",
+    },
+}
+_ENDS = dict.fromkeys(("SIGTERM", "SIGINT", "SIGQUIT"), "to end")
+
+
+def _refuse_taken_signal(arguments: argparse.Namespace) -> None:
+    """A report upon such a signal would not be made, or the server would not do its own work."""
+    settings, server = _loaded(arguments), _server_of(arguments.target)
+    if arguments.signal is not None:
+        settings = settings.with_overrides(signal=arguments.signal)
+    if settings.signal is None or server not in _TAKEN:
+        return
+    name = signal.Signals(settings.signal).name
+    purpose = (_TAKEN[server] | _ENDS).get(name)
+    if purpose is not None:
+        given = "run --signal" if arguments.signal else settings.source_of("signal")
+        raise ConfigurationError(
+            f"{given}: {server} uses {name} {purpose}; take one that it leaves alone, such as "
+            "SIGPROF"
+        )
+
+
+def _server_of(target: Sequence[str]) -> str:
+    """The name of the program that TARGET starts.
+
+    Example:
+        >>> _server_of(["/srv/bin/gunicorn", "app:app"]), _server_of(["-m", "uvicorn", "app:app"])
+        ('gunicorn', 'uvicorn')
+        >>> _server_of(["python3", "-m", "celery.bin.celery", "worker"])
+        'celery'
+    """
+    name = Path(target[0]).name
+    if "-m" in target[:-1] and (name == "-m" or name.startswith("python")):
+        return target[target.index("-m") + 1].partition(".")[0]
+    return name.removesuffix(".exe")
+
+
+def _attributed(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Names that can be used. What they stand for is for the program to import."""
+    from closewait_guard._inspect import attributed_module
+
+    for name in arguments.attribute or ():
+        try:
+            attributed_module(name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"run --attribute: {error}") from None
+    return tuple(arguments.attribute or ())
 
 
 def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = None) -> Settings:

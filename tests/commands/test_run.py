@@ -419,3 +419,76 @@ def test_a_monitor_of_the_program_is_its_own_under_run(tmp_path):
     path.write_text(SHARING.format(others="", after=watch))
     done = call("run", "--fail-on-leak", path, code=86)
     assert "1 leaked, 1 dead of 3" in " ".join(done.stderr.split()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("SIGUSR1", ["gunicorn", "app:app"]),
+        ("SIGTERM", ["/usr/bin/uvicorn", "app:app"]),
+        ("SIGHUP", ["-m", "hypercorn", "app:app"]),
+        ("SIGUSR1", ["python3", "-m", "celery", "-A", "app", "worker"]),
+    ],
+)
+def test_a_signal_that_the_server_uses_itself_is_refused_before_it_starts(name, target):
+    done = call("run", "--signal", name, *target, code=2)
+    assert f" uses {name} to " in done.stderr
+    assert call("run", *target, code=2, CLOSEWAIT_GUARD_SIGNAL=name).stderr.count(name) == 1
+
+
+def test_all_signals_of_gunicorn_are_known(script):
+    pytest.importorskip("gunicorn")
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+    for each in {*Arbiter.SIGNALS, *Worker.SIGNALS}:
+        assert "gunicorn uses" in call("run", "--signal", each.name, "gunicorn", code=2).stderr
+    assert call("run", "--signal", "SIGPROF", script(""), "gunicorn", code=0)
+
+
+CURL = """
+import sys
+finders, seen = [*sys.meta_path], set(sys.modules)
+import http.server, threading, time
+assert not {"pycurl", "wrapt"} & seen
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version, timeout = "HTTP/1.1", 0.05
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *arguments):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+import pycurl
+assert "exec_module" not in vars(pycurl.__spec__.loader)
+assert sys.meta_path == finders
+curl = pycurl.Curl()
+curl.setopt(curl.URL, f"http://127.0.0.1:{server.server_port}/")
+curl.perform()
+time.sleep(0.3)
+"""
+
+
+def test_what_native_code_opens_is_attributed_when_the_program_imports_it(script):
+    pytest.importorskip("pycurl")
+    done = call("run", "--fail-on-leak", script(CURL), code=86)
+    assert ":22 in <module>" in done.stderr, done.stderr
+
+
+def test_what_attribute_names_is_attributed_when_the_program_imports_it(script, tmp_path):
+    script(
+        "import _socket\nkept = []\n"
+        "def connect(address):\n    kept.append(_socket.socket())\n    kept[0].connect(address)\n",
+        "native.py",
+    )
+    path = script(
+        "import socket, time\nserver = socket.create_server(('127.0.0.1', 0))\n"
+        "import native\nnative.connect(server.getsockname())\nserver.accept()[0].close()\n"
+        "time.sleep(0.2)\n"
+    )
+    done = call("run", "--fail-on-leak", "--attribute", "native:connect", path, code=86)
+    assert f"{path.name}:4 in <module>" in done.stderr, done.stderr
+    done = call("run", "--attribute", "native", path, code=2)
+    assert 'must be "module:callable"' in done.stderr
