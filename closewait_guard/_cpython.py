@@ -39,6 +39,7 @@ __all__ = [
     "CONNECTION_HANDLE",
     "DONE_CALLBACKS",
     "FILE_SOCKET",
+    "FINALIZER_ENTRIES",
     "GROUP_TASK",
     "HANDLE_CALLBACK",
     "LOOP_CLOSED",
@@ -97,6 +98,11 @@ GROUP_TASK = "_parent_task"  # Of asyncio.TaskGroup.
 RACING_TASKS = "running_tasks"  # A variable of `staggered_race`, until Python 3.13.
 QUEUE_OF_DONE, QUEUE_WAITERS = "_done", "_getters"  # Of `as_completed`, and of that queue.
 CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.
+
+# The classes of what `weakref.finalize` keeps until an object ends; else that counts as its use.
+FINALIZER_ENTRIES: tuple[type, ...] = tuple(
+    entry for entry in (vars(weakref.finalize).get("_Info"),) if isinstance(entry, type)
+)
 
 
 def _frame_by_traceback(depth: int = 0) -> FrameType:

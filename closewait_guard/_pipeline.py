@@ -19,9 +19,9 @@ from functools import partial
 
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
-from closewait_guard._clock import Allowance, TimeLimit, now, wall
+from closewait_guard._clock import Allowance, now, wall
 from closewait_guard._format import pluralize
-from closewait_guard._holders import CallUse, Explainer, Pools, find_call_uses
+from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
     Probe,
     ScanResult,
@@ -41,7 +41,6 @@ from closewait_guard._judge import (
     threshold_alerts,
     update_alerts,
 )
-from closewait_guard._libraries import PoolUse
 from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
 from closewait_guard._render import render_with_header
@@ -54,8 +53,8 @@ __all__ = [
 ]
 
 
-# The shares of the time for searching that go to pools, and then to running calls.
-_SHARE_OF_POOLS = _SHARE_OF_CALLS = 0.3
+# The share of the time for searching that goes to running calls.
+_SHARE_OF_CALLS = 0.3
 # The share of the time that looking at children may take.
 _SHARE_OF_CHILDREN = 0.002
 
@@ -88,8 +87,7 @@ class Pipeline:
         self._is_installed = is_installed
         self.scanner = SocketScanner(registry, probe, settings)
         self._pools = Pools()
-        self._have_pools_failed = False
-        self._have_calls_failed = False
+        self._calls = RunningCalls(registry)
         self._allowance = Allowance(now())
         self._explainer = Explainer(registry, self._allowance)
         self.holders_seconds = 0.0
@@ -197,37 +195,19 @@ class Pipeline:
         findings = judge(observations, settings, fd_limit)
         with self._holders_measured():
             limit = self._explainer.time_to_search(paced=is_paced)
-            pools = self._ask_pools(findings, limit.part(_SHARE_OF_POOLS))
-            idle = {
-                serial for serial, use in pools.items() if use.is_idle and not use.too_many_pools
-            }
+            leaks = [
+                each.observation
+                for each in findings
+                if each.is_leak and each.verdict is not Verdict.DROPPED
+            ]
+            pools = self._pools.uses(leaks, limit, afresh=everything)
+            idle = {serial for serial, use in pools.items() if use.is_excuse}
             findings = leave_to_pools(findings, idle, settings, fd_limit)
             # What a test or a block has left open is not to wait for the end of a call.
             part = limit.part(_SHARE_OF_CALLS)
-            calls = {} if everything else self._find_call_uses(findings, part)
+            calls = {} if everything else self._calls.uses(findings, part)
             findings = leave_to_calls(findings, calls.keys(), settings, fd_limit)
             return self._explainer.explain(findings, pools, calls, limit, everything=everything)
-
-    def _ask_pools(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, PoolUse]:
-        leaks = (
-            each.observation
-            for each in findings
-            if each.is_leak and each.verdict is not Verdict.DROPPED
-        )
-        try:
-            uses = self._pools.uses(leaks, limit)
-        except Exception:
-            self._have_pools_failed = True
-            return {}
-        self._have_pools_failed = False
-        return uses
-
-    def _find_call_uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
-        try:
-            return find_call_uses(findings, self._registry, limit)
-        except Exception:
-            self._have_calls_failed = True
-            return {}
 
     @contextmanager
     def _holders_measured(self) -> Iterator[None]:
@@ -287,10 +267,8 @@ class Pipeline:
                 "be read"
             )
         yield from self._children.notes
-        if self._have_pools_failed:
-            yield "what waits in pools: asking them has failed"
-        if self._have_calls_failed:
-            yield "what running calls do with connections: looking at them has failed"
+        yield from self._pools.notes
+        yield from self._calls.notes
         if refusals.total:
             questions = pluralize(refusals.total, "question")
             yield f"what an audit hook has kept from being asked: {questions}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 import closewait_guard as cwg
 from closewait_guard import _pipeline
-from closewait_guard._holders import explain
+from closewait_guard._clock import TimeLimit
+from closewait_guard._holders import explain, threads
 from closewait_guard._judge import alerts, verdict
 from closewait_guard._libraries import PoolUse
 from closewait_guard.testing import half_closed_pair
@@ -42,7 +43,7 @@ def calls(monkeypatch):
 def keep_idle_in_pool(monkeypatch, guard, serial):
     """Have a pool say that it keeps this socket for later."""
     use = PoolUse("urllib3", "HTTPConnectionPool", is_idle=True, max_size=1)
-    monkeypatch.setattr(guard._pipeline._pools, "uses", lambda *_: {serial: use})
+    monkeypatch.setattr(guard._pipeline._pools, "uses", lambda *_, **__: {serial: use})
 
 
 @pytest.mark.parametrize("function", ["scan", "report"])
@@ -79,3 +80,41 @@ def test_what_is_still_open_after_settling_is_reported_in_full(calls):
     (leak,) = caught.value.report.leaks
     assert leak.holders
     assert leak.hint
+
+
+CALLS = "what running calls do with connections: "
+
+
+@contextmanager
+def another_thread():
+    may_end = threading.Event()
+    thread = threading.Thread(target=may_end.wait, args=(20,))
+    thread.start()
+    try:
+        yield
+    finally:
+        may_end.set()
+        thread.join()
+
+
+def notes_on_calls(guard):
+    return [note for note in guard.scan().coverage.notes if note.startswith(CALLS)]
+
+
+def test_a_look_at_running_calls_that_fails_is_said_of_that_scan_only(monkeypatch):
+    def broken():
+        raise ValueError("no frames at this moment")
+
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
+        with monkeypatch.context() as patched:
+            patched.setattr(threads, "_calls_of_others", broken)
+            assert notes_on_calls(guard) == [f"{CALLS}looking at them has failed"]
+        assert notes_on_calls(guard) == []
+
+
+def test_running_calls_that_there_was_no_time_to_look_at_are_said(monkeypatch):
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair(), another_thread():
+        with monkeypatch.context() as patched:
+            patched.setattr(explain.Explainer, "time_to_search", lambda *_, **__: TimeLimit(0))
+            assert notes_on_calls(guard) == [f"{CALLS}not all of them, for lack of time"]
+        assert notes_on_calls(guard) == []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
 from closewait_guard._holders.libraries import Pools
-from closewait_guard._holders.threads import CallUse, find_call_uses
+from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
-    "CallUse",
     "Explainer",
     "Pools",
-    "find_call_uses",
+    "RunningCalls",
 ]

@@ -305,7 +305,7 @@ class Explainer:
             explanation, pool = _NO_EXPLANATION._replace(holders=reuse), None
         sentences, owners, _ = explanation.holders
         if pool is not None:
-            sentences, owners = (*sentences, pool.sentence), (*owners, pool.holder)
+            sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
         hint = self._hint_for(
             observation,
             Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict,

@@ -10,6 +10,7 @@ from closewait_guard._holders.references import (
     HolderPath,
     find_paths,
     find_paths_forward,
+    find_unused,
     reachable_instances,
 )
 from closewait_guard._holders.roots import Roots
@@ -19,6 +20,7 @@ __all__ = [
     "Roots",
     "find_holders",
     "find_holders_forward",
+    "find_unused",
     "reachable_instances",
 ]
 

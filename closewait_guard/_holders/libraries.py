@@ -6,16 +6,24 @@ import _socket
 import contextlib
 import weakref
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from time import thread_time
+from typing import Any, NamedTuple
 
 from closewait_guard import _libraries
 from closewait_guard._capture import SOCKET
-from closewait_guard._clock import TimeLimit
-from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, THREAD_NAME, threads
-from closewait_guard._holders.find import Roots, reachable_instances
+from closewait_guard._clock import TimeLimit, now
+from closewait_guard._cpython import (
+    FINALIZER_ENTRIES,
+    LOOP_CLOSED,
+    LOOP_OF,
+    THREAD_NAME,
+    threads,
+)
+from closewait_guard._format import pluralize
+from closewait_guard._holders.find import Roots, find_unused, reachable_instances
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
     derives_from,
@@ -25,6 +33,7 @@ from closewait_guard._live import (
     is_a,
     is_too_large,
     kinds_of,
+    loaded,
     text_of,
 )
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
@@ -50,6 +59,11 @@ _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 # Besides one for each thread and event loop: clients of one line with different settings.
 _FEW_POOLS = 4
 _MAX_POOLS = 10_000
+# The shares of the time for searching that go to new pools, and to what can use those known.
+_SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
+# How many pools one search for uses may have, and the share of all time that searches may take.
+_MAX_AT_ONCE = 20
+_SHARE_OF_TIME = 0.01
 _MAX_WRAPPERS = 40
 
 # Where libraries store what they wrap, from the outermost to the socket.
@@ -72,33 +86,59 @@ _WRAPPED = (
 
 
 class Pools:
-    """Knows the pools of the process by weak reference; looks for new ones when there is reason."""
+    """Knows the pools of the process by weak reference; looks for new ones when there is reason.
+
+    Attributes:
+        notes: What could not be found out the last time.
+    """
 
     def __init__(self) -> None:
         self._pools: tuple[_Pool, ...] = ()
         self._in_no_pool: frozenset[int] = frozenset()
+        # By the identity of the reference to a pool.
+        self._answers: dict[int, _UseAnswer] = {}
+        self.notes: tuple[str, ...] = ()
 
-    def uses(self, suspects: Iterable[Observation], limit: TimeLimit) -> dict[int, PoolUse]:
+    def uses(
+        self, suspects: Iterable[Observation], limit: TimeLimit, *, afresh: bool = False
+    ) -> dict[int, PoolUse]:
         """What pools have to do with some sockets, by the serial of their records.
 
         Args:
             suspects: The sockets.
-            limit: How long to look for new pools where the heap is large.
+            limit: How long to look for new pools where the heap is large, and for what uses them.
+            afresh: Search again for what uses them, however lately that was done.
         """
+        self.notes = ()
+        try:
+            return self._uses(suspects, limit, afresh=afresh)
+        except Exception:
+            self.notes = ("what waits in pools: asking them has failed",)
+            return {}
+
+    def _uses(
+        self, suspects: Iterable[Observation], limit: TimeLimit, *, afresh: bool
+    ) -> dict[int, PoolUse]:
+        new, uses = limit.part(_SHARE_OF_POOLS), limit.part(_SHARE_OF_USES)
         by_fd = {seen.fd: seen for seen in suspects}
         found = self._ask_pools(by_fd)
         unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
         has_new = not unknown <= self._in_no_pool
-        if has_new and is_too_large() and limit.is_over():
+        if has_new and is_too_large() and new.is_over():
             # Another time: what is not known yet counts as in none then, too.
             unknown &= self._in_no_pool
         elif has_new:
             # Of what was in no pool the last time, the heap would show nothing new.
-            self._pools = self._find_pools(limit)
+            self._pools = self._find_pools(new)
             found = self._ask_pools(by_fd)
             unknown = frozenset(by_fd[fd].record.serial for fd in by_fd.keys() - found.keys())
         self._in_no_pool = unknown
-        return {by_fd[fd].record.serial: use for fd, use in found.items()}
+        excuses = [pool for use, pool in found.values() if use.is_excuse]
+        out_of_use = self._find_out_of_use(excuses, uses, afresh=afresh)
+        return {
+            by_fd[fd].record.serial: use._replace(is_out_of_use=id(pool[0]) in out_of_use)
+            for fd, (use, pool) in found.items()
+        }
 
     def _find_pools(self, limit: TimeLimit) -> tuple[_Pool, ...]:
         classes = _pool_classes()
@@ -115,8 +155,36 @@ class Pools:
             known[id(pool)] = weakref.ref(pool), library, kind
         return tuple(known.values())
 
-    def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, PoolUse]:
+    def _find_out_of_use(
+        self, pools: Iterable[_Pool], limit: TimeLimit, *, afresh: bool
+    ) -> set[int]:
+        """By the identity of their references: those of some pools that nothing can use any more.
+
+        How long an answer is believed depends on what it has cost.
+        """
+        asked = {id(pool[0]): pool for pool in pools}
+        known = {key: each for key, each in self._answers.items() if key in asked}
+        wanted = [
+            pool
+            for key, pool in asked.items()
+            if afresh or key not in known or known[key].until < now()
+        ]
+        if wanted and not is_too_large() and not limit.is_over():
+            # A pool of which it is not known excuses its connections, and the report says so.
+            with contextlib.suppress(Exception):
+                known |= _search_uses(wanted[:_MAX_AT_ONCE], limit)
+        self._answers = known
+        unknown = len(asked) - len(known)
+        if unknown:
+            which = pluralize(unknown, "pool")
+            self.notes = (
+                f"whether anything can still use {which}: not searched for yet, or no time for it",
+            )
+        return {key for key, answer in known.items() if answer.is_out_of_use}
+
+    def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, tuple[PoolUse, _Pool]]:
         uses: dict[int, PoolUse] = {}
+        pool_of: dict[int, _Pool] = {}
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
         owners = _owner_classes(with_inner=True) if self._pools and by_fd else {}
@@ -125,6 +193,7 @@ class Pools:
             pool = ref()
             found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), owners)
             uses |= {fd: use for fd, (use, _) in found.items()}
+            pool_of |= dict.fromkeys(found, (ref, library, kind))
             idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle}
             pools.update({_target_of(uses[fd], by_fd[fd]) for fd in idle})
             for fd, loop in idle.items():
@@ -137,7 +206,29 @@ class Pools:
             target = _target_of(use, by_fd[fd])
             too_many = pools[target] > _FEW_POOLS + len(users[target])
             uses[fd] = use._replace(pools=pools[target], too_many_pools=too_many)
-        return uses
+        return {fd: (use, pool_of[fd]) for fd, use in uses.items()}
+
+
+class _UseAnswer(NamedTuple):
+    """Whether anything can still use a pool, and until when that is believed."""
+
+    pool: weakref.ref[Any]
+    is_out_of_use: bool
+    until: float
+
+
+def _search_uses(pools: Sequence[_Pool], limit: TimeLimit) -> dict[int, _UseAnswer]:
+    """By the identity of their references: whether anything can still use some pools."""
+    began = thread_time()
+    roots = Roots()
+    kept_by = loaded(name for *_, kind in pools for name in kind.kept_by)
+    # No variable here may hold a pool: it would count as something that uses it.
+    things = [ref() for ref, *_ in pools]
+    refs = [ref for (ref, *_), thing in zip(pools, things, strict=True) if thing is not None]
+    things = [thing for thing in things if thing is not None]
+    unused = find_unused(things, roots, limit.end, FINALIZER_ENTRIES, kept_by)
+    until = now() + (thread_time() - began) / _SHARE_OF_TIME
+    return {id(ref): _UseAnswer(ref, place in unused, until) for place, ref in enumerate(refs)}
 
 
 def _target_of(use: PoolUse, seen: Observation) -> _Target:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import closing
+from itertools import chain, islice
 from operator import attrgetter
+from threading import get_ident
 from types import (
     AsyncGeneratorType,
     CodeType,
@@ -26,13 +28,21 @@ from typing import Any, NamedTuple
 from closewait_guard._clock import now
 from closewait_guard._holders.roots import FALLBACK, FOREIGN, OWN, Root, Roots
 from closewait_guard._inspect import is_ours
-from closewait_guard._live import Walk, is_exactly, referrers, referrers_through_tuples, text_of
+from closewait_guard._live import (
+    Walk,
+    is_exactly,
+    referrers,
+    referrers_through_tuples,
+    shows_other_threads,
+    text_of,
+)
 
 __all__ = [
     "HolderPath",
     "code_of_call",
     "find_paths",
     "find_paths_forward",
+    "find_unused",
     "reachable_instances",
 ]
 
@@ -102,12 +112,20 @@ class _Node:
 
 
 class _Search:
-    def __init__(self, targets: list[object], roots: Roots, deadline: float) -> None:
+    def __init__(
+        self,
+        targets: list[object],
+        roots: Roots,
+        deadline: float,
+        passive: Collection[type] = (),
+    ) -> None:
         # Before anything else: as long as only the target is held, a garbage collection would
         # break up a cycle that it is in.
         self._nearest = [referrers(tuple(targets))]
         self._roots = roots
         self._deadline = deadline
+        self._passive = passive
+        self._passive_things: dict[int, object] = {}
         self._nodes = {id(thing): _Node(thing, 0) for thing in targets}
         self._ignored = {id(targets)}
         self._targets = list(self._nodes)
@@ -174,6 +192,9 @@ class _Search:
         found: _TargetsByNode = {}
         for thing in things:
             if self._is_internal(thing):
+                continue
+            if is_exactly(thing, self._passive):
+                self._passive_things[id(thing)] = thing
                 continue
             referents = gc.get_referents(thing)
             gained = self._link(thing, frontier.keys() & set(map(id, referents)), frontier, level)
@@ -245,11 +266,9 @@ class _Search:
     def _nodes_held_by_unseen(self, leading: list[_Node]) -> list[_Node]:
         """Nodes with more references than the collector sees: by native code, or a running call."""
         wanted = {id(node.thing) for node in leading}
+        seen = chain((node.thing for node in leading), self._passive_things.values())
         known = Counter(
-            key
-            for node in leading
-            for key in map(id, gc.get_referents(node.thing))
-            if key in wanted
+            key for thing in seen for key in map(id, gc.get_referents(thing)) if key in wanted
         )
         # Our own references: the node, the argument, and the list of targets.
         return [
@@ -258,8 +277,20 @@ class _Search:
             if sys.getrefcount(node.thing) > 2 + (node.level == 0) + known[id(node.thing)]
         ]
 
+    def is_in_use(self, target: int) -> bool:
+        """Whether anything but garbage and passive objects leads to a target, for all we know."""
+        return not self.paths(target)[0].is_cycle
+
+    def is_in_other_thread(self, target: int) -> bool:
+        """Whether a running call of another thread leads to it, or may do so unseen."""
+        threads = {root.thread for _, _, root, _ in self._ends[target]} - {None}
+        if threads or shows_other_threads():
+            return bool(threads - {get_ident()})
+        return self.paths(target)[0].is_held_by_unseen
+
     def close(self) -> None:
         """Drop all references."""
+        self._passive_things.clear()
         for node in self._nodes.values():
             node.thing = None
             node.next.clear()
@@ -291,6 +322,39 @@ def find_paths(
         # First the targets, while their referrers are held, so that cycles stay intact.
         targets.clear()
         search.close()
+
+
+def find_unused(
+    targets: list[object],
+    roots: Roots,
+    deadline: float,
+    passive: Collection[type],
+    kept_by: Collection[type],
+) -> set[int]:
+    """The places of the objects that nothing can use any more.
+
+    Only garbage leads to them, or objects that have a reference which they do not use.
+
+    Args:
+        targets: The objects. The caller must have no other list of them; it is emptied.
+        roots: Where a path may end.
+        deadline: As above.
+        passive: Classes of objects that do not use them.
+        kept_by: Further ones, which excuse them nevertheless while a call of another thread has
+            such an object: it is let go of when the call ends.
+    """
+    try:
+        unused = set(map(id, targets))
+        with closing(_Search(targets, roots, deadline, [*passive, *kept_by])) as search:
+            search.run()
+            unused = {key for key in unused if not search.is_in_use(key)}
+        if unused and kept_by:
+            with closing(_Search(targets, roots, deadline, passive)) as search:
+                search.run()
+                unused = {key for key in unused if not search.is_in_other_thread(key)}
+        return {place for place, key in enumerate(map(id, targets)) if key in unused}
+    finally:
+        targets.clear()
 
 
 def find_paths_forward(

@@ -55,11 +55,11 @@ __all__ = [
     "Call",
     "CallUse",
     "Local",
+    "RunningCalls",
     "calls_of",
     "current_calls",
     "describe_call",
     "describe_calls",
-    "find_call_uses",
     "make_call",
     "running_locals",
     "thread_name",
@@ -242,10 +242,8 @@ class CallUse(NamedTuple):
     hint: str
 
 
-def find_call_uses(
-    findings: Iterable[Finding], registry: Registry, limit: TimeLimit
-) -> dict[int, CallUse]:
-    """By serial, the connections that a call in another thread has not done with.
+class RunningCalls:
+    """Finds the connections that calls in other threads have not done with.
 
     A connection that was accepted is in use as long as a call runs that was given it; a response
     whose connection is closed, as long as a call has it in a variable; and what an event loop
@@ -253,30 +251,57 @@ def find_call_uses(
     is none of these.
 
     Args:
-        findings: What was found. Beyond a threshold a call excuses nothing.
         registry: Has the sockets.
-        limit: Of the time; calls that are not searched use nothing.
+
+    Attributes:
+        notes: What could not be looked at the last time.
     """
-    ended = [
-        each for each in findings if each.verdict in _UNFINISHED and each.severity is Severity.INFO
-    ]
-    by_fd = {each.observation.fd: each.observation for each in ended}
-    by_object: dict[int, Finding] = {}
-    for each in ended:
-        sock = registry.socket_of(each.observation.fd, each.observation.record.serial)
-        if sock is not None:
-            by_object[id(sock)] = each
-    search = _VariableSearch(by_object)
-    uses: dict[int, CallUse] = {}
-    for thread, innermost, frame, callee in _calls_of_others() if by_object else ():
-        for observation in search.used_by(frame):
-            use = _use_of_handler(thread, innermost, observation)
-            uses.setdefault(observation.record.serial, use)
-        for observation in _awaited_by_loop(frame, callee, by_fd):
-            uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
-        if limit.is_over():
-            break
-    return uses
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.notes: tuple[str, ...] = ()
+
+    def uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
+        """By serial, the connections that are in use.
+
+        Args:
+            findings: What was found. Beyond a threshold a call excuses nothing.
+            limit: Of the time; calls that are not searched use nothing.
+        """
+        self.notes = ()
+        try:
+            return self._uses(findings, limit)
+        except Exception:
+            self.notes = ("what running calls do with connections: looking at them has failed",)
+            return {}
+
+    def _uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
+        ended = [
+            each
+            for each in findings
+            if each.verdict in _UNFINISHED and each.severity is Severity.INFO
+        ]
+        by_fd = {each.observation.fd: each.observation for each in ended}
+        by_object: dict[int, Finding] = {}
+        for each in ended:
+            sock = self._registry.socket_of(each.observation.fd, each.observation.record.serial)
+            if sock is not None:
+                by_object[id(sock)] = each
+        search = _VariableSearch(by_object)
+        uses: dict[int, CallUse] = {}
+        calls = _calls_of_others() if by_object else iter(())
+        for thread, innermost, frame, callee in calls:
+            for observation in search.used_by(frame):
+                use = _use_of_handler(thread, innermost, observation)
+                uses.setdefault(observation.record.serial, use)
+            for observation in _awaited_by_loop(frame, callee, by_fd):
+                uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
+            if limit.is_over() and next(calls, None) is not None:
+                self.notes = (
+                    "what running calls do with connections: not all of them, for lack of time",
+                )
+                break
+        return uses
 
 
 def _calls_of_others() -> Iterator[tuple[int, FrameType, FrameType, FrameType | None]]:

@@ -18,6 +18,7 @@ __all__ = [
     "PoolUse",
     "for_each_call",
     "nothing",
+    "out_of_use",
 ]
 
 
@@ -39,6 +40,11 @@ def for_each_call(library: str) -> str:
     return f"{library} for each call"
 
 
+def out_of_use(library: str) -> str:
+    """The holder of connections in a pool of a library that nothing can use any more."""
+    return f"{library} out of use"
+
+
 def nothing(_: Any) -> Iterable[object]:
     """For a kind whose pool does not know what is checked out of it, or what is idle."""
     return ()
@@ -54,6 +60,7 @@ class PoolKind:
         max_size: How many connections it keeps; None where there is no bound.
         idle: The connections that wait in it: sockets, what wraps one, or descriptors.
         checked_out: Those that are in use.
+        kept_by: Classes of objects that have a reference to the pool and take nothing out of it.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +68,7 @@ class PoolKind:
     max_size: Callable[[Any], int | None]
     idle: Callable[[Any], Iterable[object]]
     checked_out: Callable[[Any], Iterable[object]] = nothing
+    kept_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +161,7 @@ class PoolUse(NamedTuple):
         max_size: How many connections the pool keeps; None where it has no bound.
         pools: How many such pools have idle connections that one line has made to one address.
         too_many_pools: There are more of them than a program has reason to make.
+        is_out_of_use: Nothing can use the pool any more: its client is closed, or garbage.
     """
 
     library: str
@@ -161,11 +170,19 @@ class PoolUse(NamedTuple):
     max_size: int | None
     pools: int = 1
     too_many_pools: bool = False
+    is_out_of_use: bool = False
 
     @property
-    def holder(self) -> str:
-        """The name by which hints know it."""
-        return for_each_call(self.library) if self.too_many_pools else self.library
+    def is_excuse(self) -> bool:
+        """Whether the pool will close the connection when it is next used."""
+        return self.is_idle and not (self.too_many_pools or self.is_out_of_use)
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """The names by which hints know it."""
+        if self.is_out_of_use:
+            return out_of_use(self.library), for_each_call(self.library)
+        return (for_each_call(self.library) if self.too_many_pools else self.library,)
 
     @property
     def sentence(self) -> str:
@@ -173,4 +190,5 @@ class PoolUse(NamedTuple):
         where = "idle in" if self.is_idle else "checked out of"
         bound = f"at most {self.max_size:,}" if self.max_size is not None else "without a bound"
         beside = f", one of {self.pools:,} pools for this address" if self.pools > 1 else ""
-        return f"{self.name}: {where} the pool ({bound}){beside}"
+        unused = ", which nothing can use any more" if self.is_out_of_use else ""
+        return f"{self.name}: {where} the pool ({bound}){beside}{unused}"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
+from closewait_guard._libraries.kinds import (
+    HolderHint,
+    Library,
+    PoolKind,
+    for_each_call,
+    nothing,
+    out_of_use,
+)
 from closewait_guard._live import elements_of, field, number_of, text_of
 from closewait_guard.model import Verdict
 
@@ -37,6 +44,11 @@ LIBRARIES = (
         "requests",
         hints=(
             HolderHint(
+                out_of_use("urllib3"),
+                "close the session or client when it is used up, and keep what you need of its "
+                "responses, such as response.content: a response itself keeps its whole pool",
+            ),
+            HolderHint(
                 "requests.models.Response",
                 "read the response to its end, or use `with session.get(..., stream=True) as "
                 "response:`, or call response.close()",
@@ -66,7 +78,14 @@ LIBRARIES = (
     Library(
         "urllib3",
         pools=(
-            PoolKind(("urllib3.connectionpool:HTTPConnectionPool",), _name, _max_size, _idle),
+            PoolKind(
+                ("urllib3.connectionpool:HTTPConnectionPool",),
+                _name,
+                _max_size,
+                _idle,
+                # A session that is closed lets go of its pools, but a response keeps its own.
+                kept_by=("urllib3.response:HTTPResponse",),
+            ),
             # The pool does not know what is checked out of it, but the response knows its pool.
             PoolKind(
                 ("urllib3.response:HTTPResponse",),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import warnings
+import weakref
 
 import aiohttp
 import botocore.config
@@ -16,6 +19,8 @@ import requests
 import urllib3
 
 import closewait_guard as cwg
+from closewait_guard._holders import libraries
+from closewait_guard._live import shows_other_threads
 from findings import are_of_a_pool_for_each_call, findings_of, findings_of_async, opened_in
 from servers import redis_server, web
 
@@ -389,3 +394,177 @@ def test_many_stale_connections_are_a_warning():
             server.hang_up()
             findings = findings_of(guard, cwg.Verdict.STALE_POOL, 3)
             assert {finding.severity for finding in findings} == {cwg.Severity.WARNING}
+
+
+UNUSED = ", which nothing can use any more"
+kept = []
+
+
+@pytest.fixture
+def small_heap(monkeypatch):
+    """As in most programs, whatever other tests have left on a busy machine."""
+    monkeypatch.setattr(libraries, "is_too_large", lambda: False)
+
+
+@pytest.fixture
+def without_collection():
+    """Garbage stays as long as the test needs it; of what it then leaves open, Python warns."""
+    gc.collect()
+    gc.disable()
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    gc.enable()
+
+
+@pytest.fixture
+def kept_globally():
+    yield kept
+    kept.clear()
+
+
+def fetch_and_close_the_session(url):
+    with requests.Session() as session:
+        return session.get(url)
+
+
+@pytest.mark.skipif(
+    not shows_other_threads(), reason="what the tests have frozen may be of another thread's call"
+)
+@pytest.mark.usefixtures("small_heap")
+def test_a_response_that_keeps_the_pool_of_a_closed_session_excuses_nothing(guard, kept_globally):
+    with web() as server:
+        kept_globally.append(fetch_and_close_the_session(server.url))
+        server.hang_up()
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        assert leak.holders[-1].endswith(f"idle in the pool (at most 10){UNUSED}")
+        assert "a response itself keeps its whole pool" in leak.hint
+        kept_globally.clear()
+        assert guard.scan().leaks == ()
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_an_open_session_excuses_what_a_response_keeps_too(guard, kept_globally):
+    with web() as server, requests.Session() as session:
+        kept_globally.append(session.get(server.url))
+        server.hang_up()
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+        assert UNUSED not in stale.holders[-1]
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_a_response_that_a_call_of_another_thread_has_is_a_reason_for_its_pool(guard):
+    is_kept, may_end = threading.Event(), threading.Event()
+
+    def work(url):
+        response = fetch_and_close_the_session(url)
+        is_kept.set()
+        may_end.wait(20)
+        return response.content
+
+    with web() as server:
+        thread = threading.Thread(target=work, args=(server.url,))
+        thread.start()
+        try:
+            assert is_kept.wait(20)
+            server.hang_up()
+            findings_of(guard, cwg.Verdict.STALE_POOL)
+        finally:
+            may_end.set()
+            thread.join()
+
+
+def use_requests(url):
+    session = requests.Session()
+    session.itself = session
+    session.get(url)
+
+
+def use_httpx(url):
+    client = httpx.Client()
+    client.itself = client
+    client.get(url)
+
+
+@pytest.mark.usefixtures("small_heap", "without_collection")
+@pytest.mark.parametrize("call", [use_requests, use_httpx])
+def test_a_pool_that_only_garbage_reaches_excuses_nothing(guard, call):
+    with web() as server:
+        call(server.url)
+        server.hang_up()
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        assert leak.holders[-1].endswith(UNUSED)
+        assert {"use_requests": "close the session", "use_httpx": "make one client"}[
+            call.__name__
+        ] in leak.hint
+
+
+@pytest.mark.usefixtures("small_heap", "without_collection")
+def test_a_redis_pool_that_only_garbage_reaches_excuses_nothing(guard, redis_port):
+    def call():
+        client = redis.Redis(port=redis_port)
+        client.itself = client
+        client.ping()
+
+    call()
+    hang_up_redis(redis_port)
+    [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+    assert leak.holders[-1].endswith(UNUSED)
+    assert "make one client and keep it" in leak.hint
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_a_pool_that_only_the_registry_of_finalizers_reaches_excuses_nothing(guard):
+    def call(url):
+        client = httpx.Client()
+        client.get(url)
+        return weakref.finalize(guard, client.close)
+
+    with web() as server:
+        close = call(server.url)
+        server.hang_up()
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        assert leak.holders[-1].endswith(UNUSED)
+        close()
+        assert guard.scan().leaks == ()
+
+
+async def hold_in_a_task(client, ready):
+    ready.set()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        client.close()
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_a_pool_that_only_a_suspended_task_reaches_excuses_its_connections(guard):
+    async def main(url):
+        client = httpx.Client()
+        await asyncio.to_thread(client.get, url)
+        ready = asyncio.Event()
+        task = asyncio.create_task(hold_in_a_task(client, ready))
+        del client
+        await ready.wait()
+        server.hang_up()
+        await findings_of_async(guard, cwg.Verdict.STALE_POOL)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with web() as server:
+        asyncio.run(main(server.url))
+
+
+def test_what_could_not_be_searched_for_excuses_its_connections_and_is_said(guard, monkeypatch):
+    with web() as server, requests.Session() as session:
+        session.get(server.url)
+        server.hang_up()
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+        monkeypatch.setattr(libraries, "is_too_large", lambda: True)
+        guard.uninstall()
+        with cwg.Guard(cwg.Settings(grace=0.05)) as another:
+            [stale] = findings_of(another, cwg.Verdict.STALE_POOL)
+            notes = another.scan().coverage.notes
+        assert any("whether anything can still use 1 pool: " in note for note in notes)
+        monkeypatch.undo()
