@@ -34,7 +34,7 @@ from closewait_guard._holders.libraries import (
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
-from closewait_guard._libraries import PoolUse
+from closewait_guard._libraries import LOOP_WAKER, PoolUse
 from closewait_guard._live import instances_of, is_too_large
 from closewait_guard.model import (
     Finding,
@@ -334,6 +334,9 @@ class Explainer:
         if observation.state is State.LISTEN:
             # What libraries say is of connections.
             owners = ()
+        elif verdict is Verdict.OPEN and LOOP_WAKER in calls_of_libraries(record):
+            # A loop keeps these two itself, and all others for somebody else.
+            owners = (LOOP_WAKER,)
         return hint_for(
             verdict,
             # TLS does not change which side has made the connection.

@@ -21,9 +21,11 @@ from closewait_guard._libraries.kinds import (
     PoolKind,
     PoolUse,
 )
+from closewait_guard._libraries.stdlib import LOOP_WAKER
 
 __all__ = [
     "LIBRARIES",
+    "LOOP_WAKER",
     "HolderHint",
     "Library",
     "NativeCode",

@@ -13,6 +13,7 @@ from closewait_guard.model import Origin, Verdict
 
 __all__ = [
     "LIBRARIES",
+    "LOOP_WAKER",
     "TRACEBACK",
 ]
 
@@ -37,6 +38,9 @@ TRACEBACK = Library(
         ),
     ),
 )
+
+# The call that opens the two sockets by which an event loop wakes itself.
+LOOP_WAKER = "asyncio.selector_events.BaseSelectorEventLoop._make_self_pipe"
 
 LIBRARIES = (
     # Among the objects of these classes are those of gevent's socket class.
@@ -73,6 +77,11 @@ LIBRARIES = (
     Library(
         "asyncio",
         hints=(
+            HolderHint(
+                LOOP_WAKER,
+                "an event loop that was never closed: run it by asyncio.run(), or call "
+                "loop.close() in a finally block",
+            ),
             HolderHint(
                 "asyncio",
                 "the handler of this connection must end it: `writer.close()` and "

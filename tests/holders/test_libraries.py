@@ -321,3 +321,21 @@ def test_a_listener_that_a_library_has_dropped_has_no_hint_for_connections(guard
     ]
     assert len(listeners) == 1
     assert "writer.close()" not in listeners[0].hint
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_the_hint_of_an_event_loop_that_was_never_closed_is_to_close_the_loop(is_kept):
+    loops = [asyncio.new_event_loop()]
+    with pytest.raises(cwg.SocketLeakError) as caught, cwg.no_leaks(grace=0):
+        loops.append(asyncio.new_event_loop())
+        if not is_kept:
+            # What asks a loop for a callback is a cycle.
+            loops[1].run_until_complete(asyncio.sleep(0))
+            loops.pop()
+    hints = {finding.hint for finding in caught.value.report.findings}
+    while loops:
+        loops.pop().close()
+    [hint] = hints
+    assert "loop.close()" in hint
+    assert "writer" not in hint
