@@ -4,18 +4,20 @@ Libraries open sockets in tasks of their own: on the stack of such a task is no 
 and what called the event loop has nothing to do with it. So the stack goes on in the task that
 awaits this one, to the calls that are suspended there, until one of them is the program's.
 
-A task knows what to call when it is done. From there a few objects lead to the task that waits.
+A task of asyncio knows what to call when it is done. From there a few objects lead to the task that
+waits. One of trio runs in the nursery of another.
 Only code objects and offsets are kept, of no task and no coroutine.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
+from operator import attrgetter, methodcaller
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from closewait_guard._capture.stack import PROGRAM, Capture, CapturedStack, owner_of
 from closewait_guard._cpython import (
@@ -50,13 +52,16 @@ def continue_stack(
         capture: Takes the calls of what runs the event loop.
         depth: How many calls to take of each task.
     """
+    library = _TRIO if stack[calls * 2].co_name == "unrolled_run" else _ASYNCIO
     del stack[calls * 2 :]
-    task = sys.modules["asyncio"].current_task()
+    task = library.current()
     for _ in range(_MOST_TASKS):
-        task = None if task is None else _awaiting_task(task)
+        task = None if task is None else library.awaiting(task)
         if task is _EVENT_LOOP:
             _add_callers(stack, calls, caller, capture, depth)
-        if task is None or task is _EVENT_LOOP or _add_suspended(stack, task.get_coro(), depth):
+        if task is None or task is _EVENT_LOOP:
+            return
+        if _add_suspended(stack, library.coroutine(task), depth):
             return
 
 
@@ -88,6 +93,13 @@ def _add_suspended(stack: CapturedStack, coroutine: Any, depth: int) -> bool:
 
 # In place of a task: what runs the event loop until this one is done.
 _EVENT_LOOP = object()
+
+
+def _parent_of_trio(task: Any) -> Any:
+    """The task whose nursery another runs in; `_EVENT_LOOP` for that of `trio.run()`."""
+    parent = None if task.parent_nursery is None else task.parent_nursery.parent_task
+    is_root = parent is not None and parent.parent_nursery is None
+    return _EVENT_LOOP if is_root else parent
 
 
 def _awaiting_task(task: Any) -> Any:
@@ -166,3 +178,23 @@ def _linked(thing: object) -> Iterator[Any]:
     ):
         if linked is not None:
             yield linked
+
+
+class _Library(NamedTuple):
+    """How a library's tasks are asked."""
+
+    current: Callable[[], Any]
+    awaiting: Callable[[Any], Any]
+    coroutine: Callable[[Any], Any]
+
+
+def _current_of_asyncio() -> Any:
+    return sys.modules["asyncio"].current_task()
+
+
+def _current_of_trio() -> Any:
+    return sys.modules["trio"].lowlevel.current_task()
+
+
+_ASYNCIO = _Library(_current_of_asyncio, _awaiting_task, methodcaller("get_coro"))
+_TRIO = _Library(_current_of_trio, _parent_of_trio, attrgetter("coro"))

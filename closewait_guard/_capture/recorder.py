@@ -26,7 +26,7 @@ from closewait_guard._capture.stack import (
     uncaptured,
 )
 from closewait_guard._clock import wall
-from closewait_guard._cpython import current_frame, threads, weak_reference
+from closewait_guard._cpython import current_frame, running_loop, threads, weak_reference
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
 from closewait_guard._live import exact_text
@@ -41,8 +41,11 @@ __all__ = [
 def task_name() -> str | None:
     """The name of the task that runs in this thread's event loop; None outside of one."""
     try:
-        task = sys.modules["asyncio"].current_task()
-        return exact_text(task.get_name()) if task is not None else None
+        if running_loop() is not None:
+            task = sys.modules["asyncio"].current_task()
+            return exact_text(task.get_name()) if task is not None else None
+        lowlevel = sys.modules["trio"].lowlevel
+        return exact_text(lowlevel.current_task().name) if lowlevel.in_trio_task() else None
     except Exception as error:
         if interrupts(error):
             raise

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trio
+import trio.lowlevel
 import uvloop
 
 import closewait_guard as cwg
@@ -145,6 +147,47 @@ def test_anyio_names_the_line_that_connects(guard, address):
 
     record = anyio.run(open_and_close)
     assert record.site.function.endswith(".open_and_close")
+
+
+async def opened_by_trio(guard, address):
+    async with await trio.open_tcp_stream(*address):
+        return opened(guard)
+
+
+def test_trio_names_the_line_that_connects(guard, address):
+    record = trio.run(opened_by_trio, guard, address)
+    assert record.site.function == "opened_by_trio"
+    assert record.task.endswith("attempt_connect")
+
+
+def test_a_task_of_trio_without_a_line_names_that_of_the_nursery_it_runs_in(guard, address):
+    async def opened_in_nursery():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(library_task, address)
+            await trio.lowlevel.checkpoint()
+            while not made:
+                await trio.lowlevel.checkpoint()
+            return opened(guard)
+
+    assert trio.run(opened_in_nursery).site.function.endswith(".opened_in_nursery")
+
+
+library_task = library_function("""
+async def connect(address):
+    made.append(socket.create_connection(address))
+""")
+
+
+def test_what_trio_was_run_for_names_the_line_that_ran_it(guard, address):
+    trio.run(library_task, address)
+    assert opened(guard).site.function == "test_what_trio_was_run_for_names_the_line_that_ran_it"
+
+
+def test_a_socket_outside_of_tasks_has_none_where_both_libraries_are_loaded(guard):
+    with socket.socket():
+        record = opened(guard)
+    assert record.task is None
+    assert not any(frame.is_awaiting for frame in record.stack)
 
 
 def test_sockets_in_tasks_of_uvloop_name_the_line_that_waits(guard, address):
