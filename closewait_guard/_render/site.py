@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from closewait_guard._format import (
@@ -218,12 +219,15 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
     match record.opener.origin, record.origin:
         case Origin.ACCEPTED, _:
             if record.blamed is not record.opener:
-                return "accepted by library code"
+                return f"accepted by library code{_describe_maker(record.blamed)}"
             return f"accepted by the listener opened{where}" if where else ""
         case _, Origin.DUPLICATED:
             return f"duplicated from the socket opened{where}" if where else ""
         case _, Origin.DETACHED:
-            return "its socket object gave the descriptor away by detach()"
+            taken = _describe_taking(record)
+            return f"its socket object gave the descriptor away by detach(){taken}"
+        case _, Origin.WRAPPED if not observations[0].tls and (taken := _describe_taking(record)):
+            return f"handed over by its number{taken}"
         case _, Origin.INHERITED:
             return (
                 f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
@@ -233,6 +237,20 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
         case _, Origin.ADOPTED if not record.stack:
             return "older than the guard: where it was opened is unknown"
     return ""
+
+
+def _describe_maker(listener: SocketRecord) -> str:
+    """Where the socket was opened that a listener is a duplicate of."""
+    made = listener.parent.site if listener.parent is not None else None
+    if listener.origin is not Origin.DUPLICATED or made is None:
+        return ""
+    return f", by a duplicate of the listener opened at {made.place}"
+
+
+def _describe_taking(record: SocketRecord) -> str:
+    """Where another object has taken the descriptor over, unless it is still a mere number."""
+    taken = replace(record, parent=None).site
+    return f"; taken over at {taken.place}" if taken is not None and taken != record.site else ""
 
 
 def _opening_lines(record: SocketRecord) -> Iterator[str]:

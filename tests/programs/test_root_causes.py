@@ -11,6 +11,8 @@ import asyncio
 import http.client
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -316,3 +318,111 @@ def test_a_fixture_that_abandons_one_end_is_found_by_its_label(guard):
     assert leak.observation.record.labels == ("tests/test_protocol.py::test_hello",)
     assert "'near' of" in leak.holders[0]
     near.close()
+
+
+def test_a_descriptor_that_was_handed_over_names_its_maker_and_who_took_it_over(guard):
+    def by_detach(sock):
+        return socket.socket(fileno=sock.detach())
+
+    def by_number(sock):
+        return socket.socket(fileno=sock.fileno())
+
+    def make(address):
+        return socket.create_connection(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for take_over in (by_detach, by_number):
+            mine = make(server.getsockname())
+            copy = take_over(mine)
+            server.accept()[0].close()
+            leak = only(guard, cwg.Verdict.LEAKED, "make")
+            text = " ".join(cwg.render_text(guard.scan()).split())
+            line = take_over.__code__.co_firstlineno + 1
+            assert f"taken over at {__file__}:{line}" in text, text
+            assert leak.hint
+            copy.close()
+            if take_over is by_number:
+                mine.detach()
+
+
+TWISTED = """
+import socket, sys
+import closewait_guard as cwg
+
+guard = cwg.install(grace=0.1)
+from twisted.internet import protocol, reactor
+
+class Paused(protocol.Protocol):
+    def connectionMade(self):
+        self.transport.pauseProducing()
+        kept.append(self)
+
+class Factory(protocol.Factory):
+    protocol = Paused
+
+def listener():
+    return socket.create_server(("127.0.0.1", 0))
+
+def adopt_port():
+    with listener() as sock:
+        sock.setblocking(False)
+        reactor.adoptStreamPort(sock.fileno(), socket.AF_INET, Factory())
+        peers.append(socket.create_connection(sock.getsockname()))
+
+def connection():
+    with listener() as server:
+        sock = socket.create_connection(server.getsockname())
+        peers.append(server.accept()[0])
+        return sock
+
+def adopt_connection():
+    with connection() as sock:
+        sock.setblocking(False)
+        reactor.adoptStreamConnection(sock.fileno(), socket.AF_INET, Factory())
+
+def look(last):
+    found = [leak for leak in guard.scan().leaks if leak.verdict == "leaked"]
+    if found or last > 100:
+        print(" ".join(cwg.render_text(guard.scan()).split()))
+        record = found[0].observation.record
+        while record:
+            print(record.origin, record.stack[0].function, record.site.function)
+            record = record.parent
+        reactor.stop()
+    else:
+        reactor.callLater(0.1, look, last + 1)
+
+kept, peers = [], []
+reactor.callWhenRunning(globals()[sys.argv[1]])
+reactor.callLater(0.3, lambda: [peer.close() for peer in peers])
+reactor.callLater(0.4, look, 0)
+reactor.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("adopt", "maker", "sentence"),
+    [
+        ("adopt_port", "listener", "accepted by library code, by a duplicate of the listener"),
+        ("adopt_connection", "connection", "duplicated from the socket opened at"),
+    ],
+)
+def test_what_twisted_adopts_names_its_maker_and_the_line_that_handed_it_over(
+    adopt, maker, sentence
+):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TWISTED, adopt],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sentence in done.stdout
+    assert f" in {adopt}()" in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["duplicated", "fromfd", adopt] in lines
+    assert [
+        "created",
+        {"listener": "create_server"}.get(maker, "create_connection"),
+        maker,
+    ] in lines
