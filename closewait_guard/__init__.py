@@ -2,6 +2,7 @@
 
 The names are fetched when they are first used, so that importing the package costs next to
 nothing and patches nothing.
+PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations

@@ -33,6 +33,21 @@ def test_it(name, hooked):
     result.assert_outcomes(passed=3)
 
 
+def test_pytest_under_run_starts_where_its_warnings_are_errors(tmp_path):
+    """The package is loaded before pytest is, which warns of what it can no longer rewrite."""
+    (tmp_path / "test_it.py").write_text("def test_it(): pass")
+    pytest_with_errors = ["pytest", "-q", "-W", "error::pytest.PytestAssertRewriteWarning"]
+    done = subprocess.run(
+        [sys.executable, "-m", "closewait_guard", "run", "-m", *pytest_with_errors],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 passed" in done.stdout
+
+
 def test_a_run_that_closes_its_sockets_loads_nothing_that_scans_or_judges(suite):
     suite.write(
         """
