@@ -28,6 +28,9 @@ WIDTH = 80
 
 # Azure Pipelines, TeamCity and GitHub look for their older commands anywhere in a line.
 _BUILD_SERVER_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
+# The last part of a path; the end of a path with the number of a line, and punctuation.
+_FILE = re.compile(r"[^/\\]*$")
+_PLACE = re.compile(r":\d{1,9}[:;,.)]{0,3}$")
 _MAX_CHARACTERS = 10_000
 _MAX_PLAIN_NUMBER = 1e9
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -41,21 +44,44 @@ def wrap_text(text: str, indent: str) -> list[str]:
     if len(text) > _MAX_CHARACTERS:
         text = f"{text[:_MAX_CHARACTERS]}... ({len(text) - _MAX_CHARACTERS:,} more characters)"
     text = escape_control(text)
-    lines = wrap(text, WIDTH, subsequent_indent=indent) or [""]
+    if len(text) > WIDTH:
+        text = " ".join(_fit_word(word, WIDTH - len(indent)) for word in text.split(" "))
+    lines = _wrap(text, WIDTH, indent) or [""]
     safe = [_break_commands(line) for line in lines]
     if safe != lines:
         # A broken command is one character longer, so leave room for it.
-        safe = [_break_commands(line) for line in wrap(text, WIDTH - 8, subsequent_indent=indent)]
+        safe = [_break_commands(line) for line in _wrap(text, WIDTH - 8, indent)]
     return safe
 
 
+def _wrap(text: str, width: int, indent: str) -> list[str]:
+    # Paths have hyphens too: `site-packages`.
+    return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def fit_path(prefix: str, path: str, suffix: str) -> str:
-    """Put a path on one line; if it is too long, it loses its beginning, never its end."""
-    path = escape_control(path)
-    room = WIDTH - len(prefix) - len(suffix)
-    if len(path) > room >= 20:
-        path = "..." + path[-(room - 3) :]
-    return truncate(prefix + path + suffix)
+    """Put a path on one line. If it is too long, folders at its beginning go, then the suffix.
+
+    Example:
+        >>> fit_path("at ", "/srv" * 20 + "/app.py:12", " in serve()")
+        'at ...v/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/app.py:12 in serve()'
+    """
+    path = _without_folders(escape_control(path), WIDTH - len(prefix) - len(suffix))
+    return truncate(prefix + _last(path, WIDTH - len(prefix) - len("...")) + suffix)
+
+
+def _fit_word(word: str, room: int) -> str:
+    """A line of a file stays whole where a paragraph is wrapped; other words are cut anywhere."""
+    return _without_folders(word, room) if len(word) > room and _PLACE.search(word) else word
+
+
+def _without_folders(path: str, room: int) -> str:
+    """Without what is too much at its beginning, but with all of the file's name."""
+    return _last(path, max(room, len("...") + len(_FILE.findall(path)[0])))
+
+
+def _last(text: str, room: int) -> str:
+    return text if len(text) <= room else "..." + text[3 - room :]
 
 
 def truncate(line: str) -> str:

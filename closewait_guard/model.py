@@ -139,7 +139,7 @@ class SocketRecord:
         called `accept()`, so the line that opened the listener says more.
         """
         opener = self.opener
-        if opener.origin is Origin.ACCEPTED and opener.parent and not _called_by_user(opener.stack):
+        if opener.origin is Origin.ACCEPTED and opener.parent and not _user_accepts(opener.stack):
             return opener.parent.blamed if opener.parent.stack else opener
         return opener
 
@@ -160,10 +160,18 @@ class SocketRecord:
 _SAME_DESCRIPTOR = frozenset({Origin.WRAPPED, Origin.DETACHED, Origin.INHERITED})
 
 
-def _called_by_user(stack: tuple[Frame, ...]) -> bool:
-    """Whether the program itself called the standard library's socket code."""
-    callers = (frame.kind for frame in stack if frame.module not in ("socket", "ssl"))
-    return next(callers, None) is FrameKind.USER
+def _user_accepts(stack: tuple[Frame, ...]) -> bool:
+    """Whether a line of the program called `accept()`, directly or through a library's wrapper.
+
+    What runs a whole server has another name, and accepts out of the program's sight.
+    """
+    callers = [frame for frame in stack if frame.module not in ("socket", "ssl")]
+    called = ""
+    for number, frame in enumerate(callers):
+        if frame.kind is FrameKind.USER:
+            return not number or "accept" in f"{called} {frame.source}"
+        called = frame.function.rpartition(".")[2]
+    return False
 
 
 @_store_by_slot

@@ -18,6 +18,7 @@ from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
 if TYPE_CHECKING:
     from closewait_guard._inspect.native import AttributionOnImport, attributed_module
     from closewait_guard._inspect.records import (
+        count_as_own,
         count_by_site,
         is_ours,
         kind_of,
@@ -52,6 +53,7 @@ __all__ = [
     "SocketScanner",
     "SuspectAge",
     "attributed_module",
+    "count_as_own",
     "count_by_site",
     "is_ours",
     "is_unused_since",

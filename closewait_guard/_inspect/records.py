@@ -29,6 +29,7 @@ from closewait_guard._live import loaded_modules, module_dict, text_of, value_at
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
+    "count_as_own",
     "count_by_site",
     "is_ours",
     "kind_of",
@@ -94,6 +95,8 @@ def _line_at(code: CodeType, offset: int) -> int:
 
 def kind_of(filename: str) -> FrameKind:
     """Whose code a file is. What only starts an installed program belongs to a library."""
+    if filename in _own_files:
+        return FrameKind.USER
     kind = kind_of_file(filename)
     return FrameKind.LIBRARY if kind is FrameKind.USER and _is_launcher(filename) else kind
 
@@ -115,6 +118,15 @@ def _is_console_script(filename: str) -> bool:
         return False
     lines = linecache.getlines(filename)
     return len(lines) < 50 and any(line.strip().startswith("sys.exit(") for line in lines)
+
+
+def count_as_own(filenames: Iterable[str]) -> None:
+    """Have these files, and no others, be the program's own though they lie among libraries."""
+    global _own_files
+    _own_files = frozenset(filenames)
+
+
+_own_files: frozenset[str] = frozenset()
 
 
 def is_ours(filename: str) -> bool:

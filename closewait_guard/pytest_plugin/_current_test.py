@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,31 @@ class CurrentTest:
             self.item.user_properties += junit_properties(finding)
         if finding.is_failure:
             self.failure = make_failure(finding, self.item.config)
+
+    def take_unraisable(self) -> Exception | None:
+        """Have pytest take what finalizers raised while the check collected garbage.
+
+        Otherwise the next test would get it: pytest itself has looked before, but for versions
+        below 8.4, which look when we have returned.
+
+        Returns:
+            What pytest raises for it where warnings are errors.
+        """
+        config = self.item.config
+        plugin = config.pluginmanager.get_plugin("unraisableexception")
+        collect = getattr(plugin, "collect_unraisable", None)
+        if self.may_have_collected and collect is not None:
+            try:
+                collect(config)
+            except Exception as error:
+                return error
+        return None
+
+    def add_section(self, error: Exception | None) -> None:
+        """Show an error in the report of the test, which fails with another."""
+        if error is not None:
+            text = "".join(traceback.format_exception(error))
+            self.item.add_report_section("teardown", "unraisable exceptions", text)
 
     def has_passed(self) -> bool:
         """Whether its body came to its end, and nothing went wrong."""

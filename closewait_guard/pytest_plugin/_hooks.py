@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -152,14 +151,19 @@ class LeakHooks:
 
     def _load_recorder(self) -> RunRecorder:
         with self._spare_descriptors.lend():
-            from closewait_guard.pytest_plugin._recording import RunRecorder
+            from closewait_guard.pytest_plugin._recording import RunRecorder, files_of_tests
 
         self._first_socket_hook.remove()
         if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
-            callers = _calling_code(self._config)
             self._recorder = RunRecorder(
-                self._plan, self._settings, self.ownership, self._spare_descriptors, worker, callers
+                self._plan,
+                self._settings,
+                self.ownership,
+                self._spare_descriptors,
+                worker,
+                _calling_code(self._config),
+                partial(files_of_tests, self._config),
             )
         # Apart: a timeout may strike in between, and what has begun must be ended.
         self._recorder.begin()
@@ -193,13 +197,13 @@ class LeakHooks:
                 test.failures += (error,)
                 if failure := self._finish_test(test):
                     test.item.add_report_section("teardown", "socket leaks", failure.text)
-                _add_section(test.item, _take_unraisable(test))
+                test.add_section(test.take_unraisable())
             raise
         # The check of a test may begin in its teardown.
         if (test := self.current_test) is not None:
-            failure, unraisable = self._finish_test(test), _take_unraisable(test)
+            failure, unraisable = self._finish_test(test), test.take_unraisable()
             if failure:
-                _add_section(test.item, unraisable)
+                test.add_section(unraisable)
                 self._ensure_pending().fail_test(test.item.nodeid, failure)
             if unraisable is not None:
                 raise unraisable
@@ -310,32 +314,6 @@ def _calling_code(config: pytest.Config) -> list[Any]:
     callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
     functions = (each.function for caller in callers for each in caller.get_hookimpls())
     return [function.__code__ for function in functions if hasattr(function, "__code__")]
-
-
-def _take_unraisable(test: CurrentTest) -> Exception | None:
-    """Have pytest take what finalizers raised while the check of a test collected garbage.
-
-    Otherwise the next test would get it: pytest itself has looked before, but for versions below
-    8.4, which look when we have returned.
-
-    Returns:
-        What pytest raises for it where warnings are errors.
-    """
-    plugin = test.item.config.pluginmanager.get_plugin("unraisableexception")
-    collect = getattr(plugin, "collect_unraisable", None)
-    if test.may_have_collected and collect is not None:
-        try:
-            collect(test.item.config)
-        except Exception as error:
-            return error
-    return None
-
-
-def _add_section(item: pytest.Item, error: Exception | None) -> None:
-    """Show an error in the report of a test that fails with another."""
-    if error is not None:
-        text = "".join(traceback.format_exception(error))
-        item.add_report_section("teardown", "unraisable exceptions", text)
 
 
 class TestPhases:

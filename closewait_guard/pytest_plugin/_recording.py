@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
+
+import pytest
 
 from closewait_guard._capture import PlainContext, Registry, capture_up_to
 from closewait_guard._config import RECORDING_DEFAULTS
@@ -58,6 +61,7 @@ class RunRecorder:
         spare_descriptors: Released as soon as there is something to check.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
+        find_test_files: Finds the files of tests, which may be installed with their package.
     """
 
     def __init__(
@@ -68,12 +72,14 @@ class RunRecorder:
         spare_descriptors: SpareDescriptors,
         worker: str | None,
         callers: Iterable[CodeType],
+        find_test_files: Callable[[], Iterable[str]],
     ) -> None:
         self._plan = plan
         self._settings = settings
         self._ownership = ownership
         self._spare_descriptors = spare_descriptors
         self._worker = worker
+        self._find_test_files = find_test_files
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
             recording.stack_depth,
@@ -106,7 +112,10 @@ class RunRecorder:
         """The guard that scans what was recorded, and goes on recording."""
         if self._guard is None:
             from closewait_guard._guard import Guard
+            from closewait_guard._inspect import count_as_own
             from closewait_guard.settings import Settings
+
+            count_as_own(self._find_test_files())
 
             # The program's own reporters and its signal are for its own guard.
             settings = (self._settings or Settings()).with_overrides(reporters=(), signal=None)
@@ -121,3 +130,14 @@ class RunRecorder:
 
             self._checker = LeakChecker(self.guard(), self._ownership, self._plan, self._worker)
         return self._checker
+
+
+def files_of_tests(config: pytest.Config) -> set[str]:
+    """The files of the tests of this run, and of the fixtures in `conftest.py`."""
+    plugins = config.pluginmanager
+    items = getattr(plugins.get_plugin("session"), "items", ())
+    modules = {id(module): module for item in items if (module := getattr(item, "module", None))}
+    files = {getattr(module, "__file__", None) for module in modules.values()}
+    others = {getattr(plugin, "__file__", None) for plugin in plugins.get_plugins()}
+    files |= {name for name in others if name and Path(name).name == "conftest.py"}
+    return {name for name in files if name}

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from closewait_guard._format import escape_line, format_duration, pluralize
 from closewait_guard._render import Section, frame_lines, sections
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _MAX_PLACES = 3
+_MAX_LOCATION = 30
 _MAX_OWNERS = 3
 _MAX_SETTLES = 3
 _MIN_SETTLE_SHOWN = 0.05
@@ -70,12 +71,20 @@ def headline(finding: OwnerFinding, root: Path) -> str:
     if finding.report is None:
         return ""
     found = group_by_site([finding])
-    places = [format_location(site.frame, root) for site in found[:_MAX_PLACES]]
+    places = [_short_location(site.frame, root) for site in found[:_MAX_PLACES]]
     if len(found) > _MAX_PLACES:
         places.append(pluralize(len(found) - _MAX_PLACES, "more line"))
     who = "" if finding.kind == "test" else f"{finding.owner} "
     leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
     return escape_line(f"{who}{leaked}: {', '.join(places)}")
+
+
+def _short_location(frame: Frame | None, root: Path) -> str:
+    """Without folders if it is long: pytest cuts the line at its end."""
+    location = format_location(frame, root)
+    if frame is None or len(location) <= _MAX_LOCATION:
+        return location
+    return f".../{PurePath(frame.filename).name}:{frame.lineno}"
 
 
 def junit_properties(finding: OwnerFinding) -> list[tuple[str, object]]:

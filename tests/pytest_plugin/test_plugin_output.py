@@ -279,3 +279,86 @@ def test_show_prints_what_was_written_as_json_lines(suite):
         assert f"\ntest_it.py::{owner} (failed)\n" in done.stdout
     assert done.stdout.count("STILL OPEN") + done.stdout.count(" x DEAD ") == 2
     assert done.stdout.count("DROPPED") == 1
+
+
+LIBRARY = """
+import socket
+
+__version__ = "3.13"
+
+def connect(address):
+    return socket.create_connection(address)
+
+class Listener:
+    def __init__(self, sock):
+        self.sock = sock
+
+    def accept(self):
+        return self._wrapped()
+
+    def _wrapped(self):
+        return self.sock.accept()
+"""
+USES_LIBRARY = """
+import socket, threading
+import mylib
+
+KEPT = []
+
+def listener():
+    return socket.create_server(("127.0.0.1", 0))
+
+def test_connects():
+    with listener() as server:
+        KEPT.append(mylib.connect(server.getsockname()))
+
+def test_accepts():
+    with listener() as server, socket.create_connection(server.getsockname()):
+        KEPT.append(mylib.Listener(server).accept())
+
+def test_handles():
+    def handler(listener):
+        KEPT.append(listener.accept())
+
+    with listener() as server, socket.create_connection(server.getsockname()):
+        thread = threading.Thread(target=handler, args=(mylib.Listener(server),))
+        thread.start()
+        thread.join()
+"""
+
+
+@pytest.mark.parametrize("place", [".", "site-packages/mylib/test"])
+def test_the_line_of_a_test_wins_over_a_librarys_even_if_it_is_installed_with_it(
+    suite, monkeypatch, place
+):
+    folder = suite.pytester.path / "site-packages" / "mylib"
+    (folder / "test").mkdir(parents=True)
+    (folder / "__init__.py").write_text(LIBRARY, encoding="utf-8")
+    (suite.pytester.path / place / "test_own.py").write_text(USES_LIBRARY, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    result = suite.fail(None, f"{place}/test_own.py", apart=True)
+    result.assert_outcomes(passed=3, errors=3)
+    shown = [line for line in result.outlines if line.startswith("  opened at ")]
+    assert [line.rpartition("/")[2] for line in shown] == [
+        "test_own.py:12 in test_connects()",
+        "test_own.py:16 in test_accepts()",
+        "test_own.py:20 in test_handles.<locals>.handler()",
+    ]
+    assert "listener opened at" not in result.stdout.str().replace("by the listener", "")
+
+
+@pytest.mark.parametrize("length", [10, 60, 200])
+def test_file_and_number_are_shown_however_long_the_directory_is(suite, monkeypatch, length):
+    monkeypatch.setenv("COLUMNS", "110")
+    folder = suite.pytester.path.joinpath("d" * length, "e-" * (length // 2))
+    folder.mkdir(parents=True)
+    source = USES_LIBRARY.replace("import mylib", "").replace("mylib.Listener", "")
+    (folder / "test_own.py").write_text(source, encoding="utf-8")
+    result = suite.fail(None, str(folder), "-k", "accepts")
+    result.stdout.re_match_lines([r"  opened at .*/test_own\.py:16 in test_accepts\(\)$"])
+    result.stdout.re_match_lines([r".*listener opened at.*"])
+    text = result.stdout.str()
+    if length == 10:
+        # Here pytest has room for more than the name of the test.
+        assert "leaked 1 socket: .../test_own.py:16" in text
+    assert re.search(r"listener opened at\s+\S+/test_own\.py:8$", text, re.MULTILINE)

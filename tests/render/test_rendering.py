@@ -222,3 +222,47 @@ def test_local_variables_are_never_captured():
     with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
         text = json.dumps(cwg.to_dict(guard.scan(full=True)))
     assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "function", "is_shown"),
+    [
+        ("conn, _ = library.accept(listener)", "accept", True),
+        ("conn, _ = await listener.accept()", "_nonblocking_helper", True),
+        (None, "Listener.accept_connection", True),
+        ("server.serve_forever()", "serve_forever", False),
+        (None, "serve_forever", False),
+    ],
+)
+def test_the_line_that_accepts_through_a_wrapper_is_shown_and_one_that_runs_a_server_is_not(
+    source, function, is_shown
+):
+    library, stdlib = cwg.FrameKind.LIBRARY, cwg.FrameKind.STDLIB
+    stack = (
+        cwg.Frame("/lib/socket.py", 1, "accept", "socket", stdlib),
+        cwg.Frame("/site-packages/library.py", 2, function, "library", library),
+        cwg.Frame("/app/handler.py", 3, "handler", "handler", source=source),
+    )
+    record = leaky_report().findings[0].observation.record
+    accepted = replace(record, origin=cwg.Origin.ACCEPTED, parent=record, stack=stack)
+    assert (accepted.site is stack[2]) == is_shown
+    assert accepted.blamed is (accepted if is_shown else record)
+
+
+def test_a_directory_that_is_too_long_goes_and_the_line_of_the_file_stays():
+    folders = "/a-long-directory" * 10
+    record = leaky_report().findings[0].observation.record
+    for name, function in [("app.py", "f"), ("app.py", "g" * 70), ("n" * 90 + ".py", "f")]:
+        frame = cwg.Frame(f"{folders}/{name}", 1234, function, "app")
+        report = leaky_report()
+        leak = report.findings[0]
+        changed = replace(
+            leak, observation=replace(leak.observation, record=replace(record, stack=(frame,)))
+        )
+        held = replace(changed, holders=(f"thread T, now at {folders}/{name}:1234, in f()",))
+        text = cwg.render_text(replace(report, findings=(held,)))
+        [line] = [line for line in text.splitlines() if line.startswith("  opened at ")]
+        assert f"{name[-40:]}:1234" in line
+        assert len(line) <= 80
+        if len(name) < 60:
+            assert f"/{name}:1234, in f()" in text.replace("\n    ", " ")
