@@ -22,8 +22,9 @@ def _install() -> None:
     try:
         from closewait_guard._preload.start import start
     except Exception as error:
-        _say_unguarded(error)
-        if os.environ.get("_CLOSEWAIT_GUARD_MAIN") == str(os.getpid()):
+        if not _say_unguarded(error) and os.environ.get("_CLOSEWAIT_GUARD_MAIN") == str(
+            os.getpid()
+        ):
             sys.stderr.write(
                 f"closewait-guard: {sys.executable} is not guarded: {error}; "
                 "install closewait_guard for it\n"
@@ -32,15 +33,13 @@ def _install() -> None:
     start()
 
 
-def _say_unguarded(error: Exception) -> None:
-    """To the launcher, if it waits for that."""
+def _say_unguarded(error: Exception) -> bool:
+    """To the launcher, which prints it; whether that waits for it."""
     try:
         import _socket
         import json
 
-        _, channel = json.loads(os.environ["_CLOSEWAIT_GUARD_RUN"])
-        if channel is None:
-            return
+        _, channel, *_ = json.loads(os.environ["_CLOSEWAIT_GUARD_RUN"])
         address, token, *_ = channel
         line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
@@ -49,8 +48,10 @@ def _say_unguarded(error: Exception) -> None:
             line.send(f"{token} {os.getpid()} unguarded {why}\n".encode(errors="replace"))
         finally:
             line.close()
-    except Exception:  # noqa: S110 - it has been refused, or there is no launcher any more
-        pass
+    except Exception:
+        # There is none, or it has ended.
+        return False
+    return True
 
 
 if __name__ == "sitecustomize":

@@ -20,9 +20,9 @@ from closewait_guard import _api
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
-from closewait_guard._preload.status import Channel, Line, Status
+from closewait_guard._preload.status import Channel, Line, Status, as_text
 from closewait_guard._render import render_text, render_with_header
-from closewait_guard._signal import EarlyLooks, before_sigterm
+from closewait_guard._signal import EarlyLooks, before_sigterm, delayed_sigterm
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -37,6 +37,7 @@ __all__ = [
 # With an underscore before it: the settings refuse names that they do not know.
 _VARIABLE = "_CLOSEWAIT_GUARD_RUN"
 _MAIN = "_CLOSEWAIT_GUARD_MAIN"
+_HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
 FOLDER = str(Path(__file__).parent)
 
 
@@ -134,13 +135,16 @@ class _Ending:
     def __init__(self, guard: Guard, status: Status) -> None:
         self._guard = guard
         self._status = status
+        self._pid = os.getpid()
         self._looks = EarlyLooks(guard)
         self._forget_sigterm = before_sigterm(self._on_sigterm)
 
     def __call__(self) -> None:
+        # A pool terminates workers that are about to end by themselves.
+        with delayed_sigterm():
+            # Without a grace time: what is not closed by now never will be.
+            self._report(partial(self._guard.check, 0))
         self._forget_sigterm()
-        # Without a grace time: what is not closed by now never will be.
-        self._report(partial(self._guard.check, 0))
         with suppress(Exception):
             self._looks.stop()
             # A thread that writes to stderr while the interpreter ends would have it abort.
@@ -158,10 +162,17 @@ class _Ending:
             self._status.end(f"failed {escape_control(why)}")
             print_error(f"process {os.getpid()} cannot report: {why}")
             return
-        self._status.end(_verdict(report))
-        if self._guard.settings.at_exit:
+        is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not self._is_helper())
+        shown = _without_open(report)
+        is_printed = self._status.end(_verdict(report), as_text(shown) if is_wanted else "")
+        if is_wanted and not is_printed:
             with suppress(Exception):
-                _print_report(_without_open(report), self._status.lost_workers())
+                _print_report(shown)
+
+    def _is_helper(self) -> bool:
+        """Whether this process only starts or counts others for `multiprocessing`."""
+        command = " ".join(sys.orig_argv)
+        return self._pid == os.getpid() and any(name in command for name in _HELPERS)
 
 
 def _verdict(report: Report) -> str:
@@ -179,17 +190,12 @@ def _without_open(report: Report) -> Report:
     return replace(report, findings=wrong)
 
 
-def _print_report(report: Report, lost_workers: int) -> None:
-    """The program itself always; a child of it only when it has leaked."""
-    if not ChildConfig.is_main(os.environ, os.getpid()):
-        if report.leaks:
-            write_text(sys.__stderr__, render_with_header(report))
-        return
-    text = render_text(report)
-    if lost_workers:
-        what = f"{pluralize(lost_workers, 'worker process')} ended without a report (by a signal or"
-        text += f"{what}\n  os._exit()): use --interval or --signal to see their sockets.\n"
-    write_text(sys.__stderr__, text)
+def _print_report(report: Report) -> None:
+    """Without a launcher: the program itself always; a child of it only when it has leaked."""
+    if ChildConfig.is_main(os.environ, os.getpid()):
+        write_text(sys.__stderr__, render_text(report))
+    elif report.leaks:
+        write_text(sys.__stderr__, render_with_header(report))
 
 
 def _in_forked_children(ending: Callable[[], object], status: Status) -> None:

@@ -1,32 +1,37 @@
-"""The line by which each process of the program says to the launcher how it ends.
+"""The line by which each process of the program sends its last report to the launcher.
 
 A line is a connected UNIX socket, and no object of the socket class. The program itself inherits
 its line from the launcher. Every other process connects to the launcher, also where it has another
-user, another root directory, or none of the descriptors of its parent. Nothing here ever blocks.
-
-Forked processes also note in shared memory whether they have opened sockets and have ended.
+user, another root directory, or none of the descriptors of its parent. Nothing here blocks
+for long.
 """
 
 from __future__ import annotations
 
 import _socket
-import mmap
+import json
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
+from time import monotonic, sleep
 from typing import NamedTuple, Self
 
 from closewait_guard import _descriptors
 from closewait_guard._capture import patch
 from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
+from closewait_guard._render import to_dict
 from closewait_guard._stream import print_error
+from closewait_guard.model import Report
+from closewait_guard.reporters.json_lines import with_examples
 
 __all__ = [
+    "MAX_REPORT",
     "Channel",
     "Line",
     "Status",
+    "as_text",
     "move_up",
 ]
 
@@ -35,6 +40,15 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+MAX_REPORT = 2_000_000
+# The launcher reads all the time, unless it has been stopped.
+_MAX_SECONDS = 1.0
+# For it to wait for other processes too, and to print the report.
+_MAX_SECONDS_TO_PRINT = 3.0
+# What the kernel takes at once, so that other processes that share a line cannot come between.
+_PIECE = 16_384
+_message_numbers = count()
 
 # Out of the way of the numbers that programs count on.
 _LOWEST_NUMBER = 64
@@ -48,17 +62,20 @@ class Channel(NamedTuple):
         token: What proves that a process belongs to the program.
         fd: The line that the program inherits, where it still is that.
         identity: What distinguishes that line from what else may have its number.
+        is_launcher_beside: It is no parent of the program: so that its report comes before the
+            program's end, the program waits for it.
     """
 
     address: str
     token: str
     fd: int
     identity: Identity
+    is_launcher_beside: bool = False
 
     @classmethod
-    def of(cls, address: str, token: str, fd: int, identity: Sequence[int]) -> Self:
+    def of(cls, address: str, token: str, fd: int, identity: Sequence[int], beside: bool) -> Self:
         """As it is after a way through JSON."""
-        return cls(address, token, fd, (identity[0], identity[1], identity[2]))
+        return cls(address, token, fd, (identity[0], identity[1], identity[2]), beside)
 
 
 class Line:
@@ -71,6 +88,7 @@ class Line:
 
     def __init__(self, channel: Channel, *, is_main: bool) -> None:
         self._channel = channel
+        self._is_main = is_main
         self._socket: OwnedDescriptor | None = None
         if identity_of(channel.fd) == channel.identity:
             os.set_inheritable(channel.fd, False)  # noqa: FBT003
@@ -80,20 +98,54 @@ class Line:
         self._say_here("main" if is_main else "here")
 
     def say(self, what: str) -> None:
-        """Report to the launcher.
+        """Say something to the launcher.
 
         Raises:
             OSError: It cannot be reached.
         """
-        text = f"{self._channel.token} {os.getpid()} {what}\n"
+        self._send(f"{self._channel.token} {os.getpid()} {what}\n")
+
+    def send_report(self, text: str) -> None:
+        """Send a report, which holds for this process until the next.
+
+        Raises:
+            OSError: It cannot be reached.
+        """
+        number = next(_message_numbers)
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        for place, piece in enumerate(pieces, 1):
+            self.say(f"report {number} {place == len(pieces):d} {piece}")
+
+    def wait_for_launcher(self) -> None:
+        """Wait until it has printed what was sent, if it is none that waits for this process."""
+        if not self._channel.is_launcher_beside or not self._is_main:
+            return
         line = _socket.socket(fileno=self._fileno())
         try:
-            line.send(text.encode(errors="backslashreplace"), _FLAGS)
+            line.settimeout(_MAX_SECONDS_TO_PRINT)
+            # It never sends anything, and closes the line in the end.
+            line.recv(1)
+        finally:
+            line.detach()
+
+    def _send(self, text: str) -> None:
+        rest = text.encode(errors="backslashreplace")
+        line = _socket.socket(fileno=self._fileno())
+        end = monotonic() + _MAX_SECONDS
+        try:
+            while rest:
+                try:
+                    rest = rest[line.send(rest, _FLAGS) :]
+                except BlockingIOError:
+                    if monotonic() > end:
+                        raise
+                    sleep(0.005)
         finally:
             line.detach()
 
     def after_fork(self) -> None:
         """In the child: what it shares with its parent would hide the parent's end."""
+        self._is_main = False
         self._renew()
         self._say_here("here")
 
@@ -145,6 +197,16 @@ def move_up(fd: int) -> int:
     return high
 
 
+def as_text(report: Report) -> str:
+    """As JSON in one line, with fewer examples of each site the longer it is."""
+    for examples in (1000, 50, 5, 1):
+        report = with_examples(report, examples)
+        text = json.dumps(to_dict(report), separators=(",", ":"))
+        if len(text) <= MAX_REPORT:
+            break
+    return text
+
+
 class Status:
     """Waits for the first socket to be created: what has never opened one has nothing to leak.
 
@@ -154,7 +216,6 @@ class Status:
 
     def __init__(self, line: Line | None) -> None:
         self._line = line
-        self._workers = _Workers()
         self._has_opened = False
         patch.subscribe(self)
 
@@ -162,7 +223,6 @@ class Status:
         patch.try_unsubscribe(self)
         if not self._has_opened:
             self._has_opened = True
-            self._workers.note(_OPENED)
             if self._line is not None:
                 # If that cannot be said, nor can the verdict; then that is reported.
                 with suppress(OSError):
@@ -186,22 +246,23 @@ class Status:
     def on_error(self) -> None:
         """Nothing to report: the launcher will miss the verdict."""
 
-    def end(self, verdict: str) -> None:
-        """Say how this process ends."""
-        self._workers.note(_ENDED)
-        if self._line is not None:
-            try:
-                self._line.say(verdict)
-            except OSError as error:
-                if verdict == "clean" and not self._has_opened:
-                    # It may have begun when the program had ended. It had nothing to leak.
-                    return
+    def end(self, verdict: str, report: str = "") -> bool:
+        """Say how this process ends; whether the launcher has got the report, and prints it."""
+        if self._line is None:
+            return False
+        try:
+            if report:
+                self._line.send_report(report)
+            self._line.say(verdict)
+        except OSError as error:
+            # It may have begun when the program had ended. Then it had nothing to leak.
+            if verdict != "clean" or self._has_opened:
                 why = f"cannot report to `closewait-guard run` whether it has leaked: {error}"
                 print_error(f"process {os.getpid()} {why}")
-
-    def lost_workers(self) -> int:
-        """How many forked processes have opened sockets, and ended without saying how."""
-        return self._workers.lost()
+            return False
+        with suppress(OSError):
+            self._line.wait_for_launcher()
+        return True
 
     def after_fork(self) -> None:
         """In the child."""
@@ -209,33 +270,3 @@ class Status:
         patch.subscribe(self)
         if self._line is not None:
             self._line.after_fork()
-
-
-_OPENED, _ENDED = 1, 2
-_ENTRY = struct.Struct("=II")
-_MAX_WORKERS = 4096
-
-
-class _Workers:
-    """Memory that forked processes share: it needs no descriptor, and cannot be closed."""
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _MAX_WORKERS * _ENTRY.size)
-
-    def note(self, state: int) -> None:
-        pid = os.getpid()
-        _ENTRY.pack_into(self._memory, pid % _MAX_WORKERS * _ENTRY.size, pid, state)
-
-    def lost(self) -> int:
-        entries = _ENTRY.iter_unpack(self._memory[:])
-        opened = [pid for pid, state in entries if state == _OPENED and pid != os.getpid()]
-        return sum(not _is_alive(pid) for pid in opened)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        # One with the rights of another user is alive too.
-        return not isinstance(error, ProcessLookupError)
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from closewait_guard._render.dicts import from_dict, to_dict
+from closewait_guard._render.family import LastReport, render_family
 from closewait_guard._render.site import (
     connection_summary,
     frame_lines,
@@ -19,10 +20,12 @@ from closewait_guard._render.text import (
 )
 
 __all__ = [
+    "LastReport",
     "Section",
     "connection_summary",
     "frame_lines",
     "from_dict",
+    "render_family",
     "render_text",
     "render_with_header",
     "sections",

@@ -40,8 +40,13 @@ _MAX_USER_FRAMES = 8
 _MAX_HOLDERS = 4
 
 
-def site_lines(group: SiteGroup) -> Iterator[str]:
-    """The lines of one site; the first has severity, count, verdict, kind and peers."""
+def site_lines(group: SiteGroup, where: str = "") -> Iterator[str]:
+    """The lines of one site; the first has severity, count, verdict, kind and peers.
+
+    Args:
+        group: The findings of the site.
+        where: In which processes they are, in a report of several.
+    """
     observations = [finding.observation for finding in group.findings]
     record = observations[0].record
     yield from wrap_text(
@@ -51,7 +56,7 @@ def site_lines(group: SiteGroup) -> Iterator[str]:
     if group.count > len(observations):
         shown = f"all that follows is of {len(observations):,} of them"
         yield from wrap_text(f"  ({shown}; the others are only counted here)", "    ")
-    for line in (connection_summary(observations), _describe_origin(observations)):
+    for line in (where, connection_summary(observations), _describe_origin(observations)):
         if line:
             yield from wrap_text(f"  {line}", "    ")
     yield from _opening_lines(record)

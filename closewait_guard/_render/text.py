@@ -28,6 +28,10 @@ from closewait_guard.model import (
 
 __all__ = [
     "Section",
+    "alert_lines",
+    "coverage_lines",
+    "descriptors_used",
+    "headline_lines",
     "render_text",
     "render_with_header",
     "sections",
@@ -76,15 +80,20 @@ def sections(report: Report) -> Iterator[Section]:
     """The sections of a report: counts, alerts, sites, sockets closed late, coverage."""
     yield Section(None, _headline_lines(report))
     for alert in report.alerts:
-        yield Section(alert.severity, _alert_lines(alert))
+        yield Section(alert.severity, alert_lines(alert))
     for group in report.by_site():
         yield Section(group.severity, list(site_lines(group)), group)
     if report.closed_late:
         yield Section(None, list(_closed_late_lines(report.closed_late)))
-    yield Section(None, _coverage_lines(report.coverage))
+    yield Section(None, coverage_lines(report.coverage))
 
 
 def _headline_lines(report: Report) -> list[str]:
+    return headline_lines(report, "", descriptors_used(report))
+
+
+def headline_lines(report: Report, where: str, descriptors: str) -> list[str]:
+    """The counts of a report, with where it was made and how many descriptors were in use."""
     verdicts: Counter[Verdict] = Counter()
     not_open = 0
     for finding in report.findings:
@@ -97,7 +106,7 @@ def _headline_lines(report: Report) -> list[str]:
         counts.append(f"{report.omitted:,} left out")
     found = ", ".join(counts) or "no leak"
     sockets = _all_sockets(report, not_open)
-    return wrap_text(f"closewait_guard: {found} of {sockets}; {_descriptors(report)}", "  ")
+    return wrap_text(f"closewait_guard: {found} of {sockets}{where}; {descriptors}", "  ")
 
 
 _NOT_OPEN = (Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE)
@@ -111,7 +120,8 @@ def _all_sockets(report: Report, not_open: int) -> str:
     return f"{pluralize(still_open + not_open, 'socket')}, {still_open:,} of them open"
 
 
-def _descriptors(report: Report) -> str:
+def descriptors_used(report: Report) -> str:
+    """How many descriptors there were, of how many."""
     used, limit = report.fd_used, report.fd_limit
     if used is None:
         return "descriptors in use unknown"
@@ -120,7 +130,8 @@ def _descriptors(report: Report) -> str:
     return f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
 
 
-def _alert_lines(alert: Alert) -> list[str]:
+def alert_lines(alert: Alert) -> list[str]:
+    """One alert in a sentence."""
     if alert.status is AlertStatus.RESOLVED:
         return wrap_text(f"RESOLVED  {alert.kind.upper()}: no longer so: {alert.message}", "  ")
     return wrap_text(f"{alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "  ")
@@ -144,7 +155,8 @@ def _place(closed: ClosedLate) -> str:
     return site.place if site is not None else "an unknown place"
 
 
-def _coverage_lines(coverage: Coverage) -> list[str]:
+def coverage_lines(coverage: Coverage) -> list[str]:
+    """The paragraph on what is not covered."""
     notes = list(coverage.notes)
     if coverage.adopted:
         notes.append(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import _thread
 import signal as signals
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from signal import SIG_DFL, SIGTERM
 from types import BuiltinFunctionType, FrameType
@@ -19,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "before_sigterm",
+    "delayed_sigterm",
 ]
 
 
@@ -56,6 +57,25 @@ def before_sigterm(callback: Callable[[], object]) -> Callable[[], None]:
             _unwrap_functions()
 
     return undo
+
+
+@contextmanager
+def delayed_sigterm() -> Iterator[None]:
+    """Let a SIGTERM that would call the callbacks end the process after the block instead.
+
+    A second one ends it at once. For a report that is being made already.
+    """
+    delay = [False]
+    _delays.append(delay)
+    try:
+        yield
+    finally:
+        _delays.remove(delay)
+        if delay[0]:
+            signals.raise_signal(SIGTERM)
+
+
+_delays: list[list[bool]] = []
 
 
 def _wrap_functions() -> None:
@@ -99,6 +119,10 @@ def _as_default(handler: Any) -> Any:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if _delays:
+        _delays[-1][0] = True
+        _set_handler(SIGTERM, SIG_DFL)
+        return
     try:
         # A second one ends the process at once.
         _set_handler(SIGTERM, SIG_DFL)

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from closewait_guard._preload import ChildConfig
 from closewait_guard._stream import print_error
 
 __all__ = [
+    "can_stand_beside",
     "command_of",
+    "exec_beside",
     "exec_program",
     "exit_like",
     "run_and_wait",
@@ -55,6 +58,55 @@ def exec_program(command: list[str], environ: dict[str, str]) -> int:
         )
     _flush()
     return _exec(command, environ)
+
+
+def exec_beside(
+    command: list[str], environ: dict[str, str], serve: Callable[[int, int], None]
+) -> int:
+    """Go on as the program, with a process beside it that is no child of it.
+
+    Args:
+        command: What to run.
+        environ: Its environment.
+        serve: Called in that process, with the number of the program's process and a descriptor
+            that is readable when that has ended.
+    """
+    _flush()
+    program = os.getpid()
+    end = os.pidfd_open(program)
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            if not os.fork():
+                _leave_to_program()
+                serve(program, end)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return _exec(command, environ)
+
+
+def _leave_to_program() -> None:
+    """Be out of the way: of its terminal, its signals, and the readers of its output."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(null, stream)
+    os.close(null)
+    for path in list(Path("/proc/self/fd").iterdir()):
+        # What can be inherited is the program's.
+        with suppress(OSError):
+            if int(path.name) > sys.stderr.fileno() and os.get_inheritable(int(path.name)):
+                os.close(int(path.name))
+
+
+def can_stand_beside() -> bool:
+    """Whether the end of a process that is no child can be noticed here."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _exec(command: list[str], environ: dict[str, str]) -> int:

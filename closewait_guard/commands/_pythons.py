@@ -76,6 +76,10 @@ class PythonProcesses:
         self._token = token
         self._found: dict[_Program, _Start] = {}
         self._due: list[float] = []
+        # Until the program takes the launcher's place, that is Python too.
+        self._own = None
+        with suppress(OSError):
+            self._own, _ = _program_of(os.getpid())
         self._inotify = _watch_files(_interpreters(command))
 
     def fileno(self) -> int:
@@ -118,11 +122,9 @@ class PythonProcesses:
                 self._note(pid)
 
     def _note(self, pid: int) -> None:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        flags, started, stack = int(fields[6]), int(fields[19]), int(fields[25])
-        program = _Program(pid, started, stack)
+        program, is_fork = _program_of(pid)
         known = self._found.get(program)
-        if flags & _PF_FORKNOEXEC or (known is not None and known.arguments):
+        if is_fork or program == self._own or (known is not None and known.arguments):
             return
         if not _is_interpreter(Path(f"/proc/{pid}/exe").readlink().name):
             return
@@ -141,6 +143,13 @@ class PythonProcesses:
             for program, start in self._found.items()
             if start.missing is not None
         }
+
+
+def _program_of(pid: int) -> tuple[_Program, bool]:
+    """What a process runs, and whether it has only been forked and runs what its parent does."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    flags, started, stack = int(fields[6]), int(fields[19]), int(fields[25])
+    return _Program(pid, started, stack), bool(flags & _PF_FORKNOEXEC)
 
 
 def _shown(arguments: Sequence[str]) -> str:

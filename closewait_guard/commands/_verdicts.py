@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hmac import compare_digest
@@ -17,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 from closewait_guard._descriptors import identity_of
-from closewait_guard._preload import Channel, move_up
+from closewait_guard._preload import MAX_REPORT, Channel, move_up
+from closewait_guard._render import LastReport, from_dict, render_family
 from closewait_guard.commands._pythons import PythonProcesses, pythons_with
 from closewait_guard.exceptions import ConfigurationError
 
@@ -29,7 +31,10 @@ __all__ = [
 # Time for children of the program to end after it.
 _MAX_SECONDS = 10.0
 _MAX_SILENT_LINES = 256
-_LONGEST_MESSAGE = 4096
+_LONGEST_MESSAGE = 65_536
+# Where the program waits for us, not we for it.
+_MAX_SECONDS_BESIDE = 0.5
+_MAX_BYTES_OF_REPORTS = 64_000_000
 
 
 @dataclass(eq=False)
@@ -46,15 +51,20 @@ class Verdicts:
 
     Args:
         command: What will be run.
+        is_beside: The program is no child of this process: it takes its place.
 
     Attributes:
         leaked: Whether a process has leaked.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, is_beside: bool = False) -> None:
         if not hasattr(socket, "AF_UNIX"):
             raise ConfigurationError("run: --fail-on-leak needs UNIX sockets, which are not here")
+        self._is_beside = is_beside
         self.leaked = False
+        self._opened: set[int] = set()
+        self._ended: set[int] = set()
+        self._reports = Reports()
         self._heard: set[int] = set()
         self._failed: dict[int, str] = {}
         self._unguarded: dict[int, str] = {}
@@ -72,6 +82,7 @@ class Verdicts:
         os.set_inheritable(self._theirs, True)  # noqa: FBT003
         self._stop, self._stopped = socket.socketpair()
         self._is_stopping = False
+        self._program_end = -1
         self._thread = threading.Thread(target=self._serve_until_stopped, daemon=True)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._stopped, selectors.EVENT_READ)
@@ -98,7 +109,7 @@ class Verdicts:
         """How the processes reach this."""
         identity = identity_of(self._theirs)
         assert identity is not None  # noqa: S101 - it is open
-        return Channel(self._address, self._token, self._theirs, identity)
+        return Channel(self._address, self._token, self._theirs, identity, self._is_beside)
 
     @property
     def has_messages(self) -> bool:
@@ -112,20 +123,52 @@ class Verdicts:
         _raise_limit()
         self._thread.start()
 
-    def settle(self, is_interrupted: Callable[[], bool]) -> None:
-        """Wait for the processes that are still about to end; not long, nor once interrupted."""
+    def stop_listening(self, is_interrupted: Callable[[], bool]) -> None:
+        """In the launcher, once the program has ended: wait for the other processes."""
         self._stop.close()
         self._thread.join()
         self._selector.unregister(self._stopped)
-        deadline = time.monotonic() + _MAX_SECONDS
+        self._settle(_MAX_SECONDS, is_interrupted)
+
+    def serve_beside(self, program: int, end: int) -> None:
+        """Serve until the program has said how it ends, or has ended.
+
+        Args:
+            program: Its process.
+            end: A descriptor that is readable when it has ended.
+        """
+        self._program = program
+        _raise_limit()
+        self._program_end = end
+        self._selector.register(end, selectors.EVENT_READ)
+        while program not in self._ended and not self._is_stopping:
+            self._serve(None)
+        self._selector.unregister(end)
+        self._settle(_MAX_SECONDS_BESIDE, lambda: False)
+
+    def _settle(self, seconds: float, is_interrupted: Callable[[], bool]) -> None:
+        """Wait for the processes that are still about to end."""
+        deadline = time.monotonic() + seconds
         while self._serve(0.0) or (self._is_waiting() and not is_interrupted()):
             if time.monotonic() > deadline:
                 break
-            self._serve(0.05)
+            self._serve(0.02)
         self._running |= self._silent()
         for line in list(self._lines()):
-            self._running.update(filter(_is_alive, line.processes))
-            self._end(line)
+            if line.processes:
+                self._running.update(filter(_is_alive, line.processes))
+                self._end(line)
+
+    def report(self) -> str:
+        """The last reports of all processes as one; empty if there is nothing to print."""
+        reports = self._reports.read(self._ended)
+        self.leaked = self.leaked or any(each.report.leaks for each in reports.values())
+        members = [reports.pop(self._program)] if self._program in reports else []
+        members += [reports[pid] for pid in sorted(reports)]
+        has_main = bool(members) and members[0].report.pid == self._program
+        if not has_main and not any(member.report.leaks for member in members):
+            return ""
+        return render_family(members) + self._reports.note
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
@@ -137,17 +180,21 @@ class Verdicts:
         lost = (self._lost | self._replaced) - self._running - unguarded.keys()
         if lost:
             found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
-        if running := self._running - unguarded.keys():
+        running = self._running - unguarded.keys()
+        if self._is_beside:
+            # It may well be a service, which goes on.
+            running &= self._opened
+        if running:
             found.append(f"{_named(running)} still running")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
-        if not found and not self.has_messages:
+        if not found and not self.has_messages and not self._is_beside:
             found.append("no process has reported: TARGET is not Python")
         return found
 
     def close(self) -> None:
         """Let go of everything."""
         for key in list(self._selector.get_map().values()):
-            self._selector.unregister(key.fileobj)
+            # Not unregistered: a process beside this one may share the selector.
             key.fileobj.close()  # type: ignore[union-attr]
         for sock in (self._stop, self._stopped):
             sock.close()
@@ -173,7 +220,7 @@ class Verdicts:
         if self._program:
             self._pythons.look_if_due(self._program)
         for key in ready:
-            if key.fileobj is self._stopped:
+            if key.fileobj is self._stopped or key.fileobj == self._program_end:
                 self._is_stopping = True
             elif key.fileobj is self._pythons:
                 self._pythons.take_events()
@@ -235,8 +282,12 @@ class Verdicts:
         if not number.isdecimal():
             return False
         verb, _, why = what.partition(" ")
-        self._heard.add(int(number))
-        self._note(line, int(number), verb, why)
+        pid = int(number)
+        self._heard.add(pid)
+        if verb == "report":
+            self._reports.add_piece(pid, why)
+        else:
+            self._note(line, pid, verb, why)
         return True
 
     def _note(self, line: _Line, pid: int, verb: str, why: str) -> None:
@@ -245,21 +296,69 @@ class Verdicts:
             self._replaced.add(pid)
         # It may have closed the line that it had before.
         self._lost.discard(pid)
+        if verb == "opened":
+            self._opened.add(pid)
         if verb in ("here", "main", "opened"):
             line.processes[pid] = verb
-        else:
-            line.processes.pop(pid, None)
-            self.leaked = self.leaked or verb == "leaked"
-            if verb == "failed":
-                self._failed[pid] = why
-            if verb == "unguarded":
-                self._unguarded[pid] = why
+            return
+        line.processes.pop(pid, None)
+        self._ended.add(pid)
+        self.leaked = self.leaked or verb == "leaked"
+        if verb == "failed":
+            self._failed[pid] = why
+        if verb == "unguarded":
+            self._unguarded[pid] = why
 
     def _end(self, line: _Line) -> None:
         """No more is to come. A child that has never opened a socket has nothing to say."""
         self._lost.update(pid for pid, verb in line.processes.items() if verb != "here")
         self._selector.unregister(line.sock)
         line.sock.close()
+
+
+class Reports:
+    """What processes have sent of themselves: of each the newest report."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._whole: dict[int, str] = {}
+        self._size = 0
+        self._left_out: set[int] = set()
+
+    def add_piece(self, pid: int, what: str) -> None:
+        """Add a part of a report: its number, whether it is the last part, and the text."""
+        number, _, rest = what.partition(" ")
+        is_last, _, text = rest.partition(" ")
+        pieces = self._pieces.setdefault((pid, number), [])
+        pieces.append(text)
+        self._size += len(text)
+        if is_last == "1":
+            whole = "".join(self._pieces.pop((pid, number)))
+            self._size -= len(self._whole.pop(pid, ""))
+            self._whole[pid] = whole
+        if self._size > _MAX_BYTES_OF_REPORTS or sum(map(len, pieces)) > MAX_REPORT:
+            self._size -= sum(map(len, self._pieces.pop((pid, number), ())))
+            self._size -= len(self._whole.pop(pid, ""))
+            self._left_out.add(pid)
+
+    def read(self, ended: Container[int]) -> dict[int, LastReport]:
+        """The reports by process, each the last one if the process has said how it ends."""
+        found = {}
+        for pid, text in self._whole.items():
+            try:
+                report = from_dict(json.loads(text))
+            except (ValueError, RecursionError):
+                self._left_out.add(pid)
+            else:
+                found[pid] = LastReport(report, pid in ended)
+        return found
+
+    @property
+    def note(self) -> str:
+        """A line on the reports that are too large, or no reports."""
+        if not self._left_out:
+            return ""
+        return f"The reports of {_named(self._left_out)} are left out: they are too large.\n"
 
 
 def _raise_limit() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from textwrap import fill
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from closewait_guard._config import ENVIRONMENT_PREFIX
 from closewait_guard._preload import ChildConfig
-from closewait_guard._stream import print_error
+from closewait_guard._stream import print_error, write_text
 from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
 from closewait_guard.exceptions import ConfigurationError
@@ -108,7 +111,14 @@ _SWITCHES = frozenset(
 
 def run(arguments: argparse.Namespace) -> int:
     """Become the program, or wait for it where the exit code is ours to change."""
-    from closewait_guard.commands._launch import command_of, exec_program, run_and_wait
+    from closewait_guard.commands._launch import (
+        can_stand_beside,
+        command_of,
+        exec_beside,
+        exec_program,
+        exit_like,
+        run_and_wait,
+    )
 
     if not arguments.target:
         raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
@@ -119,32 +129,45 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
     handover = ChildConfig(reporters, attribute=_attributed(arguments))
-    if not arguments.fail_on_leak:
+    has_report = _loaded(arguments).at_exit if arguments.at_exit is None else arguments.at_exit
+    if not arguments.fail_on_leak and not (has_report and hasattr(socket, "AF_UNIX")):
         return exec_program(command, handover.environment(settings, os.environ))
     from closewait_guard.commands._verdicts import Verdicts
 
-    with Verdicts(command) as verdicts:
+    is_beside = not arguments.fail_on_leak and can_stand_beside()
+    with Verdicts(command, is_beside=is_beside) as verdicts:
         handover = handover._replace(channel=verdicts.channel)
         environ = handover.environment(settings, os.environ)
-        code = run_and_wait(command, environ, verdicts.listen, verdicts.settle)
-        return _judged(verdicts, code)
+        if is_beside:
+
+            def serve(program: int, end: int) -> None:
+                verdicts.serve_beside(program, end)
+                _print_report(verdicts)
+
+            return exec_beside(command, environ, serve)
+        code = run_and_wait(command, environ, verdicts.listen, verdicts.stop_listening)
+        if code and not verdicts.has_messages:
+            # It may not even have been started.
+            return exit_like(code)
+        unknown = _print_report(verdicts)
+        return exit_like(code) if code or not arguments.fail_on_leak else _judged(verdicts, unknown)
 
 
-def _judged(verdicts: Verdicts, code: int) -> int:
-    """The program's own failure comes first; then a leak; then what is unknown."""
-    from closewait_guard.commands._launch import exit_like
-
+def _print_report(verdicts: Verdicts) -> bool:
+    """Print what is known of all processes, and what is not; whether there is such."""
+    with suppress(OSError, ValueError):
+        write_text(sys.stderr, verdicts.report())
     unknown = verdicts.unknown()
-    if code and not verdicts.has_messages:
-        # It may not even have been started.
-        unknown = []
     for sentence in unknown:
         print_error(f"leaks unknown: {sentence}")
-    if code:
-        return exit_like(code)
+    return bool(unknown)
+
+
+def _judged(verdicts: Verdicts, has_unknown: bool) -> int:
+    """The exit code of a program that has succeeded."""
     if verdicts.leaked:
         return FAILED_ON_LEAK
-    return NO_VERDICT if unknown else code
+    return NO_VERDICT if has_unknown else 0
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:

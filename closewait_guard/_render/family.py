@@ -1,0 +1,135 @@
+"""Render the last reports of a program's processes as one, merged by site. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from closewait_guard._format import format_time, pluralize, unique, wrap_text
+from closewait_guard._render.site import site_lines
+from closewait_guard._render.text import (
+    alert_lines,
+    coverage_lines,
+    descriptors_used,
+    headline_lines,
+    render_text,
+)
+from closewait_guard.model import Coverage, Report
+
+__all__ = [
+    "LastReport",
+    "render_family",
+]
+
+
+_MAX_PROCESSES = 4
+
+
+class LastReport(NamedTuple):
+    """What is known of one process of a program.
+
+    Attributes:
+        report: Its last report.
+        is_last: It was made as the process ended; else it is the last that was made before.
+    """
+
+    report: Report
+    is_last: bool = True
+
+    @property
+    def has_sockets(self) -> bool:
+        """Whether the process has ever had any."""
+        report = self.report
+        return bool(report.open_sockets or report.findings or report.coverage.opened)
+
+
+def render_family(members: Sequence[LastReport]) -> str:
+    """Render the reports of a program's processes: that of the program itself comes first.
+
+    Processes that have had no sockets are left out; one that is left alone is rendered as it is.
+    """
+    first, *others = members
+    shown = [member for member in members if member.has_sockets] or [first]
+    if not any(member.has_sockets for member in others):
+        shown = [first]
+        text = render_text(first.report)
+    else:
+        text = _merged([member.report for member in shown])
+    return text + _notes(shown)
+
+
+def _merged(reports: Sequence[Report]) -> str:
+    pid_of = {id(finding): report.pid for report in reports for finding in report.findings}
+    report = _sum(reports)
+    fullest = max(reports, key=lambda report: report.fd_used or 0)
+    descriptors = descriptors_used(fullest)
+    if len(reports) > 1:
+        descriptors = f"at most {descriptors}"
+    paragraphs = [headline_lines(report, _where_in(reports), descriptors)]
+    for each in reports:
+        for alert in each.alerts:
+            message = f"in process {each.pid}: {alert.message}"
+            paragraphs.append(alert_lines(replace(alert, message=message)))
+    for group in report.by_site():
+        counts: Counter[int] = Counter()
+        for finding in group.findings:
+            counts[pid_of[id(finding)]] += finding.count
+        paragraphs.append(list(site_lines(group, _where(counts))))
+    paragraphs.append(coverage_lines(report.coverage))
+    return "\n\n".join("\n".join(lines) for lines in paragraphs) + "\n"
+
+
+def _where_in(reports: Sequence[Report]) -> str:
+    """In how many of the processes there are leaks."""
+    if len(reports) == 1:
+        return f" in process {reports[0].pid}"
+    processes = pluralize(len(reports), "process")
+    leaking = sum(bool(report.leaks) for report in reports)
+    return f" in {leaking:,} of {processes}" if leaking else f" in {processes}"
+
+
+def _where(counts: Counter[int]) -> str:
+    """In which processes the sockets of a site are, and how many in each."""
+    if len(counts) == 1:
+        return f"in process {next(iter(counts))}"
+    parts = [f"{pid} ({number:,})" for pid, number in counts.most_common(_MAX_PROCESSES)]
+    if len(counts) > _MAX_PROCESSES:
+        parts.append(f"{len(counts) - _MAX_PROCESSES:,} more")
+    return f"in {pluralize(len(counts), 'process')}: {', '.join(parts)}"
+
+
+def _sum(reports: Sequence[Report]) -> Report:
+    """One report of all sockets, with the process and the descriptors of the first."""
+    coverages = [report.coverage for report in reports]
+    natives = [coverage.native for coverage in coverages if coverage.native is not None]
+    return replace(
+        reports[0],
+        open_sockets=sum(report.open_sockets for report in reports),
+        findings=tuple(finding for report in reports for finding in report.findings),
+        omitted=sum(report.omitted for report in reports),
+        coverage=Coverage(
+            opened=sum(coverage.opened for coverage in coverages),
+            adopted=sum(coverage.adopted for coverage in coverages),
+            dropped=sum(coverage.dropped for coverage in coverages),
+            forgotten=sum(coverage.forgotten for coverage in coverages),
+            failures=sum(coverage.failures for coverage in coverages),
+            notes=tuple(unique(note for coverage in coverages for note in coverage.notes)),
+            native=sum(natives) if natives else None,
+        ),
+    )
+
+
+def _notes(members: Sequence[LastReport]) -> str:
+    """Which reports are older than the end of their process."""
+    lines = []
+    for member in members:
+        if not member.is_last:
+            report = member.report
+            lines += wrap_text(
+                f"Process {report.pid} ended without a last report: what is said of it was so at "
+                f"{format_time(report.taken_at)}.",
+                "  ",
+            )
+    return "".join(f"{line}\n" for line in lines)
