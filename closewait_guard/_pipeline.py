@@ -410,10 +410,7 @@ def _not_covered_of_threads() -> Iterator[str]:
             "this process has several interpreters"
         )
     elif not shows_other_threads():
-        yield (
-            "what other threads have in their variables, which Python 3.13 shows safely from "
-            "3.13.5 on"
-        )
+        yield "what other threads have in their variables: this Python does not show it safely"
 
 
 def _not_covered_of_sockets(failed: int, unsearched: int, undescribed: int) -> Iterator[str]:

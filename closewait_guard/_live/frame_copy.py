@@ -1,4 +1,4 @@
-"""The values of a frame of Python 3.11 or 3.12, copied out of its memory.
+"""The values of a frame of Python 3.11 to 3.13, copied out of its memory.
 
 Importing this raises where the layout is not the one that is thought.
 """
@@ -21,7 +21,7 @@ __all__ = [
 
 _Pairs: TypeAlias = list[tuple[str, Any]]
 
-# The two Pythons agree: in the frame object the pointer to the frame follows `f_back`; in
+# These Pythons agree: in the frame object the pointer to the frame follows `f_back`; in
 # the frame the values follow eight pointers, an int and a few bytes.
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _TO_FRAME = object.__basicsize__ + _POINTER
@@ -129,7 +129,9 @@ def _is_understood() -> bool:
 if (
     sys.implementation.name != "cpython"
     or hasattr(sys, "gettotalrefcount")
-    or sys.version_info[:2] not in {(3, 11), (3, 12)}
+    # Without its global lock, other threads run meanwhile.
+    or "t" in getattr(sys, "abiflags", "")
+    or not (3, 11) <= sys.version_info < (3, 14)
     or not _is_understood()
 ):
     raise ImportError("frames of this build of Python are laid out in another way")

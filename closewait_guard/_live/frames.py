@@ -11,7 +11,8 @@ lock, all wait for ever. So the collector is off meanwhile.
 Until Python 3.12 `f_locals` writes the values into a dict that `exec`, `locals()` and debuggers
 share, over whatever they have put there, and that dict keeps each value alive for as long as the
 function runs. There the pointers of the frame are copied instead; from 3.13 on `f_locals` of a
-function's frame is a view.
+function's frame is a view. Before 3.13.5 the view of a call that another thread ends at that moment
+crashes the interpreter: of other threads the pointers are copied there too.
 """
 
 from __future__ import annotations
@@ -113,7 +114,6 @@ _CO_OPTIMIZED = 1
 # Of a generator, a coroutine and an asynchronous generator.
 _CO_SUSPENDABLE = 0x20 | 0x80 | 0x200
 _HAS_VIEW = sys.version_info >= (3, 13)
-# Before 3.13.5 the view of a call that another thread ends at that moment crashes the interpreter.
 _OTHERS_CRASH = (3, 13) <= sys.version_info < (3, 13, 5)
 
 _Pairs: TypeAlias = list[tuple[str, Any]]
@@ -125,18 +125,19 @@ def locals_of(frame: FrameType) -> dict[str, Any]:
 
 
 def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
-    """The same of a call that may end at any moment; none where that could crash the interpreter.
+    """The same of a call that may end at any moment; none where they cannot be read safely.
 
     The view of a generator that is gone shows what has its memory now.
     """
-    if _OTHERS_CRASH or (_HAS_VIEW and frame.f_code.co_flags & _CO_SUSPENDABLE):
+    flags = frame.f_code.co_flags
+    if not flags & _CO_OPTIMIZED or (_read_of_others is _by_view and flags & _CO_SUSPENDABLE):
         return {}
-    return locals_of(frame)
+    return dict(_read_of_others(frame))
 
 
 def shows_other_threads() -> bool:
     """Whether the variables of calls in other threads can be read at all."""
-    return not _OTHERS_CRASH
+    return _read_of_others is not _no_variables
 
 
 def variable_of(frame: FrameType, name: str) -> Any:
@@ -187,14 +188,18 @@ def _no_variables(_: FrameType) -> _Pairs:
     return []
 
 
-_read: Callable[[FrameType], _Pairs]
+def _by_copy() -> Callable[[FrameType], _Pairs]:
+    """What copies the pointers of a frame.
 
-if _HAS_VIEW:
-    _read = _by_view
-else:
+    Isolated interpreters have no ctypes, an audit hook may refuse it, and a build of Python may lay
+    frames out in another way.
+    """
     try:
-        from closewait_guard._live.frame_copy import copied_locals as _read
-    # Isolated interpreters have no ctypes, an audit hook may refuse it, and a build of Python may
-    # lay frames out in another way.
+        from closewait_guard._live.frame_copy import copied_locals
     except Exception:
-        _read = _no_variables
+        return _no_variables
+    return copied_locals
+
+
+_read = _by_view if _HAS_VIEW else _by_copy()
+_read_of_others = _by_copy() if _OTHERS_CRASH else _read

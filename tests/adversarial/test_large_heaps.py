@@ -26,7 +26,7 @@ from conftest import run_apart
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 made = weakref.WeakSet()
 
-# Of Python 3.13 before 3.13.5 they are not asked for: it crashes.
+# A build of Python may lay frames out in a way that is not known.
 needs_variables_of_other_threads = pytest.mark.skipif(
     not shows_other_threads(), reason="this Python cannot show them safely"
 )

@@ -10,7 +10,8 @@ import time
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._live.frames import locals_of
+from closewait_guard._live import frames
+from closewait_guard._live.frames import locals_of, locals_of_other_thread
 from closewait_guard.testing import half_closed_pair
 
 
@@ -150,7 +151,7 @@ def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
         while time.monotonic() < until:
             for frame in list(sys._current_frames().values()):
                 while frame is not None:
-                    found = locals_of(frame)
+                    found = locals_of_other_thread(frame)
                     if frame.f_code is deep.__code__ and "kept" in found:
                         assert found["kept"] == [found["depth"]]
                         seen += 1
@@ -160,3 +161,15 @@ def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
         ended.set()
         [thread.join() for thread in threads]
     assert seen
+
+
+def test_where_variables_of_other_threads_cannot_be_read_the_report_says_so(leaking, monkeypatch):
+    guard, _ = leaking
+    monkeypatch.setattr(frames, "_read_of_others", frames._no_variables)
+    assert (
+        "what other threads have in their variables: this Python does not show it safely"
+        in guard.scan().coverage.notes
+    )
+    monkeypatch.undo()
+    notes = guard.scan().coverage.notes
+    assert not any(note.startswith("what other threads have") for note in notes)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-# Python 3.13 before 3.13.5 crashes when these are read, so they are not.
+# A build of Python may lay frames out in a way that is not known.
 needs_variables_of_other_threads = pytest.mark.skipif(
     not shows_other_threads(), reason="this Python cannot show them safely"
 )
