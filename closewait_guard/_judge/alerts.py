@@ -5,13 +5,22 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.growth import Growth, Series
-from closewait_guard.model import Alert, AlertKind, Finding, Report, Scalar, Severity, State
+from closewait_guard.model import (
+    Alert,
+    AlertKind,
+    Finding,
+    Report,
+    Scalar,
+    Severity,
+    State,
+    Verdict,
+)
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -81,14 +90,17 @@ def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> 
     return limit * _RESOLVED_SHARE if kind.value in active else limit
 
 
-def _count_close_wait(report: Report) -> int:
-    return sum(finding.observation.state is State.CLOSE_WAIT for finding in report.findings)
+def _count_close_wait(findings: Iterable[Finding]) -> int:
+    return sum(finding.observation.state is State.CLOSE_WAIT for finding in findings)
 
 
 def _count_alert(
     report: Report, settings: Settings, active: Collection[str]
 ) -> Iterator[ActiveAlert]:
-    count = _count_close_wait(report)
+    # Those of a burst that are closing at this moment are gone by the next report.
+    count = _count_close_wait(
+        each for each in report.findings if each.verdict is not Verdict.CLOSING
+    )
     if count > _limit_to_exceed(AlertKind.COUNT, settings.count_warning, active):
         message = (
             f"{pluralize(count, 'socket')} in CLOSE_WAIT, more than {settings.count_warning:,}"
@@ -101,7 +113,7 @@ def _count_alert(
 def _fd_limit_alert(
     report: Report, settings: Settings, active: Collection[str]
 ) -> Iterator[ActiveAlert]:
-    limit, used, count = report.fd_limit, report.fd_used or 0, _count_close_wait(report)
+    limit, used, count = report.fd_limit, report.fd_used or 0, _count_close_wait(report.findings)
     if not limit:
         return
     waiting = _limit_to_exceed(AlertKind.FD_LIMIT, limit * settings.fd_share_critical, active)

@@ -346,3 +346,19 @@ def test_what_is_no_time_is_refused(seconds):
     sentence = "seconds must be a number of seconds, zero or more"
     with pytest.raises(cwg.ConfigurationError, match=sentence):
         reporters.every(seconds, print)
+
+
+def test_a_burst_of_connections_that_are_closing_at_this_moment_is_no_change():
+    reporter = CapturingReporter()
+    settings = cwg.Settings(grace=60, count_warning=5)
+    with ExitStack() as stack, cwg.Guard(settings, [reporters.changes(reporter)]) as guard:
+        for _ in range(10):
+            stack.enter_context(half_closed_pair())
+        assert {found.verdict for found in guard.report().findings} == {cwg.Verdict.CLOSING}
+        assert reporter.reports == []
+    with ExitStack() as stack, cwg.Guard(settings.with_overrides(grace=0), [reporter]) as guard:
+        for _ in range(10):
+            stack.enter_context(half_closed_pair())
+        time.sleep(0.05)
+        [alert] = guard.report().alerts
+        assert alert.kind is cwg.AlertKind.COUNT
