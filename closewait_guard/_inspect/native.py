@@ -37,6 +37,7 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now, wall
 from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_besides
+from closewait_guard._libraries import OwnerKind
 from closewait_guard._live import is_any_of, loaded
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Observation, Origin
@@ -255,19 +256,20 @@ class CallAttribution:
                 f'"module:callable" of something written in Python, or one of {known}'
             ) from error
 
-    def _wrapper(self, wrapped: Any, _: object, args: Any, kwargs: Any) -> Any:
+    def _wrapper(self, wrapped: Any, owner: object, args: Any, kwargs: Any) -> Any:
         if not self._undo:
             return wrapped(*args, **kwargs)
         assign = partial(
             self._assign_or_ignore,
-            self._natives.current_fds(),
+            set() if _kind_of(owner) is not None else self._natives.current_fds(),
             capture(current_frame(1), self._depth),
         )
         result = wrapped(*args, **kwargs)
         # A coroutine, also one of Cython's, which inspect does not take for one.
         if inspect.isawaitable(result) and hasattr(result, "send"):
             return _assign_awaited(result, assign)
-        assign(result)
+        # What a method returns owns the socket, or what it is a method of, as of a constructor.
+        assign(owner if result is None else result)
         return result
 
     def _assign_or_ignore(self, before: set[int], stack: CapturedStack, result: object) -> None:
@@ -397,13 +399,18 @@ def _attributed_callables() -> dict[str, tuple[str, ...]]:
     return {library.name: library.attributed for library in libraries if library.attributed}
 
 
+def _kind_of(owner: object) -> OwnerKind | None:
+    kinds = (kind for library in _libraries.LIBRARIES for kind in library.owners)
+    return next((kind for kind in kinds if is_any_of(owner, loaded(kind.classes))), None)
+
+
 def _descriptors(owner: object) -> set[int] | None:
     """The open descriptors of an object of a known kind; None for any other object."""
-    for kind in (kind for library in _libraries.LIBRARIES for kind in library.owners):
-        if is_any_of(owner, loaded(kind.classes)):
-            try:
-                return {fd for fd in kind.descriptors(owner) if fd >= 0}
-            except Exception:
-                # It is not open yet, or too busy to answer.
-                return set()
-    return None
+    kind = _kind_of(owner)
+    if kind is None:
+        return None
+    try:
+        return {fd for fd in kind.descriptors(owner) if fd >= 0}
+    except Exception:
+        # It is not open yet, or too busy to answer.
+        return set()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
-from closewait_guard._live import call_native, find_classes, module_dict, value_at
+from closewait_guard._live import call_native, field, find_classes, module_dict, value_at
 from closewait_guard.model import Origin
 
 __all__ = [
@@ -27,13 +28,25 @@ def _descriptors(curl: Any) -> Iterable[int]:
         yield int(call_native(curl, cls, "getinfo", which))
 
 
+_GREEN_SOCKET = ("gevent._socket3:socket",)
+
+
+def _descriptors_of_green(sock: Any) -> Iterable[int]:
+    yield _socket.socket.fileno(field(sock, "_sock"))
+
+
 def _native(module: str, distribution: str, file_part: str, what: str) -> Library:
     """A library of which only this is known."""
     return Library(module, native=(NativeCode(module, distribution, file_part, what),))
 
 
 LIBRARIES = (
-    _native("gevent", "gevent", "/gevent/", _OWN_CLASS),
+    Library(
+        "gevent",
+        owners=(OwnerKind(_GREEN_SOCKET, _descriptors_of_green),),
+        attributed=("gevent._socket3:socket.__init__",),
+        native=(NativeCode("gevent", "gevent", "/gevent/", _OWN_CLASS),),
+    ),
     _native("eventlet", "eventlet", "/eventlet/", _OWN_CLASS),
     _native("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
     # A handle keeps its connection for the next request.

@@ -250,6 +250,38 @@ def test_green_sockets_are_found_in_any_order(library, guard_first):
     run(GREEN.format(first=first, second=second))
 
 
+def test_sockets_of_gevent_s_own_class_name_the_line_that_opened_them():
+    run(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import gevent, socket
+        import closewait_guard as cwg
+        guard = cwg.install(grace=0)
+        cwg.attribute("gevent")
+
+        def connect():
+            return socket.create_connection(server.getsockname())
+
+        def accept():
+            return server.accept()[0]
+
+        server = socket.create_server(("127.0.0.1", 0))
+        for closed, kept in (("accept", "connect"), ("connect", "accept")):
+            ends = {"connect": connect(), "accept": accept()}
+            ends[closed].close()
+            gevent.sleep(0.1)
+            [leak] = guard.scan().leaks
+            assert leak.observation.record.site.function == kept
+            assert "ends['" in str(leak.holders), leak.holders
+            ends[kept].close()
+        assert guard.scan().leaks == ()
+        before = socket.socket.__init__
+        cwg.uninstall()
+        assert socket.socket.__init__ is not before
+        """
+    )
+
+
 def test_a_suspended_greenlet_is_reported_with_its_variable():
     run(
         """
