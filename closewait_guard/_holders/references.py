@@ -235,8 +235,9 @@ class _Search:
                 self._ends[target].append((root.rank, level, root, node))
                 last = level + _EXTRA_LEVELS[root.rank]
                 self._last_level[target] = min(self._last_level[target], last)
-            if not root.is_barrier:
-                further[key] = targets
+            passing = targets & root.parts if root.is_barrier else targets
+            if passing:
+                further[key] = passing
         return further
 
     def paths(self, target: int) -> list[HolderPath]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import PurePath
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from closewait_guard._cpython import (
     HANDLE_CALLBACK,
+    LOOP_SOCKETS,
     NSIG,
     TASK_COROUTINE,
     TASK_NAME,
@@ -37,6 +39,7 @@ from closewait_guard._live import (
     module_name,
     mro_of,
     native_field,
+    number_of,
     suspended_frames,
     text_of,
     type_qualname,
@@ -65,7 +68,8 @@ class Root(NamedTuple):
         expression: What stands before the first attribute of the path.
         template: The sentence, with `{}` for the path.
         thread: Which thread's local variable it is.
-        is_barrier: Its referrers are of no interest.
+        is_barrier: Its referrers are of no interest, but for what is in `parts`.
+        parts: The objects, by identity, that belong to the end itself.
         is_namespace: It is a dict whose keys are names.
     """
 
@@ -75,6 +79,7 @@ class Root(NamedTuple):
     thread: int | None = None
     is_barrier: bool = True
     is_namespace: bool = False
+    parts: frozenset[int] = frozenset()
 
 
 class Roots:
@@ -223,8 +228,17 @@ def _handler(handler: Any, signum: int) -> Root:
     return Root(FALLBACK, expression, template, is_barrier=False)
 
 
-def _loop(*_: Any) -> Root:
-    return Root(FALLBACK, "loop", "{} (the event loop)")
+def _loop(loop: Any, _: type) -> Root:
+    # What keeps a loop keeps its own sockets, but not those of all its users.
+    parts = frozenset(id(field(loop, name)) for name in LOOP_SOCKETS)
+    return Root(FALLBACK, "loop", "{} (the event loop)", parts=parts)
+
+
+def _log_record(record: Any, _: type) -> Root:
+    logger, path = text_of(field(record, "name")), text_of(field(record, "pathname")) or "?"
+    place = f"{PurePath(path).name}:{number_of(field(record, 'lineno'))}"
+    template = f"{{}} (a log record of logger {logger!r}, made at {place})"
+    return Root(FALLBACK, "record", template, is_barrier=False)
 
 
 def _context(*_: Any) -> Root:
@@ -248,6 +262,7 @@ _KINDS: dict[str, Callable[[Any, type], Root | None]] = {
     "greenlet:greenlet": _greenlet,
     "asyncio.events:Handle": _handle,
     "asyncio.events:AbstractEventLoop": _loop,
+    "logging:LogRecord": _log_record,
     "contextvars:Context": _context,
     "_pytest.python:Function": _test,
     "_pytest.fixtures:FixtureDef": _fixture,

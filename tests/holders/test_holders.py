@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import gc
+import logging
 import re
 import signal
 import socket
@@ -605,3 +607,56 @@ def test_a_dropped_socket_has_no_holder_of_an_earlier_scan(module):
         [dropped] = guard.scan().leaks
         assert dropped.verdict is cwg.Verdict.DROPPED
         assert dropped.holders == ()
+
+
+def test_what_keeps_an_event_loop_is_named_and_not_only_the_loop(guard, module):
+    mark = guard.mark()
+    module.loop = asyncio.new_event_loop()
+    try:
+        held = [each.holders for each in guard.check(mark).findings]
+    finally:
+        module.loop.close()
+    assert held == [
+        ("app.prices.loop._ssock (module global)",),
+        ("app.prices.loop._csock (module global)",),
+    ]
+
+
+def test_what_keeps_an_event_loop_is_no_holder_of_what_only_the_loop_holds(guard, module):
+    mark = guard.mark()
+    module.loop, sock = asyncio.new_event_loop(), make()
+    module.loop.add_reader(sock, print)
+    sock = weakref.ref(sock)
+    try:
+        findings = guard.check(mark).findings
+    finally:
+        module.loop.remove_reader(sock())
+        module.loop.close()
+    [held] = [each.holders for each in findings if each.observation.family != "AF_UNIX"]
+    assert held
+    assert not any("app.prices" in sentence for sentence in held)
+
+
+def test_a_log_record_that_nothing_visible_holds_is_named():
+    record = logging.getLogger("shop").makeRecord(
+        "shop", logging.WARNING, "/srv/shop/prices.py", 12, "of %s", (make(),), None
+    )
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(record))
+    kept = [weakref.ref(record), weakref.ref(record.args[0])]
+    del record
+    [held] = find_holders([kept[1]()], time.monotonic() + 10)
+    kept[1]().close()
+    assert held.sentences == (
+        "record.args[0] (a log record of logger 'shop', made at prices.py:12)",
+    )
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(kept[0]()))
+
+
+def test_what_holds_a_log_record_is_named_where_it_is_known(guard, module):
+    mark = guard.mark()
+    module.records = [
+        logging.getLogger("shop").makeRecord("shop", 30, "/a.py", 1, "of %s", (make(),), None)
+    ]
+    [finding] = guard.check(mark).findings
+    module.records.pop().args[0].close()
+    assert finding.holders == ("app.prices.records[0].args[0] (module global)",)
