@@ -86,6 +86,7 @@ TASK_STATE = "_state"  # Else it counts as unfinished.
 HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
 LOOP_CLOSED = "_closed"  # Else each loop counts as open, and as one that may use a pool.
 LOOP_OF = "_loop"  # Of a transport or lock. Else no pool belongs to a loop.
+LOOP_CALLS = ("_ready", "_scheduled")  # Else what a loop has yet to close is its test's leak.
 LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.

@@ -44,9 +44,11 @@ __all__ = [
 
 def running_frames() -> dict[int, FrameType]:
     """By thread: where it is. Only this thread where the process has several interpreters."""
-    # A variable that holds the frame it is in would keep all that the callers have: none here holds
-    # them, and the caller is not given its own.
-    return _frames_if_alone() or {threading.get_ident(): current_frame(2)}
+    # A variable that holds the frame it is in would keep all that it has found, until garbage is
+    # collected: the caller is not given its own, but that of its caller.
+    frames, own = _frames_if_alone(), current_frame(1).f_back
+    frames.pop(threading.get_ident(), None)
+    return frames if own is None else frames | {threading.get_ident(): own}
 
 
 def sees_all_threads() -> bool:

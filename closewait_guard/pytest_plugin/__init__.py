@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["closewait_guard"]
 
-_NAMES = ("socket_leaks", "socket_leaks_grace", "socket_leaks_ignore", "socket_leaks_json")
+_NAMES = (
+    "socket_leaks",
+    "socket_leaks_grace",
+    "socket_leaks_ignore",
+    "socket_leaks_threads",
+    "socket_leaks_json",
+)
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
 _MARKER_LINES = (
     "allow_socket_leaks(reason): this test may leak sockets; a reason is required",
-    "socket_leaks(mode, *, grace, ignore): how this test's socket leaks are taken",
+    "socket_leaks(mode, *, grace, ignore, threads): how this test's socket leaks are taken",
 )
 
 
@@ -50,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="report no socket with this file, function or module in its creation stack; "
         "wildcards are * and ?; may be given several times (ini: socket_leaks_ignore, one a line)",
+    )
+    group.addoption(
+        "--socket-leaks-threads",
+        choices=("warn", "fail"),
+        help="what to do about sockets that a thread or an event loop still uses after the test "
+        "(ini: socket_leaks_threads; default: warn, at the end of the run)",
     )
     group.addoption(
         "--socket-leaks-json",

@@ -26,6 +26,7 @@ from closewait_guard.pytest_plugin._attribution import (
 from closewait_guard.pytest_plugin._current_test import CurrentTest
 from closewait_guard.pytest_plugin._excuses import (
     IdleEventLoops,
+    find_running,
     is_ignored,
     is_of_default_loop,
     kept_by_records,
@@ -89,6 +90,7 @@ class LeakChecker:
         # What cannot be said yet, and by name of the owner how to check it at the end of the run.
         self._deferred: list[CheckContext] = []
         self._contexts: dict[str, CheckContext] = {}
+        self._is_last = False
 
     @property
     def has_deferred(self) -> bool:
@@ -97,7 +99,7 @@ class LeakChecker:
 
     def check_test(
         self, test: CurrentTest, wider_fixtures: Sequence[WiderFixture]
-    ) -> OwnerFinding | None:
+    ) -> list[OwnerFinding]:
         """Check what a test has left behind at its end."""
         return self._check(
             CheckContext(
@@ -112,7 +114,7 @@ class LeakChecker:
 
     def check_fixture(
         self, fixture: WiderFixture, wider_fixtures: Sequence[WiderFixture]
-    ) -> OwnerFinding | None:
+    ) -> list[OwnerFinding]:
         """Check what a wider fixture has left behind when it is finalized."""
         return self._check(
             CheckContext(
@@ -124,40 +126,42 @@ class LeakChecker:
         """Check again what a record kept; what it keeps even now is left to the end of the run."""
         contexts, self._deferred = self._deferred, []
         for context in contexts:
-            finding = self._check(context)
-            if finding is not None:
-                yield finding
+            yield from self._check(context)
         self._deferred = []
 
     def check_leftovers(self, since: int) -> Iterator[OwnerFinding]:
-        """Check what was opened after a mark and left behind, or deferred, since the last check."""
-        left = self._creations_since(since)
+        """Check what was opened after a mark and left behind, or deferred, since the last check.
+
+        All of it is given the grace time together.
+        """
+        self._is_last = True
+        left, began = self._creations_since(since), now()
         for owner in dict.fromkeys(map(self._owner_of, left)):
             if owner is not NO_OWNER and self._plan.mode is not Mode.OFF:
                 context = self._contexts.get(owner.name, CheckContext(owner, "test", self._plan))
-                finding = self._check(context)
-                if finding is not None:
-                    yield finding
+                grace = max(0.0, context.plan.grace - (now() - began))
+                yield from self._check(context._replace(plan=context.plan._replace(grace=grace)))
 
-    def _check(self, context: CheckContext) -> OwnerFinding | None:
+    def _check(self, context: CheckContext) -> list[OwnerFinding]:
         creations = self._creations_of(context)
         if context.plan.mode is Mode.OFF:
             if creations:
                 self._settle_as(self._find_open(_serials(creations), context.owner))
             self._settled |= _serials(creations)
-            return None
+            return []
         creations = self._hand_over(creations, context.wider_fixtures)
         suspects = self._without_excused(creations, context)
         if not suspects:
-            return None
+            return []
         waited, is_open = self._settle(creations, suspects, context)
+        running = self._find_running(creations, suspects, context) if is_open else {}
         # Only now are their holders searched for, through the whole heap.
         report = self._report(suspects, context) if is_open else None
         self._settled |= suspects
         if report is not None:
             self._settle_as(report.findings)
             report = replace(report, findings=self._without_other_ends(report.findings))
-        return self._finding(context, waited, report)
+        return self._findings(context, waited, report, running)
 
     def _creations_of(self, context: CheckContext) -> list[Creation]:
         """The sockets of an owner that are open, or were dropped, and not reported yet."""
@@ -250,9 +254,29 @@ class LeakChecker:
         targets = _targets(each for each in creations if each.serial in suspects)
         kept = kept_by_records(targets)
         if kept:
-            suspects -= kept
             self._deferred.append(context)
-            self._contexts[context.owner.name] = context
+            self._leave_to_the_end(kept, suspects, context)
+
+    def _leave_to_the_end(
+        self, serials: set[int], suspects: set[int], context: CheckContext
+    ) -> None:
+        self._settle_as(self._find_open(serials, context.owner))
+        self._contexts[context.owner.name] = context
+        suspects -= serials
+
+    def _find_running(
+        self, creations: list[Creation], suspects: set[int], context: CheckContext
+    ) -> dict[int, str]:
+        """What a thread or a loop still uses: it may close it, as the end of the run shows."""
+        if context.plan.allow_reason is not None:
+            return {}
+        open_ones = [each for each in creations if each.serial in suspects]
+        opened_in = {each.serial: each.thread for each in open_ones}
+        running = find_running(_targets(open_ones), opened_in)
+        if self._is_last or context.plan.threads is Mode.FAIL:
+            return running
+        self._leave_to_the_end(set(running), suspects, context)
+        return {}
 
     def _find_open(self, suspects: set[int], owner: Owner) -> tuple[Finding, ...]:
         return _only(suspects, self._guard._open_since(owner.mark))
@@ -262,22 +286,44 @@ class LeakChecker:
         findings = _only(suspects, report.findings)
         return replace(report, findings=findings) if findings else None
 
-    def _finding(
-        self, context: CheckContext, waited: float, report: Report | None
-    ) -> OwnerFinding | None:
+    def _findings(
+        self,
+        context: CheckContext,
+        waited: float,
+        report: Report | None,
+        running: dict[int, str],
+    ) -> list[OwnerFinding]:
         plan = context.plan
-        if report is None and (waited < _MIN_SETTLE_REPORTED or plan.allow_reason):
-            return None
-        return OwnerFinding(
+        finding = OwnerFinding(
             owner=context.owner.name,
             nodeid=context.owner.nodeid,
             kind=context.kind,
-            outcome=_outcome(plan) if report is not None else Outcome.SETTLED,
+            outcome=Outcome.SETTLED,
             waited=waited,
             reason=plan.allow_reason,
-            report=report,
             worker=self._worker,
         )
+        if report is None:
+            is_told = waited >= _MIN_SETTLE_REPORTED and not plan.allow_reason
+            return [finding] if is_told else []
+        found: dict[Outcome, list[Finding]] = {}
+        for each in report.findings:
+            is_running = each.observation.record.serial in running
+            found.setdefault(_outcome(plan, is_running=is_running), []).append(each)
+        return [
+            finding._replace(
+                outcome=outcome,
+                reason=_reason_of(leaks, running) or plan.allow_reason,
+                report=replace(report, findings=tuple(leaks)),
+            )
+            for outcome, leaks in found.items()
+        ]
+
+
+def _reason_of(leaks: Iterable[Finding], running: dict[int, str]) -> str | None:
+    """What still runs and holds some of them, each once."""
+    found = (running.get(each.observation.record.serial) for each in leaks)
+    return "; ".join(dict.fromkeys(filter(None, found))) or None
 
 
 def _serials(creations: Iterable[Creation]) -> set[int]:
@@ -323,7 +369,9 @@ def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool
     )
 
 
-def _outcome(plan: Plan) -> Outcome:
+def _outcome(plan: Plan, *, is_running: bool) -> Outcome:
     if plan.allow_reason is not None:
         return Outcome.ALLOWED
+    if is_running and plan.threads is not Mode.FAIL:
+        return Outcome.STILL_RUNNING
     return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED

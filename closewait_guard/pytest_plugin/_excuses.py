@@ -1,7 +1,7 @@
 """Why an open socket need not be a leak of its test.
 
 A pattern ignores it, a failure, a record of what happened or a wider fixture keeps it, or an event
-loop that does not run has yet to close it.
+loop that does not run, or a thread that still does, has yet to close it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import threading
 import types
 import weakref
 from collections import deque
@@ -18,17 +19,28 @@ from types import FrameType
 from typing import Any
 
 from closewait_guard._clock import TimeLimit
-from closewait_guard._cpython import LOOP_SELECTOR, LOOP_SOCKETS, running_loop
+from closewait_guard._cpython import (
+    LOOP_CALLS,
+    LOOP_SELECTOR,
+    LOOP_SOCKETS,
+    THREAD_NAME,
+    running_loop,
+    threads,
+)
 from closewait_guard._live import (
     derives_from,
     field,
     find_classes,
     instances_of,
+    is_any_of,
     items_of,
     kinds_of,
     loaded,
     locals_of,
+    locals_of_other_thread,
     module_name,
+    running_frames,
+    shows_other_threads,
     text_of,
     value_at,
 )
@@ -36,6 +48,7 @@ from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
     "IdleEventLoops",
+    "find_running",
     "is_ignored",
     "is_of_default_loop",
     "kept_by_records",
@@ -110,7 +123,6 @@ _DEAD_ENDS = (
     types.ModuleType,
     types.CodeType,
     types.FrameType,
-    types.BuiltinFunctionType,
 )
 # The policy keeps the loop that was set last, whoever set it.
 _POLICY_CLASSES = ("asyncio:AbstractEventLoopPolicy", "asyncio.events:_AbstractEventLoopPolicy")
@@ -120,14 +132,16 @@ _LOOP_CLASSES = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
 _PYTEST_PACKAGES = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
 
 
-def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
+def reachable(
+    roots: Iterable[object], targets: dict[int, int], limit: TimeLimit | None = None
+) -> set[int]:
     """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
 
     Walks forward from the roots, bounded in count and time. An event loop knows the sockets of all
     its users, so it keeps only its own. A traceback keeps the variables of its calls.
     """
     found: set[int] = set()
-    for thing in _walk(roots):
+    for thing in _walk(roots, limit or TimeLimit(_MAX_SECONDS)):
         key = targets.get(id(thing))
         if key is not None:
             found.add(key)
@@ -136,11 +150,10 @@ def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
     return found
 
 
-def _walk(roots: Iterable[object]) -> Iterator[object]:
+def _walk(roots: Iterable[object], limit: TimeLimit) -> Iterator[object]:
     queue = deque(roots)
     visited = {id(thing) for thing in queue}
     traits = _ClassTraits()
-    limit = TimeLimit(_MAX_SECONDS)
     for count in range(_MAX_OBJECTS):
         if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()):
             return
@@ -230,9 +243,13 @@ class IdleEventLoops:
                 loop.run_forever()
 
     def _knows(self, loop: Any) -> bool:
-        parts = (loop, field(loop, LOOP_SELECTOR))
-        inside = (gc.get_referents(part) for part in parts if part is not None)
-        return bool(reachable([thing for things in inside for thing in things], self._targets))
+        return bool(reachable(_parts_of(loop), self._targets))
+
+
+def _parts_of(loop: Any) -> list[Any]:
+    """What a loop knows, also of its users."""
+    parts = (loop, field(loop, LOOP_SELECTOR))
+    return [each for part in parts if part is not None for each in gc.get_referents(part)]
 
 
 def _idle_loops(asyncio: Any) -> Iterator[Any]:
@@ -241,3 +258,64 @@ def _idle_loops(asyncio: Any) -> Iterator[Any]:
 
 def _is_idle(loop: Any) -> bool:
     return not loop.is_closed() and not loop.is_running()
+
+
+def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int, str]:
+    """By key: what still runs and holds one of the targets, as a sentence.
+
+    A thread does by the variables of its calls, what it was started with, and the loop that it
+    runs; an open loop of another owner by what it has been asked to call.
+
+    Args:
+        targets: The addresses of sockets, and a key for each.
+        opened_in: By key the name of the thread that made it, which stands in where Python does not
+            show the variables of other threads.
+    """
+    found: dict[int, str] = {}
+    users = [*_running_threads(), *_loops_with_calls(targets)] if targets else []
+    limit = TimeLimit(_MAX_SECONDS)
+    for left, (sentence, roots) in zip(range(len(users), 0, -1), users, strict=True):
+        found = dict.fromkeys(reachable(roots, targets, limit.part(1 / left)), sentence) | found
+    if not shows_other_threads():
+        names = {_name_of(ident): ident for ident in threads if ident != threading.get_ident()}
+        for key, name in opened_in.items():
+            if name in names:
+                found.setdefault(key, _sentence_of(names[name]))
+    return found
+
+
+def _running_threads() -> Iterator[tuple[str, list[object]]]:
+    loops = list(find_classes(_LOOP_CLASSES[:1]).values())
+    calls = running_frames()
+    # A call that holds itself would keep what it has found.
+    calls.pop(threading.get_ident(), None)
+    while calls:
+        ident, call = calls.popitem()
+        variables = _variables_of_calls(call)
+        del call
+        parts = [_parts_of(each) if is_any_of(each, loops) else [each] for each in variables]
+        yield _sentence_of(ident), [threads.get(ident), *itertools.chain.from_iterable(parts)]
+
+
+def _variables_of_calls(call: FrameType | None) -> list[object]:
+    found: list[object] = []
+    while call is not None:
+        found += locals_of_other_thread(call).values()
+        call = call.f_back
+    return found
+
+
+def _loops_with_calls(targets: dict[int, int]) -> Iterator[tuple[str, list[object]]]:
+    asyncio = sys.modules.get("asyncio")
+    for loop in _idle_loops(asyncio) if asyncio is not None else ():
+        if not any(id(field(loop, name)) in targets for name in LOOP_SOCKETS):
+            calls = [field(loop, name) for name in LOOP_CALLS]
+            yield "an event loop that is still open has yet to call what holds it", calls
+
+
+def _sentence_of(ident: int) -> str:
+    return f"thread {_name_of(ident)} still runs and holds it"
+
+
+def _name_of(ident: int) -> str:
+    return text_of(field(threads.get(ident), THREAD_NAME)) or str(ident)

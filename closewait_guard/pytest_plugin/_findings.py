@@ -29,6 +29,7 @@ class Outcome(StrEnum):
 
     FAILED = "failed"
     WARNED = "warned"
+    STILL_RUNNING = "still_running"
     ALLOWED = "allowed"
     UNUSED_WAIVER = "unused_waiver"
     SETTLED = "settled"

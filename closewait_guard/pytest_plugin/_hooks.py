@@ -224,16 +224,18 @@ class LeakHooks:
         test.is_checked = True
         recorder = self._recorder
         if recorder is None or recorder.all_closed_since(test.owner.mark):
-            finding = None
+            findings = []
             self.ownership.forget(test.owner)
         else:
             test.may_have_collected = True
-            finding = recorder.checker().check_test(test, self._wider_fixtures)
+            findings = recorder.checker().check_test(test, self._wider_fixtures)
             self._have_deferred_checked(recorder)
-        if finding is not None:
+        for finding in findings:
             self._ensure_pending().add(finding)
             test.add_finding(finding)
-        elif test.plan.allow_reason is not None and test.has_passed():
+        if findings:
+            return
+        if test.plan.allow_reason is not None and test.has_passed():
             self._ensure_pending().add(test.make_unused_waiver())
 
     def _have_deferred_checked(self, recorder: RunRecorder) -> None:
@@ -284,10 +286,9 @@ class LeakHooks:
             return
         if recorder.all_closed_since(fixture.owner.mark):
             return
-        finding = recorder.checker().check_fixture(fixture, self._wider_fixtures)
-        self._have_deferred_checked(recorder)
-        if finding is not None:
+        for finding in recorder.checker().check_fixture(fixture, self._wider_fixtures):
             self._ensure_pending().add(finding)
+        self._have_deferred_checked(recorder)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

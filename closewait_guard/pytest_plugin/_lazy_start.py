@@ -62,10 +62,11 @@ class FirstSocketHook:
 
         A patch above the hook has called what it found already, which must not be called twice.
         """
+        was_on_top = self._is_on_top()
         with self._lock:
-            was_on_top = self._is_on_top()
             if not self._is_installed:
-                return None
+                # Another thread has called it meanwhile.
+                return SOCKET.__init__ if was_on_top else None
             self.remove()
             try:
                 self._callback()

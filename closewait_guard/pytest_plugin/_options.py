@@ -33,12 +33,14 @@ class Plan(NamedTuple):
     """How one test is to be checked.
 
     Attributes:
+        threads: What to do about sockets that a thread or an event loop still uses.
         allow_reason: The reason of its `allow_socket_leaks` marker, if it has one.
     """
 
     mode: Mode = Mode.OFF
     grace: float = 0.5
     ignore: tuple[str, ...] = ()
+    threads: Mode = Mode.WARN
     allow_reason: str | None = None
 
 
@@ -114,6 +116,12 @@ def _parse_mode(value: object) -> Mode:
         raise ValueError("off, warn or fail") from None
 
 
+def _parse_threads(value: object) -> Mode:
+    if value not in (Mode.WARN, Mode.FAIL):
+        raise ValueError("warn or fail")
+    return _parse_mode(value)
+
+
 def _parse_patterns(value: object) -> tuple[str, ...]:
     """One pattern or several: from a list, or from text with a comma or a new line between."""
     parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value
@@ -135,6 +143,7 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "mode": _parse_mode,
     "grace": seconds,
     "ignore": _parse_patterns,
+    "threads": _parse_threads,
     "json": _parse_path,
 }
 
@@ -142,10 +151,10 @@ _PARSERS: dict[str, Callable[[object], object]] = {
 def _read_marker(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:
     source = f"{item.nodeid}: marker socket_leaks"
     given = {**dict(zip(("mode",), mark.args, strict=False)), **mark.kwargs}
-    unknown = set(given) - {"mode", "grace", "ignore"}
+    unknown = set(given) - {"mode", "grace", "ignore", "threads"}
     if unknown or len(mark.args) > 1:
         raise pytest.UsageError(
-            f"{source}: takes a mode, grace and ignore, not {_as_written(mark)}"
+            f"{source}: takes a mode, grace, ignore and threads, not {_as_written(mark)}"
         )
     found = {
         name: _parse_value(_PARSERS[name], value, f"{source}: {name}")

@@ -43,9 +43,14 @@ _CALLS_OF_PYTEST = frozenset(
 _OUTCOME_PHRASES = {
     Outcome.FAILED: "leaked",
     Outcome.WARNED: "leaked (socket_leaks=warn)",
+    Outcome.STILL_RUNNING: "left to a running thread or loop (socket_leaks_threads=warn)",
     Outcome.ALLOWED: "leaked, and allowed to",
 }
-_GITHUB_LEVELS = {Outcome.FAILED: "error", Outcome.WARNED: "warning"}
+_GITHUB_LEVELS = {
+    Outcome.FAILED: "error",
+    Outcome.WARNED: "warning",
+    Outcome.STILL_RUNNING: "warning",
+}
 
 
 def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
@@ -59,6 +64,8 @@ def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
         else ""
     )
     head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
+    if finding.reason is not None:
+        head += f": {finding.reason}"
     # The first line names the owner, and every stack of a test ends with calls of pytest.
     shown = _change_records(report, _without_owner)
     if not whole_stacks:
