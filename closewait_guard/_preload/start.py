@@ -109,9 +109,16 @@ def start() -> None:
     _in_forked_children(ending, status)
     reporters = config.reporters or guard.settings.reporters
     if reporters:
+        if guard.settings.at_exit:
+            guard._add_reporters([partial(_send_state, status)])
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and reporters != ("text",)
         Monitor(guard, at_exit=at_exit, in_children=True).start()
+
+
+def _send_state(status: Status, report: Report) -> None:
+    """For the launcher to print if this process ends without a last report."""
+    status.send_state(as_text(_without_open(report)))
 
 
 def _line(config: ChildConfig) -> Line | None:

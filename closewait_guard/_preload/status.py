@@ -216,7 +216,7 @@ class Status:
 
     def __init__(self, line: Line | None) -> None:
         self._line = line
-        self._has_opened = False
+        self._has_opened = self._has_ended = False
         patch.subscribe(self)
 
     def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
@@ -246,8 +246,15 @@ class Status:
     def on_error(self) -> None:
         """Nothing to report: the launcher will miss the verdict."""
 
+    def send_state(self, report: str) -> None:
+        """Send a report that is not the last, unless that has been sent."""
+        if self._line is not None and not self._has_ended:
+            with suppress(OSError):
+                self._line.send_report(report)
+
     def end(self, verdict: str, report: str = "") -> bool:
         """Say how this process ends; whether the launcher has got the report, and prints it."""
+        self._has_ended = True
         if self._line is None:
             return False
         try:
@@ -266,7 +273,7 @@ class Status:
 
     def after_fork(self) -> None:
         """In the child."""
-        self._has_opened = False
+        self._has_opened = self._has_ended = False
         patch.subscribe(self)
         if self._line is not None:
             self._line.after_fork()

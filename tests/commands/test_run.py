@@ -220,6 +220,31 @@ def test_a_program_that_is_killed_has_no_report_and_leaves_no_process(script):
         assert b"ended without a report" in running.stderr.read()
 
 
+def test_of_a_worker_that_is_killed_the_last_known_state_is_reported(script, tmp_path):
+    script(f"{LEAK}\nimport time; time.sleep(60)", "child.py")
+    shown = tmp_path / "shown.jsonl"
+    path = script(f"""
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, {str(tmp_path / "child.py")!r}])
+end = time.monotonic() + 40
+while time.monotonic() < end:
+    if os.path.exists({str(shown)!r}) and '"verdict":"leaked"' in open({str(shown)!r}).read():
+        break
+    time.sleep(0.05)
+time.sleep(0.5)
+child.kill()
+child.wait()
+""")
+    options = ("--interval", "0.3", "--grace", "0.1", "--report", f"json_lines:{shown}")
+    done = call("run", "--fail-on-leak", *options, path, code=86)
+    text = " ".join(done.stderr.split())
+    assert "1 leaked of 2 open sockets in process " in text
+    assert re.search(
+        r"Process \d+ ended without a last report: what is said of it was so at ", text
+    )
+    assert "leaks unknown: process " in text
+
+
 def test_workers_that_a_pool_terminates_as_they_end_report_their_leaks(script):
     source = f"""
 import multiprocessing, time
