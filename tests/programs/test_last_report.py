@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -255,3 +256,51 @@ def test_exit_functions_and_loops_are_as_they_were_when_the_program_looks_at_the
     )
     done = call("run", path, code=0)
     assert done.stdout == "True first\nnever\nsecond!\nfirst\n"
+
+
+WSGI = """
+import socket
+
+kept = []
+
+def app(environ, start_response):
+    server = socket.create_server(("127.0.0.1", 0))
+    kept.append(socket.create_connection(server.getsockname()))
+    server.accept()[0].close()
+    server.close()
+    start_response("200 OK", [("Content-Length", "4"), ("Connection", "close")])
+    return [b"done"]
+"""
+GUNICORN = ("gunicorn", "--log-level", "critical", "-w", "2", "-b")
+
+
+@pytest.mark.parametrize(
+    ("command", "source"),
+    [
+        ((*GUNICORN, "127.0.0.1:{port}"), WSGI),
+        ((*GUNICORN, "127.0.0.1:{port}", "-k", "gthread"), WSGI),
+        (("uvicorn", "--log-level", "error", "--workers", "2", "--port", "{port}"), APP),
+    ],
+    ids=["gunicorn sync", "gunicorn gthread", "uvicorn --workers"],
+)
+def test_what_workers_leak_is_in_one_report_and_fails_the_run(tmp_path, command, source):
+    (tmp_path / "app.py").write_text(source)
+    port = free_port()
+    words = [word.format(port=port) for word in command]
+    with subprocess.Popen(
+        [*COMMAND, "run", "--fail-on-leak", "--grace", "0.1", *words, "app:app"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        for _ in range(4):
+            assert get(port) == b"done"
+        time.sleep(0.5)
+        server.send_signal(signal.SIGTERM)
+        _, errors = server.communicate(timeout=60)
+    assert server.returncode == 86, errors
+    count = 4 if source is WSGI else 12
+    assert errors.count("closewait_guard: ") == 1, errors
+    found = rf"closewait_guard: {count} leaked of .* in [12] of 3 processes"
+    assert re.search(found, " ".join(errors.split())), errors
