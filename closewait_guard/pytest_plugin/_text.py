@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path, PurePath
 
-from closewait_guard._format import escape_line, format_duration, pluralize
+from closewait_guard._format import escape_line, format_duration, pluralize, wrap_text
 from closewait_guard._render import Section, frame_lines, sections
 from closewait_guard.model import Finding, Frame, FrameKind, Report, SocketRecord
 from closewait_guard.pytest_plugin._attribution import OPENED_IN
@@ -196,11 +199,30 @@ def _site_blocks(report: Report, *, whole_stacks: bool = False) -> list[str]:
 
 
 def _block(site: Section, *, whole_stacks: bool) -> Iterator[str]:
-    yield from site.lines
+    opened_by = _opened_by(site.group.findings[0].observation.record) if site.group else ""
+    for line in site.lines:
+        if opened_by and line.startswith("  opened at "):
+            yield from wrap_text(f"  {opened_by}", "    ")
+        yield line
     if whole_stacks and site.group is not None:
         yield "  the whole stack, innermost call first:"
         for frame in site.group.findings[0].observation.record.opener.stack:
             yield from frame_lines("    ", frame)
+
+
+def _opened_by(record: SocketRecord) -> str:
+    """Which library has opened the socket, if a test has only called that."""
+    site = record.site
+    inner = next((each for each in record.blamed.stack if each.kind is not FrameKind.STDLIB), None)
+    if site is None or inner is None or inner.kind is not FrameKind.LIBRARY or site is inner:
+        return ""
+    path = re.split(r"[/\\](?:site|dist)-packages[/\\]", inner.filename)[-1]
+    name = re.split(r"[/\\]|\.py$", path)[0]
+    with suppress(Exception):
+        # Not every library is distributed by its own name.
+        name = f"{name} {metadata.version(name)}"
+    called = f"{PurePath(site.filename).name}:{site.lineno}"
+    return f"opened by {name} in {path}:{inner.lineno}, called at {called}"
 
 
 def _change_records(report: Report, change: Callable[[SocketRecord], SocketRecord]) -> Report:

@@ -334,6 +334,9 @@ def test_the_line_of_a_test_wins_over_a_librarys_even_if_it_is_installed_with_it
     folder = suite.pytester.path / "site-packages" / "mylib"
     (folder / "test").mkdir(parents=True)
     (folder / "__init__.py").write_text(LIBRARY, encoding="utf-8")
+    metadata = folder.parent / "mylib-3.13.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: mylib\nVersion: 3.13\n", encoding="utf-8")
     (suite.pytester.path / place / "test_own.py").write_text(USES_LIBRARY, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(folder.parent))
     result = suite.fail(None, f"{place}/test_own.py", apart=True)
@@ -345,6 +348,8 @@ def test_the_line_of_a_test_wins_over_a_librarys_even_if_it_is_installed_with_it
         "test_own.py:20 in test_handles.<locals>.handler()",
     ]
     assert "listener opened at" not in result.stdout.str().replace("by the listener", "")
+    opened_by = "opened by mylib 3.13 in mylib/__init__.py:7, called at test_own.py:12"
+    result.stdout.fnmatch_lines([f"  {opened_by}"])
 
 
 @pytest.mark.parametrize("length", [10, 60, 200])
