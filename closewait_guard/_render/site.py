@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -71,13 +72,21 @@ def site_lines(group: SiteGroup, where: str = "") -> Iterator[str]:
 
 
 def _holder_lines(group: SiteGroup) -> Iterator[str]:
-    """The holders; those that differ only by an index or a key share a line."""
-    alike: dict[str, list[str]] = {}
-    for holder in unique(holder for finding in group.findings for holder in finding.holders):
-        alike.setdefault(_without_keys(holder), []).append(holder)
-    for first, *others in list(alike.values())[:_MAX_HOLDERS]:
+    """The holders; those that differ only by an index or a key share a line.
+
+    The search may not have come to all sockets: a line says for how many of them it is.
+    """
+    alike: dict[str, dict[str, None]] = {}
+    held: Counter[str] = Counter()
+    for finding in group.findings:
+        for holder in finding.holders:
+            alike.setdefault(_without_keys(holder), {})[holder] = None
+        held.update(set(map(_without_keys, finding.holders)))
+    total = len(group.findings)
+    for key, (first, *others) in list(alike.items())[:_MAX_HOLDERS]:
         more = f", and {len(others):,} more like it" if others else ""
-        yield from wrap_text(f"  held by {first}{more}", "    ")
+        of = f" ({held[key]:,} of the {total:,} sockets)" if held[key] < total else ""
+        yield from wrap_text(f"  held by {first}{more}{of}", "    ")
     if len(alike) > _MAX_HOLDERS:
         yield f"    (and by {len(alike) - _MAX_HOLDERS:,} more)"
 

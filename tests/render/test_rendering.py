@@ -55,6 +55,18 @@ def test_the_total_counts_native_sockets_and_those_that_are_gone():
     assert "3 leaked, 1 dropped of 6 sockets, 5 of them open;" in first
 
 
+def test_holders_that_are_known_of_some_sockets_only_say_of_how_many():
+    report = leaky_report()
+    first, second, third, *_ = report.by_site()[0].findings
+    known = [replace(first, holders=("app.kept[0]",)), replace(second, holders=("app.kept[1]",))]
+    shown = cwg.render_text(replace(report, findings=(*known, replace(third, holders=()))))
+    assert "held by app.kept[0], and 1 more like it (2 of the 3 sockets)\n" in shown
+    shown = cwg.render_text(replace(report, findings=(*known, replace(third, holders=("app.x",)))))
+    assert "held by app.x (1 of the 3 sockets)\n" in shown
+    shown = cwg.render_text(replace(report, findings=tuple(known)))
+    assert "held by app.kept[0], and 1 more like it\n" in shown
+
+
 def test_one_block_for_each_site_worst_first():
     report = leaky_report()
     text = cwg.render_text(report)
