@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from closewait_guard._clock import SCANNING_SHARE, now
@@ -169,7 +171,7 @@ class Monitor:
 
                 self._looks = EarlyLooks(self.guard)
                 atexit.register(self._finish)
-                self._forget_sigterm = before_sigterm(self._finish)
+                self._forget_sigterm = before_sigterm(self._on_sigterm)
         return self
 
     def stop(self) -> None:
@@ -199,6 +201,17 @@ class Monitor:
         self._is_last_wanted = True
         self._should_end.set()
         self._join(self.guard.settings.reporter_timeout)
+
+    def _on_sigterm(self) -> None:
+        """In a thread of its own, which could not wait for a green one of the main thread."""
+        if isinstance(_thread.start_new_thread, BuiltinFunctionType):
+            self._finish()
+        else:
+            self._report_last()
+
+    def _report_last(self) -> None:
+        looks = self._looks
+        self._schedule.run_once(None if looks is None else looks.add_closed_by_end)
 
     def _join(self, timeout: float) -> None:
         thread = self._thread
@@ -233,8 +246,7 @@ class Monitor:
         while not should_end.wait(self._schedule.seconds_until_due):
             self._schedule.run_once()
         if self._is_last_wanted:
-            looks = self._looks
-            self._schedule.run_once(None if looks is None else looks.add_closed_by_end)
+            self._report_last()
 
     def _after_fork(self) -> None:
         """In the child, which has no thread but its own."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import signal as signals
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -26,9 +27,15 @@ __all__ = [
 # Service managers kill after 10 s or more.
 _MAX_SECONDS = 5.0
 
-# gevent replaces them by green threads, which cannot be waited for in a handler.
-_start_thread = _thread.start_new_thread
-_allocate_lock = _thread.allocate_lock
+
+def _native(name: str) -> Any:
+    """A function of `_thread` as it is without gevent: no handler can wait for a green thread."""
+    monkey: Any = sys.modules.get("gevent.monkey")
+    return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)
+
+
+_start_thread = _native("start_new_thread")
+_allocate_lock = _native("allocate_lock")
 
 _callbacks: list[Callable[[], object]] = []
 # The functions of `signal` as they were found, and what restores them.

@@ -212,6 +212,34 @@ def test_watch_reports_what_uvloop_closes_with_its_loop(tmp_path, signum):
     assert "closewait_guard: 3 leaked of" in last_report(errors), errors
 
 
+GREEN = """
+from gevent import monkey; monkey.patch_all()
+{watch}
+import gevent, os, socket, subprocess
+server = socket.create_server(("127.0.0.1", 0))
+kept = [socket.create_connection(server.getsockname()) for _ in range(3)]
+for _ in kept:
+    server.accept()[0].close()
+# From outside, so that the handler runs in the hub, which must not wait.
+sender = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -{signum} {{os.getpid()}}"])
+gevent.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("signum", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("run", [True, False])
+def test_a_program_on_gevent_reports_its_leaks_when_a_signal_ends_it(tmp_path, run, signum):
+    pytest.importorskip("gevent")
+    path = tmp_path / "program.py"
+    path.write_text(GREEN.format(watch="" if run else WATCH, signum=signum.removeprefix("SIG")))
+    start = [*COMMAND, "run", "--grace", "0.1"] if run else [sys.executable]
+    done = subprocess.run(
+        [*start, path], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert done.returncode == -signal.Signals[signum], done.stderr
+    assert "closewait_guard: 3 leaked of" in last_report(done.stderr), done.stderr
+
+
 ABANDONED = """
 import asyncio, sys
 
