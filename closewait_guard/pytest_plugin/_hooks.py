@@ -60,7 +60,7 @@ class LeakHooks:
         self._sink = sink
         self.ownership = Ownership()
         self._spare_descriptors = SpareDescriptors()
-        self._first_socket_hook = FirstSocketHook(self._load_recorder)
+        self._first_socket_hook = FirstSocketHook(self._make_recorder, self._load_recorder)
         self._recorder: RunRecorder | None = None
         self._wider_fixtures: list[WiderFixture] = []
         self.current_test: CurrentTest | None = None
@@ -149,11 +149,10 @@ class LeakHooks:
         else:
             self._recorder.begin()
 
-    def _load_recorder(self) -> RunRecorder:
+    def _make_recorder(self) -> RunRecorder:
         with self._spare_descriptors.lend():
             from closewait_guard.pytest_plugin._recording import RunRecorder, files_of_tests
 
-        self._first_socket_hook.remove()
         if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
             self._recorder = RunRecorder(
@@ -165,10 +164,15 @@ class LeakHooks:
                 _calling_code(self._config),
                 partial(files_of_tests, self._config),
             )
-        # Apart: a timeout may strike in between, and what has begun must be ended.
-        self._recorder.begin()
-        self._wake()
         return self._recorder
+
+    def _load_recorder(self) -> RunRecorder:
+        recorder = self._make_recorder()
+        self._first_socket_hook.remove()
+        # Apart: a timeout may strike in between, and what has begun must be ended.
+        recorder.begin()
+        self._wake()
+        return recorder
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:
         return self.ownership.make_owner(

@@ -29,15 +29,23 @@ __all__ = [
 ]
 
 
-class FirstSocketHook:
-    """Calls `callback` before the next socket is made; then the socket class is as it was found.
+# How long a socket of another thread waits for what records it to be loaded: that thread may be
+# importing what is loaded.
+_MAX_SECONDS_TO_LOAD = 5.0
 
-    What `callback` raises stays here, and so does the hook: the next socket is another try.
+
+class FirstSocketHook:
+    """Calls `load` and `begin` before the next socket is made, and is gone between them.
+
+    Sockets of other threads wait meanwhile. What is raised stays here, and so does the hook: the
+    next socket is another try.
     """
 
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self._callback = callback
+    def __init__(self, load: Callable[[], object], begin: Callable[[], object]) -> None:
+        self._load = load
+        self._begin = begin
         self._lock = threading.RLock()
+        self._is_loading = False
         self._is_installed = False
         self._ours: Any = None
         self._found: Any = None
@@ -46,7 +54,7 @@ class FirstSocketHook:
         """Wait for a socket from now on."""
         self._is_installed = True
         self._found = vars(SOCKET)["__init__"]
-        self._ours = SOCKET.__init__ = _wrap_init(self._found, self._run_callback)
+        self._ours = SOCKET.__init__ = _wrap_init(self._found, self._load_and_begin)
 
     def remove(self) -> None:
         """Wait no more. Below a patch of another library the hook stays, and does nothing."""
@@ -57,27 +65,39 @@ class FirstSocketHook:
     def _is_on_top(self) -> bool:
         return vars(SOCKET)["__init__"] is self._ours
 
-    def _run_callback(self) -> Any:
-        """Call `callback`, once; what is to make the socket instead of what was found, if anything.
+    def _load_and_begin(self) -> Any:
+        """Do so, once; what is to make the socket instead of what was found, if anything.
 
         A patch above the hook has called what it found already, which must not be called twice.
         """
         was_on_top = self._is_on_top()
-        with self._lock:
-            if not self._is_installed:
-                # Another thread has called it meanwhile.
-                return SOCKET.__init__ if was_on_top else None
-            self.remove()
-            try:
-                self._callback()
-            except BaseException as error:
-                self._reinstall(on_top=was_on_top)
-                # Imports can fail in the middle of a test that mocks the file system. What stops
-                # a test, such as its timeout, must stop it here too.
-                if not isinstance(error, Exception):
-                    raise
+        if not self._lock.acquire(timeout=_MAX_SECONDS_TO_LOAD):
+            return None
+        try:
+            if self._is_loading:
+                # What is loaded makes a socket.
                 return None
-            return SOCKET.__init__ if was_on_top else None
+            # Else another thread has done it meanwhile.
+            if self._is_installed:
+                self._try_to_load(on_top=was_on_top)
+            return SOCKET.__init__ if was_on_top and not self._is_installed else None
+        finally:
+            self._lock.release()
+
+    def _try_to_load(self, *, on_top: bool) -> None:
+        self._is_loading = True
+        try:
+            self._load()
+            self.remove()
+            self._begin()
+        except BaseException as error:
+            self._reinstall(on_top=on_top)
+            # Imports can fail in the middle of a test that mocks the file system. What stops a
+            # test, such as its timeout, must stop it here too.
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._is_loading = False
 
     def _reinstall(self, *, on_top: bool) -> None:
         self._is_installed = True
@@ -85,13 +105,13 @@ class FirstSocketHook:
             SOCKET.__init__ = self._ours
 
 
-def _wrap_init(found: Any, run_callback: Callable[[], Any]) -> Any:
+def _wrap_init(found: Any, load_and_begin: Callable[[], Any]) -> Any:
     original = as_function(found)
 
     # Its name makes the guard look for the socket's caller further out.
     @functools.wraps(found)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        (run_callback() or original)(self, *args, **kwargs)
+        (load_and_begin() or original)(self, *args, **kwargs)
 
     return __init__
 

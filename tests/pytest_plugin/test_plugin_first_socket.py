@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 
 import pytest
 
 from closewait_guard._capture.hooks import SOCKET
+from closewait_guard.pytest_plugin import _lazy_start
 from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 
 
@@ -19,17 +22,64 @@ def found():
 
 def test_it_calls_back_once_and_is_gone(found):
     calls = []
-    hook = FirstSocketHook(lambda: calls.append(vars(SOCKET)["__init__"] is found))
+
+    def note():
+        calls.append(vars(SOCKET)["__init__"] is found)
+
+    hook = FirstSocketHook(note, note)
     hook.install()
     socket.socket().close()
-    assert calls == [True]
+    assert calls == [False, True]
     assert vars(SOCKET)["__init__"] is found
     socket.socket().close()
-    assert calls == [True]
+    assert calls == [False, True]
+
+
+def test_sockets_of_other_threads_wait_until_it_has_begun_and_those_of_the_loading_do_not(found):
+    order, is_loading = [], threading.Event()
+
+    def load():
+        is_loading.set()
+        # What is loaded makes a socket itself.
+        socket.socket().close()
+        time.sleep(0.2)
+        order.append("loaded")
+
+    def other():
+        is_loading.wait(10)
+        socket.socket().close()
+        order.append("other")
+
+    FirstSocketHook(load, lambda: order.append("begun")).install()
+    thread = threading.Thread(target=other)
+    thread.start()
+    socket.socket().close()
+    thread.join()
+    assert order == ["loaded", "begun", "other"]
+    assert vars(SOCKET)["__init__"] is found
+
+
+def test_a_socket_does_not_wait_for_ever_for_what_is_loaded(found, monkeypatch):
+    monkeypatch.setattr(_lazy_start, "_MAX_SECONDS_TO_LOAD", 0.05)
+    waited = []
+
+    def other():
+        socket.socket().close()
+        waited.append(True)
+
+    def load():
+        thread = threading.Thread(target=other)
+        thread.start()
+        # As where the other thread is importing what is loaded.
+        thread.join(10)
+
+    FirstSocketHook(load, lambda: waited.append(False)).install()
+    socket.socket().close()
+    assert waited == [True, False]
 
 
 def test_it_is_removed_without_a_trace(found):
-    hook = FirstSocketHook(lambda: pytest.fail("nothing was opened"))
+    hook = FirstSocketHook(lambda: pytest.fail("nothing was opened"), lambda: None)
     hook.install()
     hook.remove()
     assert vars(SOCKET)["__init__"] is found
@@ -44,7 +94,7 @@ def test_a_failure_to_load_is_raised_nowhere_and_loading_is_tried_again(found):
         if len(tries) == 1:
             raise ImportError("a mocked file system")
 
-    FirstSocketHook(load).install()
+    FirstSocketHook(load, lambda: None).install()
     for expected in (1, 2, 2):
         socket.socket().close()
         assert len(tries) == expected
@@ -55,7 +105,7 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
     def load():
         raise KeyboardInterrupt
 
-    hook = FirstSocketHook(load)
+    hook = FirstSocketHook(load, lambda: None)
     hook.install()
     with pytest.raises(KeyboardInterrupt):
         socket.socket()
@@ -65,7 +115,7 @@ def test_what_stops_a_test_stops_it_while_the_guard_is_loaded(found):
 
 def test_a_patch_over_it_stays_and_calls_what_it_found_once(found):
     made, calls = [], []
-    hook = FirstSocketHook(lambda: calls.append(1))
+    hook = FirstSocketHook(lambda: calls.append(1), lambda: None)
     hook.install()
     ours = vars(SOCKET)["__init__"]
 
