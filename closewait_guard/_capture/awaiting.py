@@ -38,6 +38,7 @@ __all__ = [
 _HOST_TASK = "_host_task"  # Of a cancel scope of anyio.
 _MOST_TASKS = 8
 _MOST_OBJECTS = 30
+_PLAIN = frozenset({type(None), bool, int, float, str, list, tuple, dict, set})
 
 
 def continue_stack(
@@ -130,8 +131,12 @@ def _next_to(thing: Any, task: type) -> Iterable[Any]:
         return (thing.__self__,) if resumes or not is_a(thing.__self__, task) else ()
     if type_qualname(type(thing)) == "cython_function_or_method":
         return (_EVENT_LOOP,) if _ends_loop(thing) else ()
-    if is_a(thing, sys.modules["asyncio"].Future):
+    asyncio = sys.modules["asyncio"]
+    if is_a(thing, asyncio.Future):
         return _waiting_for(thing)
+    # Most of what a callback has leads nowhere, and looking for attributes takes long.
+    if type(thing) in _PLAIN or is_a(thing, asyncio.AbstractEventLoop):
+        return ()
     return _linked(thing)
 
 
