@@ -1,8 +1,10 @@
-"""Describe a reference path as one sentence that reads as code."""
+"""Find out who holds objects; each path of references becomes a sentence that reads as code."""
 
 from __future__ import annotations
 
+import functools
 import gc
+import io
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,12 +18,16 @@ from types import (
     MethodType,
     TracebackType,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard._holders.attributes import attribute_of, item_of
-from closewait_guard._holders.references import HolderPath, code_of_call
-from closewait_guard._holders.roots import FOREIGN, suspended_calls
+from closewait_guard._holders.references import (
+    HolderPath,
+    code_of_call,
+    find_paths,
+    find_paths_forward,
+)
+from closewait_guard._holders.roots import FOREIGN, Roots, suspended_calls
 from closewait_guard._holders.threads import (
     current_calls,
     describe_call,
@@ -31,11 +37,18 @@ from closewait_guard._holders.threads import (
 )
 from closewait_guard._inspect import kind_of
 from closewait_guard._live import (
+    MAX_ITEMS,
+    MISSING,
     attribute_dict,
+    attributes_of,
+    class_value,
+    elements_of,
     is_a,
     is_any_of,
     is_exactly,
+    items_of,
     locals_of,
+    native_field,
     suspension_of,
     text_of,
     type_name,
@@ -44,10 +57,79 @@ from closewait_guard._live import (
 from closewait_guard.model import FrameKind
 
 __all__ = [
-    "owners_of",
+    "Holders",
+    "find_holders",
+    "find_holders_forward",
     "sentence_of",
-    "threads_using",
 ]
+
+
+class Holders(NamedTuple):
+    """Who holds one object. Plain text: it keeps nothing alive.
+
+    Attributes:
+        sentences: Each says who holds it, and how.
+        owners: The names of the types on the paths, the outermost holder's first.
+        has_failed: The search or the description raised an exception.
+    """
+
+    sentences: tuple[str, ...] = ()
+    owners: tuple[str, ...] = ()
+    has_failed: bool = False
+
+
+def find_holders(
+    targets: list[object], deadline: float, roots: Roots | None = None
+) -> list[Holders]:
+    """Find out who holds each of some objects, all at once.
+
+    Args:
+        targets: The objects. The caller must have no other reference to them; the list is emptied.
+        deadline: The monotonic time after which the search goes no further.
+        roots: Where a path may end. Make it before the targets are taken out of weak references: a
+            garbage collection meanwhile would break up the cycle that a target is in.
+    """
+    found = [Holders()] * len(targets)
+
+    def store(place: int, paths: list[HolderPath]) -> None:
+        found[place] = _describe_or_fail(paths)
+
+    find_paths(targets, Roots() if roots is None else roots, deadline, store)
+    return found
+
+
+def find_holders_forward(
+    targets: list[object], roots: Roots, is_over: Callable[[], bool]
+) -> list[Holders | None]:
+    """Do the same by a forward search, without asking the whole heap; None for those not reached.
+
+    Args:
+        targets: As above.
+        roots: Where a path may end, made with the values to start from.
+        is_over: Whether to stop.
+    """
+    found: list[Holders | None] = [None] * len(targets)
+
+    def store(place: int, paths: list[HolderPath]) -> None:
+        found[place] = _describe_or_fail(paths)
+
+    find_paths_forward(targets, roots, is_over, store)
+    return found
+
+
+def _describe_or_fail(paths: list[HolderPath]) -> Holders:
+    try:
+        return _describe(paths)
+    except Exception:
+        # An object has changed while it was described. The others are described all the same.
+        return Holders(has_failed=True)
+
+
+def _describe(paths: list[HolderPath]) -> Holders:
+    best = [path for path in paths if path.rank == paths[0].rank]
+    sentences = dict.fromkeys([*map(sentence_of, best), *threads_using(paths)])
+    owners = dict.fromkeys(owner for path in paths for owner in owners_of(path))
+    return Holders(tuple(sentences), tuple(owners))
 
 
 _MAX_STEPS = 12
@@ -239,3 +321,74 @@ _VARIABLES: tuple[tuple[type, Callable[[Any, tuple[object, ...]], _VariableAndCa
     (AsyncGeneratorType, _local_of_suspended),
     (FunctionType, _variable_of_closure),
 )
+
+
+# How one object refers to another, as code: the attribute, index or key.
+_MAX_KEY_LENGTH = 40
+_MAX_BITS = 128
+_MAX_DECIMAL = 1 << _MAX_BITS
+
+# The fields of C types, which have no dict.
+_C_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (io.BufferedReader, ("raw",)),
+    (io.BufferedWriter, ("raw",)),
+    (io.TextIOWrapper, ("buffer",)),
+    (MethodType, ("__self__", "__func__")),
+    (functools.partial, ("func", "args", "keywords")),
+    (BaseException, ("__traceback__", "__context__", "__cause__", "args")),
+    (TracebackType, ("tb_frame", "tb_next")),
+    (CellType, ("cell_contents",)),
+    (FunctionType, ("__closure__", "__defaults__", "__kwdefaults__", "__dict__")),
+)
+
+
+def attribute_of(parent: object, child: object) -> str | None:
+    """The name of the attribute of the parent that is `child`, if there is one."""
+    for name, value in attributes_of(parent):
+        if value is child:
+            return name
+    for cls, names in _C_FIELDS:
+        if is_a(parent, cls):
+            for name in names:
+                if native_field(parent, cls, name) is child:
+                    return name
+    return None
+
+
+def item_of(parent: object, child: object) -> str | None:
+    """The place of the child in a container, as `[3]` or `['EUR']`; None if it is no container."""
+    if is_a(parent, dict):
+        items = items_of(parent)
+        found = next((key for key, value in items if value is child), MISSING)
+        if found is not MISSING:
+            return f"[{_format_key(found)}]"
+        return ".keys()" if len(items) < MAX_ITEMS else "[...]"
+    if is_any_of(parent, (list, tuple, deque)):
+        elements = elements_of(parent)
+        for number, value in enumerate(elements):
+            if value is child:
+                return _field_name(parent, number) or f"[{number}]"
+        return None if len(elements) < MAX_ITEMS else "[...]"
+    return "{...}" if is_any_of(parent, (set, frozenset)) else None
+
+
+def _field_name(parent: object, number: int) -> str | None:
+    """The name that a named tuple has for one of its items."""
+    fields = class_value(type(parent), "_fields")
+    if type(fields) is tuple and number < len(fields) and type(fields[number]) is str:
+        return f".{fields[number]}"
+    return None
+
+
+def _format_key(key: object) -> str:
+    """A plain key as text, shortened; for others the type, because repr would run their code."""
+    if type(key) is tuple and len(key) <= 4:
+        return ", ".join(_format_key(part) for part in key)
+    if type(key) is str:
+        return repr(key if len(key) <= _MAX_KEY_LENGTH else key[: _MAX_KEY_LENGTH - 3] + "...")
+    if type(key) is int and not -_MAX_DECIMAL < key < _MAX_DECIMAL:
+        # It may have more decimal digits than the interpreter converts.
+        return hex(key >> max(0, key.bit_length() - _MAX_BITS)) + "..."
+    if type(key) is int or type(key) is float or type(key) is bool or key is None:
+        return repr(key)
+    return f"<{type_qualname(type(key))}>"

@@ -19,18 +19,14 @@ from typing import NamedTuple
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._descriptors import descendants_of, sockets_of_process
-from closewait_guard._holders.find import (
-    Holders,
-    Roots,
-    find_holders,
-    find_holders_forward,
-    reachable_instances,
-)
+from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
     calls_of_libraries,
     hints_of_libraries,
     owners_of_descriptors,
 )
+from closewait_guard._holders.references import reachable_instances
+from closewait_guard._holders.roots import Roots
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for

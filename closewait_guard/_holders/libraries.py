@@ -23,7 +23,8 @@ from closewait_guard._cpython import (
     threads,
 )
 from closewait_guard._format import pluralize
-from closewait_guard._holders.find import Roots, find_unused, reachable_instances
+from closewait_guard._holders.references import find_unused, reachable_instances
+from closewait_guard._holders.roots import Roots
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
     derives_from,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
-from closewait_guard._judge.alerts import threshold_alerts
+from closewait_guard._judge.alerts import (
+    AlertState,
+    SeriesPoint,
+    threshold_alerts,
+    update_alerts,
+)
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import judge, leave_to_calls, leave_to_pools
 

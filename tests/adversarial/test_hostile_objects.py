@@ -205,7 +205,10 @@ def broken(*_):
 @pytest.mark.parametrize(
     ("place", "note"),
     [
-        ("closewait_guard._holders.find.sentence_of", "who holds 2 sockets: the search has failed"),
+        (
+            "closewait_guard._holders.describe.sentence_of",
+            "who holds 2 sockets: the search has failed",
+        ),
         (
             "closewait_guard._holders.references.referrers",
             "who holds 2 sockets: the search has failed",

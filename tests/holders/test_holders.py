@@ -23,7 +23,8 @@ from typing import ClassVar, NamedTuple
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._holders.find import Roots, find_holders
+from closewait_guard._holders.describe import find_holders
+from closewait_guard._holders.roots import Roots
 from closewait_guard._live.frames import shows_other_threads
 from closewait_guard.testing import connected_pair, half_closed_pair
 
@@ -488,7 +489,8 @@ def test_a_path_that_is_too_long_is_described_as_far_as_it_was_found(module):
 def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_second():
     code = """
         import gc, socket, time
-        from closewait_guard._holders.find import Roots, find_holders
+        from closewait_guard._holders.describe import find_holders
+        from closewait_guard._holders.roots import Roots
 
         class Node:
             def __init__(self, value):

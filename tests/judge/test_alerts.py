@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 import closewait_guard as cwg
 import strategies
 from closewait_guard._inspect import SiteCount
-from closewait_guard._judge.alert_state import AlertState, SeriesPoint, update_alerts
-from closewait_guard._judge.alerts import threshold_alerts
+from closewait_guard._judge.alerts import (
+    AlertState,
+    SeriesPoint,
+    threshold_alerts,
+    update_alerts,
+)
 from closewait_guard.model import SCHEMA
 
 CLOSE_WAIT, LISTEN = cwg.State.CLOSE_WAIT, cwg.State.LISTEN
