@@ -157,17 +157,17 @@ def test_wrappers_that_were_there_before_get_the_arguments_that_they_get_without
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_wrappers_under_the_plugins_wire_get_the_socket(wrapped_by_wrapt, works):
-    def sprung():
+def test_wrappers_under_the_plugins_hook_get_the_socket(wrapped_by_wrapt, works):
+    def load():
         if not works:
             raise ImportError
 
-    wire = FirstSocketHook(sprung)
-    wire.install()
+    hook = FirstSocketHook(load, lambda: None)
+    hook.install()
     try:
         socket.socket(socket.AF_INET).close()
     finally:
-        wire.remove()
+        hook.remove()
     assert wrapped_by_wrapt == [("__init__", SOCKET, (socket.AF_INET,), {})]
 
 
