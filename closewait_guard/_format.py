@@ -72,7 +72,11 @@ def fit_path(prefix: str, path: str, suffix: str) -> str:
 
 def _fit_word(word: str, room: int) -> str:
     """A line of a file stays whole where a paragraph is wrapped; other words are cut anywhere."""
-    return _without_folders(word, room) if len(word) > room and _PLACE.search(word) else word
+    if len(word) <= room or not _PLACE.search(word):
+        return word
+    path = word.lstrip("(")
+    opening = word.removesuffix(path)
+    return opening + _without_folders(path, room - len(opening))
 
 
 def _without_folders(path: str, room: int) -> str:

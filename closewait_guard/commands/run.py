@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 _USAGE = "closewait-guard run [options] [--] TARGET [ARG ...]"
 _DESCRIPTION = """\
-Runs TARGET - a script, -m MODULE or any command - with the guard in it, and in
-its Python children, from before their first import on. The last report goes to
-stderr."""
+Runs TARGET - a script, -m MODULE or any command - with the guard in it and in
+its Python children, from their start on. The last report goes to stderr."""
 _EPILOG = """\
 exit codes: TARGET's; 86 leaks, 87 not known (--fail-on-leak); 126, 127 no start
 example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""

@@ -264,7 +264,8 @@ def test_the_doctor_finds_who_has_replaced_the_socket_class(tmp_path):
     text = "".join(call("doctor", code=0, PYTHONPATH=str(tmp_path)).stdout.split())
     file = f"{tmp_path}/sitecustomize.py"
     assert f"socket.socketissitecustomize.Fake({file})" in text
-    assert f"socket.socket.connectissitecustomize.connect({file}:2)" in text
+    assert "socket.socket.connectissitecustomize.connect(" in text
+    assert "/sitecustomize.py:2)" in text
 
 
 def test_the_doctor_finds_native_libraries_installed_and_loaded(tmp_path):

@@ -330,5 +330,6 @@ def test_what_workers_leak_is_in_one_report_and_fails_the_run(tmp_path, command,
     assert server.returncode == 86, errors
     count = 4 if source is WSGI else 12
     assert errors.count("closewait_guard: ") == 1, errors
-    found = rf"closewait_guard: {count} leaked of .* in [12] of 3 processes"
+    found = rf"closewait_guard: {count} leaked of .* in [12] of [23] processes"
+    # A worker may not have been asked for anything.
     assert re.search(found, " ".join(errors.split())), errors
