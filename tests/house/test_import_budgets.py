@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,20 @@ def modules_after(code: str, *arguments: str) -> set[str]:
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
+
+
+def modules_after_pytest(directory: Path, mode: str, *, expect: int) -> set[str]:
+    """The same for a run of pytest in a directory, with the plugin in one of its modes."""
+    code = """if True:
+        import os, pytest, sys
+        directory, mode, expect = sys.argv[1:]
+        os.chdir(directory)
+        # Other plugins may make sockets.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+        options = ["-p", "closewait_guard.pytest_plugin", "-p", "no:cacheprovider"]
+        assert pytest.main(["-q", *options, f"--socket-leaks={mode}"]) == int(expect)
+    """
+    return modules_after(code, str(directory), mode, str(expect))
 
 
 def ours(modules: set[str]) -> set[str]:
@@ -69,14 +84,7 @@ def test_scanning_another_process_loads_nothing_that_records_the_sockets_of_this
 
 
 def test_a_pytest_run_with_the_plugin_off_loads_what_reads_its_options_alone(tmp_path):
-    code = """if True:
-        import os, pytest, sys
-        os.chdir(sys.argv[1])
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        options = ["-p", "closewait_guard.pytest_plugin", "-p", "no:cacheprovider"]
-        assert pytest.main(["-q", *options, "--socket-leaks=off"]) == 5
-    """
-    loaded = modules_after(code, str(tmp_path))
+    loaded = modules_after_pytest(tmp_path, "off", expect=5)
     assert parts(loaded) == {"pytest_plugin", "_config", "exceptions"}
     assert {name for name in loaded if name.startswith("closewait_guard.pytest_plugin.")} == {
         "closewait_guard.pytest_plugin._options"
@@ -85,15 +93,7 @@ def test_a_pytest_run_with_the_plugin_off_loads_what_reads_its_options_alone(tmp
 
 def test_a_pytest_run_without_a_socket_loads_nothing_that_records_looks_or_judges(tmp_path):
     (tmp_path / "test_without_sockets.py").write_text("def test_it(): pass", encoding="utf-8")
-    code = """if True:
-        import os, pytest, sys
-        os.chdir(sys.argv[1])
-        # Other plugins may make sockets.
-        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        options = ["-p", "closewait_guard.pytest_plugin", "-p", "no:cacheprovider"]
-        assert pytest.main(["-q", *options, "--socket-leaks=fail"]) == 0
-    """
-    loaded = modules_after(code, str(tmp_path))
+    loaded = modules_after_pytest(tmp_path, "fail", expect=0)
     assert "closewait_guard.pytest_plugin._hooks" in loaded
     unused = {"_live", "_inspect", "_judge", "_holders", "_libraries", "_guard", "_pipeline"}
     assert not parts(loaded) & unused

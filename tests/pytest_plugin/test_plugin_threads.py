@@ -43,6 +43,15 @@ def test_ends():
 """
 RUNNING_ON = "def test_it(): start(close_later)\ndef test_other(): pass\n"
 
+WIDER_LOOP = """
+@pytest.fixture(scope="module")
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+"""
+
 
 def test_a_socket_that_a_thread_closes_long_after_its_test_is_no_leak(suite):
     result = suite.fail(STARTING + ENDING.format(function="close_later"))
@@ -145,13 +154,8 @@ def test_other():
 
 def test_what_a_wider_fixtures_loop_has_yet_to_close_is_left_to_it(suite):
     result = suite.fail(
-        """
-@pytest.fixture(scope="module")
-def loop():
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
+        WIDER_LOOP
+        + """
 async def start():
     left, right = socket.socketpair()
     _, writer = await asyncio.open_connection(sock=left)
@@ -170,13 +174,8 @@ def test_other(loop): loop.run_until_complete(loop.task)
 
 def test_what_a_wider_fixtures_loop_will_never_close_fails_the_test(suite):
     result = suite.fail(
-        """
-@pytest.fixture(scope="module")
-def loop():
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
+        WIDER_LOOP
+        + """
 async def connect():
     left, right = socket.socketpair()
     keep(await asyncio.open_connection(sock=left))
