@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +23,7 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now
 from closewait_guard._delivery import Delivery
+from closewait_guard._holders import owners_of_descriptors
 from closewait_guard._inspect import AttributionOnImport, probe
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Pipeline
@@ -264,6 +265,13 @@ class Guard:
         from closewait_guard._capture import open_creations
 
         return open_creations(self._registry, since)
+
+    def _owners(self, serials: Set[int]) -> dict[int, int]:
+        """By `id()` of what has a descriptor that left its socket object, the socket's serial."""
+        from closewait_guard._capture import open_without_socket
+
+        left = open_without_socket(self._registry, serials)
+        return {id(owner): left[fd] for fd, owner in owners_of_descriptors(left.keys()).items()}
 
     def _deliver(self, report: Report) -> None:
         self._delivery.deliver(report)

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     )
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.patch import replacement_class
-    from closewait_guard._capture.registry import OpenSockets, Registry, open_creations
+    from closewait_guard._capture.registry import (
+        OpenSockets,
+        Registry,
+        open_creations,
+        open_without_socket,
+    )
     from closewait_guard._capture.stack import (
         NO_STACK,
         CapturedStack,
@@ -72,6 +77,7 @@ __all__ = [
     "label",
     "normal_path",
     "open_creations",
+    "open_without_socket",
     "pop_if_same",
     "replacement_class",
     "still_owns",
@@ -111,6 +117,7 @@ _HOMES = {
         "OpenSockets",
         "Registry",
         "open_creations",
+        "open_without_socket",
     ),
     "stack": (
         "NO_STACK",

@@ -52,6 +52,7 @@ __all__ = [
     "OpenSockets",
     "Registry",
     "open_creations",
+    "open_without_socket",
     "untracked_sockets",
 ]
 
@@ -404,6 +405,15 @@ def _after_fork_in_parent() -> None:
         # In the middle of the program's own call.
         with suppress(Exception):
             registry.note_fork()
+
+
+def open_without_socket(registry: Registry, serials: Set[int]) -> dict[int, int]:
+    """By descriptor, which of the creations are open after their descriptor left the socket."""
+    return {
+        fd: creation[SERIAL]
+        for fd, creation in registry.open_sockets().creations.items()
+        if creation[SERIAL] in serials and not still_owns(creation, fd)
+    }
 
 
 def open_creations(registry: Registry, since: int) -> list[Creation]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
-from closewait_guard._holders.libraries import Pools
+from closewait_guard._holders.libraries import Pools, owners_of_descriptors
 from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
     "Explainer",
     "Pools",
     "RunningCalls",
+    "owners_of_descriptors",
 ]

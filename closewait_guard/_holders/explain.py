@@ -21,6 +21,7 @@ from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._descriptors import descendants_of, sockets_of_process
 from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
+    all_instances,
     calls_of_libraries,
     hints_of_libraries,
     owners_of_descriptors,
@@ -31,7 +32,7 @@ from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import hint_for
 from closewait_guard._libraries import LOOP_WAKER, PoolUse
-from closewait_guard._live import instances_of, is_too_large
+from closewait_guard._live import is_too_large
 from closewait_guard.model import (
     Finding,
     Frame,
@@ -234,9 +235,7 @@ class Explainer:
     ) -> dict[int, Holders | None]:
         """Search from each socket to what refers to it, through the whole heap."""
         roots = Roots()
-        found, objects = self._find_objects(
-            findings, lambda classes: instances_of(classes.values())
-        )
+        found, objects = self._find_objects(findings, all_instances)
         serials = [finding.observation.record.serial for finding in found]
         return dict(zip(serials, find_holders(objects, limit.end, roots), strict=True))
 

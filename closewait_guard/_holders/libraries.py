@@ -41,6 +41,7 @@ from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verd
 
 __all__ = [
     "Pools",
+    "all_instances",
     "calls_of_libraries",
     "hints_of_libraries",
     "owners_of_descriptors",
@@ -296,8 +297,12 @@ def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
     return None, loop
 
 
+def all_instances(classes: dict[int, type]) -> Iterable[object]:
+    return instances_of(classes.values())
+
+
 def owners_of_descriptors(
-    fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]]
+    fds: Set[int], find: Callable[[dict[int, type]], Iterable[object]] = all_instances
 ) -> dict[int, Any]:
     """Objects by descriptor. The caller lets go of them soon.
 

@@ -177,6 +177,12 @@ class LeakChecker:
         creations = self._guard._open_creations(mark)
         return [each for each in creations if each.serial not in self._settled]
 
+    def _targets(self, creations: Iterable[Creation]) -> dict[int, int]:
+        """What has their descriptors, by the address: the socket, or what it was handed over to."""
+        creations = list(creations)
+        sockets = {each.object_id: each.serial for each in creations if each.sock() is not None}
+        return sockets | self._guard._owners(_serials(creations))
+
     def _owner_of(self, creation: Creation) -> Owner:
         return self._moved.get(creation.serial) or self._ownership.by_name(_opened_in(creation))
 
@@ -184,18 +190,20 @@ class LeakChecker:
         self, creations: list[Creation], wider_fixtures: Iterable[WiderFixture]
     ) -> list[Creation]:
         """Give each socket that a wider fixture keeps to that fixture; the rest."""
+        targets, kept_by_any = self._targets(creations), set[int]()
         for fixture in wider_fixtures:
-            if not creations:
+            if not targets:
                 break
-            kept = reachable(fixture.find_roots(), _targets(creations))
+            kept = reachable(fixture.find_roots(), targets)
             self._moved |= dict.fromkeys(kept, fixture.owner)
-            creations = [each for each in creations if each.serial not in kept]
-        return creations
+            targets = {key: serial for key, serial in targets.items() if serial not in kept}
+            kept_by_any |= kept
+        return [each for each in creations if each.serial not in kept_by_any]
 
     def _without_excused(self, creations: list[Creation], context: CheckContext) -> set[int]:
         if not creations:
             return set()
-        excused = reachable(context.failures(), _targets(creations))
+        excused = reachable(context.failures(), self._targets(creations))
         suspects, other_ends = _serials(creations), set[int]()
         for finding in self._find_open(suspects, context.owner):
             record = finding.observation.record
@@ -243,7 +251,7 @@ class LeakChecker:
             context.plan.grace,
             lambda: self._defer(creations, suspects, context),
         )
-        loops = IdleEventLoops(_targets(creations))
+        loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
             loops.run_once()
             pause(wait)
@@ -251,7 +259,7 @@ class LeakChecker:
 
     def _defer(self, creations: list[Creation], suspects: set[int], context: CheckContext) -> None:
         """Leave out what a record keeps: whether it is a leak shows when the record is gone."""
-        targets = _targets(each for each in creations if each.serial in suspects)
+        targets = self._targets(each for each in creations if each.serial in suspects)
         kept = kept_by_records(targets)
         if kept:
             self._deferred.append(context)
@@ -272,7 +280,7 @@ class LeakChecker:
             return {}
         open_ones = [each for each in creations if each.serial in suspects]
         opened_in = {each.serial: each.thread for each in open_ones}
-        running = find_running(_targets(open_ones), opened_in)
+        running = find_running(self._targets(open_ones), opened_in)
         if self._is_last or context.plan.threads is Mode.FAIL:
             return running
         self._leave_to_the_end(set(running), suspects, context)
@@ -356,11 +364,6 @@ def _opened_in(creation: Creation) -> object:
     while creation.parent is not None and creation.origin in _SAME_DESCRIPTOR:
         creation = Creation._make(creation.parent)
     return creation.context.get(OPENED_IN)
-
-
-def _targets(creations: Iterable[Creation]) -> dict[int, int]:
-    """The sockets that are alive, by the address of the object."""
-    return {each.object_id: each.serial for each in creations if each.sock() is not None}
 
 
 def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool:

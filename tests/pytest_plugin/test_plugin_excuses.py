@@ -175,3 +175,57 @@ async def test_awaits_again(): await asyncio.sleep(0)
     result.assert_outcomes(passed=4, errors=1)
     result.stdout.fnmatch_lines(["test_it.py::test_leaves_it leaked 2 sockets*"])
     result.stdout.no_fnmatch_line("*fixture 'event_loop_policy'*")
+
+
+# An object of which the descriptor is all that is left of two sockets: each end of a pipe.
+PIPES = """
+import logging, multiprocessing
+
+@pytest.fixture(scope="module")
+def pipes():
+    kept = []
+    yield kept
+    for each in kept:
+        each.close()
+
+class Worker:
+    def __init__(self):
+        self.pipe = multiprocessing.Pipe()
+
+    def wait(self):
+        self.pipe[0].recv()
+
+def fail_with_a_pipe():
+    pipe = multiprocessing.Pipe()
+    raise ValueError
+
+"""
+KEPT_AS_A_DESCRIPTOR = {
+    "by a wider fixture": ("pipes.extend(multiprocessing.Pipe())", {"passed": 1}),
+    "by a failure": ("fail_with_a_pipe()", {"failed": 1}),
+    "by a record": (
+        """
+    try:
+        fail_with_a_pipe()
+    except ValueError:
+        logging.exception("failed")""",
+        {"passed": 1},
+    ),
+    "by a thread": (
+        "threading.Thread(target=Worker().wait, daemon=True).start()",
+        {"passed": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "outcomes"), KEPT_AS_A_DESCRIPTOR.values(), ids=KEPT_AS_A_DESCRIPTOR
+)
+def test_what_keeps_a_descriptor_without_its_socket_object_is_found_too(suite, body, outcomes):
+    result = suite.fail(f"{PIPES}def test_it(pipes):\n    {body}\n", apart=True)
+    result.assert_outcomes(**outcomes)
+
+
+def test_a_descriptor_without_its_socket_object_that_the_test_keeps_fails_it(suite):
+    result = suite.fail(PIPES + "def test_it(): keep(multiprocessing.Pipe())", apart=True)
+    result.assert_outcomes(passed=1, errors=1)
