@@ -127,10 +127,14 @@ def test_a_module_that_is_gone_is_not_in_the_next_wheel(tree):
 
 
 @pytest.mark.whole_program
-def test_the_sdist_has_every_file_of_the_sources(tree):
+@pytest.mark.parametrize("speedups", ["0", "1"])
+def test_the_sdist_has_every_file_of_the_sources_and_the_wheel_is_built_of_it(tree, speedups):
     sources = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
-    with tarfile.open(archive(tree, "build_sdist")) as opened:
+    with tarfile.open(archive(tree, "build_sdist", CLOSEWAIT_GUARD_SPEEDUPS=speedups)) as opened:
         packed = {member.name.partition("/")[2] for member in opened if member.isfile()}
+        opened.extractall(tree.parent, filter="data")
     assert sources <= packed
     made = {name for name in packed - sources if not name.startswith("closewait_guard.egg-info/")}
     assert made <= {"PKG-INFO", "setup.cfg"}
+    (unpacked,) = tree.parent.glob("closewait_guard-*")
+    assert files_in(archive(unpacked, CC="/bin/false")) == files_in(archive(tree, CC="/bin/false"))
