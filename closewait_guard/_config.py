@@ -214,6 +214,7 @@ class _RecordingSettings(NamedTuple):
 
     context: ContextProvider | str | None = None
     dropped_kept: int = 1000
+    speedups: bool = True
     stack_depth: int = 32
 
 

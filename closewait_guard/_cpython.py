@@ -51,6 +51,7 @@ __all__ = [
     "QUEUE_OF_DONE",
     "QUEUE_WAITERS",
     "RACING_TASKS",
+    "REFERENCE_CALLBACK",
     "SELECTOR_KEYS",
     "TASK_COROUTINE",
     "TASK_NAME",
@@ -66,6 +67,7 @@ __all__ = [
     "file_objects_reader",
     "finalizers_at_exit",
     "getsignal",
+    "has_gil",
     "interpreter_states",
     "is_closed_reader",
     "main_thread_waker",
@@ -124,11 +126,16 @@ current_frame: Callable[[int], FrameType] = getattr(sys, "_getframe", _frame_by_
 # What tells garbage from what is dropped in time: the collector clears the weak references to
 # garbage before it calls finalizers. From Python 3.15 on only those that have a callback, so they
 # have one in C that does nothing.
+REFERENCE_CALLBACK: Callable[[Any], int] | None = id if sys.version_info >= (3, 15) else None
 weak_reference: Callable[[Any], weakref.ref[Any]]
 if sys.version_info >= (3, 15):
-    weak_reference = partial(weakref.ref, functools.Placeholder, id)
+    weak_reference = partial(weakref.ref, functools.Placeholder, REFERENCE_CALLBACK)
 else:
     weak_reference = weakref.ref
+
+
+# Some builds of Python 3.13 and later can run without the lock that all threads share.
+has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 
 
 def _no_frames() -> dict[int, FrameType]:

@@ -17,8 +17,8 @@ from closewait_guard._capture import (
     Creation,
     LockFreeCounter,
     PlainContext,
+    Recording,
     Registry,
-    capture,
     patch,
 )
 from closewait_guard._clock import now
@@ -44,7 +44,7 @@ __all__ = [
 
 _MIN_SECONDS_BETWEEN = 60.0
 # The settings of what is recorded when a socket is opened.
-_RECORDING = ("stack_depth", "context", "dropped_kept")
+_RECORDING = ("stack_depth", "context", "dropped_kept", "speedups")
 
 
 class FdExhaustionAlarm:
@@ -115,10 +115,9 @@ class Guard:
         _warn_about(self.settings.notes)
         self._delivery = _make_delivery(self.settings, reporters)
         self._registry = registry or Registry(
-            self.settings.stack_depth,
+            Recording(self.settings.stack_depth, speedups=self.settings.speedups),
             PlainContext.of(self.settings.context),
             self.settings.dropped_kept,
-            capture,
         )
         self._fd_exhaustion = FdExhaustionAlarm(self._report_exhausted, clock)
         self._installed = False

@@ -156,6 +156,11 @@ class Settings(_Provenance):
         parse.count,
         "Records to keep of sockets that were garbage-collected while open.",
     )
+    speedups: bool = _setting(
+        RECORDING_DEFAULTS.speedups,
+        parse.switch,
+        "Whether to record creations in C, where the package has its extension, instead of Python.",
+    )
 
     def __post_init__(self) -> None:
         for item in fields(self):

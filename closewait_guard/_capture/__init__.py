@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from closewait_guard._capture.context import PlainContext, around, current_labels, label
+    from closewait_guard._capture.context import LABELS, PlainContext, around, label
     from closewait_guard._capture.creation import (
         NO_CONTEXT,
         ORIGIN,
@@ -30,24 +30,26 @@ if TYPE_CHECKING:
     )
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.patch import replacement_class
+    from closewait_guard._capture.recorder import Recording
     from closewait_guard._capture.registry import (
         OpenSockets,
         Registry,
         open_creations,
         open_without_socket,
     )
+    from closewait_guard._capture.speedups import find_speedups, why_no_speedups
     from closewait_guard._capture.stack import (
         NO_STACK,
         CapturedStack,
         SharedStack,
         capture,
-        capture_up_to,
         intern,
         kind_of_file,
         normal_path,
     )
 
 __all__ = [
+    "LABELS",
     "NO_CONTEXT",
     "NO_STACK",
     "ORIGIN",
@@ -64,14 +66,14 @@ __all__ = [
     "LockFreeCounter",
     "OpenSockets",
     "PlainContext",
+    "Recording",
     "Registry",
     "SharedStack",
     "SocketEvents",
     "around",
     "as_function",
     "capture",
-    "capture_up_to",
-    "current_labels",
+    "find_speedups",
     "intern",
     "kind_of_file",
     "label",
@@ -81,13 +83,14 @@ __all__ = [
     "pop_if_same",
     "replacement_class",
     "still_owns",
+    "why_no_speedups",
 ]
 
 _HOMES = {
     "context": (
+        "LABELS",
         "PlainContext",
         "around",
-        "current_labels",
         "label",
     ),
     "creation": (
@@ -113,18 +116,22 @@ _HOMES = {
         "as_function",
     ),
     "patch": ("replacement_class",),
+    "recorder": ("Recording",),
     "registry": (
         "OpenSockets",
         "Registry",
         "open_creations",
         "open_without_socket",
     ),
+    "speedups": (
+        "find_speedups",
+        "why_no_speedups",
+    ),
     "stack": (
         "NO_STACK",
         "CapturedStack",
         "SharedStack",
         "capture",
-        "capture_up_to",
         "intern",
         "kind_of_file",
         "normal_path",

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from closewait_guard.settings import ContextProvider
 
 __all__ = [
+    "LABELS",
     "PlainContext",
     "around",
-    "current_labels",
     "label",
 ]
 
@@ -119,10 +119,7 @@ _SCALARS = (str, int, float, bool, type(None))
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
-_labels: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
-
-# Bound once: it is called at every creation.
-current_labels = _labels.get
+LABELS: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
 
 
 class label:  # noqa: N801 - reads as a statement: with label("x")
@@ -133,7 +130,7 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
 
     Example:
         >>> with label("refresh-prices"):
-        ...     current_labels()
+        ...     LABELS.get()
         ('refresh-prices',)
     """
 
@@ -141,12 +138,12 @@ class label:  # noqa: N801 - reads as a statement: with label("x")
         self._names = tuple(exact_text(name) for name in names)
 
     def __enter__(self) -> None:
-        _labels.set(_labels.get() + self._names)
+        LABELS.set(LABELS.get() + self._names)
 
     def __exit__(self, *failure: object) -> None:
         # Without a token to keep, one label may serve many threads and tasks at once.
-        labels = _labels.get()
-        _labels.set(labels[: len(labels) - len(self._names)])
+        labels = LABELS.get()
+        LABELS.set(labels[: len(labels) - len(self._names)])
 
     def __call__(self, function: _F) -> _F:
         return around(function, lambda: label(*self._names))

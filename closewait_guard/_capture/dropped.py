@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from closewait_guard._capture.creation import SOCK, CreationTuple, pop_if_same
@@ -84,10 +84,14 @@ class FinalSnapshot:
 
 
 class LockFreeCounter:
-    """Numbers events. `count()` gives each event its number; only reading takes a lock."""
+    """Numbers events. `count()` gives each event its number; only reading takes a lock.
 
-    def __init__(self) -> None:
-        self.count = itertools.count(1).__next__
+    Args:
+        count: What else counts the same events, too.
+    """
+
+    def __init__(self, count: Callable[[], int] | None = None) -> None:
+        self.count = count or itertools.count(1).__next__
         self._uncounted = 0
         self._reading = threading.RLock()
 

@@ -121,11 +121,13 @@ class Subscribers:
 
     Attributes:
         creation_calls: What to call for a socket that was created, and when that raises.
+        speedups: Whether what calls them may be in C.
     """
 
-    __slots__ = ("creation_calls", "current")
+    __slots__ = ("creation_calls", "current", "speedups")
 
-    def __init__(self) -> None:
+    def __init__(self, *, speedups: bool = False) -> None:
+        self.speedups = speedups
         self.replace(())
 
     def replace(self, subscribers: tuple[SocketEvents, ...]) -> None:
@@ -281,9 +283,10 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
     the C finalizer emits the ResourceWarning, which is attributed to the program's own line, as it
     is without the guard. For a closed socket no bytecode of ours runs at all.
 
-    A list compares each of its items with what is looked for: a call of each with the socket, one
-    after the other, until one answers that it is equal. A cache of no size calls what it was made
-    of, and is bound by the interpreter as a function is, without an object for each call.
+    Without the extension, a list compares each of its items with what is looked for: a call of each
+    with the socket, one after the other, until one answers that it is equal. A cache of no size
+    calls what it was made of, and is bound by the interpreter as a function is, without an object
+    for each call.
     """
 
     def notify(sock: socket.socket) -> None:
@@ -292,6 +295,12 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     deferred = DeferredErrors((notify.__code__, code_of(SOCKET.__repr__)))
+    if subscribers.speedups:
+        # Loaded late: a run of tests without sockets needs only the class that is patched.
+        from closewait_guard._capture.speedups import find_speedups
+
+        if (found := find_speedups()) is not None:
+            return found.finalizer(_fileno, notify, original, is_for_open_only=original is _IN_C)
     calls = [_with_method("__eq__", each) for each in (_is_closed, dropping_errors(notify))]
     if original is not _IN_C:
         # That of a closed socket is to be called too.

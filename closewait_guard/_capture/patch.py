@@ -56,12 +56,17 @@ def after_fork() -> None:
     listener_in_accept_by_thread.clear()
 
 
-def subscribe(subscriber: SocketEvents) -> None:
-    """Call `subscriber` for what happens to sockets from now on."""
+def subscribe(subscriber: SocketEvents, *, speedups: bool = True) -> None:
+    """Call `subscriber` for what happens to sockets from now on.
+
+    Args:
+        subscriber: What to call.
+        speedups: Whether the wrappers may be in C, if this subscriber is the first.
+    """
     with install_lock():
         if subscriber not in _subscribers:
             _subscribers.append(subscriber)
-        _update_methods()
+        _update_methods(speedups=speedups)
 
 
 def unsubscribe(subscriber: SocketEvents) -> None:
@@ -85,9 +90,9 @@ def try_unsubscribe(subscriber: SocketEvents) -> None:
             lock.release()
 
 
-def _update_methods() -> None:
+def _update_methods(*, speedups: bool = False) -> None:
     for method in _METHODS:
-        method.set_subscribers(tuple(_subscribers))
+        method.set_subscribers(tuple(_subscribers), speedups=speedups)
     _collections.set_subscribers(tuple(_subscribers))
 
 
@@ -176,9 +181,9 @@ class _Method:
         """Whether subscribers are called through the wrapper of another library, if at all."""
         return self.top() is None and any(layer.subscribers.current for layer in self._layers)
 
-    def set_subscribers(self, subscribers: tuple[SocketEvents, ...]) -> None:
+    def set_subscribers(self, subscribers: tuple[SocketEvents, ...], *, speedups: bool) -> None:
         """Call these and no others; take our wrapper out if there are none."""
-        layer = self._layer_in_use() or (self._add_layer() if subscribers else None)
+        layer = self._layer_in_use() or (self._add_layer(speedups) if subscribers else None)
         if layer is not None:
             layer.subscribers.replace(subscribers)
         if not subscribers:
@@ -189,10 +194,14 @@ class _Method:
         with_subscribers = (layer for layer in self._layers if layer.subscribers.current)
         return next(with_subscribers, None) or self.top()
 
-    def _add_layer(self) -> InstalledWrapper:
+    def _add_layer(self, speedups: bool) -> InstalledWrapper:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
-        subscribers, found, was_own = Subscribers(), self.present, self.name in vars(SOCKET)
+        subscribers, found, was_own = (
+            Subscribers(speedups=speedups),
+            self.present,
+            self.name in vars(SOCKET),
+        )
         original = as_function(getattr_static(SOCKET, self.name))
         setattr(SOCKET, self.name, self._wrap(original, subscribers))
         self._layers.append(InstalledWrapper(self.present, found, subscribers, was_own=was_own))

@@ -1,38 +1,69 @@
 """What is recorded of each socket when it is created: the hottest path of all.
 
-`on_create` is a function that has all it needs among its own variables. To look a thing up
-elsewhere takes the longer the more the program has done since the last creation.
+In C where the extension is there, else in Python. There `on_create` is a function that has all it
+needs among its own variables: to look a thing up elsewhere takes the longer the more the program
+has done since the last creation.
 """
 
 from __future__ import annotations
 
 import _socket
+import itertools
+import math
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from closewait_guard._capture.context import PlainContext, current_labels
-from closewait_guard._capture.creation import NO_CONTEXT, STACK, CreationTuple, origin_of
-from closewait_guard._capture.hooks import FRAMES_TO_CALLER
+from closewait_guard._capture.context import LABELS, PlainContext
+from closewait_guard._capture.creation import (
+    NO_CONTEXT,
+    STACK,
+    Creation,
+    CreationTuple,
+    as_parent,
+    origin_of,
+)
+from closewait_guard._capture.hooks import (
+    FRAMES_TO_CALLER,
+    SOCKET,
+    code_of,
+    listener_in_accept_by_thread,
+)
+from closewait_guard._capture.speedups import find_speedups
 from closewait_guard._capture.stack import (
     PROGRAM,
     Capture,
     CapturedStack,
+    capture,
+    capture_up_to,
     intern,
     owner_of,
     uncaptured,
 )
 from closewait_guard._clock import wall
-from closewait_guard._cpython import current_frame, running_loop, threads, weak_reference
+from closewait_guard._cpython import (
+    REFERENCE_CALLBACK,
+    current_frame,
+    running_loop,
+    threads,
+    weak_reference,
+)
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
 from closewait_guard._live import exact_text
 
+if TYPE_CHECKING:
+    from closewait_guard._capture._speedups import Recorder
+    from closewait_guard._enums import Scalar
+
 __all__ = [
-    "CreationTable",
+    "CreationRecorder",
+    "PythonRecorder",
+    "Recording",
     "make_recorder",
     "note_task",
 ]
@@ -82,66 +113,175 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
     return task_name()
 
 
-_CREATED = Origin.CREATED
+class Recording(NamedTuple):
+    """How to record creations.
+
+    Attributes:
+        stack_depth: How many calls to remember of each.
+        ends: Stacks end before calls of these, further out than the innermost.
+        speedups: Whether to record in C, where that can be.
+    """
+
+    stack_depth: int
+    ends: tuple[CodeType, ...] = ()
+    speedups: bool = True
+
+
 _INTERN_AFTER = 256
 
+OnCreate = Callable[[socket.socket, object], None]
 
-class CreationTable:
-    """The creations by descriptor, and those whose sockets were detached from it.
+
+class CreationRecorder(Protocol):
+    """Writes a record of each socket that is created into a table.
 
     Attributes:
         pid: The process in which sockets are created.
-        changed: Another object after each change but a creation.
         last_serial: The serial of the latest creation.
     """
 
-    __slots__ = ("changed", "creations", "detached", "intern_at", "last_serial", "pid")
+    pid: int
 
-    def __init__(self) -> None:
-        self.creations: dict[int, CreationTuple] = {}
-        self.detached: dict[int, tuple[CreationTuple, int]] = {}
-        self.pid = os.getpid()
-        self.changed = object()
-        self.last_serial = 0
-        self.intern_at = _INTERN_AFTER
+    @property
+    def last_serial(self) -> int: ...
 
-    def state(self) -> tuple[int, object]:
-        """Another one after each change."""
-        return self.last_serial, self.changed
+    @property
+    def on_create(self) -> OnCreate:
+        """Record a socket that was created; the second argument is what it was made of, or None."""
 
-    def intern_stacks(self, serial: int) -> None:
-        """Make the stacks of the sockets that live on small.
-
-        As many creations lie between two times as there are sockets: each pays next to nothing.
-        """
-        creations = self.creations.copy()
-        self.intern_at = serial + max(_INTERN_AFTER, len(creations))
-        for creation in creations.values():
-            intern(creation[STACK])
+    @property
+    def count(self) -> Callable[[], int]:
+        """The number of an event: one more than that of the last, a creation or another."""
 
 
 def make_recorder(
-    table: CreationTable,
-    count: Callable[[], int],
+    creations: dict[int, CreationTuple],
+    detached: dict[int, tuple[CreationTuple, int]],
     context: PlainContext | None,
-    capture: Capture,
-    depth: int,
-) -> Callable[[socket.socket, object], None]:
-    """A function to call at each creation, which writes it into a table."""
-    creations, detached, caller = table.creations, table.detached, FRAMES_TO_CALLER
+    recording: Recording,
+) -> CreationRecorder:
+    """What records each creation by its descriptor.
+
+    Args:
+        creations: Where to write them.
+        detached: Those whose sockets were detached from the descriptor.
+        context: Calls the program's context provider, if it has one.
+        recording: How to record.
+    """
+    speedups = find_speedups() if recording.speedups else None
+    if speedups is None:
+        return PythonRecorder(creations, detached, context, recording)
+    return _make_c_recorder(speedups.recorder, creations, detached, context, recording)
+
+
+def _make_c_recorder(
+    recorder: type[Recorder],
+    creations: dict[int, CreationTuple],
+    detached: dict[int, tuple[CreationTuple, int]],
+    context: PlainContext | None,
+    recording: Recording,
+) -> Recorder:
+    depth, capture = recording.stack_depth, _capture_for(recording)
+
+    def note(stack: CapturedStack, caller: FrameType) -> str | None:
+        return note_task(stack, caller, capture, depth)
+
+    provider, fallback_provider = _providers(context)
+    return recorder(
+        fields=Creation._fields,
+        depth=depth,
+        pid=os.getpid(),
+        intern_at=_INTERN_AFTER,
+        creations=creations,
+        detached=detached,
+        listeners=listener_in_accept_by_thread,
+        threads=threads,
+        modules=sys.modules,
+        ends=recording.ends,
+        fileno=_socket.socket.fileno,
+        reference_callback=REFERENCE_CALLBACK,
+        labels=LABELS,
+        provider=provider,
+        fallback_provider=fallback_provider,
+        no_context=NO_CONTEXT,
+        created=Origin.CREATED,
+        accepted=Origin.ACCEPTED,
+        accept_code=code_of(SOCKET.accept),
+        as_parent=as_parent,
+        origin_of=origin_of,
+        note_task=note,
+        exact_text=exact_text,
+        intern_stacks=_intern_stacks,
+    )
+
+
+def _capture_for(recording: Recording) -> Capture:
+    if not recording.stack_depth:
+        return uncaptured
+    return capture_up_to(recording.ends) if recording.ends else capture
+
+
+def _providers(
+    context: PlainContext | None,
+) -> tuple[Callable[[], dict[str, Scalar] | None] | None, Callable[[], dict[str, Scalar]]]:
+    return (None, dict) if context is None else (context.provider, context.fallback_provider)
+
+
+def _intern_stacks(creations: dict[int, CreationTuple], serial: int) -> int:
+    """Make the stacks of the sockets that live on small; returns at which serial to do so again.
+
+    As many creations lie between two times as there are sockets: each pays next to nothing.
+    """
+    found = creations.copy()
+    for creation in found.values():
+        intern(creation[STACK])
+    return serial + max(_INTERN_AFTER, len(found))
+
+
+class PythonRecorder:
+    """The twin of `Recorder` in `_speedups.c`: both write the same."""
+
+    __slots__ = ("_intern_at", "count", "last_serial", "on_create", "pid")
+
+    def __init__(
+        self,
+        creations: dict[int, CreationTuple],
+        detached: dict[int, tuple[CreationTuple, int]],
+        context: PlainContext | None,
+        recording: Recording,
+    ) -> None:
+        self.pid = os.getpid()
+        self.last_serial = 0
+        self.count = itertools.count(1).__next__
+        self.on_create = _on_create(self, creations, detached, context, recording)
+        self._intern_at: float = _INTERN_AFTER
+
+    def intern_if_due(self, creations: dict[int, CreationTuple], serial: int) -> None:
+        """Make the stacks of the sockets that live on small, where it is time."""
+        if serial >= self._intern_at:
+            # Not in another thread too, nor for a socket that is created meanwhile.
+            self._intern_at = math.inf
+            self._intern_at = _intern_stacks(creations, serial)
+
+
+def _on_create(
+    recorder: PythonRecorder,
+    creations: dict[int, CreationTuple],
+    detached: dict[int, tuple[CreationTuple, int]],
+    context: PlainContext | None,
+    recording: Recording,
+) -> OnCreate:
+    caller, count, created = FRAMES_TO_CALLER, recorder.count, Origin.CREATED
     fileno, reference, now = _socket.socket.fileno, weak_reference, wall
     frame, thread_id, by_number = current_frame, threading.get_ident, threads
-    modules, module, labels = sys.modules, sys.modules.get, current_labels
-    provider, fallback_provider = (
-        (None, dict) if context is None else (context.provider, context.fallback_provider)
-    )
-    if not depth:
-        capture = uncaptured
+    modules, module, labels = sys.modules, sys.modules.get, LABELS.get
+    provider, fallback_provider = _providers(context)
+    depth, capture = recording.stack_depth, _capture_for(recording)
 
     def on_create(sock: socket.socket, descriptor: object) -> None:
         fd = fileno(sock)
         if descriptor is None:
-            origin, parent = _CREATED, None
+            origin, parent = created, None
         else:
             origin, parent = origin_of(fd, frame(caller), creations, detached)
         try:
@@ -158,7 +298,7 @@ def make_recorder(
             reference(sock),
             id(sock),
             serial,
-            table.pid,
+            recorder.pid,
             now(),
             name if type(name) is str else exact_text(name),
             # Calls into C; most creations are in no event loop.
@@ -171,8 +311,7 @@ def make_recorder(
             parent,
             stack,
         )
-        table.last_serial = serial
-        if serial >= table.intern_at:
-            table.intern_stacks(serial)
+        recorder.last_serial = serial
+        recorder.intern_if_due(creations, serial)
 
     return on_create

@@ -40,8 +40,7 @@ from closewait_guard._capture.dropped import (
     LockFreeCounter,
 )
 from closewait_guard._capture.hooks import SOCKET
-from closewait_guard._capture.recorder import CreationTable, make_recorder
-from closewait_guard._capture.stack import Capture
+from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._cpython import file_objects_reader, is_closed_reader
 from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin
@@ -99,16 +98,21 @@ class Registry:
 
     def __init__(
         self,
-        stack_depth: int,
+        recording: Recording,
         context: PlainContext | None,
         max_dropped: int,
-        capture: Capture,
     ) -> None:
         self.context = context
         self.alarms: list[Callable[[], None]] = []
-        self._table = CreationTable()
-        self._creations, self._detached = self._table.creations, self._table.detached
-        self._opened, self._failures = LockFreeCounter(), LockFreeCounter()
+        # By descriptor; and those whose sockets were detached from it.
+        self._creations: dict[int, CreationTuple] = {}
+        self._detached: dict[int, tuple[CreationTuple, int]] = {}
+        # Another object after each change but a creation.
+        self._changed = object()
+        self._recorder = make_recorder(self._creations, self._detached, context, recording)
+        self.on_create = self._recorder.on_create
+        self._speedups = recording.speedups
+        self._opened, self._failures = LockFreeCounter(self._recorder.count), LockFreeCounter()
         self._dropped = DroppedSockets(max_dropped)
         self._last = _Sweep(object(), {})
         self._ended = EndedCreations()
@@ -117,9 +121,6 @@ class Registry:
         self._next_adopted = itertools.count(-1, -1).__next__
         # By serial, what was open at a fork: descriptor, inode and creation.
         self._forked: dict[int, tuple[int, int | None, CreationTuple]] = {}
-        self.on_create = make_recorder(
-            self._table, self._opened.count, context, capture, stack_depth
-        )
         # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._opened.mark
 
@@ -127,7 +128,7 @@ class Registry:
         """Record from now on. Idempotent."""
         with patch.install_lock():
             _subscribed.add(self)
-            patch.subscribe(self)
+            patch.subscribe(self, speedups=self._speedups)
 
     def unsubscribe(self) -> None:
         """Record no more."""
@@ -147,7 +148,7 @@ class Registry:
         parent = creation[PARENT]
         if creation[ORIGIN] is Origin.WRAPPED and parent is not None and still_owns(parent, fd):
             self._creations[fd] = parent
-            self._table.changed = object()
+            self._changed = object()
         elif (inode := inode_of(fd)) is not None:
             self._detached[fd] = (creation, inode)
 
@@ -158,7 +159,7 @@ class Registry:
         else:
             # No other socket can have this number: its owner is still open.
             self._creations.pop(fd, None)
-            self._table.changed = object()
+            self._changed = object()
         self._dropped.add(creation, sock, fd)
 
     def on_close_in_collection(self, sock: socket.socket, fd: int) -> None:
@@ -185,13 +186,17 @@ class Registry:
         until a poll shows that their numbers are free, and `discard` is called.
         """
         last = self._last
-        if self._table.state() != last.state or thorough:
+        if self._state() != last.state or thorough:
             last = self._last = self._sweep()
         return OpenSockets(last.creations, self._close_called(), self._still_detached())
 
+    def _state(self) -> tuple[int, object]:
+        """Another one after each change."""
+        return self._recorder.last_serial, self._changed
+
     def _sweep(self) -> _Sweep:
         # Before the sweep: a socket that is created meanwhile outdates it.
-        state = self._table.state()
+        state = self._state()
         creations = self._creations.copy()
         closed = [
             fd
@@ -211,7 +216,7 @@ class Registry:
         """Remove a creation whose descriptor is closed."""
         if fd not in self._detached:
             pop_if_same(self._creations, fd, creation)
-        self._table.changed = object()
+        self._changed = object()
 
     def _close_called(self) -> set[int]:
         """Descriptors that outlived a `close()`, because a file object keeps them."""
@@ -258,7 +263,7 @@ class Registry:
 
         Where threads race it may be that of one before; a mark too low does no harm.
         """
-        return self._table.last_serial
+        return self._recorder.last_serial
 
     def socket_of(self, fd: int, serial: int) -> socket.socket | None:
         """The socket of a record, if it is still there."""
@@ -288,7 +293,7 @@ class Registry:
     @property
     def pid(self) -> int:
         """The process in which sockets are recorded."""
-        return self._table.pid
+        return self._recorder.pid
 
     def last_open(self) -> Iterable[CreationTuple]:
         """The sockets that the last scan has found open."""
@@ -313,13 +318,13 @@ class Registry:
                     creation = (*known[:SERIAL], creation[SERIAL], *known[SERIAL + 1 :])
             self._creations.setdefault(fd, creation)
             self._has_adopted = True
-            self._table.changed = object()
+            self._changed = object()
             if _file_objects(sock) > 0:
                 self._with_files.add(fd)
 
     def _adopted_creation(self, sock: socket.socket) -> CreationTuple:
         # Below zero: older than every mark, and never the serial of a recorded creation.
-        return unknown_creation(sock, self._next_adopted(), self._table.pid)
+        return unknown_creation(sock, self._next_adopted(), self._recorder.pid)
 
     def note_fork(self) -> None:
         """In the parent: the child has a copy of all that is open; of very many, of the newest."""
@@ -350,9 +355,9 @@ class Registry:
 
     def after_fork(self) -> None:
         """In the child: sockets opened from now on are our own, those before are inherited."""
-        self._table.pid = os.getpid()
+        self._recorder.pid = os.getpid()
         # Another thread may have been in the middle of a sweep, which will never be finished.
-        self._table.changed = object()
+        self._changed = object()
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
         self._forked = {}

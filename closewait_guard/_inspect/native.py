@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from closewait_guard import _libraries
 from closewait_guard._capture import (
+    LABELS,
     NO_CONTEXT,
     NO_STACK,
     SERIAL,
@@ -30,7 +31,6 @@ from closewait_guard._capture import (
     DroppedSocket,
     OpenSockets,
     capture,
-    current_labels,
     patch,
     pop_if_same,
 )
@@ -210,7 +210,7 @@ class NativeSockets:
                 opened_at=opened_at,
                 thread=threading.current_thread().name if stack else "",
                 task=None,
-                labels=current_labels() if stack else (),
+                labels=LABELS.get() if stack else (),
                 context=NO_CONTEXT,
                 origin=Origin.NATIVE,
                 parent=None,

@@ -18,7 +18,7 @@ from types import FunctionType
 from typing import Any
 
 from closewait_guard import _descriptors, _libraries
-from closewait_guard._capture import SOCKET, replacement_class
+from closewait_guard._capture import SOCKET, replacement_class, why_no_speedups
 from closewait_guard._libraries import NativeCode
 from closewait_guard._processes import kernel_answers
 from closewait_guard.commands._configuration import add_no_config, variables_of
@@ -188,6 +188,7 @@ def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     changed = [f"{name}={value}" for name, value in found.items() if value != defaults[name]]
     yield "Settings", "; ".join((", ".join(changed) or "the defaults", *settings.notes))
     yield "Probe", _probe(settings.probe)
+    yield "Recording", _recording(speedups=settings.speedups)
 
 
 def _probe(chosen: str) -> str:
@@ -200,6 +201,11 @@ def _probe(chosen: str) -> str:
         "portable: poll() or select(), and a peek where it is safe; dates an end by the first "
         "look that sees it, and sees none behind unread data"
     )
+
+
+def _recording(*, speedups: bool) -> str:
+    reason = why_no_speedups() if speedups else "the setting speedups is off"
+    return "in C" if reason is None else f"in Python, with the same result but slower: {reason}"
 
 
 def _descriptor_limits() -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from closewait_guard._capture import PlainContext, Registry, capture_up_to
+from closewait_guard._capture import PlainContext, Recording, Registry
 from closewait_guard._config import RECORDING_DEFAULTS
 from closewait_guard.pytest_plugin._attribution import Ownership
 from closewait_guard.pytest_plugin._lazy_start import SpareDescriptors
@@ -82,10 +82,9 @@ class RunRecorder:
         self._find_test_files = find_test_files
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
-            recording.stack_depth,
+            Recording(recording.stack_depth, tuple(callers), recording.speedups),
             _OwnerContext(ownership, PlainContext.of(recording.context)),
             max(recording.dropped_kept, _MIN_DROPPED_RECORDS),
-            capture_up_to(callers),
         )
         self._guard: Guard | None = None
         self._checker: LeakChecker | None = None

@@ -42,7 +42,8 @@ def record(frame, event, _):
 with socket.create_server(("127.0.0.1", 0)) as server:
     threading.setprofile(record)
     sys.setprofile(record)
-    cwg.install(grace=0, reporters=[reporters.text(io.StringIO())])
+    # In Python, where each step can be followed.
+    cwg.install(grace=0, speedups=False, reporters=[reporters.text(io.StringIO())])
     kept = socket.create_connection(server.getsockname())
     sys.setprofile(None)
     server.accept()[0].close()
