@@ -7,7 +7,6 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
-#include <limits.h>
 #include <stddef.h>
 #include <time.h>
 
@@ -70,11 +69,12 @@ typedef struct {
     Py_ssize_t position[FIELD_COUNT];
     Py_ssize_t depth;
     long long pid;
-    /* Numbers events: the latest of all, that of the latest creation, and that of the next one at
-       which stacks are made small. */
+    /* Numbers of events: the latest of all, the latest creation, and the one at which stacks are made
+       small again, so many later at least. */
     long long counted;
     long long last_serial;
     long long intern_at;
+    long long intern_after;
 } Recorder;
 
 /* A creation while it is written. */
@@ -448,14 +448,12 @@ intern_stacks(Recorder *self)
     if (self->last_serial < self->intern_at) {
         return 0;
     }
-    /* Not in another thread too, nor for a socket that is created meanwhile. */
-    self->intern_at = LLONG_MAX;
-    PyObject *next = PyObject_CallFunction(
-        self->parts[INTERN_STACKS], "OL", self->parts[CREATIONS], self->last_serial);
-    long long intern_at = next == NULL ? -1 : PyLong_AsLongLong(next);
-    Py_XDECREF(next);
-    self->intern_at = intern_at < 0 ? self->last_serial : intern_at;
-    return PyErr_Occurred() ? -1 : 0;
+    /* As many creations lie between two times as there are sockets: each pays next to nothing. */
+    long long sockets = PyDict_GET_SIZE(self->parts[CREATIONS]);
+    self->intern_at = self->last_serial + (sockets > self->intern_after ? sockets : self->intern_after);
+    PyObject *done = PyObject_CallOneArg(self->parts[INTERN_STACKS], self->parts[CREATIONS]);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
 }
 
 PyDoc_STRVAR(on_create_doc, "on_create(sock, descriptor, /)\n--\n\n"
@@ -533,7 +531,7 @@ static int
 init_recorder(Recorder *self, PyObject *args, PyObject *kwargs)
 {
     static char *keywords[] = {
-        "fields",   "depth",   "pid",       "intern_at", "creations", "detached", "listeners", "threads",
+        "fields",   "depth",   "pid",       "intern_after", "creations", "detached", "listeners", "threads",
         "modules",  "ends",    "fileno",    "reference_callback",     "labels",   "provider",  "fallback_provider",
         "no_context", "created", "accepted", "accept_code", "as_parent", "origin_of", "note_task", "exact_text",
         "intern_stacks", NULL,
@@ -541,7 +539,7 @@ init_recorder(Recorder *self, PyObject *args, PyObject *kwargs)
     PyObject *order, *parts[PART_COUNT];
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "O!nLLO!O!O!O!O!O!OOOOOOOOOOOOOO:Recorder", keywords, &PyTuple_Type, &order,
-            &self->depth, &self->pid, &self->intern_at, &PyDict_Type, &parts[CREATIONS], &PyDict_Type, &parts[DETACHED],
+            &self->depth, &self->pid, &self->intern_after, &PyDict_Type, &parts[CREATIONS], &PyDict_Type, &parts[DETACHED],
             &PyDict_Type, &parts[LISTENERS], &PyDict_Type, &parts[THREADS], &PyDict_Type, &parts[MODULES],
             &PyTuple_Type, &parts[ENDS], &parts[FILENO], &parts[REFERENCE_CALLBACK],
             &parts[LABELS_VARIABLE], &parts[PROVIDER], &parts[FALLBACK_PROVIDER],
@@ -551,6 +549,7 @@ init_recorder(Recorder *self, PyObject *args, PyObject *kwargs)
         check_kind(parts[LABELS_VARIABLE]) < 0 || place_fields(self, order) < 0) {
         return -1;
     }
+    self->intern_at = self->intern_after;
     for (int part = 0; part < PART_COUNT; part++) {
         self->parts[part] = Py_NewRef(parts[part]);
     }

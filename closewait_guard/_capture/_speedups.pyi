@@ -16,7 +16,7 @@ class Recorder:
         fields: tuple[str, ...],
         depth: int,
         pid: int,
-        intern_at: int,
+        intern_after: int,
         creations: dict[int, CreationTuple],
         detached: dict[int, tuple[CreationTuple, int]],
         listeners: dict[int, socket.socket],
@@ -36,7 +36,7 @@ class Recorder:
         origin_of: Callable[..., tuple[Origin, CreationTuple | None]],
         note_task: Callable[[CapturedStack, FrameType], str | None],
         exact_text: Callable[[object], str],
-        intern_stacks: Callable[[dict[int, CreationTuple], int], int],
+        intern_stacks: Callable[[dict[int, CreationTuple]], None],
     ) -> Recorder: ...
     @property
     def last_serial(self) -> int: ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _socket
 import itertools
-import math
 import os
 import socket
 import sys
@@ -191,7 +190,7 @@ def _make_c_recorder(
         fields=Creation._fields,
         depth=depth,
         pid=os.getpid(),
-        intern_at=_INTERN_AFTER,
+        intern_after=_INTERN_AFTER,
         creations=creations,
         detached=detached,
         listeners=listener_in_accept_by_thread,
@@ -227,15 +226,10 @@ def _providers(
     return (None, dict) if context is None else (context.provider, context.fallback_provider)
 
 
-def _intern_stacks(creations: dict[int, CreationTuple], serial: int) -> int:
-    """Make the stacks of the sockets that live on small; returns at which serial to do so again.
-
-    As many creations lie between two times as there are sockets: each pays next to nothing.
-    """
-    found = creations.copy()
-    for creation in found.values():
+def _intern_stacks(creations: dict[int, CreationTuple]) -> None:
+    """Make the stacks of the sockets that live on small."""
+    for creation in creations.copy().values():
         intern(creation[STACK])
-    return serial + max(_INTERN_AFTER, len(found))
 
 
 class PythonRecorder:
@@ -254,14 +248,14 @@ class PythonRecorder:
         self.last_serial = 0
         self.count = itertools.count(1).__next__
         self.on_create = _on_create(self, creations, detached, context, recording)
-        self._intern_at: float = _INTERN_AFTER
+        self._intern_at = _INTERN_AFTER
 
     def intern_if_due(self, creations: dict[int, CreationTuple], serial: int) -> None:
         """Make the stacks of the sockets that live on small, where it is time."""
         if serial >= self._intern_at:
-            # Not in another thread too, nor for a socket that is created meanwhile.
-            self._intern_at = math.inf
-            self._intern_at = _intern_stacks(creations, serial)
+            # As many creations lie between as there are sockets: each pays next to nothing.
+            self._intern_at = serial + max(_INTERN_AFTER, len(creations))
+            _intern_stacks(creations)
 
 
 def _on_create(
