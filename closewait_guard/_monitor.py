@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from closewait_guard._clock import SCANNING_SHARE, now
@@ -23,7 +21,7 @@ from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from closewait_guard._signal import EarlyLooks, WakeupReader
+    from closewait_guard._signal import EarlyLooks, SuddenEnd, WakeupReader
     from closewait_guard.model import Report
 
 __all__ = [
@@ -152,7 +150,7 @@ class Monitor:
         self._should_end = threading.Event()
         self._is_last_wanted = False
         self._signal_reader: WakeupReader | None = None
-        self._forget_sigterm: Callable[[], None] | None = None
+        self._forget_sudden_ends: Callable[[], None] | None = None
         self._looks: EarlyLooks | None = None
 
     @property
@@ -167,11 +165,11 @@ class Monitor:
             _monitors.add(self)
             self.guard._on_uninstall(self.stop)
             if self._at_exit:
-                from closewait_guard._signal import EarlyLooks, before_sigterm
+                from closewait_guard._signal import EarlyLooks, before_sudden_end
 
                 self._looks = EarlyLooks(self.guard)
                 atexit.register(self._finish)
-                self._forget_sigterm = before_sigterm(self._on_sigterm)
+                self._forget_sudden_ends = before_sudden_end(self._on_sudden_end)
         return self
 
     def stop(self) -> None:
@@ -179,11 +177,7 @@ class Monitor:
         self._should_end.set()
         _monitors.discard(self)
         atexit.unregister(self._finish)
-        forget, self._forget_sigterm = self._forget_sigterm, None
-        if forget is not None:
-            forget()
-        if self._looks is not None:
-            self._looks.stop()
+        self._forget_ends()
         if self._signal_reader is not None:
             self._signal_reader.stop()
         self._join(_MAX_JOIN_SECONDS)
@@ -202,11 +196,16 @@ class Monitor:
         self._should_end.set()
         self._join(self.guard.settings.reporter_timeout)
 
-    def _on_sigterm(self) -> None:
-        """In a thread of its own, which could not wait for a green one of the main thread."""
-        if isinstance(_thread.start_new_thread, BuiltinFunctionType):
-            self._finish()
-        else:
+    def _forget_ends(self) -> None:
+        forget, self._forget_sudden_ends = self._forget_sudden_ends, None
+        if forget is not None:
+            forget()
+        if self._looks is not None:
+            self._looks.stop()
+
+    def _on_sudden_end(self, _: SuddenEnd) -> None:
+        """In a thread of its own; the program goes on if it is not the end after all."""
+        if self.running:
             self._report_last()
 
     def _report_last(self) -> None:
@@ -257,8 +256,7 @@ class Monitor:
                 self._start_or_stop()
             return
         _monitors.discard(self)
-        if self._looks is not None:
-            self._looks.stop()
+        self._forget_ends()
 
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()

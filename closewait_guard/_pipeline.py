@@ -43,7 +43,7 @@ from closewait_guard._judge import (
 )
 from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
-from closewait_guard._render import render_with_header
+from closewait_guard._render import native_note, render_with_header
 from closewait_guard._stream import write_text
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
@@ -386,14 +386,8 @@ class _Series:
         return self._open_by_site
 
 
-_NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
-
-
 def _not_covered_of_creation(native_count: int | None, is_installed: bool) -> Iterator[str]:
-    if native_count is None:
-        yield f"sockets that {_NATIVE} opens"
-    else:
-        yield f"where {_NATIVE} opens sockets: {native_count:,} such are open"
+    yield native_note(native_count)
     if not is_installed:
         yield "where sockets were opened, because the guard is not installed"
     elif (module := patch.overriding_module()) is not None:

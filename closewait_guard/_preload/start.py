@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from closewait_guard import _api
 from closewait_guard._format import escape_control, pluralize
@@ -22,7 +22,7 @@ from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload.status import Channel, Line, Status, as_text
 from closewait_guard._render import render_text, render_with_header
-from closewait_guard._signal import EarlyLooks, before_sigterm, delayed_sigterm
+from closewait_guard._signal import EarlyLooks, SuddenEnd, before_sudden_end, delayed_sigterm
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -106,7 +106,7 @@ def start() -> None:
     ending = _Ending(guard, status)
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
-    _in_forked_children(ending, status)
+    _in_forked_children(status)
     reporters = config.reporters or guard.settings.reporters
     if reporters:
         if guard.settings.at_exit:
@@ -144,37 +144,47 @@ class _Ending:
         self._status = status
         self._pid = os.getpid()
         self._looks = EarlyLooks(guard)
-        self._forget_sigterm = before_sigterm(self._on_sigterm)
+        self._forget_sudden_ends = before_sudden_end(self._on_sudden_end, status.resume)
 
     def __call__(self) -> None:
         # A pool terminates workers that are about to end by themselves.
         with delayed_sigterm():
             # Without a grace time: what is not closed by now never will be.
             self._report(partial(self._guard.check, 0))
-        self._forget_sigterm()
+        self._forget_sudden_ends()
         with suppress(Exception):
             self._looks.stop()
             # A thread that writes to stderr while the interpreter ends would have it abort.
             self._guard.uninstall()
 
-    def _on_sigterm(self) -> None:
-        """In the middle of the program's work: what its peers close now is none of its leaks."""
-        self._report(self._guard.scan)
+    def _on_sudden_end(self, how: SuddenEnd) -> None:
+        if self._status.has_ended or (how.is_exec and self._is_bystander()):
+            # Of what a child has only by the fork, exec closes its copies.
+            return
+        # In the middle of the program's work, what its peers close now is none of its leaks.
+        scan = self._guard.scan if how.is_interrupted else partial(self._guard.check, 0)
+        self._report(scan, is_exec=how.is_exec)
 
-    def _report(self, scan: Callable[[], Report]) -> None:
+    def _report(self, scan: Callable[[], Report], *, is_exec: bool = False) -> None:
         try:
             report = self._looks.add_closed_by_end(scan())
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-            self._status.end(f"failed {escape_control(why)}")
+            self._status.end(f"failed {escape_control(why)}", is_exec=is_exec)
             print_error(f"process {os.getpid()} cannot report: {why}")
             return
-        is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not self._is_helper())
+        is_silent = self._is_bystander() or self._is_helper()
+        is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not is_silent)
         shown = _without_open(report)
-        is_printed = self._status.end(_verdict(report), as_text(shown) if is_wanted else "")
+        text = as_text(shown) if is_wanted else ""
+        is_printed = self._status.end(_verdict(report), text, is_exec=is_exec)
         if is_wanted and not is_printed:
             with suppress(Exception):
                 _print_report(shown)
+
+    def _is_bystander(self) -> bool:
+        """Whether this is a forked child that has opened no socket of its own."""
+        return self._pid != os.getpid() and not self._status.has_opened
 
     def _is_helper(self) -> bool:
         """Whether this process only starts or counts others for `multiprocessing`."""
@@ -205,17 +215,10 @@ def _print_report(report: Report) -> None:
         write_text(sys.__stderr__, render_with_header(report))
 
 
-def _in_forked_children(ending: Callable[[], object], status: Status) -> None:
-    """Workers of multiprocessing end without atexit, but have hooks of their own."""
-
+def _in_forked_children(status: Status) -> None:
     def in_child() -> None:
         with suppress(Exception):
             status.after_fork()
-        util: Any = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            # It forgets all hooks in the child, then calls this, which makes a new one.
-            hook = partial(util.Finalize, None, ending, exitpriority=-1_000_000)
-            util.register_after_fork(ending, lambda _: hook())
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=in_child)

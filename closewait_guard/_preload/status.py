@@ -212,17 +212,21 @@ class Status:
 
     Args:
         line: The line to the launcher, if that waits for what is said.
+
+    Attributes:
+        has_opened: Whether this process has opened a socket, in a forked child since the fork.
+        has_ended: Whether it has been said how this process ends.
     """
 
     def __init__(self, line: Line | None) -> None:
         self._line = line
-        self._has_opened = self._has_ended = False
+        self.has_opened = self.has_ended = False
         patch.subscribe(self)
 
     def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
         patch.try_unsubscribe(self)
-        if not self._has_opened:
-            self._has_opened = True
+        if not self.has_opened:
+            self.has_opened = True
             if self._line is not None:
                 # If that cannot be said, nor can the verdict; then that is reported.
                 with suppress(OSError):
@@ -248,32 +252,47 @@ class Status:
 
     def send_state(self, report: str) -> None:
         """Send a report that is not the last, unless that has been sent."""
-        if self._line is not None and not self._has_ended:
+        if self._line is not None and not self.has_ended:
             with suppress(OSError):
                 self._line.send_report(report)
 
-    def end(self, verdict: str, report: str = "") -> bool:
-        """Say how this process ends; whether the launcher has got the report, and prints it."""
-        self._has_ended = True
+    def end(self, verdict: str, report: str = "", *, is_exec: bool = False) -> bool:
+        """Say how this program ends; whether the launcher has got the report, and prints it.
+
+        Args:
+            verdict: Whether it has leaked.
+            report: Its last report.
+            is_exec: Another program takes its place in this process.
+        """
+        self.has_ended = True
         if self._line is None:
             return False
         try:
             if report:
                 self._line.send_report(report)
-            self._line.say(verdict)
+            self._line.say(f"replaced {verdict}" if is_exec else verdict)
         except OSError as error:
             # It may have begun when the program had ended. Then it had nothing to leak.
-            if verdict != "clean" or self._has_opened:
+            if verdict != "clean" or self.has_opened:
                 why = f"cannot report to `closewait-guard run` whether it has leaked: {error}"
                 print_error(f"process {os.getpid()} {why}")
             return False
-        with suppress(OSError):
-            self._line.wait_for_launcher()
+        if not is_exec:
+            with suppress(OSError):
+                self._line.wait_for_launcher()
         return True
+
+    def resume(self) -> None:
+        """Say that the end has failed, and this program goes on."""
+        if self.has_ended:
+            self.has_ended = False
+            if self._line is not None:
+                with suppress(OSError):
+                    self._line.say("resumed")
 
     def after_fork(self) -> None:
         """In the child."""
-        self._has_opened = self._has_ended = False
+        self.has_opened = self.has_ended = False
         patch.subscribe(self)
         if self._line is not None:
             self._line.after_fork()

@@ -13,6 +13,7 @@ from closewait_guard._render.site import (
 )
 from closewait_guard._render.text import (
     Section,
+    native_note,
     render_text,
     render_with_header,
     sections,
@@ -25,6 +26,7 @@ __all__ = [
     "connection_summary",
     "frame_lines",
     "from_dict",
+    "native_note",
     "render_family",
     "render_text",
     "render_with_header",

@@ -14,6 +14,7 @@ from closewait_guard._render.text import (
     coverage_lines,
     descriptors_used,
     headline_lines,
+    native_note,
     render_text,
 )
 from closewait_guard.model import Coverage, Report
@@ -32,11 +33,13 @@ class LastReport(NamedTuple):
 
     Attributes:
         report: Its last report.
-        is_last: It was made as the process ended; else it is the last that was made before.
+        is_last: It was made as the program ended; else it is the last that was made before.
+        is_before_exec: It ended because another took its place in the process.
     """
 
     report: Report
     is_last: bool = True
+    is_before_exec: bool = False
 
     @property
     def has_sockets(self) -> bool:
@@ -45,29 +48,35 @@ class LastReport(NamedTuple):
         return bool(report.open_sockets or report.findings or report.coverage.opened)
 
 
-def render_family(members: Sequence[LastReport]) -> str:
+def render_family(members: Sequence[LastReport], *, is_complete: bool = True) -> str:
     """Render the reports of a program's processes: that of the program itself comes first.
 
     Processes that have had no sockets are left out; one that is left alone is rendered as it is.
+
+    Args:
+        members: The last report of each process, and those of programs that `exec` replaced.
+        is_complete: Whether they are of all processes that may have leaked.
     """
     first, *others = members
     shown = [member for member in members if member.has_sockets] or [first]
     if not any(member.has_sockets for member in others):
         shown = [first]
+    if shown == [first] and is_complete:
         text = render_text(first.report)
     else:
-        text = _merged([member.report for member in shown])
+        text = _merged([member.report for member in shown], is_complete=is_complete)
     return text + _notes(shown)
 
 
-def _merged(reports: Sequence[Report]) -> str:
+def _merged(reports: Sequence[Report], *, is_complete: bool) -> str:
     pid_of = {id(finding): report.pid for report in reports for finding in report.findings}
     report = _sum(reports)
     fullest = max(reports, key=lambda report: report.fd_used or 0)
     descriptors = descriptors_used(fullest)
     if len(reports) > 1:
         descriptors = f"at most {descriptors}"
-    paragraphs = [headline_lines(report, _where_in(reports), descriptors)]
+    headline = headline_lines(report, _where_in(reports), descriptors, is_complete=is_complete)
+    paragraphs = [headline]
     for each in reports:
         for alert in each.alerts:
             message = f"in process {each.pid}: {alert.message}"
@@ -83,10 +92,11 @@ def _merged(reports: Sequence[Report]) -> str:
 
 def _where_in(reports: Sequence[Report]) -> str:
     """In how many of the processes there are leaks."""
-    if len(reports) == 1:
+    pids = {report.pid for report in reports}
+    if len(pids) == 1:
         return f" in process {reports[0].pid}"
-    processes = pluralize(len(reports), "process")
-    leaking = sum(bool(report.leaks) for report in reports)
+    processes = pluralize(len(pids), "process")
+    leaking = len({report.pid for report in reports if report.leaks})
     return f" in {leaking:,} of {processes}" if leaking else f" in {processes}"
 
 
@@ -104,6 +114,7 @@ def _sum(reports: Sequence[Report]) -> Report:
     """One report of all sockets, with the process and the descriptors of the first."""
     coverages = [report.coverage for report in reports]
     natives = [coverage.native for coverage in coverages if coverage.native is not None]
+    native = sum(natives) if natives else None
     return replace(
         reports[0],
         open_sockets=sum(report.open_sockets for report in reports),
@@ -115,9 +126,27 @@ def _sum(reports: Sequence[Report]) -> Report:
             dropped=sum(coverage.dropped for coverage in coverages),
             forgotten=sum(coverage.forgotten for coverage in coverages),
             failures=sum(coverage.failures for coverage in coverages),
-            notes=tuple(unique(note for coverage in coverages for note in coverage.notes)),
-            native=sum(natives) if natives else None,
+            notes=(_native_note_of(reports, native), *_other_notes(coverages)),
+            native=native,
         ),
+    )
+
+
+def _native_note_of(reports: Sequence[Report], native: int | None) -> str:
+    """The sockets of native code, and of which processes the sum does not have them."""
+    unknown = {report.pid for report in reports if report.coverage.native is None}
+    if native is None or not unknown:
+        return native_note(native)
+    named = f"process {min(unknown)}" if len(unknown) == 1 else pluralize(len(unknown), "process")
+    return f"{native_note(native)}, without those of {named}, which are unknown"
+
+
+def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
+    return unique(
+        note
+        for coverage in coverages
+        for note in coverage.notes
+        if note != native_note(coverage.native)
     )
 
 
@@ -125,11 +154,12 @@ def _notes(members: Sequence[LastReport]) -> str:
     """Which reports are older than the end of their process."""
     lines = []
     for member in members:
+        at = format_time(member.report.taken_at)
+        process = f"Process {member.report.pid}"
         if not member.is_last:
-            report = member.report
-            lines += wrap_text(
-                f"Process {report.pid} ended without a last report: what is said of it was so at "
-                f"{format_time(report.taken_at)}.",
-                "  ",
-            )
+            what = f"{process} ended without a last report: what is said of it was so at {at}."
+            lines += wrap_text(what, "  ")
+        if member.is_before_exec:
+            what = f"{process} became another program by exec: what it had open was so at {at}."
+            lines += wrap_text(what, "  ")
     return "".join(f"{line}\n" for line in lines)

@@ -32,6 +32,7 @@ __all__ = [
     "coverage_lines",
     "descriptors_used",
     "headline_lines",
+    "native_note",
     "render_text",
     "render_with_header",
     "sections",
@@ -92,8 +93,13 @@ def _headline_lines(report: Report) -> list[str]:
     return headline_lines(report, "", descriptors_used(report))
 
 
-def headline_lines(report: Report, where: str, descriptors: str) -> list[str]:
-    """The counts of a report, with where it was made and how many descriptors were in use."""
+def headline_lines(
+    report: Report, where: str, descriptors: str, *, is_complete: bool = True
+) -> list[str]:
+    """The counts of a report, with where it was made and how many descriptors were in use.
+
+    If it is not complete, that there is no leak is not known.
+    """
     verdicts: Counter[Verdict] = Counter()
     not_open = 0
     for finding in report.findings:
@@ -104,7 +110,9 @@ def headline_lines(report: Report, where: str, descriptors: str) -> list[str]:
     ]
     if report.omitted:
         counts.append(f"{report.omitted:,} left out")
-    found = ", ".join(counts) or "no leak"
+    found = ", ".join(counts) or ("no leak" if is_complete else "none found")
+    if not is_complete and not report.leaks:
+        found = f"leaks unknown in some processes; {found}"
     sockets = _all_sockets(report, not_open)
     return wrap_text(f"closewait_guard: {found} of {sockets}{where}; {descriptors}", "  ")
 
@@ -153,6 +161,16 @@ def _closed_late_lines(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
 def _place(closed: ClosedLate) -> str:
     site = closed.finding.observation.record.site
     return site.place if site is not None else "an unknown place"
+
+
+_NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
+
+
+def native_note(count: int | None) -> str:
+    """What is not known of the sockets of native code, of which so many are open."""
+    if count is None:
+        return f"sockets that {_NATIVE} opens"
+    return f"where {_NATIVE} opens sockets: {count:,} such are open"
 
 
 def coverage_lines(coverage: Coverage) -> list[str]:

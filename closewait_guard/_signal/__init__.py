@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from closewait_guard._signal.early_looks import EarlyLooks
 from closewait_guard._signal.report import SignalReport, WakeupReader
-from closewait_guard._signal.sigterm import before_sigterm, delayed_sigterm
+from closewait_guard._signal.sudden_end import SuddenEnd, before_sudden_end, delayed_sigterm
 
 __all__ = [
     "EarlyLooks",
     "SignalReport",
+    "SuddenEnd",
     "WakeupReader",
-    "before_sigterm",
+    "before_sudden_end",
     "delayed_sigterm",
 ]

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from hmac import compare_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import NamedTuple, Self
 
 from closewait_guard._descriptors import identity_of
+from closewait_guard._format import escape_control
 from closewait_guard._preload import MAX_REPORT, Channel, move_up
 from closewait_guard._render import LastReport, from_dict, render_family
 from closewait_guard.commands._pythons import PythonProcesses, pythons_with
@@ -63,6 +64,7 @@ class Verdicts:
         self._is_beside = is_beside
         self.leaked = False
         self._opened: set[int] = set()
+        self._leaked: set[int] = set()
         self._ended: set[int] = set()
         self._reports = Reports()
         self._heard: set[int] = set()
@@ -159,16 +161,23 @@ class Verdicts:
                 self._running.update(filter(_is_alive, line.processes))
                 self._end(line)
 
-    def report(self) -> str:
-        """The last reports of all processes as one; empty if there is nothing to print."""
-        reports = self._reports.read(self._ended)
-        self.leaked = self.leaked or any(each.report.leaks for each in reports.values())
-        members = [reports.pop(self._program)] if self._program in reports else []
-        members += [reports[pid] for pid in sorted(reports)]
+    def report(self, *, is_complete: bool) -> str:
+        """The last reports of all processes as one; empty if there is nothing to print.
+
+        Args:
+            is_complete: Whether it is known of each process whether it has leaked.
+        """
+        # That of the program itself comes first.
+        members = sorted(
+            self._reports.read(self._ended),
+            key=lambda each: (each.report.pid != self._program, each.report.pid),
+        )
+        has_leaked = any(each.report.leaks for each in members)
+        self.leaked = self.leaked or has_leaked or bool(self._leaked)
         has_main = bool(members) and members[0].report.pid == self._program
-        if not has_main and not any(member.report.leaks for member in members):
-            return ""
-        return render_family(members) + self._reports.note
+        if not has_main and not has_leaked:
+            return self._reports.note
+        return render_family(members, is_complete=is_complete) + self._reports.note
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
@@ -179,7 +188,7 @@ class Verdicts:
         found = [f"{_named(pids)} was not guarded: {why}" for why, pids in by_reason.items()]
         lost = (self._lost | self._replaced) - self._running - unguarded.keys()
         if lost:
-            found.append(f"{_named(lost)} ended without a report (by a signal, os._exit() or exec)")
+            found.append(f"{_named(lost)} ended without a report (by a signal, or in native code)")
         running = self._running - unguarded.keys()
         if self._is_beside:
             # It may well be a service, which goes on.
@@ -291,23 +300,39 @@ class Verdicts:
         return True
 
     def _note(self, line: _Line, pid: int, verb: str, why: str) -> None:
-        if verb in ("here", "main") and pid in self._lost:
-            # Said at the start only: by exec it has become another program.
-            self._replaced.add(pid)
+        if verb in ("here", "main"):
+            self._begin(pid)
+        if verb == "resumed":
+            self._leaked.discard(pid)
+            self._failed.pop(pid, None)
         # It may have closed the line that it had before.
         self._lost.discard(pid)
         if verb == "opened":
             self._opened.add(pid)
-        if verb in ("here", "main", "opened"):
+        if verb in ("here", "main", "opened", "resumed"):
+            self._ended.discard(pid)
             line.processes[pid] = verb
             return
         line.processes.pop(pid, None)
-        self._ended.add(pid)
-        self.leaked = self.leaked or verb == "leaked"
+        if verb == "replaced":
+            verb, _, why = why.partition(" ")
+            self._reports.note_exec(pid)
+        else:
+            self._ended.add(pid)
+        if verb == "leaked":
+            self._leaked.add(pid)
         if verb == "failed":
             self._failed[pid] = why
         if verb == "unguarded":
             self._unguarded[pid] = why
+
+    def _begin(self, pid: int) -> None:
+        """Said at the start only: of a known process by its next program, after exec."""
+        if pid in self._lost:
+            self._replaced.add(pid)
+        self.leaked = self.leaked or pid in self._leaked
+        self._leaked.discard(pid)
+        self._reports.keep(pid, is_last=pid in self._ended)
 
     def _end(self, line: _Line) -> None:
         """No more is to come. A child that has never opened a socket has nothing to say."""
@@ -317,13 +342,16 @@ class Verdicts:
 
 
 class Reports:
-    """What processes have sent of themselves: of each the newest report."""
+    """What processes have sent of themselves: of each program that they ran the newest report."""
 
     def __init__(self) -> None:
         self._pieces: dict[tuple[int, str], list[str]] = {}
         self._whole: dict[int, str] = {}
+        self._before_exec: set[int] = set()
+        self._kept: list[_Kept] = []
         self._size = 0
-        self._left_out: set[int] = set()
+        self._too_large: set[int] = set()
+        self._unreadable: dict[int, str] = {}
 
     def add_piece(self, pid: int, what: str) -> None:
         """Add a part of a report: its number, whether it is the last part, and the text."""
@@ -336,29 +364,57 @@ class Reports:
             whole = "".join(self._pieces.pop((pid, number)))
             self._size -= len(self._whole.pop(pid, ""))
             self._whole[pid] = whole
+            self._before_exec.discard(pid)
         if self._size > _MAX_BYTES_OF_REPORTS or sum(map(len, pieces)) > MAX_REPORT:
             self._size -= sum(map(len, self._pieces.pop((pid, number), ())))
             self._size -= len(self._whole.pop(pid, ""))
-            self._left_out.add(pid)
+            self._too_large.add(pid)
 
-    def read(self, ended: Container[int]) -> dict[int, LastReport]:
-        """The reports by process, each the last one if the process has said how it ends."""
-        found = {}
-        for pid, text in self._whole.items():
+    def note_exec(self, pid: int) -> None:
+        """The report of the process is that of a program that another is about to replace."""
+        self._before_exec.add(pid)
+
+    def keep(self, pid: int, *, is_last: bool) -> None:
+        """The next report of the process will be that of another program."""
+        if pid in self._whole:
+            is_before_exec = pid in self._before_exec
+            text = self._whole.pop(pid)
+            self._kept.append(_Kept(pid, text, is_last or is_before_exec, is_before_exec))
+
+    def read(self, ended: Container[int]) -> list[LastReport]:
+        """All reports, each the last one of its program if that has said how it ends."""
+        for pid in list(self._whole):
+            self.keep(pid, is_last=pid in ended)
+        found = []
+        for each in self._kept:
             try:
-                report = from_dict(json.loads(text))
-            except (ValueError, RecursionError):
-                self._left_out.add(pid)
+                report = from_dict(json.loads(each.text))
+            except (ValueError, RecursionError) as error:
+                self._unreadable[each.pid] = escape_control(str(error))
             else:
-                found[pid] = LastReport(report, pid in ended)
+                found.append(LastReport(report, each.is_last, each.is_before_exec))
         return found
 
     @property
     def note(self) -> str:
-        """A line on the reports that are too large, or no reports."""
-        if not self._left_out:
-            return ""
-        return f"The reports of {_named(self._left_out)} are left out: they are too large.\n"
+        """Lines on the reports that are too large, and on those that cannot be read."""
+        lines = [
+            f"The report of process {pid} is left out, because it cannot be read: {why}\n"
+            for pid, why in self._unreadable.items()
+        ]
+        if self._too_large:
+            named = _named(self._too_large)
+            lines.append(f"The reports of {named} are left out: they are too large.\n")
+        return "".join(lines)
+
+
+class _Kept(NamedTuple):
+    """The report of a program that has ended, as text."""
+
+    pid: int
+    text: str
+    is_last: bool
+    is_before_exec: bool
 
 
 def _raise_limit() -> None:

@@ -154,9 +154,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _print_report(verdicts: Verdicts) -> bool:
     """Print what is known of all processes, and what is not; whether there is such."""
-    with suppress(OSError, ValueError):
-        write_text(sys.stderr, verdicts.report())
     unknown = verdicts.unknown()
+    with suppress(OSError, ValueError):
+        write_text(sys.stderr, verdicts.report(is_complete=not unknown))
     for sentence in unknown:
         print_error(f"leaks unknown: {sentence}")
     return bool(unknown)

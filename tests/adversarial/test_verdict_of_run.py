@@ -118,13 +118,18 @@ def test_a_leak_of_a_program_that_the_program_starts_is_known(run, start):
     run(f"child = 'import socket; socket.socket().close()'\n{start}", code=0)
 
 
-def test_what_a_program_has_left_open_before_it_becomes_another_is_unknown(run):
-    become = "os.execv(sys.executable, [sys.executable, '-c', child])"
+def test_what_a_program_has_left_open_before_it_becomes_another_is_known(run):
     leak, clean = LEAK + "leak()", "import socket; socket.socket().close()"
-    run(f"child = {leak!r}\n{become}", code=LEAKED)
-    done = run(f"child = {clean!r}\n{become}", code=UNKNOWN)
-    assert "ended without a report (by a signal, os._exit() or exec)" in done.stderr
+    for before, after, code in ((clean, leak, LEAKED), (leak, clean, LEAKED), (clean, clean, 0)):
+        become = f"os.execv(sys.executable, [sys.executable, '-c', {after!r}])"
+        done = run(f"{before}\nimport os, sys\n{become}", code=code)
+        assert "unknown" not in done.stderr
+    unguarded = f"os.execv(sys.executable, [sys.executable, '-I', '-c', {clean!r}])"
+    done = run(f"{clean}\nimport os, sys\n{unguarded}", code=UNKNOWN)
+    assert "was not guarded: it has -I" in done.stderr
 
+
+NATIVE = '__import__("ctypes").CDLL(None)'
 
 FORK = """
 def fork(work):
@@ -147,12 +152,26 @@ def test_a_leak_of_a_forked_worker_is_known_also_of_its_child(run):
     [
         "leak(); os._exit(0)",
         "leak(); os.execvp('true', ['true'])",
-        "os.execvp('true', ['true'])",
         "leak(); os.execv(sys.executable, [sys.executable, '-c', 'pass'])",
         FORK + "os.waitpid(fork(lambda: (leak(), os._exit(0))), 0)",
-        FORK + "os.waitpid(fork(lambda: (leak(), os.kill(os.getpid(), signal.SIGKILL))), 0)",
         FORK + "os.waitpid(fork(lambda: (leak(), os.execvp('true', ['true']))), 0)",
-        "child = 'import os, socket; socket.socket(); os._exit(0)'\n"
+    ],
+)
+def test_a_leak_is_known_of_a_process_that_ends_without_exit_functions(run, end):
+    run(end, code=LEAKED)
+    done = run(end.replace("leak()", "socket.socket().close()"), code=0)
+    assert "unknown" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        f"leak(); {NATIVE}._exit(0)",
+        f"leak(); {NATIVE}.execl(b'/bin/true', b'true', None)",
+        f"{NATIVE}.execl(b'/bin/true', b'true', None)",
+        FORK + f"os.waitpid(fork(lambda: (leak(), {NATIVE}._exit(0))), 0)",
+        FORK + "os.waitpid(fork(lambda: (leak(), os.kill(os.getpid(), signal.SIGKILL))), 0)",
+        f"child = 'import os, socket; socket.socket(); {NATIVE}._exit(0)'\n"
         "subprocess.run([sys.executable, '-c', child])",
     ],
 )
@@ -160,7 +179,7 @@ def test_a_process_with_sockets_that_ends_in_silence_is_reported(run, end):
     done = run(end, code=UNKNOWN)
     [sentence] = done.stderr.splitlines()
     assert sentence.startswith("closewait-guard: leaks unknown: process ")
-    assert sentence.endswith(" ended without a report (by a signal, os._exit() or exec)")
+    assert sentence.endswith(" ended without a report (by a signal, or in native code)")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +263,7 @@ def test_a_command_that_is_no_python_is_not_held_against_the_program(run):
 
 
 def test_a_failure_of_the_program_comes_first(run):
-    assert "without a report" in run("leak(); os._exit(3)", code=3).stderr
+    assert "without a report" in run(f"leak(); {NATIVE}._exit(3)", code=3).stderr
     assert run("sys.exit(4)", code=4).stderr == ""
 
 

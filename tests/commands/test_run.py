@@ -587,3 +587,27 @@ def test_what_attribute_names_is_attributed_when_the_program_imports_it(script, 
     assert f"{path.name}:4 in <module>" in done.stderr, done.stderr
     done = call("run", "--attribute", "native", path, code=2)
     assert 'must be "module:callable"' in done.stderr
+
+
+def test_the_first_line_is_no_all_clear_where_a_process_is_unknown(script):
+    path = script(
+        "import os, signal, socket\nsocket.socket().close()\n"
+        "if not os.fork():\n    socket.socket()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.wait()\n"
+    )
+    first, *_, last = call("run", path, code=0).stderr.splitlines()
+    assert first.startswith("closewait_guard: leaks unknown in some processes; none found of ")
+    assert last.startswith("closewait-guard: leaks unknown: process ")
+
+
+@pytest.mark.parametrize(
+    ("report", "why"), [('{"schema": "other/9"}', "other/9"), ("no JSON", "Expecting value")]
+)
+def test_a_report_that_cannot_be_read_is_not_called_too_large(script, report, why):
+    path = script(
+        f"from closewait_guard._preload import start\nstart.as_text = lambda _: {report!r}"
+    )
+    shown = " ".join(call("run", path, code=0).stderr.split())
+    assert re.search(r"The report of process \d+ is left out, because it cannot be read: ", shown)
+    assert why in shown
+    assert "too large" not in shown

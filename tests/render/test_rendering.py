@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 
 import closewait_guard as cwg
 import strategies
+from closewait_guard._render import LastReport, native_note, render_family
 from closewait_guard.testing import half_closed_pair
 from schema import SCHEMA
 
@@ -278,3 +279,38 @@ def test_a_directory_that_is_too_long_goes_and_the_line_of_the_file_stays():
         assert len(line) <= 80
         if len(name) < 60:
             assert f"/{name}:1234, in f()" in text.replace("\n    ", " ")
+
+
+def member(pid, *, native=0, **options):
+    """The last report of a process of a family, without a leak."""
+    with cwg.Guard() as guard:
+        report = guard.scan()
+    coverage = replace(report.coverage, opened=1, notes=(native_note(native),), native=native)
+    return LastReport(replace(report, pid=pid, findings=(), coverage=coverage), **options)
+
+
+def test_where_a_process_is_unknown_the_first_line_of_a_family_is_no_all_clear():
+    members = [member(1), member(2)]
+    assert render_family(members).startswith("closewait_guard: no leak of ")
+    for some in (members, members[:1]):
+        text = render_family(some, is_complete=False)
+        assert text.startswith("closewait_guard: leaks unknown in some processes; none found of ")
+        assert "no leak" not in text
+    leaking = render_family([LastReport(leaky_report())], is_complete=False)
+    assert leaking.startswith("closewait_guard: 4 leaked")
+
+
+def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown():
+    text = " ".join(render_family([member(1, native=2), member(2, native=None)]).split())
+    assert text.count("_socket opens") == 1
+    assert "opens sockets: 2 such are open, without those of process 2, which are unknown." in text
+    text = " ".join(render_family([member(1, native=2), member(2, native=3)]).split())
+    assert "opens sockets: 5 such are open." in text
+    text = " ".join(render_family([member(1, native=None), member(2, native=None)]).split())
+    assert "Cannot see: sockets that native code" in text
+
+
+def test_two_reports_of_one_process_are_of_one_process():
+    text = " ".join(render_family([member(1), member(1, is_before_exec=True), member(2)]).split())
+    assert " in 2 processes; " in text
+    assert text.count("Process 1 became another program by exec") == 1

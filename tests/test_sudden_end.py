@@ -121,8 +121,8 @@ def test_a_report_that_blocks_delays_the_end_by_seconds_only(ended):
     began = time.monotonic()
     ended(
         "import closewait_guard as cwg\n"
-        "from closewait_guard._signal import sigterm\n"
-        "sigterm._MAX_SECONDS = 0.2\n"
+        "from closewait_guard._signal import sudden_end\n"
+        "sudden_end._MAX_SECONDS = 0.2\n"
         "cwg.watch(reporters=[lambda report: time.sleep(300)], reporter_timeout=300)\n"
         f"{KILL}time.sleep(60)"
     )
@@ -167,3 +167,137 @@ def test_a_monitor_without_a_last_report_leaves_signals_alone():
         assert signal.signal is before
         assert guard.installed
     cwg.uninstall()
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_os_exit_reports_first_and_ends_with_its_status(ended, run):
+    watch = "" if run else WATCH
+    told = ended(f"{watch}kept = leak()\nos._exit(3)", run=run, code=3)
+    assert "1 leaked of 2" in told
+    assert "unknown" not in told
+
+
+def test_what_leaves_the_program_by_os_exit_from_a_signal_handler_reports(ended):
+    told = ended(
+        "signal.signal(signal.SIGTERM, lambda *_: os._exit(3))\n"
+        f"kept = leak()\n{KILL}time.sleep(20)",
+        run=True,
+        code=3,
+    )
+    assert "1 leaked of 2" in told
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_a_watchdog_ends_a_program_that_holds_the_lock_of_the_guard(ended, run):
+    began = time.monotonic()
+    ended(
+        f"{'' if run else WATCH}"
+        "from closewait_guard._capture import patch\n"
+        "def hang():\n    with patch.install_lock():\n        time.sleep(60)\n"
+        "threading.Timer(0.5, os._exit, [3]).start()\nkept = leak()\nhang()",
+        run=run,
+        code=3,
+    )
+    assert time.monotonic() - began < 40
+
+
+def test_what_comes_while_os_exit_reports_has_come_too_late(ended):
+    told = ended(
+        "import closewait_guard as cwg\n"
+        "def interrupt(report):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('reported', file=sys.stderr)\n"
+        "cwg.watch(reporters=[interrupt])\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled', file=sys.stderr))\nos._exit(3)",
+        code=3,
+    )
+    assert told == "reported\n"
+
+
+def test_the_functions_that_end_a_process_are_what_they_were_but_for_the_report(ended):
+    told = ended(
+        "import inspect, pickle\n"
+        "before = {name: getattr(os, name) for name in ('_exit', 'execv', 'execve')}\n"
+        f"{WATCH}"
+        "for name, found in before.items():\n"
+        "    ours = getattr(os, name)\n"
+        "    assert ours is not found\n"
+        "    assert inspect.signature(ours) == inspect.signature(found)\n"
+        "    assert (ours.__name__, ours.__module__) == (found.__name__, found.__module__)\n"
+        "    assert pickle.loads(pickle.dumps(ours)) is ours\n"
+        "    assert (ours in os.supports_fd) == (found in os.supports_fd)\n"
+        "    for arguments in ((), ('no number',), (1, 2, 3, 4)):\n"
+        "        for function in (ours, found):\n"
+        "            try:\n                function(*arguments)\n"
+        "            except (TypeError, OSError) as error:\n"
+        "                print(error, file=sys.stderr)\n"
+        "print('stop', file=sys.stderr)\n"
+        "monitor.stop()\n"
+        "for name, found in before.items():\n"
+        "    assert getattr(os, name) is found is getattr(sys.modules['posix'], name)\n"
+        "assert len([each for each in os.supports_fd if each.__name__ == 'execve']) == 1",
+        code=0,
+    )
+    messages = [
+        line
+        for line in told.partition("stop\n")[0].splitlines()
+        if "arg" in line or "integer" in line or "directory" in line
+    ]
+    assert len(messages) >= 12
+    assert messages[::2] == messages[1::2]
+
+
+def test_a_child_that_is_forked_without_the_monitor_ends_in_silence(ended):
+    told = ended(
+        f"{WATCH}kept = leak()\nbefore = os._exit\n"
+        "if not os.fork():\n    os._exit(0 if os._exit is not before else 4)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))",
+        code=0,
+    )
+    assert told.count("closewait_guard: ") == 1
+
+
+@pytest.mark.parametrize("target", ["/bin/true", "sys.executable"])
+def test_what_exec_replaces_has_reported_before(ended, target):
+    target = repr(target) if target.startswith("/") else target
+    told = ended(
+        "if sys.argv[1:]:\n    kept = leak()\n    sys.exit()\n"
+        f"kept = leak()\nos.execv({target}, [{target}, __file__, 'again'])",
+        run=True,
+        code=0,
+    )
+    shown = " ".join(told.split())
+    assert told.count("closewait_guard: ") == 1
+    number = 2 if "python" in target or "sys" in target else 1
+    assert f"closewait_guard: {number} leaked of {2 * number}" in shown
+    assert shown.count("became another program by exec") == 1
+    assert "unknown" not in shown
+
+
+def test_exec_that_fails_leaves_the_program_as_it_was(ended):
+    told = ended(
+        "for _ in range(2):\n"
+        "    try:\n        os.execvp('no-such-program-anywhere', ['x'])\n"
+        "    except FileNotFoundError:\n        print('not found', file=sys.stderr)\n"
+        "    try:\n        os.execv('/', ['x'])\n"
+        "    except PermissionError:\n        print('refused', file=sys.stderr)\n"
+        "kept = leak()\ntry:\n    os.execv('/', ['x'])\nexcept PermissionError:\n    pass\n"
+        "for each in kept:\n    each.close()\n",
+        run=True,
+        code=0,
+    )
+    assert told.count("not found") == told.count("refused") == 2
+    assert told.count("closewait_guard: ") == 1
+    assert "closewait_guard: no leak of 0" in told
+
+
+def test_a_child_that_becomes_another_program_at_once_says_nothing(ended):
+    told = ended(
+        "kept = leak()\n"
+        "if not os.fork():\n    os.execlp('true', 'true')\nos.wait()\n"
+        "import pty\npty.spawn(['true'])\nos.spawnlp(os.P_WAIT, 'true', 'true')",
+        run=True,
+        code=0,
+    )
+    assert "closewait_guard: 1 leaked of 2 open sockets; " in told
+    assert "unknown" not in told

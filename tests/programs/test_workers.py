@@ -1,0 +1,217 @@
+"""Servers and pools with worker processes: what each worker has leaked is in the one report."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from command_line import COMMAND, call, environment
+from servers import free_port
+
+LEAK = """
+import os, socket
+
+kept = []
+
+def leak():
+    server = socket.create_server(("127.0.0.1", 0))
+    kept.append(socket.create_connection(server.getsockname()))
+    server.accept()[0].close()
+    server.close()
+"""
+WSGI = (
+    LEAK
+    + """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/leak":
+        leak()
+    start_response("200 OK", [("Content-Length", "4"), ("Connection", "close")])
+    return [b"done"]
+"""
+)
+ASGI = (
+    LEAK
+    + """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["path"] == "/leak":
+        leak()
+    await send({"type": "http.response.start", "status": 200, "headers": [
+        (b"content-length", b"4"), (b"connection", b"close"),
+    ]})
+    await send({"type": "http.response.body", "body": b"done"})
+"""
+)
+HAPPENS = [pytest.param(True, id="leak"), pytest.param(False, id="no leak")]
+
+
+def start(tmp_path, *command, **variables):
+    """A program below `run`."""
+    return subprocess.Popen(
+        [*COMMAND, "run", "--fail-on-leak", "--grace", "0.1", *command],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path), **variables),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def get(port, path):
+    """One request, once the server listens."""
+    end = time.monotonic() + 40
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
+                return response.read()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def check(code, errors, has_leaked, count=r"\d+"):
+    """One report: of what has leaked, with its line, or of no leak; and all of it is known."""
+    shown = " ".join(errors.split())
+    assert "unknown" not in shown, errors
+    assert code == (86 if has_leaked else 0), errors
+    assert shown.count("closewait_guard: ") == 1, errors
+    found = (
+        rf"closewait_guard: {count} leaked of " if has_leaked else "closewait_guard: no leak of "
+    )
+    assert re.search(found, shown), errors
+    assert ("in leak()" in shown) == has_leaked, errors
+
+
+SERVERS = {
+    "hypercorn": ("hypercorn", "--workers", "2", "--bind", "127.0.0.1:{port}"),
+    "gunicorn gevent": ("gunicorn", "-w", "2", "-k", "gevent", "-b", "127.0.0.1:{port}"),
+    "gunicorn asgi": (
+        *("gunicorn", "-w", "2", "-k", "uvicorn_worker.UvicornWorker"),
+        *("-b", "127.0.0.1:{port}"),
+    ),
+    "uvicorn reload": ("uvicorn", "--reload", "--log-level", "error", "--port", "{port}"),
+}
+
+
+@pytest.mark.parametrize("has_leaked", HAPPENS)
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_workers_of_a_server_leak_is_in_one_report(tmp_path, server, has_leaked):
+    (tmp_path / "app.py").write_text(WSGI if "gevent" in server else ASGI)
+    port = free_port()
+    command = [word.format(port=port) for word in SERVERS[server]]
+    pytest.importorskip(command[0])
+    if "-k" in command:
+        pytest.importorskip(command[command.index("-k") + 1].partition(".")[0])
+    with start(tmp_path, *command, "app:app") as running:
+        for _ in range(4):
+            assert get(port, "/leak" if has_leaked else "/") == b"done"
+        time.sleep(0.3)
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=60)
+    check(running.returncode, errors, has_leaked, 4)
+
+
+TASKS = (
+    LEAK
+    + """
+from celery import Celery
+
+folder = os.environ["TASKS"]
+app = Celery("tasks", broker="filesystem://")
+app.conf.broker_transport_options = {
+    "data_folder_in": folder, "data_folder_out": folder, "control_folder": folder + "/control",
+}
+
+@app.task
+def work(has_leaked, place):
+    if has_leaked:
+        leak()
+    open(f"{folder}/done-{place}", "w").close()
+"""
+)
+
+
+@pytest.mark.parametrize("has_leaked", HAPPENS)
+def test_what_the_tasks_of_celery_leak_in_its_prefork_pool_is_in_one_report(tmp_path, has_leaked):
+    pytest.importorskip("celery")
+    (tmp_path / "tasks.py").write_text(TASKS)
+    folder = tmp_path / "folder"
+    (folder / "control").mkdir(parents=True)
+    variables = {"TASKS": str(folder), "PYTHONPATH": str(tmp_path)}
+    send = f"from tasks import work\nfor place in range(4): work.delay({has_leaked}, place)"
+    options = ["-A", "tasks", "worker", "-P", "prefork", "-c", "2", "--without-mingle"]
+    with start(tmp_path, "-m", "celery", *options, TASKS=str(folder)) as running:
+        subprocess.run([sys.executable, "-c", send], env=environment(**variables), check=True)
+        end = time.monotonic() + 40
+        while len(list(folder.glob("done-*"))) < 4:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(0.3)
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=60)
+    check(running.returncode, errors, has_leaked, 4)
+
+
+EXECUTOR = (
+    LEAK
+    + """
+import multiprocessing, sys, time
+from concurrent.futures import ProcessPoolExecutor
+
+def work(has_leaked):
+    if has_leaked:
+        leak()
+    time.sleep(0.2)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        list(executor.map(work, [sys.argv[2] == "leak"] * 4))
+"""
+)
+
+
+@pytest.mark.parametrize("has_leaked", HAPPENS)
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_what_the_workers_of_an_executor_leak_is_in_one_report(tmp_path, method, has_leaked):
+    path = tmp_path / "program.py"
+    path.write_text(EXECUTOR)
+    what = "leak" if has_leaked else "none"
+    done = call("run", "--fail-on-leak", path, method, what)
+    check(done.returncode, done.stderr, has_leaked, 4)
+
+
+FORKS = (
+    LEAK
+    + """
+import sys
+
+for _ in range(2):
+    if not os.fork():
+        if sys.argv[1] == "leak":
+            leak()
+        os._exit(0)
+for _ in range(2):
+    os.wait()
+"""
+)
+
+
+@pytest.mark.parametrize("has_leaked", HAPPENS)
+def test_what_workers_leak_that_are_forked_by_hand_is_in_one_report(tmp_path, has_leaked):
+    path = tmp_path / "program.py"
+    path.write_text(FORKS)
+    done = call("run", "--fail-on-leak", path, "leak" if has_leaked else "none")
+    check(done.returncode, done.stderr, has_leaked, 2)
