@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 __all__ = [
+    "LEAKS",
     "AlertKind",
     "AlertStatus",
     "Connection",
@@ -109,7 +110,7 @@ class Verdict(Word):
     @property
     def is_leak(self) -> bool:
         """Whether the program should have closed the socket."""
-        return self in _LEAKS
+        return self in LEAKS
 
     @property
     def rank(self) -> int:
@@ -118,7 +119,7 @@ class Verdict(Word):
 
 
 _VERDICTS = tuple(Verdict)
-_LEAKS = frozenset(_VERDICTS[:5])
+LEAKS = frozenset(_VERDICTS[:5])
 
 
 class Severity(Word):

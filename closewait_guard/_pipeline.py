@@ -20,6 +20,7 @@ from functools import partial
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
 from closewait_guard._clock import Allowance, now, wall
+from closewait_guard._enums import LEAKS
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
@@ -55,6 +56,8 @@ __all__ = [
 
 # The share of the time for searching that goes to running calls.
 _SHARE_OF_CALLS = 0.3
+# The leaks whose descriptors are open.
+_OPEN_LEAKS = LEAKS - {Verdict.DROPPED}
 # The share of the time that looking at children may take.
 _SHARE_OF_CHILDREN = 0.002
 
@@ -192,14 +195,10 @@ class Pipeline:
             everything: Say who holds what is no leak too.
             is_paced: Take no more than the share of the time that a series may take.
         """
-        findings = judge(observations, settings, fd_limit)
+        findings = judge(observations, settings, fd_limit, self._explainer.texts)
         with self._holders_measured():
             limit = self._explainer.time_to_search(paced=is_paced)
-            leaks = [
-                each.observation
-                for each in findings
-                if each.is_leak and each.verdict is not Verdict.DROPPED
-            ]
+            leaks = [each.observation for each in findings if each.verdict in _OPEN_LEAKS]
             pools = self._pools.uses(leaks, limit, afresh=everything)
             idle = {serial for serial, use in pools.items() if use.is_excuse}
             findings = leave_to_pools(findings, idle, settings, fd_limit)

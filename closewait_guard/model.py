@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from closewait_guard._cpython import sha1
 from closewait_guard._enums import (
+    LEAKS,
     AlertKind,
     AlertStatus,
     Connection,
@@ -254,7 +255,7 @@ class Finding:
     @property
     def is_leak(self) -> bool:
         """Whether the program should have closed this socket."""
-        return self.verdict.is_leak
+        return self.verdict in LEAKS
 
     @property
     def fingerprint(self) -> str:

@@ -6,19 +6,15 @@ remembered from scan to scan.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from heapq import nlargest
-from itertools import islice
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple
 
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
-from closewait_guard._descriptors import descendants_of, sockets_of_process
+from closewait_guard._enums import LEAKS
 from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
     all_instances,
@@ -27,10 +23,10 @@ from closewait_guard._holders.libraries import (
     owners_of_descriptors,
 )
 from closewait_guard._holders.references import reachable_instances
-from closewait_guard._holders.roots import Roots
+from closewait_guard._holders.roots import Roots, describe_reuse, processes_sharing
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
-from closewait_guard._judge import hint_for
+from closewait_guard._judge import FindingText, hint_for
 from closewait_guard._libraries import LOOP_WAKER, PoolUse
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
@@ -62,9 +58,6 @@ _MAX_NEWER_SOCKETS = 200
 # A successor is opened at least so long after the end: calls in quick succession do not replace
 # each other, and the time of the end depends on kernel ticks and on an earlier probe.
 _MIN_GAP = 0.1
-# Of the processes that may share a socket.
-_MAX_PROCESSES = 64
-_MAX_DESCRIPTORS = 20_000
 
 # Findings that need nothing done while a program runs; a test or a block has to close them.
 _NOTHING_TO_DO = frozenset({Verdict.STALE_POOL, Verdict.HALF_CLOSED, Verdict.CLOSING})
@@ -83,6 +76,8 @@ class _Explanation(NamedTuple):
 
 _SearchFunction = Callable[[list[Finding], TimeLimit], dict[int, Holders | None]]
 _FAILED = Holders(has_failed=True)
+# Python 3.11 takes long to find a member by its name.
+_DROPPED, _CLOSED_ELSEWHERE = Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE
 _NO_EXPLANATION = _Explanation((Verdict.OPEN, None), Holders(), 0.0, None)
 
 
@@ -94,6 +89,9 @@ class Explainer:
         self._allowance = allowance
         self._hint_of_library = hints_of_libraries()
         self._explanations: dict[int, _Explanation] = {}
+        # By serial, the holders, hint and successor of each finding, and what they depend on.
+        self.texts: dict[int, FindingText] = {}
+        self._inputs: dict[int, tuple[object, ...]] = {}
         # The minimum time for a search in a large heap; raised when a shorter one was not enough.
         self._seconds_forward = _MIN_SECONDS_FORWARD
         # For how many of the leaks there was no search; holders of the same line may be known.
@@ -136,18 +134,25 @@ class Explainer:
         wanted = [
             finding
             for finding in findings
-            if finding.verdict is not Verdict.DROPPED and (everything or finding.is_leak)
+            if (everything or finding.verdict in LEAKS) and finding.verdict is not _DROPPED
         ]
         self._explanations = self._recall(wanted) | self._explain_dropped(findings)
         is_paused = self._allowance.balance(now()) < 0 and not everything
-        unknown = [finding for finding in wanted if self._needs_search(finding)]
+        unknown = self._without_explanation(wanted)
         self._search_all(self._choose_to_search(unknown, is_paused=is_paused), limit)
         known = self._explanations.copy()
         self.unsearched = sum(finding.observation.record.serial not in known for finding in unknown)
-        return tuple(
-            self._add_explanation(finding, pools, calls, must_close=everything)
-            for finding in findings
+        explained = tuple(
+            [self._add_explanation(each, pools, calls, must_close=everything) for each in findings]
         )
+        self._forget_others(explained)
+        return explained
+
+    def _forget_others(self, findings: tuple[Finding, ...]) -> None:
+        serials = {finding.observation.record.serial for finding in findings}
+        for known in (self.texts, self._inputs):
+            for serial in known.copy().keys() - serials:
+                known.pop(serial, None)
 
     def _search_all(self, chosen: list[Finding], limit: TimeLimit) -> None:
         is_large = bool(chosen) and is_too_large()
@@ -175,10 +180,10 @@ class Explainer:
         """Of what held a dropped socket, only the calls that have opened it are known."""
         found: dict[int, _Explanation] = {}
         for finding in findings:
-            if finding.verdict is Verdict.DROPPED:
+            if finding.verdict is _DROPPED:
                 record = finding.observation.record
                 known = self._explanations.get(record.serial)
-                if known is None or known.site[0] is not Verdict.DROPPED:
+                if known is None or known.site[0] is not _DROPPED:
                     holders = Holders(owners=calls_of_libraries(record))
                     known = _Explanation(_site_of(finding), holders, now(), None)
                 found[record.serial] = known
@@ -189,6 +194,8 @@ class Explainer:
 
         While the search is paused, only those of new sites.
         """
+        if not unknown:
+            return []
         sites = {explanation.site for explanation in self._explanations.copy().values()}
         new: list[Finding] = []
         others: list[Finding] = []
@@ -198,15 +205,19 @@ class Explainer:
             sites.add(site)
         return new if is_paused else new + others
 
-    def _needs_search(self, finding: Finding) -> bool:
-        if finding.verdict is Verdict.CLOSED_ELSEWHERE:
-            return False
-        explanation = self._explanations.get(finding.observation.record.serial)
-        return (
-            explanation is None
-            or explanation.site != _site_of(finding)
-            or now() > explanation.at + _REFRESH_AFTER
-        )
+    def _without_explanation(self, findings: list[Finding]) -> list[Finding]:
+        """Those to search for: there is no explanation yet, none of this verdict, or an old one."""
+        known, oldest = self._explanations, now() - _REFRESH_AFTER
+        unknown: list[Finding] = []
+        for finding in findings:
+            explanation = known.get(finding.observation.record.serial)
+            if (
+                explanation is None
+                or explanation.site[0] is not finding.verdict
+                or explanation.at < oldest
+            ) and finding.verdict is not Verdict.CLOSED_ELSEWHERE:
+                unknown.append(finding)
+        return unknown
 
     def _search(
         self, findings: list[Finding], search: _SearchFunction, limit: TimeLimit, wall: float
@@ -214,7 +225,7 @@ class Explainer:
         try:
             known = search(findings, limit)
             observations = [finding.observation for finding in findings]
-            sharing = _find_sharing_processes(observations)
+            sharing = processes_sharing(observations)
             successors = _find_successors(observations, self._registry, wall)
         except Exception:
             # Report the findings without holders, and do not search again at once.
@@ -291,30 +302,66 @@ class Explainer:
         *,
         must_close: bool,
     ) -> Finding:
-        observation, verdict, severity = finding.observation, finding.verdict, finding.severity
-        record = observation.record
-        explanation = self._explanations.get(record.serial, _NO_EXPLANATION)
-        pool = pools.get(record.serial)
-        if verdict is Verdict.CLOSED_ELSEWHERE:
-            reuse = Holders((_describe_reuse(observation.fd),))
+        """The finding with its text, which is made again only if what it depends on has changed."""
+        observation, verdict = finding.observation, finding.verdict
+        serial = observation.record.serial
+        explanation = self._explanations.get(serial, _NO_EXPLANATION)
+        pool, call = pools.get(serial), calls.get(serial)
+        if verdict is _CLOSED_ELSEWHERE:
+            reuse = Holders((describe_reuse(observation.fd),))
             explanation, pool = _NO_EXPLANATION._replace(holders=reuse), None
+        inputs = (
+            verdict,
+            explanation,
+            pool,
+            call,
+            observation.record.origin,
+            observation.state,
+            observation.evidence,
+            observation.connection,
+            must_close,
+        )
+        text = self.texts.get(serial)
+        if text is None or self._inputs.get(serial) != inputs:
+            text = self._make_text(finding, explanation, pool, call, must_close=must_close)
+            self.texts[serial], self._inputs[serial] = text, inputs
+        if finding.holders is text[0] and finding.hint is text[1]:
+            return finding
+        # replace() would take a tenth of a scan whose findings are all known.
+        return Finding(observation, verdict, finding.severity, *text)
+
+    def _make_text(
+        self,
+        finding: Finding,
+        explanation: _Explanation,
+        pool: PoolUse | None,
+        call: CallUse | None,
+        *,
+        must_close: bool,
+    ) -> FindingText:
+        """What holds the socket, the hint, and what has replaced it.
+
+        Args:
+            finding: Without them.
+            explanation: What the search has found.
+            pool: How a pool uses the socket.
+            call: What a running call has to do with it.
+            must_close: Whether it is to be closed even where a program would have nothing to do.
+        """
+        verdict = finding.verdict
         sentences, owners, _ = explanation.holders
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
         hint = self._hint_for(
-            observation,
+            finding.observation,
             Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict,
             owners,
             is_replaced=explanation.successor is not None,
         )
-        call = calls.get(record.serial)
         if call is not None:
-            sentences, hint = (
-                (call.sentence, *sentences),
-                call.hint if not finding.is_leak else hint,
-            )
-        # replace() would take a tenth of a scan whose findings are all known.
-        return Finding(observation, verdict, severity, sentences, hint, explanation.successor)
+            sentences = (call.sentence, *sentences)
+            hint = hint if finding.is_leak else call.hint
+        return sentences, hint, explanation.successor
 
     def _hint_for(
         self,
@@ -345,21 +392,6 @@ class Explainer:
 
 def _site_of(finding: Finding) -> _Site:
     return finding.verdict, finding.observation.record.site
-
-
-def _find_sharing_processes(observations: list[Observation]) -> dict[int, list[str]]:
-    of_parent = any(each.record.origin is Origin.INHERITED for each in observations)
-    inodes = {each.inode for each in observations if each.inode}
-    return _processes_sharing(inodes, of_parent=of_parent)
-
-
-def _describe_reuse(fd: int) -> str:
-    """What a descriptor that was closed elsewhere refers to now."""
-    try:
-        target = Path(f"/proc/self/fd/{fd}").readlink()
-    except OSError:
-        return f"nothing: descriptor {fd} is closed"
-    return f"nothing: descriptor {fd} is now {target}"
 
 
 def _find_successors(
@@ -393,35 +425,3 @@ def _find_successors(
             if is_newer and peer == to and record.site == site:
                 found.setdefault(serial, record.serial)
     return found
-
-
-def _processes_sharing(inodes: Set[int], *, of_parent: bool) -> dict[int, list[str]]:
-    """By inode, the other processes that have the socket open, as sentences. Linux only.
-
-    Args:
-        inodes: The inodes of the sockets.
-        of_parent: Include the parent and its other children: some sockets came through a fork.
-    """
-    found: dict[int, list[str]] = {}
-    parent = os.getppid()
-    processes = [parent, *descendants_of(parent, _MAX_PROCESSES)] if of_parent else []
-    processes += descendants_of(os.getpid(), _MAX_PROCESSES)
-    for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
-        if pid != os.getpid():
-            for inode in inodes & _sockets_of(pid):
-                found.setdefault(inode, []).append(
-                    f"process {pid} ({_command(pid)}) too, as a copy"
-                )
-    return found
-
-
-def _sockets_of(pid: int) -> set[int]:
-    with suppress(OSError):
-        return set(sockets_of_process(pid, at_most=_MAX_DESCRIPTORS)[1].values())
-    return set()
-
-
-def _command(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return "gone"

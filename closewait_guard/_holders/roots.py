@@ -1,11 +1,17 @@
-"""Where a reference path may end: a module global, local variable, class, thread, task, fixture."""
+"""Where a reference path may end: a module global, local variable, class, thread, task, fixture.
+
+And what stands for one where no object does: a process that has a copy, the number's next owner.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
-from pathlib import PurePath
+from itertools import islice
+from pathlib import Path, PurePath
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -20,6 +26,7 @@ from closewait_guard._cpython import (
     getsignal,
     threads,
 )
+from closewait_guard._descriptors import descendants_of, sockets_of_process
 from closewait_guard._holders.threads import (
     Call,
     Local,
@@ -45,19 +52,24 @@ from closewait_guard._live import (
     type_qualname,
     value_at,
 )
-from closewait_guard.model import FrameKind
+from closewait_guard.model import FrameKind, Observation, Origin
 
 __all__ = [
     "FALLBACK",
     "OWN",
     "Root",
     "Roots",
+    "describe_reuse",
+    "processes_sharing",
     "suspended_calls",
 ]
 
 
 # The program's own; a library's; one to use only if there is no better.
 OWN, FOREIGN, FALLBACK = 0, 1, 2
+# Of the processes that may share a socket.
+_MAX_PROCESSES = 64
+_MAX_DESCRIPTORS = 20_000
 
 
 class Root(NamedTuple):
@@ -267,3 +279,44 @@ _KINDS: dict[str, Callable[[Any, type], Root | None]] = {
     "_pytest.python:Function": _test,
     "_pytest.fixtures:FixtureDef": _fixture,
 }
+
+
+def describe_reuse(fd: int) -> str:
+    """What a descriptor that was closed elsewhere refers to now, in place of a holder."""
+    try:
+        target = Path(f"/proc/self/fd/{fd}").readlink()
+    except OSError:
+        return f"nothing: descriptor {fd} is closed"
+    return f"nothing: descriptor {fd} is now {target}"
+
+
+def processes_sharing(observations: Collection[Observation]) -> dict[int, list[str]]:
+    """By inode, the other processes that have the sockets open, as sentences. Linux only.
+
+    The parent and its other children may have those that came through a fork.
+    """
+    of_parent = any(each.record.origin is Origin.INHERITED for each in observations)
+    inodes = {each.inode for each in observations if each.inode}
+    found: dict[int, list[str]] = {}
+    parent = os.getppid()
+    processes = [parent, *descendants_of(parent, _MAX_PROCESSES)] if of_parent else []
+    processes += descendants_of(os.getpid(), _MAX_PROCESSES)
+    for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
+        if pid != os.getpid():
+            for inode in inodes & _sockets_of(pid):
+                found.setdefault(inode, []).append(
+                    f"process {pid} ({_command(pid)}) too, as a copy"
+                )
+    return found
+
+
+def _sockets_of(pid: int) -> set[int]:
+    with suppress(OSError):
+        return set(sockets_of_process(pid, at_most=_MAX_DESCRIPTORS)[1].values())
+    return set()
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return "gone"

@@ -105,7 +105,15 @@ class ClosedElsewhere:
         table = self._table
         if creations is not table.creations:
             table = self._table = _InodeTable(creations, self._note_inodes(creations, table.inodes))
-        closed = {fd for fd in to_describe if _is_closed_elsewhere(fd, table.inodes, events)}
+        inodes = table.inodes
+        # An object that is closing lets go of the number before the kernel does.
+        closed = {
+            fd
+            for fd in to_describe
+            if fd in inodes
+            and (inode_of(fd) != inodes[fd][1] or events.get(fd, 0) & INVALID)
+            and still_owns(creations[fd], fd)
+        }
         for fd in closed:
             self._add(creations[fd], fd, table.inodes[fd][1])
         return closed
@@ -134,17 +142,6 @@ class ClosedElsewhere:
                 yield foreign_close
             else:
                 pop_if_same(self._found, serial, foreign_close)
-
-
-def _is_closed_elsewhere(
-    fd: int, inodes: Mapping[int, _InodeNote], events: Mapping[int, int]
-) -> bool:
-    if fd not in inodes:
-        return False
-    creation, inode = inodes[fd]
-    is_free = bool(events.get(fd, 0) & INVALID)
-    # An object that is closing lets go of the number before the kernel does.
-    return (is_free or inode_of(fd) != inode) and still_owns(creation, fd)
 
 
 def _has_taken(newer: CreationTuple, older: CreationTuple) -> bool:

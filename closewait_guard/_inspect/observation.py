@@ -55,26 +55,28 @@ def make_observation(
         in_use: Whether a thread reads from its file object at this moment.
         is_lower_bound: Whether its peer may have closed earlier.
     """
+    family, kind, local, peer, inode, tls = endpoint
+    state, evidence, connection, _, unread, unsent, sent_for, received_for, _ = result
     # By position and in order: naming twenty arguments takes as long as storing them.
     return Observation(
         record,
         fd,
-        endpoint.inode,
-        endpoint.family,
-        endpoint.type,
-        endpoint.local,
-        endpoint.peer,
-        result.state,
-        result.evidence,
+        inode,
+        family,
+        kind,
+        local,
+        peer,
+        state,
+        evidence,
         closed_for,
-        result.unread,
-        result.last_sent_for,
-        result.last_received_for,
-        endpoint.tls,
+        unread,
+        sent_for,
+        received_for,
+        tls,
         close_called,
-        result.connection,
+        connection,
         suspicious_for,
-        result.unsent,
+        unsent,
         in_use,
         is_lower_bound,
     )
@@ -83,8 +85,10 @@ def make_observation(
 class SuspectAge(NamedTuple):
     """What to remember of a suspect. Times are those of `_clock.now`.
 
+    It stays the same object as long as nothing happens to the suspect.
+
     Attributes:
-        seen_at: When the latest probe was over.
+        seen_at: When the probe was over that showed the latest change.
         ended: What kind of end it is.
         first_seen: When a probe showed it for the first time.
         since: When it began at the latest, as far as the kernel and the earlier scans show.
@@ -118,29 +122,33 @@ def update_age(
     """
     ended = (result.connection, close_called)
     dated = None if result.fin_for is None else now - result.fin_for
-    has_read = before is not None and (before.has_read or _is_less(result.unread, before.unread))
+    unread = result.unread
     if before is None or before.ended != ended:
         earliest = now - (at_most if before is None else 0.0)
         # A bound excuses nothing: until a later scan, it counts as old as it can be.
         is_bound = dated is None or result.is_fin_bound
         since = earliest if dated is None else dated
         quiet_since = min(since, earliest) if is_bound else since
-        return SuspectAge(now, ended, now, since, quiet_since, result.unread, has_read, is_bound)
-    return SuspectAge(
-        now,
-        before.ended,
-        before.first_seen,
-        # Our own sending makes the peer's last word look younger than its FIN.
-        before.since if dated is None else min(before.since, dated),
-        before.quiet_since if result.unread == before.unread else now,
-        result.unread,
-        has_read,
-        before.is_bound,
+        has_read = _has_read(unread, before)
+        return SuspectAge(now, ended, now, since, quiet_since, unread, has_read, is_bound)
+    # Our own sending makes the peer's last word look younger than its FIN.
+    since = before.since if dated is None else min(before.since, dated)
+    is_quiet = unread == before.unread
+    if is_quiet and since == before.since:
+        return before
+    return before._replace(
+        seen_at=now,
+        since=since,
+        quiet_since=before.quiet_since if is_quiet else now,
+        unread=unread,
+        has_read=_has_read(unread, before),
     )
 
 
-def _is_less(unread: int | None, before: int | None) -> bool:
-    return unread is not None and before is not None and unread < before
+def _has_read(unread: int | None, before: SuspectAge | None) -> bool:
+    if before is None or before.has_read:
+        return before is not None
+    return unread is not None and before.unread is not None and unread < before.unread
 
 
 def longest_possible(
@@ -187,18 +195,17 @@ def suspect_for(
     an unused copy, whose original is closed.
     """
     connection, close_called = age.ended
-    if connection is Connection.NOT_APPLICABLE or (
-        connection is Connection.LIVE and not close_called and not is_copy
-    ):
+    if connection in _ENDED:
+        return max(0.0, now - age.quiet_since)
+    if connection is Connection.NOT_APPLICABLE or not (close_called or is_copy):
         return None
     quiet = max(0.0, now - age.quiet_since)
-    if connection is not Connection.LIVE:
-        return quiet
     # A closed socket that still carries data is in use through its file object.
     traffic = (result.last_sent_for, result.last_received_for)
     return min([quiet, *(seconds for seconds in traffic if seconds is not None)])
 
 
+_ENDED = frozenset(Connection) - {Connection.LIVE, Connection.NOT_APPLICABLE}
 # The kernel counts in ticks of up to 10 ms.
 _TICK = 0.02
 

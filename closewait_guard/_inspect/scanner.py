@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
-from itertools import compress
-from operator import is_
 from typing import NamedTuple, Protocol
 
 from closewait_guard._capture import (
@@ -90,11 +88,16 @@ class ScanResult(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What is kept of a suspect from one scan to the next."""
+    """What is kept of a suspect from one scan to the next, until something happens to it.
+
+    Attributes:
+        result: What the probe showed when something had happened the last time.
+    """
 
     record: SocketRecord
     endpoint: Endpoint
     age: SuspectAge
+    result: ProbeResult
 
 
 class _ScanTime(NamedTuple):
@@ -143,6 +146,8 @@ class Scanner:
             full: Describe the healthy sockets too.
             opened_after: A mark; describe all sockets opened after it, healthy or not.
         """
+        # Before the poll, so that what another scan adds meanwhile is not forgotten.
+        known_before = self._known.copy()
         open_sockets = self._source.open_sockets(thorough=full or opened_after is not None)
         events = self._events(open_sockets)
         to_describe = set(open_sockets.creations) if full else set(events)
@@ -160,7 +165,9 @@ class Scanner:
             self._age_warning,
         )
         suspected = open_sockets.close_called.union(events, context.copies) - closed_elsewhere
-        suspects = self._describe_suspects(context, suspected)
+        suspects = tuple(context.describe(suspected, self._known))
+        for serial in known_before.keys() - context.described:
+            pop_if_same(self._known, serial, known_before[serial])
         self._last_scan = max(self._last_scan, context.time)
         others = set(open_sockets.creations) if full else set()
         if opened_after is not None:
@@ -174,18 +181,6 @@ class Scanner:
             healthy=healthy,
             undescribed=context.undescribed,
         )
-
-    def _describe_suspects(self, context: _ScanContext, fds: Set[int]) -> tuple[Observation, ...]:
-        known = self._known
-        if not fds and not known:
-            return ()
-        before = known.copy()
-        suspects = tuple(context.describe(fds, known))
-        # What is the same as before has been seen by no scan meanwhile.
-        unseen = map(is_, map(known.get, before), before.values())
-        for serial in list(compress(before, unseen)):
-            pop_if_same(known, serial, before[serial])
-        return suspects
 
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
@@ -268,7 +263,8 @@ class _ScanContext:
         self._forked_copies = forked_copies
         # Live connections that nothing has happened on.
         self.copies = forked_copies.find(open_sockets, source.pid) - events.keys()
-        # How many could not be described, except for their creation.
+        # The serials of those described, and how many could not be, except for their creation.
+        self.described: set[int] = set()
         self.undescribed = 0
         self._in_use = fds_being_read() if open_sockets.close_called else frozenset[int]()
 
@@ -306,16 +302,16 @@ class _ScanContext:
     def _probe_object(
         self, fd: int, creation: CreationTuple, before: _Known | None
     ) -> _Answer | None:
-        sock, began = creation[SOCK](), now()
-        result = (
-            self._probe.probe_socket(sock, fd, self._events.get(fd, 0))
-            if sock is not None
-            else None
-        )
-        ended = now()
-        if sock is None or result is None:
+        sock = creation[SOCK]()
+        if sock is None:
             return None
-        if before is not None and before.age.ended[0] in _FINAL:
+        shown, events = None if before is None else before.result, self._events.get(fd, 0)
+        began = now()
+        result = self._probe.probe_socket(sock, fd, events, shown)
+        ended = now()
+        if result is None:
+            return None
+        if before is not None and before.result.connection in _FINAL:
             return result, before.endpoint, began, ended
         return result, endpoint_of(sock, fd), began, ended
 
@@ -335,25 +331,27 @@ class _ScanContext:
         self, fd: int, creation: CreationTuple, answer: _Answer, known: dict[int, _Known]
     ) -> Observation:
         result, endpoint, began, ended = answer
-        # Not earlier: another scan may have come in since this one began.
-        before = known.get(creation[SERIAL])
-        record = record_of(creation, self._source.pid) if before is None else before.record
+        serial, close_called = creation[SERIAL], fd in self._open_sockets.close_called
         is_copy = fd in self.copies and self._forked_copies.is_unused(result)
-        age = update_age(
-            result,
-            fd in self._open_sockets.close_called,
-            None if before is None else before.age,
-            0.0 if is_copy or before is not None else self._at_most(creation, record, result),
-            ended,
-        )
-        if before is None or before.age.seen_at <= ended:
-            known[creation[SERIAL]] = _Known(record, endpoint, age)
+        # Not earlier: another scan may have come in since this one began.
+        before = known.get(serial)
+        if before is None:
+            record = record_of(creation, self._source.pid)
+            at_most = 0.0 if is_copy else self._at_most(creation, record, result)
+            age = update_age(result, close_called, None, at_most, ended)
+            known[serial] = _Known(record, endpoint, age, result)
+        else:
+            record, _, age_before, _ = before
+            age = update_age(result, close_called, age_before, 0.0, ended)
+            if age is not age_before and age_before.seen_at <= ended:
+                known[serial] = _Known(record, endpoint, age, result)
+        self.described.add(serial)
         if fd in self._open_sockets.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
         suspicious_for = suspect_for(result, age, began, is_copy=is_copy)
         # What has been read in parts is read on, as long as the latest is not too long ago.
         is_read_slowly = (
-            age.has_read and age.ended[1] and (suspicious_for or 0.0) <= self._age_warning
+            close_called and age.has_read and (suspicious_for or 0.0) <= self._age_warning
         )
         return make_observation(
             record,
@@ -362,7 +360,7 @@ class _ScanContext:
             result,
             peer_closed_for(result, age, began),
             suspicious_for,
-            close_called=age.ended[1],
+            close_called=close_called,
             in_use=is_read_slowly or fd in self._in_use,
             is_lower_bound=age.is_bound and result.connection is Connection.PEER_CLOSED,
         )

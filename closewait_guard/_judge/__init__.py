@@ -9,10 +9,11 @@ from closewait_guard._judge.alerts import (
     update_alerts,
 )
 from closewait_guard._judge.hints import hint_for
-from closewait_guard._judge.verdict import judge, leave_to_calls, leave_to_pools
+from closewait_guard._judge.verdict import FindingText, judge, leave_to_calls, leave_to_pools
 
 __all__ = [
     "AlertState",
+    "FindingText",
     "SeriesPoint",
     "hint_for",
     "judge",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from closewait_guard._enums import LEAKS
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.growth import Growth, Series
@@ -42,6 +43,8 @@ _MIN_CHURN = 10
 _MIN_SHARE_STILL_OPEN = 0.8
 _CRITICAL_TIME_LEFT = 3600.0
 _EXHAUSTION_LASTS = 60.0
+# Python 3.11 takes long to find a member by its name.
+_CLOSE_WAIT, _CLOSING = State.CLOSE_WAIT, Verdict.CLOSING
 
 
 class ActiveAlert(NamedTuple):
@@ -78,26 +81,21 @@ def active_thresholds(
     report: Report, settings: Settings, active: Collection[str] = ()
 ) -> Iterator[ActiveAlert]:
     """Yield the alerts whose limits are exceeded; active ones end only well below the limit."""
-    yield from _count_alert(report, settings, active)
-    yield from _fd_limit_alert(report, settings, active)
-    yield from _age_alert(report, settings)
+    waiting = [each for each in report.findings if each.observation.state is _CLOSE_WAIT]
+    yield from _count_alert(waiting, settings, active)
+    yield from _fd_limit_alert(report, len(waiting), settings, active)
+    yield from _age_alert(waiting, settings)
 
 
 def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
     return limit * _RESOLVED_SHARE if kind.value in active else limit
 
 
-def _count_close_wait(findings: Iterable[Finding]) -> int:
-    return sum(finding.observation.state is State.CLOSE_WAIT for finding in findings)
-
-
 def _count_alert(
-    report: Report, settings: Settings, active: Collection[str]
+    waiting: Iterable[Finding], settings: Settings, active: Collection[str]
 ) -> Iterator[ActiveAlert]:
     # Those of a burst that are closing at this moment are gone by the next report.
-    count = _count_close_wait(
-        each for each in report.findings if each.verdict is not Verdict.CLOSING
-    )
+    count = sum(each.verdict is not _CLOSING for each in waiting)
     if count > _limit_to_exceed(AlertKind.COUNT, settings.count_warning, active):
         message = (
             f"{pluralize(count, 'socket')} in CLOSE_WAIT, more than {settings.count_warning:,}"
@@ -108,9 +106,9 @@ def _count_alert(
 
 
 def _fd_limit_alert(
-    report: Report, settings: Settings, active: Collection[str]
+    report: Report, count: int, settings: Settings, active: Collection[str]
 ) -> Iterator[ActiveAlert]:
-    limit, used, count = report.fd_limit, report.fd_used or 0, _count_close_wait(report.findings)
+    limit, used = report.fd_limit, report.fd_used or 0
     if not limit:
         return
     waiting = _limit_to_exceed(AlertKind.FD_LIMIT, limit * settings.fd_share_critical, active)
@@ -125,8 +123,8 @@ def _fd_limit_alert(
         yield ActiveAlert(AlertKind.FD_LIMIT, max(used, count), alert)
 
 
-def _age_alert(report: Report, settings: Settings) -> Iterator[ActiveAlert]:
-    waiting = [finding for finding in report.leaks if finding.observation.state is State.CLOSE_WAIT]
+def _age_alert(findings: Iterable[Finding], settings: Settings) -> Iterator[ActiveAlert]:
+    waiting = [finding for finding in findings if finding.verdict in LEAKS]
     oldest = max(waiting, key=_seconds_in_close_wait, default=None)
     if oldest is None or _seconds_in_close_wait(oldest) <= min(
         settings.age_warning, settings.age_critical

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
+from closewait_guard._enums import LEAKS
 from closewait_guard.model import (
     Connection,
     Evidence,
@@ -18,6 +20,7 @@ from closewait_guard.model import (
 from closewait_guard.settings import Settings
 
 __all__ = [
+    "FindingText",
     "judge",
     "leave_to_calls",
     "leave_to_pools",
@@ -30,6 +33,22 @@ _ENDING = frozenset(
 )
 
 _UNCONNECTED = frozenset({Connection.NEVER_CONNECTED, Connection.UNCONNECTED})
+_ENDED = _UNCONNECTED | {Connection.PEER_CLOSED, Connection.GONE}
+
+# What the rules for a leak compare with: Python 3.11 takes long to find a member by its name.
+_PEER_CLOSED, _INHERITED, _CLOSE_WAIT = (
+    Connection.PEER_CLOSED,
+    Origin.INHERITED,
+    State.CLOSE_WAIT,
+)
+_LEAKED, _INFO = Verdict.LEAKED, Severity.INFO
+
+# Evidence that leaves nothing to judge.
+_BY_EVIDENCE = {
+    Evidence.FINALIZED: Verdict.DROPPED,
+    Evidence.COLLECTED: Verdict.DROPPED,
+    Evidence.INODE: Verdict.CLOSED_ELSEWHERE,
+}
 
 _CLOSED_BY_POOLS = frozenset({Verdict.LEAKED, Verdict.DEAD})
 
@@ -44,6 +63,11 @@ _IN_CALLS = {
 _TICK = 0.02
 
 
+# The holders, the hint and the successor of a finding.
+FindingText: TypeAlias = tuple[tuple[str, ...], str, int | None]
+_NO_TEXT: FindingText = (), "", None
+
+
 class CloseWaitLoad(NamedTuple):
     """Whether there are so many sockets in CLOSE_WAIT that each of them is more severe."""
 
@@ -52,7 +76,10 @@ class CloseWaitLoad(NamedTuple):
 
 
 def judge(
-    observations: Iterable[Observation], settings: Settings, fd_limit: int | None
+    observations: Iterable[Observation],
+    settings: Settings,
+    fd_limit: int | None,
+    texts: Mapping[int, FindingText] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Give every observation its verdict and severity. Hints depend on the holders.
 
@@ -63,11 +90,21 @@ def judge(
         observations: All suspects of a report.
         settings: The thresholds.
         fd_limit: How many descriptors the process may have; None if there is no limit.
+        texts: By serial, what is known of the holders; it may not fit any more.
     """
     suspects: Sequence[Observation] = tuple(observations)
     load = _close_wait_load(suspects, settings, fd_limit)
     return tuple(
-        [_make_finding(each, verdict_of(each, settings), settings, load) for each in suspects]
+        [
+            _make_finding(
+                each,
+                verdict_of(each, settings),
+                settings,
+                load,
+                texts.get(each.record.serial, _NO_TEXT),
+            )
+            for each in suspects
+        ]
     )
 
 
@@ -122,7 +159,7 @@ def leave_to_calls(
 def _close_wait_load(
     observations: Sequence[Observation], settings: Settings, fd_limit: int | None
 ) -> CloseWaitLoad:
-    close_wait = sum(each.state is State.CLOSE_WAIT for each in observations)
+    close_wait = sum(each.state is _CLOSE_WAIT for each in observations)
     return CloseWaitLoad(
         close_wait > settings.count_warning,
         fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,
@@ -130,35 +167,43 @@ def _close_wait_load(
 
 
 def _make_finding(
-    observation: Observation, verdict: Verdict, settings: Settings, load: CloseWaitLoad
+    observation: Observation,
+    verdict: Verdict,
+    settings: Settings,
+    load: CloseWaitLoad,
+    text: FindingText = _NO_TEXT,
 ) -> Finding:
-    return Finding(observation, verdict, _severity(verdict, observation, settings, load), (), "")
+    severity = _severity(verdict, observation, settings, load)
+    return Finding(observation, verdict, severity, *text)
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     """The verdict on one socket."""
-    if observation.evidence in (Evidence.FINALIZED, Evidence.COLLECTED):
-        return Verdict.DROPPED
-    if observation.evidence is Evidence.INODE:
-        return Verdict.CLOSED_ELSEWHERE
+    if observation.evidence in _BY_EVIDENCE:
+        return _BY_EVIDENCE[observation.evidence]
+    if observation.connection in _ENDED and not observation.close_called:
+        return _verdict_of_ended(observation, settings)
     if observation.connection is Connection.NOT_APPLICABLE:
         return Verdict.OPEN
     if observation.close_called:
         return _verdict_of_closed(observation, settings)
-    if observation.connection is Connection.LIVE:
-        return _verdict_of_live(observation, settings)
-    if _is_still_sending(observation, settings):
+    return _verdict_of_live(observation, settings)
+
+
+def _verdict_of_ended(observation: Observation, settings: Settings) -> Verdict:
+    """The program still has what the peer has closed, or what is gone."""
+    connection, origin = observation.connection, observation.record.origin
+    if connection is _PEER_CLOSED and _is_still_sending(observation, settings):
         return Verdict.HALF_CLOSED
-    unconnected = observation.connection in _UNCONNECTED
-    if unconnected and observation.record.origin is Origin.NATIVE:
+    unconnected = connection in _UNCONNECTED
+    if unconnected and origin is Origin.NATIVE:
         # Native code may be about to connect it, which cannot be seen here.
         return Verdict.OPEN
     if not _is_past_grace(observation, settings):
         return Verdict.OPEN if unconnected else Verdict.CLOSING
-    if observation.record.origin is Origin.INHERITED:
+    if origin is _INHERITED:
         return Verdict.INHERITED
-    peer_closed = observation.connection is Connection.PEER_CLOSED
-    return Verdict.LEAKED if peer_closed else Verdict.DEAD
+    return _LEAKED if connection is _PEER_CLOSED else Verdict.DEAD
 
 
 def _verdict_of_live(observation: Observation, settings: Settings) -> Verdict:
@@ -181,8 +226,6 @@ def _is_past_grace(observation: Observation, settings: Settings) -> bool:
 
 def _is_still_sending(observation: Observation, settings: Settings) -> bool:
     """Whether the program has sent since the peer closed its side, and not long ago."""
-    if observation.connection is not Connection.PEER_CLOSED:
-        return False
     if observation.unsent:
         return True
     sent, closed = observation.last_sent_for, observation.peer_closed_for
@@ -195,18 +238,17 @@ def _is_still_sending(observation: Observation, settings: Settings) -> bool:
 def _severity(
     verdict: Verdict, observation: Observation, settings: Settings, load: CloseWaitLoad
 ) -> Severity:
-    if verdict is Verdict.CLOSED_ELSEWHERE:
-        return Severity.WARNING
-    is_pooled = verdict is Verdict.STALE_POOL
-    if not verdict.is_leak and not is_pooled:
-        return Severity.INFO
-    # A pool may keep a connection for any time, so age does not matter; their number does.
-    age = 0.0 if is_pooled else observation.ended_for
-    in_close_wait = observation.state is State.CLOSE_WAIT
+    if verdict in LEAKS:
+        age = observation.ended_for
+    elif verdict is Verdict.STALE_POOL:
+        # A pool may keep a connection for any time, so age does not matter; their number does.
+        age = 0.0
+    else:
+        return Severity.WARNING if verdict is Verdict.CLOSED_ELSEWHERE else _INFO
+    in_close_wait = observation.state is _CLOSE_WAIT
     if age > settings.age_critical or (in_close_wait and load.is_critical):
         return Severity.CRITICAL
-    # A dropped socket is certainly a leak, and its age no longer changes: do not wait.
-    is_certain = verdict is Verdict.DROPPED
-    if is_certain or age > settings.age_warning or (in_close_wait and load.is_large):
+    if age > settings.age_warning or (in_close_wait and load.is_large):
         return Severity.WARNING
-    return Severity.INFO
+    # A dropped socket is certainly a leak, and its age no longer changes: do not wait.
+    return _INFO if verdict is not Verdict.DROPPED else Severity.WARNING

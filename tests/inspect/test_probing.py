@@ -100,6 +100,61 @@ def test_unread_bytes_are_counted_and_not_consumed(guard):
         assert ours.recv(100) == b""
 
 
+@needs_dates
+def test_of_a_leak_that_nothing_has_happened_to_only_tcp_info_is_asked_again(guard, monkeypatch):
+    asked = []
+    for name in ("_getsockopt", "unread", "unsent"):
+        ask = getattr(linux, name)
+        monkeypatch.setattr(
+            linux, name, lambda *what, ask=ask, name=name: asked.append(name) or ask(*what)
+        )
+    with half_closed_pair(b"12") as (ours, _):
+        wait()
+        guard.scan()
+        assert asked == ["_getsockopt", "unread", "_getsockopt"]
+        asked.clear()
+        assert only(guard.scan()).observation.unread == 2
+        assert asked == ["_getsockopt", "unread"]
+        ours.recv(2)
+        guard.scan()
+        asked.clear()
+        assert only(guard.scan()).observation.unread == 0
+        assert asked == ["_getsockopt"]
+
+
+@needs_dates
+def test_a_leak_that_is_reset_between_two_scans_is_dead(guard):
+    with connected_pair() as (ours, theirs):
+        theirs.close()
+        wait()
+        leak = only(guard.scan())
+        assert leak.verdict is cwg.Verdict.LEAKED
+        assert verdicts(guard.scan()) == ["leaked"]
+        # The other end is gone: the kernel answers with a reset.
+        ours.send(b"too late")
+        wait()
+        assert verdicts(guard.scan()) == ["closing"]
+        wait()
+        dead = only(guard.scan())
+        assert dead.verdict is cwg.Verdict.DEAD
+        assert dead.hint != leak.hint
+        assert dead.observation.peer_closed_for is None
+
+
+def test_two_scans_of_the_same_leak_differ_in_its_ages_only(guard):
+    with half_closed_pair(b"12345"):
+        wait()
+        for _ in range(3):
+            first = only(guard.scan())
+        time.sleep(0.2)
+        second = only(guard.scan())
+    for age in ("peer_closed_for", "suspect_for", "last_sent_for", "last_received_for"):
+        seconds = getattr(second.observation, age) - getattr(first.observation, age)
+        assert 0.15 < seconds < 30
+        object.__setattr__(second.observation, age, getattr(first.observation, age))
+    assert second == first
+
+
 def test_a_program_that_reads_on_after_the_fin_has_no_leak(guard):
     with half_closed_pair(b"x" * 250) as (ours, _):
         wait()

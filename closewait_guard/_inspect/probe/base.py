@@ -76,8 +76,17 @@ class Probe(Protocol):
     def poller(self) -> Poller:
         """A new poller, for one thread at a time."""
 
-    def probe_socket(self, sock: _socket.socket, fd: int, events: int, /) -> ProbeResult | None:
-        """Probe a socket; None if it is closed, or no longer owns the descriptor."""
+    def probe_socket(
+        self, sock: _socket.socket, fd: int, events: int, before: ProbeResult | None = None, /
+    ) -> ProbeResult | None:
+        """Probe a socket; None if it is closed, or no longer owns the descriptor.
+
+        Args:
+            sock: The socket.
+            fd: Its descriptor.
+            events: What a poll has shown of it.
+            before: What the probe before has shown: what cannot change since is not asked again.
+        """
 
     def probe_snapshot(self, snapshot: FinalSnapshot, /) -> ProbeResult:
         """What the snapshot of a dropped socket shows."""

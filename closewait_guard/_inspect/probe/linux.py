@@ -76,17 +76,46 @@ def poller() -> PollPoller:
     return PollPoller(select.POLLRDHUP)
 
 
-def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+def probe_socket(
+    sock: _socket.socket, fd: int, events: int, before: ProbeResult | None = None
+) -> ProbeResult | None:
     """Probe a socket by TCP_INFO where there is one, else by the poll events given."""
-    family = _family(sock)
-    result: ProbeResult | None = None
-    if _type(sock) == socket.SOCK_STREAM:
-        if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
-            result = _probe_tcp(sock, fd)
-        elif family in _STREAM_FAMILIES:
-            result = _probe_stream(sock, fd, family, events)
+    if before is not None and before.fin_for is not None:
+        result = _probe_closed_by_peer(sock, fd, before)
+    else:
+        result = _probe_any(sock, fd, events)
     # Closed or detached meanwhile: what was seen may belong to the number's next owner.
     return (result or _OTHER) if _fileno(sock) == fd else None
+
+
+def _probe_any(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+    if _type(sock) != socket.SOCK_STREAM:
+        return None
+    family = _family(sock)
+    if family in _TCP_FAMILIES and _proto(sock) in _TCP_PROTOCOLS:
+        return _probe_tcp(sock, fd)
+    return _probe_stream(sock, fd, family, events) if family in _STREAM_FAMILIES else None
+
+
+def _probe_closed_by_peer(sock: _socket.socket, fd: int, before: ProbeResult) -> ProbeResult | None:
+    """Probe a TCP connection that the peer had closed at the probe before.
+
+    Nothing comes after a FIN: what had been read to its end still is. And whether the FIN was
+    dated by an answer to a keepalive shows only at first.
+    """
+    try:
+        raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    except OSError:
+        return None
+    left = _nothing if before.unread == 0 else partial(unread, fd)
+    result = tcp_result(raw, left, partial(unsent, fd))
+    if result.fin_for is None:
+        return _probe_tcp(sock, fd)
+    return result._replace(is_fin_bound=True) if before.is_fin_bound else result
+
+
+def _nothing() -> int:
+    return 0
 
 
 def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
@@ -151,6 +180,11 @@ def _is_bound(sock: _socket.socket) -> bool:
 
 
 _Queue = Callable[[], int | None]
+# An enumeration takes its time to find a member.
+_EVIDENCE = Evidence.TCP_INFO
+_BY_NUMBER = tuple((state, CONNECTIONS.get(state, Connection.LIVE)) for state in STATES)
+_UNKNOWN = State.NONE, Connection.LIVE
+_CLOSE, _CLOSE_WAIT, _LISTEN = map(STATES.index, (State.CLOSE, State.CLOSE_WAIT, State.LISTEN))
 
 
 def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
@@ -160,20 +194,19 @@ def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
     number, unacked, sent, received, acknowledged, path_mtu, acked, segments, notsent = (
         _TCP_INFO.unpack_from(raw)
     )
-    state = STATES[number] if number < len(STATES) else State.NONE
-    connection = CONNECTIONS.get(state, Connection.LIVE)
-    if connection is Connection.GONE and not acked and segments <= 1:
+    state, connection = _BY_NUMBER[number] if number < len(STATES) else _UNKNOWN
+    if number == _CLOSE and not acked and segments <= 1:
         # Refused at most, by that one segment. Its times count from the machine's start.
         # The kernel learns the path's MTU when it sends a SYN: without one, none was sent.
         tried = Connection.UNCONNECTED if path_mtu else Connection.NEVER_CONNECTED
-        return ProbeResult(state, Evidence.TCP_INFO, tried)
-    if connection is Connection.NOT_APPLICABLE:
-        return ProbeResult(state, Evidence.TCP_INFO, connection)
+        return ProbeResult(state, _EVIDENCE, tried)
+    if number == _LISTEN:
+        return ProbeResult(state, _EVIDENCE, connection)
     return ProbeResult(
         state,
-        Evidence.TCP_INFO,
+        _EVIDENCE,
         connection,
-        acknowledged / 1000 if connection is Connection.PEER_CLOSED else None,
+        acknowledged / 1000 if number == _CLOSE_WAIT else None,
         unread(),
         unsent() if unacked or notsent else 0,
         sent / 1000,

@@ -77,7 +77,9 @@ def poller() -> Poller:
     return PollPoller(select.POLLIN) if hasattr(select, "poll") else _SelectPoller()
 
 
-def probe_socket(sock: _socket.socket, fd: int, events: int) -> ProbeResult | None:
+def probe_socket(
+    sock: _socket.socket, fd: int, events: int, _: ProbeResult | None = None
+) -> ProbeResult | None:
     """Probe a socket by its poll events, its peer's name and, where that is safe, a peek."""
     family = _family(sock)
     listening = is_listening(sock)
