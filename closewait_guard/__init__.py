@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         ReportFormatError,
         SocketLeakError,
+        UnsupportedPythonError,
     )
     from closewait_guard.model import (
         Alert,
@@ -81,6 +82,7 @@ __all__ = [
     "SocketLeakError",
     "SocketRecord",
     "State",
+    "UnsupportedPythonError",
     "Verdict",
     "__version__",
     "attribute",
@@ -118,6 +120,7 @@ _HOMES = {
         "MissingExtraError",
         "ReportFormatError",
         "SocketLeakError",
+        "UnsupportedPythonError",
     ),
     "settings": ("Settings",),
 }

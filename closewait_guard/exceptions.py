@@ -13,6 +13,7 @@ __all__ = [
     "MissingExtraError",
     "ReportFormatError",
     "SocketLeakError",
+    "UnsupportedPythonError",
 ]
 
 
@@ -26,6 +27,10 @@ class ConfigurationError(CloseWaitGuardError, ValueError):
 
 class MissingExtraError(CloseWaitGuardError, ImportError):
     """A package is needed that is not installed; the text says how to install it."""
+
+
+class UnsupportedPythonError(CloseWaitGuardError, ImportError):
+    """Sockets cannot be recorded in such an interpreter; the text names it."""
 
 
 class ReportFormatError(CloseWaitGuardError, ValueError):

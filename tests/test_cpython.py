@@ -198,3 +198,52 @@ def test_no_other_module_reads_a_private_name_of_the_standard_library():
     dunders = {each for each in found if each[1].startswith("__")}
     of_pytest = {each for each in found if each[1] in OF_PYTEST}
     assert found - dunders - of_pytest <= HOT
+
+
+OF_ANOTHER = """
+import socket, sys
+sys.implementation.name = "pypy"
+before = dict(vars(socket.socket))
+import closewait_guard as cwg
+for attempt in range(2):
+    try:
+        cwg.install()
+    except ImportError as error:
+        print(type(error).__name__, error)
+print(vars(socket.socket) == before, cwg.Settings().grace, cwg.label("a"))
+"""
+
+
+def test_another_interpreter_is_refused_in_one_sentence_and_left_as_it_was():
+    done = subprocess.run(
+        [sys.executable, "-c", OF_ANOTHER], capture_output=True, text=True, timeout=60, check=True
+    )
+    *refusals, rest = done.stdout.splitlines()
+    assert len(refusals) == 2
+    for refusal in refusals:
+        assert refusal.startswith("UnsupportedPythonError closewait_guard needs CPython: this is ")
+    assert rest.startswith("True 1.0 ")
+
+
+def test_a_run_of_pytest_in_another_interpreter_is_refused_only_where_it_asks(tmp_path):
+    (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
+    (tmp_path / "test_two.py").write_text("def test_two(closewait_guard): pass\n")
+    code = "import sys, pytest; sys.implementation.name = 'pypy'; sys.exit(pytest.main())"
+
+    def run(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "-q", "-p", "no:cacheprovider", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("test_one.py")[0] == 0
+    for arguments in (("test_one.py", "--socket-leaks=fail"), ("test_two.py",)):
+        code_of_exit, output = run(*arguments)
+        assert code_of_exit == pytest.ExitCode.USAGE_ERROR, output
+        assert "ERROR: closewait_guard needs CPython: this is " in output
+        assert "Traceback" not in output

@@ -10,6 +10,7 @@ import builtins
 import errno
 import functools
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 from closewait_guard._cpython import dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
+from closewait_guard.exceptions import UnsupportedPythonError
 
 __all__ = [
     "FRAMES_TO_CALLER",
@@ -66,6 +68,22 @@ class SocketEvents(Protocol):
 FRAMES_TO_CALLER = 2
 
 
+def _require_cpython() -> None:
+    """Refuse interpreters whose finalizers, frames and collector do not work as CPython's.
+
+    Raises:
+        UnsupportedPythonError: This is one of them.
+    """
+    if sys.implementation.name != "cpython":
+        from platform import python_implementation
+
+        found = f"{python_implementation()} {sys.version.split()[0]}"
+        raise UnsupportedPythonError(
+            f"closewait_guard needs CPython: this is {found}, where the end of a socket object and "
+            "what holds it do not show"
+        )
+
+
 def _socket_class() -> type[Any]:
     """The class itself: the name socket.socket may stand for a mock or gevent's class by now."""
     found = [
@@ -91,6 +109,7 @@ def _evidence(cls: type) -> tuple[bool, ...]:
     )
 
 
+_require_cpython()
 SOCKET: type[Any] = _socket_class()
 
 

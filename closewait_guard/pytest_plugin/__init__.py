@@ -89,7 +89,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _register_hooks(config: pytest.Config) -> LeakHooks:
     _load_without_rewriting(config)
-    from closewait_guard.pytest_plugin._hooks import register_hooks
+    try:
+        from closewait_guard.pytest_plugin._hooks import register_hooks
+    except ImportError as error:
+        from closewait_guard.exceptions import UnsupportedPythonError
+
+        if isinstance(error, UnsupportedPythonError):
+            raise pytest.UsageError(str(error)) from None
+        raise
 
     return register_hooks(config)
 
