@@ -1,8 +1,8 @@
-"""Build the recorder in C where it can be; all else stands in pyproject.toml.
+"""Build the extension where it can be; all else stands in pyproject.toml.
 
 It stands here because it depends on where the package is built, which a table cannot say. By
-CLOSEWAIT_GUARD_SPEEDUPS, which has the same meaning where the package runs: 0 leaves it out, and
-gives one wheel for every platform; 1 fails where it cannot be built; unset, it is left out there.
+CLOSEWAIT_GUARD_SPEEDUPS, a setting of the package: 0 leaves it out, and gives one wheel for every
+platform; 1 fails where it cannot be built; unset, it is left out there.
 """
 
 import os
@@ -13,14 +13,16 @@ import sysconfig
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
-WANTED = os.environ.get("CLOSEWAIT_GUARD_SPEEDUPS", "")
+VALUE = os.environ.get("CLOSEWAIT_GUARD_SPEEDUPS", "where it can be").lower()
+UNWANTED = VALUE in {"0", "false", "no", "off", ""}
+REQUIRED = VALUE in {"1", "true", "yes", "on"}
 # It would turn the lock of a free-threaded interpreter on again, for all of the program.
 FITS = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 speedups = Extension(
     "closewait_guard._capture._speedups",
     ["closewait_guard/_capture/_speedups.c"],
-    optional=WANTED != "1",
+    optional=not REQUIRED,
 )
 
 
@@ -33,9 +35,9 @@ class FreshBuild(build_py):
         super().run()
 
 
-if WANTED == "1" and not FITS:
-    sys.exit("CLOSEWAIT_GUARD_SPEEDUPS=1: the recorder in C is not for this interpreter")
+if REQUIRED and not FITS:
+    sys.exit("CLOSEWAIT_GUARD_SPEEDUPS is on: the extension is not for this interpreter")
 setup(
-    ext_modules=[speedups] if FITS and WANTED != "0" else [],
+    ext_modules=[speedups] if FITS and not UNWANTED else [],
     cmdclass={"build_py": FreshBuild},
 )

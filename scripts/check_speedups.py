@@ -1,7 +1,7 @@
 """Check the recorder in C for what its tests cannot see: errors of memory, and lost references.
 
 python scripts/check_speedups.py sanitize [TESTS]   tests under the sanitizers of gcc
-python3-dbg scripts/check_speedups.py references    300,000 sockets under a debug build of Python
+python3-dbg scripts/check_speedups.py references    350,000 sockets under a debug build of Python
 
 The first builds the extension of this tree by itself. The second takes the installed one: a debug
 build of Python counts all references (`sys.gettotalrefcount`), and needs its own build of it.
@@ -23,6 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import closewait_guard as cwg
+from closewait_guard._capture import why_no_speedups
+
+try:
+    import _testcapi  # type: ignore[import-not-found]
+except ImportError:
+    _testcapi = None
 
 ROOT = Path(__file__).parents[1]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
@@ -87,10 +93,11 @@ def references() -> int:
     total: Callable[[], int] | None = getattr(sys, "gettotalrefcount", None)
     if total is None:
         sys.exit("this Python counts no references: apt-get install python3-dbg")
-    from closewait_guard._capture import _speedups  # noqa: F401 - it must be there
-
+    reason = why_no_speedups()
+    if reason is not None:
+        sys.exit(f"this Python has no extension: {reason}")
     failed = 0
-    for open_and_close in WAYS:
+    for open_and_close in WAYS if _testcapi else WAYS[:-1]:
         with guarded():
             repeat(open_and_close, UNMEASURED)
             before = total()
@@ -104,7 +111,8 @@ def references() -> int:
 @contextmanager
 def guarded() -> Iterator[None]:
     """A guard that records all it can, which opens no socket by itself."""
-    with cwg.Guard(cwg.Settings(context=lambda: {"request": 1})), cwg.label("references"):
+    settings = cwg.Settings(context=lambda: {"request": 1}, speedups=True)
+    with cwg.Guard(settings), cwg.label("references"):
         yield
 
 
@@ -167,7 +175,23 @@ def in_threads(count: int) -> None:
         thread.join()
 
 
-WAYS = (plain, kept_open, of_descriptors, accepted, in_tasks, in_threads)
+def without_memory(count: int) -> None:
+    """One allocation fails, another each time, in the program's own call or in what records it."""
+    fails = range(100)
+    with socket.socket() as first:
+        for number in [*fails] * (count // len(fails) // 2):
+            for open_one in (socket.socket, first.dup):
+                _testcapi.set_nomemory(number, number + 1)
+                try:
+                    sock = open_one()
+                except MemoryError:
+                    continue
+                finally:
+                    _testcapi.remove_mem_hooks()
+                sock.close()
+
+
+WAYS = (plain, kept_open, of_descriptors, accepted, in_tasks, in_threads, without_memory)
 
 
 def main() -> int:
