@@ -1,8 +1,8 @@
-"""Build the extension where it can be; all else stands in pyproject.toml.
+"""Build the extensions where they can be; all else stands in pyproject.toml.
 
 It stands here because it depends on where the package is built, which a table cannot say. By
-CLOSEWAIT_GUARD_SPEEDUPS, a setting of the package: 0 leaves it out, and gives one wheel for every
-platform; 1 fails where it cannot be built; unset, it is left out there.
+CLOSEWAIT_GUARD_SPEEDUPS, a setting of the package: 0 leaves them out, and gives one wheel for every
+platform; 1 fails where one cannot be built; unset, it is left out there.
 """
 
 import os
@@ -19,11 +19,17 @@ REQUIRED = VALUE in {"1", "true", "yes", "on"}
 # It would turn the lock of a free-threaded interpreter on again, for all of the program.
 FITS = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-speedups = Extension(
-    "closewait_guard._capture._speedups",
-    ["closewait_guard/_capture/_speedups.c"],
-    optional=not REQUIRED,
-)
+NAMES = ["_capture/_speedups"]
+if sys.platform == "linux":
+    NAMES.append("_signal/_deadline")
+extensions = [
+    Extension(
+        f"closewait_guard.{name.replace('/', '.')}",
+        [f"closewait_guard/{name}.c"],
+        optional=not REQUIRED,
+    )
+    for name in NAMES
+]
 
 
 class FreshBuild(build_py):
@@ -36,8 +42,8 @@ class FreshBuild(build_py):
 
 
 if REQUIRED and not FITS:
-    sys.exit("CLOSEWAIT_GUARD_SPEEDUPS is on: the extension is not for this interpreter")
+    sys.exit("CLOSEWAIT_GUARD_SPEEDUPS is on: the extensions are not for this interpreter")
 setup(
-    ext_modules=[speedups] if FITS and not UNWANTED else [],
+    ext_modules=extensions if FITS and not UNWANTED else [],
     cmdclass={"build_py": FreshBuild},
 )

@@ -71,6 +71,7 @@ __all__ = [
     "interpreter_states",
     "is_closed_reader",
     "main_thread_waker",
+    "native_handler",
     "running_loop",
     "sha1",
     "threads",
@@ -268,6 +269,20 @@ def interpreter_states(*names: str) -> tuple[Callable[[], int | None], ...] | No
 
         address = ctypes.PYFUNCTYPE(ctypes.c_void_p)
         return tuple(address((f"PyInterpreterState_{name}", ctypes.pythonapi)) for name in names)
+    except Exception:
+        return None
+
+
+def native_handler(signum: int) -> int | None:
+    """The address of what handles a signal in C, 0 if nothing does; None where that is not known.
+
+    That may not be what `signal.getsignal()` has set: C code sets handlers by itself.
+    """
+    try:
+        import ctypes
+
+        address = ctypes.PYFUNCTYPE(ctypes.c_size_t, ctypes.c_int)
+        return int(address(("PyOS_getsig", ctypes.pythonapi))(signum))
     except Exception:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import time
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._cpython import native_handler
 from command_line import COMMAND, environment
 
+HAS_DEADLINE = importlib.util.find_spec("closewait_guard._signal._deadline") is not None
 LEAK = """
 import multiprocessing, os, signal, socket, sys, threading, time
 
@@ -31,10 +34,10 @@ KILL = "os.kill(os.getpid(), signal.SIGTERM)\n"
 def ended(tmp_path):
     """Runs a program to its end, with the guard of `run` or its own; returns its standard error."""
 
-    def end(source, *, run=False, prefix=(), code=-signal.SIGTERM):
+    def end(source, *, run=False, prefix=(), options=(), code=-signal.SIGTERM):
         path = tmp_path / "program.py"
         path.write_text(LEAK + source)
-        start = [*COMMAND, "run", "--grace", "0.01"] if run else [sys.executable]
+        start = [*COMMAND, "run", "--grace", "0.01", *options] if run else [sys.executable]
         done = subprocess.run(
             [*prefix, *start, path],
             capture_output=True,
@@ -152,12 +155,93 @@ def test_the_first_process_of_a_container_continues_as_the_kernel_ignores_the_si
     assert told.index("1 leaked of 2") < told.index("on\n")
 
 
+# Sends the signal when the last lines are in the middle of a call of C code, which would go on for
+# minutes: with the lock of the interpreter, and without it. `notify` is in C too.
+STUCK = """
+import functools, hashlib, itertools, subprocess
+reading, writing = os.pipe()
+notify = functools.partial(os.write, writing)
+def hold():
+    sum(itertools.chain(map(notify, [b"\\n"]), range(10 ** 11)))
+def release():
+    notify(b"\\n")
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10 ** 9)
+"""
+KILL_SOON = """
+subprocess.Popen(["sh", "-c", f"read line; kill -TERM {os.getpid()}"], stdin=reading)
+"""
+needs_extension = pytest.mark.skipif(
+    not HAS_DEADLINE, reason="the package has no extension for signals"
+)
+
+
+@needs_extension
+@pytest.mark.parametrize("call", ["hold()", "release()"])
+def test_a_main_thread_that_is_stuck_in_a_call_of_c_code_does_not_keep_the_process_alive(
+    ended, call
+):
+    ended(f"{STUCK}{WATCH}{KILL_SOON}{call}")
+
+
+@needs_extension
+def test_run_says_that_a_program_that_was_stuck_has_not_reported(ended):
+    said = ended(f"{STUCK}kept = leak()\n{KILL_SOON}hold()", run=True)
+    assert "ended without a report" in said
+
+
+@needs_extension
+def test_a_worker_that_is_stuck_is_ended_by_its_pool(ended):
+    said = ended(
+        f"{STUCK}def work():\n    kept = leak()\n    hold()\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('fork').Process(target=work)\n"
+        "    worker.start()\n    os.read(reading, 1)\n    worker.terminate()\n    worker.join()\n"
+        "    assert worker.exitcode == -signal.SIGTERM, worker.exitcode\n",
+        run=True,
+        options=["--fail-on-leak"],
+        code=87,
+    )
+    assert "ended without a report" in said
+
+
+WRITE_STACK = (
+    "import faulthandler\nfaulthandler.register(signal.SIGTERM, all_threads=False, chain={})\n"
+)
+WRITE_STACK_FIRST = WRITE_STACK.format(True)
+STACK = "most recent call first"
+
+
+def test_what_c_code_of_the_program_does_upon_the_signal_before_the_guard_is_left_alone(ended):
+    said = ended(f"{WRITE_STACK.format(False)}{WATCH}{KILL}monitor.stop()\n{KILL}", code=0)
+    assert said.count(STACK) == 2
+    assert "open socket" not in said
+
+
+@pytest.mark.parametrize("unregister", ["", "faulthandler.unregister(signal.SIGTERM)\n"])
+def test_c_code_that_comes_before_our_handler_calls_it(ended, unregister):
+    said = ended(f"{WATCH}{WRITE_STACK_FIRST}{unregister}kept = leak()\n{KILL}time.sleep(20)")
+    assert said.count(STACK) == (not unregister)
+    assert said.count("1 leaked of 2") == 1
+
+
+@needs_extension
+def test_c_code_that_comes_before_our_handler_does_not_keep_a_stuck_process_alive(ended):
+    said = ended(f"{STUCK}{WATCH}{WRITE_STACK_FIRST}{KILL_SOON}hold()")
+    assert said.count(STACK) == 2
+
+
+def test_after_stopping_c_code_that_came_before_our_handler_still_does(ended):
+    said = ended(f"{WATCH}{WRITE_STACK_FIRST}monitor.stop()\n{KILL}time.sleep(20)")
+    assert said.count(STACK) == 1
+
+
 def test_stopping_restores_the_functions_and_the_default_exactly():
     before = signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)
     monitor = cwg.watch(interval=60)
     assert signal.signal is not before[0]
     monitor.stop()
     assert (signal.signal, signal.getsignal, signal.getsignal(signal.SIGTERM)) == before
+    assert native_handler(signal.SIGTERM) == 0
     cwg.uninstall()
 
 

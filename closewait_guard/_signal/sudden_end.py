@@ -4,6 +4,9 @@ A handler of ours stands where the program has left the default action of SIGTER
 restores that: servers restore it after their own shutdown, and raise the signal again. To the
 program `signal.signal()` and `signal.getsignal()` show the default, because some set a handler only
 where there is none. `os._exit()` and `exec` are wrapped; C code that calls them is not seen.
+
+A handler waits until the main thread has returned from C code. Where the package has its extension,
+the kernel ends the process if that takes long.
 """
 
 from __future__ import annotations
@@ -18,10 +21,18 @@ from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from signal import SIG_DFL, SIGTERM
 from types import BuiltinFunctionType, FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closewait_guard._cpython import running_loop
+from closewait_guard._cpython import native_handler, running_loop
 from closewait_guard._threads import in_child
+
+if TYPE_CHECKING:
+    from closewait_guard._signal import _deadline
+else:
+    try:
+        from closewait_guard._signal import _deadline
+    except ImportError:
+        _deadline = None
 
 __all__ = [
     "SuddenEnd",
@@ -32,6 +43,8 @@ __all__ = [
 
 # Service managers kill after 10 s or more.
 _MAX_SECONDS = 5.0
+# For the main thread to come back to Python code.
+_SECONDS_TO_BEGIN = 2.0
 
 
 def _native(name: str) -> Any:
@@ -67,6 +80,8 @@ _calling = _allocate_lock()
 # The functions of `signal` as they were found, and what restores them.
 _set_handler: Callable[[int, Any], Any] = signals.signal
 _restore: list[Callable[[], None]] = []
+# What our handler is in C.
+_handle_in_c: int | None = None
 
 
 def before_sudden_end(
@@ -89,8 +104,9 @@ def before_sudden_end(
             _wrap_functions()
             # In another thread than the main one it cannot be set; the program may do so later.
             with suppress(ValueError, OSError):
-                if signals.getsignal(SIGTERM) is SIG_DFL:
-                    _set_handler(SIGTERM, _handle)
+                # C code of the program may handle it, such as faulthandler.
+                if signals.getsignal(SIGTERM) is SIG_DFL and not native_handler(SIGTERM):
+                    _set_ours()
 
     def undo() -> None:
         with suppress(ValueError):
@@ -130,9 +146,15 @@ def _wrap_functions() -> None:
     def signal(signalnum: int, handler: Any) -> Any:
         # By number too: SIG_DFL is 0.
         is_default = isinstance(handler, int) and handler == SIG_DFL
-        if signalnum == SIGTERM and is_default and _callbacks:
-            handler = _handle
-        return _as_default(set_handler(signalnum, handler))
+        if signalnum != SIGTERM:
+            return set_handler(signalnum, handler)
+        if is_default and _callbacks:
+            return _as_default(_set_ours())
+        found = set_handler(signalnum, handler)
+        if _deadline is not None:
+            # One that came at this moment is for the program's handler.
+            _deadline.cancel()
+        return _as_default(found)
 
     @wraps(get_handler)
     def getsignal(signalnum: int) -> Any:
@@ -141,7 +163,9 @@ def _wrap_functions() -> None:
     def restore() -> None:
         # Only the main thread may set it; elsewhere ours stays, and does what the default does.
         with suppress(ValueError):
-            if get_handler(SIGTERM) is _handle:
+            # C code that has come before ours calls it.
+            is_called_by_others = native_handler(SIGTERM) not in (_handle_in_c, 0)
+            if get_handler(SIGTERM) is _handle and not is_called_by_others:
                 set_handler(SIGTERM, SIG_DFL)
         if signals.signal is signal:
             signals.signal = set_handler
@@ -158,11 +182,24 @@ def _unwrap_functions() -> None:
         _restore.pop()()
 
 
+def _set_ours() -> Any:
+    """Set it, and return the one before."""
+    global _handle_in_c
+    found = _set_handler(SIGTERM, _handle)
+    if _deadline is not None:
+        _deadline.cancel()
+        _deadline.set_in_advance(_SECONDS_TO_BEGIN)
+    _handle_in_c = native_handler(SIGTERM)
+    return found
+
+
 def _as_default(handler: Any) -> Any:
     return SIG_DFL if handler is _handle else handler
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if _deadline is not None:
+        _deadline.postpone(_MAX_SECONDS + _SECONDS_TO_BEGIN)
     if _delays:
         _delays[-1][0] = True
         _set_handler(SIGTERM, SIG_DFL)
@@ -179,7 +216,7 @@ def _handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     signals.pthread_sigmask(signals.SIG_SETMASK, mask)
     _call_after_failure()
     if _callbacks:
-        _set_handler(SIGTERM, _handle)
+        _set_ours()
 
 
 def _call_all(how: SuddenEnd, end: Callable[[], object] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What is built of the sources: with the extension, without it, and where it cannot be compiled."""
+"""What is built of the sources: with the extensions, without, and where they cannot be compiled."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 import closewait_guard as cwg
 
 ROOT = Path(__file__).parents[2]
-CAPTURE = Path(cwg.__file__).parent / "_capture"
-SOURCE = ROOT / "closewait_guard/_capture/_speedups.c"
+PACKAGE = Path(cwg.__file__).parent
+SOURCES = sorted((ROOT / "closewait_guard").glob("*/_*.c"))
 CAN_COMPILE = (
     sys.implementation.name == "cpython"
     and not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -64,22 +64,26 @@ def files_in(wheel):
 
 
 def extensions(files):
-    return {name for name in files if "/_speedups." in name and not name.endswith(".pyi")}
+    return {name.partition(".")[0] for name in files if name.endswith((".so", ".pyd"))}
 
 
 def test_an_extension_that_is_built_in_place_is_as_new_as_its_source():
-    for built in CAPTURE.glob(f"_speedups{sysconfig.get_config_var('EXT_SUFFIX')}"):
-        assert SOURCE.parent != CAPTURE or built.stat().st_mtime >= SOURCE.stat().st_mtime, (
+    for source in SOURCES:
+        built = source.with_name(source.stem + sysconfig.get_config_var("EXT_SUFFIX"))
+        is_old = built.exists() and built.stat().st_mtime < source.stat().st_mtime
+        assert PACKAGE != ROOT / "closewait_guard" or not is_old, (
             f"{built} is older than its source: pip install -e ."
         )
 
 
 @pytest.mark.whole_program
 @pytest.mark.skipif(not CAN_COMPILE, reason="this machine has no compiler, or no Python.h")
-def test_a_wheel_has_the_extension_and_not_its_source(tree):
+def test_a_wheel_has_the_extensions_and_not_their_sources(tree):
     wheel = archive(tree, CLOSEWAIT_GUARD_SPEEDUPS="1")
-    (extension,) = extensions(files_in(wheel))
-    assert extension.endswith(sysconfig.get_config_var("EXT_SUFFIX"))
+    wanted = {source.relative_to(ROOT).with_suffix("").as_posix() for source in SOURCES}
+    if sys.platform != "linux":
+        wanted.remove("closewait_guard/_signal/_deadline")
+    assert extensions(files_in(wheel)) == wanted
     assert "none-any" not in wheel.name
 
 
