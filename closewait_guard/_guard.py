@@ -129,6 +129,7 @@ class Guard:
             lambda: self._installed,
         )
         self._signal: SignalReport | None = None
+        self._is_beside_last_report = self._prints_by_default = False
         self._uninstall_callbacks: list[Callable[[], None]] = []
         # Even if it is never installed: a fork may happen in the middle of a scan or a report.
         _guards.add(self)
@@ -243,10 +244,10 @@ class Guard:
         is_recorded = all(
             getattr(settings, name) == getattr(self.settings, name) for name in _RECORDING
         )
-        if not is_recorded:
-            return Guard(settings, reporters)
-        guard = Guard(settings, reporters, registry=self._registry)
-        guard._pipeline.scanner.share_natives(self._pipeline.scanner)
+        guard = Guard(settings, reporters, registry=self._registry if is_recorded else None)
+        if is_recorded:
+            guard._pipeline.scanner.share_natives(self._pipeline.scanner)
+        guard._is_beside_last_report = self.settings.at_exit
         return guard
 
     def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
@@ -282,6 +283,13 @@ class Guard:
         """Print the reports if no reporter would get them: who asks for reports is to see them."""
         if not self._delivery.reporters:
             self._delivery.add(["text"])
+            self._prints_by_default = True
+
+    @property
+    def _leaves_last_report(self) -> bool:
+        """Whether the launcher's guard prints the last report of the program, and we would too."""
+        is_only_printed = self._prints_by_default and len(self._delivery.reporters) == 1
+        return self._is_beside_last_report and is_only_printed
 
     def _on_uninstall(self, stop: Callable[[], None]) -> None:
         """Call a function when this guard is uninstalled, once."""

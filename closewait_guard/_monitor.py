@@ -164,7 +164,7 @@ class Monitor:
             self._start_or_stop()
             _monitors.add(self)
             self.guard._on_uninstall(self.stop)
-            if self._at_exit:
+            if self._at_exit and not self.guard._leaves_last_report:
                 from closewait_guard._signal import EarlyLooks, before_sudden_end
 
                 self._looks = EarlyLooks(self.guard)

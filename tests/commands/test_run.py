@@ -516,6 +516,28 @@ def test_a_monitor_of_the_program_is_its_own_under_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("watch", "count"),
+    [
+        ("cwg.watch()", 1),
+        ("with cwg.watch(grace=1): pass", 2),
+        ("cwg.watch(reporters=['text'])", 2),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 15)", "os._exit(0)"])
+def test_a_monitor_that_only_prints_leaves_the_last_report_to_run(script, watch, count, end):
+    path = script(f"import os\nimport closewait_guard as cwg\n{watch}\n{LEAK}\n{end}\n")
+    done = call("run", "--grace", "0", path)
+    assert done.stderr.count("closewait_guard: ") == count, done.stderr
+    assert "closewait_guard: 1 leaked of 2" in done.stderr
+
+
+def test_a_monitor_reports_its_last_where_run_does_not(script):
+    path = script(f"import closewait_guard as cwg\ncwg.watch(at_exit=True, grace=20)\n{LEAK}")
+    done = call("run", "--no-at-exit", path, code=0)
+    assert done.stderr.count("closewait_guard: 1 closing of 2") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
     ("name", "target"),
     [
         ("SIGUSR1", ["gunicorn", "app:app"]),
