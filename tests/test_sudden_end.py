@@ -385,3 +385,9 @@ def test_a_child_that_becomes_another_program_at_once_says_nothing(ended):
     )
     assert "closewait_guard: 1 leaked of 2 open sockets; " in told
     assert "unknown" not in told
+
+
+def test_os_exit_in_an_exit_function_reports(ended):
+    told = ended("import atexit\natexit.register(os._exit, 3)\nkept = leak()", run=True, code=3)
+    assert "closewait_guard: 1 leaked of 2" in told
+    assert "unknown" not in told

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from closewait_guard import _api
+from closewait_guard._clock import now
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
@@ -106,7 +107,7 @@ def start() -> None:
     ending = _Ending(guard, status)
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
-    _in_forked_children(status)
+    _in_forked_children(ending, status)
     reporters = config.reporters or guard.settings.reporters
     if reporters:
         if guard.settings.at_exit:
@@ -143,6 +144,7 @@ class _Ending:
         self._guard = guard
         self._status = status
         self._pid = os.getpid()
+        self._began = now()
         self._looks = EarlyLooks(guard)
         self._forget_sudden_ends = before_sudden_end(self._on_sudden_end, status.resume)
 
@@ -157,9 +159,14 @@ class _Ending:
             # A thread that writes to stderr while the interpreter ends would have it abort.
             self._guard.uninstall()
 
+    def after_fork(self) -> None:
+        """In the child."""
+        self._began = now()
+
     def _on_sudden_end(self, how: SuddenEnd) -> None:
-        if self._status.has_ended or (how.is_exec and self._is_bystander()):
-            # Of what a child has only by the fork, exec closes its copies.
+        is_over_at_once = how.is_exec or now() - self._began < self._guard.settings.grace
+        if self._status.has_ended or (is_over_at_once and self._is_bystander()):
+            # What it has only by the fork are copies, which its end closes.
             return
         # In the middle of the program's work, what its peers close now is none of its leaks.
         scan = self._guard.scan if how.is_interrupted else partial(self._guard.check, 0)
@@ -167,7 +174,7 @@ class _Ending:
 
     def _report(self, scan: Callable[[], Report], *, is_exec: bool = False) -> None:
         try:
-            report = self._looks.add_closed_by_end(scan())
+            report = self._without_copies(self._looks.add_closed_by_end(scan()))
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
             self._status.end(f"failed {escape_control(why)}", is_exec=is_exec)
@@ -181,6 +188,17 @@ class _Ending:
         if is_wanted and not is_printed:
             with suppress(Exception):
                 _print_report(shown)
+
+    def _without_copies(self, report: Report) -> Report:
+        """Without the copies that a child has not kept for longer than the grace time."""
+        lived, grace = now() - self._began, self._guard.settings.grace
+        findings = tuple(
+            each
+            for each in report.findings
+            if each.verdict is not Verdict.INHERITED
+            or min(lived, each.observation.peer_closed_for or lived) >= grace
+        )
+        return replace(report, findings=findings)
 
     def _is_bystander(self) -> bool:
         """Whether this is a forked child that has opened no socket of its own."""
@@ -215,8 +233,9 @@ def _print_report(report: Report) -> None:
         write_text(sys.__stderr__, render_with_header(report))
 
 
-def _in_forked_children(status: Status) -> None:
+def _in_forked_children(ending: _Ending, status: Status) -> None:
     def in_child() -> None:
+        ending.after_fork()
         with suppress(Exception):
             status.after_fork()
 

@@ -249,10 +249,15 @@ def _call_all(how: SuddenEnd, end: Callable[[], object] | None = None) -> None:
     if not isinstance(_start_thread, BuiltinFunctionType):
         call()
         return
-    # If no thread can be started, there is no report.
-    with suppress(RuntimeError):
+    try:
         _start_thread(call, ())
-        is_done.acquire(timeout=_MAX_SECONDS)
+    except RuntimeError:
+        # If no thread can be started, there is no report; but during exit functions, where Python
+        # 3.12 refuses, none is needed: those of ours do not run in one either.
+        if not threading.main_thread().is_alive():
+            call()
+        return
+    is_done.acquire(timeout=_MAX_SECONDS)
 
 
 @in_child

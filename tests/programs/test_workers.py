@@ -215,3 +215,89 @@ def test_what_workers_leak_that_are_forked_by_hand_is_in_one_report(tmp_path, ha
     path.write_text(FORKS)
     done = call("run", "--fail-on-leak", path, "leak" if has_leaked else "none")
     check(done.returncode, done.stderr, has_leaked, 2)
+
+
+FORKING = (
+    LEAK
+    + """
+import socketserver, sys, threading
+
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        if sys.argv[1] == "own sockets":
+            socket.socket().close()
+        self.request.sendall(b"x")
+
+class Server(socketserver.ForkingMixIn, socketserver.TCPServer):
+    timeout = 0.1
+
+def ask():
+    for _ in range(5):
+        with socket.create_connection(server.server_address) as client:
+            client.recv(9)
+
+server = Server(("127.0.0.1", 0), Handler)
+thread = threading.Thread(target=ask)
+thread.start()
+while thread.is_alive():
+    server.handle_request()
+server.server_close()
+"""
+)
+
+
+@pytest.mark.parametrize("what", ["own sockets", "nothing"])
+def test_children_that_end_at_once_have_not_leaked_the_copies_that_they_were_forked_with(
+    tmp_path, what
+):
+    path = tmp_path / "program.py"
+    path.write_text(FORKING)
+    done = call("run", "--fail-on-leak", path, what)
+    check(done.returncode, done.stderr, has_leaked=False)
+
+
+COPY = (
+    LEAK
+    + """
+import time
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+kept.append(server.accept()[0])
+child = os.fork()
+if not child:
+    client.close()
+    # Longer than the grace time, while the peer has ended and the original is closed.
+    time.sleep(1)
+    os._exit(0)
+client.close()
+kept.pop().close()
+os.waitpid(child, 0)
+"""
+)
+
+
+def test_a_copy_that_a_child_has_kept_for_the_grace_time_has_leaked(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(COPY)
+    done = call("run", "--fail-on-leak", "--grace", "0.2", path, code=86)
+    assert "closewait_guard: 1 inherited of " in " ".join(done.stderr.split()), done.stderr
+    assert "unknown" not in done.stderr
+
+
+def test_the_worker_that_a_reload_ends_has_its_leaks_in_the_report(tmp_path):
+    pytest.importorskip("uvicorn")
+    app = tmp_path / "app.py"
+    app.write_text(ASGI)
+    port = free_port()
+    command = [word.format(port=port) for word in SERVERS["uvicorn reload"]]
+    with start(tmp_path, *command, "app:app") as running:
+        assert get(port, "/leak") == b"done"
+        time.sleep(0.3)
+        app.write_text(ASGI.replace("done", "next"))
+        end = time.monotonic() + 40
+        while get(port, "/") != b"next":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    check(running.returncode, errors, True, 1)
