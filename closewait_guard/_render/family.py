@@ -151,15 +151,16 @@ def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
 
 
 def _notes(members: Sequence[LastReport]) -> str:
-    """Which reports are older than the end of their process."""
-    lines = []
+    """Which reports are older than the end of their process, each process once."""
+    notes = {}
     for member in members:
-        at = format_time(member.report.taken_at)
-        process = f"Process {member.report.pid}"
+        at, pid = format_time(member.report.taken_at), member.report.pid
         if not member.is_last:
-            what = f"{process} ended without a last report: what is said of it was so at {at}."
-            lines += wrap_text(what, "  ")
+            notes[pid, member.is_before_exec] = (
+                f"Process {pid} ended without a last report: what is said of it was so at {at}."
+            )
         if member.is_before_exec:
-            what = f"{process} became another program by exec: what it had open was so at {at}."
-            lines += wrap_text(what, "  ")
-    return "".join(f"{line}\n" for line in lines)
+            notes[pid, member.is_before_exec] = (
+                f"Process {pid} became another program by exec: what it had open was so at {at}."
+            )
+    return "".join(f"{line}\n" for note in notes.values() for line in wrap_text(note, "  "))

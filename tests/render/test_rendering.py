@@ -311,6 +311,7 @@ def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown()
 
 
 def test_two_reports_of_one_process_are_of_one_process():
-    text = " ".join(render_family([member(1), member(1, is_before_exec=True), member(2)]).split())
+    before = [member(1, is_before_exec=True), member(1, is_before_exec=True)]
+    text = " ".join(render_family([*before, member(1), member(2)]).split())
     assert " in 2 processes; " in text
     assert text.count("Process 1 became another program by exec") == 1
