@@ -52,6 +52,9 @@ def _codes_of_handlers() -> set[int]:
 
 def _code_of(handler: object) -> CodeType | None:
     function = handler
+    if handler is None or type(handler) is int:
+        # Not Python's, or what the system does.
+        return None
     if type(handler) is MethodType:
         function = handler.__func__
     elif type(handler) is not FunctionType:

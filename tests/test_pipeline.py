@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -88,6 +89,35 @@ def test_a_leak_that_has_not_changed_since_the_scan_before_costs_at_most_fifty_c
             # Where the clock makes an age more exact, there is a little more to do.
             counts.append(min(python_calls(guard.scan) for _ in range(5)))
     assert counts[1] - counts[0] < 50 * 20
+
+
+FIRST_REPORT = """
+import sys
+import closewait_guard as cwg
+from closewait_guard.testing import half_closed_pair
+
+calls = []
+with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
+    sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
+    report = guard.report()
+    cwg.render_text(report)
+    sys.setprofile(None)
+    assert report.leaks[0].holders
+print(len(calls))
+"""
+
+
+def test_the_first_report_of_one_leak_takes_no_call_for_each_module_that_is_loaded():
+    loaded = "import sys, types\nfor n in range(900): sys.modules[f'm{n}'] = types.ModuleType('m')"
+    counts = []
+    for before in ("", loaded):
+        code = f"{before}\n{FIRST_REPORT}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        counts.append(int(done.stdout))
+    assert counts[1] - counts[0] < 300, counts
+    assert counts[0] < 8000, counts
 
 
 def test_settling_makes_no_report_and_looks_for_no_holders(calls):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -43,6 +44,7 @@ from closewait_guard._live import (
     find_classes,
     is_a,
     loaded_modules,
+    module_dict,
     module_name,
     mro_of,
     native_field,
@@ -107,8 +109,7 @@ class Roots:
     def __init__(self, *, with_values: bool = False) -> None:
         self.values: tuple[list[object], list[object]] = ([], [])
         self._locals = running_locals(self.values if with_values else None)
-        modules = list(loaded_modules())
-        self._ranks = {name: _rank_at(name, variables) for name, variables in modules}
+        modules = loaded_modules()
         # Kept so that starting from the modules does not list them all again.
         self._spaces = modules if with_values else []
         self._modules = {id(variables): name for name, variables in modules}
@@ -120,14 +121,14 @@ class Roots:
         """The namespaces of the program's own modules, and those of others."""
         found: tuple[list[object], list[object]] = ([], [])
         for name, variables in self._spaces:
-            found[self._ranks.get(name, FOREIGN) != OWN].append(variables)
+            found[_rank_at(name, variables) != OWN].append(variables)
         return found
 
     def of(self, thing: object) -> Root | None:
         """The end that an object is, if it is one."""
         if type(thing) is dict and id(thing) in self._modules:
             name = self._modules[id(thing)]
-            return Root(self._ranks[name], name, "{} (module global)", is_namespace=True)
+            return Root(_rank_at(name, thing), name, "{} (module global)", is_namespace=True)
         signum = self._signals.get(id(thing))
         if signum is not None:
             return _handler(thing, signum)
@@ -148,7 +149,8 @@ class Roots:
 
     def _class(self, cls: type) -> Root:
         module = module_name(cls) or "?"
-        rank = self._ranks.get(module, OWN)
+        variables = module_dict(sys.modules.get(module))
+        rank = OWN if variables is None else _rank_at(module, variables)
         return Root(rank, f"{module}.{type_qualname(cls)}", "{} (class attribute)")
 
 

@@ -25,7 +25,7 @@ from closewait_guard._capture import (
 )
 from closewait_guard._enums import FrameKind, Origin
 from closewait_guard._inspect.observation import SiteCount
-from closewait_guard._live import loaded_modules, module_dict, text_of, value_at
+from closewait_guard._live import module_dict, module_of_file
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
@@ -144,11 +144,7 @@ def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
 @lru_cache(4096)
 def _module_of(filename: str) -> str:
     """The name under which a file was imported; its stem when no module owns to it."""
-    # In their dicts: lazy modules load themselves when asked for an attribute.
-    for name, variables in loaded_modules():
-        if text_of(value_at(variables, "__file__")) == filename:
-            return name
-    return Path(filename).stem
+    return module_of_file(filename) or Path(filename).stem
 
 
 def record_of(creation: CreationTuple, pid: int) -> SocketRecord:

@@ -47,6 +47,7 @@ __all__ = [
     "loaded_modules",
     "module_dict",
     "module_name",
+    "module_of_file",
     "mro_of",
     "native_field",
     "number_of",
@@ -103,7 +104,9 @@ def class_value(cls: type, name: str, otherwise: Any = None) -> Any:
 
 def is_a(thing: object, cls: type) -> bool:
     """Whether the true type of an object derives from a class."""
-    return any(each is cls for each in _mro(type(thing)))
+    kind = type(thing)
+    # By identity: a metaclass may compare in its own way.
+    return kind is cls or id(cls) in map(id, _mro(kind))
 
 
 def is_any_of(thing: object, classes: Iterable[type]) -> bool:
@@ -173,19 +176,23 @@ def value_at(mapping: Any, name: str, otherwise: Any = None) -> Any:
 
 def _first(items: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     for _ in range(_ATTEMPTS):
-        with contextlib.suppress(RuntimeError):  # A collection meanwhile has changed it.
+        try:
             return list(islice(items, MAX_ITEMS))
+        except RuntimeError:
+            continue  # A collection meanwhile has changed it.
     return []
 
 
 def _look_up(mapping: Any, name: str, otherwise: Any) -> Any:
     for _ in range(_ATTEMPTS):
         items = dict.items(mapping) if is_a(mapping, dict) else mapping.items()
-        with contextlib.suppress(RuntimeError):  # Another thread has changed it.
+        try:
             for key, value in items:
                 if type(key) is str and key == name:
                     return value
-            return otherwise
+        except RuntimeError:
+            continue  # Another thread has changed it.
+        return otherwise
     return otherwise
 
 
@@ -213,22 +220,43 @@ def is_tls(sock: object) -> bool:
     return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
 
 
-def loaded_modules() -> Iterator[tuple[str, dict[str, Any]]]:
+def loaded_modules() -> list[tuple[str, dict[str, Any]]]:
     """The names and variables of what has been imported; a spawned `__main__` may come twice."""
+    found: list[tuple[str, dict[str, Any]]] = []
     for name, module in items_of(sys.modules):
-        variables = module_dict(module)
-        if type(name) is not str or variables is None:
-            continue
-        if name != _SPAWNED_MAIN:
-            yield name, variables
-            continue
-        yield _MAIN, variables
-        # runpy copies the variables into the module; functions keep to those that it ran with.
-        for _, value in items_of(variables):
-            names = value.__globals__ if type(value) is FunctionType else variables
-            if names is not variables and value_at(names, "__name__") == _SPAWNED_MAIN:
-                yield _MAIN, names
-                break
+        # No call for each of those that are just modules.
+        variables = _module_vars(module) if type(module) is ModuleType else module_dict(module)
+        if type(name) is str and variables is not None:
+            found.append((name if name != _SPAWNED_MAIN else _MAIN, variables))
+            if name == _SPAWNED_MAIN:
+                found += _variables_of_spawned_main(variables)
+    return found
+
+
+def _variables_of_spawned_main(copied: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Runpy copies the variables into the module; functions keep to those that it ran with."""
+    for _, value in items_of(copied):
+        names = value.__globals__ if type(value) is FunctionType else copied
+        if names is not copied and value_at(names, "__name__") == _SPAWNED_MAIN:
+            yield _MAIN, names
+            break
+
+
+def module_of_file(filename: str) -> str | None:
+    """The name of the first module that has been imported from a file."""
+    for name, variables in loaded_modules():
+        found: Any = None
+        try:
+            # As `value_at` looks, without a call for each module.
+            for key, value in variables.items():
+                if type(key) is str and key == "__file__":
+                    found = value
+                    break
+        except RuntimeError:  # Another thread has changed it.
+            found = value_at(variables, "__file__")
+        if found is not None and (found if type(found) is str else text_of(found)) == filename:
+            return name
+    return None
 
 
 def find_classes(names: Iterable[str]) -> dict[str, type]:
