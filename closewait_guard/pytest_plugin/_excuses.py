@@ -132,37 +132,46 @@ _LOOP_CLASSES = ("asyncio:AbstractEventLoop", "selectors:BaseSelector")
 _PYTEST_PACKAGES = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "closewait_guard")
 
 
-def reachable(
-    roots: Iterable[object], targets: dict[int, int], limit: TimeLimit | None = None
-) -> set[int]:
+# A name, and the objects to walk from.
+_Group = tuple[str, Iterable[object]]
+
+
+def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
     """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
 
     Walks forward from the roots, bounded in count and time. An event loop knows the sockets of all
     its users, so it keeps only its own. A traceback keeps the variables of its calls.
     """
-    found: set[int] = set()
-    for thing in _walk(roots, limit or TimeLimit(_MAX_SECONDS)):
+    return set(_nearest([("", roots)], targets))
+
+
+def _nearest(groups: Sequence[_Group], targets: dict[int, int]) -> dict[int, str]:
+    """By key of each target that can be reached, the name of the group that is nearest to it."""
+    found: dict[int, str] = {}
+    wanted = len(set(targets.values()))
+    for name, thing in _walk(groups):
         key = targets.get(id(thing))
         if key is not None:
-            found.add(key)
-            if len(found) == len(targets):
+            found.setdefault(key, name)
+            if len(found) == wanted:
                 break
     return found
 
 
-def _walk(roots: Iterable[object], limit: TimeLimit) -> Iterator[object]:
-    queue = deque(roots)
-    visited = {id(thing) for thing in queue}
-    traits = _ClassTraits()
-    for count in range(_MAX_OBJECTS):
+def _walk(groups: Sequence[_Group]) -> Iterator[tuple[str, object]]:
+    # From all groups at once: what many of them share is passed through once.
+    queue = deque((name, thing) for name, roots in groups for thing in roots)
+    visited = {id(thing) for _, thing in queue}
+    traits, limit = _ClassTraits(), TimeLimit(_MAX_SECONDS)
+    for count in range(_MAX_OBJECTS * len(groups)):
         if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()):
             return
-        thing = queue.popleft()
-        yield thing
+        name, thing = queue.popleft()
+        yield name, thing
         for further in _children(thing, traits):
             if id(further) not in visited:
                 visited.add(id(further))
-                queue.append(further)
+                queue.append((name, further))
 
 
 def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
@@ -271,11 +280,8 @@ def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int
         opened_in: By key the name of the thread that made it, which stands in where Python does not
             show the variables of other threads.
     """
-    found: dict[int, str] = {}
     users = [*_running_threads(), *_loops_with_calls(targets)] if targets else []
-    limit = TimeLimit(_MAX_SECONDS)
-    for left, (sentence, roots) in zip(range(len(users), 0, -1), users, strict=True):
-        found = dict.fromkeys(reachable(roots, targets, limit.part(1 / left)), sentence) | found
+    found = _nearest(users, targets)
     if not shows_other_threads():
         names = {_name_of(ident): ident for ident in threads if ident != threading.get_ident()}
         for key, name in opened_in.items():
@@ -284,7 +290,7 @@ def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int
     return found
 
 
-def _running_threads() -> Iterator[tuple[str, list[object]]]:
+def _running_threads() -> Iterator[_Group]:
     loops = list(find_classes(_LOOP_CLASSES[:1]).values())
     calls = running_frames()
     # A call that holds itself would keep what it has found.
@@ -305,7 +311,7 @@ def _variables_of_calls(call: FrameType | None) -> list[object]:
     return found
 
 
-def _loops_with_calls(targets: dict[int, int]) -> Iterator[tuple[str, list[object]]]:
+def _loops_with_calls(targets: dict[int, int]) -> Iterator[_Group]:
     asyncio = sys.modules.get("asyncio")
     for loop in _idle_loops(asyncio) if asyncio is not None else ():
         if not any(id(field(loop, name)) in targets for name in LOOP_SOCKETS):

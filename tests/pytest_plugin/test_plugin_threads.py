@@ -190,6 +190,32 @@ def test_other(loop): loop.run_until_complete(asyncio.sleep(0))
     result.stdout.fnmatch_lines(["test_it.py::test_it leaked 1 socket*"])
 
 
+def test_what_one_of_many_threads_holds_is_found_behind_what_all_of_them_share(suite):
+    source = """
+SHARED = [[number] for number in range(10_000)]
+ENDS = threading.Barrier(61)
+END = threading.Event()
+
+def work(shared, things):
+    ENDS.wait(60)
+    END.wait(60)
+
+class Client:
+    def __init__(self, sock):
+        self.sock = sock
+
+def test_it():
+    things = [Client(socket.socket())]
+    for number in range(60):
+        kept = {"client": things} if number == 40 else None
+        threading.Thread(target=work, args=(SHARED, kept), daemon=True).start()
+    ENDS.wait(60)
+
+def test_other(): pass
+"""
+    suite.fail(source, apart=True).assert_outcomes(passed=2)
+
+
 @pytest.mark.skipif(not shows_other_threads(), reason="variables of other threads cannot be read")
 def test_a_search_in_the_variables_of_threads_keeps_none_of_them():
     class Thing:
