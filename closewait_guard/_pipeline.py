@@ -20,6 +20,7 @@ from functools import partial
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
 from closewait_guard._clock import Allowance, now, wall
+from closewait_guard._cpython import has_gil
 from closewait_guard._enums import LEAKS
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
@@ -397,7 +398,12 @@ def _not_covered_of_creation(native_count: int | None, is_installed: bool) -> It
 
 
 def _not_covered_of_threads() -> Iterator[str]:
-    if not sees_all_threads():
+    if not has_gil():
+        yield (
+            "what holds sockets, which pools and other threads use them, and the objects of those "
+            "older than the guard: without the GIL that cannot be read safely"
+        )
+    elif not sees_all_threads():
         yield (
             "what other threads do, have in their variables or read of closed sockets, because "
             "this process has several interpreters"

@@ -247,3 +247,88 @@ def test_a_run_of_pytest_in_another_interpreter_is_refused_only_where_it_asks(tm
         assert code_of_exit == pytest.ExitCode.USAGE_ERROR, output
         assert "ERROR: closewait_guard needs CPython: this is " in output
         assert "Traceback" not in output
+
+
+# Before the guard is imported: what it may not use then is counted.
+WITHOUT_GIL = """
+import gc, sys
+from pathlib import Path
+sys._is_gil_enabled = lambda: False
+used = set()
+def watch(place, name):
+    original = getattr(place, name)
+    def call(*args):
+        if "closewait_guard" in Path(sys._getframe(1).f_code.co_filename).parts:
+            used.add(name)
+        return original(*args)
+    setattr(place, name, call)
+for place, name in ((gc, "get_referrers"), (gc, "get_objects"), (gc, "get_referents"),
+                    (sys, "getrefcount"), (sys, "_current_frames")):
+    watch(place, name)
+"""
+
+LEAK_WITHOUT_GIL = """
+import socket, threading
+server = socket.create_server(("127.0.0.1", 0))
+import closewait_guard as cwg
+cwg.install(grace=0)
+def open_one():
+    ours = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+    ours.recv(1)
+    return ours
+kept = [open_one()]
+may_end = threading.Event()
+def serve():
+    held = open_one()
+    may_end.wait()
+thread = threading.Thread(target=serve)
+thread.start()
+while len((report := cwg.scan()).leaks) < 2:
+    pass
+open_one()
+report = cwg.scan()
+may_end.set()
+print(*sorted(f"{leak.verdict} {leak.observation.record.opener.thread}" for leak in report.leaks))
+print(sum("without the GIL" in note for note in report.coverage.notes), used)
+"""
+
+TEST_WITHOUT_GIL = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+def test_failing():
+    assert False
+def test_leaking():
+    test_leaking.ours = socket.create_connection(server.getsockname())
+def test_closing():
+    socket.create_connection(server.getsockname()).close()
+"""
+
+
+def run_code(code: str, directory: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=directory,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_without_the_gil_leaks_are_found_and_nothing_of_other_threads_is_read(tmp_path):
+    leaks, rest = run_code(WITHOUT_GIL + LEAK_WITHOUT_GIL, tmp_path).splitlines()
+    assert leaks == "dropped MainThread leaked MainThread leaked Thread-1 (serve)"
+    assert rest == "1 set()"
+
+
+def test_without_the_gil_a_run_of_pytest_finds_its_leaks_and_reads_nothing_unsafe(tmp_path):
+    (tmp_path / "test_it.py").write_text(TEST_WITHOUT_GIL)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "--socket-leaks=fail"]
+    code = f"{WITHOUT_GIL}\nimport pytest; pytest.main({options})\nprint('used', used)"
+    output = run_code(code, tmp_path)
+    assert "ERROR test_it.py::test_leaking - leaked 1 socket" in output
+    assert "1 failed, 2 passed, 1 error" in output
+    assert "used set()" in output

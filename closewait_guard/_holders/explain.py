@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
+from closewait_guard._cpython import has_gil
 from closewait_guard._enums import LEAKS
 from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
@@ -75,6 +76,13 @@ class _Explanation(NamedTuple):
 
 
 _SearchFunction = Callable[[list[Finding], TimeLimit], dict[int, Holders | None]]
+
+
+def _search_nowhere(_: list[Finding], __: TimeLimit) -> dict[int, Holders | None]:
+    """Where the heap cannot be read safely, which the report says."""
+    return {}
+
+
 _FAILED = Holders(has_failed=True)
 # Python 3.11 takes long to find a member by its name.
 _DROPPED, _CLOSED_ELSEWHERE = Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE
@@ -157,7 +165,9 @@ class Explainer:
     def _search_all(self, chosen: list[Finding], limit: TimeLimit) -> None:
         is_large = bool(chosen) and is_too_large()
         size = _MAX_AT_ONCE_FORWARD if is_large else _MAX_AT_ONCE
-        search = self._search_forward if is_large else self._search_backward
+        search: _SearchFunction = self._search_forward if is_large else self._search_backward
+        if not has_gil():
+            search = _search_nowhere
         at = wall()
         for start in range(0, len(chosen), size):
             if limit.is_over():

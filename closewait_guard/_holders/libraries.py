@@ -20,6 +20,7 @@ from closewait_guard._cpython import (
     LOOP_CLOSED,
     LOOP_OF,
     THREAD_NAME,
+    has_gil,
     threads,
 )
 from closewait_guard._format import pluralize
@@ -112,6 +113,8 @@ class Pools:
             afresh: Search again for what uses them, however lately that was done.
         """
         self.notes = ()
+        if not has_gil():
+            return {}
         try:
             return self._uses(suspects, limit, afresh=afresh)
         except Exception:

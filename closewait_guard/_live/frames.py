@@ -8,6 +8,8 @@ It allocates with a lock held that each new thread takes. Before Python 3.12 a c
 there, and if it runs code of the program, which waits for another thread, and that waits for the
 lock, all wait for ever. So the collector is off meanwhile.
 
+Without the GIL other threads go on meanwhile, and their calls end: of those nothing is read there.
+
 Until Python 3.12 `f_locals` writes the values into a dict that `exec`, `locals()` and debuggers
 share, over whatever they have put there, and that dict keeps each value alive for as long as the
 function runs. There the pointers of the frame are copied instead; from 3.13 on `f_locals` of a
@@ -26,7 +28,7 @@ from itertools import chain, compress, repeat
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
 
-from closewait_guard._cpython import current_frame, current_frames, interpreter_states
+from closewait_guard._cpython import current_frame, current_frames, has_gil, interpreter_states
 from closewait_guard._interruptions import refusals
 from closewait_guard._live.objects import is_exactly, module_name, type_qualname
 
@@ -101,6 +103,8 @@ else:
 
         Question and answer are one call into C: no thread can make an interpreter in between.
         """
+        if not has_gil():
+            return {}
         is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
         try:
             return next(_answers(map(operator.call, compress((current_frames,), is_alone))), {})
@@ -132,14 +136,16 @@ def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
     The view of a generator that is gone shows what has its memory now.
     """
     flags = frame.f_code.co_flags
-    if not flags & _CO_OPTIMIZED or (_read_of_others is _by_view and flags & _CO_SUSPENDABLE):
+    if not has_gil() or not flags & _CO_OPTIMIZED:
+        return {}
+    if _read_of_others is _by_view and flags & _CO_SUSPENDABLE:
         return {}
     return dict(_read_of_others(frame))
 
 
 def shows_other_threads() -> bool:
     """Whether the variables of calls in other threads can be read at all."""
-    return _read_of_others is not _no_variables
+    return has_gil() and _read_of_others is not _no_variables
 
 
 def variable_of(frame: FrameType, name: str) -> Any:

@@ -5,6 +5,8 @@ it when it is finished, the interpreter raises SystemError there. As threads are
 bytecodes only, each answer is rid of its tuples within a single call into C: that is why there are
 iterators of iterators where a loop would read better. What the heap holds otherwise may be touched,
 but not compared: a class may have any `__eq__` and no `__hash__`; its identity stands for it.
+
+Without the GIL, threads are not switched but run at once: there all answers are empty.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, compress, islice, starmap, tee
 from typing import Any
 
+from closewait_guard._cpython import has_gil
 from closewait_guard._live.objects import HEAP_TYPE, find_classes, flags_of
 
 __all__ = [
@@ -98,7 +101,7 @@ def referrers_through_tuples(things: tuple[object, ...]) -> list[object]:
 def instances_of(classes: Iterable[type]) -> list[Any]:
     """The objects of exactly these classes that the collector knows."""
     wanted = tuple(classes)
-    if not wanted:
+    if not wanted or not has_gil():
         return []
     is_wanted = frozenset(map(id, wanted)).__contains__
     if all(flags_of(cls) & HEAP_TYPE for cls in wanted):
@@ -110,6 +113,8 @@ def instances_of(classes: Iterable[type]) -> list[Any]:
 
 def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:
     # In tuples, which are left out: as a list, one answer would be found by the next question.
+    if not has_gil():
+        return iter(())
     return map(tuple, starmap(gc.get_referrers, batches))
 
 

@@ -21,6 +21,7 @@ from types import (
 )
 from typing import Any
 
+from closewait_guard._cpython import has_gil
 from closewait_guard._live.objects import derives_from
 
 __all__ = [
@@ -68,6 +69,8 @@ class Walk:
     def run(self, is_over: Callable[[], bool]) -> Iterator[int]:
         """The places of what is reached, in order, until it is over or there is no more."""
         yielded = 0
+        if not has_gil():  # Other threads change what is looked at.
+            return
         while any(self._lanes) and not is_over() and len(self.things) < _MAX_THINGS:
             for lane in self._lanes:
                 for _ in range(min(_TURN, len(lane))):

@@ -24,6 +24,7 @@ from closewait_guard._cpython import (
     LOOP_SELECTOR,
     LOOP_SOCKETS,
     THREAD_NAME,
+    has_gil,
     running_loop,
     threads,
 )
@@ -186,7 +187,7 @@ def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
         return (thing.__closure__, thing.__defaults__, thing.__kwdefaults__, thing.__dict__)
     if kind is dict and _is_module_namespace(thing):
         return ()
-    return gc.get_referents(thing)
+    return gc.get_referents(thing) if has_gil() else ()
 
 
 class _ClassTraits:
