@@ -305,11 +305,22 @@ def test_a_socket_that_is_bound_and_may_listen_yet_is_no_finding(guard, make, ki
         assert guard.scan().findings == ()
 
 
-def test_a_unix_socket_that_is_bound_and_may_listen_yet_is_no_finding(guard, tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1", ""])
+def test_the_portable_probe_takes_what_servers_bind_for_no_finding(address):
+    with cwg.Guard(cwg.Settings(grace=0, probe="portable")) as guard, socket.socket() as sock:
+        if not address:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, 0))
+        assert guard.scan().findings == ()
+        sock.listen()
+        assert guard.scan().findings == ()
+
+
+def test_a_unix_socket_that_is_bound_and_may_listen_yet_is_no_finding(probed_guard, tmp_path):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(tmp_path / "s"))
         wait()
-        assert guard.scan().findings == ()
+        assert probed_guard.scan().findings == ()
 
 
 @pytest.mark.parametrize("kind", _TCP_KINDS.values(), ids=_TCP_KINDS)

@@ -434,6 +434,31 @@ def test_last(server): pass
     result.stdout.no_fnmatch_line("*accepted*")
 
 
+UNIX_SERVER = (
+    HANDLING_SERVER.replace("ThreadingTCPServer", "ThreadingUnixStreamServer")
+    .replace('("127.0.0.1", 0)', '"./s"')
+    .replace(
+        "sock = socket.create_connection(server.server_address)",
+        "sock = socket.socket(socket.AF_UNIX); sock.connect(server.server_address)",
+    )
+)
+
+
+def test_a_leaked_connection_over_a_unix_socket_is_one_finding_too(suite):
+    result = suite.fail(
+        UNIX_SERVER.format(scope="session")
+        + """
+def test_leaks(server): keep(connect(server))
+def test_closes(server): connect(server).close()
+def test_last(server): pass
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*test_leaks leaked 1 socket*", "  opened at *in connect()"])
+    result.stdout.no_fnmatch_line("*accepted*")
+
+
 @pytest.mark.parametrize(
     "settles",
     [

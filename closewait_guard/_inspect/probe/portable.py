@@ -11,7 +11,7 @@ import socket
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
-from closewait_guard._descriptors import is_listening, unread
+from closewait_guard._descriptors import ask_or_none, is_listening, unread
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import Poller, PollPoller, ProbeResult, select
 
@@ -28,6 +28,9 @@ __all__ = [
 _fileno = _socket.socket.fileno
 _recv = _socket.socket.recv
 _getpeername = _socket.socket.getpeername
+_getsockname = _socket.socket.getsockname
+_getsockopt = _socket.socket.getsockopt
+_REUSE = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
 _gettimeout = _socket.socket.gettimeout
 _family = _socket.socket.__dict__["family"].__get__
 _type = _socket.socket.__dict__["type"].__get__
@@ -124,7 +127,7 @@ def _connection(sock: _socket.socket, fd: int, events: int) -> _Answer:
     if events & _FAILED:
         return Connection.GONE, Evidence.POLL, None
     if not _has_peer(sock):
-        return _without_peer(events), Evidence.POLL, None
+        return _without_peer(sock, events), Evidence.POLL, None
     if not events:
         return Connection.LIVE, Evidence.POLL, 0
     waiting = unread(fd)
@@ -139,12 +142,30 @@ def _connection(sock: _socket.socket, fd: int, events: int) -> _Answer:
     return Connection.PEER_CLOSED if ended else Connection.LIVE, Evidence.POLL, waiting
 
 
-def _without_peer(events: int) -> Connection:
-    if not events & _HUNG_UP:
-        # Nothing yet, or a connect under way, as far as the platform shows.
-        return Connection.UNCONNECTED if not events else Connection.LIVE
-    # Readable after a reset or a close: there was a connection.
-    return Connection.GONE if events & _READABLE else Connection.UNCONNECTED
+def _without_peer(sock: _socket.socket, events: int) -> Connection:
+    if events and not events & _HUNG_UP:
+        # A connect under way, as far as the platform shows.
+        return Connection.LIVE
+    if events & _READABLE:
+        # After a reset or a close: there was a connection.
+        return Connection.GONE
+    return Connection.NOT_APPLICABLE if _may_listen_yet(sock) else Connection.UNCONNECTED
+
+
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, and not bound to
+
+
+def _may_listen_yet(sock: _socket.socket) -> bool:
+    """Whether it was bound.
+
+    After a refused connect a port may be left, of every address; what sets SO_REUSEADDR, as servers
+    do, has bound that itself.
+    """
+    address = ask_or_none(_getsockname, sock)
+    if not isinstance(address, tuple):
+        return bool(address)
+    has_own = address[0] not in _WILDCARDS
+    return bool(address[1]) and (has_own or bool(ask_or_none(_getsockopt, sock, *_REUSE)))
 
 
 def _has_peer(sock: _socket.socket) -> bool:
