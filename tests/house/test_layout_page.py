@@ -128,7 +128,10 @@ def test_each_question_has_one_answer():
     assert len(QUESTIONS) >= 30
     for question, answer in QUESTIONS:
         assert re.fullmatch(r"`[\w/.]+(::[\w.]+)?`", answer), (question, answer)
-        assert (PACKAGE / answer.strip("`").partition("::")[0]).exists(), (question, answer)
+        path = answer.strip("`").partition("::")[0]
+        # What is in C is not where the package is installed.
+        places = (PACKAGE / path, Path(__file__).parents[2] / PACKAGE.name / path)
+        assert any(place.exists() for place in places), (question, answer)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the page follows a socket on Linux")

@@ -136,7 +136,7 @@ def imports_of(module: str) -> tuple[tuple[str, str], ...]:
 
 def is_extension(dotted: str) -> bool:
     """Whether a dotted name means a module in C, which imports nothing."""
-    return (PACKAGE / "/".join(dotted.split(".")[1:])).with_suffix(".c").exists()
+    return (PACKAGE / "/".join(dotted.split(".")[1:])).with_suffix(".pyi").exists()
 
 
 @cache
