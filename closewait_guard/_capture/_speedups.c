@@ -129,7 +129,7 @@ frame_of_caller(void)
         caller = PyFrame_GetBack(init);
         Py_DECREF(init);
     }
-    if (caller == NULL) {
+    if (caller == NULL && !PyErr_Occurred()) {
         PyErr_SetString(PyExc_ValueError, "call stack is not deep enough");
     }
     return caller;
@@ -181,17 +181,20 @@ take_calls(PyObject **taken, PyFrameObject *innermost, Py_ssize_t depth, PyObjec
         }
         taken[count++] = code;
         PyObject *offset = PyLong_FromLong(PyFrame_GetLasti(frame));
-        if (offset == NULL) {
-            Py_DECREF(frame);
+        PyFrameObject *back = NULL;
+        if (offset != NULL) {
+            taken[count++] = offset;
+            back = PyFrame_GetBack(frame);
+        }
+        Py_DECREF(frame);
+        frame = back;
+        /* There is no memory for a number, or for the object of a frame that goes on. */
+        if (frame == NULL && PyErr_Occurred()) {
             while (count > 0) {
                 Py_DECREF(taken[--count]);
             }
             return -1;
         }
-        taken[count++] = offset;
-        PyFrameObject *back = PyFrame_GetBack(frame);
-        Py_DECREF(frame);
-        frame = back;
     }
     Py_XDECREF(frame);
     return count;
@@ -210,7 +213,7 @@ count_calls(PyFrameObject *innermost, Py_ssize_t most)
         count++;
     }
     Py_XDECREF(frame);
-    return count;
+    return PyErr_Occurred() ? -1 : count;
 }
 
 static PyObject *
@@ -219,6 +222,9 @@ capture(PyFrameObject *innermost, Py_ssize_t depth, PyObject *ends)
     PyObject *few[2 * FEW_CALLS], **taken = few;
     if (depth > FEW_CALLS) {
         depth = count_calls(innermost, depth);
+        if (depth < 0) {
+            return NULL;
+        }
         taken = PyMem_New(PyObject *, 2 * depth);
         if (taken == NULL) {
             return PyErr_NoMemory();

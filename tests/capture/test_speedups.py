@@ -6,7 +6,7 @@ import _socket
 import _thread
 import asyncio
 import gc
-import importlib
+import importlib.util
 import os
 import socket
 import subprocess
@@ -425,3 +425,47 @@ def test_doctor_says_which_is_in_use(monkeypatch, capsys):
     assert "in Python, with the same result but slower: the setting speedups" in (
         capsys.readouterr().out
     )
+
+
+WITHOUT_MEMORY = """
+import _asyncio, _testcapi, socket
+from closewait_guard._capture import Recording
+from closewait_guard._capture.recorder import make_recorder
+
+class Program:
+    def __init__(self, on_create, number):
+        # The caller's frame is that of what calls `__init__`.
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            on_create(sock, None)
+        finally:
+            _testcapi.remove_mem_hooks()
+
+def record_from(calls, on_create, number):
+    # Each call is a frame without an object, which whoever walks the stack has to make.
+    return record_from(calls - 1, on_create, number) if calls else Program(on_create, number)
+
+with socket.socket() as sock:
+    for depth in (20, 70):
+        on_create = make_recorder({}, {}, None, Recording(depth)).on_create
+        failed = 0
+        for number in range(300):
+            try:
+                record_from(80, on_create, number)
+            except MemoryError:
+                failed += 1
+            except ValueError as error:
+                # For the innermost frame of all, CPython gives no reason.
+                assert "not deep enough" in str(error)
+        print(failed > depth)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("_testcapi") is None, reason="this Python has no _testcapi"
+)
+def test_an_allocation_that_fails_is_raised_as_that():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
