@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
-from closewait_guard._holders.libraries import Pools, owners_of_descriptors
+from closewait_guard._holders.libraries import Pools, default_pools, owners_of_descriptors
 from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
     "Explainer",
     "Pools",
     "RunningCalls",
+    "default_pools",
     "owners_of_descriptors",
 ]

@@ -25,18 +25,23 @@ from closewait_guard._cpython import (
 )
 from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
-from closewait_guard._holders.roots import Roots
+from closewait_guard._holders.roots import Roots, modules_of_libraries
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
+    attributes_of,
     derives_from,
+    elements_of,
     field,
     find_classes,
     instances_of,
     is_a,
     is_too_large,
+    items_of,
     kinds_of,
     loaded,
+    module_name,
     text_of,
+    value_at,
 )
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
 
@@ -44,6 +49,7 @@ __all__ = [
     "Pools",
     "all_instances",
     "calls_of_libraries",
+    "default_pools",
     "hints_of_libraries",
     "owners_of_descriptors",
 ]
@@ -302,6 +308,70 @@ def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
 
 def all_instances(classes: dict[int, type]) -> Iterable[object]:
     return instances_of(classes.values())
+
+
+def default_pools(
+    observations: Iterable[Observation], is_own: Callable[[str, str], bool]
+) -> dict[int, str]:
+    """The global variable of a library that keeps idle connections in a pool of its own.
+
+    By the serial of their records.
+
+    Args:
+        observations: Of open sockets.
+        is_own: Whether the module in a file gives a variable its value itself.
+    """
+    by_fd = {seen.fd: seen.record.serial for seen in observations}
+    classes, owners = _pool_classes(), _owner_classes(with_inner=True)
+    pools = list(instances_of([cls for cls, *_ in classes.values()])) if by_fd else []
+    idle: dict[int, set[int]] = {}
+    for pool in pools:
+        uses = _uses_of(pool, *classes[id(type(pool))][1:], by_fd.keys(), owners)
+        if serials := {by_fd[fd] for fd, (use, _) in uses.items() if use.is_idle}:
+            idle[id(pool)] = serials
+    found: dict[int, str] = {}
+    modules = modules_of_libraries() if idle else {}
+    without = set[int]()
+    for module, variables in modules.items():
+        for name, value in items_of(variables):
+            parts = _parts_of_client(value, modules.keys(), without)
+            kept = [idle[key] for key in parts & idle.keys()]
+            if not kept:
+                without |= parts
+            elif is_own(text_of(value_at(variables, "__file__")) or "", name):
+                found = dict.fromkeys(set().union(*kept), f"{module}.{name}") | found
+    return found
+
+
+def _parts_of_client(value: object, libraries: Set[str], without: Set[int]) -> set[int]:
+    """The identities of a client of a library, and of its parts that are objects of libraries.
+
+    What such an object has in a list or a dict may be the program's: only libraries that are known
+    have their own there. What is `without` any pool is passed by.
+    """
+    waiting, seen = deque([value]), set[int]()
+    for _ in range(_MAX_PARTS):
+        if not waiting:
+            break
+        thing = waiting.popleft()
+        if id(thing) in seen or id(thing) in without:
+            continue
+        if module_name(type(thing)) not in libraries:
+            continue
+        seen.add(id(thing))
+        parts = [part for _, part in attributes_of(thing)]
+        if (module_name(type(thing)) or "").partition(".")[0] in _KNOWN:
+            parts += [part for each in parts for part in _items_in(each)]
+        waiting += parts
+    return seen
+
+
+_MAX_PARTS = 20_000
+_KNOWN = frozenset(library.name for library in _libraries.LIBRARIES)
+
+
+def _items_in(thing: object) -> list[object]:
+    return [value for _, value in items_of(thing)] or elements_of(thing)
 
 
 def owners_of_descriptors(

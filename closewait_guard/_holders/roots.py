@@ -62,6 +62,7 @@ __all__ = [
     "Root",
     "Roots",
     "describe_reuse",
+    "modules_of_libraries",
     "processes_sharing",
     "suspended_calls",
 ]
@@ -182,6 +183,16 @@ def _root_of_local(local: Local) -> Root:
     template = f"local {local.name!r} of {function} in {local.runner}{now}"
     rank = FOREIGN if local.is_library else OWN
     return Root(rank, local.name, template + ": {}", local.thread, is_barrier=not local.is_library)
+
+
+def modules_of_libraries() -> dict[str, dict[str, Any]]:
+    """The variables of each module of installed libraries."""
+    return {
+        module: variables
+        for module, variables in loaded_modules()
+        if (filename := text_of(value_at(variables, "__file__"))) is not None
+        and kind_of(filename) is FrameKind.LIBRARY
+    }
 
 
 _DONE = ("CANCELLED", "FINISHED")

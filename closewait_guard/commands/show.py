@@ -270,9 +270,14 @@ def _to_saved(number: int, data: Any) -> SavedReport:
     if not isinstance(data, dict) or data.get("schema") != TEST_SCHEMA:
         report = from_dict(data)
         return SavedReport(number, report, "", bool(report.leaks))
-    report, outcome = from_dict(data.get("report", {})), data.get("outcome")
+    report, outcome, reason = (
+        from_dict(data.get("report", {})),
+        data.get("outcome"),
+        data.get("reason"),
+    )
+    title = f"{data.get('owner')} ({outcome}{f': {reason}' if reason else ''})"
     # What a test has left open is its leak, even if the connection is a healthy one.
-    return SavedReport(number, report, f"{data.get('owner')} ({outcome})", outcome != "allowed")
+    return SavedReport(number, report, title, outcome not in ("allowed", "library_default"))
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -27,12 +27,14 @@ _NAMES = (
     "socket_leaks_grace",
     "socket_leaks_ignore",
     "socket_leaks_threads",
+    "socket_leaks_libraries",
     "socket_leaks_json",
 )
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
 _MARKER_LINES = (
     "allow_socket_leaks(reason): this test may leak sockets; a reason is required",
-    "socket_leaks(mode, *, grace, ignore, threads): how this test's socket leaks are taken",
+    "socket_leaks(mode, *, grace, ignore, threads, libraries): how this test's socket leaks are "
+    "taken",
 )
 
 
@@ -62,6 +64,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("warn", "fail"),
         help="what to do about sockets that a thread or an event loop still uses after the test "
         "(ini: socket_leaks_threads; default: warn, at the end of the run)",
+    )
+    group.addoption(
+        "--socket-leaks-libraries",
+        choices=("warn", "fail"),
+        help="what to do about idle connections in a pool that a library itself has made and keeps "
+        "in a global variable (ini: socket_leaks_libraries; default: warn)",
     )
     group.addoption(
         "--socket-leaks-json",

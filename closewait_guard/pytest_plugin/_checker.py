@@ -14,8 +14,10 @@ from closewait_guard._capture import Creation
 from closewait_guard._clock import now, pause
 from closewait_guard._enums import Connection, Origin
 from closewait_guard._guard import Guard
+from closewait_guard._holders import default_pools
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
+from closewait_guard.model import Verdict
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
     OPENED_IN,
@@ -32,7 +34,8 @@ from closewait_guard.pytest_plugin._excuses import (
     kept_by_records,
     reachable,
 )
-from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
+from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding, in_default_pool
+from closewait_guard.pytest_plugin._library_variables import is_own_variable
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
 if TYPE_CHECKING:
@@ -153,15 +156,17 @@ class LeakChecker:
         suspects = self._without_excused(creations, context)
         if not suspects:
             return []
-        waited, is_open = self._settle(creations, suspects, context)
+        defaults: dict[int, str] = {}
+        waited, is_open = self._settle(creations, suspects, context, defaults)
         running = self._find_running(creations, suspects, context) if is_open else {}
+        suspects |= defaults.keys()
         # Only now are their holders searched for, through the whole heap.
-        report = self._report(suspects, context) if is_open else None
+        report = self._report(suspects, context) if is_open or defaults else None
         self._settled |= suspects
         if report is not None:
             self._settle_as(report.findings)
             report = replace(report, findings=self._without_other_ends(report.findings))
-        return self._findings(context, waited, report, running)
+        return self._findings(context, waited, report, running, defaults)
 
     def _creations_of(self, context: CheckContext) -> list[Creation]:
         """The sockets of an owner that are open, or were dropped, and not reported yet."""
@@ -242,14 +247,21 @@ class LeakChecker:
         )
 
     def _settle(
-        self, creations: list[Creation], suspects: set[int], context: CheckContext
+        self,
+        creations: list[Creation],
+        suspects: set[int],
+        context: CheckContext,
+        defaults: dict[int, str],
     ) -> tuple[float, bool]:
-        """Give the suspects time to close: how long it took, and whether any is still open."""
+        """Give the suspects time to close: how long it took, and whether any is still open.
+
+        What a library keeps in its own pool is not waited for, and noted in `defaults`.
+        """
         began = now()
         settling = Settling(
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
-            lambda: self._defer(creations, suspects, context),
+            lambda: self._leave_out(creations, suspects, context, defaults),
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
@@ -257,8 +269,22 @@ class LeakChecker:
             pause(wait)
         return now() - began, bool(settling.findings)
 
-    def _defer(self, creations: list[Creation], suspects: set[int], context: CheckContext) -> None:
-        """Leave out what a record keeps: whether it is a leak shows when the record is gone."""
+    def _leave_out(
+        self,
+        creations: list[Creation],
+        suspects: set[int],
+        context: CheckContext,
+        defaults: dict[int, str],
+    ) -> None:
+        """Leave out what a library keeps for itself, and what a record keeps.
+
+        Whether that is a leak shows when the record is gone.
+        """
+        if context.plan.allow_reason is None:
+            found = self._find_open(suspects, context.owner)
+            open_ones = (each.observation for each in found if each.verdict is not Verdict.DROPPED)
+            defaults |= default_pools(open_ones, is_own_variable)
+            suspects.difference_update(defaults)
         targets = self._targets(each for each in creations if each.serial in suspects)
         kept = kept_by_records(targets)
         if kept:
@@ -300,6 +326,7 @@ class LeakChecker:
         waited: float,
         report: Report | None,
         running: dict[int, str],
+        defaults: dict[int, str],
     ) -> list[OwnerFinding]:
         plan = context.plan
         finding = OwnerFinding(
@@ -314,23 +341,27 @@ class LeakChecker:
         if report is None:
             is_told = waited >= _MIN_SETTLE_REPORTED and not plan.allow_reason
             return [finding] if is_told else []
-        found: dict[Outcome, list[Finding]] = {}
+        found: dict[tuple[Outcome, str | None], list[Finding]] = {}
         for each in report.findings:
-            is_running = each.observation.record.serial in running
-            found.setdefault(_outcome(plan, is_running=is_running), []).append(each)
+            serial = each.observation.record.serial
+            outcome = _outcome(plan, is_running=serial in running, is_default=serial in defaults)
+            # Each variable of a library is explained by itself.
+            variable = defaults.get(serial) if outcome is Outcome.LIBRARY_DEFAULT else None
+            found.setdefault((outcome, variable), []).append(each)
+        reasons = running | {serial: in_default_pool(name) for serial, name in defaults.items()}
         return [
             finding._replace(
                 outcome=outcome,
-                reason=_reason_of(leaks, running) or plan.allow_reason,
+                reason=variable or _reason_of(leaks, reasons) or plan.allow_reason,
                 report=replace(report, findings=tuple(leaks)),
             )
-            for outcome, leaks in found.items()
+            for (outcome, variable), leaks in found.items()
         ]
 
 
-def _reason_of(leaks: Iterable[Finding], running: dict[int, str]) -> str | None:
-    """What still runs and holds some of them, each once."""
-    found = (running.get(each.observation.record.serial) for each in leaks)
+def _reason_of(leaks: Iterable[Finding], reasons: dict[int, str]) -> str | None:
+    """What holds some of them, each once."""
+    found = (reasons.get(each.observation.record.serial) for each in leaks)
     return "; ".join(dict.fromkeys(filter(None, found))) or None
 
 
@@ -372,9 +403,11 @@ def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool
     )
 
 
-def _outcome(plan: Plan, *, is_running: bool) -> Outcome:
+def _outcome(plan: Plan, *, is_running: bool, is_default: bool) -> Outcome:
     if plan.allow_reason is not None:
         return Outcome.ALLOWED
+    if is_default and plan.libraries is not Mode.FAIL:
+        return Outcome.LIBRARY_DEFAULT
     if is_running and plan.threads is not Mode.FAIL:
         return Outcome.STILL_RUNNING
     return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED

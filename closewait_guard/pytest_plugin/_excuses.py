@@ -1,7 +1,7 @@
 """Why an open socket need not be a leak of its test.
 
-A pattern ignores it, a failure, a record of what happened or a wider fixture keeps it, or an event
-loop that does not run, or a thread that still does, has yet to close it.
+A pattern ignores it, a failure, a record of what happened, a wider fixture or a library's own pool
+keeps it, or an event loop that does not run, or a thread that still does, has yet to close it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ __all__ = [
     "Site",
     "format_location",
     "group_by_site",
+    "in_default_pool",
     "relative_path",
 ]
 
@@ -30,6 +31,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     WARNED = "warned"
     STILL_RUNNING = "still_running"
+    LIBRARY_DEFAULT = "library_default"
     ALLOWED = "allowed"
     UNUSED_WAIVER = "unused_waiver"
     SETTLED = "settled"
@@ -43,7 +45,7 @@ class OwnerFinding(NamedTuple):
         nodeid: The test, or the module or class of the fixture; empty for the whole session.
         kind: `test` or `fixture`.
         waited: Seconds that the sockets were given to settle.
-        reason: Why it is allowed to leak.
+        reason: Why it is allowed to leak, or what holds it: of a library's own pool, the variable.
         report: Has the leaks of this owner only.
         worker: The pytest-xdist worker that found it.
     """
@@ -126,6 +128,11 @@ def group_by_site(findings: Iterable[OwnerFinding]) -> list[Site]:
     ]
     order = list(Outcome)
     return sorted(found, key=lambda site: (order.index(site.outcome), -len(site.owners)))
+
+
+def in_default_pool(variable: str) -> str:
+    """The sentence for what the global variable of a library keeps."""
+    return f"a library's own pool keeps it, {variable}"
 
 
 def format_location(frame: Frame | None, root: Path) -> str:

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
 
     Attributes:
         threads: What to do about sockets that a thread or an event loop still uses.
+        libraries: What to do about idle connections in a library's own pool.
         allow_reason: The reason of its `allow_socket_leaks` marker, if it has one.
     """
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     grace: float = 0.5
     ignore: tuple[str, ...] = ()
     threads: Mode = Mode.WARN
+    libraries: Mode = Mode.WARN
     allow_reason: str | None = None
 
 
@@ -116,7 +118,7 @@ def _parse_mode(value: object) -> Mode:
         raise ValueError("off, warn or fail") from None
 
 
-def _parse_threads(value: object) -> Mode:
+def _parse_warn_or_fail(value: object) -> Mode:
     if value not in (Mode.WARN, Mode.FAIL):
         raise ValueError("warn or fail")
     return _parse_mode(value)
@@ -143,7 +145,8 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "mode": _parse_mode,
     "grace": seconds,
     "ignore": _parse_patterns,
-    "threads": _parse_threads,
+    "threads": _parse_warn_or_fail,
+    "libraries": _parse_warn_or_fail,
     "json": _parse_path,
 }
 
@@ -151,10 +154,10 @@ _PARSERS: dict[str, Callable[[object], object]] = {
 def _read_marker(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:
     source = f"{item.nodeid}: marker socket_leaks"
     given = {**dict(zip(("mode",), mark.args, strict=False)), **mark.kwargs}
-    unknown = set(given) - {"mode", "grace", "ignore", "threads"}
+    unknown = set(given) - {"mode", "grace", "ignore", "threads", "libraries"}
     if unknown or len(mark.args) > 1:
         raise pytest.UsageError(
-            f"{source}: takes a mode, grace, ignore and threads, not {_as_written(mark)}"
+            f"{source}: takes a mode, grace, ignore, threads and libraries, not {_as_written(mark)}"
         )
     found = {
         name: _parse_value(_PARSERS[name], value, f"{source}: {name}")

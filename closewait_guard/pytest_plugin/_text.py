@@ -113,8 +113,12 @@ def summary_lines(
 ) -> list[str]:
     """The lines of the section; none when there is nothing to report."""
     lines: list[str] = []
-    for site in group_by_site(findings):
+    in_defaults = [each for each in findings if each.outcome is Outcome.LIBRARY_DEFAULT]
+    for site in group_by_site(each for each in findings if each not in in_defaults):
         lines += [*_site_lines(site, root, whole_stacks=whole_stacks), ""]
+    for variable in dict.fromkeys(each.reason for each in in_defaults):
+        owners = [each for each in in_defaults if each.reason == variable]
+        lines += [*_default_lines(owners, root), ""]
     lines += _waiver_lines(findings)
     if lines:
         lines += [*_settle_lines(findings), *_not_covered_lines(findings)]
@@ -128,15 +132,33 @@ def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
     sockets = f"{pluralize(len(site.leaks), 'socket')} ({counts})"
     yield f"{format_location(site.frame, root)}: {sockets} {_OUTCOME_PHRASES[site.outcome]} by {by}"
-    for finding in site.owners[:_MAX_OWNERS]:
-        notes = ", ".join(note for note in (finding.worker, finding.reason) if note)
-        yield f"    {finding.owner}" + (f" ({notes})" if notes else "")
-    if len(site.owners) > _MAX_OWNERS:
-        yield f"    and {len(site.owners) - _MAX_OWNERS} more"
+    yield from _owner_lines(site.owners)
     first = site.owners[0].report
     if whole_stacks and first is not None:
         report = replace(first, findings=site.leaks)
         yield from ("  " + line for line in _site_blocks(report, whole_stacks=True))
+
+
+def _default_lines(owners: list[OwnerFinding], root: Path) -> Iterator[str]:
+    """One paragraph for each variable of a library, however many tests have used its pool."""
+    leaks = [leak for each in owners if each.report is not None for leak in each.report.findings]
+    first = format_location(leaks[0].observation.record.site, root)
+    connections = pluralize(len(leaks), "connection")
+    yield from wrap_text(
+        f"{owners[0].reason} keeps {connections} open, the first opened at {first}: a library's "
+        "own pool, no leak of a test (socket_leaks_libraries=warn)",
+        "    ",
+    )
+    yield from _owner_lines(owners)
+
+
+def _owner_lines(owners: Sequence[OwnerFinding]) -> Iterator[str]:
+    for finding in owners[:_MAX_OWNERS]:
+        reason = finding.reason if finding.outcome is not Outcome.LIBRARY_DEFAULT else None
+        notes = ", ".join(note for note in (finding.worker, reason) if note)
+        yield f"    {finding.owner}" + (f" ({notes})" if notes else "")
+    if len(owners) > _MAX_OWNERS:
+        yield f"    and {len(owners) - _MAX_OWNERS} more"
 
 
 def _waiver_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 LIBRARY = """
@@ -229,3 +231,109 @@ def test_what_keeps_a_descriptor_without_its_socket_object_is_found_too(suite, b
 def test_a_descriptor_without_its_socket_object_that_the_test_keeps_fails_it(suite):
     result = suite.fail(PIPES + "def test_it(): keep(multiprocessing.Pipe())", apart=True)
     result.assert_outcomes(passed=1, errors=1)
+
+
+# A library with a client of its own, made when it is first asked for, and places for others.
+SHOP = """
+import requests
+
+http_client = None
+registered, by_name = [], {}
+settings = type("Settings", (), {"__module__": __name__})()
+_session = None
+
+def get(url):
+    global _session
+    if _session is None:
+        _session = requests.Session()
+    return _session.get(url)
+"""
+USING_SHOP = """
+import requests, sys
+sys.path.insert(0, "site-packages")
+import shop
+
+def ask_by_default(url): urllib3.request("GET", url)
+
+def ask(url):
+    session = requests.Session()
+    session.get(url)
+    return session
+"""
+# With a server each: a connection that waits in the pool is used again.
+EQUAL_TESTS = """
+@pytest.fixture(scope="module")
+def servers():
+    servers = []
+    yield servers
+    for each in servers: each.close()
+
+@pytest.fixture
+def peer_that_stays(servers):
+    servers.append(Server())
+    return servers[-1].url
+
+@pytest.fixture
+def peer_that_closes():
+    server = Server()
+    yield server.url
+    server.close()
+
+def test_one({peer}): {call}({peer})
+def test_two({peer}): {call}({peer})
+def test_three({peer}): {call}({peer})
+"""
+
+
+def equal_tests(call, peer="peer_that_stays"):
+    return LIBRARY + USING_SHOP + EQUAL_TESTS.format(call=call, peer=peer)
+
+
+@pytest.fixture
+def shop(suite):
+    folder = suite.pytester.mkdir("site-packages") / "shop"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(SHOP, encoding="utf-8")
+    return suite
+
+
+@pytest.mark.parametrize("peer", ["peer_that_stays", "peer_that_closes"])
+@pytest.mark.parametrize(
+    ("call", "variable"),
+    [("ask_by_default", "urllib3._DEFAULT_POOL"), ("shop.get", "shop._session")],
+)
+def test_a_librarys_own_pool_is_explained_once_for_the_run(shop, call, variable, peer):
+    source = equal_tests(call, peer)
+    result = shop.fail(source, "--socket-leaks-json=leaks.jsonl", apart=True)
+    result.assert_outcomes(passed=3)
+    assert result.stdout.str().count("keeps 3 connections open, the first opened at") == 1
+    result.stdout.fnmatch_lines([f"{variable} keeps 3 connections *", "    test_it.py::test_one"])
+    lines = (shop.pytester.path / "leaks.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [(each["outcome"], each["reason"]) for each in map(json.loads, lines)]
+    assert found == [("library_default", variable)] * 3
+
+
+def test_a_setting_decides_that_a_librarys_own_pool_fails_its_tests(shop):
+    result = shop.fail(equal_tests("ask_by_default"), "--socket-leaks-libraries=fail", apart=True)
+    result.assert_outcomes(passed=3, errors=3)
+    result.stdout.fnmatch_lines(["*: a library's own pool keeps it, urllib3._DEFAULT_POOL"])
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "requests.my_leak = ask(url)",
+        "shop.http_client = ask(url)",
+        "shop.registered.append(ask(url))",
+        "shop.by_name[1] = ask(url)",
+        "shop.settings.session = [ask(url)]",
+        "shop.kept = socket.socket()",
+        'shop.kept = urllib3.request("GET", url, preload_content=False)',
+        "keep(ask(url)); shop.get(url)",
+    ],
+)
+def test_what_a_test_stores_in_a_library_is_its_leak(shop, stored):
+    source = LIBRARY + USING_SHOP + f"def test_it(url): {stored}\n"
+    result = shop.fail(source, apart=True)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*test_it leaked 1 socket*"])

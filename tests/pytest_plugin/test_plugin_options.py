@@ -122,8 +122,8 @@ def test_a_pattern_that_says_nothing_is_a_usage_error(suite, monkeypatch):
         ("allow_socket_leaks(reason='x', until=2)", "*needs a reason*"),
         ("socket_leaks('maybe')", "socket_leaks: mode: must be off, warn or fail, not 'maybe'"),
         ("socket_leaks(grace='x')", "socket_leaks: grace: must be a number of seconds*"),
-        ("socket_leaks('off', 1)", "socket_leaks: takes a mode, grace, ignore and threads*"),
-        ("socket_leaks(patience=1)", "socket_leaks: takes a mode, grace, ignore and threads*"),
+        ("socket_leaks('off', 1)", "socket_leaks: takes a mode, grace, ignore, threads and *"),
+        ("socket_leaks(patience=1)", "socket_leaks: takes a mode, grace, ignore, threads and *"),
     ],
 )
 def test_a_bad_marker_is_a_usage_error_that_names_the_test(suite, marker, complaint):
