@@ -162,6 +162,6 @@ def test_the_benchmarks_run():
         [sys.executable, "-m", "benchmarks", "--quick", "--json", "/dev/null"],
         cwd=ROOT,
         check=True,
-        timeout=120,
+        timeout=400,
         capture_output=True,
     )
