@@ -405,7 +405,7 @@ print("closewait_guard._capture._speedups" in sys.modules)
 def test_without_the_extension_all_works_in_python(before, variables):
     code = WITHOUT.format(before=before).replace("kept_line", "6")
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -466,6 +466,6 @@ with socket.socket() as sock:
 )
 def test_an_allocation_that_fails_is_raised_as_that():
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", WITHOUT_MEMORY], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
