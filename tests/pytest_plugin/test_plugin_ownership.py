@@ -418,22 +418,6 @@ def connect(server):
 """
 
 
-@pytest.mark.parametrize("scope", ["session", "function"])
-def test_a_leaked_connection_within_the_process_is_one_finding_of_who_opened_it(suite, scope):
-    result = suite.fail(
-        HANDLING_SERVER.format(scope=scope)
-        + """
-def test_leaks(server): keep(connect(server))
-def test_closes(server): connect(server).close()
-def test_last(server): pass
-""",
-        apart=True,
-    )
-    result.assert_outcomes(passed=3, errors=1)
-    result.stdout.fnmatch_lines(["*test_leaks leaked 1 socket*", "  opened at *in connect()"])
-    result.stdout.no_fnmatch_line("*accepted*")
-
-
 UNIX_SERVER = (
     HANDLING_SERVER.replace("ThreadingTCPServer", "ThreadingUnixStreamServer")
     .replace('("127.0.0.1", 0)', '"./s"')
@@ -444,9 +428,16 @@ UNIX_SERVER = (
 )
 
 
-def test_a_leaked_connection_over_a_unix_socket_is_one_finding_too(suite):
+@pytest.mark.parametrize(
+    ("server", "scope"),
+    [(HANDLING_SERVER, "session"), (HANDLING_SERVER, "function"), (UNIX_SERVER, "session")],
+    ids=["TCP, session", "TCP, function", "UNIX, session"],
+)
+def test_a_leaked_connection_within_the_process_is_one_finding_of_who_opened_it(
+    suite, server, scope
+):
     result = suite.fail(
-        UNIX_SERVER.format(scope="session")
+        server.format(scope=scope)
         + """
 def test_leaks(server): keep(connect(server))
 def test_closes(server): connect(server).close()
