@@ -52,7 +52,7 @@ _MAX_LEVELS = 18
 _MAX_AT_ONCE = 80
 _MAX_ENDS = 3
 # For how many more levels to look for a better end.
-_EXTRA_LEVELS = {OWN: 0, FOREIGN: 2, FALLBACK: 5}
+_EXTRA_LEVELS = {OWN: 0, FOREIGN: 2, FALLBACK: 12}
 
 
 def code_of_call(thing: Any) -> CodeType | None:
@@ -137,22 +137,21 @@ class _Search:
 
     def run(self) -> None:
         frontier = self._note_ends({key: {key} for key in self._targets}, 0)
-        # The targets too: a tuple may hold one beside its other referrers.
-        dead_ends: _TargetsByNode = {key: {key} for key in self._targets}
+        # Whose referrers were searched, but for tuples. Those too that lead on: a tuple may hold
+        # one beside referrers that nothing holds.
+        passed: _TargetsByNode = {key: {key} for key in self._targets}
         for level in range(1, _MAX_LEVELS):
             frontier = self._choose_wanted(frontier, level)
             if not frontier or now() > self._deadline:
                 break
             found = self._find_links(self._find_referrers(frontier), frontier, level)
-            reached = set().union(*found.values())
             for key, targets in frontier.items():
-                if not targets <= reached:
-                    dead_ends[key] = dead_ends.get(key, set()) | targets
+                passed[key] = passed.get(key, set()) | targets
             frontier = self._note_ends(found, level)
             stuck = self._stuck_targets(frontier)
             if stuck:
-                beyond = {key: still for key, led in dead_ends.items() if (still := led & stuck)}
-                dead_ends = {key: led for key, led in dead_ends.items() if key not in beyond}
+                beyond = {key: still for key, led in passed.items() if (still := led & stuck)}
+                passed = {key: led for key, led in passed.items() if key not in beyond}
                 frontier |= self._note_ends(self._look_through_tuples(beyond, level), level)
         self._cut_short.update(*frontier.values())
 
@@ -168,9 +167,9 @@ class _Search:
         ended = {key for key, ends in self._ends.items() if any(end[0] != FALLBACK for end in ends)}
         return set(self._targets) - ended - set().union(*frontier.values())
 
-    def _look_through_tuples(self, dead_ends: _TargetsByNode, level: int) -> _TargetsByNode:
-        """What holds dead ends through tuples; only some at a time, because it takes two passes."""
-        some = dict(islice(dead_ends.items(), _MAX_AT_ONCE))
+    def _look_through_tuples(self, passed: _TargetsByNode, level: int) -> _TargetsByNode:
+        """What holds these through tuples; only some at a time, because it takes two passes."""
+        some = dict(islice(passed.items(), _MAX_AT_ONCE))
         if not some or now() > self._deadline:
             return {}
         return self._find_links(referrers_through_tuples(self._things(some)), some, level)

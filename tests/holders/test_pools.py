@@ -280,6 +280,26 @@ def test_aiohttp_closes_idle_connections_itself_and_an_unread_response_is_leaked
         asyncio.run(main(server))
 
 
+def test_the_session_that_keeps_an_idle_connection_is_named_beside_the_event_loop(guard):
+    sessions = []
+
+    async def fetch(url):
+        sessions.append(aiohttp.ClientSession())
+        async with sessions[0].get(url) as response:
+            await response.read()
+
+    async def main(url):
+        mark = guard.mark()
+        await fetch(url)
+        findings = guard.check(mark).findings
+        await sessions.pop().close()
+        return [each.holders[0] for each in findings if each.observation.record.origin == "created"]
+
+    with web() as server:
+        [held] = asyncio.run(main(server.url))
+    assert "sessions[0]._connector._conns" in held, held
+
+
 def test_aiohttp_idle_that_the_loop_has_not_noticed_is_stale(guard):
     async def main(server):
         async with aiohttp.ClientSession() as session:
