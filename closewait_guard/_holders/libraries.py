@@ -41,7 +41,6 @@ from closewait_guard._live import (
     loaded,
     module_name,
     text_of,
-    value_at,
 )
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
 
@@ -311,7 +310,7 @@ def all_instances(classes: dict[int, type]) -> Iterable[object]:
 
 
 def default_pools(
-    observations: Iterable[Observation], is_own: Callable[[str, str], bool]
+    observations: Iterable[Observation], is_own: Callable[[str, dict[str, Any], str], bool]
 ) -> dict[int, str]:
     """The global variable of a library that keeps idle connections in a pool of its own.
 
@@ -319,7 +318,7 @@ def default_pools(
 
     Args:
         observations: Of open sockets.
-        is_own: Whether the module in a file gives a variable its value itself.
+        is_own: Whether a module gives one of its variables its value itself.
     """
     by_fd = {seen.fd: seen.record.serial for seen in observations}
     classes, owners = _pool_classes(), _owner_classes(with_inner=True)
@@ -338,7 +337,7 @@ def default_pools(
             kept = [idle[key] for key in parts & idle.keys()]
             if not kept:
                 without |= parts
-            elif is_own(text_of(value_at(variables, "__file__")) or "", name):
+            elif is_own(module, variables, name):
                 found = dict.fromkeys(set().union(*kept), f"{module}.{name}") | found
     return found
 

@@ -180,7 +180,8 @@ def _root_of_local(local: Local) -> Root:
         if local.thread is not None
         else ""
     )
-    template = f"local {local.name!r} of {function} in {local.runner}{now}"
+    what = f"local {local.name!r}" if local.name else "a `with`, `for` or `try`"
+    template = f"{what} of {function} in {local.runner}{now}"
     rank = FOREIGN if local.is_library else OWN
     return Root(rank, local.name, template + ": {}", local.thread, is_barrier=not local.is_library)
 

@@ -47,6 +47,7 @@ from closewait_guard._live import (
     number_of,
     running_frames,
     text_of,
+    unnamed_values_of,
     value_at,
 )
 from closewait_guard.model import Finding, FrameKind, Observation, Origin, Severity, Verdict
@@ -88,7 +89,11 @@ _PLAIN = frozenset(
 
 
 class Local(NamedTuple):
-    """A local variable of a running call. Plain data: it keeps nothing alive."""
+    """A local variable of a running call. Plain data: it keeps nothing alive.
+
+    Attributes:
+        name: Empty where a call has a value without a variable.
+    """
 
     is_library: bool
     name: str
@@ -213,10 +218,10 @@ def _collect_locals(
         if not is_ours(filename):
             is_library = _kind_of(filename) is not FrameKind.USER
             function = text_of(code.co_qualname) or ""
-            variables = read(frame)
+            variables = [*read(frame).items(), *(("", each) for each in unnamed_values_of(frame))]
             if values is not None:
-                values[is_library].extend(variables.values())
-            for name, value in variables.items():
+                values[is_library].extend(value for _, value in variables)
+            for name, value in variables:
                 known = found.get(id(value))
                 if known is None or (known.is_library and not is_library):
                     found[id(value)] = Local(is_library, name, function, runner, thread)

@@ -10,6 +10,7 @@ from closewait_guard._live.frames import (
     shows_other_threads,
     suspended_frames,
     suspension_of,
+    unnamed_values_of,
     variable_of,
 )
 from closewait_guard._live.gc_objects import (
@@ -92,6 +93,7 @@ __all__ = [
     "text_of",
     "type_name",
     "type_qualname",
+    "unnamed_values_of",
     "value_at",
     "variable_of",
 ]

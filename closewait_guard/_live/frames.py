@@ -15,6 +15,8 @@ share, over whatever they have put there, and that dict keeps each value alive f
 function runs. There the pointers of the frame are copied instead; from 3.13 on `f_locals` of a
 function's frame is a view. Before 3.13.5 the view of a call that another thread ends at that moment
 crashes the interpreter: of other threads the pointers are copied there too.
+
+What a call has on its stack only is copied on every Python: nothing else shows it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain, compress, repeat
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
@@ -40,6 +43,7 @@ __all__ = [
     "shows_other_threads",
     "suspended_frames",
     "suspension_of",
+    "unnamed_values_of",
     "variable_of",
 ]
 
@@ -148,6 +152,14 @@ def shows_other_threads() -> bool:
     return has_gil() and _read_of_others is not _no_variables
 
 
+def unnamed_values_of(frame: FrameType) -> list[object]:
+    """What a running call has no variable for: what a `with` without `as` is to exit, for one.
+
+    Not all of it, and none where it cannot be read safely.
+    """
+    return _stack_reader()(frame) if frame.f_code.co_exceptiontable and has_gil() else []
+
+
 def variable_of(frame: FrameType, name: str) -> Any:
     """The value of one variable of a function's frame; None where it has none."""
     return locals_of(frame).get(name)
@@ -192,7 +204,7 @@ def _by_view(frame: FrameType) -> _Pairs:
     return [(name, value) for name, value in frame.f_locals.items() if type(name) is str]
 
 
-def _no_variables(_: FrameType) -> _Pairs:
+def _no_variables(_: FrameType) -> list[Any]:
     return []
 
 
@@ -207,6 +219,15 @@ def _by_copy() -> Callable[[FrameType], _Pairs]:
     except Exception:
         return _no_variables
     return copied_locals
+
+
+@cache
+def _stack_reader() -> Callable[[FrameType], list[object]]:
+    try:
+        from closewait_guard._live.frame_copy import copied_stack
+    except Exception:
+        return _no_variables
+    return copied_stack
 
 
 _read = _by_view if _HAS_VIEW else _by_copy()

@@ -6,8 +6,9 @@ close.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._capture import Creation
@@ -77,13 +78,22 @@ class LeakChecker:
         guard: Knows the sockets.
         ownership: Who owns what.
         plan: That of fixtures, and of tests that are over.
+        noted: What libraries had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
     """
 
-    def __init__(self, guard: Guard, ownership: Ownership, plan: Plan, worker: str | None) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        ownership: Ownership,
+        plan: Plan,
+        noted: Mapping[str, Mapping[str, int]],
+        worker: str | None,
+    ) -> None:
         self._guard = guard
         self._ownership = ownership
         self._plan = plan
+        self._is_own_variable = partial(is_own_variable, noted)
         self._worker = worker
         # By serial: what has been reported, excused or allowed, and what has another owner by now.
         self._settled: set[int] = set()
@@ -283,7 +293,7 @@ class LeakChecker:
         if context.plan.allow_reason is None:
             found = self._find_open(suspects, context.owner)
             open_ones = (each.observation for each in found if each.verdict is not Verdict.DROPPED)
-            defaults |= default_pools(open_ones, is_own_variable)
+            defaults |= default_pools(open_ones, self._is_own_variable)
             suspects.difference_update(defaults)
         targets = self._targets(each for each in creations if each.serial in suspects)
         kept = kept_by_records(targets)

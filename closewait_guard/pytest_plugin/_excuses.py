@@ -43,6 +43,7 @@ from closewait_guard._live import (
     running_frames,
     shows_other_threads,
     text_of,
+    unnamed_values_of,
     value_at,
 )
 from closewait_guard.model import Frame, SocketRecord
@@ -308,6 +309,7 @@ def _variables_of_calls(call: FrameType | None) -> list[object]:
     found: list[object] = []
     while call is not None:
         found += locals_of_other_thread(call).values()
+        found += unnamed_values_of(call)
         call = call.f_back
     return found
 

@@ -27,6 +27,7 @@ from closewait_guard.pytest_plugin._lazy_start import (
     FirstSocketHook,
     IdlePlugin,
     SpareDescriptors,
+    note_variables_of_libraries,
 )
 from closewait_guard.pytest_plugin._options import Mode, Options, Plan, plan_for, read_options
 
@@ -60,6 +61,7 @@ class LeakHooks:
         self._sink = sink
         self.ownership = Ownership()
         self._spare_descriptors = SpareDescriptors()
+        self._noted: dict[str, dict[str, int]] = {}
         self._first_socket_hook = FirstSocketHook(self._make_recorder, self._load_recorder)
         self._recorder: RunRecorder | None = None
         self._wider_fixtures: list[WiderFixture] = []
@@ -123,6 +125,10 @@ class LeakHooks:
             self._idle_plugin = IdlePlugin(self._config, self._wake)
             self._begin()
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        self._noted |= note_variables_of_libraries()
+
     def _wake(self) -> None:
         """With the first socket, thread or marker: from now on the owner matters."""
         if self._test_phases is None:
@@ -160,6 +166,7 @@ class LeakHooks:
                 self._settings,
                 self.ownership,
                 self._spare_descriptors,
+                self._noted,
                 worker,
                 _calling_code(self._config),
                 partial(files_of_tests, self._config),

@@ -7,9 +7,11 @@ socket or thread; spare descriptors are kept for a test that takes all others.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ __all__ = [
     "FirstSocketHook",
     "IdlePlugin",
     "SpareDescriptors",
+    "note_variables_of_libraries",
 ]
 
 
@@ -158,6 +161,28 @@ class IdlePlugin:
                 return name
             frame = frame.f_back
         return None
+
+
+# By identity, the types of most variables, through which no pool is reached.
+_PLAIN = frozenset(
+    id(each)
+    for each in (
+        *(NoneType, str, int, bool, float, bytes, dict, list, tuple, set, frozenset, type),
+        *(FunctionType, BuiltinFunctionType, ModuleType),
+    )
+)
+
+
+def note_variables_of_libraries() -> dict[str, dict[str, int]]:
+    """By module and name, the identities of what libraries have in their global variables."""
+    found: dict[str, dict[str, int]] = {}
+    for name, module in sys.modules.copy().items():
+        variables = module.__dict__.copy() if type(module) is ModuleType else {}
+        filename = variables.get("__file__")
+        if type(filename) is str and "-packages" in filename:
+            values = variables.items()
+            found[name] = {key: id(value) for key, value in values if id(type(value)) not in _PLAIN}
+    return found
 
 
 class SpareDescriptors:

@@ -1,12 +1,14 @@
 """Whether a library gives a global variable of its own module the value that it has, or other code.
 
-The source says so: a pool that the library has made itself is no leak of the test in which it was
-first used. Any client that a test, a fixture or an application has stored there is.
+The source says so, and whether it is the value from before the first test: a pool that the library
+has made itself is no leak of the test in which it was first used. Any client that a test, a fixture
+or an application has stored there is.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +17,27 @@ __all__ = [
 ]
 
 
-def is_own_variable(filename: str, name: str) -> bool:
-    """Whether the source of a module gives a global variable its value: more than a constant.
+def is_own_variable(
+    noted: Mapping[str, Mapping[str, int]], module: str, variables: Mapping[str, object], name: str
+) -> bool:
+    """Whether a module gives one of its variables its value itself: more than a constant.
 
-    Otherwise other code has stored something there.
+    Its source assigns it, and it is the value from before the first test, unless a function of the
+    module assigns it too.
+
+    Args:
+        noted: By module and name, the identities of the values before the first test.
+        module: The name of the module.
+        variables: Those of the module.
+        name: That of the variable.
     """
+    known = noted.get(module, {}).get(name)
+    is_new = known is not None and known != id(variables[name])
     with suppress(Exception):
-        tree = ast.parse(Path(filename).read_bytes())
+        tree = ast.parse(Path(str(variables["__file__"])).read_bytes())
         functions = (each for each in ast.walk(tree) if _declares(each, name))
-        return any(_assigns(scope, name) for scope in (tree, *functions))
+        is_made_later = any(_assigns(each, name) for each in functions)
+        return is_made_later or (_assigns(tree, name) and not is_new)
     return False
 
 

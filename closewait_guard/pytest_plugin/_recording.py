@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -59,6 +59,7 @@ class RunRecorder:
         settings: Those that are given, if any are.
         ownership: Who owns what.
         spare_descriptors: Released as soon as there is something to check.
+        noted: What libraries had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
         find_test_files: Finds the files of tests, which may be installed with their package.
@@ -70,6 +71,7 @@ class RunRecorder:
         settings: Settings | None,
         ownership: Ownership,
         spare_descriptors: SpareDescriptors,
+        noted: Mapping[str, Mapping[str, int]],
         worker: str | None,
         callers: Iterable[CodeType],
         find_test_files: Callable[[], Iterable[str]],
@@ -78,6 +80,7 @@ class RunRecorder:
         self._settings = settings
         self._ownership = ownership
         self._spare_descriptors = spare_descriptors
+        self._noted = noted
         self._worker = worker
         self._find_test_files = find_test_files
         recording = settings or RECORDING_DEFAULTS
@@ -127,7 +130,9 @@ class RunRecorder:
         if self._checker is None:
             from closewait_guard.pytest_plugin._checker import LeakChecker
 
-            self._checker = LeakChecker(self.guard(), self._ownership, self._plan, self._worker)
+            self._checker = LeakChecker(
+                self.guard(), self._ownership, self._plan, self._noted, self._worker
+            )
         return self._checker
 
 

@@ -11,7 +11,11 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard._live import frames
-from closewait_guard._live.frames import locals_of, locals_of_other_thread
+from closewait_guard._live.frames import (
+    locals_of,
+    locals_of_other_thread,
+    unnamed_values_of,
+)
 from closewait_guard.testing import half_closed_pair
 
 
@@ -155,6 +159,88 @@ def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
                     if frame.f_code is deep.__code__ and "kept" in found:
                         assert found["kept"] == [found["depth"]]
                         seen += 1
+                    frame = frame.f_back
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        [thread.join() for thread in threads]
+    assert seen
+
+
+class Block:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return True
+
+
+def blocks_of(frame):
+    """What a call is to exit: the method, or the object itself, as this Python has it."""
+    values = [getattr(value, "__self__", value) for value in unnamed_values_of(frame)]
+    return [value for value in values if type(value) is Block]
+
+
+def test_what_a_call_is_to_exit_is_read_wherever_the_call_is():
+    def counts():
+        return len(blocks_of(sys._getframe().f_back))
+
+    def works():
+        found = [counts()]
+        with Block(), Block():
+            found.append(counts())
+            for number in range(2):
+                with Block():
+                    found += [counts() for _ in range(number)]
+                    raise OSError
+            try:
+                raise OSError
+            except OSError:
+                found.append(counts())
+            finally:
+                found.append(counts())
+        with Block() as named:
+            found.append(counts())
+        return [*found, counts()], named
+
+    found, _ = works()
+    with_comprehension = found[2]
+    # Until Python 3.11 a comprehension is a call of its own.
+    assert with_comprehension in (0, 3)
+    assert [*found[:2], *found[3:]] == [0, 2, 2, 2, 1, 0]
+
+
+def test_blocks_that_come_and_go_while_they_are_read_are_blocks_or_nothing():
+    ended = threading.Event()
+
+    def deep(depth):
+        with Block():
+            if depth:
+                deep(depth - 1)
+            for _ in (Block(), Block()):
+                with Block():
+                    raise OSError
+
+    def suspends():
+        with Block():
+            yield from (Block() for _ in range(3))
+
+    def works():
+        while not ended.is_set():
+            deep(20)
+            list(suspends())
+
+    threads = [threading.Thread(target=works) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    [thread.start() for thread in threads]
+    try:
+        until, seen = time.monotonic() + 1, 0
+        while time.monotonic() < until:
+            for frame in list(sys._current_frames().values()):
+                while frame is not None:
+                    assert all(sys.getrefcount(value) > 1 for value in unnamed_values_of(frame))
+                    seen += frame.f_code is deep.__code__ and bool(blocks_of(frame))
                     frame = frame.f_back
     finally:
         sys.setswitchinterval(interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import gc
@@ -192,6 +193,28 @@ def test_a_local_of_a_running_call_with_its_thread_and_line():
     stop.set()
     thread.join()
     assert refs[0]() is None
+
+
+@needs_variables_of_other_threads
+@pytest.mark.parametrize("opened", [make, lambda: contextlib.closing(make())])
+def test_what_only_a_with_block_of_a_running_call_holds(opened):
+    begun, stop = threading.Event(), threading.Lock()
+
+    def fetch():
+        with opened():
+            begun.set()
+            stop.acquire()
+
+    stop.acquire()
+    thread = threading.Thread(target=fetch, name="worker-3")
+    thread.start()
+    begun.wait()
+    [ref] = map(weakref.ref, made)
+    first = held_by(ref)[0]
+    assert re.match(r"a `with`, `for` or `try` of \S+fetch\(\) in thread worker-3, now at ", first)
+    stop.release()
+    thread.join()
+    assert ref() is None
 
 
 @needs_variables_of_other_threads

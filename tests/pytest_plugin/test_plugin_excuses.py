@@ -322,6 +322,9 @@ def test_a_setting_decides_that_a_librarys_own_pool_fails_its_tests(shop):
 @pytest.mark.parametrize(
     "stored",
     [
+        'urllib3._DEFAULT_POOL = urllib3.PoolManager(); urllib3.request("GET", url)',
+        "pytest.MonkeyPatch().setattr(urllib3, '_DEFAULT_POOL', urllib3.PoolManager()); "
+        'urllib3.request("GET", url)',
         "requests.my_leak = ask(url)",
         "shop.http_client = ask(url)",
         "shop.registered.append(ask(url))",

@@ -76,6 +76,34 @@ def test_a_socket_that_a_running_thread_holds_is_warned_of(suite):
     )
 
 
+@pytest.mark.skipif(not shows_other_threads(), reason="variables of other threads cannot be read")
+@pytest.mark.parametrize("wait", ["GO_ON.wait(60)", "LOCK.acquire(timeout=60)"])
+@pytest.mark.parametrize("opened", ["socket.socket()", "contextlib.closing(socket.socket())"])
+def test_a_socket_that_only_the_with_block_of_a_thread_holds_is_left_to_it(suite, opened, wait):
+    source = f"""
+import contextlib
+
+READY, GO_ON, LOCK, THREADS = threading.Event(), threading.Event(), threading.Lock(), []
+
+def hold():
+    with {opened}:
+        READY.set()
+        {wait}
+
+def test_it():
+    THREADS.append(threading.Thread(target=hold, name="worker"))
+    LOCK.acquire()
+    THREADS[0].start()
+    assert READY.wait(60)
+
+def test_ends():
+    LOCK.release()
+    GO_ON.set()
+    THREADS.pop().join()
+"""
+    suite.fail(source, apart=True).assert_outcomes(passed=2)
+
+
 def test_a_socket_that_a_running_thread_holds_is_warned_of_under_xdist(suite):
     pytest.importorskip("xdist")
     result = suite.fail(STARTING + RUNNING_ON, "-p", "xdist", "-n1", apart=True)
