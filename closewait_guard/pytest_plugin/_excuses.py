@@ -260,11 +260,18 @@ class IdleEventLoops:
 def _parts_of(loop: Any) -> list[Any]:
     """What a loop knows, also of its users."""
     parts = (loop, field(loop, LOOP_SELECTOR))
-    return [each for part in parts if part is not None for each in gc.get_referents(part)]
+    known = [each for part in parts if part is not None for each in gc.get_referents(part)]
+    # uvloop's transports are kept by libuv alone until they are closed.
+    weak = [each for each in known if type(each) is weakref.WeakValueDictionary]
+    return known + [thing for each in weak for ref in each.valuerefs() if (thing := ref())]
 
 
 def _idle_loops(asyncio: Any) -> Iterator[Any]:
-    return filter(_is_idle, instances_of(kinds_of(asyncio.AbstractEventLoop)))
+    return filter(_is_idle, _all_loops(asyncio))
+
+
+def _all_loops(asyncio: Any) -> list[Any]:
+    return list(instances_of(kinds_of(asyncio.AbstractEventLoop)))
 
 
 def _is_idle(loop: Any) -> bool:
@@ -282,7 +289,8 @@ def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int
         opened_in: By key the name of the thread that made it, which stands in where Python does not
             show the variables of other threads.
     """
-    users = [*_running_threads(), *_loops_with_calls(targets)] if targets else []
+    calls = list(_running_threads()) if targets else []
+    users = [*calls, *_running_loops(calls), *_loops_with_calls(targets)] if targets else []
     found = _nearest(users, targets)
     if not shows_other_threads():
         names = {_name_of(ident): ident for ident in threads if ident != threading.get_ident()}
@@ -312,6 +320,20 @@ def _variables_of_calls(call: FrameType | None) -> list[object]:
         found += unnamed_values_of(call)
         call = call.f_back
     return found
+
+
+def _running_loops(calls: Sequence[_Group]) -> Iterator[_Group]:
+    """The loops of other threads. Of one in C, as uvloop's, no call says in which thread it runs.
+
+    Args:
+        calls: What the calls of threads have.
+    """
+    asyncio = sys.modules.get("asyncio")
+    loops = [] if asyncio is None else [each for each in _all_loops(asyncio) if each.is_running()]
+    nearest = _nearest(calls, {id(loop): id(loop) for loop in loops}) if loops else {}
+    for loop in loops:
+        if loop is not running_loop():
+            yield nearest.get(id(loop), "an event loop still runs and holds it"), _parts_of(loop)
 
 
 def _loops_with_calls(targets: dict[int, int]) -> Iterator[_Group]:

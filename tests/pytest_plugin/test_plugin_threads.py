@@ -180,6 +180,63 @@ def test_other():
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.parametrize("library", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("use", ["sleep_and_close()", "serve()", "receive()"])
+def test_what_the_loop_in_a_fixtures_thread_uses_is_left_to_it(suite, library, use):
+    pytest.importorskip(library)
+    source = f"""
+import {library}
+
+THEIRS, DONE = [], threading.Semaphore(0)
+
+@pytest.fixture(scope="module")
+def loop():
+    loop = {library}.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="loop-thread")
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+def pair():
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    THEIRS.append(theirs)
+    return ours
+
+async def sleep_and_close():
+    _, writer = await asyncio.open_connection(sock=pair())
+    await asyncio.sleep(1)
+    writer.close()
+    await writer.wait_closed()
+    DONE.release()
+
+async def serve():
+    class Protocol(asyncio.Protocol):
+        def connection_lost(self, error):
+            DONE.release()
+
+    await asyncio.get_running_loop().create_connection(Protocol, sock=pair())
+
+async def receive():
+    ours = pair()
+    await asyncio.get_running_loop().sock_recv(ours, 1)
+    ours.close()
+    DONE.release()
+
+def test_it(loop):
+    asyncio.run_coroutine_threadsafe({use}, loop)
+    while not THEIRS:
+        time.sleep(0.01)
+    threading.Timer(1, THEIRS[0].close).start()
+
+def test_ends(loop):
+    assert DONE.acquire(timeout=60)
+"""
+    suite.fail(source, apart=True).assert_outcomes(passed=2)
+
+
 def test_what_a_wider_fixtures_loop_has_yet_to_close_is_left_to_it(suite):
     result = suite.fail(
         WIDER_LOOP
