@@ -257,6 +257,8 @@ class Pipeline:
         if context is not None and context.failure is not None:
             yield context.failure
         yield from _not_covered_of_threads()
+        if not self._explainer.has_seen_all_calls:
+            yield "what some of the running calls have in their variables: there are too many"
         yield from _not_covered_of_sockets(
             self._explainer.failed, self._explainer.unsearched, undescribed
         )
@@ -267,6 +269,11 @@ class Pipeline:
                 "be read"
             )
         yield from self._children.notes
+        if forgotten := self._registry.forgotten_copies:
+            yield (
+                f"what child processes keep open of {pluralize(forgotten, 'socket')} that were "
+                "closed long ago"
+            )
         yield from self._pools.notes
         yield from self._calls.notes
         if refusals.total:

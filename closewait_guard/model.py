@@ -352,7 +352,8 @@ class Report:
             the thresholds that are exceeded at this moment.
         observations: The healthy sockets, of a full scan only.
         closed_late: Leaks of the report before that have been closed since; none in a scan.
-        omitted: Leaks that were left out, because they were reported before or are less severe.
+        omitted: Leaks that were left out: they were reported before, are less severe, or were too
+            many to be remembered until the end of the program.
     """
 
     schema: str

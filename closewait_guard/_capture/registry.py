@@ -16,7 +16,6 @@ import socket
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
-from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._capture import patch
@@ -56,8 +55,9 @@ __all__ = [
 ]
 
 
-# How many sockets are noted at a fork, and how many of all forks are remembered.
-_MAX_NOTED, _MAX_FORKED = 1000, 10_000
+# How many of those that were open at a fork, and are closed by now, are remembered between two
+# scans; of more, so many are forgotten at once.
+_MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
 
 _fileno = _socket.socket.fileno
 _is_closed = is_closed_reader(SOCKET, _fileno)
@@ -94,6 +94,8 @@ class Registry:
     Attributes:
         context: What calls the program's context provider, if it has one.
         alarms: What to call when no descriptor was left.
+        forgotten_copies: How many sockets there were at a fork that are remembered no more, though
+            a child may have a copy.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Registry:
         self._next_adopted = itertools.count(-1, -1).__next__
         # By serial, what was open at a fork: descriptor, inode and creation.
         self._forked: dict[int, tuple[int, int | None, CreationTuple]] = {}
+        self.forgotten_copies = 0
         # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._opened.mark
 
@@ -327,14 +330,19 @@ class Registry:
         return unknown_creation(sock, self._next_adopted(), self._recorder.pid)
 
     def note_fork(self) -> None:
-        """In the parent: the child has a copy of all that is open; of very many, of the newest."""
-        forked = self._forked
-        for fd, creation in islice(reversed(self._creations.copy().items()), _MAX_NOTED):
-            serial = creation[SERIAL]
-            if serial not in forked and still_owns(creation, fd):
-                forked[serial] = fd, inode_of(fd), creation
-        for serial in list(islice(forked, max(0, len(forked) - _MAX_FORKED))):
-            forked.pop(serial, None)
+        """In the parent: the child has a copy of all that is open.
+
+        Each socket is looked at once, at the first fork: what a server closes right after a fork
+        has no inode later.
+        """
+        forked, creations = self._forked, self._creations.copy()
+        for fd, creation in creations.items():
+            if creation[SERIAL] not in forked and still_owns(creation, fd):
+                forked[creation[SERIAL]] = fd, inode_of(fd), creation
+        if len(forked) > len(creations) + _MAX_CLOSED_SINCE_FORK:
+            oldest = set(list(self.closed_since_fork())[:_FORGOTTEN_AT_ONCE])
+            self.forgotten_copies += len(oldest)
+            self.forget_forked(oldest)
 
     def closed_since_fork(self) -> dict[int, tuple[int, CreationTuple]]:
         """By inode, what children may have copies of and this process has not any more.
@@ -360,7 +368,7 @@ class Registry:
         self._changed = object()
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
-        self._forked = {}
+        self._forked, self.forgotten_copies = {}, 0
 
 
 def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int, socket.socket]]:

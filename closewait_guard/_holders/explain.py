@@ -104,6 +104,8 @@ class Explainer:
         self._seconds_forward = _MIN_SECONDS_FORWARD
         # For how many of the leaks there was no search; holders of the same line may be known.
         self.unsearched = 0
+        # Whether the last search has seen the variables of all running calls.
+        self.has_seen_all_calls = True
 
     def time_to_search(self, *, paced: bool) -> TimeLimit:
         """How long a search may take now.
@@ -256,6 +258,7 @@ class Explainer:
     ) -> dict[int, Holders | None]:
         """Search from each socket to what refers to it, through the whole heap."""
         roots = Roots()
+        self.has_seen_all_calls = roots.has_all_calls
         found, objects = self._find_objects(findings, all_instances)
         serials = [finding.observation.record.serial for finding in found]
         return dict(zip(serials, find_holders(objects, limit.end, roots), strict=True))
@@ -265,6 +268,7 @@ class Explainer:
     ) -> dict[int, Holders | None]:
         """Search from modules and local variables to the sockets; None for those not reached."""
         roots = Roots(with_values=True)
+        self.has_seen_all_calls = roots.has_all_calls
         part = limit.part(_NATIVE_OWNERS_SHARE)
         reached = partial(reachable_instances, roots=roots, is_over=part.is_over)
         found, objects = self._find_objects(findings, reached)

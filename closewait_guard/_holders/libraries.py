@@ -67,6 +67,7 @@ _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 # Besides one for each thread and event loop: clients of one line with different settings.
 _FEW_POOLS = 4
 _MAX_POOLS = 10_000
+_NOT_ALL_ASKED = "what waits in pools: not all of them were found or asked, for lack of time"
 # The shares of the time for searching that go to new pools, and to what can use those known.
 _SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
 # How many pools one search for uses may have, and the share of all time that searches may take.
@@ -137,6 +138,7 @@ class Pools:
         if has_new and is_too_large() and new.is_over():
             # Another time: what is not known yet counts as in none then, too.
             unknown &= self._in_no_pool
+            self.notes = (_NOT_ALL_ASKED,)
         elif has_new:
             # Of what was in no pool the last time, the heap would show nothing new.
             self._pools = self._find_pools(new)
@@ -146,7 +148,11 @@ class Pools:
         excuses = [pool for use, pool in found.values() if use.is_excuse]
         out_of_use = self._find_out_of_use(excuses, uses, afresh=afresh)
         return {
-            by_fd[fd].record.serial: use._replace(is_out_of_use=id(pool[0]) in out_of_use)
+            by_fd[fd].record.serial: use._replace(
+                is_out_of_use=bool(out_of_use.get(id(pool[0]))),
+                # A check excuses nothing by what it does not know.
+                is_in_doubt=afresh and out_of_use.get(id(pool[0]), False) is None,
+            )
             for fd, (use, pool) in found.items()
         }
 
@@ -163,14 +169,16 @@ class Pools:
         for pool in islice(found, _MAX_POOLS):
             _, library, kind = classes[id(type(pool))]
             known[id(pool)] = weakref.ref(pool), library, kind
+        if len(known) >= _MAX_POOLS or (is_too_large() and limit.is_over()):
+            self.notes = (_NOT_ALL_ASKED,)
         return tuple(known.values())
 
     def _find_out_of_use(
         self, pools: Iterable[_Pool], limit: TimeLimit, *, afresh: bool
-    ) -> set[int]:
-        """By the identity of their references: those of some pools that nothing can use any more.
+    ) -> dict[int, bool | None]:
+        """By the identity of their references: whether nothing can use some pools any more.
 
-        How long an answer is believed depends on what it has cost.
+        None where that is not known. How long an answer is believed depends on what it has cost.
         """
         asked = {id(pool[0]): pool for pool in pools}
         known = {key: each for key, each in self._answers.items() if key in asked}
@@ -179,18 +187,21 @@ class Pools:
             for key, pool in asked.items()
             if afresh or key not in known or known[key].until < now()
         ]
-        if wanted and not is_too_large() and not limit.is_over():
-            # A pool of which it is not known excuses its connections, and the report says so.
+        for start in range(0, len(wanted), _MAX_AT_ONCE):
+            # Who checks waits for the answer, so other threads may stand still for longer.
+            if limit.is_over() or (is_too_large() and not afresh):
+                break
             with contextlib.suppress(Exception):
-                known |= _search_uses(wanted[:_MAX_AT_ONCE], limit)
+                known |= _search_uses(wanted[start : start + _MAX_AT_ONCE], limit)
         self._answers = known
-        unknown = len(asked) - len(known)
+        found = {key: known[key].is_out_of_use if key in known else None for key in asked}
+        unknown = sum(each is None for each in found.values())
         if unknown:
             which = pluralize(unknown, "pool")
-            self.notes = (
+            self.notes += (
                 f"whether anything can still use {which}: not searched for yet, or no time for it",
             )
-        return {key for key, answer in known.items() if answer.is_out_of_use}
+        return found
 
     def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, tuple[PoolUse, _Pool]]:
         uses: dict[int, PoolUse] = {}
@@ -220,10 +231,10 @@ class Pools:
 
 
 class _UseAnswer(NamedTuple):
-    """Whether anything can still use a pool, and until when that is believed."""
+    """Whether nothing can use a pool any more, None if unknown, and until when that is believed."""
 
     pool: weakref.ref[Any]
-    is_out_of_use: bool
+    is_out_of_use: bool | None
     until: float
 
 
@@ -238,7 +249,7 @@ def _search_uses(pools: Sequence[_Pool], limit: TimeLimit) -> dict[int, _UseAnsw
     things = [thing for thing in things if thing is not None]
     unused = find_unused(things, roots, limit.end, FINALIZER_ENTRIES, kept_by)
     until = now() + (thread_time() - began) / _SHARE_OF_TIME
-    return {id(ref): _UseAnswer(ref, place in unused, until) for place, ref in enumerate(refs)}
+    return {id(ref): _UseAnswer(ref, unused[place], until) for place, ref in enumerate(refs)}
 
 
 def _target_of(use: PoolUse, seen: Observation) -> _Target:

@@ -277,16 +277,23 @@ class _Search:
             if sys.getrefcount(node.thing) > 2 + (node.level == 0) + known[id(node.thing)]
         ]
 
-    def is_in_use(self, target: int) -> bool:
-        """Whether anything but garbage and passive objects leads to a target, for all we know."""
-        return not self.paths(target)[0].is_cycle
+    def is_unused(self, target: int) -> bool | None:
+        """Whether only garbage and passive objects lead to a target; None if that is not known."""
+        return None if self._is_unfinished(target) else self.paths(target)[0].is_cycle
 
-    def is_in_other_thread(self, target: int) -> bool:
-        """Whether a running call of another thread leads to it, or may do so unseen."""
+    def is_in_no_other_thread(self, target: int) -> bool | None:
+        """Whether no running call of another thread leads to it, nor may do so unseen."""
         threads = {root.thread for _, _, root, _ in self._ends[target]} - {None}
-        if threads or shows_other_threads():
-            return bool(threads - {get_ident()})
-        return self.paths(target)[0].is_held_by_unseen
+        if threads - {get_ident()}:
+            return False
+        if self._is_unfinished(target):
+            return None
+        if threads or (shows_other_threads() and self._roots.has_all_calls):
+            return True
+        return not self.paths(target)[0].is_held_by_unseen
+
+    def _is_unfinished(self, target: int) -> bool:
+        return target in self._cut_short and not self._ends[target]
 
     def close(self) -> None:
         """Drop all references."""
@@ -330,10 +337,10 @@ def find_unused(
     deadline: float,
     passive: Collection[type],
     kept_by: Collection[type],
-) -> set[int]:
-    """The places of the objects that nothing can use any more.
+) -> dict[int, bool | None]:
+    """By the places of some objects, whether nothing can use them any more; None if not known.
 
-    Only garbage leads to them, or objects that have a reference which they do not use.
+    Only garbage leads to them then, or objects that have a reference which they do not use.
 
     Args:
         targets: The objects. The caller must have no other list of them; it is emptied.
@@ -344,15 +351,15 @@ def find_unused(
             such an object: it is let go of when the call ends.
     """
     try:
-        unused = set(map(id, targets))
         with closing(_Search(targets, roots, deadline, [*passive, *kept_by])) as search:
             search.run()
-            unused = {key for key in unused if not search.is_in_use(key)}
-        if unused and kept_by:
+            unused = {key: search.is_unused(key) for key in map(id, targets)}
+        if kept_by and any(unused.values()):
             with closing(_Search(targets, roots, deadline, passive)) as search:
                 search.run()
-                unused = {key for key in unused if not search.is_in_other_thread(key)}
-        return {place for place, key in enumerate(map(id, targets)) if key in unused}
+                for key in (key for key, is_unused in unused.items() if is_unused):
+                    unused[key] = search.is_in_no_other_thread(key)
+        return {place: unused[key] for place, key in enumerate(map(id, targets))}
     finally:
         targets.clear()
 

@@ -105,11 +105,12 @@ class Roots:
 
     Attributes:
         values: The values in the program's own calls, and those in calls of libraries.
+        has_all_calls: Whether the variables of all running calls were looked at.
     """
 
     def __init__(self, *, with_values: bool = False) -> None:
         self.values: tuple[list[object], list[object]] = ([], [])
-        self._locals = running_locals(self.values if with_values else None)
+        self._locals, self.has_all_calls = running_locals(self.values if with_values else None)
         modules = loaded_modules()
         # Kept so that starting from the modules does not list them all again.
         self._spaces = modules if with_values else []

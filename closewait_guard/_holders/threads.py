@@ -57,6 +57,7 @@ __all__ = [
     "CallUse",
     "Local",
     "RunningCalls",
+    "RunningLocals",
     "calls_of",
     "current_calls",
     "describe_call",
@@ -67,7 +68,7 @@ __all__ = [
 ]
 
 
-# Bounds the time that a process with thousands of threads takes.
+# Bounds the time that a process with thousands of threads takes. A report says when that is all.
 _MAX_FRAMES = 5000
 _MAX_CALLS = 200
 _MAX_WRAPPERS = 20
@@ -100,6 +101,13 @@ class Local(NamedTuple):
     function: str
     runner: str
     thread: int | None
+
+
+class RunningLocals(NamedTuple):
+    """The variables of running calls, by the identity of the value; whether those are all."""
+
+    by_identity: dict[int, Local]
+    are_all: bool
 
 
 class Call(NamedTuple):
@@ -157,8 +165,8 @@ def current_calls(thread: int) -> list[Call]:
 
 def running_locals(
     values: tuple[list[object], list[object]] | None = None,
-) -> dict[int, Local]:
-    """By the identity of the value: the variables of all running calls.
+) -> RunningLocals:
+    """The variables of all running calls, of a great many calls only those of some.
 
     If several have the same value, the program's own take precedence over a library's, and inner
     calls over outer ones.
@@ -174,7 +182,7 @@ def running_locals(
     # If the heap is too large to search for greenlets, the walk finds those that it reaches.
     for greenlet, frame in _greenlets() if values is None else ():
         remaining -= _collect_locals(frame, greenlet_name(greenlet), None, found, remaining, values)
-    return found
+    return RunningLocals(found, are_all=remaining > 0)
 
 
 def thread_name(ident: int) -> str:
@@ -295,29 +303,28 @@ class RunningCalls:
         search = _VariableSearch(by_object)
         uses: dict[int, CallUse] = {}
         calls = _calls_of_others() if by_object else iter(())
-        for thread, innermost, frame, callee in calls:
+        for number, (thread, innermost, frame, callee) in enumerate(calls, 1):
             for observation in search.used_by(frame):
                 use = _use_of_handler(thread, innermost, observation)
                 uses.setdefault(observation.record.serial, use)
             for observation in _awaited_by_loop(frame, callee, by_fd):
                 uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
-            if limit.is_over() and next(calls, None) is not None:
-                self.notes = (
-                    "what running calls do with connections: not all of them, for lack of time",
-                )
+            if number == _MAX_FRAMES or limit.is_over():
+                if next(calls, None) is not None:
+                    self.notes = (
+                        "what running calls do with connections: not all of them, for lack of time",
+                    )
                 break
         return uses
 
 
 def _calls_of_others() -> Iterator[tuple[int, FrameType, FrameType, FrameType | None]]:
     """The calls of other threads: the thread, its innermost call, a call, and what that calls."""
-    remaining = _MAX_FRAMES
     for thread, innermost in running_frames().items():
         callee: FrameType | None = None
         frame = None if thread == get_ident() else innermost
-        while frame is not None and remaining:
+        while frame is not None:
             yield thread, innermost, frame, callee
-            remaining -= 1
             callee, frame = frame, frame.f_back
 
 

@@ -162,6 +162,7 @@ class PoolUse(NamedTuple):
         pools: How many such pools have idle connections that one line has made to one address.
         too_many_pools: There are more of them than a program has reason to make.
         is_out_of_use: Nothing can use the pool any more: its client is closed, or garbage.
+        is_in_doubt: Whether anything can still use it is not known, and is needed.
     """
 
     library: str
@@ -171,11 +172,12 @@ class PoolUse(NamedTuple):
     pools: int = 1
     too_many_pools: bool = False
     is_out_of_use: bool = False
+    is_in_doubt: bool = False
 
     @property
     def is_excuse(self) -> bool:
         """Whether the pool will close the connection when it is next used."""
-        return self.is_idle and not (self.too_many_pools or self.is_out_of_use)
+        return self.is_idle and not (self.too_many_pools or self.is_out_of_use or self.is_in_doubt)
 
     @property
     def holders(self) -> tuple[str, ...]:
@@ -191,4 +193,6 @@ class PoolUse(NamedTuple):
         bound = f"at most {self.max_size:,}" if self.max_size is not None else "without a bound"
         beside = f", one of {self.pools:,} pools for this address" if self.pools > 1 else ""
         unused = ", which nothing can use any more" if self.is_out_of_use else ""
+        if self.is_in_doubt:
+            unused = ", and whether anything can still use that was not found out in time"
         return f"{self.name}: {where} the pool ({bound}){beside}{unused}"

@@ -62,7 +62,7 @@ __all__ = [
 
 
 # More are not looked at.
-_MAX_CHILDREN = 64
+_MAX_CHILDREN = 256
 
 # It does not show from outside.
 _CLOSE_CALLED = False
@@ -274,9 +274,9 @@ def find_copies_in_children(
     if sys.platform != "linux" or settings.probe == "portable":
         return ChildrensCopies({}, frozenset(closed), ())
     fds = {inode: fd for inode, (fd, _) in closed.items()}
-    children = descendants_of(os.getpid(), _MAX_CHILDREN)
-    unreadable, children = max(0, len(children) - _MAX_CHILDREN), children[:_MAX_CHILDREN]
-    present = set[int]()
+    every = descendants_of(os.getpid(), _MAX_CHILDREN)
+    children, has_more = every[:_MAX_CHILDREN], len(every) > _MAX_CHILDREN
+    present, unreadable = set[int](), 0
     for pid in children:
         try:
             sockets = sockets_of_process(pid, frozenset(fds.values()))[1]
@@ -297,10 +297,14 @@ def find_copies_in_children(
                 observation=replace(seen, record=record),
                 holders=(f"process {pid} ({program})",),
             )
-    many = pluralize(unreadable, "child process")
-    notes = (f"what {many} may keep open: not to be read",) if unreadable else ()
-    gone = frozenset[int]() if unreadable else frozenset(closed.keys() - present)
-    return ChildrensCopies(leaks, gone, notes)
+    notes = []
+    if unreadable:
+        many = pluralize(unreadable, "child process")
+        notes.append(f"what {many} may keep open: not to be read")
+    if has_more:
+        notes.append(f"what child processes beyond the first {_MAX_CHILDREN} keep open")
+    gone = frozenset[int]() if notes else frozenset(closed.keys() - present)
+    return ChildrensCopies(leaks, gone, tuple(notes))
 
 
 def _leaks_in(pids: Sequence[int], settings: Settings) -> Iterator[tuple[Finding, str]]:

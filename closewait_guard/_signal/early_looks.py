@@ -55,8 +55,9 @@ class EarlyLooks:
 
     def __init__(self, guard: _Guard) -> None:
         self._guard = guard
-        # By process: a forked child has its own.
-        self._leaks: dict[tuple[int, int], Finding] = {}
+        # By process, because a forked child has its own, and serial.
+        self._leaks: dict[int, dict[int, Finding]] = {}
+        self._left_out: dict[int, set[int]] = {}
         _hooks.add(self)
 
     def add_closed_by_end(self, report: Report) -> Report:
@@ -64,8 +65,8 @@ class EarlyLooks:
         present = _serials(report.findings)
         gone = {
             serial: replace(leak, closed_at_exit=True)
-            for (pid, serial), leak in self._leaks.copy().items()
-            if pid == os.getpid() and serial not in present
+            for serial, leak in self._leaks.get(os.getpid(), {}).copy().items()
+            if serial not in present
         }
         closed_late = tuple(
             each
@@ -73,7 +74,8 @@ class EarlyLooks:
             if each.finding.observation.record.serial not in gone
         )
         findings = (*report.findings, *gone.values())
-        return replace(report, findings=findings, closed_late=closed_late)
+        omitted = report.omitted + len(self._left_out.get(os.getpid(), set()) - present)
+        return replace(report, findings=findings, closed_late=closed_late, omitted=omitted)
 
     def stop(self) -> None:
         """Look no more; the last to stop restores what was wrapped. Idempotent."""
@@ -112,9 +114,14 @@ class EarlyLooks:
             self._remember(leak for leak in leaks if leak.observation.fd not in spared)
 
     def _remember(self, leaks: Iterable[Finding]) -> None:
+        remembered = self._leaks.setdefault(os.getpid(), {})
+        left_out = self._left_out.setdefault(os.getpid(), set())
         for leak in leaks:
-            if len(self._leaks) < _MAX_FINDINGS:
-                self._leaks[os.getpid(), leak.observation.record.serial] = leak
+            serial = leak.observation.record.serial
+            if serial in remembered or len(remembered) < _MAX_FINDINGS:
+                remembered[serial] = leak
+            else:
+                left_out.add(serial)
 
 
 class _Hooks:

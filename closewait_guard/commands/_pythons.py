@@ -30,7 +30,6 @@ __all__ = [
 
 
 _INTERPRETER = re.compile(r"(python|pypy)[\d.]*t?")
-_MAX_WATCHED = 64
 _MAX_PROGRAMS = 100_000
 _MAX_COMMAND = 60
 _IN_OPEN = 0x20
@@ -132,8 +131,8 @@ class PythonProcesses:
         data = Path(f"/proc/{pid}/cmdline").read_bytes()
         arguments = tuple(os.fsdecode(part) for part in data.split(b"\0")[:-1])
         environ = Path(f"/proc/{pid}/environ").read_bytes() if arguments else b""
-        if len(self._found) < _MAX_PROGRAMS:
-            missing = missing_guard(arguments, environ, self._token) if arguments else None
+        missing = missing_guard(arguments, environ, self._token) if arguments else None
+        if missing is not None or len(self._found) < _MAX_PROGRAMS:
             self._found[program] = _Start(arguments, missing)
 
     def unguarded(self) -> dict[int, str]:
@@ -253,12 +252,10 @@ def _watch_files(paths: Iterator[Path]) -> int:
         fd = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
     except (OSError, AttributeError):
         return -1
-    real = dict.fromkeys(path.resolve() for path in paths)
-    watched = [
-        libc.inotify_add_watch(fd, os.fsencode(path), _IN_OPEN)
-        for path in list(real)[:_MAX_WATCHED]
-    ]
-    if fd >= 0 and max(watched, default=-1) < 0:
+    real = dict.fromkeys(path.resolve() for path in paths if path.exists())
+    watched = [libc.inotify_add_watch(fd, os.fsencode(path), _IN_OPEN) for path in real]
+    # One that cannot be watched may be started, too.
+    if fd >= 0 and min(watched, default=-1) < 0:
         os.close(fd)
         return -1
     return fd

@@ -499,3 +499,16 @@ for pid in pids:
     )
     done = call("run", path, code=0)
     assert re.search(r"unknown: 2 processes \(\d+, \d+\) ended without a report", done.stderr)
+
+
+@linux
+def test_an_unguarded_python_is_noticed_however_many_interpreters_there_are(run, tmp_path):
+    many, beside = tmp_path / "many", tmp_path / "beside"
+    many.mkdir()
+    for number in range(100):
+        (many / f"python{number}").touch(0o755)
+    subprocess.run([sys.executable, "-m", "venv", "--copies", "--without-pip", beside], check=True)
+    path = os.pathsep.join([str(many), str(beside / "bin"), os.environ["PATH"]])
+    start = f"subprocess.run([{str(beside / 'bin/python')!r}, '-I', '-c', 'pass'], check=True)"
+    done = run(start, code=UNKNOWN, PATH=path)
+    assert "was not guarded: it has -I" in done.stderr

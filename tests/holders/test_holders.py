@@ -24,6 +24,7 @@ from typing import ClassVar, NamedTuple
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._holders import threads
 from closewait_guard._holders.describe import find_holders
 from closewait_guard._holders.roots import Roots
 from closewait_guard._live.frames import shows_other_threads
@@ -685,3 +686,18 @@ def test_what_holds_a_log_record_is_named_where_it_is_known(guard, module):
     [finding] = guard.check(mark).findings
     module.records.pop().args[0].close()
     assert finding.holders == ("app.prices.records[0].args[0] (module global)",)
+
+
+def test_a_report_says_that_there_were_too_many_calls_to_look_at(guard, monkeypatch):
+    def notes_of_a_search():
+        with half_closed_pair():
+            time.sleep(0.1)
+            report = guard.scan()
+        assert report.leaks
+        return [note for note in report.coverage.notes if "running calls" in note]
+
+    assert notes_of_a_search() == []
+    monkeypatch.setattr(threads, "_MAX_FRAMES", 3)
+    assert notes_of_a_search() == [
+        "what some of the running calls have in their variables: there are too many"
+    ]

@@ -588,3 +588,55 @@ def test_what_could_not_be_searched_for_excuses_its_connections_and_is_said(guar
             notes = another.scan().coverage.notes
         assert any("whether anything can still use 1 pool: " in note for note in notes)
         monkeypatch.undo()
+
+
+def hold_deep_down(url):
+    session = requests.Session()
+    session.get(url)
+    for _ in range(30):
+        session = [session]
+    return session
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_a_search_for_what_can_use_a_pool_that_goes_too_far_is_said_and_no_excuse_in_a_check(guard):
+    with web() as server:
+        kept = hold_deep_down(server.url)
+        server.hang_up()
+        [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+        notes = guard.scan().coverage.notes
+        assert any("whether anything can still use 1 pool: " in note for note in notes), notes
+        mine = [each for each in guard.check(0).findings if each.is_leak]
+        [leak] = [each for each in mine if "urllib3" in each.holders[-1]]
+        assert leak.holders[-1].endswith("can still use that was not found out in time")
+        with pytest.raises(cwg.SocketLeakError), guard.no_leaks(0.1, allow_open=True):
+            another = hold_deep_down(server.url)
+            server.hang_up()
+        for deep in (kept, another):
+            while type(deep) is list:
+                [deep] = deep
+            deep.close()
+
+
+def has_asked_all_pools(report):
+    notes = report.coverage.notes
+    return not any("whether anything can still use" in note for note in notes)
+
+
+@pytest.mark.usefixtures("small_heap")
+def test_of_many_pools_each_is_asked_whether_anything_can_use_it(guard):
+    sessions, others = [], [cwg.Guard(guard.settings).install() for _ in range(5)]
+    with web() as server:
+        for number in range(25):
+            # A line of its own for each: many pools of one line would be a leak.
+            code = "\n" * number + "session = requests.Session(); session.get(url)"
+            sessions.append({"requests": requests, "url": server.url})
+            exec(compile(code, __file__, "exec"), sessions[-1])
+        server.hang_up()
+        assert len(findings_of(guard, cwg.Verdict.STALE_POOL, 25)) == 25
+        # On a busy machine the time for a first search may not suffice.
+        assert any(has_asked_all_pools(other.scan()) for other in others)
+        for each in sessions:
+            each["session"].close()
+    for other in others:
+        other.uninstall()

@@ -503,3 +503,80 @@ assert any("1 child process may keep open" in note for note in notes), notes
 os._exit(0)
 """
     )
+
+
+def test_the_parent_reports_a_copy_however_many_sockets_were_opened_beside_it():
+    run(
+        """
+import resource
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+guard = cwg.install(grace=0.1)
+ours, theirs = connect()
+others = [socket.socket() for _ in range(1500)]
+ours.sendall(b"x")
+assert theirs.recv(1) == b"x"
+time.sleep(0.2)
+child = os.fork()
+if child == 0:
+    theirs.close()
+    time.sleep(60)
+ours.close()
+time.sleep(0.2)
+[leak] = findings_with(guard, "inherited")
+assert leak.observation.record.site.function == "connect"
+os.kill(child, 9)
+os.waitpid(child, 0)
+"""
+    )
+
+
+def test_the_parent_says_how_many_copies_it_has_forgotten():
+    run(
+        """
+from closewait_guard._capture import registry
+
+registry._MAX_CLOSED_SINCE_FORK = 4
+registry._FORGOTTEN_AT_ONCE = 1
+guard = cwg.install()
+kept = socket.socket()
+for _ in range(8):
+    sock = socket.socket()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    sock.close()
+    os.waitpid(child, 0)
+notes = guard.scan().coverage.notes
+assert any("what child processes keep open of 3 sockets" in note for note in notes), notes
+child = os.fork()
+if child == 0:
+    notes = guard.scan().coverage.notes
+    os._exit(any("what child processes keep open" in note for note in notes))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    )
+
+
+def test_the_parent_says_that_it_has_not_looked_into_all_of_its_children():
+    run(
+        """
+from closewait_guard._processes import report
+
+report._MAX_CHILDREN = 2
+guard = cwg.install(grace=0)
+ours, theirs = connect()
+children = []
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    children.append(child)
+ours.close()
+notes = guard.scan().coverage.notes
+for child in children:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+assert any("child processes beyond the first 2" in note for note in notes), notes
+"""
+    )

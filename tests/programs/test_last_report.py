@@ -191,6 +191,19 @@ def test_what_a_report_has_found_has_leaked_though_the_end_closes_it(tmp_path, i
     assert "CLOSED LATE" not in last
 
 
+def test_leaks_that_were_too_many_to_be_remembered_until_the_end_are_counted(tmp_path):
+    path = tmp_path / "program.py"
+    few = "from closewait_guard._signal import early_looks\nearly_looks._MAX_FINDINGS = 2\n"
+    more = "kept_too = [kept]\nfor _ in range(4):\n    ours, theirs = socket.socketpair()\n"
+    more += "    theirs.close()\n    kept_too.append(ours)\n    atexit.register(ours.close)\n"
+    path.write_text(f"{WATCH}{few}{PERIODIC}{more}time.sleep(0.2)\ncwg.install().report()\n")
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    last = last_report(done.stderr)
+    assert last.startswith("closewait_guard: 2 leaked, 3 left out of "), last
+
+
 PROGRAMMATIC = """
 import uvicorn
 uvicorn.run("app:app", loop="uvloop", port={port}, log_level="error")

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._holders import threads
 from closewait_guard._live.frames import shows_other_threads
 from findings import findings_of
 from servers import DEADLINE, free_port
@@ -245,3 +246,24 @@ def test_the_parent_of_uvicorn_workers_has_a_bound_socket_and_no_finding(tmp_pat
     assert "no leak of 1 open socket" in stderr
     assert "DEAD" not in stderr
     assert "LEAKED" not in stderr
+
+
+@sees_calls
+def test_a_report_says_that_it_has_not_looked_at_all_running_calls(monkeypatch):
+    monkeypatch.setattr(threads, "_MAX_FRAMES", 2)
+    wait = threading.Event()
+    thread = threading.Thread(target=wait.wait)
+    ours, theirs = socket.socketpair()
+    with cwg.Guard(cwg.Settings(grace=0.01)) as guard:
+        server = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(server.getsockname())
+        accepted = server.accept()[0]
+        thread.start()
+        client.close()
+        findings_of(guard, cwg.Verdict.LEAKED, 1)
+        notes = guard.scan().coverage.notes
+    wait.set()
+    thread.join()
+    for sock in (ours, theirs, server, accepted):
+        sock.close()
+    assert any("what running calls do with connections: not all" in note for note in notes), notes
