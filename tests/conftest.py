@@ -42,6 +42,7 @@ WHOLE_PROGRAMS = {
         "event_loops",
         "forks",
         "last_report",
+        "launch",
         "native_sockets",
         "plugin_beside_others",
         "pools",
