@@ -43,6 +43,9 @@ __all__ = [
 ]
 
 
+# Not that of `os`, which gevent replaces by one that closes when its loop comes to it.
+_close: Callable[[int], None] = getattr(sys.modules.get(os.name), "close", os.close)
+
 try:
     import fcntl
     import resource
@@ -110,7 +113,7 @@ class OwnedDescriptor:
         self._fd = -1
         if fd >= 0:
             with suppress(OSError):
-                os.close(fd)
+                _close(fd)
 
 
 def owned_pipe(
@@ -125,7 +128,7 @@ def owned_pipe(
     try:
         first = OwnedDescriptor(reading, at_least)
     except OSError:
-        os.close(writing)
+        _close(writing)
         raise
     try:
         return first, OwnedDescriptor(writing, at_least)
@@ -140,7 +143,7 @@ def _moved(fd: int, at_least: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, at_least)
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 _FIONREAD: int = getattr(termios, "FIONREAD", 0)

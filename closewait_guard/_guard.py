@@ -24,7 +24,8 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now
 from closewait_guard._delivery import Delivery
 from closewait_guard._holders import owners_of_descriptors
-from closewait_guard._inspect import AttributionOnImport, probe
+from closewait_guard._inspect import attributed_libraries, attributed_module, probe
+from closewait_guard._libraries import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Pipeline
 from closewait_guard._redact import Redaction
@@ -150,6 +151,7 @@ class Guard:
                 self._installed = True
                 self._registry.alarms.append(self._fd_exhaustion)
                 self._registry.subscribe()
+                self._call_on_import(self._patch_class, SOCKET_CLASSES)
                 self._registry.adopt()
                 self._pipeline.scanner.take_census()
         return self
@@ -178,7 +180,13 @@ class Guard:
 
     def _attribute_on_import(self, names: Iterable[str]) -> None:
         """The same when the program imports a known library, or the module of a name."""
-        on_import = AttributionOnImport(self.attribute, names)
+        self._call_on_import(self.attribute, (*attributed_libraries(), *names))
+
+    def _patch_class(self, name: str) -> None:
+        self._registry.patch_class(name, SOCKET_CONSTRUCTORS)
+
+    def _call_on_import(self, call: Callable[[str], object], names: Iterable[str]) -> None:
+        on_import = patch.CallOnImport(call, {name: attributed_module(name) for name in names})
         self._on_uninstall(on_import.remove)
         on_import.install()
 

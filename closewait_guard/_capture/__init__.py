@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.patch import replacement_class
-    from closewait_guard._capture.recorder import Recording
+    from closewait_guard._capture.recorder import Recording, note_task
     from closewait_guard._capture.registry import (
         OpenSockets,
         Registry,
@@ -78,6 +78,7 @@ __all__ = [
     "kind_of_file",
     "label",
     "normal_path",
+    "note_task",
     "open_creations",
     "open_without_socket",
     "pop_if_same",
@@ -116,7 +117,10 @@ _HOMES = {
         "as_function",
     ),
     "patch": ("replacement_class",),
-    "recorder": ("Recording",),
+    "recorder": (
+        "Recording",
+        "note_task",
+    ),
     "registry": (
         "OpenSockets",
         "Registry",

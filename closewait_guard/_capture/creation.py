@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import compress
 from operator import is_
 from types import FrameType
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from closewait_guard._capture.hooks import SOCKET, code_of, listener_in_accept_by_thread
 from closewait_guard._capture.stack import NO_STACK, CapturedStack
-from closewait_guard._cpython import weak_reference
-from closewait_guard._descriptors import inode_of
+from closewait_guard._cpython import file_objects_reader, is_closed_reader, weak_reference
+from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin, Scalar
-from closewait_guard._live import is_a, variable_of
+from closewait_guard._live import field, is_a, text_of, value_at, variable_of
 
 __all__ = [
     "NO_CONTEXT",
@@ -32,10 +32,16 @@ __all__ = [
     "Creation",
     "CreationTuple",
     "as_parent",
+    "closed_among",
+    "count_files",
+    "is_made_by",
+    "library_constructors",
+    "may_be_open",
     "origin_of",
     "pop_if_same",
     "still_owns",
     "unknown_creation",
+    "was_closed",
 ]
 
 
@@ -49,6 +55,9 @@ _MAX_ANCESTORS = 16
 NO_CONTEXT: dict[str, Scalar] = {}
 
 _fileno = _socket.socket.fileno
+# Of the socket class only.
+_is_closed = is_closed_reader(SOCKET, _fileno)
+_file_objects = file_objects_reader(SOCKET)
 
 
 def unknown_creation(sock: socket.socket, serial: int, pid: int) -> CreationTuple:
@@ -74,6 +83,47 @@ def still_owns(creation: CreationTuple, fd: int) -> bool:
     """Whether the socket of a creation still exists, and this is its descriptor."""
     sock = creation[SOCK]()
     return sock is not None and _fileno(sock) == fd
+
+
+def may_be_open(fd: int, creation: CreationTuple) -> bool:
+    """Whether the socket of a creation is open, as far as is known."""
+    sock = creation[SOCK]()
+    if sock is None:
+        # The collector may be about to finalize it.
+        return socket_inode_of(fd) is not None
+    return _fileno(sock) >= 0
+
+
+def is_made_by(creation: CreationTuple, frame: FrameType | None) -> bool:
+    """Whether a call that has not returned yet has just created a socket, or no call is known."""
+    stack = creation[STACK]
+    return not stack or (frame is not None and stack[:2] == [frame.f_code, frame.f_lasti])
+
+
+def closed_among(creations: dict[int, CreationTuple]) -> list[int]:
+    """The descriptors of those whose sockets are closed, or gone."""
+    try:
+        return _closed_by(_is_closed, creations)
+    except TypeError:  # Some are of a library's own class: then it takes longer.
+        return _closed_by(was_closed, creations)
+
+
+def _closed_by(is_closed: Callable[[Any], bool], creations: dict[int, CreationTuple]) -> list[int]:
+    return [
+        fd
+        for fd, creation in creations.items()
+        if (sock := creation[SOCK]()) is None or is_closed(sock)
+    ]
+
+
+def was_closed(sock: _socket.socket) -> bool:
+    """Whether `close()` was called; where that is not known, whether the descriptor is gone."""
+    return _is_closed(sock) if is_a(sock, SOCKET) else _fileno(sock) < 0
+
+
+def count_files(sock: _socket.socket) -> int:
+    """How many file objects keep the descriptor of a socket, as far as is known."""
+    return _file_objects(sock) if is_a(sock, SOCKET) else 0
 
 
 def as_parent(creation: CreationTuple) -> CreationTuple:
@@ -126,6 +176,9 @@ _STDLIB_CONSTRUCTORS: dict[int, tuple[Origin, str | None]] = {
     )
 }
 
+# The same of libraries that have a class of their own, by `module:name` of the function.
+library_constructors: dict[str, tuple[Origin, str]] = {}
+
 _ACCEPTED = Origin.ACCEPTED
 _c_socket = _socket.socket
 _get_ident = threading.get_ident
@@ -161,14 +214,25 @@ def origin_of(
             return origin, creation if creation[PARENT] is None else as_parent(creation)
         return origin, _creation_in_variable(caller, name, creations) if name else None
     creation = creations.get(fd)
-    if creation is None:
+    if creation is not None:
+        if still_owns(creation, fd):
+            return Origin.WRAPPED, as_parent(creation)
+        left = detached.get(fd)
+        if left is not None and left[0] is creation and left[1] == inode_of(fd):
+            return Origin.DETACHED, as_parent(creation)
+    return _origin_in_library(caller, creations)
+
+
+def _origin_in_library(
+    caller: FrameType, creations: Mapping[int, CreationTuple]
+) -> tuple[Origin, CreationTuple | None]:
+    """The origin of a socket that a library's own class makes of a descriptor."""
+    module = text_of(value_at(caller.f_globals, "__name__"))
+    constructor = library_constructors.get(f"{module}:{caller.f_code.co_qualname}")
+    if constructor is None:
         return Origin.ADOPTED, None
-    if still_owns(creation, fd):
-        return Origin.WRAPPED, as_parent(creation)
-    left = detached.get(fd)
-    if left is not None and left[0] is creation and left[1] == inode_of(fd):
-        return Origin.DETACHED, as_parent(creation)
-    return Origin.ADOPTED, None
+    origin, name = constructor
+    return origin, _creation_in_variable(caller, name, creations)
 
 
 def _skip_init(frame: FrameType) -> FrameType:
@@ -183,6 +247,8 @@ def _creation_in_variable(
 ) -> CreationTuple | None:
     """The creation of the socket, or descriptor, that a local variable of the caller holds."""
     value = variable_of(caller, name)
+    # A library's own class may have the object in C as an attribute.
+    value = value if is_a(value, _c_socket) else field(value, "_sock", value)
     fd = _c_socket.fileno(value) if is_a(value, _c_socket) else value
     if not is_a(fd, int):
         return None

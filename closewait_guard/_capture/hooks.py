@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from inspect import unwrap
-from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
+from types import CodeType, FrameType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
-from closewait_guard._cpython import dropping_errors
+from closewait_guard._cpython import current_frame, dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
 from closewait_guard.exceptions import UnsupportedPythonError
 
@@ -26,13 +26,14 @@ __all__ = [
     "FRAMES_TO_CALLER",
     "SOCKET",
     "WRAPPERS",
+    "WRAPPERS_OF_OTHERS",
     "SocketEvents",
     "Subscribers",
     "as_function",
+    "caller_of_hooks",
     "code_of",
     "listener_in_accept_by_thread",
     "wrap_close",
-    "wrap_del",
 ]
 
 
@@ -66,6 +67,14 @@ class SocketEvents(Protocol):
 
 # From `on_create` of a subscriber through our wrapper to the frame that created the socket.
 FRAMES_TO_CALLER = 2
+
+
+def caller_of_hooks() -> FrameType | None:
+    """From within a subscriber, the frame that called what is wrapped."""
+    frame: FrameType | None = current_frame(2)
+    while frame is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    return frame
 
 
 def _require_cpython() -> None:
@@ -283,14 +292,6 @@ _fileno = _socket.socket.fileno
 _INIT_CODE = code_of(SOCKET.__init__)
 _BIND_PLAINLY = (FunctionType, MethodDescriptorType, WrapperDescriptorType)
 
-WRAPPERS: dict[str, Callable[[Any, Subscribers], Any]] = {
-    "__init__": _wrap_init,
-    "accept": _wrap_accept,
-    "detach": _wrap_detach,
-    "makefile": _wrap_makefile,
-}
-
-
 _IN_C = _socket.socket.__del__  # type: ignore[attr-defined]
 
 
@@ -372,3 +373,18 @@ def _notify_quietly(
                 deferred.raise_later(error)
             else:
                 subscriber.on_error()
+
+
+WRAPPERS: dict[str, Callable[[Any, Subscribers], Any]] = {
+    "__init__": _wrap_init,
+    "accept": _wrap_accept,
+    "detach": _wrap_detach,
+    "makefile": _wrap_makefile,
+    "__del__": wrap_del,
+}
+# Of a class that derives from that in C: the rest it has in another way, or not at all.
+WRAPPERS_OF_OTHERS = {
+    "__init__": _wrap_foreign_init,
+    "detach": _wrap_detach,
+    "__del__": wrap_del,
+}

@@ -1,4 +1,4 @@
-"""Install and remove the wrappers of the socket class; subscribe to what happens to sockets.
+"""Install and remove the wrappers of classes of sockets; subscribe to what happens to sockets.
 
 All guards of a process share one patch. It goes on with the first subscriber and off with the last.
 """
@@ -6,29 +6,37 @@ All guards of a process share one patch. It goes on with the first subscriber an
 from __future__ import annotations
 
 import _socket
+import contextlib
 import socket
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import getattr_static
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from closewait_guard._capture.hooks import (
     SOCKET,
     WRAPPERS,
+    WRAPPERS_OF_OTHERS,
     SocketEvents,
     Subscribers,
     as_function,
     listener_in_accept_by_thread,
     wrap_close,
-    wrap_del,
 )
 from closewait_guard._cpython import close_in_collections_by
 
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
 __all__ = [
+    "CallOnImport",
     "after_fork",
     "install_lock",
     "is_patched",
     "overriding_module",
+    "patch_class",
+    "patched_classes",
     "replacement_class",
     "subscribe",
     "try_unsubscribe",
@@ -36,6 +44,9 @@ __all__ = [
     "wrap_callable",
 ]
 
+
+# Seconds.
+_MAX_WAIT = 1.0
 
 _subscribers: list[SocketEvents] = []
 _lock = threading.RLock()
@@ -90,20 +101,46 @@ def try_unsubscribe(subscriber: SocketEvents) -> None:
             lock.release()
 
 
+def patch_class(cls: type, module: str, *, speedups: bool = True) -> None:
+    """Call the subscribers also for the sockets of a library's own class, from now on.
+
+    Args:
+        cls: It derives from that in C.
+        module: Has the class that programs see in its place.
+        speedups: Whether the wrappers may be in C.
+    """
+    # Called in the middle of an import, for whose end the thread that has the lock may wait.
+    lock = install_lock()
+    if not lock.acquire(timeout=_MAX_WAIT):
+        return
+    try:
+        if not any(known is cls for known in patched_classes()):
+            _methods.extend(_Method(cls, *each) for each in WRAPPERS_OF_OTHERS.items())
+            _replacing_modules.add(module)
+            _update_methods(speedups=speedups)
+    finally:
+        lock.release()
+
+
+def patched_classes() -> list[type]:
+    """The socket class, and those of libraries that take its place."""
+    return list({id(method.cls): method.cls for method in _methods}.values())
+
+
 def _update_methods(*, speedups: bool = False) -> None:
-    for method in _METHODS:
+    for method in _methods:
         method.set_subscribers(tuple(_subscribers), speedups=speedups)
     _collections.set_subscribers(tuple(_subscribers))
 
 
 def is_patched() -> bool:
     """Whether a wrapper of ours is on the socket class, even one that calls no subscriber."""
-    return any(method.top() is not None for method in _METHODS)
+    return any(method.top() is not None for method in _methods)
 
 
 def overriding_module() -> str | None:
     """The module that has put a wrapper over ours, if one has."""
-    for method in _METHODS:
+    for method in _methods:
         if method.is_covered():
             return str(getattr(method.present, "__module__", None) or type(method.present))
     return None
@@ -114,6 +151,8 @@ def replacement_class() -> str | None:
     if socket.socket is SOCKET:
         return None
     module = getattr(socket.socket, "__module__", None) or type(socket.socket).__module__
+    if module in _replacing_modules:
+        return None
     return f"{module}.{getattr(socket.socket, '__qualname__', 'socket')}"
 
 
@@ -144,6 +183,69 @@ def wrap_callable(place: Any, name: str, around: Callable[..., Any]) -> Callable
     return restore
 
 
+class CallOnImport:
+    """Waits for the import of what is to be wrapped.
+
+    It stands first among the finders of modules, until all are imported or `remove` is called; each
+    module is found and loaded by what finds it without us.
+
+    Args:
+        call: Called with the name of each when its module has been imported.
+        modules: The module of each, by its name.
+    """
+
+    def __init__(self, call: Callable[[str], object], modules: Mapping[str, str]) -> None:
+        self._call = call
+        self._awaited: dict[str, list[str]] = {}
+        for name, module in modules.items():
+            self._awaited.setdefault(module, []).append(name)
+
+    def install(self) -> None:
+        """Wait from now on; for what is imported already, call at once."""
+        sys.meta_path.insert(0, self)
+        for name in self._awaited.keys() & sys.modules.keys():
+            self._imported(name)
+
+    def remove(self) -> None:
+        """Wait no more. Idempotent."""
+        self._awaited.clear()
+        # By identity: others may compare as they like.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """Called by the interpreter for every module that is imported for the first time."""
+        if name not in self._awaited:
+            return None
+        for finder in sys.meta_path:
+            # As the interpreter does, which passes over what has no such method.
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec = None if find is None else find(name, path, target)
+            if spec is not None:
+                self._watch_loading(name, spec.loader)
+                return spec  # type: ignore[no-any-return]
+        return None
+
+    def _watch_loading(self, name: str, loader: Any) -> None:
+        """Shadow a method of this one loader until it is called."""
+
+        def exec_module(module: object) -> None:
+            del loader.exec_module
+            loader.exec_module(module)
+            self._imported(name)
+
+        # Some loaders have no room for it: then nothing is attributed.
+        with contextlib.suppress(Exception):
+            if "exec_module" not in vars(loader):
+                loader.exec_module = exec_module
+
+    def _imported(self, name: str) -> None:
+        for each in self._awaited.pop(name, ()):
+            with contextlib.suppress(Exception):
+                self._call(each)
+        if not self._awaited:
+            self.remove()
+
+
 class InstalledWrapper:
     """One wrapper of ours, and what it was put over."""
 
@@ -157,13 +259,14 @@ class InstalledWrapper:
 
 
 class _Method:
-    """One method of the socket class, patched in place and restored exactly.
+    """One method of a class of sockets, patched in place and restored exactly.
 
     A wrapper that another library has wrapped cannot be taken out. It stays, without subscribers:
     as soon as it is on top again, it is used again, or removed.
     """
 
-    def __init__(self, name: str, wrap: Callable[[Any, Subscribers], Any]) -> None:
+    def __init__(self, cls: type, name: str, wrap: Callable[[Any, Subscribers], Any]) -> None:
+        self.cls = cls
         self.name = name
         self._wrap = wrap
         self._layers: list[InstalledWrapper] = []
@@ -171,7 +274,7 @@ class _Method:
     @property
     def present(self) -> Any:
         """What the class itself has there, not what it inherits."""
-        return vars(SOCKET).get(self.name)
+        return vars(self.cls).get(self.name)
 
     def top(self) -> InstalledWrapper | None:
         """Our wrapper, if it is what the class has there now."""
@@ -200,24 +303,26 @@ class _Method:
         subscribers, found, was_own = (
             Subscribers(speedups=speedups),
             self.present,
-            self.name in vars(SOCKET),
+            self.name in vars(self.cls),
         )
-        original = as_function(getattr_static(SOCKET, self.name))
-        setattr(SOCKET, self.name, self._wrap(original, subscribers))
+        original = as_function(getattr_static(self.cls, self.name))
+        setattr(self.cls, self.name, self._wrap(original, subscribers))
         self._layers.append(InstalledWrapper(self.present, found, subscribers, was_own=was_own))
         return self._layers[-1]
 
     def _remove(self) -> None:
         while (layer := self.top()) is not None:
             if layer.was_own:
-                setattr(SOCKET, self.name, layer.found)
+                setattr(self.cls, self.name, layer.found)
             else:
                 # What was inherited was copied: it must not stay behind.
-                delattr(SOCKET, self.name)
+                delattr(self.cls, self.name)
             self._layers.remove(layer)
 
 
-_METHODS = tuple(_Method(name, wrap) for name, wrap in (*WRAPPERS.items(), ("__del__", wrap_del)))
+# Those of further classes stay here without subscribers, for the next that subscribes.
+_replacing_modules = set[str]()
+_methods = [_Method(SOCKET, *each) for each in WRAPPERS.items()]
 
 
 class _Collections:

@@ -8,6 +8,7 @@ has done since the last creation.
 from __future__ import annotations
 
 import _socket
+import inspect
 import itertools
 import os
 import socket
@@ -68,6 +69,9 @@ __all__ = [
 ]
 
 
+_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_GENERATOR
+
+
 def task_name() -> str | None:
     """The name of the task that runs in this thread's event loop; None outside of one."""
     try:
@@ -97,9 +101,15 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
     try:
         for calls, code in enumerate(stack[::2]):
             owner = owner_of(code.co_filename)
+            is_runner = owner is not None and code.co_name in owner
             if owner is PROGRAM:
-                break
-            if owner is not None and code.co_name in owner:
+                # A function runs a coroutine by means of an event loop in C, which shows no call.
+                is_runner = calls > 0 and bool(
+                    stack[calls * 2 - 2].co_flags & _COROUTINE and not code.co_flags & _COROUTINE
+                )
+                if not is_runner:
+                    break
+            if is_runner:
                 # Not before it is needed: most programs have no such task.
                 from closewait_guard._capture.awaiting import continue_stack
 

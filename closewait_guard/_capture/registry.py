@@ -28,9 +28,15 @@ from closewait_guard._capture.creation import (
     SOCK,
     Creation,
     CreationTuple,
+    closed_among,
+    count_files,
+    is_made_by,
+    library_constructors,
+    may_be_open,
     pop_if_same,
     still_owns,
     unknown_creation,
+    was_closed,
 )
 from closewait_guard._capture.dropped import (
     DroppedSocket,
@@ -38,12 +44,11 @@ from closewait_guard._capture.dropped import (
     EndedCreations,
     LockFreeCounter,
 )
-from closewait_guard._capture.hooks import SOCKET
+from closewait_guard._capture.hooks import caller_of_hooks
 from closewait_guard._capture.recorder import Recording, make_recorder
-from closewait_guard._cpython import file_objects_reader, is_closed_reader
-from closewait_guard._descriptors import inode_of, socket_inode_of
+from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
-from closewait_guard._live import instances_of, kinds_of
+from closewait_guard._live import find_classes, instances_of, kinds_of
 from closewait_guard._threads import in_child, in_parent
 
 __all__ = [
@@ -60,8 +65,6 @@ __all__ = [
 _MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
 
 _fileno = _socket.socket.fileno
-_is_closed = is_closed_reader(SOCKET, _fileno)
-_file_objects = file_objects_reader(SOCKET)
 
 
 class OpenSockets:
@@ -133,6 +136,17 @@ class Registry:
             _subscribed.add(self)
             patch.subscribe(self, speedups=self._speedups)
 
+    def patch_class(self, name: str, constructors: dict[str, tuple[Origin, str]]) -> None:
+        """Record the sockets of a library's own class too, `module:name`, if it is loaded.
+
+        Args:
+            name: The class.
+            constructors: What makes such sockets of descriptors, as `library_constructors` has it.
+        """
+        library_constructors.update(constructors)
+        for cls in find_classes([name]).values():
+            patch.patch_class(cls, name.partition(":")[0], speedups=self._speedups)
+
     def unsubscribe(self) -> None:
         """Record no more."""
         with patch.install_lock():
@@ -151,6 +165,10 @@ class Registry:
         parent = creation[PARENT]
         if creation[ORIGIN] is Origin.WRAPPED and parent is not None and still_owns(parent, fd):
             self._creations[fd] = parent
+            self._changed = object()
+        elif creation[ORIGIN] is Origin.ADOPTED and is_made_by(creation, caller_of_hooks()):
+            # Code in C has made a socket of a number for a single question, as uvloop does.
+            pop_if_same(self._creations, fd, creation)
             self._changed = object()
         elif (inode := inode_of(fd)) is not None:
             self._detached[fd] = (creation, inode)
@@ -201,13 +219,7 @@ class Registry:
         # Before the sweep: a socket that is created meanwhile outdates it.
         state = self._state()
         creations = self._creations.copy()
-        closed = [
-            fd
-            for fd, creation in creations.items()
-            if (sock := creation[SOCK]()) is None or _is_closed(sock)
-        ]
-        sock = None
-        for fd in closed:
+        for fd in closed_among(creations):
             if fd not in self._detached and not self._keeps_descriptor(fd, creations[fd]):
                 creation = creations.pop(fd)
                 if self._ended.has_ended(fd, creation):
@@ -232,14 +244,14 @@ class Registry:
                 if creations.get(fd) is not creation:
                     # Created meanwhile, and it may have a file by now.
                     self._with_files.add(fd)
-            elif _is_closed(sock) and self._keeps_descriptor(fd, creation):
+            elif was_closed(sock) and self._keeps_descriptor(fd, creation):
                 still.add(fd)
         return still
 
     def _keeps_descriptor(self, fd: int, creation: CreationTuple) -> bool:
         """Whether a closed socket is open all the same, and not just a bytecode from its end."""
         sock = creation[SOCK]()
-        return sock is not None and _fileno(sock) == fd and _file_objects(sock) > 0
+        return sock is not None and _fileno(sock) == fd and count_files(sock) > 0
 
     def _still_detached(self) -> set[int]:
         """Descriptors that left their socket object and are still open, by their inode."""
@@ -257,7 +269,7 @@ class Registry:
         if self._detached or self._dropped.recent:
             return False
         for fd, creation in self._creations.copy().items():
-            if creation[SERIAL] > since and _may_be_open(fd, creation):
+            if creation[SERIAL] > since and may_be_open(fd, creation):
                 return False
         return True
 
@@ -322,7 +334,7 @@ class Registry:
             self._creations.setdefault(fd, creation)
             self._has_adopted = True
             self._changed = object()
-            if _file_objects(sock) > 0:
+            if count_files(sock) > 0:
                 self._with_files.add(fd)
 
     def _adopted_creation(self, sock: socket.socket) -> CreationTuple:
@@ -376,7 +388,8 @@ def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int
 
     The creation of the socket that had the descriptor before is removed.
     """
-    for sock in instances_of(kinds_of(SOCKET)):
+    classes = [kind for cls in patch.patched_classes() for kind in kinds_of(cls)]
+    for sock in instances_of(classes):
         fd = _fd_of(sock)
         known = creations.get(fd)
         if fd < 0 or (known is not None and still_owns(known, fd)):
@@ -392,14 +405,6 @@ def _fd_of(sock: socket.socket) -> int:
     except Exception:
         # Not initialized: made by __new__ alone.
         return -1
-
-
-def _may_be_open(fd: int, creation: CreationTuple) -> bool:
-    sock = creation[SOCK]()
-    if sock is None:
-        # The collector may be about to finalize it.
-        return socket_inode_of(fd) is not None
-    return _fileno(sock) >= 0
 
 
 _subscribed: weakref.WeakSet[Registry] = weakref.WeakSet()

@@ -16,7 +16,7 @@ from closewait_guard._inspect.observation import (
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
 
 if TYPE_CHECKING:
-    from closewait_guard._inspect.native import AttributionOnImport, attributed_module
+    from closewait_guard._inspect.native import attributed_libraries, attributed_module
     from closewait_guard._inspect.records import (
         count_as_own,
         count_by_site,
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from closewait_guard._inspect.scanner import ScanResult, SocketScanner
 else:
     _HOMES = {
-        "AttributionOnImport": "native",
         "ScanResult": "scanner",
         "SocketScanner": "scanner",
+        "attributed_libraries": "native",
         "attributed_module": "native",
     }
 
@@ -44,7 +44,6 @@ else:
 
 
 __all__ = [
-    "AttributionOnImport",
     "Endpoint",
     "Probe",
     "ProbeResult",
@@ -52,6 +51,7 @@ __all__ = [
     "SiteCount",
     "SocketScanner",
     "SuspectAge",
+    "attributed_libraries",
     "attributed_module",
     "count_as_own",
     "count_by_site",

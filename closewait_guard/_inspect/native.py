@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
-from importlib.machinery import ModuleSpec
 from operator import is_
-from typing import Any, NamedTuple, Protocol, cast
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
 
 from closewait_guard import _libraries
 from closewait_guard._capture import (
@@ -31,12 +31,14 @@ from closewait_guard._capture import (
     DroppedSocket,
     OpenSockets,
     capture,
+    note_task,
     patch,
     pop_if_same,
 )
 from closewait_guard._clock import now, wall
 from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_besides
+from closewait_guard._interruptions import interrupts
 from closewait_guard._libraries import OwnerKind
 from closewait_guard._live import is_any_of, loaded
 from closewait_guard.exceptions import ConfigurationError
@@ -44,9 +46,9 @@ from closewait_guard.model import Observation, Origin
 
 __all__ = [
     "SETTLED_AFTER",
-    "AttributionOnImport",
     "CallAttribution",
     "NativeSockets",
+    "attributed_libraries",
     "attributed_module",
 ]
 
@@ -57,6 +59,18 @@ _MAX_CPU_SHARE = 0.002
 SETTLED_AFTER = 1.0
 # Standard input, output and error belong to what started this process.
 _FIRST_FD = 3
+
+
+class _Call(NamedTuple):
+    """What is recorded of a call that opens native sockets."""
+
+    stack: CapturedStack
+    thread: str
+    task: str | None
+    labels: tuple[str, ...]
+
+
+_UNKNOWN_CALL = _Call(NO_STACK, "", None, ())
 
 
 class _Native(NamedTuple):
@@ -149,7 +163,7 @@ class NativeSockets:
                 pop_if_same(self._known, fd, native)
         for fd, inode in found.items():
             if fd not in self._known and fd >= _FIRST_FD:
-                creation = self._new_creation(opened_at, NO_STACK)
+                creation = self._new_creation(opened_at, _UNKNOWN_CALL)
                 self._known.setdefault(fd, _Native(creation, inode, since, now()))
 
     def is_new(self, seen: Observation) -> bool:
@@ -181,15 +195,15 @@ class NativeSockets:
         """None: the end of what has no object is not noticed."""
         return ()
 
-    def assign_creation(self, fds: Iterable[int], stack: CapturedStack) -> None:
-        """Say where some of them were opened."""
+    def assign_creation(self, fds: Iterable[int], call: _Call) -> None:
+        """Say which call has opened some of them."""
         for fd in fds:
             since, inode, known = self._tracked.mark(), inode_of(fd), self._known.get(fd)
             if inode is None or self._tracked.is_tracked(fd):
                 continue
             if known is not None and known.inode == inode and known.creation[STACK]:
                 continue
-            self._known[fd] = _Native(self._new_creation(wall(), stack), inode, since, now())
+            self._known[fd] = _Native(self._new_creation(wall(), call), inode, since, now())
 
     def current_fds(self) -> set[int]:
         """The descriptors of all sockets that no object is known for, at this moment."""
@@ -199,7 +213,7 @@ class NativeSockets:
         """In the child: a census of our own comes next."""
         self._paused_until = 0.0
 
-    def _new_creation(self, opened_at: float | None, stack: CapturedStack) -> CreationTuple:
+    def _new_creation(self, opened_at: float | None, call: _Call) -> CreationTuple:
         serial = self._last_serial = self._tracked.mark()
         return tuple(
             Creation(
@@ -208,13 +222,13 @@ class NativeSockets:
                 serial=serial,
                 pid=os.getpid(),
                 opened_at=opened_at,
-                thread=threading.current_thread().name if stack else "",
-                task=None,
-                labels=LABELS.get() if stack else (),
+                thread=call.thread,
+                task=call.task,
+                labels=call.labels,
                 context=NO_CONTEXT,
                 origin=Origin.NATIVE,
                 parent=None,
-                stack=stack,
+                stack=call.stack,
             )
         )
 
@@ -231,7 +245,7 @@ class CallAttribution:
         self._depth = stack_depth
         self._undo: dict[str, Callable[[], None]] = {}
         # Objects that may open a descriptor after they were made, by the identity of the reference.
-        self._watched: dict[int, tuple[weakref.ref[Any], CapturedStack]] = {}
+        self._watched: dict[int, tuple[weakref.ref[Any], _Call]] = {}
 
     def wrap(self, *names: str) -> None:
         """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
@@ -259,11 +273,7 @@ class CallAttribution:
     def _wrapper(self, wrapped: Any, owner: object, args: Any, kwargs: Any) -> Any:
         if not self._undo:
             return wrapped(*args, **kwargs)
-        assign = partial(
-            self._assign_or_ignore,
-            set() if _kind_of(owner) is not None else self._natives.current_fds(),
-            capture(current_frame(1), self._depth),
-        )
+        assign = self._assigner(owner, current_frame(1))
         result = wrapped(*args, **kwargs)
         # A coroutine, also one of Cython's, which inspect does not take for one.
         if inspect.isawaitable(result) and hasattr(result, "send"):
@@ -272,34 +282,50 @@ class CallAttribution:
         assign(owner if result is None else result)
         return result
 
-    def _assign_or_ignore(self, before: set[int], stack: CapturedStack, result: object) -> None:
-        with contextlib.suppress(Exception):  # Nothing of ours is raised into the program.
-            self._assign(before, stack, result)
+    def _assigner(self, owner: object, caller: FrameType) -> Callable[[object], None]:
+        """What assigns a call, which is about to be made, to what it will have opened."""
+        try:
+            before = set() if _kind_of(owner) is not None else self._natives.current_fds()
+            return partial(self._assign_or_ignore, before, self._call_from(caller))
+        except Exception as error:
+            if interrupts(error):
+                raise
+            return lambda _: None
 
-    def _assign(self, before: set[int], stack: CapturedStack, result: object) -> None:
-        """Assign the stack to the descriptors of the result, or to all that have appeared."""
+    def _call_from(self, caller: FrameType) -> _Call:
+        stack = capture(caller, self._depth)
+        # The task may have a line of the program only in those that await it.
+        task = note_task(stack, caller, capture, self._depth)
+        return _Call(stack, threading.current_thread().name, task, LABELS.get())
+
+    def _assign_or_ignore(self, before: set[int], call: _Call, result: object) -> None:
+        with contextlib.suppress(Exception):  # Nothing of ours is raised into the program.
+            self._assign(before, call, result)
+
+    def _assign(self, before: set[int], call: _Call, result: object) -> None:
+        """Assign the call to the descriptors of the result, or to all that have appeared."""
         owner = result[0] if type(result) is tuple and result else result
         fds = _descriptors(owner)
         if fds is None:
             fds = self._natives.current_fds() - before
         elif not fds:
-            self._watch_owner(owner, stack)
-        self._natives.assign_creation(fds, stack)
+            self._watch_owner(owner, call)
+        self._natives.assign_creation(fds, call)
 
-    def _watch_owner(self, owner: object, stack: CapturedStack) -> None:
+    def _watch_owner(self, owner: object, call: _Call) -> None:
         for key, (ref, _) in self._watched.copy().items():
             if ref() is None:
                 self._watched.pop(key, None)
         ref = weakref.ref(owner)
         # The hash of the reference would be that of the program's object.
-        self._watched[id(ref)] = (ref, stack)
+        self._watched[id(ref)] = (ref, call)
 
     def refresh(self) -> None:
-        """Assign the stacks to the descriptors that watched owners have opened since."""
-        for ref, stack in self._watched.copy().values():
+        """Assign the calls to the descriptors that watched owners have opened since."""
+        for ref, call in self._watched.copy().values():
             owner = ref()
             if owner is not None:
-                self._natives.assign_creation(_descriptors(owner) or (), stack)
+                self._natives.assign_creation(_descriptors(owner) or (), call)
 
     def undo(self) -> None:
         """Restore the callables; those that others have wrapped since stay, and record nothing."""
@@ -309,67 +335,9 @@ class CallAttribution:
             restore()
 
 
-class AttributionOnImport:
-    """Waits for the import of what `attribute()` wraps: known libraries, and what else is given.
-
-    It stands first among the finders of modules, until all are imported or `remove` is called; each
-    module is found and loaded by what finds it without us.
-
-    Args:
-        attribute: Called with a library or a `module:callable` when its module has been imported.
-        names: Those besides the libraries that are known.
-    """
-
-    def __init__(self, attribute: Callable[[str], object], names: Iterable[str]) -> None:
-        self._attribute = attribute
-        self._awaited: dict[str, list[str]] = {}
-        for name in dict.fromkeys((*_attributed_callables(), *names)):
-            self._awaited.setdefault(attributed_module(name), []).append(name)
-
-    def install(self) -> None:
-        """Wait from now on; what is imported already is attributed at once."""
-        for name in self._awaited.keys() & sys.modules.keys():
-            self._imported(name)
-        sys.meta_path.insert(0, self)
-
-    def remove(self) -> None:
-        """Wait no more. Idempotent."""
-        self._awaited.clear()
-        # By identity: others may compare as they like.
-        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Called by the interpreter for every module that is imported for the first time."""
-        if name not in self._awaited:
-            return None
-        for finder in sys.meta_path:
-            # As the interpreter does, which passes over what has no such method.
-            find = None if finder is self else getattr(finder, "find_spec", None)
-            spec = None if find is None else find(name, path, target)
-            if spec is not None:
-                self._watch_loading(name, spec.loader)
-                return cast("ModuleSpec", spec)
-        return None
-
-    def _watch_loading(self, name: str, loader: Any) -> None:
-        """Shadow a method of this one loader until it is called."""
-
-        def exec_module(module: object) -> None:
-            del loader.exec_module
-            loader.exec_module(module)
-            self._imported(name)
-
-        # Some loaders have no room for it: then nothing is attributed.
-        with contextlib.suppress(Exception):
-            if "exec_module" not in vars(loader):
-                loader.exec_module = exec_module
-
-    def _imported(self, name: str) -> None:
-        for each in self._awaited.pop(name, ()):
-            with contextlib.suppress(Exception):
-                self._attribute(each)
-        if not self._awaited:
-            self.remove()
+def attributed_libraries() -> Iterable[str]:
+    """The libraries that `attribute()` knows."""
+    return _attributed_callables()
 
 
 def attributed_module(name: str) -> str:
@@ -399,9 +367,23 @@ def _attributed_callables() -> dict[str, tuple[str, ...]]:
     return {library.name: library.attributed for library in libraries if library.attributed}
 
 
+# By the identity of a class: what it was found to be, while so many modules were loaded.
+_kinds: dict[int, tuple[weakref.ref[type], OwnerKind | None, int]] = {}
+_MAX_KINDS = 1000
+
+
 def _kind_of(owner: object) -> OwnerKind | None:
+    """What is known of the class of an object, which takes a look at all modules to find out."""
+    cls, modules = type(owner), len(sys.modules)
+    known = _kinds.get(id(cls))
+    if known is not None and known[0]() is cls and (known[1] is not None or known[2] == modules):
+        return known[1]
     kinds = (kind for library in _libraries.LIBRARIES for kind in library.owners)
-    return next((kind for kind in kinds if is_any_of(owner, loaded(kind.classes))), None)
+    found = next((kind for kind in kinds if is_any_of(owner, loaded(kind.classes))), None)
+    if len(_kinds) >= _MAX_KINDS:
+        _kinds.clear()
+    _kinds[id(cls)] = weakref.ref(cls), found, modules
+    return found
 
 
 def _descriptors(owner: object) -> set[int] | None:

@@ -26,6 +26,8 @@ from closewait_guard._libraries.stdlib import LOOP_WAKER
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "SOCKET_CLASSES",
+    "SOCKET_CONSTRUCTORS",
     "HolderHint",
     "Library",
     "NativeCode",
@@ -49,3 +51,5 @@ LIBRARIES: tuple[Library, ...] = (
     *stdlib.LIBRARIES,
     *uvloop.LIBRARIES,
 )
+SOCKET_CLASSES = tuple(name for library in LIBRARIES for name in library.socket_classes)
+SOCKET_CONSTRUCTORS = dict(each for library in LIBRARIES for each in library.socket_constructors)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import _socket
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
-from closewait_guard._live import call_native, field, find_classes, module_dict, value_at
+from closewait_guard._live import call_native, find_classes, module_dict, value_at
 from closewait_guard.model import Origin
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
 
 
 _UNSEEN = "opens its sockets outside Python"
-_OWN_CLASS = "puts a class of its own in the place of socket.socket"
 
 _CURL = ("pycurl:Curl",)
 
@@ -28,13 +26,6 @@ def _descriptors(curl: Any) -> Iterable[int]:
         yield int(call_native(curl, cls, "getinfo", which))
 
 
-_GREEN_SOCKET = ("gevent._socket3:socket",)
-
-
-def _descriptors_of_green(sock: Any) -> Iterable[int]:
-    yield _socket.socket.fileno(field(sock, "_sock"))
-
-
 def _native(module: str, distribution: str, file_part: str, what: str) -> Library:
     """A library of which only this is known."""
     return Library(module, native=(NativeCode(module, distribution, file_part, what),))
@@ -43,11 +34,23 @@ def _native(module: str, distribution: str, file_part: str, what: str) -> Librar
 LIBRARIES = (
     Library(
         "gevent",
-        owners=(OwnerKind(_GREEN_SOCKET, _descriptors_of_green),),
-        attributed=("gevent._socket3:socket.__init__",),
-        native=(NativeCode("gevent", "gevent", "/gevent/", _OWN_CLASS),),
+        # The objects in C: those of the class that programs see each have one of these.
+        socket_classes=("gevent._socket3:_wrefsocket",),
+        socket_constructors=(
+            ("gevent._socket3:socket.accept", (Origin.ACCEPTED, "self")),
+            ("gevent._socket3:socket.dup", (Origin.DUPLICATED, "self")),
+            ("gevent.server:StreamServer.do_read", (Origin.ACCEPTED, "sock")),
+        ),
     ),
-    _native("eventlet", "eventlet", "/eventlet/", _OWN_CLASS),
+    Library(
+        "eventlet",
+        # The socket class of a module that is loaded a second time.
+        socket_classes=("eventlet.greenio.base:_original_socket",),
+        socket_constructors=(
+            ("socket:socket.accept", (Origin.ACCEPTED, "self")),
+            ("socket:socket.dup", (Origin.DUPLICATED, "self")),
+        ),
+    ),
     _native("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
     # A handle keeps its connection for the next request.
     Library(

@@ -77,6 +77,7 @@ _module_vars: Any = vars(ModuleType)["__dict__"].__get__
 _as_text = str.__str__
 _SLOTS = (MemberDescriptorType, GetSetDescriptorType)
 _PLAIN = (str, int, bool, type(None))
+_TLS_CLASSES = (("ssl", "SSLSocket"), ("gevent.ssl", "_contextawaresock"))
 _METHODS = (MethodDescriptorType, WrapperDescriptorType)
 
 
@@ -213,11 +214,14 @@ def module_dict(thing: object) -> dict[str, Any] | None:
 
 
 def is_tls(sock: object) -> bool:
-    """Whether it is a socket of Python's ssl, which a program without TLS does not load."""
+    """Whether it is a socket of Python's ssl or of gevent's, where a program has loaded these."""
     if type(sock) is socket.socket:
         return False
-    variables = module_dict(sys.modules.get("ssl"))
-    return variables is not None and is_a(sock, variables.get("SSLSocket", type(None)))
+    for module, name in _TLS_CLASSES:
+        variables = module_dict(sys.modules.get(module))
+        if variables is not None and is_a(sock, variables.get(name, type(None))):
+            return True
+    return False
 
 
 def loaded_modules() -> list[tuple[str, dict[str, Any]]]:

@@ -57,7 +57,7 @@ def opened(guard):
     report = guard.scan(full=True)
     seen = [*report.observations, *(leak.observation for leak in report.findings)]
     records = [each.record for each in seen if each.record.origin is cwg.Origin.CREATED]
-    return max(records, key=lambda record: record.serial)
+    return max(records, key=lambda record: record.serial, default=None)
 
 
 def lines_of_program(record):
@@ -195,6 +195,78 @@ def test_sockets_in_tasks_of_uvloop_name_the_line_that_waits(guard, address):
         assert runner.run(in_gather(connect(address), guard)).site.function == "in_gather"
         runner.run(asyncio.wait_for(connect(address), 60))
     assert opened(guard).site.function.startswith("test_sockets_in_tasks_of_uvloop")
+
+
+connect_in_c = library_function("""
+async def connect(address):
+    loop = asyncio.get_running_loop()
+    made.append((await loop.create_connection(asyncio.Protocol, *address))[0])
+""")
+
+
+def native(guard):
+    report = guard.scan(full=True)
+    seen = [*report.observations, *(leak.observation for leak in report.findings)]
+    return [each.record for each in seen if each.record.origin is cwg.Origin.NATIVE]
+
+
+@pytest.mark.parametrize("way", [in_group, in_gather, in_wait_for])
+def test_a_native_socket_in_a_library_s_task_names_the_line_that_waits_for_it(guard, address, way):
+    guard.attribute("uvloop")
+
+    async def main():
+        await way(connect_in_c(address), guard)
+        [record] = native(guard)
+        assert record.site.function == way.__name__
+        assert record.site.is_awaiting
+        assert record.task.startswith("Task-")
+        made.pop().close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_question_of_code_in_c_takes_no_native_socket_s_line_away(guard, address):
+    guard.attribute("uvloop")
+    connect_and_ask = library_function("""
+class Asking(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+async def connect(address):
+    loop = asyncio.get_running_loop()
+    made.append((await loop.create_connection(asyncio.Protocol, *address))[0])
+    made.append((await loop.create_connection(Asking, *address))[0])
+    made[0].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+""")
+
+    async def main():
+        await in_gather(connect_and_ask(address), guard)
+        assert [record.site.function for record in native(guard)] == ["in_gather"] * 2
+        while made:
+            made.pop().close()
+
+    # Without a call of asyncio's between the task and the line that runs the loop.
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+def test_a_native_socket_in_a_background_task_has_no_line_of_the_program(guard, address):
+    guard.attribute("uvloop")
+
+    async def main():
+        task = asyncio.create_task(connect_in_c(address))
+        while not task.done():
+            await asyncio.sleep(0.001)
+        [record] = native(guard)
+        assert lines_of_program(record) == []
+        made.pop().close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_what_the_loop_was_started_for_names_the_line_that_started_it(guard, address):

@@ -227,11 +227,10 @@ GREEN = """
     [leak] = leaks
     report = guard.scan()
     text = cwg.render_text(report)
-    seen = leak.observation.record.site is not None
-    replaced = any("has taken the place of socket.socket" in note for note in report.coverage.notes)
     assert leak.verdict == "leaked", text
-    # With its creation, or found among the descriptors and said so.
-    assert seen or (leak.observation.record.origin == "native" and replaced), text
+    assert leak.observation.record.origin == "created", text
+    assert leak.observation.record.site.function == "connect", text
+    assert "taken the place" not in text, text
     kept["mine"].close()
     assert guard.scan(full=True).leaks == ()
 """
@@ -250,34 +249,162 @@ def test_green_sockets_are_found_in_any_order(library, guard_first):
     run(GREEN.format(first=first, second=second))
 
 
-def test_sockets_of_gevent_s_own_class_name_the_line_that_opened_them():
+GEVENT_ORDERS = pytest.mark.parametrize(
+    "prepared",
+    [
+        f"{INSTALL}\n{PATCHES['gevent']}",
+        f"{PATCHES['gevent']}\n{INSTALL}",
+        f"import gevent.server, gevent.ssl\n{INSTALL}\n{PATCHES['gevent']}",
+    ],
+    ids=["guard first", "guard last", "guard between import and patch"],
+)
+
+
+def run_with_gevent(prepared, code):
+    run(f"{prepared}\n{textwrap.dedent(code)}")
+
+
+@GEVENT_ORDERS
+def test_sockets_of_gevent_s_own_class_name_the_line_that_opened_them(prepared):
+    run_with_gevent(
+        prepared,
+        """
+        import gevent, gevent.server, socket, sys
+        import closewait_guard as cwg
+        guard = cwg.install(grace=0)
+
+        def leak_of(record):
+            for _ in range(200):
+                for leak in guard.scan().leaks:
+                    if leak.observation.record.site.function == record:
+                        return leak
+                gevent.sleep(0.02)
+            raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+        kept = []
+
+        def connect(address):
+            kept.append(socket.create_connection(address))
+
+        def accept(listener):
+            kept.append(listener.accept()[0])
+
+        def handle(sock, address):
+            mine = sock
+            gevent.sleep(60)
+
+        # A client, in a greenlet, and one that has accepted.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for closes, keeps in ((1, "connect"), (0, "accept")):
+                kept.clear()
+                gevent.joinall([gevent.spawn(connect, listener.getsockname())])
+                gevent.joinall([gevent.spawn(accept, listener)])
+                kept[closes].close()
+                leak = leak_of(keeps)
+                record = leak.observation.record
+                assert record.origin == ("created" if keeps == "connect" else "accepted"), record
+                assert record.parent is None or record.parent.site.function == "<module>"
+                assert "kept[" in str(leak.holders), leak.holders
+                kept.pop().close(), kept.pop().close()
+
+        # A handler of gevent's own server, which never closes.
+        server = gevent.server.StreamServer(("127.0.0.1", 0), handle)
+        server.start()
+        socket.create_connection(server.address).close()
+        leak = leak_of("<module>")
+        assert leak.observation.record.origin == "accepted", leak
+        assert "of handle() in greenlet" in str(leak.holders), leak.holders
+        server.stop(timeout=0)
+
+        # A socket that nothing refers to any more.
+        def drop():
+            socket.socketpair()[0].close()
+
+        drop()
+        [dropped] = [each for each in guard.scan().leaks if each.verdict == "dropped"]
+        assert dropped.observation.record.site.function == "drop"
+
+        # What was there is back.
+        inner = sys.modules["gevent._socket3"]._wrefsocket
+        assert {"__init__", "detach", "__del__"} <= vars(inner).keys()
+        cwg.uninstall()
+        assert not {"__init__", "detach", "__del__"} & vars(inner).keys()
+        assert not [each for each in sys.meta_path if "closewait" in type(each).__module__]
+        """,
+    )
+
+
+@GEVENT_ORDERS
+def test_pools_and_files_of_gevent_s_sockets_are_judged_as_those_of_other_sockets(prepared):
+    run_with_gevent(
+        prepared,
+        """
+        import gevent, gevent.pool, gevent.pywsgi, os, requests, socket
+        import closewait_guard as cwg
+        guard = cwg.install(grace=0)
+
+        def app(environ, start_response):
+            start_response("200 OK", [("Content-Length", "2")])
+            return [b"ok"]
+
+        handlers = gevent.pool.Pool(10)
+        server = gevent.pywsgi.WSGIServer(("127.0.0.1", 0), app, log=None, spawn=handlers)
+        server.start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        session = requests.Session()
+
+        def fetch():
+            assert session.get(url).text == "ok"
+
+        gevent.joinall([gevent.spawn(fetch) for _ in range(3)], raise_error=True)
+        assert not guard.scan().leaks, cwg.render_text(guard.scan())
+        server.stop(timeout=0)
+        for each in guard.scan(full=True).observations:
+            assert each.record.origin != "native" and each.record.stack, each
+        for _ in range(200):
+            found = guard.scan().findings
+            if found and all(each.verdict == "stale_pool" for each in found):
+                break
+            gevent.sleep(0.02)
+        else:
+            raise AssertionError(cwg.render_text(guard.scan()))
+        assert {each.observation.record.site.function for each in found} == {"fetch"}
+        session.close()
+
+        a, b = socket.socketpair()
+        file = a.makefile("rb")
+        a.close()
+        b.sendall(b"x")
+        assert file.read(1) == b"x"
+        file.close(), b.close()
+        assert not guard.scan().leaks, cwg.render_text(guard.scan())
+
+        a, b = socket.socketpair()
+        number = a.detach()
+        b.close()
+        [leak] = guard.scan().leaks
+        assert leak.observation.record.origin == "detached", leak
+        assert leak.observation.record.site.function == "<module>", leak
+        os.close(number)
+        gevent.sleep(0.1)  # gevent closes when its loop comes to it.
+        report = guard.scan()
+        assert not report.leaks and not report.coverage.native, cwg.render_text(report)
+        assert not guard.scan().coverage.native
+        """,
+    )
+
+
+def test_sockets_of_gevent_that_are_older_than_the_guard_are_adopted():
     run(
         """
         from gevent import monkey; monkey.patch_all()
-        import gevent, socket
+        import socket
         import closewait_guard as cwg
-        guard = cwg.install(grace=0)
-        cwg.attribute("gevent")
-
-        def connect():
-            return socket.create_connection(server.getsockname())
-
-        def accept():
-            return server.accept()[0]
-
-        server = socket.create_server(("127.0.0.1", 0))
-        for closed, kept in (("accept", "connect"), ("connect", "accept")):
-            ends = {"connect": connect(), "accept": accept()}
-            ends[closed].close()
-            gevent.sleep(0.1)
-            [leak] = guard.scan().leaks
-            assert leak.observation.record.site.function == kept
-            assert "ends['" in str(leak.holders), leak.holders
-            ends[kept].close()
-        assert guard.scan().leaks == ()
-        before = socket.socket.__init__
-        cwg.uninstall()
-        assert socket.socket.__init__ is not before
+        a, b = socket.socketpair()
+        with cwg.install(grace=0) as guard:
+            report = guard.scan(full=True)
+            assert {each.record.origin for each in report.observations} == {"adopted"}, report
+            assert report.coverage.native == 0
         """
     )
 

@@ -123,6 +123,38 @@ def test_what_workers_of_a_server_leak_is_in_one_report(tmp_path, server, has_le
     check(running.returncode, errors, has_leaked, 4)
 
 
+WATCHED = """
+import os
+import closewait_guard as cwg
+
+def post_fork(server, worker):
+    cwg.watch(interval=0.2, grace=0.1, reporters=["json_lines:" + os.environ["REPORTS"]])
+"""
+
+
+def test_a_worker_of_gunicorn_on_gevent_that_watches_itself_names_the_line(tmp_path):
+    pytest.importorskip("gunicorn")
+    pytest.importorskip("gevent")
+    (tmp_path / "conf.py").write_text(WATCHED)
+    (tmp_path / "app.py").write_text(WSGI)
+    port, reports = free_port(), tmp_path / "reports"
+    options = ("-k", "gevent", "-c", "conf.py", "-b", f"127.0.0.1:{port}")
+    with subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", *options, "app:app"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path), REPORTS=str(reports)),
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        try:
+            assert get(port, "/leak") == b"done"
+            end = time.monotonic() + 30
+            while not reports.exists() or '"function":"leak"' not in reports.read_text():
+                assert time.monotonic() < end, "no report has the line"
+                time.sleep(0.05)
+        finally:
+            server.terminate()
+
+
 TASKS = (
     LEAK
     + """
