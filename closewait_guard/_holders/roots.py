@@ -114,7 +114,8 @@ class Roots:
         modules = loaded_modules()
         # Kept so that starting from the modules does not list them all again.
         self._spaces = modules if with_values else []
-        self._modules = {id(variables): name for name, variables in modules}
+        # Under the first name: libraries give modules of others names of their own, as aliases.
+        self._modules = {id(variables): name for name, variables in reversed(modules)}
         self._kinds = {id(cls): (cls, _KINDS[name]) for name, cls in find_classes(_KINDS).items()}
         # Those that are no functions are numbers and None.
         self._signals = {id(getsignal(number)): number for number in range(1, NSIG)}

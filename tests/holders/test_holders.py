@@ -119,6 +119,14 @@ def test_a_module_global_with_keys_attributes_and_indexes(module):
     assert held_by(ref) == ("app.prices._cache['EUR'][1].sock (module global)",)
 
 
+def test_a_module_goes_by_the_name_that_it_was_loaded_under_whatever_aliases_it_has(
+    module, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "requests.packages.app.prices", module)
+    ref = put(lambda sock: setattr(module, "kept", sock))
+    assert held_by(ref) == ("app.prices.kept (module global)",)
+
+
 def test_slots_named_tuples_deques_partials_and_methods(module):
     module.queue = deque([Slotted()])
     ref = put(lambda sock: setattr(module.queue[0], "conn", Entry("x", sock)))
