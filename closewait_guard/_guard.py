@@ -29,6 +29,8 @@ from closewait_guard._libraries import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Pipeline
 from closewait_guard._redact import Redaction
+from closewait_guard._render import render_with_header
+from closewait_guard._stream import write_text
 from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
@@ -132,6 +134,7 @@ class Guard:
         self._signal: SignalReport | None = None
         self._is_beside_last_report = self._prints_by_default = False
         self._uninstall_callbacks: list[Callable[[], None]] = []
+        self._state_recorder: Callable[[Report], None] | None = None
         # Even if it is never installed: a fork may happen in the middle of a scan or a report.
         _guards.add(self)
 
@@ -282,6 +285,7 @@ class Guard:
         return {id(owner): left[fd] for fd, owner in owners_of_descriptors(left.keys()).items()}
 
     def _deliver(self, report: Report) -> None:
+        self._record_state(report)
         self._delivery.deliver(report)
 
     def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
@@ -311,7 +315,18 @@ class Guard:
     def _print(self) -> None:
         """Upon a signal: no failure may reach the program, which was only asked for a report."""
         with suppress(Exception):
-            self._pipeline.print_report()
+            report = self.scan()
+            self._record_state(report)
+            write_text(None, render_with_header(report))
+
+    def _record_states_by(self, record: Callable[[Report], None]) -> None:
+        """Call a function with each report that is not the last: the process may be killed."""
+        self._state_recorder = record
+
+    def _record_state(self, report: Report) -> None:
+        if self._state_recorder is not None:
+            with suppress(Exception):
+                self._state_recorder(report)
 
     def _report_exhausted(self) -> None:
         if self._installed and self._delivery.reporters:

@@ -45,8 +45,7 @@ from closewait_guard._judge import (
 )
 from closewait_guard._live import sees_all_threads, shows_other_threads
 from closewait_guard._redact import Redaction
-from closewait_guard._render import native_note, render_with_header
-from closewait_guard._stream import write_text
+from closewait_guard._render import native_note
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
@@ -140,10 +139,6 @@ class Pipeline:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
         observations = _observations_after(mark, self._inspect(opened_after=mark))
         return judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
-
-    def print_report(self) -> None:
-        """Scan, and print the report to stderr."""
-        write_text(None, render_with_header(self.scan()))
 
     def charge(self, seconds: float) -> None:
         """Leave less processor time for the search for holders, because scanning has taken some."""

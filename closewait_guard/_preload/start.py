@@ -109,9 +109,9 @@ def start() -> None:
     atexit.register(ending)
     _in_forked_children(ending, status)
     reporters = config.reporters or guard.settings.reporters
+    if guard.settings.at_exit:
+        guard._record_states_by(partial(_send_state, status))
     if reporters:
-        if guard.settings.at_exit:
-            guard._add_reporters([partial(_send_state, status)])
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and reporters != ("text",)
         Monitor(guard, at_exit=at_exit, in_children=True).start()

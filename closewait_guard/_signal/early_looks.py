@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial, wraps
@@ -44,6 +44,7 @@ class _Guard(Protocol):
     def scan(self) -> Report: ...
     def check(self, since: int) -> Report: ...
     def _reported_leaks(self) -> frozenset[int]: ...
+    def _record_state(self, report: Report) -> None: ...
 
 
 class EarlyLooks:
@@ -87,12 +88,16 @@ class EarlyLooks:
         abandoned = set(_descriptors_of_transports(loop)) if leaks else set()
 
         def closed() -> None:
-            present = _serials(self._guard.scan().findings) if leaks else set()
+            if not leaks:
+                return
+            report = self._guard.scan()
+            present = _serials(report.findings)
             self._remember(
                 leak
                 for leak in leaks
                 if leak.observation.fd in abandoned or leak.observation.record.serial not in present
             )
+            self._record_state(report)
 
         return closed
 
@@ -108,10 +113,20 @@ class EarlyLooks:
 
     def before_finalizers(self) -> None:
         """Look at what finalizers may close, and no function of the program after them."""
-        leaks = _still_open(self._guard.check(0))
+        report = self._guard.check(0)
+        leaks = _still_open(report)
         if leaks:
-            spared = _descriptors_reached_from(_hooks.functions_after_finalizers() or ())
-            self._remember(leak for leak in leaks if leak.observation.fd not in spared)
+            reached = _descriptors_reached_from(_hooks.functions_after_finalizers() or ())
+            spared = _serials(leak for leak in leaks if leak.observation.fd in reached)
+            self._remember(leak for leak in leaks if leak.observation.record.serial not in spared)
+            self._record_state(report, spared)
+
+    def _record_state(self, report: Report, spared: Container[int] = ()) -> None:
+        """If the process is killed from here on, this is the last that is known of it."""
+        findings = tuple(
+            each for each in report.findings if each.observation.record.serial not in spared
+        )
+        self._guard._record_state(self.add_closed_by_end(replace(report, findings=findings)))
 
     def _remember(self, leaks: Iterable[Finding]) -> None:
         remembered = self._leaks.setdefault(os.getpid(), {})

@@ -77,7 +77,7 @@ def report():
     is_blocking.set()
     time.sleep(60)
 
-guard._pipeline.print_report = report
+guard.scan = report
 if sys.argv[1] != "nobody":
     monitor = cwg.watch(interval=3600, at_exit=False, in_children=sys.argv[1] == "children")
 os.kill(os.getpid(), signal.SIGUSR1)

@@ -245,6 +245,64 @@ child.wait()
     assert "leaks unknown: process " in text
 
 
+KILLED = {
+    "report upon a signal": f"{LEAK}\nimport time\nprint('asked', flush=True)\ntime.sleep(60)",
+    "look before finalizers": f"""{LEAK}
+import time, weakref
+
+class Client:
+    pass
+
+def close():
+    kept.close()
+    print("asked", flush=True)
+    time.sleep(60)
+
+client = Client()
+weakref.finalize(client, close)
+""",
+    "look as a loop closes": """
+import asyncio, time
+
+async def main():
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    await asyncio.sleep(0.5)
+    server.close()
+    return writer
+
+kept = asyncio.run(main())
+print("asked", flush=True)
+time.sleep(60)
+""",
+}
+
+
+@pytest.mark.parametrize("how", KILLED)
+def test_what_is_found_before_the_last_report_is_known_of_a_worker_that_is_killed(script, how):
+    child = script(KILLED[how], "child.py")
+    path = script(f"""
+import signal, subprocess, sys, time
+child = subprocess.Popen(
+    [sys.executable, {str(child)!r}], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+)
+child.stdout.readline()
+if {how == "report upon a signal"}:
+    time.sleep(0.5)
+    child.send_signal(signal.SIGUSR1)
+    child.stderr.readline()
+child.kill()
+child.wait()
+""")
+    done = call("run", "--fail-on-leak", "--signal", "SIGUSR1", "--grace", "0.1", path, code=86)
+    shown = " ".join(done.stderr.split())
+    assert re.search(r"closewait_guard: 1 leaked of \d (open )?socket", shown), done.stderr
+    assert re.search(
+        r"Process \d+ ended without a last report: what is said of it was so at ", shown
+    ), done.stderr
+    assert "leaks unknown: process " in shown
+
+
 def test_workers_that_a_pool_terminates_as_they_end_report_their_leaks(script):
     source = f"""
 import multiprocessing, time
