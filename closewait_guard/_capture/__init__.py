@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         DroppedSocket,
         FinalSnapshot,
         LockFreeCounter,
+        Probing,
     )
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.patch import replacement_class
@@ -66,6 +67,7 @@ __all__ = [
     "LockFreeCounter",
     "OpenSockets",
     "PlainContext",
+    "Probing",
     "Recording",
     "Registry",
     "SharedStack",
@@ -110,6 +112,7 @@ _HOMES = {
         "DroppedSocket",
         "FinalSnapshot",
         "LockFreeCounter",
+        "Probing",
     ),
     "hooks": (
         "SOCKET",

@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from closewait_guard._capture.creation import SOCK, CreationTuple, pop_if_same
+from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
+from closewait_guard._cpython import has_gil
 from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
@@ -26,7 +27,7 @@ from closewait_guard._descriptors import (
     unread,
     unsent,
 )
-from closewait_guard._live import is_tls
+from closewait_guard._live import is_tls, referrers
 
 __all__ = [
     "DroppedSocket",
@@ -34,6 +35,8 @@ __all__ = [
     "EndedCreations",
     "FinalSnapshot",
     "LockFreeCounter",
+    "Probing",
+    "is_garbage",
 ]
 
 
@@ -123,9 +126,8 @@ class DroppedSocket:
     def __init__(self, creation: CreationTuple, sock: socket.socket, fd: int) -> None:
         self.creation = creation
         self.fd = fd
-        # The collector clears weak references before it finalizes; a last reference that goes
-        # finalizes first.
-        self.collected = creation[SOCK]() is None
+        # A last reference that goes finalizes before weak references are cleared.
+        self.collected = is_garbage(creation, sock)
         self.snapshot = FinalSnapshot(sock, fd)
 
 
@@ -141,7 +143,7 @@ class DroppedSockets:
         self.counter = LockFreeCounter()
 
     def add(self, creation: CreationTuple, sock: socket.socket, fd: int) -> None:
-        """Take a snapshot of a socket that is being finalized."""
+        """Take a snapshot of a socket that is being finalized, or closed by what is."""
         self.recent.append(DroppedSocket(creation, sock, fd))
         self.counter.count()
 
@@ -153,6 +155,40 @@ class DroppedSockets:
         """In the child: forget those of the parent."""
         self.recent.clear()
         self.counter.after_fork()
+
+
+class Probing:
+    """While a probe refers to a socket, the collector takes only what else does for garbage.
+
+    Entered before the probe does, and left after: to enter it may begin a collection.
+    """
+
+    __slots__ = ("_address",)
+
+    def __init__(self, creation: CreationTuple) -> None:
+        self._address: int = creation[OBJECT_ID]
+
+    def __enter__(self) -> None:
+        _probed_now[self] = self._address
+
+    def __exit__(self, *failure: object) -> None:
+        del _probed_now[self]
+
+
+_probed_now: dict[Probing, int] = {}
+
+
+def is_garbage(creation: CreationTuple, sock: socket.socket) -> bool:
+    """Whether a socket that a finalizer closes in a collection is garbage itself.
+
+    The collector clears the weak references to garbage before it calls a finalizer, and none to
+    what a finalizer of the program closes in time, such as the connections of a pool. What is being
+    probed is garbage if nothing refers to it as far as the collector shows: neither the variables
+    of running calls do that, nor other garbage.
+    """
+    if creation[SOCK]() is None:
+        return True
+    return id(sock) in _probed_now.values() and has_gil() and not referrers((sock,))
 
 
 # A collection in which finalizers wait for something may take long.

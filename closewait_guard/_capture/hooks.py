@@ -311,7 +311,7 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
 
     def notify(sock: socket.socket) -> None:
         fd = _fileno(sock)
-        _notify_quietly(subscribers, deferred, lambda each: each.on_finalize(sock, fd))
+        _notify_quietly(subscribers, deferred, lambda each: each.on_finalize, sock, fd)
 
     # The C finalizer calls `__repr__`, and drops what is raised in there.
     deferred = DeferredErrors((notify.__code__, code_of(SOCKET.__repr__)))
@@ -353,7 +353,7 @@ def wrap_close(original: Callable[[Any], Any], subscribers: Subscribers) -> Call
     def notify(sock: socket.socket) -> None:
         if (fd := _fileno(sock)) >= 0:
             _notify_quietly(
-                subscribers, deferred, lambda each: each.on_close_in_collection(sock, fd)
+                subscribers, deferred, lambda each: each.on_close_in_collection, sock, fd
             )
 
     deferred = DeferredErrors((notify.__code__,))
@@ -362,12 +362,19 @@ def wrap_close(original: Callable[[Any], Any], subscribers: Subscribers) -> Call
 
 
 def _notify_quietly(
-    subscribers: Subscribers, deferred: DeferredErrors, call: Callable[[SocketEvents], None]
+    subscribers: Subscribers,
+    deferred: DeferredErrors,
+    method: Callable[[SocketEvents], Callable[[socket.socket, int], None]],
+    sock: socket.socket,
+    fd: int,
 ) -> None:
-    """In a finalizer, where nothing that is raised reaches the program."""
+    """In a finalizer, where nothing that is raised reaches the program.
+
+    No closure refers to the socket: `is_garbage` would find it.
+    """
     for subscriber in subscribers.current:
         try:
-            call(subscriber)
+            method(subscriber)(sock, fd)
         except BaseException as error:
             if interrupts(error):
                 deferred.raise_later(error)

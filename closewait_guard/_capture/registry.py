@@ -43,12 +43,13 @@ from closewait_guard._capture.dropped import (
     DroppedSockets,
     EndedCreations,
     LockFreeCounter,
+    is_garbage,
 )
 from closewait_guard._capture.hooks import caller_of_hooks
 from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
-from closewait_guard._live import find_classes, instances_of, kinds_of
+from closewait_guard._live import find_classes, kinds_of, weak_instances_of
 from closewait_guard._threads import in_child, in_parent
 
 __all__ = [
@@ -177,17 +178,14 @@ class Registry:
         creation = self._creations.get(fd)
         if creation is None or creation[OBJECT_ID] != id(sock):
             creation = self._adopted_creation(sock)
-        else:
-            # No other socket can have this number: its owner is still open.
-            self._creations.pop(fd, None)
-            self._changed = object()
+        # In this order, so that another thread finds it among the open or the dropped.
         self._dropped.add(creation, sock, fd)
+        pop_if_same(self._creations, fd, creation)
+        self._changed = object()
 
     def on_close_in_collection(self, sock: socket.socket, fd: int) -> None:
         creation = self._creations.get(fd)
-        # The collector clears the weak references to garbage before it calls a finalizer, and none
-        # to what a finalizer of the program closes in time, such as the connections of a pool.
-        if creation is not None and creation[OBJECT_ID] == id(sock) and creation[SOCK]() is None:
+        if creation is not None and creation[OBJECT_ID] == id(sock) and is_garbage(creation, sock):
             self.on_finalize(sock, fd)
 
     def on_fd_exhausted(self) -> None:
@@ -266,12 +264,13 @@ class Registry:
 
     def all_closed_since(self, since: int) -> bool:
         """Whether no socket opened after a mark is open, or was dropped. False may be wrong."""
-        if self._detached or self._dropped.recent:
+        if self._detached:
             return False
         for fd, creation in self._creations.copy().items():
             if creation[SERIAL] > since and may_be_open(fd, creation):
                 return False
-        return True
+        # Last, for what another thread's collection drops meanwhile.
+        return not self._dropped.recent
 
     def last_serial(self) -> int:
         """The serial of the latest creation: a mark for `all_closed_since` that takes no lock.
@@ -389,21 +388,22 @@ def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int
     The creation of the socket that had the descriptor before is removed.
     """
     classes = [kind for cls in patch.patched_classes() for kind in kinds_of(cls)]
-    for sock in instances_of(classes):
-        fd = _fd_of(sock)
+    for reference in weak_instances_of(classes):
+        fd = _fd_of(reference)
         known = creations.get(fd)
         if fd < 0 or (known is not None and still_owns(known, fd)):
             continue
         if known is not None:
             pop_if_same(creations, fd, known)
-        yield fd, sock
+        if (sock := reference()) is not None:
+            yield fd, sock
 
 
-def _fd_of(sock: socket.socket) -> int:
+def _fd_of(reference: weakref.ref[socket.socket]) -> int:
     try:
-        return _fileno(sock)
+        return _fileno(reference())  # type: ignore[arg-type]
     except Exception:
-        # Not initialized: made by __new__ alone.
+        # It is gone, or not initialized: made by __new__ alone.
         return -1
 
 

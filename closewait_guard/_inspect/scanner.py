@@ -16,6 +16,7 @@ from closewait_guard._capture import (
     CreationTuple,
     DroppedSocket,
     OpenSockets,
+    Probing,
     Registry,
     patch,
     pop_if_same,
@@ -180,7 +181,8 @@ class Scanner:
             dropped=self._dropped(),
             healthy=healthy,
             undescribed=context.undescribed,
-        )
+            # One may have been dropped when it had been described.
+        ).only(lambda seen: seen.record.serial not in self._seen_dropped)
 
     def after_fork(self) -> None:
         """In the child: every record known so far is now of an inherited socket."""
@@ -296,7 +298,8 @@ class _ScanContext:
         if fd in self._open_sockets.detached:
             answer = self._probe_detached(fd)
         else:
-            answer = self._probe_object(fd, creation, known.get(creation[SERIAL]))
+            with Probing(creation):
+                answer = self._probe_object(fd, creation, known.get(creation[SERIAL]))
         return None if answer is None else self._make_observation(fd, creation, answer, known)
 
     def _probe_object(

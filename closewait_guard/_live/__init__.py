@@ -20,6 +20,7 @@ from closewait_guard._live.gc_objects import (
     loaded,
     referrers,
     referrers_through_tuples,
+    weak_instances_of,
 )
 from closewait_guard._live.objects import (
     MAX_ITEMS,
@@ -96,4 +97,5 @@ __all__ = [
     "unnamed_values_of",
     "value_at",
     "variable_of",
+    "weak_instances_of",
 ]

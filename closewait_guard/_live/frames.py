@@ -25,14 +25,15 @@ import gc
 import operator
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from itertools import chain, compress, repeat
+from itertools import compress
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
 
 from closewait_guard._cpython import current_frame, current_frames, has_gil, interpreter_states
 from closewait_guard._interruptions import refusals
+from closewait_guard._live.gc_objects import without_collection
 from closewait_guard._live.objects import is_exactly, module_name, type_qualname
 
 __all__ = [
@@ -67,32 +68,6 @@ def _nothing() -> dict[int, FrameType]:
 
 
 _Frames: TypeAlias = dict[int, FrameType]
-# By whether the collector was on: what leaves it as it was.
-_RESTORE: tuple[Callable[[], object], ...] = (gc.isenabled, gc.enable)
-
-
-def _without_collection(calls: Iterator[Any]) -> Iterator[Any]:
-    """What some calls into C return, with the collector off.
-
-    That, too, is one call into C: no other thread finds it off, or has turned it off meanwhile.
-    """
-    was_on: list[bool] = []
-    noted = map(was_on.append, map(operator.call, (gc.isenabled,)))
-    off = map(operator.call, (gc.disable,))
-    restored = map(operator.call, map(operator.getitem, repeat(_RESTORE), was_on))
-    try:
-        return iter(list(chain(noted, off, calls, restored))[2:-1])
-    except BaseException:
-        # A hook for audits may raise.
-        if was_on == [True]:
-            gc.enable()
-        raise
-
-
-_answers: Callable[[Iterator[_Frames]], Iterator[_Frames]] = (
-    _without_collection if sys.version_info < (3, 12) else iter
-)
-
 _frames_if_alone: Callable[[], _Frames]
 
 # Not `_interpreters.list_all()`: it reads what another thread may be about to free.
@@ -111,7 +86,9 @@ else:
             return {}
         is_alone = map(operator.eq, map(operator.call, (_newest,)), map(operator.call, (_main,)))
         try:
-            return next(_answers(map(operator.call, compress((current_frames,), is_alone))), {})
+            return next(
+                without_collection(map(operator.call, compress((current_frames,), is_alone))), {}
+            )
         except Exception as error:
             refusals.note(error)
             return {}

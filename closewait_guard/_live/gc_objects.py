@@ -12,13 +12,15 @@ Without the GIL, threads are not switched but run at once: there all answers are
 from __future__ import annotations
 
 import gc
+import operator
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, compress, islice, starmap, tee
+from itertools import chain, compress, islice, repeat, starmap, tee
 from typing import Any
 
-from closewait_guard._cpython import has_gil
+from closewait_guard._cpython import has_gil, weak_reference
 from closewait_guard._live.objects import HEAP_TYPE, find_classes, flags_of
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "loaded",
     "referrers",
     "referrers_through_tuples",
+    "weak_instances_of",
+    "without_collection",
 ]
 
 
@@ -100,15 +104,53 @@ def referrers_through_tuples(things: tuple[object, ...]) -> list[object]:
 
 def instances_of(classes: Iterable[type]) -> list[Any]:
     """The objects of exactly these classes that the collector knows."""
+    return list(_instances(tuple(classes)))
+
+
+def weak_instances_of(classes: Iterable[type]) -> list[weakref.ref[Any]]:
+    """The same by weak reference, so that no collection takes the garbage among them for alive."""
     wanted = tuple(classes)
+    # Nothing but the iterator over this list refers to what is in it: all of that is gone before
+    # the collector is on again.
+    return next(without_collection(map(list, [map(weak_reference, _instances(wanted))])))
+
+
+def _instances(wanted: tuple[type, ...]) -> Iterator[Any]:
     if not wanted or not has_gil():
-        return []
+        return iter(())
     is_wanted = frozenset(map(id, wanted)).__contains__
     if all(flags_of(cls) & HEAP_TYPE for cls in wanted):
-        return list(_of_types(is_wanted, *tee(_referring([wanted]))))
+        return _of_types(is_wanted, *tee(_referring([wanted])))
     answers, same, read = tee(starmap(gc.get_objects, [()]), 3)
     # Emptied at its end: among all the objects are these iterators, which would keep it for good.
-    return list(_of_types(is_wanted, chain(answers, filter(None, map(list.clear, read))), same))
+    return _of_types(is_wanted, chain(answers, filter(None, map(list.clear, read))), same)
+
+
+# By whether the collector was on: what leaves it as it was.
+_RESTORE: tuple[Callable[[], object], ...] = (gc.isenabled, gc.enable)
+
+
+def _turning_it_off(calls: Iterator[Any]) -> Iterator[Any]:
+    # That, too, is one call into C: no other thread finds it off, or has turned it off meanwhile.
+    was_on: list[bool] = []
+    noted = map(was_on.append, map(operator.call, (gc.isenabled,)))
+    off = map(operator.call, (gc.disable,))
+    restored = map(operator.call, map(operator.getitem, repeat(_RESTORE), was_on))
+    try:
+        return iter(list(chain(noted, off, calls, restored))[2:-1])
+    except BaseException:
+        # A hook for audits may raise.
+        if was_on == [True]:
+            gc.enable()
+        raise
+
+
+def without_collection(calls: Iterator[Any]) -> Iterator[Any]:
+    """What some calls into C return, without a collection meanwhile.
+
+    From Python 3.12 on none begins before the next bytecode.
+    """
+    return _turning_it_off(calls) if sys.version_info < (3, 12) else calls
 
 
 def _referring(batches: Iterable[tuple[object, ...]]) -> Iterator[tuple[object, ...]]:

@@ -153,6 +153,64 @@ def test_what_another_thread_closes_during_a_collection_is_closed(guard, collect
     assert dropped_sites(guard) == []
 
 
+# Where the guard refers to sockets.
+REFERRING = ("_capture", "_inspect", "_descriptors")
+
+
+def collecting_at_call(number, look, leave=lambda: in_a_cycle(Client())):
+    """Leave a cycle whose end closes a socket; look, with a collection at one of the calls of that.
+
+    Returns how many calls there were, and what was found.
+    """
+    calls = 0
+
+    def profile(frame, event, arg):
+        nonlocal calls
+        if event == "call" and any(name in frame.f_code.co_filename for name in REFERRING):
+            calls += 1
+            if calls == number:
+                gc.collect(0)
+
+    with cwg.Guard(cwg.Settings()) as guard:
+        leave()
+        sys.setprofile(profile)
+        try:
+            found = look(guard)
+        finally:
+            sys.setprofile(None)
+        gc.collect(0)
+        return calls, found, guard._open_since(0)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda guard: guard._open_since(0), lambda guard: guard._registry.adopt() or ()],
+    ids=["scan", "adopt"],
+)
+def test_a_collection_in_the_middle_of_a_look_at_sockets_hides_none(collecting, look):
+    """What refers to them meanwhile keeps none of them alive that the collector closes."""
+    # The first look loads what it needs.
+    calls = [collecting_at_call(None, look)[0] for _ in range(2)][-1]
+    for number in range(1, calls + 1):
+        _, at_once, later = collecting_at_call(number, look)
+        assert [each.verdict for each in later] == [cwg.Verdict.DROPPED], f"{number} of {calls}"
+        assert len(at_once) <= 1, f"{number} of {calls}"
+
+
+def test_what_is_closed_in_time_in_the_middle_of_a_scan_is_not_dropped(collecting):
+    pool = []
+
+    def leave():
+        pool[:] = [in_a_cycle(Client()).sock]
+
+    def look(guard):
+        return guard._open_since(0)
+
+    calls = [collecting_at_call(None, look, leave)[0] for _ in range(2)][-1]
+    for number in range(1, calls + 1):
+        assert collecting_at_call(number, look, leave)[2] == (), f"{number} of {calls}"
+
+
 def test_outside_of_collections_closing_is_the_c_method_itself(guard):
     (asked,) = SOCKET._real_close.__defaults__
     assert asked.close is vars(socket.socket.__base__)["close"]

@@ -319,7 +319,7 @@ def test_a_search_in_the_variables_of_threads_keeps_none_of_them():
     assert seen.wait(60)
     gc.disable()
     try:
-        assert id(found[0]()) in threads.running_locals()
+        assert id(found[0]()) in threads.running_locals().by_identity
         end.set()
         thread.join()
         # A thread has ended a moment before its variables go.
