@@ -161,7 +161,7 @@ class Pipeline:
         fd_limit = _descriptors.fd_limit()
         suspects = (*seen.suspects, *seen.dropped)
         all_findings = self._find(suspects, self._settings, fd_limit, is_paced=is_paced)
-        findings = tuple(each for each in all_findings if each.verdict is not Verdict.OPEN)
+        findings = tuple([each for each in all_findings if each.verdict is not Verdict.OPEN])
         findings += self._children.leaks()
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()

@@ -185,7 +185,7 @@ class Explainer:
 
     def _recall(self, findings: list[Finding]) -> dict[int, _Explanation]:
         known = self._explanations
-        serials = (finding.observation.record.serial for finding in findings)
+        serials = [finding.observation.record.serial for finding in findings]
         return {serial: known[serial] for serial in serials if serial in known}
 
     def _explain_dropped(self, findings: Iterable[Finding]) -> dict[int, _Explanation]:

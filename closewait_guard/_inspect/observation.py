@@ -134,7 +134,8 @@ def update_age(
     # Our own sending makes the peer's last word look younger than its FIN.
     since = before.since if dated is None else min(before.since, dated)
     is_quiet = unread == before.unread
-    if is_quiet and since == before.since:
+    # Within the kernel's precision nothing has changed: most dates are a little apart.
+    if is_quiet and before.since - since < _PRECISION:
         return before
     return before._replace(
         seen_at=now,
@@ -195,11 +196,11 @@ def suspect_for(
     an unused copy, whose original is closed.
     """
     connection, close_called = age.ended
+    quiet = now - age.quiet_since if now > age.quiet_since else 0.0
     if connection in _ENDED:
-        return max(0.0, now - age.quiet_since)
+        return quiet
     if connection is Connection.NOT_APPLICABLE or not (close_called or is_copy):
         return None
-    quiet = max(0.0, now - age.quiet_since)
     # A closed socket that still carries data is in use through its file object.
     traffic = (result.last_sent_for, result.last_received_for)
     return min([quiet, *(seconds for seconds in traffic if seconds is not None)])
@@ -207,7 +208,7 @@ def suspect_for(
 
 _ENDED = frozenset(Connection) - {Connection.LIVE, Connection.NOT_APPLICABLE}
 # The kernel counts in ticks of up to 10 ms.
-_TICK = 0.02
+_PRECISION, _TICK = 0.01, 0.02
 
 
 def is_unused_since(result: ProbeResult, seconds: float) -> bool:

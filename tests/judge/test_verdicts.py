@@ -210,6 +210,15 @@ def test_an_end_that_stays_the_same_grows_older_with_each_observation(view, time
         assert all(later >= earlier for earlier, later in zip(ages, ages[1:], strict=False))
 
 
+def test_a_date_that_is_a_few_milliseconds_off_is_no_change():
+    seen = cwg.State.CLOSE_WAIT, cwg.Evidence.TCP_INFO, cwg.Connection.PEER_CLOSED
+    view = ProbeResult(*seen, fin_for=50.0, unread=0)
+    first = update_age(view, False, None, 0.0, 1000.0)
+    assert update_age(view._replace(fin_for=60.004), False, first, 0.0, 1010.0) is first
+    earlier = update_age(view._replace(fin_for=60.1), False, first, 0.0, 1010.0)
+    assert earlier.since == pytest.approx(949.9)
+
+
 @given(views.filter(lambda view: view.connection is cwg.Connection.PEER_CLOSED))
 def test_our_own_sending_does_not_make_the_fin_look_younger(view):
     first = update_age(view._replace(fin_for=50.0), False, None, 0.0, 1000.0)

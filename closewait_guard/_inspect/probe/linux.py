@@ -107,15 +107,12 @@ def _probe_closed_by_peer(sock: _socket.socket, fd: int, before: ProbeResult) ->
         raw = _getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
     except OSError:
         return None
-    left = _nothing if before.unread == 0 else partial(unread, fd)
+    # Called, `int` is zero.
+    left = int if before.unread == 0 else partial(unread, fd)
     result = tcp_result(raw, left, partial(unsent, fd))
     if result.fin_for is None:
         return _probe_tcp(sock, fd)
     return result._replace(is_fin_bound=True) if before.is_fin_bound else result
-
-
-def _nothing() -> int:
-    return 0
 
 
 def probe_snapshot(snapshot: FinalSnapshot) -> ProbeResult:
