@@ -95,6 +95,7 @@ class _Tracked(Protocol):
 
     def is_tracked(self, fd: int, since: float = ...) -> bool: ...
     def mark(self) -> int: ...
+    def last_open(self) -> Iterable[CreationTuple]: ...
 
 
 class NativeSockets:
@@ -144,6 +145,10 @@ class NativeSockets:
             return last
         self._handed_out = creations
         return creations
+
+    def last_open(self) -> Iterable[CreationTuple]:
+        """The sockets with an object, which these may be copies of."""
+        return self._tracked.last_open()
 
     def last_serial(self) -> int:
         """The serial of the latest that was found."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import _socket
 import linecache
 import sys
 import tokenize  # noqa: F401 - Python 3.15 imports it with the first source that is read
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path, PurePath
 from types import CodeType, ModuleType
 
 from closewait_guard._capture import (
     SERIAL,
+    SOCK,
     STACK,
     CapturedStack,
     Creation,
@@ -23,12 +26,14 @@ from closewait_guard._capture import (
     kind_of_file,
     normal_path,
 )
+from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import FrameKind, Origin
 from closewait_guard._inspect.observation import SiteCount
 from closewait_guard._live import module_dict, module_of_file
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
+    "Makers",
     "count_as_own",
     "count_by_site",
     "is_ours",
@@ -38,6 +43,8 @@ __all__ = [
     "retry_sources",
 ]
 
+
+_fileno = _socket.socket.fileno
 
 # Those with a source file that could not be read.
 _without_source: list[SharedStack] = []
@@ -158,6 +165,50 @@ def record_of(creation: CreationTuple, pid: int) -> SocketRecord:
     if record.pid == pid:
         return record
     return replace(record, pid=pid, origin=Origin.INHERITED, parent=record)
+
+
+class Makers:
+    """Finds the socket that another is a copy of, where that came as a number.
+
+    All descriptors are asked for that, once in a scan, and only if there is such a copy.
+
+    Args:
+        open_sockets: The creations of what the latest scan has found open, the oldest first.
+    """
+
+    def __init__(self, open_sockets: Callable[[], Iterable[CreationTuple]]) -> None:
+        self._open_sockets = open_sockets
+        self._by_inode: dict[int, CreationTuple] | None = None
+
+    def record_of(self, creation: CreationTuple, fd: int, pid: int) -> SocketRecord:
+        """The record of a creation, with that of the socket it is a copy of as its parent."""
+        record = record_of(creation, pid)
+        is_taken_over = record.origin is Origin.ADOPTED and record.stack
+        if not is_taken_over and (record.origin is not Origin.NATIVE or record.stack):
+            return record
+        if self._by_inode is None:
+            self._by_inode = _find_makers(self._open_sockets())
+        maker = self._by_inode.get(inode_of(fd) or 0)
+        if maker is None or maker[SERIAL] >= creation[SERIAL]:
+            return record
+        origin = Origin.DUPLICATED if is_taken_over else Origin.NATIVE
+        return replace(record, origin=origin, parent=record_of(maker, pid))
+
+
+_MAX_MAKERS = 10_000
+
+
+def _find_makers(creations: Iterable[CreationTuple]) -> dict[int, CreationTuple]:
+    """By inode, the oldest of the sockets that were opened here; of very many, of the newest."""
+    found: dict[int, CreationTuple] = {}
+    for creation in islice(reversed(list(creations)), _MAX_MAKERS):
+        sock = creation[SOCK]()
+        if sock is not None and creation[STACK]:
+            inode = inode_of(_fileno(sock))
+            older = found.get(inode or 0)
+            if inode and (older is None or older[SERIAL] > creation[SERIAL]):
+                found[inode] = creation
+    return found
 
 
 def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:

@@ -6,7 +6,7 @@ It covers the sockets with an object, and the native ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -43,7 +43,7 @@ from closewait_guard._inspect.probe import (
     endpoint_of,
     endpoint_of_snapshot,
 )
-from closewait_guard._inspect.records import record_of
+from closewait_guard._inspect.records import Makers, record_of
 from closewait_guard._interruptions import interrupts, refusals
 from closewait_guard.model import (
     UNKNOWN_FAMILY,
@@ -118,6 +118,7 @@ class Source(Protocol):
     def last_serial(self) -> int: ...
     def discard(self, fd: int, creation: CreationTuple) -> None: ...
     def dropped(self) -> tuple[DroppedSocket, ...]: ...
+    def last_open(self) -> Iterable[CreationTuple]: ...
 
 
 class Scanner:
@@ -258,6 +259,7 @@ class _ScanContext:
         self.time = _ScanTime(now(), source.last_serial())
         self._wall = wall()
         self._source = source
+        self._makers = Makers(source.last_open)
         self._probe = probe
         self._open_sockets = open_sockets
         self._events = events
@@ -339,7 +341,7 @@ class _ScanContext:
         # Not earlier: another scan may have come in since this one began.
         before = known.get(serial)
         if before is None:
-            record = record_of(creation, self._source.pid)
+            record = self._makers.record_of(creation, fd, self._source.pid)
             at_most = 0.0 if is_copy else self._at_most(creation, record, result)
             age = update_age(result, close_called, None, at_most, ended)
             known[serial] = _Known(record, endpoint, age, result)

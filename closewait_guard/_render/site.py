@@ -247,10 +247,20 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
                 f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
             )
         case _, Origin.NATIVE if not record.stack:
+            if where:
+                return f"a copy, as a mere number, of the socket opened{where}"
             return "opened by native code, or received as a number, at an unknown place"
-        case _, Origin.ADOPTED if not record.stack:
-            return "older than the guard: where it was opened is unknown"
+        case _, Origin.ADOPTED:
+            return f"{_describe_coming(record)}: where it was opened is unknown"
     return ""
+
+
+def _describe_coming(record: SocketRecord) -> str:
+    """How a descriptor came that was not opened here, as far as its record says."""
+    if not record.stack:
+        return "older than the guard"
+    is_received = any(frame.module == "multiprocessing.reduction" for frame in record.stack)
+    return "received by multiprocessing" if is_received else "came as a number"
 
 
 def _describe_maker(listener: SocketRecord) -> str:
@@ -274,6 +284,8 @@ def _opening_lines(record: SocketRecord) -> Iterator[str]:
             yield "  opened at an unknown place: stack_depth is 0"
         return
     opened = "  opened" if blamed is record.opener else "  listener opened"
+    if blamed.origin is Origin.ADOPTED:
+        opened = "  taken over"
     if site.is_awaiting:
         yield f"{opened} in a task"
         yield from frame_lines("    awaited from ", site)

@@ -7,12 +7,14 @@ import array
 import asyncio
 import multiprocessing
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from multiprocessing import reduction, resource_sharer
 
 import psycopg
 import psycopg2
@@ -75,6 +77,85 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
     report = guard.scan(full=True)
     assert report.leaks == ()
     assert report.coverage.native == 0
+
+
+def by_dup(sock):
+    return socket.socket(fileno=os.dup(sock.fileno()))
+
+
+def by_message(sock):
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        socket.send_fds(sender, [b"x"], [sock.fileno()])
+        return socket.socket(fileno=socket.recv_fds(receiver, 1, 1)[1][0])
+
+
+def by_handle(sock):
+    sender, receiver = multiprocessing.Pipe()
+    with sender, receiver:
+        reduction.send_handle(sender, sock.fileno(), os.getpid())
+        return socket.socket(fileno=reduction.recv_handle(receiver))
+
+
+def by_pickle(sock):
+    try:
+        return pickle.loads(bytes(reduction.ForkingPickler.dumps(sock)))
+    finally:
+        resource_sharer.stop()
+
+
+HANDED_OVER = pytest.mark.parametrize("hand_over", [by_dup, by_message, by_handle, by_pickle])
+
+
+@HANDED_OVER
+def test_what_was_handed_over_within_the_process_names_its_maker(guard, hand_over):
+    with connected_pair() as (ours, theirs), hand_over(ours) as copy:
+        theirs.close()
+        fd = copy.fileno()
+        leaks = findings_of(guard, cwg.Verdict.LEAKED, count=2)
+        [leak] = [leak for leak in leaks if leak.observation.fd == fd]
+        record = leak.observation.record
+        assert record.origin is cwg.Origin.DUPLICATED
+        assert hand_over.__name__ in [frame.function for frame in record.stack]
+        assert record.parent == guard_record(guard, ours)
+        assert f"duplicated from the socket opened at {record.parent.site.place}" in (
+            " ".join(cwg.render_text(guard.scan()).split())
+        )
+
+
+@HANDED_OVER
+def test_what_was_handed_over_by_a_socket_that_is_closed_says_who_took_it_over(guard, hand_over):
+    with connected_pair() as (ours, theirs), hand_over(ours) as copy:
+        ours.close()
+        theirs.close()
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        record = leak.observation.record
+        assert leak.observation.fd == copy.fileno()
+        assert record.origin is cwg.Origin.ADOPTED
+        assert record.parent is None
+        text = " ".join(cwg.render_text(guard.scan()).split())
+        how = "received by multiprocessing" if hand_over is by_pickle else "came as a number"
+        assert f"{how}: where it was opened is unknown" in text
+        assert " taken over at " in text
+        assert f":{record.site.lineno} in {hand_over.__name__}()" in text
+        assert " opened at " not in text
+
+
+def test_a_copy_that_is_a_mere_number_names_the_socket_it_was_made_of(guard):
+    with connected_pair() as (ours, theirs):
+        number = os.dup(ours.fileno())
+        theirs.close()
+        leaks = findings_of(guard, cwg.Verdict.LEAKED, count=2)
+        [leak] = [leak for leak in leaks if leak.observation.fd == number]
+        assert leak.observation.record.origin is cwg.Origin.NATIVE
+        assert leak.observation.record.parent == guard_record(guard, ours)
+        assert "a copy, as a mere number, of the socket opened at" in cwg.render_text(guard.scan())
+        os.close(number)
+
+
+def guard_record(guard, sock):
+    seen = (finding.observation for finding in guard.scan().findings)
+    return next(each.record for each in seen if each.fd == sock.fileno())
 
 
 def test_a_bare_c_socket_is_found(guard):
