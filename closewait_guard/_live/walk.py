@@ -48,12 +48,15 @@ class Walk:
 
     Args:
         is_passed_by: Whether a frame, generator or coroutine is of no interest.
+        without: Objects that are left out.
     """
 
-    def __init__(self, is_passed_by: Callable[[object], bool]) -> None:
+    def __init__(
+        self, is_passed_by: Callable[[object], bool], without: Iterable[object] = ()
+    ) -> None:
         self.things: list[object] = []
         self.parents: list[int] = []
-        self._seen: set[int] = set()
+        self._seen = set(map(id, without))
         self._lanes: list[deque[int | _Rest]] = []
         self._is_passed_by = is_passed_by
         # The class is kept, so that its identity stays its own.

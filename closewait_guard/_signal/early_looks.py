@@ -265,13 +265,13 @@ class _ExitFunctions:
     def after_finalizers(self) -> list[object] | None:
         """Those that run after finalizers, with arguments; None if no finalizer runs."""
         finalizers = finalizers_at_exit()
-        # The last that is registered runs first. Not ours: they reach all finalizers.
+        # The last that is registered runs first. Not ours: they reach finalizers and reporters.
         for place, (function, *_) in enumerate(self._registered):
             if function == finalizers:
                 return [
                     each
                     for entry in self._registered[:place]
-                    if not type(entry[0]).__module__.startswith("closewait_guard.")
+                    if not _is_ours(entry[0])
                     for each in entry
                 ]
         return None
@@ -298,6 +298,11 @@ class _ExitFunctions:
         return unregister
 
 
+def _is_ours(function: object) -> bool:
+    owner = function.__self__ if isinstance(function, MethodType) else function
+    return type(owner).__module__.startswith("closewait_guard.")
+
+
 def _still_open(report: Report) -> tuple[Finding, ...]:
     return tuple(leak for leak in report.leaks if leak.verdict is not Verdict.DROPPED)
 
@@ -315,7 +320,9 @@ def _descriptors_of_transports(loop: object) -> Iterator[int]:
 
 def _descriptors_reached_from(functions: Iterable[object]) -> set[int]:
     """The descriptors of the sockets that functions can reach, to close them."""
-    walk, limit = Walk(lambda _: False), TimeLimit(_MAX_SECONDS)
+    # From any socket through its class, which is patched, to all that we reach: not to close it.
+    walk = Walk(lambda _: False, without=(socket.socket, weakref.finalize))
+    limit = TimeLimit(_MAX_SECONDS)
     walk.begin_with([each for function in functions for each in _used_by(function, _MAX_CALLS)])
     found = (walk.things[place] for place in walk.run(limit.is_over))
     return {socket.socket.fileno(each) for each in found if issubclass(type(each), socket.socket)}  # type: ignore[arg-type]

@@ -204,6 +204,52 @@ def test_leaks_that_were_too_many_to_be_remembered_until_the_end_are_counted(tmp
     assert last.startswith("closewait_guard: 2 leaked, 3 left out of "), last
 
 
+REGISTERED = """
+import atexit, socket, time, weakref
+import closewait_guard as cwg
+
+class Client:
+    connection = None
+
+    def report(self, report):
+        pass
+
+def leak():
+    server = socket.create_server(("127.0.0.1", 0))
+    kept = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+    server.close()
+    return kept
+
+cwg.install(grace=0.1)
+by_function, by_finalizer, client = leak(), leak(), Client()
+client.connection = by_finalizer
+if {is_before}:
+    atexit.register(by_function.close)
+    weakref.finalize(client, by_finalizer.close)
+# A reporter that has a connection closes nothing.
+cwg.watch(reporters=["text", client.report], at_exit=True)
+if not {is_before}:
+    atexit.register(by_function.close)
+    weakref.finalize(client, by_finalizer.close)
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_exit_functions_that_are_registered_before_watch_run_after_its_last_report(
+    tmp_path, is_before
+):
+    path = tmp_path / "program.py"
+    path.write_text(REGISTERED.format(is_before=is_before))
+    done = subprocess.run(
+        [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment()
+    )
+    last = last_report(done.stderr)
+    assert f"closewait_guard: {1 + is_before} leaked of" in last, last
+    assert ("closed only when the program ended" in last) == (not is_before), last
+
+
 PROGRAMMATIC = """
 import uvicorn
 uvicorn.run("app:app", loop="uvloop", port={port}, log_level="error")
