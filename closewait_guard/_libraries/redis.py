@@ -59,7 +59,8 @@ LIBRARIES = (
             HolderHint(
                 for_each_call("redis"),
                 "make one client and keep it: it has a pool of connections; or call "
-                "client.close() (`await client.aclose()`)",
+                "client.close() (`await client.aclose()`), and pool.disconnect() where the client "
+                "was given its pool, which it does not close",
             ),
             HolderHint(
                 "redis",
@@ -69,7 +70,8 @@ LIBRARIES = (
             ),
             HolderHint(
                 "redis",
-                "nothing is lost: the pool replaces it when it is next used; "
+                "nothing is lost: the pool replaces it when it is next used; a pool that was given "
+                "to its client is closed by pool.disconnect(), not by client.close(); "
                 "health_check_interval=... finds it earlier, and the server's `timeout` decides "
                 "how long it keeps idle clients",
                 (Verdict.STALE_POOL,),

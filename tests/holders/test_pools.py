@@ -367,6 +367,27 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
     assert guard.scan().leaks == ()
 
 
+def test_a_closed_redis_client_leaves_a_connection_only_in_a_pool_that_it_was_given(
+    guard, redis_port
+):
+    pool = redis.ConnectionPool(port=redis_port)
+    owners = [
+        redis.Redis(port=redis_port),
+        redis.Redis.from_url(f"redis://localhost:{redis_port}"),
+        redis.Redis.from_pool(redis.ConnectionPool(port=redis_port)),
+    ]
+    for client in (*owners, redis.Redis(connection_pool=pool)):
+        client.ping()
+        client.close()
+    hang_up_redis(redis_port)
+    [stale] = findings_of(guard, cwg.Verdict.STALE_POOL)
+    assert_explained(guard, stale, f"redis pool of localhost:{redis_port}: idle in the pool")
+    assert "is closed by pool.disconnect(), not by client.close()" in stale.hint
+    assert [finding.verdict for finding in guard.scan().findings] == [stale.verdict]
+    pool.disconnect()
+    assert guard.scan().findings == ()
+
+
 def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
     clients = [redis.Redis(port=redis_port, max_connections=5) for _ in range(25)]
     for client in clients:
