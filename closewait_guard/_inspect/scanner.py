@@ -152,10 +152,9 @@ class Scanner:
         known_before = self._known.copy()
         open_sockets = self._source.open_sockets(thorough=full or opened_after is not None)
         events = self._events(open_sockets)
-        to_describe = set(open_sockets.creations) if full else set(events)
-        closed_elsewhere = self._closed_elsewhere.detect(
-            open_sockets.creations, events, to_describe
-        )
+        creations = open_sockets.creations
+        to_describe = set(creations) if full else set(events)
+        closed_elsewhere = self._closed_elsewhere.detect(creations, events, to_describe)
         closed = self._forget_closed(open_sockets, events)
         context = _ScanContext(
             self._source,
@@ -171,13 +170,13 @@ class Scanner:
         for serial in known_before.keys() - context.described:
             pop_if_same(self._known, serial, known_before[serial])
         self._last_scan = max(self._last_scan, context.time)
-        others = set(open_sockets.creations) if full else set()
+        others = set(creations) if full else set()
         if opened_after is not None:
             others |= open_sockets.opened_after(opened_after)
         others -= suspected | closed_elsewhere
         healthy = tuple(context.describe(others, {}))
         return ScanResult(
-            open_sockets=len(open_sockets.creations) - closed,
+            open_sockets=len(creations) - closed,
             suspects=(*suspects, *self._describe_closed_elsewhere()),
             dropped=self._dropped(),
             healthy=healthy,
@@ -229,9 +228,8 @@ class Scanner:
         evidence = Evidence.COLLECTED if drop.collected else Evidence.FINALIZED
         result = self._probe.probe_snapshot(drop.snapshot)._replace(evidence=evidence)
         record = record_of(drop.creation, self._source.pid)
-        return make_observation(
-            record, drop.fd, endpoint_of_snapshot(drop.snapshot), result, result.fin_for
-        )
+        endpoint = endpoint_of_snapshot(drop.snapshot)
+        return make_observation(record, drop.fd, endpoint, result, result.fin_for)
 
 
 # What a probe has shown, and when it began and was over.
