@@ -237,7 +237,7 @@ _Answer = tuple[ProbeResult, Endpoint, float, float]
 _NOTHING_SEEN = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
 _UNKNOWN = Endpoint(UNKNOWN_FAMILY, "unknown", None, None)
 # The ends of a connection after which it has the addresses that it will ever have.
-_FINAL = frozenset({Connection.PEER_CLOSED, Connection.GONE})
+_ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})
 
 
 class _ScanContext:
@@ -286,9 +286,8 @@ class _ScanContext:
                     raise
                 # One that cannot be described hides no other, and counts as one that is open.
                 self.undescribed += 1
-                seen = make_observation(
-                    record_of(creation, self._source.pid), fd, _UNKNOWN, _NOTHING_SEEN
-                )
+                record = record_of(creation, self._source.pid)
+                seen = make_observation(record, fd, _UNKNOWN, _NOTHING_SEEN)
             if seen is not None:
                 yield seen
 
@@ -314,7 +313,7 @@ class _ScanContext:
         ended = now()
         if result is None:
             return None
-        if before is not None and before.result.connection in _FINAL:
+        if before is not None and before.result.connection in _ENDED:
             return result, before.endpoint, began, ended
         return result, endpoint_of(sock, fd), began, ended
 
@@ -447,4 +446,3 @@ def _is_live(seen: Observation) -> bool:
 
 # Each is twice as long as the one before; together they are as long as `SETTLED_AFTER`.
 _WAITS = [SETTLED_AFTER / 2**number for number in range(10, 0, -1)]
-_ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})
