@@ -175,7 +175,7 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self._read():
             assert time.monotonic() < deadline, self.text()
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def _read(self):
         """Whether there may be more to come."""
@@ -195,5 +195,5 @@ class Terminal:
     def __exit__(self, *failure):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         os.close(self._fd)

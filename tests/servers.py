@@ -10,13 +10,15 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trustme
 
-DEADLINE = 20.0
+# Longer than any program takes on a busy machine.
+DEADLINE = 60.0
 
 
 class Web:
@@ -97,6 +99,26 @@ def authority():
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
+
+
+def get(port, path="/"):
+    """The answer to one request, once the server listens."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            url = f"http://127.0.0.1:{port}{path}"
+            with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+                return response.read()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def end(process, signum):
+    """End a program by a signal: what it has written to stderr."""
+    process.send_signal(signum)
+    return process.communicate(timeout=DEADLINE)[1]
 
 
 @contextmanager

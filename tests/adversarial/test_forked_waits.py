@@ -38,7 +38,7 @@ else:
     guard = monitor.guard
 if monitor is None:
     threading.Thread(target=guard.report, daemon=True).start()
-assert is_blocking.wait(10)
+assert is_blocking.wait(60)
 if case == "uninstalled":
     guard.uninstall()
 
@@ -81,7 +81,7 @@ guard.scan = report
 if sys.argv[1] != "nobody":
     monitor = cwg.watch(interval=3600, at_exit=False, in_children=sys.argv[1] == "children")
 os.kill(os.getpid(), signal.SIGUSR1)
-assert is_blocking.wait(10)
+assert is_blocking.wait(60)
 
 child = os.fork()
 if child == 0:

@@ -34,7 +34,7 @@ def test_a_scan_leaves_what_exec_has_set_in_a_running_function(leaking):
     def works(sock, run, variables):
         value = "before"
         run(
-            "value = 'set by exec'\nbegun.set()\nscanned.wait(5)\nseen.append(value)",
+            "value = 'set by exec'\nbegun.set()\nscanned.wait(60)\nseen.append(value)",
             names,
             variables(),
         )
@@ -43,7 +43,7 @@ def test_a_scan_leaves_what_exec_has_set_in_a_running_function(leaking):
     names = {"begun": begun, "scanned": scanned, "seen": seen}
     thread = threading.Thread(target=works, args=(ours, exec, locals), name="worker-8")
     thread.start()
-    begun.wait(5)
+    begun.wait(60)
     report = guard.scan()
     scanned.set()
     thread.join()

@@ -221,7 +221,7 @@ def test_both_number_a_thread_that_has_no_name():
 
     with Twins() as twins:
         _thread.start_new_thread(work, ())
-        assert done.acquire(timeout=10)
+        assert done.acquire(timeout=60)
         (sock, number), *_ = opened
         with sock:
             assert twins.assert_alike(sock).thread == f"thread-{number}"

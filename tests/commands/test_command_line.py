@@ -123,7 +123,7 @@ def test_ctrl_c_is_silent_and_ends_as_by_its_signal(arguments, wait_until_under_
     ) as running:
         wait_until_under_way(running)
         running.send_signal(signal.SIGINT)
-        _, shown = running.communicate(timeout=10)
+        _, shown = running.communicate(timeout=60)
     assert shown == b""
     assert running.returncode == -signal.SIGINT
 

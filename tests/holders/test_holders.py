@@ -94,7 +94,7 @@ def library():
 def held_by(ref):
     """The sentences about a weakly referenced socket; check that the search keeps no reference."""
     before = sys.getrefcount(ref())
-    [holders] = find_holders([ref()], time.monotonic() + 5)
+    [holders] = find_holders([ref()], time.monotonic() + 30)
     after = sys.getrefcount(ref())
     assert after == before
     return holders.sentences
@@ -283,7 +283,7 @@ def test_the_dict_of_a_function_that_asks_for_its_locals_is_left_alone():
         sock = make()
         kept = locals()
         later = make()
-        [holders] = find_holders([weakref.ref(sock)()], time.monotonic() + 5)
+        [holders] = find_holders([weakref.ref(sock)()], time.monotonic() + 30)
         return list(kept), holders, sock, later
 
     kept, holders, *_ = asks()
@@ -502,7 +502,7 @@ def test_a_variable_comes_before_the_handler_of_a_signal(set_handler, module):
 
 def test_many_at_once_each_with_its_own(module):
     module.all = [Connection(make()) for _ in range(50)]
-    found = find_holders([conn.sock for conn in module.all], time.monotonic() + 5)
+    found = find_holders([conn.sock for conn in module.all], time.monotonic() + 30)
     assert [holders.sentences for holders in found] == [
         (f"app.prices.all[{number}].sock (module global)",) for number in range(50)
     ]
@@ -533,15 +533,16 @@ def test_twenty_sockets_among_a_million_objects_are_explained_within_half_a_seco
         assert len(gc.get_objects()) >= 1_000_000
         kept = [{"x": [Node(Node(socket.socket()))]} for _ in range(20)]
 
-        def find(most_time):
+        def find():
             socks = [each["x"][0].value.value for each in kept]
-            started = time.perf_counter()
-            found = find_holders(socks, time.monotonic() + most_time)
-            return found, time.perf_counter() - started
+            started = time.thread_time()
+            found = find_holders(socks, time.monotonic() + 30)
+            took = time.thread_time() - started
+            assert all("kept[" in holding.sentences[0] for holding in found), found[0]
+            return took
 
-        found, _ = find(30)
-        assert all("kept[" in holding.sentences[0] for holding in found), found[0]
-        best = min(find(0.4)[1] for _ in range(3))
+        # Of the processor, which a busy machine gives to others in between.
+        best = min(find() for _ in range(4))
         for each in kept:
             each["x"][0].value.value.close()
         print(best)
@@ -570,7 +571,7 @@ def test_a_collection_at_the_start_of_the_search_breaks_up_no_cycle():
     refs = list(map(cycle, range(20)))
     try:
         gc.set_threshold(120, 2, 2)
-        found = find_holders(held(), time.monotonic() + 5, roots)
+        found = find_holders(held(), time.monotonic() + 30, roots)
     finally:
         gc.set_threshold(*thresholds)
     assert None not in held()

@@ -277,7 +277,7 @@ def natives():
     return [each for each in seen if each.record.origin is cwg.Origin.NATIVE]
 
 def wait_for(wanted):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(natives()) != wanted:
         assert time.monotonic() < deadline, natives()
         time.sleep(0.05)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 async def reported_meanwhile(guard, sleep, wanted=lambda _: True):
     """The finding that is wanted, in any event loop."""
-    for _ in range(300):
+    for _ in range(2000):
         for leak in guard.scan().findings:
             if leak.verdict is cwg.Verdict.LEAKED and wanted(leak):
                 return leak
@@ -98,11 +98,13 @@ def test_a_websocket_never_closed_is_held_and_a_closing_handshake_is_no_leak(gua
 
         async with websockets.asyncio.server.serve(silent, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            mine = await connect(port)
-            closing = asyncio.create_task(mine.close())
-            while not closing.done():
-                assert guard.scan().leaks == ()
-                await asyncio.sleep(0)
+            # On a busy machine it may take longer than the grace time of the other guard.
+            with cwg.Guard(cwg.Settings(grace=60)) as patient:
+                mine = await connect(port)
+                closing = asyncio.create_task(mine.close())
+                while not closing.done():
+                    assert patient.scan().leaks == ()
+                    await asyncio.sleep(0)
             mine = await connect(port)
             mine.transport.pause_reading()
             for connection in list(server.connections):
@@ -219,7 +221,7 @@ GREEN = """
         return mine
 
     kept = {{"mine": connect()}}
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     leaks = ()
     while not leaks and time.monotonic() < end:
         leaks = guard.scan().leaks

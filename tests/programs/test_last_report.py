@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from command_line import COMMAND, call, environment
-from servers import free_port
+from servers import end, free_port, get
 
 APP = """
 import asyncio, socket
@@ -20,7 +19,11 @@ import asyncio, socket
 kept = []
 
 class Deaf(asyncio.Protocol):
+    def __init__(self):
+        self.has_ended = asyncio.Event()
+
     def eof_received(self):
+        self.has_ended.set()
         return True
 
 async def forget(reader, writer):
@@ -38,24 +41,13 @@ async def app(scope, receive, send):
     for _ in range(3):
         address = server.sockets[0].getsockname()
         kept.append(await loop.create_connection(Deaf, *address))
+        await kept[-1][1].has_ended.wait()
+    # The grace time begins with the last of the ends.
     await asyncio.sleep(0.2)
     server.close()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"done"})
 """
-
-
-def get(port):
-    """One request, once the server listens."""
-    end = time.monotonic() + 30
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as response:
-                return response.read()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
 
 
 def end_uvicorn(tmp_path, loop, signum, *options):
@@ -71,8 +63,7 @@ def end_uvicorn(tmp_path, loop, signum, *options):
         text=True,
     ) as server:
         assert get(port) == b"done"
-        server.send_signal(signum)
-        _, errors = server.communicate(timeout=60)
+        errors = end(server, signum)
     return server.returncode, errors
 
 
@@ -266,8 +257,7 @@ def test_watch_reports_what_uvloop_closes_with_its_loop(tmp_path, signum):
         [sys.executable, path], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
     ) as server:
         assert get(port) == b"done"
-        server.send_signal(signum)
-        _, errors = server.communicate(timeout=60)
+        errors = end(server, signum)
     assert "closewait_guard: 3 leaked of" in last_report(errors), errors
 
 
@@ -384,8 +374,7 @@ def test_what_workers_leak_is_in_one_report_and_fails_the_run(tmp_path, command,
         for _ in range(4):
             assert get(port) == b"done"
         time.sleep(0.5)
-        server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=60)
+        errors = end(server, signal.SIGTERM)
     assert server.returncode == 86, errors
     count = 4 if source is WSGI else 12
     assert errors.count("closewait_guard: ") == 1, errors

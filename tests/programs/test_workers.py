@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 
 from command_line import COMMAND, call, environment
-from servers import free_port
+from servers import DEADLINE, end, free_port, get
 
 LEAK = """
 import os, socket
@@ -68,19 +67,6 @@ def start(tmp_path, *command, **variables):
     )
 
 
-def get(port, path):
-    """One request, once the server listens."""
-    end = time.monotonic() + 40
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
-                return response.read()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
 def check(code, errors, has_leaked, count=r"\d+"):
     """One report: of what has leaked, with its line, or of no leak; and all of it is known."""
     shown = " ".join(errors.split())
@@ -92,6 +78,13 @@ def check(code, errors, has_leaked, count=r"\d+"):
     )
     assert re.search(found, shown), errors
     assert ("in leak()" in shown) == has_leaked, errors
+
+
+def end_and_check(running, signum, has_leaked, count):
+    """End a program when the grace time is over, and check its report."""
+    time.sleep(0.3)
+    errors = end(running, signum)
+    check(running.returncode, errors, has_leaked, count)
 
 
 SERVERS = {
@@ -117,10 +110,7 @@ def test_what_workers_of_a_server_leak_is_in_one_report(tmp_path, server, has_le
     with start(tmp_path, *command, "app:app") as running:
         for _ in range(4):
             assert get(port, "/leak" if has_leaked else "/") == b"done"
-        time.sleep(0.3)
-        running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=60)
-    check(running.returncode, errors, has_leaked, 4)
+        end_and_check(running, signal.SIGTERM, has_leaked, 4)
 
 
 WATCHED = """
@@ -147,9 +137,9 @@ def test_a_worker_of_gunicorn_on_gevent_that_watches_itself_names_the_line(tmp_p
     ) as server:
         try:
             assert get(port, "/leak") == b"done"
-            end = time.monotonic() + 30
+            deadline = time.monotonic() + DEADLINE
             while not reports.exists() or '"function":"leak"' not in reports.read_text():
-                assert time.monotonic() < end, "no report has the line"
+                assert time.monotonic() < deadline, "no report has the line"
                 time.sleep(0.05)
         finally:
             server.terminate()
@@ -186,14 +176,11 @@ def test_what_the_tasks_of_celery_leak_in_its_prefork_pool_is_in_one_report(tmp_
     options = ["-A", "tasks", "worker", "-P", "prefork", "-c", "2", "--without-mingle"]
     with start(tmp_path, "-m", "celery", *options, TASKS=str(folder)) as running:
         subprocess.run([sys.executable, "-c", send], env=environment(**variables), check=True)
-        end = time.monotonic() + 40
+        deadline = time.monotonic() + DEADLINE
         while len(list(folder.glob("done-*"))) < 4:
-            assert time.monotonic() < end
+            assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(0.3)
-        running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=60)
-    check(running.returncode, errors, has_leaked, 4)
+        end_and_check(running, signal.SIGTERM, has_leaked, 4)
 
 
 EXECUTOR = (
@@ -326,10 +313,8 @@ def test_the_worker_that_a_reload_ends_has_its_leaks_in_the_report(tmp_path):
         assert get(port, "/leak") == b"done"
         time.sleep(0.3)
         app.write_text(ASGI.replace("done", "next"))
-        end = time.monotonic() + 40
-        while get(port, "/") != b"next":
-            assert time.monotonic() < end
+        deadline = time.monotonic() + DEADLINE
+        while get(port) != b"next":
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=60)
-    check(running.returncode, errors, True, 1)
+        end_and_check(running, signal.SIGINT, True, 1)
