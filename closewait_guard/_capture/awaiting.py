@@ -55,9 +55,10 @@ def continue_stack(
     """
     library = _TRIO if stack[calls * 2].co_name == "unrolled_run" else _ASYNCIO
     del stack[calls * 2 :]
-    task = library.current()
+    if (task := library.current()) is None:
+        return
     for _ in range(_MOST_TASKS):
-        task = None if task is None else library.awaiting(task)
+        task = library.awaiting(task)
         if task is _EVENT_LOOP:
             _add_callers(stack, calls, caller, capture, depth)
         if task is None or task is _EVENT_LOOP:

@@ -149,10 +149,11 @@ class Subscribers:
 
     Attributes:
         creation_calls: What to call for a socket that was created, and when that raises.
+        makefile_calls: The same for a file object that was made of one.
         speedups: Whether what calls them may be in C.
     """
 
-    __slots__ = ("creation_calls", "current", "speedups")
+    __slots__ = ("creation_calls", "current", "makefile_calls", "speedups")
 
     def __init__(self, *, speedups: bool = False) -> None:
         self.speedups = speedups
@@ -162,24 +163,19 @@ class Subscribers:
         """Call these from now on, and no others."""
         self.current = subscribers
         # To look the methods up takes longer than to call them.
-        self.creation_calls = tuple(
-            (subscriber.on_create, subscriber.on_error) for subscriber in subscribers
-        )
+        self.creation_calls = tuple((each.on_create, each.on_error) for each in subscribers)
+        self.makefile_calls = tuple((each.on_makefile, each.on_error) for each in subscribers)
 
     def notify_detach(self, sock: socket.socket, fd: int) -> None:
         """A socket is about to give its descriptor away."""
         self._notify(lambda subscriber: subscriber.on_detach(sock, fd))
-
-    def notify_makefile(self, sock: socket.socket) -> None:
-        """A file object was made of a socket."""
-        self._notify(lambda subscriber: subscriber.on_makefile(sock))
 
     def notify_fd_exhausted(self) -> None:
         """No descriptor was left."""
         self._notify(lambda subscriber: subscriber.on_fd_exhausted())
 
     def _notify(self, call: Callable[[SocketEvents], None]) -> None:
-        # A creation goes without: that is the hottest path, two frames deep.
+        # A creation and a file object go without: those are the hottest paths.
         for subscriber in self.current:
             try:
                 call(subscriber)
@@ -276,7 +272,13 @@ def _wrap_makefile(original: Any, subscribers: Subscribers) -> Any:
     @functools.wraps(original)
     def makefile(self: socket.socket, *args: Any, **kwargs: Any) -> Any:
         file = original(self, *args, **kwargs)
-        subscribers.notify_makefile(self)
+        for on_makefile, on_error in subscribers.makefile_calls:
+            try:
+                on_makefile(self)
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                on_error()
         return file
 
     return makefile

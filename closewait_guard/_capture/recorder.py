@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -100,8 +101,9 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
     """
     try:
         for calls, code in enumerate(stack[::2]):
-            owner = owner_of(code.co_filename)
-            is_runner = owner is not None and code.co_name in owner
+            if (owner := owner_of(code.co_filename)) is None:
+                continue
+            is_runner = code.co_name in owner
             if owner is PROGRAM:
                 # A function runs a coroutine by means of an event loop in C, which shows no call.
                 is_runner = calls > 0 and bool(
@@ -110,16 +112,22 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
                 if not is_runner:
                     break
             if is_runner:
-                # Not before it is needed: most programs have no such task.
-                from closewait_guard._capture.awaiting import continue_stack
-
-                continue_stack(stack, calls, caller, capture, depth)
+                _find_continue_stack()(stack, calls, caller, capture, depth)
                 break
     except Exception as error:
         if interrupts(error):
             raise
         # The stack ends where it could not be continued.
     return task_name()
+
+
+@cache
+def _find_continue_stack() -> Callable[[CapturedStack, int, FrameType, Capture, int], None]:
+    # Not before it is needed: most programs have no such task. Each import statement takes as long
+    # as all the rest.
+    from closewait_guard._capture.awaiting import continue_stack
+
+    return continue_stack
 
 
 class Recording(NamedTuple):
