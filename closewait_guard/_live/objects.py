@@ -269,9 +269,11 @@ def find_classes(names: Iterable[str]) -> dict[str, type]:
     for name in names:
         wanted.setdefault(name.partition(":")[0], []).append(name)
     found = {}
-    for module, variables in loaded_modules():
-        for name in wanted.get(module, ()):
-            cls = _unwrapped(value_at(variables, name.partition(":")[2]))
+    # Of all the others not even the variables are looked at.
+    items = items_of(sys.modules)
+    for module, value in [each for each in items if type(each[0]) is str and each[0] in wanted]:
+        for name in wanted[module]:
+            cls = _unwrapped(value_at(module_dict(value), name.partition(":")[2]))
             if cls is not None:
                 found[name] = cls
     return found
