@@ -70,7 +70,9 @@ __all__ = [
 ]
 
 
-_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_GENERATOR
+_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+# What can await one, besides another.
+_AWAITING = _COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 
 
 def task_name() -> str | None:
@@ -107,7 +109,7 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
             if owner is PROGRAM:
                 # A function runs a coroutine by means of an event loop in C, which shows no call.
                 is_runner = calls > 0 and bool(
-                    stack[calls * 2 - 2].co_flags & _COROUTINE and not code.co_flags & _COROUTINE
+                    stack[calls * 2 - 2].co_flags & _COROUTINE and not code.co_flags & _AWAITING
                 )
                 if not is_runner:
                     break

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -289,6 +290,30 @@ def test_a_task_with_a_line_of_the_program_keeps_its_own_calls(guard, address):
     record = opened(guard)
     assert record.site.function.endswith(".call")
     assert not any(frame.is_awaiting for frame in record.stack)
+
+
+def test_what_generators_of_the_program_run_has_their_line(guard, address):
+    open_in_turn = library_function("""
+def open_in_turn(address):
+    made.append(socket.create_connection(address))
+    yield
+""")
+
+    def call():
+        next(open_in_turn(address))
+
+    @asynccontextmanager
+    async def connected():
+        await connect(address)
+        yield
+
+    async def main():
+        async with connected():
+            assert opened(guard).site.function.endswith(".connected")
+        call()
+        assert opened(guard).site.function.endswith(".call")
+
+    asyncio.run(main())
 
 
 async def without_a_waiting_task(guard, address):
