@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         attribute,
         install,
         no_leaks,
+        render_text,
         report,
         scan,
         uninstall,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from closewait_guard._capture import label
     from closewait_guard._guard import Guard
     from closewait_guard._monitor import Monitor
-    from closewait_guard._render import from_dict, render_text, to_dict
+    from closewait_guard._render import from_dict, to_dict
     from closewait_guard.exceptions import (
         CloseWaitGuardError,
         ConfigurationError,
@@ -104,6 +105,7 @@ _HOMES = {
         "attribute",
         "install",
         "no_leaks",
+        "render_text",
         "report",
         "scan",
         "uninstall",
@@ -113,7 +115,7 @@ _HOMES = {
     "_guard": ("Guard",),
     "_capture": ("label",),
     "_monitor": ("Monitor",),
-    "_render": ("from_dict", "render_text", "to_dict"),
+    "_render": ("from_dict", "to_dict"),
     "exceptions": (
         "CloseWaitGuardError",
         "ConfigurationError",

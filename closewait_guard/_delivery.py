@@ -54,11 +54,17 @@ class Delivery:
         """Deliver to these too from now on."""
         self._slots += tuple(_Slot(each) for each in _resolve(reporters))
 
-    def deliver(self, report: Report) -> None:
-        """Call every reporter with it."""
+    def deliver(self, report: Report, heartbeat: float | None = None) -> None:
+        """Call every reporter with it.
+
+        Args:
+            report: The report.
+            heartbeat: For one of a monitor's series, after how many seconds a reporter for people
+                says that nothing has changed.
+        """
         interrupt: BaseException | None = None
         for slot in self._slots:
-            error = slot.deliver(report, self._timeout)
+            error = slot.deliver(report, self._timeout, heartbeat)
             if isinstance(error, StillBusyError):
                 self._count_failure(slot, error)
             elif error is None:
@@ -106,9 +112,14 @@ class _Slot:
         self.is_failing = False
         self._thread = CallThread()
 
-    def deliver(self, report: Report, timeout: float) -> BaseException | None:
+    def deliver(
+        self, report: Report, timeout: float, heartbeat: float | None
+    ) -> BaseException | None:
         """Call the reporter; return what it raised, or that it has not returned in time."""
-        return self._thread.call(lambda: self.reporter(report), timeout)
+        periodic = getattr(type(self.reporter), "periodic", None)
+        if heartbeat is None or periodic is None:
+            return self._thread.call(lambda: self.reporter(report), timeout)
+        return self._thread.call(lambda: periodic(self.reporter, report, heartbeat), timeout)
 
     def close(self, timeout: float) -> BaseException | None:
         """Close the reporter, unless it is in the middle of a report."""

@@ -1,21 +1,35 @@
-"""Format text for people: wrap, escape and truncate lines; numbers, durations, addresses. Pure."""
+"""Format text for people: wrap, escape and truncate lines, lay out blocks of facts. Pure."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from itertools import groupby
 from textwrap import wrap
+from typing import NamedTuple
+
+from closewait_guard.model import Frame, Severity, SiteGroup
 
 __all__ = [
     "WIDTH",
+    "Block",
+    "Fact",
+    "Layout",
+    "Line",
+    "Section",
+    "Style",
+    "block_lines",
     "escape_control",
     "escape_line",
     "fit_path",
+    "format_bytes",
     "format_duration",
     "format_duration_range",
     "format_time",
+    "page_of",
     "pluralize",
     "summarize_addresses",
     "truncate",
@@ -25,55 +39,121 @@ __all__ = [
 
 
 WIDTH = 80
+# Of the lines of a block, and of their keys.
+_INDENT = 4
+_KEY_WIDTH = 9
 
 # Azure Pipelines, TeamCity and GitHub look for their older commands anywhere in a line.
 _BUILD_SERVER_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
 # The last part of a path; the end of a path with the number of a line, and punctuation.
 _FILE = re.compile(r"[^/\\]*$")
 _PLACE = re.compile(r":\d{1,9}[:;,.)]{0,3}$")
+# Where each code is explained.
+_CODES_PAGE = "https://closewait-guard.readthedocs.io/codes/"
 _MAX_CHARACTERS = 10_000
+_MAX_WORD = 200
+# Code in backticks, and a key in quotation marks: not broken at the spaces in them.
+_CODE = re.compile(r"`[^`]+`|\['[^'\]]*'\]")
+# No text has it once control characters are escaped.
+_NO_BREAK = "\0"
 _MAX_PLAIN_NUMBER = 1e9
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
-def wrap_text(text: str, indent: str) -> list[str]:
-    """Wrap a paragraph into lines, those after the first indented.
+class Layout(NamedTuple):
+    """How a report is laid out.
+
+    Attributes:
+        width: Columns. A longer identifier stands on a line of its own rather than being cut.
+        directory: Paths below it are shown relative to it; empty for absolute paths.
+        everything: Show a block for what is no leak, too.
+        verbose: Show all calls, threads and holders.
+    """
+
+    width: int = WIDTH
+    directory: str = ""
+    everything: bool = False
+    verbose: bool = False
+
+    def relative(self, text: str) -> str:
+        """The text, with the paths in it that lie below the directory relative to that.
+
+        Example:
+            >>> Layout(directory="/srv/shop").relative("opened at /srv/shop/app.py:3")
+            'opened at app.py:3'
+        """
+        if len(self.directory) < 2 or self.directory not in text:
+            return text
+        return re.sub(rf"(?<![\w./\\-]){re.escape(self.directory)}[/\\]", "", text)
+
+    def wrap(self, text: str, indent: str, first: str = "") -> list[str]:
+        """Wrap a paragraph to the width; see `wrap_text`."""
+        return wrap_text(self.relative(text), indent, self.width, first)
+
+
+def wrap_text(text: str, indent: str, width: int = WIDTH, first: str = "") -> list[str]:
+    """Wrap a paragraph into lines, never within an identifier, a path or code in backticks.
 
     A very long one loses its end, because textwrap takes quadratic time.
+
+    Args:
+        text: The paragraph.
+        indent: What every line but the first begins with.
+        width: Columns; a word that has more stands on a line of its own.
+        first: What the first line begins with, if not with the text itself.
     """
     if len(text) > _MAX_CHARACTERS:
         text = f"{text[:_MAX_CHARACTERS]}... ({len(text) - _MAX_CHARACTERS:,} more characters)"
     text = escape_control(text)
-    if len(text) > WIDTH:
-        text = " ".join(_fit_word(word, WIDTH - len(indent)) for word in text.split(" "))
-    lines = _wrap(text, WIDTH, indent) or [""]
+    if len(first) + len(text) > width:
+        room = width - len(indent)
+        text = " ".join(_fit_word(word, room) for word in text.split(" "))
+        text = _keep_code_whole(text, room)
+    lines = _wrap(text, width, indent, first)
     safe = [_break_commands(line) for line in lines]
     if safe != lines:
         # A broken command is one character longer, so leave room for it.
-        safe = [_break_commands(line) for line in _wrap(text, WIDTH - 8, indent)]
+        safe = [_break_commands(line) for line in _wrap(text, width - 8, indent, first)]
     return safe
 
 
-def _wrap(text: str, width: int, indent: str) -> list[str]:
+def _wrap(text: str, width: int, indent: str, first: str) -> list[str]:
     # Paths have hyphens too: `site-packages`.
-    return wrap(text, width, subsequent_indent=indent, break_on_hyphens=False)
+    lines = wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [line.replace(_NO_BREAK, " ") for line in lines] or [first.rstrip()]
 
 
-def fit_path(prefix: str, path: str, suffix: str) -> str:
+def _keep_code_whole(text: str, room: int) -> str:
+    """Keep what stands in backticks, and quoted keys, on one line where it fits on one."""
+    return _CODE.sub(
+        lambda found: found[0].replace(" ", _NO_BREAK) if len(found[0]) <= room else found[0], text
+    )
+
+
+def fit_path(prefix: str, path: str, suffix: str, width: int = WIDTH) -> str:
     """Put a path on one line. If it is too long, folders at its beginning go, then the suffix.
 
     Example:
         >>> fit_path("at ", "/srv" * 20 + "/app.py:12", " in serve()")
         'at ...v/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/srv/app.py:12 in serve()'
     """
-    path = _without_folders(escape_control(path), WIDTH - len(prefix) - len(suffix))
-    return truncate(prefix + _last(path, WIDTH - len(prefix) - len("...")) + suffix)
+    path = _without_folders(escape_control(path), width - len(prefix) - len(suffix))
+    return truncate(prefix + _last(path, width - len(prefix) - len("...")) + suffix, width)
 
 
 def _fit_word(word: str, room: int) -> str:
-    """A line of a file stays whole where a paragraph is wrapped; other words are cut anywhere."""
-    if len(word) <= room or not _PLACE.search(word):
+    """A line of a file loses folders where it is too long; a word without end, its end."""
+    if len(word) <= room:
         return word
+    if not _PLACE.search(word):
+        return word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 3]}..."
     path = word.lstrip("(")
     opening = word.removesuffix(path)
     return opening + _without_folders(path, room - len(opening))
@@ -88,10 +168,10 @@ def _last(text: str, room: int) -> str:
     return text if len(text) <= room else "..." + text[3 - room :]
 
 
-def truncate(line: str) -> str:
+def truncate(line: str, width: int = WIDTH) -> str:
     """Cut a line at its end so that it fits."""
     line = escape_line(line)
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def escape_line(text: str) -> str:
@@ -163,11 +243,33 @@ def format_duration_range(shortest: float, longest: float, *, at_least: bool = F
     Example:
         >>> format_duration_range(41, 540), format_duration_range(41.1, 41.2)
         ('41 s to 9 min', '41 s')
+        >>> format_duration_range(2.8, 3.5)
+        '2.8-3.5 s'
     """
-    last = format_duration(longest)
-    is_one = format_duration(shortest) == last
+    last, unit = format_duration(longest), format_duration(longest).partition(" ")[2]
+    number, _, first_unit = format_duration(shortest).partition(" ")
     first = format_duration(shortest, at_least=at_least)
-    return first if is_one else f"{first} to {last}"
+    if format_duration(shortest) == last:
+        return first
+    if first_unit == unit and not at_least:
+        return f"{number}-{last}"
+    return f"{first} to {last}"
+
+
+def format_bytes(number: int) -> str:
+    """A number of bytes: exact while it is small.
+
+    Example:
+        >>> format_bytes(1), format_bytes(1500), format_bytes(32_000), format_bytes(4_370_000)
+        ('1 byte', '1,500 bytes', '32 kB', '4.4 MB')
+    """
+    if number < 10_000:
+        return pluralize(number, "byte")
+    size, unit = next(
+        ((size, unit) for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if number >= size),
+        (1e3, "kB"),
+    )
+    return f"{_round_for_display(number / size)} {unit}"
 
 
 def summarize_addresses(peers: Iterable[str], limit: int = 3) -> str:
@@ -183,6 +285,11 @@ def summarize_addresses(peers: Iterable[str], limit: int = 3) -> str:
     return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
 
 
+def page_of(code: str = "") -> str:
+    """The address of the page that explains a code, or all of them."""
+    return f"{_CODES_PAGE}#{code.lower()}" if code else _CODES_PAGE
+
+
 def unique(values: Iterable[str]) -> list[str]:
     """Each value once, in the order of its first appearance."""
     return list(dict.fromkeys(values))
@@ -192,3 +299,97 @@ def _round_for_display(number: float) -> str:
     if number < 10:
         return f"{number:.1f}".removesuffix(".0")
     return f"{number:.0f}" if number < _MAX_PLAIN_NUMBER else f"{number:.3g}"
+
+
+class Style(Enum):
+    """What a line or a fact is, for outputs with colours."""
+
+    TEXT = "text"
+    TITLE = "title"
+    PLACE = "place"
+    CODE = "code"
+    FIX = "fix"
+    NOTE = "note"
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Line(NamedTuple):
+    """One line of a report."""
+
+    text: str
+    style: Style = Style.TEXT
+
+
+class Fact(NamedTuple):
+    """One sentence of a block under its key; several in a row share the key.
+
+    Attributes:
+        key: What the sentence is about: opened, fix, held by, state ...
+        text: The sentence; before a place, what is said of that.
+        frame: The place, which is never folded.
+    """
+
+    key: str
+    text: str
+    style: Style = Style.TEXT
+    frame: Frame | None = None
+
+
+class Block(NamedTuple):
+    """What is known of the sockets of one cause."""
+
+    sockets: int
+    title: str
+    code: str
+    severity: Severity
+    facts: tuple[Fact, ...]
+
+
+class Section(NamedTuple):
+    """Lines that belong together, and the site that they describe."""
+
+    lines: list[Line]
+    group: SiteGroup | None = None
+
+
+def block_lines(block: Block, layout: Layout, number: str = "", digits: int = 0) -> Iterator[Line]:
+    """The lines of a block; the first has count, verdict, kind, peers, code and severity.
+
+    Args:
+        block: The facts.
+        layout: The width, and the directory that paths are relative to.
+        number: What to call the block by, such as `[1]`.
+        digits: The width of the count.
+    """
+    style = Style(block.severity.value)
+    before = f"{number} " if number else ""
+    left = f"{before}{block.sockets:>{digits},} {block.title}"
+    right = "  ".join(filter(None, (block.code, block.severity.value)))
+    *lines, last = layout.wrap(left, " " * (_INDENT + 2))
+    if len(last) + 2 + len(right) > layout.width:
+        lines, last = [*lines, last], ""
+    for text in (*lines, f"{last}{right:>{layout.width - len(last)}}"):
+        yield Line(text, style)
+    yield from _fact_lines(block.facts, layout)
+
+
+def _fact_lines(facts: Iterable[Fact], layout: Layout) -> Iterator[Line]:
+    later = " " * (_INDENT + _KEY_WIDTH)
+    for key, group in groupby(facts, key=lambda fact: fact.key):
+        first = f"{'':{_INDENT}}{key:<{_KEY_WIDTH}}"
+        for fact in group:
+            for text in _lines_of(fact, first, later, layout):
+                yield Line(text, fact.style)
+            first = later
+
+
+def _lines_of(fact: Fact, first: str, later: str, layout: Layout) -> list[str]:
+    if fact.style is Style.CODE:
+        return [truncate(f"{later}    {fact.text}", layout.width)]
+    if fact.frame is None:
+        return layout.wrap(fact.text, later, first)
+    suffix = f" in {fact.frame.function}()".replace(">()", ">")
+    place = layout.relative(fact.frame.place)
+    return [fit_path(first + escape_line(fact.text), place, suffix, layout.width)]

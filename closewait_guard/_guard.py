@@ -284,9 +284,9 @@ class Guard:
         left = open_without_socket(self._registry, serials)
         return {id(owner): left[fd] for fd, owner in owners_of_descriptors(left.keys()).items()}
 
-    def _deliver(self, report: Report) -> None:
+    def _deliver(self, report: Report, *, is_periodic: bool = False) -> None:
         self._record_state(report)
-        self._delivery.deliver(report)
+        self._delivery.deliver(report, self.settings.heartbeat if is_periodic else None)
 
     def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
         self._delivery.add(reporters)

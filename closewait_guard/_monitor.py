@@ -81,17 +81,21 @@ class Schedule:
         """How long to wait for the next report."""
         return max(0.0, self._next - now())
 
-    def run_once(self, complete: Callable[[Report], Report] | None = None) -> None:
+    def run_once(
+        self, complete: Callable[[Report], Report] | None = None, *, is_last: bool = False
+    ) -> None:
         """Report. No failure ends the series; the first of several in a row is logged.
 
         Args:
             complete: Adds to the report what the scan does not have.
+            is_last: It is the last one, which has everything, not only what has changed.
         """
         note = self._pace.note
         try:
             with self._measured():
                 report = self._guard._next_in_series(() if note is None else (note,))
-            self._guard._deliver(report if complete is None else complete(report))
+            report = report if complete is None else complete(report)
+            self._guard._deliver(report, is_periodic=not is_last)
             self._has_failed = False
         except Exception as error:
             had_failed, self._has_failed = self._has_failed, True
@@ -210,7 +214,8 @@ class Monitor:
 
     def _report_last(self) -> None:
         looks = self._looks
-        self._schedule.run_once(None if looks is None else looks.add_closed_by_end)
+        complete = None if looks is None else looks.add_closed_by_end
+        self._schedule.run_once(complete, is_last=True)
 
     def _join(self, timeout: float) -> None:
         thread = self._thread
@@ -280,4 +285,4 @@ async def report_forever(guard: Guard, interval: float | None, at_exit: bool | N
             await asyncio.to_thread(schedule.run_once)
     finally:
         if guard.settings.at_exit if at_exit is None else at_exit:
-            schedule.run_once()
+            schedule.run_once(is_last=True)

@@ -19,7 +19,8 @@ from closewait_guard._config import require_number
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._cpython import running_loop
 from closewait_guard._enums import Verdict
-from closewait_guard._render import render_text
+from closewait_guard._render import render_report
+from closewait_guard._stream import layout_of
 from closewait_guard.exceptions import SocketLeakError
 from closewait_guard.model import Finding, Report
 
@@ -176,7 +177,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     def _raise_if_leaky(self, report: Report) -> None:
         if refused := self._refused(report.findings):
             report = replace(report, findings=refused)
-            raise SocketLeakError(render_text(report), report)
+            raise SocketLeakError(render_report(report, layout_of(everything=True)), report)
 
     def _refused(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         return tuple(

@@ -389,7 +389,8 @@ class _Series:
 
 
 def _not_covered_of_creation(native_count: int | None, is_installed: bool) -> Iterator[str]:
-    yield native_note(native_count)
+    if note := native_note(native_count):
+        yield note
     if not is_installed:
         yield "where sockets were opened, because the guard is not installed"
     elif (module := patch.overriding_module()) is not None:

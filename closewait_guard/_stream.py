@@ -9,15 +9,49 @@ from contextlib import suppress
 from io import BufferedWriter, TextIOWrapper
 from typing import TextIO, cast
 
-from closewait_guard._format import escape_control
+from closewait_guard._format import WIDTH, Layout, escape_control
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
+    "layout_of",
     "print_error",
     "require_stream",
     "write_if_possible",
     "write_text",
 ]
+
+
+# Narrower lines cannot hold an address and a code; wider ones are hard to read.
+_MIN_WIDTH, _MAX_WIDTH = 60, 120
+
+
+def layout_of(
+    stream: TextIO | None = None, *, everything: bool = False, verbose: bool = False
+) -> Layout:
+    """How to lay a report out: as wide as the terminal, paths relative to this directory.
+
+    Args:
+        stream: Where it goes; stderr by default.
+        everything: Show a block for what is no leak, too.
+        verbose: Show all calls, threads and holders.
+    """
+    try:
+        directory = os.getcwd()  # noqa: PTH109 - the text is all that is needed
+    except OSError:
+        # It has been removed.
+        directory = ""
+    width = _columns(stream if stream is not None else sys.stderr)
+    return Layout(width, directory, everything, verbose)
+
+
+def _columns(stream: TextIO | None) -> int:
+    try:
+        if stream is None or not stream.isatty():
+            return WIDTH
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return WIDTH
+    return max(_MIN_WIDTH, min(columns or WIDTH, _MAX_WIDTH))
 
 
 def require_stream(reporter: str, stream: TextIO | None) -> TextIO | None:

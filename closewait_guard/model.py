@@ -238,6 +238,8 @@ class Finding:
         hint: What to change.
         replaced_by: The serial of a newer socket, which the same line has connected to the same
             peer since the connection of this one ended.
+        code: The stable code of verdict and cause, such as CWG104; empty in a report that was
+            saved before there were codes.
         count: How many sockets it stands for: more than one in a saved report that keeps some
             examples of each site.
         closed_at_exit: It was closed only as the program ended.
@@ -249,6 +251,7 @@ class Finding:
     holders: tuple[str, ...]
     hint: str
     replaced_by: int | None = None
+    code: str = ""
     count: int = 1
     closed_at_exit: bool = False
 
@@ -290,6 +293,7 @@ class Alert:
     message: str
     data: Mapping[str, Scalar]
     status: AlertStatus = AlertStatus.RAISED
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +334,20 @@ class SiteGroup:
     def count(self) -> int:
         """How many sockets there are, even if only some of them have been saved."""
         return sum(finding.count for finding in self.findings)
+
+    @property
+    def code(self) -> str:
+        """The code of the first of its findings whose holders are known, else of the first."""
+        return self._example.code
+
+    @property
+    def hint(self) -> str:
+        """What to change, of the same finding."""
+        return self._example.hint
+
+    @property
+    def _example(self) -> Finding:
+        return next((finding for finding in self.findings if finding.holders), self.findings[0])
 
     @property
     def fingerprint(self) -> str:

@@ -130,6 +130,12 @@ class Settings(_Provenance):
         "looked for over twice, four times ... as many. 0 looks for none.",
     )
     interval: float = _setting(60.0, parse.interval, "Seconds between two reports of a monitor.")
+    heartbeat: float = _setting(
+        3600.0,
+        parse.seconds,
+        "Seconds without news after which the reporters text and console of a monitor write one "
+        "line that nothing has changed. Of other reports they write only what has; with 0, all.",
+    )
     reporters: tuple[str, ...] = _setting(
         (),
         parse.names,

@@ -27,7 +27,7 @@ from closewait_guard._holders.references import reachable_instances
 from closewait_guard._holders.roots import Roots, describe_reuse, processes_sharing
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
-from closewait_guard._judge import FindingText, hint_for
+from closewait_guard._judge import FindingText, code_of, hint_for
 from closewait_guard._libraries import LOOP_WAKER, PoolUse
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
@@ -97,7 +97,7 @@ class Explainer:
         self._allowance = allowance
         self._hint_of_library = hints_of_libraries()
         self._explanations: dict[int, _Explanation] = {}
-        # By serial, the holders, hint and successor of each finding, and what they depend on.
+        # By serial, the holders, hint, successor and code of each finding, and what they depend on.
         self.texts: dict[int, FindingText] = {}
         self._inputs: dict[int, tuple[object, ...]] = {}
         # The minimum time for a search in a large heap; raised when a shorter one was not enough.
@@ -339,7 +339,7 @@ class Explainer:
         if text is None or self._inputs.get(serial) != inputs:
             text = self._make_text(finding, explanation, pool, call, must_close=must_close)
             self.texts[serial], self._inputs[serial] = text, inputs
-        if finding.holders is text[0] and finding.hint is text[1]:
+        if finding.holders is text[0] and finding.hint is text[1] and finding.code is text[3]:
             return finding
         # replace() would take a tenth of a scan whose findings are all known.
         return Finding(observation, verdict, finding.severity, *text)
@@ -366,25 +366,24 @@ class Explainer:
         sentences, owners, _ = explanation.holders
         if pool is not None:
             sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
-        hint = self._hint_for(
-            finding.observation,
-            Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict,
-            owners,
-            is_replaced=explanation.successor is not None,
+        wanted = Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict
+        is_replaced = explanation.successor is not None
+        hint, code = self._hint_and_code(
+            finding.observation, wanted, owners, is_replaced=is_replaced
         )
         if call is not None:
             sentences = (call.sentence, *sentences)
             hint = hint if finding.is_leak else call.hint
-        return sentences, hint, explanation.successor
+        return sentences, hint, explanation.successor, code
 
-    def _hint_for(
+    def _hint_and_code(
         self,
         observation: Observation,
         verdict: Verdict,
         owners: tuple[str, ...],
         *,
         is_replaced: bool,
-    ) -> str:
+    ) -> tuple[str, str]:
         record = observation.record
         opener = record.opener.origin
         if observation.state is State.LISTEN:
@@ -393,15 +392,13 @@ class Explainer:
         elif verdict is Verdict.OPEN and LOOP_WAKER in calls_of_libraries(record):
             # A loop keeps these two itself, and all others for somebody else.
             owners = (LOOP_WAKER,)
-        return hint_for(
-            verdict,
-            # TLS does not change which side has made the connection.
-            opener if record.origin is Origin.WRAPPED else record.origin,
-            observation.evidence,
-            observation.connection,
-            is_replaced=is_replaced,
-            of_library=self._hint_of_library(verdict, opener, owners) if owners else "",
-        )
+        of_library = self._hint_of_library(verdict, opener, owners) if owners else ""
+        # TLS does not change which side has made the connection.
+        origin = opener if record.origin is Origin.WRAPPED else record.origin
+        facts = verdict, origin, observation.evidence, observation.connection
+        hint = hint_for(*facts, is_replaced=is_replaced, of_library=of_library)
+        known = owners if of_library else ()
+        return hint, code_of(*facts, is_replaced=is_replaced, owners=known)
 
 
 def _site_of(finding: Finding) -> _Site:

@@ -1,4 +1,4 @@
-"""Is it a leak? Verdicts, hints and alerts, as pure functions of observations."""
+"""Is it a leak? Verdicts, codes, hints and alerts, as pure functions of observations."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from closewait_guard._judge.alerts import (
     threshold_alerts,
     update_alerts,
 )
+from closewait_guard._judge.codes import ALERT_CODES, CODES, code_of
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import FindingText, judge, leave_to_calls, leave_to_pools
 
 __all__ = [
+    "ALERT_CODES",
+    "CODES",
     "AlertState",
     "FindingText",
     "SeriesPoint",
+    "code_of",
     "hint_for",
     "judge",
     "leave_to_calls",

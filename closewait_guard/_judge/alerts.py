@@ -10,6 +10,7 @@ from typing import NamedTuple
 from closewait_guard._enums import LEAKS
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
+from closewait_guard._judge.codes import ALERT_CODES
 from closewait_guard._judge.growth import Growth, Series
 from closewait_guard.model import (
     Alert,
@@ -87,6 +88,12 @@ def active_thresholds(
     yield from _age_alert(waiting, settings)
 
 
+def _make_alert(
+    kind: AlertKind, severity: Severity, message: str, data: Mapping[str, Scalar]
+) -> Alert:
+    return Alert(kind, severity, message, data, code=ALERT_CODES[kind])
+
+
 def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
     return limit * _RESOLVED_SHARE if kind.value in active else limit
 
@@ -101,7 +108,7 @@ def _count_alert(
             f"{pluralize(count, 'socket')} in CLOSE_WAIT, more than {settings.count_warning:,}"
         )
         data = {"count": count, "limit": settings.count_warning}
-        alert = Alert(AlertKind.COUNT, Severity.WARNING, message, data)
+        alert = _make_alert(AlertKind.COUNT, Severity.WARNING, message, data)
         yield ActiveAlert(AlertKind.COUNT, count, alert)
 
 
@@ -119,7 +126,7 @@ def _fd_limit_alert(
             in_use_now = f"the limit is {limit:,} descriptors"
         message = f"{in_use_now}, {count:,} of them in CLOSE_WAIT"
         data = {"fd_used": report.fd_used, "fd_limit": limit, "count": count}
-        alert = Alert(AlertKind.FD_LIMIT, Severity.CRITICAL, message, data)
+        alert = _make_alert(AlertKind.FD_LIMIT, Severity.CRITICAL, message, data)
         yield ActiveAlert(AlertKind.FD_LIMIT, max(used, count), alert)
 
 
@@ -144,7 +151,7 @@ def _age_alert(findings: Iterable[Finding], settings: Settings) -> Iterator[Acti
     data = {"count": count, "oldest_s": round(age, 3), "site": site.place if site else None}
     severity = Severity.CRITICAL if is_critical else Severity.WARNING
     # Its size is the count: it is reported again when there are many more, not as time passes.
-    yield ActiveAlert(AlertKind.AGE, count, Alert(AlertKind.AGE, severity, message, data))
+    yield ActiveAlert(AlertKind.AGE, count, _make_alert(AlertKind.AGE, severity, message, data))
 
 
 def _seconds_in_close_wait(finding: Finding) -> float:
@@ -179,7 +186,7 @@ def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) ->
     }
     is_near = left is not None and left < _CRITICAL_TIME_LEFT
     severity = Severity.CRITICAL if is_near else Severity.WARNING
-    alert = Alert(AlertKind.GROWTH, severity, message, data)
+    alert = _make_alert(AlertKind.GROWTH, severity, message, data)
     return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
 
 
@@ -214,7 +221,7 @@ def churn_alerts(
             "risen": growth.risen,
             "seconds": round(growth.seconds, 1),
         }
-        alert = Alert(AlertKind.CHURN, Severity.WARNING, message, data)
+        alert = _make_alert(AlertKind.CHURN, Severity.WARNING, message, data)
         yield ActiveAlert(f"{AlertKind.CHURN}:{site}", now.open, alert)
 
 
@@ -231,7 +238,7 @@ def exhaustion_alerts(
         f"{report.fd_used or 0:,} of {report.fd_limit or 0:,} are in use"
     )
     data = {"count": failed, "fd_used": report.fd_used, "fd_limit": report.fd_limit}
-    alert = Alert(AlertKind.FD_EXHAUSTED, Severity.CRITICAL, message, data)
+    alert = _make_alert(AlertKind.FD_EXHAUSTED, Severity.CRITICAL, message, data)
     yield ActiveAlert(AlertKind.FD_EXHAUSTED, 1, alert)
 
 

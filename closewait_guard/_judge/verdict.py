@@ -63,9 +63,9 @@ _IN_CALLS = {
 _TICK = 0.02
 
 
-# The holders, the hint and the successor of a finding.
-FindingText: TypeAlias = tuple[tuple[str, ...], str, int | None]
-_NO_TEXT: FindingText = (), "", None
+# The holders, the hint, the successor and the code of a finding.
+FindingText: TypeAlias = tuple[tuple[str, ...], str, int | None, str]
+_NO_TEXT: FindingText = (), "", None, ""
 
 
 class CloseWaitLoad(NamedTuple):

@@ -22,9 +22,9 @@ from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._preload.status import Channel, Line, Status, as_text
-from closewait_guard._render import render_text, render_with_header
+from closewait_guard._render import render_report
 from closewait_guard._signal import EarlyLooks, SuddenEnd, before_sudden_end, delayed_sigterm
-from closewait_guard._stream import print_error, write_text
+from closewait_guard._stream import layout_of, print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
 
@@ -227,10 +227,8 @@ def _without_open(report: Report) -> Report:
 
 def _print_report(report: Report) -> None:
     """Without a launcher: the program itself always; a child of it only when it has leaked."""
-    if ChildConfig.is_main(os.environ, os.getpid()):
-        write_text(sys.__stderr__, render_text(report))
-    elif report.leaks:
-        write_text(sys.__stderr__, render_with_header(report))
+    if report.leaks or ChildConfig.is_main(os.environ, os.getpid()):
+        write_text(sys.__stderr__, render_report(report, layout_of(sys.__stderr__)))
 
 
 def _in_forked_children(ending: _Ending, status: Status) -> None:

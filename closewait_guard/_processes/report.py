@@ -23,7 +23,7 @@ from closewait_guard._inspect import (
     suspect_for,
     update_age,
 )
-from closewait_guard._judge import hint_for, judge, threshold_alerts
+from closewait_guard._judge import code_of, hint_for, judge, threshold_alerts
 from closewait_guard._processes.model import (
     Backend,
     Descriptor,
@@ -188,10 +188,12 @@ def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:
     others = [holder for holder in shared_by if (holder.pid, holder.fd) != (own, seen.fd)]
     # A program in C has no `with`.
     origin = seen.record.origin if snapshot.process.python else Origin.NATIVE
+    facts = finding.verdict, origin, seen.evidence, seen.connection
     return replace(
         finding,
         holders=tuple(_describe_sharing(holder, own) for holder in others),
-        hint=hint_for(finding.verdict, origin, seen.evidence, seen.connection),
+        hint=hint_for(*facts),
+        code=code_of(*facts),
     )
 
 

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._format import format_time, pluralize, unique, wrap_text
-from closewait_guard._render.site import site_lines
+from closewait_guard._format import Layout, format_time, pluralize, unique
 from closewait_guard._render.text import (
-    alert_lines,
-    coverage_lines,
-    descriptors_used,
-    headline_lines,
+    Scope,
+    fd_numbers,
+    join_sections,
     native_note,
-    render_text,
+    render_report,
+    sections_in,
 )
-from closewait_guard.model import Coverage, Report
+from closewait_guard.model import Coverage, Report, SiteGroup
 
 __all__ = [
     "LastReport",
@@ -48,46 +47,51 @@ class LastReport(NamedTuple):
         return bool(report.open_sockets or report.findings or report.coverage.opened)
 
 
-def render_family(members: Sequence[LastReport], *, is_complete: bool = True) -> str:
+def render_family(
+    members: Sequence[LastReport], layout: Layout | None = None, *, is_complete: bool = True
+) -> str:
     """Render the reports of a program's processes: that of the program itself comes first.
 
     Processes that have had no sockets are left out; one that is left alone is rendered as it is.
 
     Args:
         members: The last report of each process, and those of programs that `exec` replaced.
+        layout: The width, and the directory that paths are relative to.
         is_complete: Whether they are of all processes that may have leaked.
     """
+    layout = layout or Layout()
     first, *others = members
     shown = [member for member in members if member.has_sockets] or [first]
     if not any(member.has_sockets for member in others):
         shown = [first]
     if shown == [first] and is_complete:
-        text = render_text(first.report)
+        text = render_report(first.report, layout)
     else:
-        text = _merged([member.report for member in shown], is_complete=is_complete)
-    return text + _notes(shown)
+        text = _merged([member.report for member in shown], layout, is_complete=is_complete)
+    return text + _notes(shown, layout)
 
 
-def _merged(reports: Sequence[Report], *, is_complete: bool) -> str:
+def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> str:
     pid_of = {id(finding): report.pid for report in reports for finding in report.findings}
-    report = _sum(reports)
-    fullest = max(reports, key=lambda report: report.fd_used or 0)
-    descriptors = descriptors_used(fullest)
-    if len(reports) > 1:
-        descriptors = f"at most {descriptors}"
-    headline = headline_lines(report, _where_in(reports), descriptors, is_complete=is_complete)
-    paragraphs = [headline]
-    for each in reports:
-        for alert in each.alerts:
-            message = f"in process {each.pid}: {alert.message}"
-            paragraphs.append(alert_lines(replace(alert, message=message)))
-    for group in report.by_site():
+
+    def where_of(group: SiteGroup) -> str:
         counts: Counter[int] = Counter()
         for finding in group.findings:
             counts[pid_of[id(finding)]] += finding.count
-        paragraphs.append(list(site_lines(group, _where(counts))))
-    paragraphs.append(coverage_lines(report.coverage))
-    return "\n\n".join("\n".join(lines) for lines in paragraphs) + "\n"
+        return _pids(counts)
+
+    pids = {report.pid for report in reports}
+    fullest = max(reports, key=lambda report: report.fd_used or 0)
+    descriptors = fd_numbers(fullest)
+    host = f" on {reports[0].host}" if reports[0].host else ""
+    scope = Scope(
+        who=(f"pid {reports[0].pid}" if len(pids) == 1 else pluralize(len(pids), "process")) + host,
+        where=_where_in(reports),
+        descriptors=f"at most {descriptors}" if len(reports) > 1 else descriptors,
+        where_of=where_of,
+        is_complete=is_complete,
+    )
+    return join_sections(sections_in(_sum(reports), layout, scope))
 
 
 def _where_in(reports: Sequence[Report]) -> str:
@@ -100,14 +104,14 @@ def _where_in(reports: Sequence[Report]) -> str:
     return f" in {leaking:,} of {processes}" if leaking else f" in {processes}"
 
 
-def _where(counts: Counter[int]) -> str:
-    """In which processes the sockets of a site are, and how many in each."""
+def _pids(counts: Counter[int]) -> str:
+    """The processes that the sockets of a site are in, and how many in each."""
     if len(counts) == 1:
-        return f"in process {next(iter(counts))}"
+        return str(next(iter(counts)))
     parts = [f"{pid} ({number:,})" for pid, number in counts.most_common(_MAX_PROCESSES)]
     if len(counts) > _MAX_PROCESSES:
         parts.append(f"{len(counts) - _MAX_PROCESSES:,} more")
-    return f"in {pluralize(len(counts), 'process')}: {', '.join(parts)}"
+    return f"{len(counts):,}: {', '.join(parts)}"
 
 
 def _sum(reports: Sequence[Report]) -> Report:
@@ -115,10 +119,17 @@ def _sum(reports: Sequence[Report]) -> Report:
     coverages = [report.coverage for report in reports]
     natives = [coverage.native for coverage in coverages if coverage.native is not None]
     native = sum(natives) if natives else None
+    alerts = (
+        replace(alert, message=f"in process {report.pid}: {alert.message}")
+        for report in reports
+        for alert in report.alerts
+    )
     return replace(
         reports[0],
         open_sockets=sum(report.open_sockets for report in reports),
         findings=tuple(finding for report in reports for finding in report.findings),
+        alerts=tuple(alerts),
+        closed_late=(),
         omitted=sum(report.omitted for report in reports),
         coverage=Coverage(
             opened=sum(coverage.opened for coverage in coverages),
@@ -138,7 +149,8 @@ def _native_note_of(reports: Sequence[Report], native: int | None) -> str:
     if native is None or not unknown:
         return native_note(native)
     named = f"process {min(unknown)}" if len(unknown) == 1 else pluralize(len(unknown), "process")
-    return f"{native_note(native)}, without those of {named}, which are unknown"
+    known = f"{native_note(native)}, and " if native else ""
+    return f"{known}{native_note(None)} in {named}"
 
 
 def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
@@ -150,7 +162,7 @@ def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
     )
 
 
-def _notes(members: Sequence[LastReport]) -> str:
+def _notes(members: Sequence[LastReport], layout: Layout) -> str:
     """Which reports are older than the end of their process, each process once."""
     notes = {}
     for member in members:
@@ -163,4 +175,4 @@ def _notes(members: Sequence[LastReport]) -> str:
             notes[pid, member.is_before_exec] = (
                 f"Process {pid} became another program by exec: what it had open was so at {at}."
             )
-    return "".join(f"{line}\n" for note in notes.values() for line in wrap_text(note, "  "))
+    return "".join(f"{line}\n" for note in notes.values() for line in layout.wrap(note, "  "))

@@ -1,4 +1,7 @@
-"""Render the findings of one site: what happened, where it was opened, what to change. Pure."""
+"""Describe the findings of one site: what happened, where it was opened, what to change. Pure.
+
+Every output takes its words from here; `block_lines` lays them out.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +11,200 @@ from dataclasses import replace
 from itertools import groupby
 
 from closewait_guard._format import (
-    fit_path,
+    Block,
+    Fact,
+    Style,
+    format_bytes,
     format_duration_range,
     pluralize,
     summarize_addresses,
-    truncate,
     unique,
-    wrap_text,
 )
 from closewait_guard.model import (
     Connection,
     Evidence,
+    Finding,
     Frame,
     FrameKind,
     Observation,
     Origin,
     SiteGroup,
     SocketRecord,
+    State,
     Verdict,
 )
 
 __all__ = [
     "connection_summary",
-    "frame_lines",
-    "site_lines",
+    "describe_site",
+    "holder_facts",
     "socket_kind",
     "verdict_name",
 ]
 
 
-_MAX_USER_FRAMES = 8
+_MAX_CALLERS = 3
 _MAX_HOLDERS = 4
+_MAIN_THREAD = "MainThread"
 
 
-def site_lines(group: SiteGroup, where: str = "") -> Iterator[str]:
-    """The lines of one site; the first has severity, count, verdict, kind and peers.
+def describe_site(
+    group: SiteGroup, where: str = "", opened_by: str = "", *, verbose: bool = False
+) -> Block:
+    """The facts of one site, in the order what, opened, fix, held by, state.
 
     Args:
         group: The findings of the site.
         where: In which processes they are, in a report of several.
+        opened_by: Which library has opened them.
+        verbose: All calls, holders and threads.
     """
     observations = [finding.observation for finding in group.findings]
+    facts = [
+        *([Fact("opened", opened_by)] if opened_by else ()),
+        *_opened_facts(
+            observations,
+            len(group.findings[0].observation.record.blamed.stack) if verbose else _MAX_CALLERS,
+        ),
+        *([Fact("fix", group.hint, Style.FIX)] if group.hint else ()),
+        *holder_facts(group.findings, 100 if verbose else _MAX_HOLDERS),
+        *_state_facts(group, observations),
+        *([Fact("process", where)] if where else ()),
+        *_context_facts([seen.record for seen in observations], verbose=verbose),
+    ]
+    title = _describe_sockets(group, observations)
+    return Block(group.count, title, group.code, group.severity, tuple(facts))
+
+
+# Where it was opened.
+
+
+def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fact]:
     record = observations[0].record
-    yield from wrap_text(
-        f"{group.severity.upper()}  {group.count:,} x {_describe_sockets(group, observations)}",
-        "  ",
-    )
-    if group.count > len(observations):
-        shown = f"all that follows is of {len(observations):,} of them"
-        yield from wrap_text(f"  ({shown}; the others are only counted here)", "    ")
-    for line in (where, connection_summary(observations), _describe_origin(observations)):
-        if line:
-            yield from wrap_text(f"  {line}", "    ")
-    yield from _opening_lines(record)
-    context = _describe_context(observation.record for observation in observations)
-    if context:
-        yield from wrap_text(f"  {context}", "    ")
-    yield from _holder_lines(group)
-    yield from _replaced_lines(group)
-    yield from _closed_at_exit_lines(group)
-    if group.findings[0].hint:
-        yield from wrap_text(f"  fix: {group.findings[0].hint}", "    ")
+    site, blamed = record.site, record.blamed
+    if site is None:
+        if unknown := _why_unknown(record):
+            yield Fact("opened", unknown)
+    else:
+        listener = "" if blamed is record.opener else "listener at "
+        if blamed.origin is Origin.ADOPTED:
+            listener = "elsewhere; taken over at "
+        if site.is_awaiting:
+            yield Fact("opened", f"{listener}in a task, awaited from ", Style.PLACE, site)
+        elif blamed.task is not None and site.kind is not FrameKind.USER:
+            library = site.module.partition(".")[0]
+            text = f"{listener}in a background task of {library}; no line of your code on the stack"
+            yield Fact("opened", text, Style.PLACE)
+            yield Fact("opened", "at ", Style.NOTE, site)
+        else:
+            yield Fact("opened", listener, Style.PLACE, site)
+        if site.source:
+            yield Fact("opened", site.source, Style.CODE)
+        yield from _caller_facts(blamed.stack[blamed.stack.index(site) + 1 :], most)
+    if origin := _describe_origin(observations):
+        yield Fact("opened", origin)
 
 
-def _holder_lines(group: SiteGroup) -> Iterator[str]:
+def _why_unknown(record: SocketRecord) -> str:
+    """Why there is no line to show."""
+    if record.origin is Origin.ADOPTED and not record.stack:
+        return "before install(): no stack was recorded"
+    if record.origin is Origin.NATIVE and not record.stack and record.parent is None:
+        return "by a C extension, or received as a file descriptor: there is no Python stack"
+    if record.opened_at is not None and not record.blamed.stack:
+        return "at an unknown place: no stack is recorded with stack_depth=0"
+    return ""
+
+
+def _caller_facts(outer: Sequence[Frame], most: int) -> Iterator[Fact]:
+    """The calls outside the site; those of libraries are folded where they are."""
+    shown = 0
+    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
+        run = list(frames)
+        if not is_user:
+            yield Fact("opened", f"({pluralize(len(run), 'library call')})", Style.NOTE)
+            continue
+        for frame in run[: most - shown]:
+            yield Fact("opened", "from ", Style.TEXT, frame)
+        shown += len(run)
+        if shown > most:
+            yield Fact("opened", f"({pluralize(shown - most, 'more call')})", Style.NOTE)
+            return
+
+
+def _describe_origin(observations: Sequence[Observation]) -> str:
+    """How the descriptor came to be, unless it was simply created."""
+    record = observations[0].record
+    parent = record.parent.site if record.parent is not None else None
+    where = f" at {parent.place}" if parent is not None else ""
+    match record.opener.origin, record.origin:
+        case Origin.ACCEPTED, _:
+            if record.blamed is not record.opener:
+                return f"accepted by library code{_describe_maker(record.blamed)}"
+            return f"accepted by the listener opened{where}" if where else ""
+        case _, Origin.DUPLICATED:
+            return f"duplicated from the socket opened{where}" if where else ""
+        case _, Origin.DETACHED:
+            taken = _describe_taking(record)
+            return f"its socket object gave the descriptor away by detach(){taken}"
+        case _, Origin.WRAPPED if not observations[0].tls and (taken := _describe_taking(record)):
+            return f"handed over by its number{taken}"
+        case _, Origin.INHERITED:
+            return (
+                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
+            )
+        case _, Origin.NATIVE if not record.stack and where:
+            return f"a copy, as a mere number, of the socket opened{where}"
+        case _, Origin.ADOPTED if record.stack:
+            return f"{_describe_coming(record)}: where it was opened is unknown"
+    return ""
+
+
+def _describe_coming(record: SocketRecord) -> str:
+    """How a descriptor came from outside."""
+    is_received = any(frame.module == "multiprocessing.reduction" for frame in record.stack)
+    return "received by multiprocessing" if is_received else "it came as a number"
+
+
+def _describe_maker(listener: SocketRecord) -> str:
+    """Where the socket was opened that a listener is a duplicate of."""
+    made = listener.parent.site if listener.parent is not None else None
+    if listener.origin is not Origin.DUPLICATED or made is None:
+        return ""
+    return f", by a duplicate of the listener opened at {made.place}"
+
+
+def _describe_taking(record: SocketRecord) -> str:
+    """Where another object has taken the descriptor over, unless it is still a mere number."""
+    taken = replace(record, parent=None).site
+    return f"; taken over at {taken.place}" if taken is not None and taken != record.site else ""
+
+
+# What holds it.
+
+
+def holder_facts(findings: Sequence[Finding], most: int = _MAX_HOLDERS) -> Iterator[Fact]:
     """The holders; those that differ only by an index or a key share a line.
 
-    The search may not have come to all sockets: a line says for how many of them it is.
+    The search may not have come to all sockets: then it is said for how many of them it has.
     """
     alike: dict[str, dict[str, None]] = {}
     held: Counter[str] = Counter()
-    for finding in group.findings:
+    for finding in findings:
         for holder in finding.holders:
             alike.setdefault(_without_keys(holder), {})[holder] = None
         held.update(set(map(_without_keys, finding.holders)))
-    total = len(group.findings)
-    for key, (first, *others) in list(alike.items())[:_MAX_HOLDERS]:
+    total = len(findings)
+    for key, (first, *others) in list(alike.items())[:most]:
         more = f", and {len(others):,} more like it" if others else ""
         of = f" ({held[key]:,} of the {total:,} sockets)" if held[key] < total else ""
-        yield from wrap_text(f"  held by {first}{more}{of}", "    ")
-    if len(alike) > _MAX_HOLDERS:
-        yield f"    (and by {len(alike) - _MAX_HOLDERS:,} more)"
+        yield Fact("held by", f"{first}{more}{of}")
+    if len(alike) > most:
+        yield Fact("held by", f"(and {len(alike) - most:,} more)", Style.NOTE)
+    unknown = sum(not finding.holders for finding in findings)
+    if alike and unknown:
+        text = f"(not known of {unknown:,}: not found, or no time to search)"
+        yield Fact("held by", text, Style.NOTE)
 
 
 def _without_keys(holder: str) -> str:
@@ -107,75 +223,29 @@ def _up_to_bracket(part: str) -> str:
     return before + bracket
 
 
-def _replaced_lines(group: SiteGroup) -> Iterator[str]:
-    """How many have been replaced by a newer connection."""
-    successors = [
-        finding.replaced_by for finding in group.findings if finding.replaced_by is not None
-    ]
-    if successors:
-        some = f"{len(successors):,} of them " if len(successors) < len(group.findings) else ""
-        text = f"{some}replaced by #{max(successors)}, a newer connection from the same line"
-        yield from wrap_text(f"  {text}", "    ")
+# What state it is in.
 
 
-def _closed_at_exit_lines(group: SiteGroup) -> Iterator[str]:
-    """How many were closed only as the program ended."""
+def _state_facts(group: SiteGroup, observations: Sequence[Observation]) -> Iterator[Fact]:
+    if summary := connection_summary(observations):
+        yield Fact("state", summary)
+    newer = sum(finding.replaced_by is not None for finding in group.findings)
+    if newer:
+        some = f"{newer:,} of {len(group.findings):,} " if newer < len(group.findings) else ""
+        yield Fact("state", f"{some}replaced by a newer connection from the same line")
     closed = sum(finding.count for finding in group.findings if finding.closed_at_exit)
     if closed:
         some = f"{closed:,} of them " if closed < group.count else ""
         what = "closed only when the program ended, by a finalizer or with the event loop"
-        yield from wrap_text(f"  {some}{what}", "    ")
-
-
-def verdict_name(verdict: Verdict) -> str:
-    """A verdict in words."""
-    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
-
-
-def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> str:
-    """Verdict, kind of socket and peers."""
-    first = observations[0]
-    kinds = unique(socket_kind(observation) for observation in observations)
-    what = f"{verdict_name(group.verdict).upper()}  {', '.join(kinds)}"
-    peers = [observation.peer for observation in observations if observation.peer]
-    if peers:
-        preposition = "from" if _is_accepted(first) else "to"
-        return f"{what} {preposition} {summarize_addresses(peers)}"
-    local = [
-        observation.local
-        for observation in observations
-        if observation.local and not observation.local.endswith(":0")
-    ]
-    return f"{what} at {summarize_addresses(local)}" if local else what
-
-
-def _is_accepted(observation: Observation) -> bool:
-    return observation.record.opener.origin is Origin.ACCEPTED
-
-
-def socket_kind(observation: Observation) -> str:
-    """The kind of socket in everyday words: TCP, UDP, UNIX, TLS over TCP."""
-    if observation.family in ("AF_INET", "AF_INET6"):
-        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
-        name = protocol or observation.type.removeprefix("SOCK_")
-    elif observation.family == "AF_UNIX":
-        kind = observation.type.removeprefix("SOCK_").lower()
-        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
-    else:
-        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
-    return f"TLS over {name}" if observation.tls else name
+        yield Fact("state", f"{some}{what}")
+    if group.count > len(observations):
+        shown = f"the facts are those of {len(observations):,} of them"
+        yield Fact("state", f"({shown}; the others are only counted here)", Style.NOTE)
 
 
 def connection_summary(observations: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and how much is unread."""
-    parts = [", or ".join(filter(None, unique(_describe_end(each) for each in observations)))]
-    closed = [seconds for each in observations if (seconds := each.peer_closed_for) is not None]
-    if closed:
-        at_least = any(each.is_lower_bound for each in observations)
-        ago = format_duration_range(min(closed), max(closed), at_least=at_least)
-        parts[0] += f" {ago} ago"
-    elif observations[0].connection is Connection.PEER_CLOSED:
-        parts[0] += ", at an unknown time"
+    parts = [_describe_ends(observations)]
     traffic = [
         seconds for each in observations if (seconds := _seconds_since_traffic(each)) is not None
     ]
@@ -185,11 +255,27 @@ def connection_summary(observations: Sequence[Observation]) -> str:
         parts.append("close() was called")
     unread = sum(observation.unread or 0 for observation in observations)
     if unread:
-        parts.append(f"{pluralize(unread, 'byte')} unread")
+        parts.append(f"{format_bytes(unread)} unread")
     unsent = sum(observation.unsent or 0 for observation in observations)
     if unsent:
-        parts.append(f"{pluralize(unsent, 'byte')} not yet taken by the peer")
-    return "; ".join(part for part in parts if part)
+        parts.append(f"{format_bytes(unsent)} not yet taken by the peer")
+    return ", ".join(part for part in parts if part)
+
+
+def _describe_ends(observations: Sequence[Observation]) -> str:
+    """How the connections ended, and how long ago."""
+    end = ", or ".join(filter(None, unique(_describe_end(each) for each in observations)))
+    is_close_wait = all(each.state is State.CLOSE_WAIT for each in observations)
+    if is_close_wait and end == _ENDS[Connection.PEER_CLOSED]:
+        end = State.CLOSE_WAIT.value
+    closed = [seconds for each in observations if (seconds := each.peer_closed_for) is not None]
+    if closed:
+        at_least = any(each.is_lower_bound for each in observations)
+        since = format_duration_range(min(closed), max(closed), at_least=at_least)
+        return f"{end} for {since}" if end == State.CLOSE_WAIT else f"{end} {since} ago".lstrip()
+    if observations[0].connection is Connection.PEER_CLOSED:
+        return f"{end}, since an unknown time"
+    return end
 
 
 _ENDS = {
@@ -225,111 +311,69 @@ def _seconds_since_traffic(observation: Observation) -> float | None:
     return min((seconds for seconds in times if seconds is not None), default=None)
 
 
-def _describe_origin(observations: Sequence[Observation]) -> str:
-    """How the descriptor came to be, unless it was simply created."""
-    record = observations[0].record
-    parent = record.parent.site if record.parent is not None else None
-    where = f" at {parent.place}" if parent is not None else ""
-    match record.opener.origin, record.origin:
-        case Origin.ACCEPTED, _:
-            if record.blamed is not record.opener:
-                return f"accepted by library code{_describe_maker(record.blamed)}"
-            return f"accepted by the listener opened{where}" if where else ""
-        case _, Origin.DUPLICATED:
-            return f"duplicated from the socket opened{where}" if where else ""
-        case _, Origin.DETACHED:
-            taken = _describe_taking(record)
-            return f"its socket object gave the descriptor away by detach(){taken}"
-        case _, Origin.WRAPPED if not observations[0].tls and (taken := _describe_taking(record)):
-            return f"handed over by its number{taken}"
-        case _, Origin.INHERITED:
-            return (
-                f"inherited over fork() from process {record.parent.pid}" if record.parent else ""
-            )
-        case _, Origin.NATIVE if not record.stack:
-            if where:
-                return f"a copy, as a mere number, of the socket opened{where}"
-            return "opened by native code, or received as a number, at an unknown place"
-        case _, Origin.ADOPTED:
-            return f"{_describe_coming(record)}: where it was opened is unknown"
-    return ""
+# What it is.
 
 
-def _describe_coming(record: SocketRecord) -> str:
-    """How a descriptor came that was not opened here, as far as its record says."""
-    if not record.stack:
-        return "older than the guard"
-    is_received = any(frame.module == "multiprocessing.reduction" for frame in record.stack)
-    return "received by multiprocessing" if is_received else "came as a number"
+def verdict_name(verdict: Verdict) -> str:
+    """A verdict in words."""
+    return "still open" if verdict is Verdict.OPEN else verdict.replace("_", " ")
 
 
-def _describe_maker(listener: SocketRecord) -> str:
-    """Where the socket was opened that a listener is a duplicate of."""
-    made = listener.parent.site if listener.parent is not None else None
-    if listener.origin is not Origin.DUPLICATED or made is None:
-        return ""
-    return f", by a duplicate of the listener opened at {made.place}"
+def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> str:
+    """Verdict, kind of socket and peers."""
+    first = observations[0]
+    kinds = unique(socket_kind(observation) for observation in observations)
+    what = f"{verdict_name(group.verdict).upper()}  {', '.join(kinds)}"
+    peers = [observation.peer for observation in observations if observation.peer]
+    if peers:
+        preposition = "from" if first.record.opener.origin is Origin.ACCEPTED else "to"
+        return f"{what} {preposition} {_list_addresses(peers)}"
+    local = [
+        observation.local
+        for observation in observations
+        if observation.local and not observation.local.endswith(":0")
+    ]
+    return f"{what} at {_list_addresses(local)}" if local else what
 
 
-def _describe_taking(record: SocketRecord) -> str:
-    """Where another object has taken the descriptor over, unless it is still a mere number."""
-    taken = replace(record, parent=None).site
-    return f"; taken over at {taken.place}" if taken is not None and taken != record.site else ""
+def _list_addresses(addresses: Sequence[str]) -> str:
+    """With their counts, unless there is one address only."""
+    return addresses[0] if len(set(addresses)) == 1 else summarize_addresses(addresses)
 
 
-def _opening_lines(record: SocketRecord) -> Iterator[str]:
-    site, blamed = record.site, record.blamed
-    if site is None:
-        if record.opened_at is not None and not blamed.stack and record.origin is not Origin.NATIVE:
-            yield "  opened at an unknown place: stack_depth is 0"
-        return
-    opened = "  opened" if blamed is record.opener else "  listener opened"
-    if blamed.origin is Origin.ADOPTED:
-        opened = "  taken over"
-    if site.is_awaiting:
-        yield f"{opened} in a task"
-        yield from frame_lines("    awaited from ", site)
-    elif blamed.task is not None and site.kind is not FrameKind.USER:
-        yield f"{opened} in a background task, no line of your code"
-        yield from frame_lines("    at ", site)
+def socket_kind(observation: Observation) -> str:
+    """The kind of socket in everyday words: TCP, UDP, UNIX, TLS over TCP."""
+    if observation.family in ("AF_INET", "AF_INET6"):
+        protocol = {"SOCK_STREAM": "TCP", "SOCK_DGRAM": "UDP"}.get(observation.type)
+        name = protocol or observation.type.removeprefix("SOCK_")
+    elif observation.family == "AF_UNIX":
+        kind = observation.type.removeprefix("SOCK_").lower()
+        name = "UNIX" if kind == "stream" else f"UNIX {kind}"
     else:
-        yield from frame_lines(f"{opened} at ", site)
-    outer = blamed.stack[blamed.stack.index(site) + 1 :]
-    shown = 0
-    for is_user, frames in groupby(outer, key=lambda frame: frame.kind is FrameKind.USER):
-        run = list(frames)
-        if not is_user:
-            yield f"    ({pluralize(len(run), 'library call')})"
-            continue
-        for frame in run[: _MAX_USER_FRAMES - shown]:
-            yield from frame_lines("    from ", frame)
-        shown += len(run)
-        if shown > _MAX_USER_FRAMES:
-            yield f"    ({pluralize(shown - _MAX_USER_FRAMES, 'more call')})"
-            return
+        name = f"{observation.family.removeprefix('AF_')} {observation.type}"
+    return f"TLS over {name}" if observation.tls else name
 
 
-def frame_lines(prefix: str, frame: Frame) -> Iterator[str]:
-    """One call of a stack, and its source line."""
-    yield fit_path(prefix, frame.place, f" in {frame.function}()".replace(">()", ">"))
-    if frame.source:
-        yield truncate(" " * 8 + frame.source)
+# In what it was opened.
 
 
-def _describe_context(records: Iterable[SocketRecord]) -> str:
-    """Threads, tasks, labels and context, each value once."""
+def _context_facts(records: Iterable[SocketRecord], *, verbose: bool) -> Iterator[Fact]:
+    """Threads other than the main one, tasks, labels and context, each value once."""
     openers = [record.opener for record in records]
+    threads = unique(record.thread for record in openers if record.thread)
+    if threads == [_MAIN_THREAD] and not verbose:
+        threads = []
     values_by_name = {
-        "thread": unique(record.thread for record in openers if record.thread),
+        "thread": threads,
         "task": unique(record.task for record in openers if record.task),
         "label": unique(label for record in openers for label in record.labels),
     }
     parts = [f"{name} {_first_few(values)}" for name, values in values_by_name.items() if values]
-    names = unique(name for record in openers for name in record.context)
-    for name in names:
+    for name in unique(name for record in openers for name in record.context):
         values = unique(str(record.context[name]) for record in openers if name in record.context)
         parts.append(f"{name}={_first_few(values)}")
-    return ", ".join(parts)
+    if parts:
+        yield Fact("context", ", ".join(parts))
 
 
 def _first_few(values: Sequence[str], limit: int = 3) -> str:

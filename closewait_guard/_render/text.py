@@ -1,22 +1,29 @@
-"""Render a report as plain text, 80 columns wide. Pure."""
+"""Render a report as text. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from closewait_guard._format import (
+    Layout,
+    Line,
+    Section,
+    Style,
+    block_lines,
+    escape_line,
     format_duration_range,
     format_time,
+    page_of,
     pluralize,
-    truncate,
-    wrap_text,
+    unique,
 )
-from closewait_guard._render.site import site_lines, verdict_name
+from closewait_guard._render.site import describe_site, verdict_name
 from closewait_guard.model import (
     Alert,
+    AlertKind,
     AlertStatus,
     ClosedLate,
     Coverage,
@@ -27,135 +34,248 @@ from closewait_guard.model import (
 )
 
 __all__ = [
-    "Section",
-    "alert_lines",
-    "coverage_lines",
-    "descriptors_used",
-    "headline_lines",
+    "Scope",
+    "alert_message",
+    "closed_late_lines",
+    "fd_numbers",
+    "join_sections",
     "native_note",
-    "render_text",
-    "render_with_header",
+    "no_news_line",
+    "not_covered_lines",
+    "program_name",
+    "render_report",
     "sections",
-    "sections_with_header",
+    "sections_in",
+    "shows_block",
 ]
 
 
-class Section(NamedTuple):
-    """Lines that belong together, with their severity and the site that they describe."""
+# Nothing to do about them while they are few: one line for all.
+_QUIET = {
+    Verdict.STALE_POOL: "idle pooled {connections} closed by the server",
+    Verdict.HALF_CLOSED: "half-closed {connections}",
+    Verdict.CLOSING: "closing {connections}",
+}
 
-    severity: Severity | None
-    lines: list[str]
-    group: SiteGroup | None = None
 
+class Scope(NamedTuple):
+    """Of which processes a report is.
 
-def render_text(report: Report) -> str:
-    """Render a report: the counts, a section for each site, worst first, and what is not covered.
-
-    Example:
-        >>> from closewait_guard import scan
-        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
-        closewait_guard: ... of ... open sockets; ... descriptors in use...
-        <BLANKLINE>
-        Cannot see: ...
+    Attributes:
+        who: The processes, and where they run.
+        where: In which of them there are leaks.
+        descriptors: How many descriptors were in use, of how many.
+        where_of: In which of them the sockets of a site are.
+        is_complete: Whether all processes that may have leaked are among them.
     """
-    return "\n\n".join("\n".join(section.lines) for section in sections(report)) + "\n"
+
+    who: str
+    where: str
+    descriptors: str
+    where_of: Callable[[SiteGroup], str]
+    is_complete: bool = True
 
 
-def render_with_header(report: Report) -> str:
-    """Render a report below a line with its time and process, for a log of many reports."""
-    return f"{_header_line(report)}\n{render_text(report)}\n"
+def render_report(report: Report, layout: Layout | None = None) -> str:
+    """Render a report: the counts, a block for each cause, worst first, and what is not covered."""
+    return join_sections(sections(report, layout or Layout()))
 
 
-def sections_with_header(report: Report) -> Iterator[Section]:
-    """The sections of a report, after one with its time and process."""
-    yield Section(None, [_header_line(report)])
-    yield from sections(report)
+def join_sections(found: Iterable[Section]) -> str:
+    return "\n\n".join("\n".join(line.text for line in each.lines) for each in found) + "\n"
 
 
-def _header_line(report: Report) -> str:
-    process = f"process {report.pid} on {report.host}"
-    return truncate(f"== {format_time(report.taken_at)}  {process}: {report.command}")
+def sections(report: Report, layout: Layout) -> list[Section]:
+    """The sections of a report: counts, blocks, sockets closed late, what is not covered."""
+    return sections_in(report, layout, _scope_of(report))
 
 
-def sections(report: Report) -> Iterator[Section]:
-    """The sections of a report: counts, alerts, sites, sockets closed late, coverage."""
-    yield Section(None, _headline_lines(report))
+def _scope_of(report: Report) -> Scope:
+    who = f"pid {report.pid}" + (f" on {report.host}" if report.host else "")
+    return Scope(who, "", fd_numbers(report), lambda _: "")
+
+
+def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
+    """The same of a report of several processes."""
+    groups = [group for group in report.by_site() if shows_block(group, layout)]
+    not_covered = not_covered_lines(report.coverage, layout)
+    if not (groups or report.alerts or report.closed_late or report.omitted):
+        return [Section([*_one_line(report, layout, scope), *not_covered])]
+    found = [Section(list(_head_lines(report, groups, layout, scope)))]
+    digits = max((len(f"{group.count:,}") for group in groups), default=0)
+    for place, group in enumerate(groups, 1):
+        number = f"[{place}]".ljust(len(f"[{len(groups)}]"))
+        block = describe_site(group, scope.where_of(group), verbose=layout.verbose)
+        found.append(Section(list(block_lines(block, layout, number, digits)), group))
+    tail = [*closed_late_lines(report.closed_late, layout)]
+    tail += [Line(text, Style.NOTE) for text in _quiet_lines(report, layout)]
+    tail += [*not_covered, *_codes_lines(groups, report.alerts)]
+    return [*found, *([Section(tail)] if tail else [])]
+
+
+def shows_block(group: SiteGroup, layout: Layout) -> bool:
+    """Whether a group is worth a block, and not only a place in the line for all the others."""
+    is_quiet = group.verdict in _QUIET and group.severity is Severity.INFO
+    return layout.everything or not is_quiet
+
+
+# The first lines, or the only one.
+
+
+def _head_lines(
+    report: Report, groups: Sequence[SiteGroup], layout: Layout, scope: Scope
+) -> Iterator[Line]:
+    about = f"({scope.who}, {format_time(report.taken_at, ' %Z')})"
+    name = f"closewait-guard  {program_name(report.command, layout)}".rstrip()
+    for text in _pack([name, about], layout):
+        yield Line(text, Style.NOTE)
+    sentences = [*_totals(report, groups, scope), f"File descriptors: {scope.descriptors}."]
+    for text in _pack(sentences, layout):
+        yield Line(text, Style.TITLE)
     for alert in report.alerts:
-        yield Section(alert.severity, alert_lines(alert))
-    for group in report.by_site():
-        yield Section(group.severity, list(site_lines(group)), group)
-    if report.closed_late:
-        yield Section(None, list(_closed_late_lines(report.closed_late)))
-    yield Section(None, coverage_lines(report.coverage))
+        yield from _alert_lines(alert, layout)
 
 
-def _headline_lines(report: Report) -> list[str]:
-    return headline_lines(report, "", descriptors_used(report))
+def _pack(sentences: Iterable[str], layout: Layout) -> list[str]:
+    """Sentences side by side as long as they fit, so that none is folded without need."""
+    lines: list[str] = []
+    for sentence in sentences:
+        if lines and len(lines[-1]) + 2 + len(sentence) <= layout.width:
+            lines[-1] += f"  {sentence}"
+        else:
+            lines.append(sentence)
+    return [text for line in lines for text in layout.wrap(line, "  ")]
 
 
-def headline_lines(
-    report: Report, where: str, descriptors: str, *, is_complete: bool = True
-) -> list[str]:
-    """The counts of a report, with where it was made and how many descriptors were in use.
-
-    If it is not complete, that there is no leak is not known.
-    """
-    verdicts: Counter[Verdict] = Counter()
-    not_open = 0
-    for finding in report.findings:
-        verdicts[finding.verdict] += finding.count
-        not_open += finding.count * (finding.closed_at_exit or finding.verdict in _NOT_OPEN)
-    counts = [
-        f"{verdicts[verdict]} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
-    ]
+def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterator[str]:
+    """How many leaks there are of how many causes, and what else there is."""
+    leaks = [group for group in groups if group.verdict.is_leak]
+    if leaks:
+        count = sum(group.count for group in leaks)
+        places = len({group.site.place if group.site else group.fingerprint for group in leaks})
+        text = f"{count:,} leaked {'socket' if count == 1 else 'sockets'}"
+        text += f" from {pluralize(places, 'place')}{scope.where}"
+        yield f"{text}{_by_verdict(leaks)}."
+    elif report.omitted:
+        yield f"Nothing new{scope.where}."
+    else:
+        yield f"{'No leaks' if scope.is_complete else _UNKNOWN}{scope.where}."
+    for verdict, what in ((Verdict.OPEN, "still open"), (_CLOSED_ELSEWHERE, "closed elsewhere")):
+        count = sum(group.count for group in groups if group.verdict is verdict)
+        if count:
+            yield f"{pluralize(count, 'socket')} {what}."
     if report.omitted:
-        counts.append(f"{report.omitted:,} left out")
-    found = ", ".join(counts) or ("no leak" if is_complete else "none found")
-    if not is_complete and not report.leaks:
-        found = f"leaks unknown in some processes; {found}"
-    sockets = _all_sockets(report, not_open)
-    return wrap_text(f"closewait_guard: {found} of {sockets}{where}; {descriptors}", "  ")
+        yield f"{pluralize(report.omitted, 'leak')} left out."
 
 
-_NOT_OPEN = (Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE)
+_CLOSED_ELSEWHERE = Verdict.CLOSED_ELSEWHERE
+_UNKNOWN = "Leaks unknown in some processes"
 
 
-def _all_sockets(report: Report, not_open: int) -> str:
-    """All that the findings are of, with the sockets of native code and those that are gone."""
-    still_open = report.open_sockets + (report.coverage.native or 0)
-    if not not_open:
-        return pluralize(still_open, "open socket")
-    return f"{pluralize(still_open + not_open, 'socket')}, {still_open:,} of them open"
+def _by_verdict(leaks: Iterable[SiteGroup]) -> str:
+    """The counts of each verdict, where there are several."""
+    counts: Counter[Verdict] = Counter()
+    for group in leaks:
+        counts[group.verdict] += group.count
+    if len(counts) < 2:
+        return ""
+    parts = (f"{counts[each]:,} {verdict_name(each)}" for each in Verdict if counts[each])
+    return f": {', '.join(parts)}"
 
 
-def descriptors_used(report: Report) -> str:
-    """How many descriptors there were, of how many."""
+def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[Line]:
+    """That there is no leak, or that it is not known."""
+    found = "no leaks" if scope.is_complete else _UNKNOWN.lower()
+    yield from _summary_line(report, layout, scope, found)
+
+
+def no_news_line(report: Report, layout: Layout) -> str:
+    """That nothing has changed since the report before, for a log of many reports."""
+    leaks = sum(finding.count for finding in report.leaks)
+    places = sum(group.verdict.is_leak for group in report.by_site())
+    found = f"{pluralize(leaks, 'leaked socket')} from {pluralize(places, 'place')}, nothing new"
+    lines = _summary_line(report, layout, _scope_of(report), found if leaks else "no leaks")
+    return "".join(f"{line.text}\n" for line in lines)
+
+
+def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> Iterator[Line]:
+    sockets = report.open_sockets + (report.coverage.native or 0)
+    parts = [pluralize(sockets, "socket"), *_quiet_parts(report, layout)]
+    parts.append(f"fds {scope.descriptors.partition(' (')[0]}")
+    who = scope.who.partition(" on ")[0]
+    program = program_name(report.command, layout)
+    text = f"closewait-guard: {found}{scope.where} ({', '.join(parts)})  {who} {program}"
+    for line in layout.wrap(text.rstrip(), "  "):
+        yield Line(line, Style.TITLE)
+
+
+def program_name(command: str, layout: Layout) -> str:
+    """The program, without the directory where that says nothing."""
+    if command in ("-c", "-"):
+        return f"python {command}"
+    parts = command.replace("\\", "/").rsplit("/", 2)
+    is_installed = len(parts) > 1 and parts[-2] in ("bin", "Scripts")
+    return escape_line(parts[-1] if is_installed else layout.relative(command))
+
+
+def fd_numbers(report: Report) -> str:
+    """How many descriptors are in use, of how many."""
     used, limit = report.fd_used, report.fd_limit
     if used is None:
-        return "descriptors in use unknown"
+        return "unknown"
     if not limit:
-        return f"{used:,} descriptors in use"
-    return f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
+        return f"{used:,}"
+    return f"{used:,} of {limit:,} ({used / limit:.0%})"
 
 
-def alert_lines(alert: Alert) -> list[str]:
-    """One alert in a sentence."""
-    if alert.status is AlertStatus.RESOLVED:
-        return wrap_text(f"RESOLVED  {alert.kind.upper()}: no longer so: {alert.message}", "  ")
-    return wrap_text(f"{alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "  ")
+# Alerts, and what has ended.
 
 
-def _closed_late_lines(closed: tuple[ClosedLate, ...]) -> Iterator[str]:
+def _alert_lines(alert: Alert, layout: Layout) -> Iterator[Line]:
+    is_over = alert.status is AlertStatus.RESOLVED
+    label = "RESOLVED" if is_over else alert.kind.upper().replace("_", " ")
+    notes = [alert.code] if alert.code else []
+    if not is_over:
+        notes.append(alert.severity.value)
+    text = f"{label}  {alert_message(alert)}" + (f"  ({', '.join(notes)})" if notes else "")
+    style = Style.NOTE if is_over else Style(alert.severity.value)
+    for line in layout.wrap(text, "  "):
+        yield Line(line, style)
+
+
+def alert_message(alert: Alert) -> str:
+    """What an alert says; of one that is over, what has become of it."""
+    if alert.status is not AlertStatus.RESOLVED:
+        return alert.message
+    data = alert.data
+    of_site = f" of {data['site']}" if data.get("site") else ""
+    match alert.kind:
+        case AlertKind.COUNT if isinstance(data.get("limit"), int):
+            limit, peak = f"{data['limit']:,}", f"{data['count']:,}"
+            return f"count: back below {limit} sockets in CLOSE_WAIT (peak {peak})"
+        case AlertKind.GROWTH:
+            return f"growth: leaked sockets{of_site} no longer increase"
+        case AlertKind.CHURN:
+            return f"churn: sockets{of_site} are closed as fast as they are opened"
+        case AlertKind.FD_EXHAUSTED:
+            return "file descriptors: available again"
+        case AlertKind.FD_LIMIT:
+            return "file descriptors: back below the limit of the alert"
+    return f"{alert.kind}: no longer: {alert.message}"
+
+
+def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[Line]:
     """One paragraph for each site."""
     for place, group in groupby(sorted(closed, key=_place), key=_place):
         members = list(group)
         durations = [each.after for each in members]
         at_least = any(each.finding.observation.is_lower_bound for each in members)
         after = format_duration_range(min(durations), max(durations), at_least=at_least)
-        what = (
-            f"{pluralize(sum(each.finding.count for each in members), 'socket')} opened at {place}"
-        )
-        yield from wrap_text(f"CLOSED LATE, after {after}: {what}", "  ")
+        count = pluralize(sum(each.finding.count for each in members), "socket")
+        code = members[0].finding.code
+        text = f"CLOSED LATE, after {after}: {count} opened at {place}"
+        for line in layout.wrap(f"{text}  ({code})" if code else text, "  "):
+            yield Line(line, Style.NOTE)
 
 
 def _place(closed: ClosedLate) -> str:
@@ -163,28 +283,56 @@ def _place(closed: ClosedLate) -> str:
     return site.place if site is not None else "an unknown place"
 
 
-_NATIVE = "native code (libuv, libpq, libcurl, grpc) or _socket"
+# What has no block, and what is not covered.
+
+
+def _quiet_parts(report: Report, layout: Layout) -> Iterator[str]:
+    counts: Counter[Verdict] = Counter()
+    for group in report.by_site():
+        if not shows_block(group, layout):
+            counts[group.verdict] += group.count
+    for verdict, what in _QUIET.items():
+        if number := counts[verdict]:
+            connections = "connection" if number == 1 else "connections"
+            yield f"{number:,} {what.format(connections=connections)}"
+
+
+def _quiet_lines(report: Report, layout: Layout) -> list[str]:
+    parts = ", ".join(_quiet_parts(report, layout))
+    return layout.wrap(f"{parts} (not leaks).", "  ") if parts else []
 
 
 def native_note(count: int | None) -> str:
-    """What is not known of the sockets of native code, of which so many are open."""
+    """What is not known of the sockets of C extensions, of which so many are open."""
     if count is None:
-        return f"sockets that {_NATIVE} opens"
-    return f"where {_NATIVE} opens sockets: {count:,} such are open"
+        return "sockets that C extensions (libuv, libpq, libcurl, grpc) open"
+    if not count:
+        return ""
+    opened = pluralize(count, "socket")
+    return f"where C extensions (libuv, libpq, libcurl, grpc) opened {opened} (see attribute())"
 
 
-def coverage_lines(coverage: Coverage) -> list[str]:
-    """The paragraph on what is not covered."""
-    notes = list(coverage.notes)
+def not_covered_lines(coverage: Coverage, layout: Layout) -> list[Line]:
+    """The paragraph on what is not covered; empty where nothing is known to be missing."""
+    notes = [note for note in coverage.notes if note]
     if coverage.adopted:
-        notes.append(
-            f"the creation of {pluralize(coverage.adopted, 'socket')} older than the guard"
-        )
+        notes.append(f"where {pluralize(coverage.adopted, 'socket')} opened before install() began")
     if coverage.forgotten:
         notes.append(
-            f"the creations of {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets, "
+            f"where {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets were opened, "
             "whose records had to make room"
         )
     if coverage.failures:
         notes.append(f"{coverage.failures:,} creations or ends that failed to be recorded")
-    return wrap_text(f"Cannot see: {'; '.join(notes)}.", "  ")
+    if not notes:
+        return []
+    return [
+        Line(text, Style.NOTE) for text in layout.wrap(f"Not covered: {'; '.join(notes)}.", "  ")
+    ]
+
+
+def _codes_lines(groups: Iterable[SiteGroup], alerts: Iterable[Alert]) -> Iterator[Line]:
+    found = [*(group.code for group in groups), *(alert.code for alert in alerts)]
+    codes = unique(filter(None, found))
+    if codes:
+        yield Line(f"Codes: {page_of(codes[0] if len(codes) == 1 else '')}", Style.NOTE)

@@ -21,6 +21,7 @@ from closewait_guard._descriptors import identity_of
 from closewait_guard._format import escape_control
 from closewait_guard._preload import MAX_REPORT, Channel, move_up
 from closewait_guard._render import LastReport, from_dict, render_family
+from closewait_guard._stream import layout_of
 from closewait_guard.commands._pythons import PythonProcesses, pythons_with
 from closewait_guard.exceptions import ConfigurationError
 
@@ -177,7 +178,8 @@ class Verdicts:
         has_main = bool(members) and members[0].report.pid == self._program
         if not has_main and not has_leaked:
             return self._reports.note
-        return render_family(members, is_complete=is_complete) + self._reports.note
+        layout = layout_of()
+        return render_family(members, layout, is_complete=is_complete) + self._reports.note
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""

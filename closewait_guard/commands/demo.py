@@ -55,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source:
         say(source.read_text(encoding="utf-8"), end="")
         return FINE
-    from closewait_guard._render import render_text
+    from closewait_guard._render import render_report
+    from closewait_guard._stream import layout_of
 
     with tempfile.TemporaryDirectory(prefix="closewait-guard-") as folder:
         # Out of this package, whose own calls are left out of every report.
         copy = Path(folder, "shop.py")
         copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        say(render_text(_report_of(_load(copy))))
+        say(render_report(_report_of(_load(copy)), layout_of(sys.stdout)))
     say(_FAREWELL, end="")
     return FINE
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._config import shown, whole_number_parser
-from closewait_guard._format import wrap_text
+from closewait_guard._format import Layout, block_lines, escape_line
 from closewait_guard._processes import group_by_peer
-from closewait_guard._render import from_dict, site_lines
-from closewait_guard._stream import print_error
+from closewait_guard._render import describe_site, from_dict, render_report
+from closewait_guard._stream import layout_of, print_error
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
 from closewait_guard.exceptions import ReportFormatError
 from closewait_guard.model import TEST_SCHEMA, Report, SiteGroup, Verdict
@@ -62,6 +62,12 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         help="what is new, gone or growing: two files, or two numbers in FILE",
     )
     parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="all calls, threads and holders, and a block for what is no leak",
+    )
+    parser.add_argument(
         "--fail-on-leak", action="store_true", help="exit with 1 if a leak was printed"
     )
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
@@ -77,15 +83,19 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _print_reports(arguments: argparse.Namespace) -> list[SavedReport]:
-    from closewait_guard._render import render_text
-
     saved = Saved(arguments.file)
     chosen = _choose(arguments, saved)
+    layout = layout_of(sys.stdout, verbose=arguments.verbose)
     for place, each in enumerate(chosen):
-        which = f"Report {each.number} of {len(saved)}" if len(saved) > 1 else "Report"
         if place:
             say("")
-        say(f"{which} of {_heading(each.report, each.owner)}\n\n{render_text(each.report)}", end="")
+        if len(saved) > 1:
+            say(f"Report {each.number} of {len(saved)}")
+        if each.owner:
+            say(escape_line(each.owner))
+        # What a test has left open is its leak, whatever it would be of a program.
+        layout = layout._replace(everything=arguments.verbose or bool(each.owner))
+        say(render_report(each.report, layout), end="")
     return chosen
 
 
@@ -105,13 +115,14 @@ def _print_difference(arguments: argparse.Namespace) -> list[SavedReport]:
         before, after = (saved.one(number(text, "--diff")) for text in arguments.diff)
     say(f"From {_heading(before.report, before.owner)}")
     say(f"to   {_heading(after.report, after.owner)}\n")
-    for line in difference(before.report, after.report):
+    layout = layout_of(sys.stdout, everything=True, verbose=arguments.verbose)
+    for line in difference(before.report, after.report, layout):
         say(line)
     return [after]
 
 
 def _heading(report: Report, owner: str = "") -> str:
-    from closewait_guard._format import escape_line, format_time, truncate
+    from closewait_guard._format import format_time, truncate
 
     name = report.command or "a program without a name"
     heading = truncate(
@@ -291,8 +302,9 @@ def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield 1, data
 
 
-def difference(before: Report, after: Report) -> Iterator[str]:
+def difference(before: Report, after: Report, layout: Layout | None = None) -> Iterator[str]:
     """Lines: how many sites are new, growing, shrinking and gone, then each of them."""
+    layout = layout or Layout()
     old, new = _by_name(before), _by_name(after)
     changes = {name: new[name].count - old[name].count for name in new if name in old}
     kinds = {
@@ -305,14 +317,16 @@ def difference(before: Report, after: Report) -> Iterator[str]:
     parts = [f"{len(names)} {kind.lower()}" for kind, names in kinds.items() if names]
     sockets = f"{before.open_sockets:,} open sockets then, {after.open_sockets:,} now"
     descriptors = f"{_used(before)} descriptors then, {_used(after)} now"
-    yield from wrap_text(f"Sites: {', '.join(parts) or 'none'}; {sockets}; {descriptors}", "  ")
+    yield from layout.wrap(f"Sites: {', '.join(parts) or 'none'}; {sockets}; {descriptors}", "  ")
     for kind, names in kinds.items():
         for name in names if kind != "UNCHANGED" else ():
             yield ""
-            yield from _site_change(kind, old.get(name), new.get(name))
+            yield from _site_change(kind, old.get(name), new.get(name), layout)
 
 
-def _site_change(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Iterator[str]:
+def _site_change(
+    kind: str, old: SiteGroup | None, new: SiteGroup | None, layout: Layout
+) -> Iterator[str]:
     group = new or old
     if group is None:
         return
@@ -320,7 +334,8 @@ def _site_change(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> Ite
         change = new.count - old.count
         kind += f", from {old.count:,} to {new.count:,} ({change:+,})"
     yield f"{kind}:"
-    yield from site_lines(group)
+    block = describe_site(group, verbose=layout.verbose)
+    yield from (line.text for line in block_lines(block, layout))
 
 
 def _by_name(report: Report) -> dict[str, SiteGroup]:

@@ -11,9 +11,17 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path, PurePath
 
-from closewait_guard._format import escape_line, format_duration, pluralize, wrap_text
-from closewait_guard._render import Section, frame_lines, sections
-from closewait_guard.model import Finding, Frame, FrameKind, Report, SocketRecord
+from closewait_guard._format import (
+    block_lines,
+    escape_line,
+    fit_path,
+    format_duration,
+    pluralize,
+    wrap_text,
+)
+from closewait_guard._render import describe_site, not_covered_lines
+from closewait_guard._stream import layout_of
+from closewait_guard.model import Finding, Frame, FrameKind, Report, SiteGroup, SocketRecord
 from closewait_guard.pytest_plugin._attribution import OPENED_IN
 from closewait_guard.pytest_plugin._findings import (
     Outcome,
@@ -181,8 +189,7 @@ def _settle_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
 def _not_covered_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     reports = [finding.report for finding in findings if finding.report is not None]
     if reports:
-        # The last paragraph of a report.
-        yield from list(sections(reports[-1]))[-1].lines
+        yield from (line.text for line in not_covered_lines(reports[-1].coverage, layout_of()))
 
 
 def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
@@ -216,20 +223,20 @@ def _escape(text: str, others: str = "") -> str:
 
 def _site_blocks(report: Report, *, whole_stacks: bool = False) -> list[str]:
     """The lines of a report that show its leaks; with whole stacks, every call of each."""
-    sites = [section for section in sections(report) if section.group is not None]
-    return [line for site in sites for line in ("", *_block(site, whole_stacks=whole_stacks))][1:]
+    sites = [_block(group, whole_stacks=whole_stacks) for group in report.by_site()]
+    return [line for site in sites for line in ("", *site)][1:]
 
 
-def _block(site: Section, *, whole_stacks: bool) -> Iterator[str]:
-    opened_by = _opened_by(site.group.findings[0].observation.record) if site.group else ""
-    for line in site.lines:
-        if opened_by and line.startswith("  opened at "):
-            yield from wrap_text(f"  {opened_by}", "    ")
-        yield line
-    if whole_stacks and site.group is not None:
-        yield "  the whole stack, innermost call first:"
-        for frame in site.group.findings[0].observation.record.opener.stack:
-            yield from frame_lines("    ", frame)
+def _block(group: SiteGroup, *, whole_stacks: bool) -> Iterator[str]:
+    record, layout = group.findings[0].observation.record, layout_of()
+    block = describe_site(group, opened_by=_opened_by(record), verbose=whole_stacks)
+    yield from (line.text for line in block_lines(block, layout))
+    if whole_stacks:
+        yield "    the whole stack, innermost call first:"
+        for frame in record.opener.stack:
+            yield fit_path("      ", layout.relative(frame.place), f" in {frame.function}()")
+            if frame.source:
+                yield f"          {frame.source}"
 
 
 def _opened_by(record: SocketRecord) -> str:
@@ -244,7 +251,7 @@ def _opened_by(record: SocketRecord) -> str:
         # Not every library is distributed by its own name.
         name = f"{name} {metadata.version(name)}"
     called = f"{PurePath(site.filename).name}:{site.lineno}"
-    return f"opened by {name} in {path}:{inner.lineno}, called at {called}"
+    return f"by {name} in {path}:{inner.lineno}, called at {called}"
 
 
 def _change_records(report: Report, change: Callable[[SocketRecord], SocketRecord]) -> Report:

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from closewait_guard._format import escape_line, format_duration_range
-from closewait_guard._render import Section, render_with_header, sections_with_header
-from closewait_guard._stream import require_stream, write_text
-from closewait_guard.model import Observation, Report, Reporter, Severity, SiteGroup
+from closewait_guard._format import Layout, Section, Style, escape_line, format_duration_range
+from closewait_guard._render import no_news_line, render_report, sections
+from closewait_guard._stream import layout_of, require_stream, write_text
+from closewait_guard.model import Observation, Report, Reporter, SiteGroup
+from closewait_guard.reporters.filters import Quiet
 
 if TYPE_CHECKING:
     from closewait_guard._rich import RenderableType, Table
@@ -20,22 +21,27 @@ __all__ = [
 ]
 
 
-_COLOURS = {Severity.INFO: "cyan", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
-# By the beginning of a line; the first that fits.
-_STYLES = (
-    ("        ", "italic"),
-    ("    (", "dim"),
-    ("    from ", "dim"),
-    ("  opened at ", "bold"),
-    ("  listener opened at ", "bold"),
-    ("  fix: ", "green"),
-    ("Cannot see", "dim"),
-)
+_COLOURS = {
+    Style.TITLE: "bold",
+    Style.PLACE: "bold",
+    Style.CODE: "italic",
+    Style.FIX: "green",
+    Style.NOTE: "dim",
+    Style.INFO: "cyan",
+    Style.WARNING: "yellow",
+    Style.CRITICAL: "bold red",
+}
 _MAX_PEERS = 10
 
 
-def console(stream: TextIO | None = None) -> Reporter:
+def console(stream: TextIO | None = None, *, everything: bool = False) -> Reporter:
     """Write each report in colour; plain where that is no terminal, or `NO_COLOR` is set.
+
+    Of the reports of a monitor it writes only what has changed, as `text` does.
+
+    Args:
+        stream: Where to write; stderr by default.
+        everything: Show a block for what is no leak, too.
 
     Raises:
         MissingExtraError: rich is not installed.
@@ -45,28 +51,32 @@ def console(stream: TextIO | None = None) -> Reporter:
 
     stream = require_stream("console", stream)
 
-    def console_reporter(report: Report) -> None:
+    def write(report: Report) -> None:
         target = stream if stream is not None else sys.stderr
+        layout = layout_of(target, everything=everything)
         if os.environ.get("NO_COLOR") or not _is_terminal(target):
-            write_text(stream, render_with_header(report))
+            write_text(stream, f"{render_report(report, layout)}\n")
             return
         screen = _rich.Console(file=target, highlight=False, soft_wrap=True)
         with screen.capture() as captured:
-            screen.print(_rich.Group(*_render_sections(report)))
+            screen.print(_rich.Group(*_render_sections(report, layout)))
         write_text(target, captured.get())
 
-    return console_reporter
+    def write_no_news(report: Report) -> None:
+        write_text(stream, no_news_line(report, layout_of(stream)))
+
+    return Quiet("console", write, write_no_news)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return bool(stream is not None and getattr(stream, "isatty", bool)())
 
 
-def _render_sections(report: Report) -> Iterator[RenderableType]:
+def _render_sections(report: Report, layout: Layout) -> Iterator[RenderableType]:
     from closewait_guard._rich import Text
 
-    for section in sections_with_header(report):
-        yield Text("\n").join(Text(line, style) for line, style in _style_lines(section))
+    for section in sections(report, layout):
+        yield _coloured(section)
         if (
             section.group is not None
             and len({_peer(finding.observation) for finding in section.group.findings}) > 1
@@ -75,15 +85,11 @@ def _render_sections(report: Report) -> Iterator[RenderableType]:
         yield Text()
 
 
-def _style_lines(section: Section) -> Iterator[tuple[str, str]]:
-    first = _COLOURS.get(section.severity, "bold") if section.severity else "bold"
-    style = first
-    for number, line in enumerate(section.lines):
-        matching = (style for start, style in _STYLES if line.startswith(start))
-        # A wrapped line keeps the style of the line before it.
-        is_continued = number > 0 and line.startswith("    ") and style == "green"
-        style = style if is_continued else next(matching, first if number == 0 else "")
-        yield line, style
+def _coloured(section: Section) -> RenderableType:
+    from closewait_guard._rich import Text
+
+    lines = (Text(line.text, _COLOURS.get(line.style, "")) for line in section.lines)
+    return Text("\n").join(lines)
 
 
 def _peer_table(group: SiteGroup) -> Table:

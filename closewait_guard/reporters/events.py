@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._format import escape_line, format_duration, pluralize, summarize_addresses
+from closewait_guard._format import (
+    escape_line,
+    format_duration,
+    page_of,
+    pluralize,
+    summarize_addresses,
+    unique,
+)
+from closewait_guard._render import alert_message, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -55,23 +63,26 @@ def _all_events(report: Report) -> Iterator[Event]:
 
 def _alert_event(alert: Alert, pid: int) -> Event:
     resolved = alert.status is AlertStatus.RESOLVED
-    fields = {**alert.data, "kind": alert.kind, "status": alert.status, "severity": alert.severity}
+    own = {"kind": alert.kind, "status": alert.status, "severity": alert.severity}
+    fields = {**alert.data, **own, **_code_fields(alert.code)}
+    text = alert_message(alert)
     return Event(
         Severity.INFO if resolved else alert.severity,
         True,  # noqa: FBT003 - an alert is always worth its severity's level
         "socket_alert",
-        f"{alert.kind} {alert.status}: {alert.message}",
-        {**fields, "text": alert.message, "pid": pid},
+        f"{alert.kind} {alert.status}: {text}" if not resolved else f"resolved: {text}",
+        {**fields, "text": text, "pid": pid},
     )
 
 
 def _site_event(group: SiteGroup, pid: int) -> Event:
-    first = group.findings[0]
     observations = [finding.observation for finding in group.findings]
     oldest = max(each.ended_for for each in observations)
     is_lower_bound = any(each.is_lower_bound for each in observations)
     peers = summarize_addresses(each.peer for each in observations if each.peer)
     fields: dict[str, Scalar] = {
+        **_context_fields(group),
+        **_code_fields(group.code),
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
@@ -81,14 +92,16 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         "oldest_s": round(oldest, 3),
         "is_lower_bound": is_lower_bound,
         "peers": peers,
-        "hint": first.hint,
+        "hint": group.hint,
+        "held_by": next((each.holders[0] for each in group.findings if each.holders), None),
         "fingerprint": group.fingerprint,
         "pid": pid,
     }
     where = fields["site"] or "an unknown place"
     message = (
-        f"{pluralize(group.count, 'socket')} {group.verdict.replace('_', ' ')}, opened at {where}"
-        f"{f' to {peers}' if peers else ''}, for {_longest(oldest, is_lower_bound)}: {first.hint}"
+        f"{pluralize(group.count, 'socket')} {verdict_name(group.verdict)}, opened at {where}"
+        f"{f' to {peers}' if peers else ''}, for {_longest(oldest, is_lower_bound)}: {group.hint}"
+        f"{f' ({group.code})' if group.code else ''}"
     )
     # What the program should have closed is worth a warning, however young it is.
     is_low = group.verdict.is_leak and group.severity is Severity.INFO
@@ -110,6 +123,7 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
         f"{pluralize(count, 'socket')} opened at {where} closed late, "
         f"after {_longest(longest, is_lower_bound)}",
         {
+            **_code_fields(finding.code),
             "verdict": finding.verdict.value,
             "count": count,
             "site": site.place if site is not None else None,
@@ -120,6 +134,19 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
             "pid": pid,
         },
     )
+
+
+def _code_fields(code: str) -> dict[str, Scalar]:
+    return {"code": code, "code_url": page_of(code)} if code else {}
+
+
+def _context_fields(group: SiteGroup) -> dict[str, Scalar]:
+    """Where the sockets were opened: of several values of a name, the first."""
+    openers = [finding.observation.record.opener for finding in group.findings]
+    labels = unique(label for record in openers for label in record.labels)
+    first = openers[0]
+    own = {"thread": first.thread, "task": first.task, "labels": ", ".join(labels)}
+    return {**first.context, **{name: value for name, value in own.items() if value}}
 
 
 def _longest(duration: float, is_lower_bound: bool) -> str:

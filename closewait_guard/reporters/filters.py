@@ -28,6 +28,7 @@ from closewait_guard.model import (
 )
 
 __all__ = [
+    "Quiet",
     "at_least",
     "changes",
     "every",
@@ -230,3 +231,52 @@ class _Every(_Wrapping):
             self._reporter(replace(report, alerts=self._alerts, closed_late=self._closed))
             # Not before, because the reporter may have raised.
             self._alerts = self._closed = ()
+
+
+class Quiet:
+    """Writes every report that it is called with; of those of a monitor, only what has changed.
+
+    Args:
+        name: What it is called.
+        write: Writes a report.
+        write_no_news: Writes one line for a report with nothing new in it.
+        clock: Seconds that never jump.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Report], object],
+        write_no_news: Callable[[Report], object],
+        clock: Callable[[], float] = now,
+    ) -> None:
+        self._name = name
+        self._write = write
+        self._write_no_news = write_no_news
+        self._clock = clock
+        self._changes = changes(self)
+        self._written = -math.inf
+
+    def __call__(self, report: Report, /) -> None:
+        self._written = self._clock()
+        self._write(report)
+
+    def __repr__(self) -> str:
+        return f"{self._name}()"
+
+    def periodic(self, report: Report, heartbeat: float) -> None:
+        """Take one report of a series.
+
+        Args:
+            report: The report.
+            heartbeat: After so many seconds without a word, one line says that nothing has
+                changed. With 0 every report is written.
+        """
+        if not heartbeat:
+            self(report)
+            return
+        before = self._written
+        self._changes(report)
+        if self._written == before and self._clock() - before >= heartbeat:
+            self._written = self._clock()
+            self._write_no_news(report)

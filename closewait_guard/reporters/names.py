@@ -89,6 +89,15 @@ def _without_argument(name: str, make: Callable[[], Reporter]) -> Callable[[str]
     return make_without_argument
 
 
+def _for_people(name: str, make: Callable[..., Reporter]) -> Callable[[str], Reporter]:
+    def make_for_people(argument: str) -> Reporter:
+        if argument not in ("", "all"):
+            raise _make_error(f"{name} takes no argument but all, not {argument!r}")
+        return make(everything=bool(argument))
+
+    return make_for_people
+
+
 def _json_lines(argument: str) -> Reporter:
     if not argument:
         raise _make_error("json_lines needs a path")
@@ -127,6 +136,8 @@ def _make_wrapped(before: str, rest: str) -> Reporter:
 
 # How to write a name that takes an argument.
 _USAGE = {
+    "text": "text[:all]",
+    "console": "console[:all]",
     "logging": "logging[:LOGGER]",
     "json_lines": "json_lines:PATH",
     "changes": "changes:REPORTER",
@@ -135,8 +146,8 @@ _USAGE = {
 }
 
 _FACTORIES: dict[str, Callable[[str], Reporter]] = {
-    "text": _without_argument("text", text),
-    "console": _without_argument("console", console),
+    "text": _for_people("text", text),
+    "console": _for_people("console", console),
     "structlog": _without_argument("structlog", structlog),
     "logging": _logging,
     "json_lines": _json_lines,

@@ -6,7 +6,8 @@ import sys
 import warnings
 from typing import Any
 
-from closewait_guard._format import escape_line
+from closewait_guard._format import escape_line, page_of
+from closewait_guard._render import verdict_name
 from closewait_guard.model import Frame, Report, Reporter, SiteGroup
 
 __all__ = [
@@ -81,4 +82,5 @@ class _Warner:
 def _message(group: SiteGroup) -> str:
     """Without counts, times and peers, which differ from report to report."""
     opened = f", opened in {group.site.function}()" if group.site is not None else ""
-    return f"{group.verdict} socket{opened.replace('>()', '>')}: {group.findings[0].hint}"
+    code = f" ({group.code}, {page_of(group.code)})" if group.code else ""
+    return f"{verdict_name(group.verdict)} socket{opened.replace('>()', '>')}: {group.hint}{code}"
