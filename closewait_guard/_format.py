@@ -18,9 +18,9 @@ __all__ = [
     "Block",
     "Fact",
     "Layout",
-    "Line",
     "Section",
     "Style",
+    "StyledLine",
     "block_lines",
     "escape_control",
     "escape_line",
@@ -315,7 +315,7 @@ class Style(Enum):
     CRITICAL = "critical"
 
 
-class Line(NamedTuple):
+class StyledLine(NamedTuple):
     """One line of a report."""
 
     text: str
@@ -350,11 +350,13 @@ class Block(NamedTuple):
 class Section(NamedTuple):
     """Lines that belong together, and the site that they describe."""
 
-    lines: list[Line]
+    lines: list[StyledLine]
     group: SiteGroup | None = None
 
 
-def block_lines(block: Block, layout: Layout, number: str = "", digits: int = 0) -> Iterator[Line]:
+def block_lines(
+    block: Block, layout: Layout, number: str = "", digits: int = 0
+) -> Iterator[StyledLine]:
     """The lines of a block; the first has count, verdict, kind, peers, code and severity.
 
     Args:
@@ -371,17 +373,17 @@ def block_lines(block: Block, layout: Layout, number: str = "", digits: int = 0)
     if len(last) + 2 + len(right) > layout.width:
         lines, last = [*lines, last], ""
     for text in (*lines, f"{last}{right:>{layout.width - len(last)}}"):
-        yield Line(text, style)
+        yield StyledLine(text, style)
     yield from _fact_lines(block.facts, layout)
 
 
-def _fact_lines(facts: Iterable[Fact], layout: Layout) -> Iterator[Line]:
+def _fact_lines(facts: Iterable[Fact], layout: Layout) -> Iterator[StyledLine]:
     later = " " * (_INDENT + _KEY_WIDTH)
     for key, group in groupby(facts, key=lambda fact: fact.key):
         first = f"{'':{_INDENT}}{key:<{_KEY_WIDTH}}"
         for fact in group:
             for text in _lines_of(fact, first, later, layout):
-                yield Line(text, fact.style)
+                yield StyledLine(text, fact.style)
             first = later
 
 

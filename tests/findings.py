@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import closewait_guard as cwg
@@ -17,6 +18,12 @@ def findings_of(guard, verdict, count=1, deadline=10.0):
             return found
         time.sleep(0.03)
     raise AssertionError(cwg.render_text(guard.scan(full=True)))
+
+
+def reports_in(text):
+    """The beginning of each report in a text: its header, or the line that is all of it."""
+    first = r"^closewait-guard(?:  |: (?:no leaks|leaks unknown|[\d,]+ leaked )).*"
+    return re.findall(first, text, re.MULTILINE)
 
 
 async def findings_of_async(guard, verdict, count=1):

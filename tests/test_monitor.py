@@ -124,8 +124,8 @@ def test_watching_without_any_reporter_prints_text_to_stderr(capfd):
         cwg.uninstall()
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
-    assert stderr.count("1 leaked of ") == 1
-    assert "fix: " in stderr
+    assert stderr.count("1 leaked socket from ") == 1
+    assert "    fix " in stderr
 
 
 def test_watching_prints_nothing_where_there_is_a_reporter(capfd, reporter):

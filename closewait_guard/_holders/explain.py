@@ -27,7 +27,7 @@ from closewait_guard._holders.references import reachable_instances
 from closewait_guard._holders.roots import Roots, describe_reuse, processes_sharing
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
-from closewait_guard._judge import FindingText, code_of, hint_for
+from closewait_guard._judge import FindingText, cause_code, hint_for
 from closewait_guard._libraries import LOOP_WAKER, PoolUse
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
@@ -398,7 +398,7 @@ class Explainer:
         facts = verdict, origin, observation.evidence, observation.connection
         hint = hint_for(*facts, is_replaced=is_replaced, of_library=of_library)
         known = owners if of_library else ()
-        return hint, code_of(*facts, is_replaced=is_replaced, owners=known)
+        return hint, cause_code(*facts, is_replaced=is_replaced, owners=known)
 
 
 def _site_of(finding: Finding) -> _Site:

@@ -8,7 +8,7 @@ from closewait_guard._judge.alerts import (
     threshold_alerts,
     update_alerts,
 )
-from closewait_guard._judge.codes import ALERT_CODES, CODES, code_of
+from closewait_guard._judge.codes import ALERT_CODES, CODES, cause_code
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import FindingText, judge, leave_to_calls, leave_to_pools
 
@@ -18,7 +18,7 @@ __all__ = [
     "AlertState",
     "FindingText",
     "SeriesPoint",
-    "code_of",
+    "cause_code",
     "hint_for",
     "judge",
     "leave_to_calls",

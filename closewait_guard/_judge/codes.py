@@ -14,7 +14,7 @@ __all__ = [
     "ALERT_CODES",
     "CODES",
     "Code",
-    "code_of",
+    "cause_code",
 ]
 
 
@@ -108,7 +108,7 @@ _RESPONSES = ("Response", "StreamingBody", "requests.api", "urllib.request")
 
 
 @lru_cache(4096)
-def code_of(
+def cause_code(
     verdict: Verdict,
     origin: Origin,
     evidence: Evidence,
@@ -128,7 +128,7 @@ def code_of(
         owners: The objects of libraries that hold it, by which a library's hint was chosen.
 
     Example:
-        >>> code_of(Verdict.CLOSING, Origin.CREATED, Evidence.POLL, Connection.LIVE)
+        >>> cause_code(Verdict.CLOSING, Origin.CREATED, Evidence.POLL, Connection.LIVE)
         'CWG703'
     """
     owner = _kind_of(owners)

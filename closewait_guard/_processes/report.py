@@ -23,7 +23,7 @@ from closewait_guard._inspect import (
     suspect_for,
     update_age,
 )
-from closewait_guard._judge import code_of, hint_for, judge, threshold_alerts
+from closewait_guard._judge import cause_code, hint_for, judge, threshold_alerts
 from closewait_guard._processes.model import (
     Backend,
     Descriptor,
@@ -193,7 +193,7 @@ def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:
         finding,
         holders=tuple(_describe_sharing(holder, own) for holder in others),
         hint=hint_for(*facts),
-        code=code_of(*facts),
+        code=cause_code(*facts),
     )
 
 
@@ -224,8 +224,8 @@ def _report(
 
 
 def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
-    how = ": for that start it by `closewait-guard run`" if snapshot.process.python else ""
-    yield f"from outside where a socket was opened{how}"
+    how = "; to see that: `closewait-guard run -- COMMAND`" if snapshot.process.python else ""
+    yield f"which line opened a socket, from outside{how}"
     if not snapshot.dated and snapshot.states.get(State.CLOSE_WAIT):
         yield "since when the peers have closed, which the kernel reports to no one"
     closed = snapshot.states.get(State.CLOSE, 0)

@@ -1,4 +1,4 @@
-"""Scans of other processes as text, 80 columns wide, by program and peer.
+"""Scans of other processes as text, by program and peer.
 
 What could not be looked into is said at the end.
 """
@@ -11,14 +11,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from closewait_guard._format import pluralize, truncate, unique, wrap_text
+from closewait_guard._format import (
+    Block,
+    Fact,
+    Layout,
+    Style,
+    block_lines,
+    escape_line,
+    pluralize,
+    truncate,
+    unique,
+    wrap_text,
+)
 from closewait_guard._processes.report import ProcessReport, ProcessScan
-from closewait_guard._render import connection_summary, socket_kind, verdict_name
+from closewait_guard._render import (
+    alert_lines,
+    connection_summary,
+    fd_numbers,
+    holder_facts,
+    socket_kind,
+    verdict_name,
+)
 from closewait_guard.model import Finding, Observation, Origin, Severity, State, Verdict
 
 __all__ = [
     "group_by_peer",
-    "group_lines",
     "healthy_lines",
     "join_paragraphs",
     "peer_phrase",
@@ -73,41 +90,37 @@ def _host_of(address: str) -> str:
     return address.rpartition(":")[0] or address
 
 
-def group_lines(group: Sequence[Finding], *, several: bool) -> Iterator[str]:
+def _group_lines(group: Sequence[Finding], layout: Layout, *, several: bool) -> Iterator[str]:
     """The lines of one group.
 
     Args:
         group: Findings with one verdict and peer.
+        layout: The width.
         several: They may be of several processes.
     """
     seen = [leak.observation for leak in group]
-    what = (
-        f"{verdict_name(group[0].verdict).upper()}  {socket_kind(seen[0])} {peer_phrase(seen[0])}"
-    )
-    yield from wrap_text(f"  {_severity(group).upper()}  {len(group):,} x {what.rstrip()}", "    ")
-    yield from wrap_text(f"    {connection_summary(seen)}", "      ")
-    if several:
-        yield from _numbers("process", unique(str(each.record.pid) for each in seen))
-    else:
-        yield from _numbers("descriptor", [each.fd for each in seen])
+    first = group[0]
+    title = f"{verdict_name(first.verdict).upper()}  {socket_kind(seen[0])} {peer_phrase(seen[0])}"
     parent = seen[0].record.parent
-    if parent is not None:
-        yield f"    inherited over fork() from process {parent.pid}"
-    for holder in _first_few(unique(holder for leak in group for holder in leak.holders)):
-        yield from wrap_text(f"    held by {holder}", "      ")
+    facts = [
+        *([Fact("opened", f"inherited over fork() from process {parent.pid}")] if parent else ()),
+        *([Fact("fix", first.hint)] if first.hint else ()),
+        *holder_facts(group),
+    ]
+    if summary := connection_summary(seen):
+        facts.append(Fact("state", summary))
+    if several:
+        facts.append(_numbers("process", unique(str(each.record.pid) for each in seen)))
+    else:
+        facts.append(_numbers("fds", [str(each.fd) for each in seen]))
+    block = Block(len(group), title.rstrip(), first.code, _severity(group), tuple(facts))
+    yield from (line.text for line in block_lines(block, layout))
 
 
-def _numbers(noun: str, numbers: Sequence[object]) -> list[str]:
-    shown = ", ".join(map(str, numbers[:_MAX_NUMBERS]))
+def _numbers(key: str, numbers: Sequence[str]) -> Fact:
     more = len(numbers) - _MAX_NUMBERS
-    word = pluralize(len(numbers), noun).partition(" ")[2]
-    return wrap_text(f"    {word} {shown}" + (f" and {more:,} more" if more > 0 else ""), "      ")
-
-
-def _first_few(holders: Sequence[str], most: int = 3) -> Iterator[str]:
-    yield from holders[:most]
-    if len(holders) > most:
-        yield f"{len(holders) - most} more"
+    text = ", ".join(numbers[:_MAX_NUMBERS]) + (f" and {more:,} more" if more > 0 else "")
+    return Fact(key, text, Style.NOTE)
 
 
 def healthy_lines(seen: Sequence[Observation]) -> Iterator[str]:
@@ -190,14 +203,17 @@ def _how() -> str:
     return ": run as root to see them" if getattr(os, "geteuid", int)() else ""
 
 
-def render_processes(found: ProcessScan, *, only: Sequence[ProcessReport]) -> str:
+def render_processes(
+    found: ProcessScan, *, only: Sequence[ProcessReport], layout: Layout | None = None
+) -> str:
     """Everything that is to be printed, of some of the processes that were found."""
+    layout = layout or Layout()
     by_name = sorted(only, key=lambda process: process.report.command)
     programs = [
         list(group) for _, group in groupby(by_name, key=lambda process: process.report.command)
     ]
     programs.sort(key=_severity_and_count, reverse=True)
-    blocks = ["\n".join(_program(processes)) for processes in programs]
+    blocks = ["\n".join(_program(processes, layout)) for processes in programs]
     blocks += ["\n".join(lines) for lines in (_unseen(only), _rest(found, only))]
     blocks.append(render_inaccessible(found))
     return "".join(f"{block}\n" for block in join_paragraphs(blocks))
@@ -209,45 +225,41 @@ def _severity_and_count(processes: Sequence[ProcessReport]) -> tuple[int, int]:
     return max((severity.rank for severity in severities), default=-1), len(leaks)
 
 
-def _program(processes: Sequence[ProcessReport]) -> Iterator[str]:
+def _program(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[str]:
     reports = [process.report for process in processes]
-    name = reports[0].command or "a process without a name"
+    name = escape_line(reports[0].command) or "a process without a name"
     pids = ", ".join(str(report.pid) for report in reports[:_MAX_PROCESSES])
     more = len(reports) - _MAX_PROCESSES
-    many = "process" if len(reports) == 1 else f"{len(reports)} processes:"
-    yield from wrap_text(f"{name}, {many} {pids}" + (f" and {more} more" if more > 0 else ""), "  ")
-    yield from _fd_numbers(processes)
+    many = "pid" if len(reports) == 1 else f"{len(reports)} processes:"
+    which = f"({many} {pids}" + (f" and {more} more)" if more > 0 else ")")
+    yield from layout.wrap(f"{name}  {which}", "  ")
+    yield from _fd_numbers(processes, layout)
     for alert in (alert for report in reports for alert in report.alerts):
-        yield from wrap_text(
-            f"  {alert.severity.upper()}  {alert.kind.upper()}: {alert.message}", "    "
-        )
+        yield from (line.text for line in alert_lines(alert, layout))
     by_peer = group_by_peer(finding for report in reports for finding in report.findings)
     groups = sorted(by_peer.values(), key=_weight)
     for group in groups[:_MAX_PEERS]:
         yield ""
-        yield from group_lines(group, several=len(reports) > 1)
+        yield from _group_lines(group, layout, several=len(reports) > 1)
     if len(groups) > _MAX_PEERS:
         rest = [leak for group in groups[_MAX_PEERS:] for leak in group]
         yield ""
-        yield f"  and {len(rest):,} more with {len(groups) - _MAX_PEERS:,} other peers"
-    for fix in unique(leak.hint for report in reports for leak in report.findings if leak.hint):
-        yield ""
-        yield from wrap_text(f"  fix: {fix}", "    ")
+        yield f"and {len(rest):,} more with {len(groups) - _MAX_PEERS:,} other peers"
     yield from healthy_lines([seen for report in reports for seen in report.observations])
     for address, times in _merge(process.backlog for process in processes).items():
-        yield from wrap_text(f"  {_waiting(address, times)}", "    ")
+        yield from layout.wrap(_waiting(address, times), "  ")
     for address, times in _merge(process.uncertain_backlog for process in processes).items():
-        yield from wrap_text(
-            f"  {_waiting(address, times)}; at this address listens another process, too, and "
-            "which of them has them the kernel does not say",
-            "    ",
+        yield from layout.wrap(
+            f"{_waiting(address, times)}; another process listens at this address, too, and the "
+            "kernel does not say which of them has them",
+            "  ",
         )
 
 
 def _waiting(address: str, times: int) -> str:
     return (
-        f"{pluralize(times, 'connection')} in CLOSE_WAIT in the backlog of {address}: the peer has "
-        "gone before anybody called accept()"
+        f"{pluralize(times, 'connection')} in CLOSE_WAIT in the backlog of {address}: the peer "
+        "closed before accept() was called"
     )
 
 
@@ -259,7 +271,7 @@ def _merge(backlogs: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return found
 
 
-def _fd_numbers(processes: Sequence[ProcessReport]) -> Iterator[str]:
+def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[str]:
     """Sockets by state for all of them, descriptors for each of those that have most."""
     states = _add_up(process.states for process in processes)
     verdicts = Counter(leak.verdict for process in processes for leak in process.report.findings)
@@ -268,13 +280,17 @@ def _fd_numbers(processes: Sequence[ProcessReport]) -> Iterator[str]:
     ]
     total = pluralize(sum(states.values()), "open socket")
     if not found and not any(process.narrowed for process in processes):
-        found = ["no leak"]
+        found = ["no leaks"]
     of_all = f"{', '.join(found)} of {total}" if found else total
-    yield from wrap_text(f"  {of_all}: {_format_states(states)}", "    ")
+    yield from layout.wrap(f"{of_all}: {_format_states(states)}", "  ")
     shares = sorted(processes, key=_share, reverse=True)
     for process in shares[:_MAX_PROCESSES]:
-        which = f"process {process.report.pid}: " if len(processes) > 1 else ""
-        yield from wrap_text(f"  {which}{_descriptors(process)}", "    ")
+        which = f" of process {process.report.pid}" if len(processes) > 1 else ""
+        waiting = process.states.get(State.CLOSE_WAIT, 0)
+        limit = process.report.fd_limit
+        share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.1%})" if waiting and limit else ""
+        text = f"File descriptors{which}: {fd_numbers(process.report)}{share}"
+        yield from layout.wrap(text, "  ")
 
 
 def _share(process: ProcessReport) -> tuple[float, int]:
@@ -288,17 +304,6 @@ def _format_states(states: Mapping[str, int]) -> str:
     return ", ".join(f"{state} {times:,}" for state, times in most) or "none"
 
 
-def _descriptors(process: ProcessReport) -> str:
-    used, limit = process.report.fd_used, process.report.fd_limit
-    if used is None:
-        return "descriptors in use unknown"
-    if not limit:
-        return f"{pluralize(used, 'descriptor')} in use, without a limit"
-    text = f"{used:,} of {limit:,} descriptors in use ({used / limit:.0%})"
-    waiting = process.states.get(State.CLOSE_WAIT, 0)
-    return f"{text}; {waiting:,} in CLOSE_WAIT ({waiting / limit:.1%})" if waiting else text
-
-
 def _add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for count in counts:
@@ -310,7 +315,7 @@ def _unseen(only: Sequence[ProcessReport]) -> list[str]:
     """What could not be seen of these processes, each sentence once."""
     notes = [note for process in only for note in process.report.coverage.notes]
     general = [note for note, times in Counter(notes).items() if times == len(only)]
-    return wrap_text(f"Cannot see {'; '.join(general)}.", "  ") if general else []
+    return wrap_text(f"Not covered: {'; '.join(general)}.", "  ") if general else []
 
 
 def _rest(found: ProcessScan, only: Sequence[ProcessReport]) -> Iterator[str]:
@@ -319,5 +324,5 @@ def _rest(found: ProcessScan, only: Sequence[ProcessReport]) -> Iterator[str]:
     sockets = sum(process.report.open_sockets for process in rest)
     if sockets or not only:
         processes = pluralize(len(rest), "process")
-        text = f"Nothing wrong with {pluralize(sockets, 'socket')} of {processes}."
-        yield from wrap_text(text, "  ")
+        other = processes.replace(" ", " other ", 1) if only else processes
+        yield from wrap_text(f"No leaks in {other} ({pluralize(sockets, 'socket')}).", "  ")

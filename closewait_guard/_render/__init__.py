@@ -12,6 +12,7 @@ from closewait_guard._render.site import (
     verdict_name,
 )
 from closewait_guard._render.text import (
+    alert_lines,
     alert_message,
     fd_numbers,
     native_note,
@@ -24,6 +25,7 @@ from closewait_guard._render.text import (
 
 __all__ = [
     "LastReport",
+    "alert_lines",
     "alert_message",
     "connection_summary",
     "describe_site",

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from closewait_guard._format import (
     Layout,
-    Line,
     Section,
     Style,
+    StyledLine,
     block_lines,
     escape_line,
+    fit_path,
     format_duration_range,
     format_time,
     page_of,
@@ -35,6 +36,7 @@ from closewait_guard.model import (
 
 __all__ = [
     "Scope",
+    "alert_lines",
     "alert_message",
     "closed_late_lines",
     "fd_numbers",
@@ -108,7 +110,7 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
         block = describe_site(group, scope.where_of(group), verbose=layout.verbose)
         found.append(Section(list(block_lines(block, layout, number, digits)), group))
     tail = [*closed_late_lines(report.closed_late, layout)]
-    tail += [Line(text, Style.NOTE) for text in _quiet_lines(report, layout)]
+    tail += [StyledLine(text, Style.NOTE) for text in _quiet_lines(report, layout)]
     tail += [*not_covered, *_codes_lines(groups, report.alerts)]
     return [*found, *([Section(tail)] if tail else [])]
 
@@ -124,16 +126,18 @@ def shows_block(group: SiteGroup, layout: Layout) -> bool:
 
 def _head_lines(
     report: Report, groups: Sequence[SiteGroup], layout: Layout, scope: Scope
-) -> Iterator[Line]:
+) -> Iterator[StyledLine]:
     about = f"({scope.who}, {format_time(report.taken_at, ' %Z')})"
-    name = f"closewait-guard  {program_name(report.command, layout)}".rstrip()
-    for text in _pack([name, about], layout):
-        yield Line(text, Style.NOTE)
+    program = program_name(report.command, layout)
+    name = fit_path("closewait-guard  ", program, "", layout.width)
+    fits = len(name) + 2 + len(about) <= layout.width
+    for text in [f"{name}  {about}"] if fits else [name, *layout.wrap(about, "  ", "  ")]:
+        yield StyledLine(text, Style.NOTE)
     sentences = [*_totals(report, groups, scope), f"File descriptors: {scope.descriptors}."]
     for text in _pack(sentences, layout):
-        yield Line(text, Style.TITLE)
+        yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
-        yield from _alert_lines(alert, layout)
+        yield from alert_lines(alert, layout)
 
 
 def _pack(sentences: Iterable[str], layout: Layout) -> list[str]:
@@ -183,7 +187,7 @@ def _by_verdict(leaks: Iterable[SiteGroup]) -> str:
     return f": {', '.join(parts)}"
 
 
-def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[Line]:
+def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[StyledLine]:
     """That there is no leak, or that it is not known."""
     found = "no leaks" if scope.is_complete else _UNKNOWN.lower()
     yield from _summary_line(report, layout, scope, found)
@@ -198,7 +202,7 @@ def no_news_line(report: Report, layout: Layout) -> str:
     return "".join(f"{line.text}\n" for line in lines)
 
 
-def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> Iterator[Line]:
+def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> Iterator[StyledLine]:
     sockets = report.open_sockets + (report.coverage.native or 0)
     parts = [pluralize(sockets, "socket"), *_quiet_parts(report, layout)]
     parts.append(f"fds {scope.descriptors.partition(' (')[0]}")
@@ -206,7 +210,7 @@ def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> I
     program = program_name(report.command, layout)
     text = f"closewait-guard: {found}{scope.where} ({', '.join(parts)})  {who} {program}"
     for line in layout.wrap(text.rstrip(), "  "):
-        yield Line(line, Style.TITLE)
+        yield StyledLine(line, Style.TITLE)
 
 
 def program_name(command: str, layout: Layout) -> str:
@@ -231,7 +235,8 @@ def fd_numbers(report: Report) -> str:
 # Alerts, and what has ended.
 
 
-def _alert_lines(alert: Alert, layout: Layout) -> Iterator[Line]:
+def alert_lines(alert: Alert, layout: Layout) -> Iterator[StyledLine]:
+    """One alert in a sentence, with its code and severity."""
     is_over = alert.status is AlertStatus.RESOLVED
     label = "RESOLVED" if is_over else alert.kind.upper().replace("_", " ")
     notes = [alert.code] if alert.code else []
@@ -240,7 +245,7 @@ def _alert_lines(alert: Alert, layout: Layout) -> Iterator[Line]:
     text = f"{label}  {alert_message(alert)}" + (f"  ({', '.join(notes)})" if notes else "")
     style = Style.NOTE if is_over else Style(alert.severity.value)
     for line in layout.wrap(text, "  "):
-        yield Line(line, style)
+        yield StyledLine(line, style)
 
 
 def alert_message(alert: Alert) -> str:
@@ -264,7 +269,7 @@ def alert_message(alert: Alert) -> str:
     return f"{alert.kind}: no longer: {alert.message}"
 
 
-def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[Line]:
+def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[StyledLine]:
     """One paragraph for each site."""
     for place, group in groupby(sorted(closed, key=_place), key=_place):
         members = list(group)
@@ -275,7 +280,7 @@ def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[
         code = members[0].finding.code
         text = f"CLOSED LATE, after {after}: {count} opened at {place}"
         for line in layout.wrap(f"{text}  ({code})" if code else text, "  "):
-            yield Line(line, Style.NOTE)
+            yield StyledLine(line, Style.NOTE)
 
 
 def _place(closed: ClosedLate) -> str:
@@ -312,7 +317,7 @@ def native_note(count: int | None) -> str:
     return f"where C extensions (libuv, libpq, libcurl, grpc) opened {opened} (see attribute())"
 
 
-def not_covered_lines(coverage: Coverage, layout: Layout) -> list[Line]:
+def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
     """The paragraph on what is not covered; empty where nothing is known to be missing."""
     notes = [note for note in coverage.notes if note]
     if coverage.adopted:
@@ -327,12 +332,13 @@ def not_covered_lines(coverage: Coverage, layout: Layout) -> list[Line]:
     if not notes:
         return []
     return [
-        Line(text, Style.NOTE) for text in layout.wrap(f"Not covered: {'; '.join(notes)}.", "  ")
+        StyledLine(text, Style.NOTE)
+        for text in layout.wrap(f"Not covered: {'; '.join(notes)}.", "  ")
     ]
 
 
-def _codes_lines(groups: Iterable[SiteGroup], alerts: Iterable[Alert]) -> Iterator[Line]:
+def _codes_lines(groups: Iterable[SiteGroup], alerts: Iterable[Alert]) -> Iterator[StyledLine]:
     found = [*(group.code for group in groups), *(alert.code for alert in alerts)]
     codes = unique(filter(None, found))
     if codes:
-        yield Line(f"Codes: {page_of(codes[0] if len(codes) == 1 else '')}", Style.NOTE)
+        yield StyledLine(f"Codes: {page_of(codes[0] if len(codes) == 1 else '')}", Style.NOTE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -144,7 +145,10 @@ def run(arguments: argparse.Namespace) -> int:
         if missing := render_inaccessible(found):
             write_if_possible(f"{missing}\n")
     elif chosen or found.unowned or not arguments.pids:
-        say(render_processes(found, only=chosen), end="")
+        from closewait_guard._stream import layout_of
+
+        layout = layout_of(sys.stdout)
+        say(render_processes(found, only=chosen, layout=layout), end="")
     if any(process.report.leaks for process in chosen):
         return LEAKS_FOUND
     return USAGE if missed else FINE

@@ -185,7 +185,7 @@ def test_a_time_beyond_the_calendar_costs_no_report(tmp_path, data, taken_at):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(in_report(data, ("taken_at",), taken_at)))
     out = call("show", path, code=0).stdout
-    assert "1 leaked of" in out
+    assert "1 leaked socket from" in out
     assert "1 unchanged" in call("show", path, "--diff", "1", "1", code=0).stdout
     stream = io.StringIO()
     reporters.text(stream)(cwg.from_dict(json.loads(path.read_text())))

@@ -13,6 +13,7 @@ import pytest
 
 import closewait_guard as cwg
 from command_line import COMMAND, Terminal, call, documents, environment
+from findings import reports_in
 
 RUN = [*COMMAND, "run"]
 
@@ -114,7 +115,7 @@ def test_the_guard_is_there_before_the_first_import(script):
 def test_the_last_report_goes_to_stderr_and_names_the_line(script):
     done = call("run", script(LEAK), code=0)
     assert done.stdout == ""
-    assert "1 leaked of 2 open sockets" in done.stderr
+    assert "1 leaked socket from 1 place" in done.stderr
     assert "program.py:4 in <module>" in done.stderr
 
 
@@ -156,7 +157,7 @@ if __name__ == "__main__":
 """
     done = call("run", "--fail-on-leak", script(source), code=86)
     where = "1 of 2 processes" if method == "forkserver" else "process "
-    assert f"closewait_guard: 1 leaked of 2 open sockets in {where}" in done.stderr
+    assert f"\n1 leaked socket from 1 place in {where}" in done.stderr
     assert "program.py:8 in work()" in done.stderr
 
 
@@ -167,8 +168,8 @@ def test_python_children_are_guarded_and_those_without_a_leak_are_silent(script)
         "subprocess.run([sys.executable, '-c', 'pass'])\n"
     )
     done = call("run", path, code=0)
-    assert done.stderr.count("closewait_guard:") == 1
-    assert "closewait_guard: 1 leaked of 2 open sockets in process " in done.stderr
+    assert len(reports_in(done.stderr)) == 1
+    assert "\n1 leaked socket from 1 place in process " in done.stderr
     assert "child.py:4 in <module>" in done.stderr
 
 
@@ -187,10 +188,10 @@ def test_the_reports_of_all_processes_are_one_merged_by_site(script, tmp_path, o
     script(LEAK, "child.py")
     done = call("run", *options, script(FAMILY), tmp_path, code=code)
     shown = " ".join(done.stderr.split())
-    assert shown.count("closewait_guard: ") == 1
-    assert "closewait_guard: 2 leaked of 4 open sockets in 2 of 3 processes; at most" in shown
-    assert shown.count("2 x LEAKED TCP") == 1
-    assert re.search(r" in 2 processes: \d+ \(1\), \d+ \(1\) ", shown)
+    assert len(reports_in(done.stderr)) == 1
+    assert "2 leaked sockets from 1 place in 2 of 3 processes. File descriptors: at most" in shown
+    assert shown.count("2 LEAKED TCP") == 1
+    assert re.search(r" process 2: \d+ \(1\), \d+ \(1\) ", shown)
     assert shown.count("child.py:4 in <module>") == 1
 
 
@@ -202,7 +203,7 @@ def test_the_report_comes_before_the_end_of_the_program_and_its_process_is_the_l
     ) as running:
         assert int(running.stdout.readline()) == running.pid
         assert running.wait(20) == 0
-        assert "1 leaked of 2 open sockets" in running.stderr.read()
+        assert "1 leaked socket from 1 place" in running.stderr.read()
 
 
 def test_a_program_that_is_killed_has_no_report_and_leaves_no_process(script):
@@ -238,7 +239,7 @@ child.wait()
     options = ("--interval", "0.3", "--grace", "0.1", "--report", f"json_lines:{shown}")
     done = call("run", "--fail-on-leak", *options, path, code=86)
     text = " ".join(done.stderr.split())
-    assert "1 leaked of 2 open sockets in process " in text
+    assert "1 leaked socket from 1 place in process " in text
     assert re.search(
         r"Process \d+ ended without a last report: what is said of it was so at ", text
     )
@@ -318,7 +319,7 @@ if __name__ == "__main__":
 """
     done = call("run", "--fail-on-leak", script(source), code=86)
     shown = " ".join(done.stderr.split())
-    assert "2 leaked of 4 open sockets in 2 of 2 processes" in shown
+    assert "2 leaked sockets from 1 place in 2 of 2 processes" in shown
     assert "unknown" not in shown
 
 
@@ -432,9 +433,9 @@ def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tm
 
 def test_with_an_interval_alone_the_reports_go_to_stderr(script, tmp_path):
     run = ["sh", "-c", 'exec "$@" 2>shown', "sh", *COMMAND, "run"]
-    sign = "closewait_guard: 1 leaked"
+    sign = "1 leaked socket from"
     arguments = ["--interval", "0.3", "--grace", "0.1", script(WAITS_FOR_TWO), "shown", sign]
-    call(*arguments, command=run, code=0, cwd=tmp_path)
+    call(*arguments, command=run, code=0, cwd=tmp_path, CLOSEWAIT_GUARD_HEARTBEAT="0")
     # Two at their interval, and one in the end.
     assert (tmp_path / "shown").read_text().count(sign) >= 3
 
@@ -448,7 +449,7 @@ def test_reporters_of_the_settings_are_reported(script, tmp_path):
 
 def test_settings_reach_the_program(script):
     done = call("run", "--stack-depth", "0", script(LEAK), code=0)
-    assert "opened at an unknown place: stack_depth is 0" in done.stderr
+    assert "at an unknown place: no stack is recorded with stack_depth=0" in done.stderr
 
 
 def test_a_program_with_a_guard_of_its_own_is_not_disturbed(script):
@@ -585,14 +586,14 @@ def test_a_monitor_of_the_program_is_its_own_under_run(tmp_path):
 def test_a_monitor_that_only_prints_leaves_the_last_report_to_run(script, watch, count, end):
     path = script(f"import os\nimport closewait_guard as cwg\n{watch}\n{LEAK}\n{end}\n")
     done = call("run", "--grace", "0", path)
-    assert done.stderr.count("closewait_guard: ") == count, done.stderr
-    assert "closewait_guard: 1 leaked of 2" in done.stderr
+    assert len(reports_in(done.stderr)) == count, done.stderr
+    assert "1 leaked socket from 1 place" in done.stderr
 
 
 def test_a_monitor_reports_its_last_where_run_does_not(script):
     path = script(f"import closewait_guard as cwg\ncwg.watch(at_exit=True, grace=20)\n{LEAK}")
     done = call("run", "--no-at-exit", path, code=0)
-    assert done.stderr.count("closewait_guard: 1 closing of 2") == 1, done.stderr
+    assert done.stderr.count("1 closing connection") == 1, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -676,7 +677,7 @@ def test_the_first_line_is_no_all_clear_where_a_process_is_unknown(script):
         "os.wait()\n"
     )
     first, *_, last = call("run", path, code=0).stderr.splitlines()
-    assert first.startswith("closewait_guard: leaks unknown in some processes; none found of ")
+    assert first.startswith("closewait-guard: leaks unknown in some processes")
     assert last.startswith("closewait-guard: leaks unknown: process ")
 
 

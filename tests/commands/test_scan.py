@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,13 +45,14 @@ def shown_by_lsof(pid):
 def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
     text = call("scan", leaky.pid, code=1).stdout
     port = leaky.first_line
-    assert f", process {leaky.pid}\n" in text
+    assert f"  (pid {leaky.pid})\n" in text
     assert "5 leaked of 8 open sockets: CLOSE_WAIT 5, ESTABLISHED 2, LISTEN 1" in text
-    assert f"INFO  3 x LEAKED  TCP to 127.0.0.1:{port}\n    peer closed " in text
+    assert f"3 LEAKED  TCP to 127.0.0.1:{port} " in text
+    assert "CLOSE_WAIT for " in text
     assert "6 bytes unread" in text
-    assert "INFO  2 x LEAKED  TCP from 127.0.0.1\n" in text
-    assert " in CLOSE_WAIT (" in text
-    assert " descriptors in use (" in text
+    assert "2 LEAKED  TCP from 127.0.0.1 " in text
+    assert ", CLOSE_WAIT: 5 (" in text
+    assert "\nFile descriptors: " in text
     assert "close it where it is used up" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
@@ -101,10 +103,11 @@ def test_the_thresholds_are_those_of_the_settings(leaky):
         CLOSEWAIT_GUARD_AGE_WARNING="0.5",
         CLOSEWAIT_GUARD_AGE_CRITICAL="1",
     ).stdout
-    assert "CRITICAL  3 x LEAKED" in text
-    assert "CRITICAL  AGE: " in text
+    assert "3 LEAKED" in text
+    assert re.search(r"CWG10\d  critical\n", text)
+    assert "\nAGE  5 sockets" in text
     text = call("scan", leaky.pid, code=1, CLOSEWAIT_GUARD_COUNT_WARNING="4").stdout
-    assert "WARNING  COUNT: 5 sockets in CLOSE_WAIT, more than 4" in text
+    assert "\nCOUNT  5 sockets in CLOSE_WAIT, more than 4  (CWG801, warning)\n" in text
 
 
 @needs_linux
@@ -113,14 +116,14 @@ def test_without_a_number_it_reports_who_leaks_and_counts_the_rest(leaky):
         text = call("scan", code=1).stdout
     assert str(leaky.pid) in text
     assert str(healthy.pid) not in text
-    assert "Nothing wrong with " in text
+    assert "No leaks in " in text
 
 
 @needs_linux
 def test_a_healthy_process_is_reported_when_it_is_asked_for():
     with program(HEALTHY) as running:
         text = call("scan", running.pid, code=0).stdout
-    assert "no leak of 1 open socket: LISTEN 1" in text
+    assert "no leaks of 1 open socket: LISTEN 1" in text
 
 
 @needs_linux
@@ -155,7 +158,7 @@ def test_a_copy_over_fork_is_reported_with_who_else_holds_it():
         assert child.findings[0].observation.record.parent.pid == parent.pid
         # Of one process alone, the copies are shown as well.
         text = call("scan", running.pid, code=1, **AT_ONCE).stdout
-        assert f"held by process {child.pid} (" in text
+        assert f"held by  process {child.pid} (" in text
         assert (
             f"inherited over fork() from process {parent.pid}"
             in call("scan", child.pid, code=1, **AT_ONCE).stdout
@@ -225,7 +228,7 @@ def test_a_connection_that_only_a_child_keeps_open_is_reported_with_parent_and_c
 def test_a_connection_that_a_child_may_use_is_not_reported(child):
     with program(FORKED.format(child=child)) as running:
         time.sleep(0.2)
-        assert "no leak of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
+        assert "no leaks of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
 
 
 FORKING_SERVER = """
@@ -251,7 +254,7 @@ for child in server.active_children:
 def test_a_child_that_is_to_serve_what_its_parent_has_accepted_is_reported_when_it_never_does():
     with program(FORKING_SERVER) as running:
         time.sleep(0.2)
-        assert "no leak of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
+        assert "no leaks of " in call("scan", running.pid, "--tree", code=0, **AT_ONCE).stdout
         late = {"CLOSEWAIT_GUARD_AGE_WARNING": "0.1", **AT_ONCE}
         shown = call("scan", running.pid, "--tree", code=1, **late).stdout
         assert "1 inherited of " in shown
@@ -343,8 +346,8 @@ def test_a_program_in_c_is_reported_like_any_other():
         finally:
             server.send_signal(signal.SIGCONT)
             server.terminate()
-    assert done.startswith(f"redis-server 127.0.0.1:{port}, process {server.pid}\n")
-    assert "4 x LEAKED  TCP from 127.0.0.1\n" in done
+    assert done.startswith(f"redis-server 127.0.0.1:{port}  (pid {server.pid})\n")
+    assert "4 LEAKED  TCP from 127.0.0.1 " in done
     assert "its owner must call close() on it" in done
     assert "closewait-guard run" not in done
     assert report.python == ""
@@ -412,7 +415,7 @@ def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
     )
     shown = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())
     assert "sockets in CLOSE_WAIT of user root, whose processes may not be looked into" in shown
-    assert f"3 x TCP to 127.0.0.1:{leaky.first_line}: peer closed" in shown
+    assert f"3 x TCP to 127.0.0.1:{leaky.first_line}: CLOSE_WAIT" in shown
     shown = call("scan", command=nobody).stdout
     assert "Not permitted to look into " in shown
     assert ": run as root to see them." in " ".join(shown.split())
@@ -423,7 +426,7 @@ def test_an_answer_to_a_keepalive_excuses_no_leak():
     with program(ANSWERS_KEEPALIVES) as running:
         done = call("scan", running.pid, code=1, CLOSEWAIT_GUARD_GRACE="1.5")
         assert "1 leaked of " in done.stdout
-        assert "peer closed at least " in done.stdout
+        assert "CLOSE_WAIT for at least " in done.stdout
 
 
 @needs_linux

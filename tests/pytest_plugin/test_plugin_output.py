@@ -277,7 +277,7 @@ def test_show_prints_what_was_written_as_json_lines(suite):
     done = call("show", suite.pytester.path / "leaks.jsonl", "--fail-on-leak", code=1)
     for owner in ("test_one", "test_two", "test_three"):
         assert f"\ntest_it.py::{owner} (failed)\n" in done.stdout
-    assert done.stdout.count("STILL OPEN") + done.stdout.count(" x DEAD ") == 2
+    assert done.stdout.count("STILL OPEN") + done.stdout.count(" DEAD ") == 2
     assert done.stdout.count("DROPPED") == 1
 
 

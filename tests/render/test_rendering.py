@@ -73,7 +73,7 @@ def test_one_block_for_each_site_worst_first():
     text = cwg.render_text(report)
     blocks = text.split("\n\n")
     assert len(blocks) == 4
-    assert blocks[1].startswith("INFO  3 x LEAKED  TCP to 127.0.0.1:")
+    assert blocks[1].startswith("3 LEAKED  TCP to 127.0.0.1:")
     assert "  peer closed 0" in blocks[1]
     assert "15 bytes unread" in blocks[1]
     assert "opened at" in blocks[1]
@@ -81,7 +81,7 @@ def test_one_block_for_each_site_worst_first():
     assert 'stack.enter_context(half_closed_pair(b"12345"))' in blocks[1]
     assert "thread MainThread, label prices, request=r7" in blocks[1]
     assert "fix: close it where it is used up" in blocks[1]
-    assert blocks[2].startswith("INFO  1 x LEAKED")
+    assert blocks[2].startswith("1 LEAKED")
     assert "unread" not in blocks[2]
     assert blocks[3].startswith("Cannot see: ")
 

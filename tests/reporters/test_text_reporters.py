@@ -57,7 +57,7 @@ def test_text_goes_to_the_stream_that_was_given():
     report = report_leaks(reporters.text(stream))
     assert stream.getvalue().endswith(f"\n{cwg.render_text(report)}\n")
     assert f"process {os.getpid()} on " in stream.getvalue().partition("\n")[0]
-    assert "1 x LEAKED" in stream.getvalue()
+    assert "1 LEAKED" in stream.getvalue()
 
 
 def test_text_goes_to_the_current_stderr(monkeypatch):
@@ -66,7 +66,7 @@ def test_text_goes_to_the_current_stderr(monkeypatch):
             stream = io.StringIO()
             monkeypatch.setattr(sys, "stderr", stream)
             guard.report()
-            assert "1 x LEAKED" in stream.getvalue()
+            assert "1 LEAKED" in stream.getvalue()
 
 
 def test_in_a_program_without_stderr_nothing_is_written_and_nothing_fails(monkeypatch):
@@ -118,7 +118,7 @@ def test_console_shows_how_bad_a_site_is_by_its_colour():
     }.items():
         with terminal() as (stream, shown):
             report_leaks(reporters.console(stream), **settings)
-        [starts[severity]] = re.findall(rf"\x1b\[([0-9;]*)m{severity}  1 x LEAKED", shown())
+        [starts[severity]] = re.findall(rf"\x1b\[([0-9;]*)m{severity}  1 LEAKED", shown())
     assert starts == {"INFO": "36", "WARNING": "33", "CRITICAL": "1;31"}
 
 
