@@ -100,9 +100,16 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
             yield Fact("opened", listener, Style.PLACE, site)
         if site.source:
             yield Fact("opened", site.source, Style.CODE)
-        yield from _caller_facts(blamed.stack[blamed.stack.index(site) + 1 :], most)
+        outer = blamed.stack[blamed.stack.index(site) + 1 :]
+        yield from _caller_facts(_up_to_own_code(outer), most)
     if origin := _describe_origin(observations):
         yield Fact("opened", origin)
+
+
+def _up_to_own_code(stack: Sequence[Frame]) -> Sequence[Frame]:
+    """Without the calls of libraries by which the program was started."""
+    own = [place for place, frame in enumerate(stack) if frame.kind is FrameKind.USER]
+    return stack[: own[-1] + 1] if own else ()
 
 
 def _why_unknown(record: SocketRecord) -> str:

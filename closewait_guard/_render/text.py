@@ -218,6 +218,8 @@ def program_name(command: str, layout: Layout) -> str:
     if command in ("-c", "-"):
         return f"python {command}"
     parts = command.replace("\\", "/").rsplit("/", 2)
+    if len(parts) > 1 and parts[-1] == "__main__.py":
+        return f"python -m {escape_line(parts[-2])}"
     is_installed = len(parts) > 1 and parts[-2] in ("bin", "Scripts")
     return escape_line(parts[-1] if is_installed else layout.relative(command))
 

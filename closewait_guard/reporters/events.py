@@ -145,7 +145,7 @@ def _context_fields(group: SiteGroup) -> dict[str, Scalar]:
     openers = [finding.observation.record.opener for finding in group.findings]
     labels = unique(label for record in openers for label in record.labels)
     first = openers[0]
-    own = {"thread": first.thread, "task": first.task, "labels": ", ".join(labels)}
+    own = {"thread_name": first.thread, "task_name": first.task, "labels": ", ".join(labels)}
     return {**first.context, **{name: value for name, value in own.items() if value}}
 
 

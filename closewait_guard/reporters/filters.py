@@ -69,7 +69,7 @@ def at_least(severity: Severity | str, reporter: Reporter) -> Reporter:
     Example:
         >>> from closewait_guard import reporters
         >>> at_least("critical", reporters.text())
-        at_least(text.<locals>.text_reporter)
+        at_least(text())
     """
     return _AtLeast(severity, reporter)
 
@@ -208,7 +208,7 @@ def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = no
     Example:
         >>> from closewait_guard import reporters
         >>> every(3600, reporters.text())
-        every(text.<locals>.text_reporter)
+        every(text())
     """
     return _Every(seconds, reporter, clock)
 

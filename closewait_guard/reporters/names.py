@@ -37,7 +37,7 @@ def named(name: str) -> Reporter:
 
     Example:
         >>> named("at_least:warning:changes:text")
-        at_least(changes(text.<locals>.text_reporter))
+        at_least(changes(text()))
     """
     word, colon, argument = name.strip().partition(":")
     make = _FACTORIES.get(word)

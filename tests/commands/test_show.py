@@ -42,7 +42,7 @@ def saved(tmp_path, reports):
 def test_the_last_of_several_is_reported_as_it_was(saved, reports):
     done = call("show", saved, code=0)
     assert done.stdout.endswith(cwg.render_text(reports[-1]))
-    assert done.stdout.startswith("Report 3 of 3 of 20")
+    assert done.stdout.startswith("Report 3 of 3\nclosewait-guard  ")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_last_of_several_is_reported_as_it_was(saved, reports):
 def test_one_the_last_or_a_range_is_reported(saved, reports, option, expected):
     done = call("show", saved, *option, code=0)
     for number in (1, 2, 3):
-        assert (f"Report {number} of 3 " in done.stdout) is (number in expected)
+        assert (f"Report {number} of 3\n" in done.stdout) is (number in expected)
         assert (cwg.render_text(reports[number - 1]) in done.stdout) is (number in expected)
 
 
@@ -70,7 +70,7 @@ def test_a_document_of_many_lines_is_reported(tmp_path, reports):
     path.write_text(json.dumps(cwg.to_dict(reports[1]), indent=2))
     done = call("show", path, code=0)
     assert done.stdout.endswith(cwg.render_text(reports[1]))
-    assert done.stdout.startswith("Report of ")
+    assert done.stdout.startswith("closewait-guard  ")
 
 
 def test_stdin_is_read(saved, reports):
@@ -186,7 +186,7 @@ def test_what_scan_has_saved_is_reported():
         wait_for_grace()
         lines = call("scan", running.pid, "--json", CLOSEWAIT_GUARD_GRACE="0").stdout
     text = call("show", "-", stdin=lines, code=0).stdout
-    assert f"process {running.pid} on " in text
+    assert f"(pid {running.pid} on " in text
     assert "5 leaked sockets from 2 places" in text
 
 
@@ -207,7 +207,7 @@ def of_tests(tmp_path, reports):
 
 def test_of_tests_every_report_is_printed_with_its_owner(of_tests, reports):
     done = call("show", of_tests, code=0)
-    assert "(failed)\n\n" + cwg.render_text(reports[1]) in done.stdout
+    assert "(failed)\n" + cwg.render_text(reports[1]) in done.stdout
     headings = [line for line in done.stdout.splitlines() if line.endswith("ed)")]
     assert headings == ["test_a.py::test_one (failed)", "fixture 'x' (warned)", "b (allowed)"]
 

@@ -198,7 +198,7 @@ def test_unix_streams_whose_peer_has_closed_are_leaks(probed_guard, timeout):
         assert leak.verdict is cwg.Verdict.LEAKED
         assert leak.observation.state is cwg.State.UNIX
         assert leak.observation.peer_closed_for is None
-        assert "peer closed, at an unknown time" in cwg.render_text(report)
+        assert "CLOSE_WAIT, since an unknown time" in cwg.render_text(report)
         wait()
         assert only(probed_guard.scan()).observation.peer_closed_for >= GRACE
 
@@ -787,7 +787,7 @@ def test_an_answer_to_a_keepalive_excuses_no_leak_and_the_age_is_a_lower_bound()
     later = only(report).observation
     assert later.peer_closed_for > first.observation.peer_closed_for + 0.5, "it is remembered"
     assert later.is_lower_bound
-    assert "peer closed at least " in cwg.render_text(report)
+    assert "CLOSE_WAIT for at least " in cwg.render_text(report)
 
 
 @needs_dates

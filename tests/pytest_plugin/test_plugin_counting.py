@@ -26,16 +26,16 @@ def errors_of(result):
     ("body", "line"),
     [
         ("keep(socket.socket())", "test_it.py::test_it leaked 1 socket*"),
-        ("socket.socket()", "*1 DROPPED  TCP"),
-        ("a, b = socket.socketpair(); keep(a); b.close()", "*1 LEAKED  UNIX"),
+        ("socket.socket()", "*1 DROPPED  TCP *"),
+        ("a, b = socket.socketpair(); keep(a); b.close()", "*1 LEAKED  UNIX *"),
         (
             "server = listener(); keep(socket.create_connection(server.getsockname()));"
             "server.accept()[0].close(); server.close()",
-            "*1 LEAKED  TCP to 127.0.0.1:*",
+            "*1 LEAKED  TCP to 127.0.0.1:* *",
         ),
-        ("a, b = socket.socketpair(); keep((a.makefile(), b)); a.close()", "*1 LINGERING  UNIX"),
-        ("keep(socket.socket(type=socket.SOCK_DGRAM))", "*1 STILL OPEN  UDP"),
-        ("keep(listener())", "*1 STILL OPEN  TCP at 127.0.0.1:*"),
+        ("a, b = socket.socketpair(); keep((a.makefile(), b)); a.close()", "*1 LINGERING  UNIX *"),
+        ("keep(socket.socket(type=socket.SOCK_DGRAM))", "*1 STILL OPEN  UDP *"),
+        ("keep(listener())", "*1 STILL OPEN  TCP at 127.0.0.1:* *"),
         ("keep(socket.socket().detach())", "*its socket object gave the descriptor away*"),
     ],
     ids=["open", "dropped", "left_by_its_peer", "close_wait", "makefile", "udp", "listener", "fd"],
@@ -93,7 +93,7 @@ def test_it():
 """
     )
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*1 DROPPED*", "*kept in a reference cycle until the garbage*"])
+    result.stdout.fnmatch_lines(["*1 DROPPED*", "*in a reference cycle*"])
 
 
 def test_sockets_of_an_import_or_between_tests_have_no_owner(suite):

@@ -446,7 +446,7 @@ def test_last(server): pass
         apart=True,
     )
     result.assert_outcomes(passed=3, errors=1)
-    result.stdout.fnmatch_lines(["*test_leaks leaked 1 socket*", "  opened at *in connect()"])
+    result.stdout.fnmatch_lines(["*test_leaks leaked 1 socket*", "    opened   *in connect()"])
     result.stdout.no_fnmatch_line("*accepted*")
 
 

@@ -20,6 +20,10 @@ from closewait_guard.testing import CapturingReporter, half_closed_pair
 from leaking import fetch, leaking_guard, report_leaks, run
 
 KEYS = {
+    "code",
+    "code_url",
+    "held_by",
+    "thread_name",
     "verdict",
     "severity",
     "is_leak",
@@ -82,6 +86,9 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
     )
     assert all(leak.observation.peer in event["peers"] for leak in report.findings)
     assert event["hint"] == leak.hint
+    assert event["code"] == leak.code
+    assert event["code_url"].endswith(f"/codes/#{leak.code.lower()}")
+    assert event["held_by"] == leak.holders[0]
     assert event["fingerprint"] == report.by_site()[0].fingerprint
     assert event["request"] == "r7"
 
@@ -100,7 +107,7 @@ def test_an_age_that_is_a_lower_bound_says_so_in_each_message(own_structlog, cap
     assert leaked["oldest_s"] == 41
     assert leaked["is_lower_bound"] is closed_late["is_lower_bound"] is True
     assert ", for at least 41 s: " in caplog.messages[0]
-    assert caplog.messages[1].endswith(" closed late, after at least 42 s")
+    assert " closed late, after at least 42 s" in caplog.messages[1]
     assert "CLOSED LATE, after at least 42 s: " in cwg.render_text(bound)
     [alert] = threshold_alerts(bound, cwg.Settings(age_warning=0))
     assert "; the oldest for at least 41 s, opened at " in alert.message

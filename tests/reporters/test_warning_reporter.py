@@ -11,6 +11,7 @@ import pytest
 import closewait_guard as cwg
 import leaking
 from closewait_guard import reporters
+from closewait_guard._format import page_of
 from closewait_guard.testing import half_closed_pair
 from leaking import leaking_guard, report_leaks, run
 
@@ -53,7 +54,10 @@ def test_a_leak_is_warned_of_at_the_line_that_opened_it():
     assert warning.category is reporters.SocketLeakWarning
     assert not issubclass(warning.category, ResourceWarning), "Python ignores those"
     assert (warning.filename, warning.lineno) == (leaking.__file__, site.lineno)
-    assert str(warning.message) == f"leaked socket, opened in fetch(): {report.findings[0].hint}"
+    [code] = {finding.code for finding in report.findings}
+    hint = report.findings[0].hint
+    where = f"({code}, {page_of(code)})"
+    assert str(warning.message) == f"leaked socket, opened in fetch(): {hint} {where}"
 
 
 def test_every_site_that_leaks_is_warned_of_and_no_other():
