@@ -392,6 +392,13 @@ def _lines_of(fact: Fact, first: str, later: str, layout: Layout) -> list[str]:
         return [truncate(f"{later}    {fact.text}", layout.width)]
     if fact.frame is None:
         return layout.wrap(fact.text, later, first)
-    suffix = f" in {fact.frame.function}()".replace(">()", ">")
-    place = layout.relative(fact.frame.place)
-    return [fit_path(first + escape_line(fact.text), place, suffix, layout.width)]
+    return _place_lines(f"{first}{escape_line(fact.text)}", fact.frame, later, layout)
+
+
+def _place_lines(before: str, frame: Frame, later: str, layout: Layout) -> list[str]:
+    """The file and line, and the function, on a line of its own if there is no room."""
+    function = escape_line(f"in {frame.function}()".replace(">()", ">"))
+    place = escape_line(layout.relative(frame.place))
+    if len(before) + len(place) + 1 + len(function) <= layout.width:
+        return [f"{before}{place} {function}"]
+    return [fit_path(before, place, "", layout.width), *layout.wrap(function, later, later)]

@@ -31,7 +31,7 @@ _LINES, _COLUMNS = 14, 80
 _FETCHED_FONTS = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 # The date, the process and the host of the moment.
-_HEADING = re.compile(r"^\S*== .*\n\s*\n")
+_HEADING = re.compile(r"^\S*closewait-guard  .*\n(?:\S*  \(pid .*\n)?")
 
 
 _GROWING = """

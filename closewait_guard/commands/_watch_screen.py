@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from closewait_guard._format import escape_control, format_duration, pluralize
+from closewait_guard._render import verdict_name
 from closewait_guard._rich import Console, Group, RenderableType, Table, Text
 from closewait_guard.commands._watch_state import Offender, ScanHistory, sparkline
 from closewait_guard.model import Severity
@@ -68,7 +69,7 @@ def _change(change: int) -> Text:
 
 def _offenders(offenders: list[Offender]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=True)
-    for name in ("PROGRAM", "PID", "VERDICT", "COUNT", "", "PEER", "SINCE", "UNREAD"):
+    for name in ("PROGRAM", "PID", "COUNT", "", "VERDICT", "PEER", "CODE", "SINCE", "UNREAD"):
         right = name in ("PID", "COUNT", "", "SINCE", "UNREAD")
         table.add_column(
             name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis"
@@ -81,10 +82,11 @@ def _offenders(offenders: list[Offender]) -> Table:
 def _cells(each: Offender) -> Iterator[Text]:
     yield Text(escape_control(each.program))
     yield Text(str(each.pid))
-    yield Text(each.verdict)
     yield Text(f"{each.many:,}")
     yield _change(each.change)
+    yield Text(verdict_name(each.verdict))
     yield Text(escape_control(each.peer))
+    yield Text(each.code)
     yield Text(_since(each))
     yield Text(f"{each.unread:,}" if each.unread else "")
 
@@ -96,7 +98,7 @@ def _since(each: Offender) -> str:
 
 
 def _nothing() -> Text:
-    return Text("no leak", style="green")
+    return Text("no leaks", style="green")
 
 
 try:

@@ -39,6 +39,7 @@ class Offender(NamedTuple):
     oldest: float | None
     is_lower_bound: bool
     unread: int
+    code: str
 
 
 class ScanHistory:
@@ -107,6 +108,7 @@ class ScanHistory:
             max((age for age in ages if age is not None), default=None),
             any(leak.observation.is_lower_bound for leak in leaks),
             sum(leak.observation.unread or 0 for leak in leaks),
+            leaks[0].code,
         )
 
 

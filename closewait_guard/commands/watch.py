@@ -100,6 +100,8 @@ def _print_lines(
 
 def _line(history: ScanHistory) -> str:
     """One look: the states with what has changed, and the worst offender."""
+    from closewait_guard._render import verdict_name
+
     parts = [time.strftime("%H:%M:%S")]
     for state, counts in sorted(history.states.items(), key=lambda item: -item[1][-1]):
         change = history.change(state)
@@ -107,10 +109,11 @@ def _line(history: ScanHistory) -> str:
     if history.offenders:
         worst = history.offenders[0]
         parts.append(
-            f"worst: {worst.many:,} {worst.verdict} {worst.peer} in {worst.program} ({worst.pid})"
+            f"worst: {worst.many:,} {verdict_name(worst.verdict)} {worst.peer} in {worst.program} "
+            f"(pid {worst.pid}), {worst.code}"
         )
     else:
-        parts.append("no leak")
+        parts.append("no leaks")
     return escape_line("  ".join(parts))
 
 

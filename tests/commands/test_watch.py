@@ -176,7 +176,7 @@ def test_a_socket_without_a_connection_is_reported_once_it_has_been_so_for_long(
             code=0,
             CLOSEWAIT_GUARD_GRACE="0.2",
         ).stdout.splitlines()
-    assert lines[0].endswith("no leak")
+    assert lines[0].endswith("no leaks")
     assert "worst: 1 dead" in lines[-1]
 
 

@@ -363,7 +363,7 @@ def test_file_and_number_are_shown_however_long_the_directory_is(suite, monkeypa
     source = USES_LIBRARY.replace("import mylib", "").replace("mylib.Listener", "")
     (folder / "test_own.py").write_text(source, encoding="utf-8")
     result = suite.fail(None, str(folder), "-k", "accepts")
-    result.stdout.re_match_lines([r"    opened   .*/test_own\.py:16 in test_accepts\(\)$"])
+    result.stdout.re_match_lines([r"    opened   .*/test_own\.py:16( in test_accepts\(\))?$"])
     result.stdout.re_match_lines([r".*listener opened at.*"])
     text = result.stdout.str()
     if length == 10:

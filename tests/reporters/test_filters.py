@@ -12,8 +12,9 @@ import structlog
 
 import closewait_guard as cwg
 from closewait_guard import reporters
+from closewait_guard.reporters.filters import Quiet
 from closewait_guard.testing import CapturingReporter, half_closed_pair
-from leaking import fetch, leaking_guard
+from leaking import fetch, leaking_guard, report_leaks
 
 Severity, Status, Kind = cwg.Severity, cwg.AlertStatus, cwg.AlertKind
 
@@ -362,3 +363,59 @@ def test_a_burst_of_connections_that_are_closing_at_this_moment_is_no_change():
         time.sleep(0.05)
         [alert] = guard.report().alerts
         assert alert.kind is cwg.AlertKind.COUNT
+
+
+def quiet_reporter(at):
+    """A reporter for people, and what it has written: whole reports, or that there is no news."""
+    written = []
+    quiet = Quiet(
+        "text",
+        lambda report: written.append(len(report.findings)),
+        lambda report: written.append("no news"),
+        lambda: at[0],
+    )
+    return quiet, written
+
+
+def test_of_a_series_only_changes_are_written_and_now_and_then_that_there_are_none():
+    at = [0.0]
+    quiet, written = quiet_reporter(at)
+    clean = report_leaks(lambda report: None, count=1)
+    leaky, clean = clean, replace(clean, findings=())
+    for report in (clean, clean, leaky, leaky, leaky):
+        quiet.periodic(report, 3600)
+        at[0] += 60
+    assert written == ["no news", 1]
+    at[0] += 3600
+    quiet.periodic(leaky, 3600)
+    quiet.periodic(leaky, 3600)
+    assert written == ["no news", 1, "no news"]
+
+
+def test_without_a_heartbeat_every_report_of_a_series_is_written():
+    quiet, written = quiet_reporter([0.0])
+    leaky = report_leaks(lambda report: None)
+    for _ in range(3):
+        quiet.periodic(leaky, 0)
+    assert written == [1, 1, 1]
+
+
+def test_a_report_that_was_asked_for_is_written_though_nothing_has_changed():
+    stream = io.StringIO()
+    with leaking_guard(reporters.text(stream)) as guard:
+        guard.report()
+        guard.report()
+    assert stream.getvalue().count("1 leaked socket from 1 place") == 2
+
+
+def test_a_monitor_writes_what_has_changed_and_at_its_end_everything():
+    stream = io.StringIO()
+    with leaking_guard(reporters.text(stream)) as guard:
+        seen = CapturingReporter()
+        guard._add_reporters([seen])
+        with cwg.Monitor(guard, interval=0.1, at_exit=True):
+            deadline = time.monotonic() + 20
+            while len(seen.reports) < 4 and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert len(seen.reports) >= 4
+    assert stream.getvalue().count("1 leaked socket from 1 place") == 2
