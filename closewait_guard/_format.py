@@ -368,7 +368,7 @@ def block_lines(
     style = Style(block.severity.value)
     before = f"{number} " if number else ""
     left = f"{before}{block.sockets:>{digits},} {block.title}"
-    right = "  ".join(filter(None, (block.code, block.severity.value)))
+    right = escape_line("  ".join(filter(None, (block.code, block.severity.value))))
     *lines, last = layout.wrap(left, " " * (_INDENT + 2))
     if len(last) + 2 + len(right) > layout.width:
         lines, last = [*lines, last], ""

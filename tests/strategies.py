@@ -73,6 +73,7 @@ leaks = st.builds(
     severity=st.sampled_from(cwg.Severity),
     holders=st.lists(texts, max_size=2).map(tuple),
     hint=texts,
+    code=texts,
 )
 
 alerts = st.builds(
@@ -82,6 +83,7 @@ alerts = st.builds(
     message=texts,
     data=contexts,
     status=st.sampled_from(cwg.AlertStatus),
+    code=texts,
 )
 
 coverages = st.builds(

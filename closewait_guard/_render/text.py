@@ -127,7 +127,7 @@ def shows_block(group: SiteGroup, layout: Layout) -> bool:
 def _head_lines(
     report: Report, groups: Sequence[SiteGroup], layout: Layout, scope: Scope
 ) -> Iterator[StyledLine]:
-    about = f"({scope.who}, {format_time(report.taken_at, ' %Z')})"
+    about = escape_line(f"({scope.who}, {format_time(report.taken_at, ' %Z')})")
     program = program_name(report.command, layout)
     name = fit_path("closewait-guard  ", program, "", layout.width)
     fits = len(name) + 2 + len(about) <= layout.width
@@ -343,4 +343,5 @@ def _codes_lines(groups: Iterable[SiteGroup], alerts: Iterable[Alert]) -> Iterat
     found = [*(group.code for group in groups), *(alert.code for alert in alerts)]
     codes = unique(filter(None, found))
     if codes:
-        yield StyledLine(f"Codes: {page_of(codes[0] if len(codes) == 1 else '')}", Style.NOTE)
+        address = page_of(codes[0] if len(codes) == 1 else "")
+        yield StyledLine(escape_line(f"Codes: {address}"), Style.NOTE)

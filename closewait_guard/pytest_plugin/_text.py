@@ -17,6 +17,7 @@ from closewait_guard._format import (
     fit_path,
     format_duration,
     pluralize,
+    truncate,
     wrap_text,
 )
 from closewait_guard._render import describe_site, not_covered_lines
@@ -236,7 +237,7 @@ def _block(group: SiteGroup, *, whole_stacks: bool) -> Iterator[str]:
         for frame in record.opener.stack:
             yield fit_path("      ", layout.relative(frame.place), f" in {frame.function}()")
             if frame.source:
-                yield f"          {frame.source}"
+                yield truncate(f"          {frame.source}")
 
 
 def _opened_by(record: SocketRecord) -> str:

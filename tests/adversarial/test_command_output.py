@@ -126,7 +126,7 @@ def test_letters_that_the_output_has_no_sign_for_are_reported_by_their_numbers(t
     assert (done.returncode, done.stderr) == (0, b"")
     first = done.stdout.decode(encoding).splitlines()[0]
     known = {"ascii": "caf\\xe9 \\u20ac", "latin-1": "caf\xe9 \\u20ac", "utf-8": "caf\xe9 \u20ac"}
-    assert f"{known[encoding]} \\ud800, process {report.pid} on \\udcff" in first
+    assert f"{known[encoding]} \\ud800  (pid {report.pid} on \\udcff, " in first
 
 
 def test_names_that_are_not_utf_8_go_through_every_command(tmp_path, saved):
@@ -167,7 +167,7 @@ if sys.argv[1:]:
         process.stdout.readline()
         code, out, err = call("scan", str(process.pid))
         assert (code, err) == (1, "")
-        assert r"cript.py, process" in out
+        assert r"cript.py  (pid " in out
         code, out, _ = call("scan", "--json", str(process.pid))
         assert json.loads(out)["pid"] == process.pid
         assert call("watch", "--count", "1", str(process.pid))[0] == 0

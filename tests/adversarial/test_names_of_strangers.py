@@ -153,7 +153,7 @@ def test_a_line_is_harmless_and_ordinary_letters_stay(name):
 
 
 def test_what_is_made_harmless_still_fits():
-    for text in ("##[" + "y" * 77, "::" + "y" * 78, "x " * 38 + "::error::" + "y" * 70):
+    for text in ("##[" + "y " * 40, "::" + "y " * 40, "x " * 38 + "::error::" + "y" * 60):
         assert max(map(len, wrap_text(text, "  "))) <= WIDTH
 
 

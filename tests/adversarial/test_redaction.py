@@ -84,7 +84,7 @@ def test_a_child_forked_while_the_callable_blocks_has_a_turn_of_its_own():
 
 def test_alerts_and_notes_of_a_series_pass_through_redact():
     with leaking_guard(redact=hidden, count_warning=0) as guard:
-        report = guard.report()
+        report = guard._next_in_series(["a note of the monitor"])
     assert report.alerts
     assert {alert.message for alert in report.alerts} == {"hidden"}
     assert set(report.coverage.notes) == {"hidden"}

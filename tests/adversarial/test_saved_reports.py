@@ -189,7 +189,7 @@ def test_a_time_beyond_the_calendar_costs_no_report(tmp_path, data, taken_at):
     assert "1 unchanged" in call("show", path, "--diff", "1", "1", code=0).stdout
     stream = io.StringIO()
     reporters.text(stream)(cwg.from_dict(json.loads(path.read_text())))
-    assert stream.getvalue().startswith("== ")
+    assert stream.getvalue().startswith("closewait-guard  ")
 
 
 def test_a_report_nested_too_deeply_is_refused_in_one_sentence(data):

@@ -78,7 +78,7 @@ def test_the_totals_name_each_verdict_where_there_are_several():
     assert f"({report.open_sockets + 4} sockets, " in cwg.render_text(native)
     dropped = replace(report.findings[0], verdict=cwg.Verdict.DROPPED)
     text = cwg.render_text(replace(report, findings=(*report.findings[1:], dropped)))
-    assert "\n4 leaked sockets from 2 places: 3 leaked, 1 dropped.  " in text
+    assert "\n4 leaked sockets from 2 places: 3 leaked, 1 dropped." in text
 
 
 def test_holders_that_are_known_of_some_sockets_only_say_of_how_many():
