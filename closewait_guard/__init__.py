@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         attribute,
         install,
         no_leaks,
-        render_text,
         report,
         scan,
         uninstall,
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
         watch_async,
     )
     from closewait_guard._capture import label
-    from closewait_guard._guard import Guard
+    from closewait_guard._guard import Guard, render_text
     from closewait_guard._monitor import Monitor
     from closewait_guard._render import from_dict, to_dict
     from closewait_guard.exceptions import (
@@ -105,14 +104,13 @@ _HOMES = {
         "attribute",
         "install",
         "no_leaks",
-        "render_text",
         "report",
         "scan",
         "uninstall",
         "watch",
         "watch_async",
     ),
-    "_guard": ("Guard",),
+    "_guard": ("Guard", "render_text"),
     "_capture": ("label",),
     "_monitor": ("Monitor",),
     "_render": ("from_dict", "to_dict"),

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from closewait_guard._capture import patch
-from closewait_guard._format import WIDTH, Layout
 from closewait_guard._guard import Guard
 from closewait_guard._monitor import Monitor
 from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._render import render_report
-from closewait_guard._stream import layout_of
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
 from closewait_guard.settings import Settings
@@ -20,7 +17,6 @@ __all__ = [
     "install",
     "no_leaks",
     "read_records_of",
-    "render_text",
     "report",
     "scan",
     "uninstall",
@@ -257,25 +253,3 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
 
 def _current() -> Guard:
     return _guard or _launched or Guard()
-
-
-def render_text(
-    report: Report, *, width: int = WIDTH, everything: bool = False, verbose: bool = False
-) -> str:
-    """Render a report: the totals, a block for each cause, worst first, and what is not covered.
-
-    A report without a leak is one line. Paths below the working directory are relative to it.
-
-    Args:
-        report: The report.
-        width: Columns of the text. A longer identifier is not cut.
-        everything: Show a block for what is no leak, too.
-        verbose: Show all calls, threads and holders.
-
-    Example:
-        >>> from closewait_guard import scan
-        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
-        closewait-guard: no leaks (...)  pid ...
-    """
-    layout = Layout(width, layout_of().directory, everything, verbose)
-    return render_report(report, layout)

@@ -23,14 +23,15 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now
 from closewait_guard._delivery import Delivery
+from closewait_guard._format import WIDTH, Layout
 from closewait_guard._holders import owners_of_descriptors
 from closewait_guard._inspect import attributed_libraries, attributed_module, probe
 from closewait_guard._libraries import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
 from closewait_guard._no_leaks import NoLeaks
 from closewait_guard._pipeline import Pipeline
 from closewait_guard._redact import Redaction
-from closewait_guard._render import render_with_header
-from closewait_guard._stream import write_text
+from closewait_guard._render import render_report
+from closewait_guard._stream import layout_of, write_text
 from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FdExhaustionAlarm",
     "Guard",
+    "render_text",
 ]
 
 
@@ -317,7 +319,7 @@ class Guard:
         with suppress(Exception):
             report = self.scan()
             self._record_state(report)
-            write_text(None, render_with_header(report))
+            write_text(None, f"{render_report(report, layout_of())}\n")
 
     def _record_states_by(self, record: Callable[[Report], None]) -> None:
         """Call a function with each report that is not the last: the process may be killed."""
@@ -338,6 +340,28 @@ class Guard:
         self._delivery.after_fork()
         if self._signal is not None:
             self._signal.after_fork()
+
+
+def render_text(
+    report: Report, *, width: int = WIDTH, everything: bool = False, verbose: bool = False
+) -> str:
+    """Render a report: the totals, a block for each cause, worst first, and what is not covered.
+
+    A report without a leak is one line. Paths below the working directory are relative to it.
+
+    Args:
+        report: The report.
+        width: Columns of the text. A longer identifier is not cut.
+        everything: Show a block for what is no leak, too.
+        verbose: Show all calls, threads and holders.
+
+    Example:
+        >>> from closewait_guard import scan
+        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
+        closewait-guard: no leaks (...)  pid ...
+    """
+    layout = Layout(width, layout_of().directory, everything, verbose)
+    return render_report(report, layout)
 
 
 def _warn_about(notes: Iterable[str]) -> None:

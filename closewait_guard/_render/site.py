@@ -281,7 +281,7 @@ def _describe_ends(observations: Sequence[Observation]) -> str:
         since = format_duration_range(min(closed), max(closed), at_least=at_least)
         return f"{end} for {since}" if end == State.CLOSE_WAIT else f"{end} {since} ago".lstrip()
     if observations[0].connection is Connection.PEER_CLOSED:
-        return f"{end}, since an unknown time"
+        return f"{end}, {'since' if end == State.CLOSE_WAIT else 'at'} an unknown time"
     return end
 
 

@@ -198,7 +198,7 @@ def test_unix_streams_whose_peer_has_closed_are_leaks(probed_guard, timeout):
         assert leak.verdict is cwg.Verdict.LEAKED
         assert leak.observation.state is cwg.State.UNIX
         assert leak.observation.peer_closed_for is None
-        assert "CLOSE_WAIT, since an unknown time" in cwg.render_text(report)
+        assert "peer closed, at an unknown time" in cwg.render_text(report)
         wait()
         assert only(probed_guard.scan()).observation.peer_closed_for >= GRACE
 
