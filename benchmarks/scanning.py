@@ -137,10 +137,12 @@ def _with_census(size: int, took: float) -> Result:
     guard = cwg.install()
     times = []
     for _ in range(15):
-        listed, _ = _timed(guard.mark)  # It takes a census.
+        listed, _ = _timed(guard.mark)  # It lists them.
         times.append(listed + _timed(cwg.scan)[0])
     both = statistics.median(times)
-    return Result(f"scan of {size:,} sockets with census", both, "ms", both / took, size=size)
+    return Result(
+        f"scan of {size:,} sockets that lists all descriptors", both, "ms", both / took, size=size
+    )
 
 
 def _beside_others(size: int, rounds: int) -> list[Result]:

@@ -48,7 +48,7 @@ def install(
         reporters: What `report()` reports to: anything that can be called with a `Report`, or the
             name of a reporter, such as "structlog" or "json_lines:/var/log/leaks.jsonl".
         **overrides: Single settings that win over all other sources; `signal=SIGUSR1`, for one,
-            prints a report to stderr upon that signal, before the handler that was there.
+            prints a report to stderr on that signal, before the handler that was there.
 
     Raises:
         ConfigurationError: A setting cannot be used, or the guard is installed with others.
@@ -80,10 +80,13 @@ def _refuse_change(
     guard: Guard, settings: Settings | None, overrides: dict[str, object], reporters: object
 ) -> None:
     wanted = guard.settings if settings is None else settings
-    if reporters or Settings.resolve(wanted, overrides) != guard.settings:
+    changes = list(guard.settings.changes_to(Settings.resolve(wanted, overrides)))
+    if reporters:
+        changes.append("reporters")
+    if changes:
         raise ConfigurationError(
-            "install(): the guard is installed already, with other settings or reporters; "
-            "call uninstall() first, or make a Guard of your own"
+            f"already installed with different settings ({', '.join(changes)}). Pass them to the "
+            "first install() or watch(), or call uninstall() first"
         )
 
 

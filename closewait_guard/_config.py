@@ -1,8 +1,9 @@
 """Where settings are read from, and the parsers of their values.
 
 A parser for each kind of value takes text or Python's own values, and raises a ValueError that says
-what the value must be. The nearest project file counts, if it may be trusted. The defaults of
-recording stand here because a run of tests records without loading `Settings`.
+what it expects; `refusal` makes a sentence of it. The nearest project file counts, if it may be
+trusted. The defaults of recording stand here because a run of tests records without loading
+`Settings`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "Redactor",
     "context",
     "count",
+    "did_you_mean",
     "from_environment",
     "from_pyproject",
     "interval",
@@ -36,11 +38,13 @@ __all__ = [
     "probe",
     "project_file",
     "redact",
+    "refusal",
     "seconds",
     "share",
     "shown",
     "signal",
     "switch",
+    "unknown_name",
     "whole_number_parser",
     "window",
     "without_code",
@@ -51,6 +55,7 @@ ContextProvider = Callable[[], Mapping[str, object]]
 Redactor = Callable[[str], str]
 _Number = TypeVar("_Number", int, float)
 _MAX_SECONDS = 1_000_000_000
+_MAX_NAME = 80
 PROBES = ("auto", "linux", "portable")
 
 
@@ -69,6 +74,45 @@ def shown(value: object) -> str:
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
+
+
+def refusal(error: ValueError, value: object) -> str:
+    """Why a parser has refused a value, and which value that was.
+
+    Example:
+        >>> refusal(ValueError("true or false"), "maybe")
+        "expected true or false, got 'maybe'"
+    """
+    return (
+        str(error) if isinstance(error, _RefusedError) else f"expected {error}, got {shown(value)}"
+    )
+
+
+class _RefusedError(ValueError):
+    """Says more than what was expected."""
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], title: str) -> str:
+    """What is wrong with a name that stands for nothing, and which names there are.
+
+    Example:
+        >>> unknown_name("setting", "grase", ["grace", "probe"], "Settings")
+        "unknown setting 'grase'. Did you mean 'grace'? Settings: grace, probe"
+    """
+    names = list(known)
+    near = did_you_mean(name, names) if isinstance(name, str) else ""
+    return f"unknown {kind} {shown(name)}.{near} {title}: {', '.join(names)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as a question; empty where none is near."""
+    from difflib import get_close_matches
+
+    by_lower_case = {each.lower(): str(each) for each in known}
+    # The time it takes grows with the square of the length.
+    is_short = len(name) <= _MAX_NAME
+    near = get_close_matches(name.lower(), by_lower_case, 1, cutoff=0.7) if is_short else []
+    return f" Did you mean {by_lower_case[near[0]]!r}?" if near else ""
 
 
 def number_parser(what: str, allows: Callable[[float], bool]) -> Callable[[object], float]:
@@ -101,24 +145,22 @@ def whole_number_parser(what: str, allows: Callable[[int], bool]) -> Callable[[o
     return lambda value: int(parse_number(value))
 
 
-seconds = _duration_parser("a number of seconds, zero or more", lambda number: number >= 0)
-interval = _duration_parser("a number of seconds above zero", lambda number: number > 0)
-share = number_parser("a share above 0 and up to 1", lambda number: 0 < number <= 1)
-count = whole_number_parser(
-    "a whole number, zero or more", lambda number: 0 <= number <= 1_000_000_000
-)
+seconds = _duration_parser("a non-negative number of seconds", lambda number: number >= 0)
+interval = _duration_parser("a positive number of seconds", lambda number: number > 0)
+share = number_parser("a number above 0 and at most 1", lambda number: 0 < number <= 1)
+count = whole_number_parser("a non-negative integer", lambda number: 0 <= number <= 1_000_000_000)
 # A window of reports that is long enough to distinguish growth from chance, or none.
 window = whole_number_parser(
-    "a whole number from 10 to 1000, or 0", lambda number: number == 0 or 10 <= number <= 1000
+    "0, or an integer from 10 to 1000", lambda number: number == 0 or 10 <= number <= 1000
 )
 
 
-def require_number(parse: Callable[[object], _Number], value: object, what: str) -> _Number:
-    """The number that a call was given, or one sentence of what it must be."""
+def require_number(parse: Callable[[object], _Number], value: object, place: str) -> _Number:
+    """The number that a call was given, or one sentence of what was expected."""
     try:
         return parse(None if isinstance(value, str) else value)
     except ValueError as error:
-        raise ConfigurationError(f"{what} must be {error}, not {shown(value)}") from None
+        raise ConfigurationError(f"{place}: {refusal(error, value)}") from None
 
 
 def _number(value: object) -> float | None:
@@ -154,7 +196,7 @@ def names(value: object) -> tuple[str, ...]:
         return tuple(name for part in value.split(",") if (name := part.strip()))
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return tuple(value)
-    raise ValueError("names with commas between them, or a list of names")
+    raise ValueError("a list of names, or a string of names separated by commas")
 
 
 def signal(value: object) -> int | None:
@@ -169,12 +211,15 @@ def signal(value: object) -> int | None:
         # The enumeration refuses fractions and infinity.
         return int(signals.Signals(number))  # type: ignore[arg-type]
     except (KeyError, ValueError):
-        raise ValueError("the name or number of a signal, such as SIGUSR1") from None
+        wanted = "SIG" + text.removeprefix("SIG")
+        near = did_you_mean(wanted, (each.name for each in signals.Signals))
+        expected = f"expected the name or number of a signal, got {shown(value)}"
+        raise _RefusedError(f"{expected}.{near or ' Did you mean SIGUSR1?'}") from None
 
 
 def probe(value: object) -> str:
     if value not in PROBES:
-        raise ValueError(f"one of {', '.join(PROBES)}")
+        raise _RefusedError(unknown_name("probe", value, PROBES, "Probes"))
     return str(value)
 
 
@@ -192,7 +237,7 @@ def _callable(value: object, otherwise: str = "") -> Callable[..., Any] | None:
     if isinstance(value, str) and ":" in value:
         return _imported(value)
     # A ValueError whatever the type: it becomes the sentence of a ConfigurationError.
-    raise ValueError(f'a callable or its "module:name"{otherwise}')
+    raise ValueError(f'a callable or a "module:name"{otherwise}')
 
 
 def _imported(reference: str) -> Callable[..., Any]:
@@ -203,9 +248,9 @@ def _imported(reference: str) -> Callable[..., Any]:
             found = getattr(found, name)
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"something that can be imported ({reason})") from error
+        raise _RefusedError(f"cannot import {shown(reference)} ({reason})") from error
     if not callable(found):
-        raise ValueError("the name of a callable")
+        raise _RefusedError(f"{shown(reference)} is not callable")
     return found  # type: ignore[no-any-return]
 
 
@@ -311,9 +356,8 @@ def is_without_config(environ: Mapping[str, str]) -> bool:
     try:
         return switch(environ.get(NO_CONFIG, "0"))
     except ValueError as error:
-        value = shown(environ[NO_CONFIG])
-        message = f"environment variable {NO_CONFIG}: must be {error}, not {value}"
-        raise ConfigurationError(message) from None
+        why = refusal(error, environ[NO_CONFIG])
+        raise ConfigurationError(f"environment variable {NO_CONFIG}: {why}") from None
 
 
 def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
@@ -330,11 +374,12 @@ def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
     if file is None:
         return []
     if file.left_out:
-        notes.append(f"settings in {file.path} are left out: {file.left_out}")
+        notes.append(f"settings in {file.path} are ignored: {file.left_out}")
         return []
     table = _table_in(file.content, file.path)
     return [
-        (name, value, f"[tool.closewait_guard] in {file.path}") for name, value in table.items()
+        (name, value, f"{name} in [tool.closewait_guard] of {file.path}")
+        for name, value in table.items()
     ]
 
 
@@ -349,7 +394,7 @@ def _table_in(content: bytes, path: Path) -> dict[str, object]:
     for name in ("tool", "tool.closewait_guard"):
         table = table.get(name.rpartition(".")[2], {})
         if not isinstance(table, dict):
-            raise ConfigurationError(f"{path}: [{name}] must be a table, not {shown(table)}")
+            raise ConfigurationError(f"{path}: [{name}]: expected a table, got {shown(table)}")
     return table
 
 
@@ -358,7 +403,7 @@ def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:
     kept: list[Given] = []
     for name, value, source in given:
         if name in _IMPORTING and value != "structlog":
-            notes.append(f"{name} of {source} is left out: commands run no code that a file names")
+            notes.append(f"{source} is ignored: commands run no code that a file names")
         else:
             kept.append((name, value, source))
     return kept

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from closewait_guard._config import shown
 from closewait_guard._structlog import log_error, log_warning
 from closewait_guard._threads import CallThread, StillBusyError
 from closewait_guard.exceptions import ConfigurationError
@@ -137,7 +138,9 @@ def _is_main_thread() -> bool:
 
 def _resolve(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
     if isinstance(reporters, str) or not isinstance(reporters, Iterable):
-        raise ConfigurationError(f"reporters must be several callables or names, not {reporters!r}")
+        raise ConfigurationError(
+            f"reporters: expected a list, as in reporters=['text'], got {shown(reporters)}"
+        )
     for reporter in reporters:
         if isinstance(reporter, str):
             from closewait_guard.reporters import named
@@ -147,5 +150,5 @@ def _resolve(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
             yield reporter
         else:
             raise ConfigurationError(
-                f"reporters: each must be callable with a report, or a name, not {reporter!r}"
+                f"reporters: expected a callable or the name of a reporter, got {shown(reporter)}"
             )

@@ -222,7 +222,7 @@ class OutputFile:
         identity = identity_of(opened.fileno())
         if self._number is not None and self._identity not in (None, identity):
             opened.close()
-            raise OSError(errno.EBADF, "the descriptor stands for another file by now", self.path)
+            raise OSError(errno.EBADF, "the descriptor now refers to another file", self.path)
         self._identity = identity
         return opened
 
@@ -309,7 +309,7 @@ def _open_by_name(path: str) -> int:
             if _is_named(fd, path):
                 stack.pop_all()
                 return fd
-    raise PermissionError(errno.EPERM, "something replaces what its path names", path)
+    raise PermissionError(errno.EPERM, "the file at this path is being replaced", path)
 
 
 def _open_regular(path: str) -> int:
@@ -350,7 +350,9 @@ def _resolve_folders(path: str) -> str:
 
 def _refuse_link_of_others(entry: str, status: os.stat_result) -> None:
     if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
-        raise UntrustedFileError(f"{entry} is a link of user {status.st_uid}, who says where to")
+        raise UntrustedFileError(
+            f"{entry} is a link of user {status.st_uid}, who can change its target"
+        )
 
 
 def _refuse_unless_regular(status: os.stat_result, path: str) -> None:
@@ -374,9 +376,9 @@ def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
     if status.st_uid not in owners:
         reason = f"it belongs to user {status.st_uid}"
     elif status.st_mode & stat.S_IWOTH:
-        reason = "everybody may write to it"
+        reason = "it is world-writable"
     elif status.st_nlink > 1:
-        reason = "it has another name, a hard link"
+        reason = "it has another hard link"
     else:
         return
     raise PermissionError(errno.EPERM, f"{reason}, and others may write to its folder", path)
@@ -387,4 +389,4 @@ def _wait_for_reader(fd: int) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     if not poll.poll(_READER_TIMEOUT * 1000):
-        raise TimeoutError(errno.ETIMEDOUT, "no reader takes what is written")
+        raise TimeoutError(errno.ETIMEDOUT, "timed out: the other end does not read")

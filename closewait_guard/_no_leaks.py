@@ -116,7 +116,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     """
 
     def __init__(self, guard: Callable[[], _Guard], grace: float, *, allow_open: bool) -> None:
-        grace = require_number(parse_seconds, grace, "no_leaks(grace=...): grace")
+        grace = require_number(parse_seconds, grace, "no_leaks(grace=...)")
         self._get_guard = guard
         self._grace = grace
         self._allow_open = allow_open

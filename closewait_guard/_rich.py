@@ -25,8 +25,7 @@ try:
     from rich.text import Text
 except ImportError as missing:
     raise MissingExtraError(
-        f"colour needs rich, which cannot be imported ({missing}); "
-        "install it with: pip install 'closewait_guard[cli]'"
+        f"colored output needs rich: pip install 'closewait-guard[cli]' ({missing})"
     ) from missing
 
 

@@ -58,7 +58,7 @@ def require_stream(reporter: str, stream: TextIO | None) -> TextIO | None:
     """Return the stream, or raise if it is none."""
     if stream is not None and not (hasattr(stream, "write") and hasattr(stream, "flush")):
         raise ConfigurationError(
-            f"{reporter}: stream must have write() and flush(), not {stream!r}"
+            f"{reporter}: expected a stream with write() and flush(), got {stream!r}"
         )
     return stream
 

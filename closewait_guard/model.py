@@ -134,7 +134,7 @@ class SocketRecord:
 
     @property
     def blamed(self) -> SocketRecord:
-        """The record whose code is to blame: the opener's, or the listener's.
+        """The record whose code opened it: the opener's, or the listener's.
 
         A server of a library, or an event loop, accepts for the program: no line of the program
         called `accept()`, so the line that opened the listener says more.

@@ -8,7 +8,7 @@ A project file that another user may have written is left out, and the settings 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from closewait_guard._config import (
     from_pyproject,
     is_without_config,
     shown,
+    unknown_name,
     without_code,
 )
 from closewait_guard._enums import Scalar
@@ -77,20 +78,20 @@ class Settings(_Provenance):
     """
 
     grace: float = _setting(
-        1.0, parse.seconds, "Seconds that a program has to close a socket before it is reported."
+        1.0, parse.seconds, "Seconds that a socket may stay open after the peer has closed it."
     )
     stack_depth: int = _setting(
         RECORDING_DEFAULTS.stack_depth,
         parse.count,
-        "Calls to remember of each creation. Between user code and the socket lie 1 call with "
-        "create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; 32 "
-        "leaves room for ten calls of the program's own. A shallow stack costs no more for a deep "
-        "limit. 0 remembers none.",
+        "Frames to record per socket, 0 for none. Between user code and the socket lie 1 call "
+        "with create_connection, 13 with httpx and urllib, 14 with requests, and 21 with boto3; "
+        "32 leaves room for ten calls of the program's own. A deep limit does not make a shallow "
+        "stack slower.",
     )
     context: ContextProvider | str | None = _setting(
         RECORDING_DEFAULTS.context,
         parse.context,
-        'A callable that returns a mapping to keep with each creation, or "structlog" for the '
+        'A callable that returns a mapping to record with each socket, or "structlog" for the '
         "context variables bound there.",
     )
     redact: Redactor | None = _setting(
@@ -103,14 +104,14 @@ class Settings(_Provenance):
     half_close_idle: float = _setting(
         30.0,
         parse.seconds,
-        "Seconds after its last sending for which a program that goes on sending to a peer that "
-        "has closed its side is taken to be serving a half-closed connection.",
+        "Seconds after its last send for which a program that still sends to a peer that has "
+        "closed its side counts as serving a half-closed connection.",
     )
     count_warning: int = _setting(
         100, parse.count, "More sockets than this in CLOSE_WAIT make each a warning."
     )
     fd_share_critical: float = _setting(
-        0.5, parse.share, "A greater share of the descriptor limit in CLOSE_WAIT is critical."
+        0.5, parse.share, "A larger share of the descriptor limit in CLOSE_WAIT is critical."
     )
     age_warning: float = _setting(
         300.0, parse.seconds, "Seconds in CLOSE_WAIT that make a warning."
@@ -121,13 +122,13 @@ class Settings(_Provenance):
     fd_used_critical: float = _setting(
         0.8,
         parse.share,
-        "A greater share of the descriptor limit in use, for anything, is critical.",
+        "A larger share of the descriptor limit in use, by anything, is critical.",
     )
     growth_window: int = _setting(
         30,
         parse.window,
         "Reports over which a site must keep growing for a growth or churn alert; slower growth is "
-        "looked for over twice, four times ... as many. 0 looks for none.",
+        "detected over twice, four times ... as many. 0 turns these alerts off.",
     )
     interval: float = _setting(60.0, parse.interval, "Seconds between two reports of a monitor.")
     heartbeat: float = _setting(
@@ -155,7 +156,7 @@ class Settings(_Provenance):
     signal: int | None = _setting(
         None,
         parse.signal,
-        "A signal, such as SIGUSR1, upon which install() prints a report to stderr.",
+        "A signal, such as SIGUSR1, on which install() prints a report to stderr.",
     )
     dropped_kept: int = _setting(
         RECORDING_DEFAULTS.dropped_kept,
@@ -213,7 +214,7 @@ class Settings(_Provenance):
         if settings is None:
             return cls.load(overrides)
         if not isinstance(settings, Settings):
-            raise ConfigurationError(f"settings must be a Settings, not {settings!r}")
+            raise ConfigurationError(f"settings: expected Settings, got {shown(settings)}")
         return settings.with_overrides(**(overrides or {}))
 
     def with_overrides(self, **overrides: object) -> Settings:
@@ -233,6 +234,18 @@ class Settings(_Provenance):
         """The values as plain data, callables by their name."""
         return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
+    def changes_to(self, other: Settings) -> Iterator[str]:
+        """The settings that differ from those of the other, each with both values.
+
+        Example:
+            >>> list(Settings(grace=2).changes_to(Settings(grace=3)))
+            ['grace: 2.0 -> 3.0']
+        """
+        for item in fields(self):
+            now, then = getattr(self, item.name), getattr(other, item.name)
+            if now != then:
+                yield f"{item.name}: {_plain(now)} -> {_plain(then)}"
+
 
 def _plain(value: object) -> Scalar:
     return getattr(value, "__qualname__", None) or (
@@ -247,12 +260,11 @@ def _parse_all(given: Iterable[Given]) -> dict[str, Any]:
 def _parse(name: str, value: object, source: str) -> object:
     item = _FIELDS.get(name)
     if item is None:
-        known = ", ".join(_FIELDS)
-        raise ConfigurationError(f"{source}: no setting is called {name!r}; known are {known}")
+        raise ConfigurationError(f"{source}: {unknown_name('setting', name, _FIELDS, 'Settings')}")
     try:
         return item.metadata["parse"](value)
     except ValueError as error:
-        raise ConfigurationError(f"{source}: {name} must be {error}, not {shown(value)}") from None
+        raise ConfigurationError(f"{source}: {parse.refusal(error, value)}") from None
 
 
 _FIELDS = {item.name: item for item in fields(Settings) if item.default is not MISSING}

@@ -1,4 +1,4 @@
-"""The guard in gunicorn's workers: each reports by itself, and upon SIGUSR2.
+"""The guard in gunicorn's workers: each reports by itself, and on SIGUSR2.
 
 python examples/gunicorn_workers.py starts gunicorn with this file as its configuration.
 """

@@ -21,7 +21,7 @@ PAGE, FIGURES, PICTURES = DOCS / "performance.md", DOCS / "performance.json", DO
 # Measured apart: these take minutes.
 APART = (DOCS / "performance_plugin.json", DOCS / "performance_curve.json")
 
-_CENSUS = "with census"
+_CENSUS = "that lists all descriptors"
 
 Rows = list[dict[str, Any]]
 

@@ -221,7 +221,9 @@ def test_another_interpreter_is_refused_in_one_sentence_and_left_as_it_was():
     *refusals, rest = done.stdout.splitlines()
     assert len(refusals) == 2
     for refusal in refusals:
-        assert refusal.startswith("UnsupportedPythonError closewait_guard needs CPython: this is ")
+        assert refusal.startswith(
+            "UnsupportedPythonError closewait_guard needs CPython, and this is "
+        )
     assert rest.startswith("True 1.0 ")
 
 
@@ -245,7 +247,7 @@ def test_a_run_of_pytest_in_another_interpreter_is_refused_only_where_it_asks(tm
     for arguments in (("test_one.py", "--socket-leaks=fail"), ("test_two.py",)):
         code_of_exit, output = run(*arguments)
         assert code_of_exit == pytest.ExitCode.USAGE_ERROR, output
-        assert "ERROR: closewait_guard needs CPython: this is " in output
+        assert "ERROR: closewait_guard needs CPython, and this is " in output
         assert "Traceback" not in output
 
 

@@ -152,7 +152,7 @@ def test_a_second_monitor_of_the_process_is_refused():
 def test_an_impossible_interval_is_refused_in_one_sentence(interval):
     with cwg.Guard() as guard:
         with pytest.raises(
-            cwg.ConfigurationError, match=r"^interval must be a number of seconds above zero, not"
+            cwg.ConfigurationError, match=r"^interval: expected a positive number of seconds, got"
         ):
             Monitor(guard, interval)
 

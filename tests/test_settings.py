@@ -65,23 +65,23 @@ def test_callables_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "sentence"),
     [
-        ("grace", -1, "grace must be a number of seconds, zero or more, not -1"),
-        ("grace", "soon", "grace must be a number of seconds, zero or more, not 'soon'"),
-        ("grace", True, "grace must be a number of seconds, zero or more, not True"),
-        ("grace", float("nan"), "zero or more, not nan"),
-        ("grace", float("inf"), "zero or more, not inf"),
-        ("grace", None, "zero or more, not None"),
-        ("stack_depth", 1.5, "stack_depth must be a whole number, zero or more, not 1.5"),
-        ("stack_depth", -1, "zero or more, not -1"),
-        ("stack_depth", 10**400, "stack_depth must be a whole number"),
-        ("fd_share_critical", 0, "a share above 0 and up to 1, not 0"),
-        ("fd_share_critical", 50, "a share above 0 and up to 1, not 50"),
-        ("probe", "magic", "probe must be one of auto, linux, portable, not 'magic'"),
-        ("redact", "no-colon", 'redact must be a callable or its "module:name", not'),
-        ("redact", "os:nonsense", r"can be imported \(AttributeError: .*nonsense"),
-        ("redact", "no.such.module:x", r"can be imported \(ModuleNotFoundError"),
-        ("redact", "os:sep", "redact must be the name of a callable, not 'os:sep'"),
-        ("context", 7, 'context must be a callable or its "module:name" or "structlog", not 7'),
+        ("grace", -1, "expected a non-negative number of seconds, got -1"),
+        ("grace", "soon", "expected a non-negative number of seconds, got 'soon'"),
+        ("grace", True, "expected a non-negative number of seconds, got True"),
+        ("grace", float("nan"), "expected a non-negative number of seconds, got nan"),
+        ("grace", float("inf"), "expected a non-negative number of seconds, got inf"),
+        ("grace", None, "expected a non-negative number of seconds, got None"),
+        ("stack_depth", 1.5, "expected a non-negative integer, got 1.5"),
+        ("stack_depth", -1, "expected a non-negative integer, got -1"),
+        ("stack_depth", 10**400, "expected a non-negative integer"),
+        ("fd_share_critical", 0, "expected a number above 0 and at most 1, got 0"),
+        ("fd_share_critical", 50, "expected a number above 0 and at most 1, got 50"),
+        ("probe", "magic", "unknown probe 'magic'. Probes: auto, linux, portable"),
+        ("redact", "no-colon", 'expected a callable or a "module:name", got'),
+        ("redact", "os:nonsense", r"cannot import 'os:nonsense' \(AttributeError: .*nonsense"),
+        ("redact", "no.such.module:x", r"cannot import 'no.such.module:x' \(ModuleNotFoundError"),
+        ("redact", "os:sep", "'os:sep' is not callable"),
+        ("context", 7, 'expected a callable or a "module:name" or "structlog", got 7'),
     ],
 )
 def test_a_bad_value_is_named_with_its_source(tmp_path, name, value, sentence):
@@ -98,8 +98,8 @@ def test_a_malformed_environment_variable_is_named(tmp_path):
     with pytest.raises(cwg.ConfigurationError) as caught:
         load(tmp_path, environ={"CLOSEWAIT_GUARD_STACK_DEPTH": "deep"})
     assert str(caught.value) == (
-        "environment variable CLOSEWAIT_GUARD_STACK_DEPTH: stack_depth must be a whole number, "
-        "zero or more, not 'deep'"
+        "environment variable CLOSEWAIT_GUARD_STACK_DEPTH: expected a non-negative integer, "
+        "got 'deep'"
     )
 
 
@@ -110,7 +110,8 @@ def test_an_unknown_name_is_reported_with_the_known_ones(tmp_path):
         {"toml": "[tool.closewait_guard]\nstackdepth = 3\n"},
     ):
         with pytest.raises(
-            cwg.ConfigurationError, match="no setting is called 'stackdepth'; known "
+            cwg.ConfigurationError,
+            match=r"unknown setting 'stackdepth'\. Did you mean 'stack_depth'",
         ):
             load(tmp_path, **given)
     with pytest.raises(cwg.ConfigurationError, match="keyword stackdepth"):
@@ -121,9 +122,12 @@ def test_an_unknown_name_is_reported_with_the_known_ones(tmp_path):
     ("toml", "sentence"),
     [
         ("[tool.closewait_guard\n", "pyproject.toml cannot be read: Expected ']'"),
-        ("[tool]\nclosewait_guard = 3\n", r"\[tool.closewait_guard\] must be a table, not 3"),
-        ("tool = 3\n", r"\[tool\] must be a table, not 3"),
-        ("[tool.closewait_guard]\ngrace = -2\n", r"\[tool.closewait_guard\] in .*: grace must be"),
+        ("[tool]\nclosewait_guard = 3\n", r"\[tool.closewait_guard\]: expected a table, got 3"),
+        ("tool = 3\n", r"\[tool\]: expected a table, got 3"),
+        (
+            "[tool.closewait_guard]\ngrace = -2\n",
+            r"grace in \[tool.closewait_guard\] of .*: expected",
+        ),
         ("\udcff", "cannot be read"),
     ],
 )
@@ -142,7 +146,7 @@ def test_an_unreadable_pyproject_is_ignored_and_stops_nothing(tmp_path, monkeypa
 
     monkeypatch.setattr("closewait_guard._files.read_trusted", refuse)
     [note] = load(tmp_path).notes
-    assert note.endswith("pyproject.toml are left out: it cannot be read: Permission denied")
+    assert note.endswith("pyproject.toml are ignored: it cannot be read: Permission denied")
 
 
 def test_a_bad_setting_leaves_nothing_installed():
@@ -155,10 +159,13 @@ def test_a_bad_setting_leaves_nothing_installed():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"settings": "x"}, "settings must be a Settings, not 'x'"),
-        ({"reporters": "text"}, "reporters must be several callables or names, not 'text'"),
-        ({"reporters": 3}, "reporters must be several callables or names, not 3"),
-        ({"reporters": [print, 3]}, "each must be callable with a report, or a name, not 3"),
+        ({"settings": "x"}, "settings: expected Settings, got 'x'"),
+        (
+            {"reporters": "text"},
+            r"reporters: expected a list, as in reporters=\['text'\], got 'text'",
+        ),
+        ({"reporters": 3}, r"reporters: expected a list, as in reporters=\['text'\], got 3"),
+        ({"reporters": [print, 3]}, "expected a callable or the name of a reporter, got 3"),
     ],
 )
 def test_what_install_cannot_use_is_refused_and_nothing_is_installed(arguments, sentence):

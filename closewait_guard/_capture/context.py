@@ -156,8 +156,7 @@ def around(function: _F, enter: Callable[[], Any]) -> _F:
     """
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
-            f"{function.__qualname__} is a generator, which runs in pieces: "
-            "use `with` inside it instead of a decorator"
+            f"cannot decorate the generator function {function.__qualname__}: use `with` inside it"
         )
 
     if inspect.iscoroutinefunction(function):

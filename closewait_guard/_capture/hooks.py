@@ -88,8 +88,8 @@ def _require_cpython() -> None:
 
         found = f"{python_implementation()} {sys.version.split()[0]}"
         raise UnsupportedPythonError(
-            f"closewait_guard needs CPython: this is {found}, where the end of a socket object and "
-            "what holds it do not show"
+            f"closewait_guard needs CPython, and this is {found}: it does not show when a socket "
+            "object is collected, nor what holds it"
         )
 
 

@@ -40,7 +40,7 @@ def why_no_speedups() -> str | None:
 
 def _load() -> Speedups | str:
     if not has_gil():
-        return "without the GIL it has not been proved to be safe"
+        return "it is not proven safe without the GIL"
     try:
         from closewait_guard._capture import _speedups
     except ImportError as error:

@@ -412,7 +412,7 @@ def _use_of_handler(thread: int, frame: FrameType, observation: Observation) -> 
     ago = format_duration(observation.ended_for, at_least=observation.is_lower_bound)
     return CallUse(
         f"thread {thread_name(thread)}, still in {place}",
-        f"the client left {ago} ago; still in {place}: nothing to do unless it stays",
+        f"the client disconnected {ago} ago; still in {place}: normal unless it persists",
     )
 
 
@@ -420,8 +420,8 @@ def _use_of_loop(thread: int, frame: FrameType, observation: Observation) -> Cal
     place, duration = _describe_place(frame), format_duration(observation.ended_for)
     return CallUse(
         f"the event loop of thread {thread_name(thread)}: the loop is blocked at {place}",
-        f"the event loop has not run for {duration}: let nothing block it, use `await "
-        "asyncio.to_thread(...)` or a call that can be awaited; then it ends the connection",
+        "do not block the event loop: use `await asyncio.to_thread(...)` or an asynchronous call "
+        f"(the loop has not run for {duration})",
     )
 
 

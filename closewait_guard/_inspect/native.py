@@ -36,6 +36,7 @@ from closewait_guard._capture import (
     pop_if_same,
 )
 from closewait_guard._clock import now, wall
+from closewait_guard._config import did_you_mean, shown
 from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_besides
 from closewait_guard._interruptions import interrupts
@@ -256,6 +257,10 @@ class CallAttribution:
         """Wrap each `module:callable`, or all that is known of a library. Idempotent."""
         known = _attributed_callables()
         for name in names:
+            try:
+                attributed_module(name)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"attribute({name!r}): {error}") from None
             for reference in known.get(name, (name,)):
                 if reference not in self._undo:
                     self._undo[reference] = self._wrap(reference)
@@ -269,10 +274,10 @@ class CallAttribution:
                 place = getattr(place, holder)
             return patch.wrap_callable(place, last, self._wrapper)
         except Exception as error:
-            known = ", ".join(sorted(_attributed_callables()))
+            is_missing = isinstance(error, ImportError | AttributeError)
+            why = "not found" if is_missing else "only a callable written in Python can be wrapped"
             raise ConfigurationError(
-                f"attribute({reference!r}): {type(error).__name__}: {error}; give the "
-                f'"module:callable" of something written in Python, or one of {known}'
+                f"attribute({reference!r}): {why} ({type(error).__name__}: {error})"
             ) from error
 
     def _wrapper(self, wrapped: Any, owner: object, args: Any, kwargs: Any) -> Any:
@@ -356,7 +361,10 @@ def attributed_module(name: str) -> str:
         return module
     if not (path and all(part.isidentifier() for part in (*module.split("."), *path.split(".")))):
         known = ", ".join(sorted(_attributed_callables()))
-        raise ConfigurationError(f'{name!r} must be "module:callable", or one of {known}')
+        near = did_you_mean(name, _attributed_callables())
+        raise ConfigurationError(
+            f'expected "module:callable" or a library, got {shown(name)}.{near} Libraries: {known}'
+        )
     return module
 
 

@@ -19,7 +19,7 @@ class Hint(NamedTuple):
 
     Attributes:
         sentence: What to do.
-        reason: Why it is to be done. It comes before the sentence, or before that of a library.
+        reason: Why it is to be done. It comes after the sentence, or after that of a library.
         is_replaced: Only for a socket whose place a newer one has taken.
     """
 
@@ -32,9 +32,9 @@ class Hint(NamedTuple):
     reason: str = ""
 
     def text(self, of_library: str = "") -> str:
-        """The reason, and what to do; what a library says of its objects is more exact."""
+        """What to do, and why; what a library says of its objects is more exact."""
         what = of_library or self.sentence
-        return f"{self.reason}: {what}" if self.reason else what
+        return f"{what} ({self.reason})" if self.reason else what
 
     def fits(
         self,
@@ -59,56 +59,54 @@ class Hint(NamedTuple):
 HINTS: tuple[Hint, ...] = (
     Hint(
         Verdict.LEAKED,
-        "the handler of this connection must close it when recv() returns b'': use "
-        "`with conn:` around the handler, error paths included",
+        "close the connection when recv() returns b'': wrap the handler in `with conn:`",
         Origin.ACCEPTED,
     ),
     *(
         Hint(
             verdict,
-            "the same line has connected again since: close a connection when it is used up, by "
-            "`with` or in a finally block, and in any case before a new one takes its place",
+            "close the old connection before reconnecting: use `with`, or close() in a `finally` "
+            "block",
             is_replaced=True,
         )
         for verdict in (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
     ),
     Hint(
         Verdict.LEAKED,
-        "a duplicate has a descriptor of its own: close it too, or do not duplicate",
+        "close both: dup() and fromfd() create a second descriptor; to hand one over, use detach()",
         Origin.DUPLICATED,
     ),
     # After close() was called, there is a new owner, and a file object of its own.
     *(
         Hint(
             verdict,
-            "the descriptor was handed over by detach(): what took it must close it, "
-            "by close() of its new owner or os.close(fd)",
+            "close what detach() returned: os.close(fd), or close() on the object that took it "
+            "over",
             Origin.DETACHED,
         )
         for verdict in (Verdict.LEAKED, Verdict.DEAD, Verdict.DROPPED, Verdict.OPEN)
     ),
     Hint(
         Verdict.LEAKED,
-        "its owner must call close() on it when reading returns 0 bytes, which says that the peer "
-        "has closed",
+        "call the library's own close method when a read returns 0 bytes",
         Origin.NATIVE,
     ),
     Hint(
         Verdict.LEAKED,
-        "close it where it is used up: `with` around the socket, response, session or client, "
-        "or close() in a finally block, also when the response is not read to its end",
+        "close it when you are done: `with` around the socket, response, session or client, "
+        "or close() in a `finally` block",
     ),
     Hint(
         Verdict.DEAD,
-        "it was never connected: close() it on every path that neither connects it nor listens, "
-        "errors included, or make it only when it is needed; `with` around it helps",
+        "close() it on every path that neither connects nor listens, errors included, or use "
+        "`with`: it was never connected",
         connection=Connection.NEVER_CONNECTED,
     ),
     *(
         Hint(
             Verdict.DEAD,
-            "the connection failed, ended or was never made, the descriptor is still taken: call "
-            "close() in the error path and on every path that does not connect, or use `with`",
+            "call close() in the error path (`except OSError` or `finally`) and where nothing "
+            "connects, or use `with`: the connection failed, ended or was never made",
             evidence=evidence,
             connection=Connection.UNCONNECTED,
         )
@@ -117,57 +115,56 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.DEAD,
-        "the connection failed or ended, the descriptor is still taken: call close() in the "
-        "error path, e.g. in an `except OSError` or a finally block",
+        "call close() in the error path (`except OSError` or `finally`): the connection "
+        "failed or ended, and is still open here",
     ),
     Hint(
         Verdict.DROPPED,
-        "close() it before the last variable goes; often an exception's traceback is part of it",
+        "close it explicitly, and look for a stored exception or traceback",
         evidence=Evidence.COLLECTED,
-        reason="it was kept in a reference cycle until the garbage collector ran",
+        reason="garbage-collected while open, in a reference cycle",
     ),
     Hint(
         Verdict.DROPPED,
-        "use `with`, or close() in a finally block",
-        reason="the last variable that held it went without a close()",
+        "use `with`, or close() in a `finally` block",
+        reason="the last reference went away while it was open",
     ),
     Hint(
         Verdict.LINGERING,
-        "close() was called, but a file object from makefile() keeps the descriptor: close that "
-        "too",
+        "close what makefile() returned as well: it still holds the descriptor after close()",
         Origin.ACCEPTED,
     ),
     Hint(
         Verdict.LINGERING,
-        "close() was called, but a file object from makefile() keeps the descriptor: close that "
-        "too, or the response that reads from it",
+        "close the makefile() object or response as well: it still holds the descriptor "
+        "after close()",
     ),
     Hint(
         Verdict.INHERITED,
-        "this copy came over fork(): close it in the child, or open it after the fork",
+        "close it in the child, or open it after forking: it was inherited through fork()",
     ),
     Hint(
         Verdict.CLOSED_ELSEWHERE,
-        "something has called os.close() on the number of this socket, or closed another object "
-        "made of the same number: its own close() will now close what has the number since; let "
-        "one owner close it, and use sock.detach() to hand the number over",
+        "let exactly one owner close it, and transfer ownership with sock.detach(): its "
+        "descriptor was closed with os.close() or by another object, and calling close() on "
+        "this one would close an unrelated file",
     ),
     Hint(
         Verdict.STALE_POOL,
-        "the pool will replace it when it is next used: nothing to do; to have fewer of them, "
-        "let the client's idle time be shorter than the server's",
+        "not a leak: the pool discards it on next use; for fewer of them, set the client's "
+        "keep-alive time below the server's",
     ),
     Hint(
         Verdict.HALF_CLOSED,
-        "the peer has closed its side and we are still sending: nothing to do unless it stays",
+        "the peer has finished sending and this side is still sending: normal unless it persists",
     ),
     Hint(
         Verdict.CLOSING,
-        "the connection is ending at this moment: nothing to do unless it stays",
+        "the connection is closing: normal unless it persists",
     ),
     Hint(
         Verdict.OPEN,
-        "it was opened here and is still open: close() it, or use `with`",
+        "use `with`, or close() it: it was opened here and is still open",
     ),
 )
 

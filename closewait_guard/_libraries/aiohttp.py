@@ -26,8 +26,8 @@ def _checked_out(connector: Any) -> Iterable[object]:
 
 
 _ONE_SESSION = (
-    "make one session and keep it, or use `async with aiohttp.ClientSession() as session:`; "
-    "at the end `await session.close()`"
+    "reuse one ClientSession and `await session.close()` on shutdown, or use `async with "
+    "aiohttp.ClientSession() as session:`"
 )
 
 LIBRARIES = (
@@ -45,20 +45,19 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "aiohttp.client_reqrep.ClientResponse",
-                "use `async with session.get(...) as response:`, or call response.release() when "
-                "it is read or not wanted",
+                "use `async with session.get(...) as response:`, or call response.release()",
             ),
             HolderHint("aiohttp.client.ClientSession", _ONE_SESSION),
             HolderHint(
                 "aiohttp.web_protocol.RequestHandler",
-                "the handler of this request must return when its client has gone; a "
-                "WebSocketResponse ends by `await ws.close()`",
+                "return from the handler when the client disconnects; end a WebSocketResponse with "
+                "`await ws.close()`",
             ),
             HolderHint(for_each_call("aiohttp"), _ONE_SESSION),
             HolderHint(
                 "aiohttp",
-                "nothing is lost: the pool replaces it when it is next used; to have fewer of "
-                "them, let the client's idle time end first: TCPConnector(keepalive_timeout=...)",
+                "not a leak: the pool discards it on next use; for fewer of them, set "
+                "TCPConnector(keepalive_timeout=...) below the server's keep-alive time",
                 (Verdict.STALE_POOL,),
             ),
         ),

@@ -44,8 +44,7 @@ def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
 
 
 _ONE_CLIENT = (
-    "make one client and keep it, or use `with httpx.Client() as client:` (`async with` for an "
-    "AsyncClient)"
+    "reuse one client, or use `with httpx.Client() as client:` (`async with` for AsyncClient)"
 )
 
 LIBRARIES = (
@@ -54,16 +53,16 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "httpx.Response",
-                "use `with client.stream(...) as response:` (`async with` for an AsyncClient), or "
+                "use `with client.stream(...) as response:` (`async with` for AsyncClient), or "
                 "call response.close() (`await response.aclose()`)",
             ),
             HolderHint(
                 "httpx.Client",
-                "make one client and keep it, or use `with httpx.Client() as client:`",
+                "reuse one Client, or use `with httpx.Client() as client:`",
             ),
             HolderHint(
                 "httpx.AsyncClient",
-                "make one client and keep it, or use `async with httpx.AsyncClient() as client:`",
+                "reuse one AsyncClient, or use `async with httpx.AsyncClient() as client:`",
             ),
             # Its calls are named after the module that they are in.
             HolderHint("httpx", _ONE_CLIENT, (Verdict.DROPPED,)),
@@ -88,8 +87,8 @@ LIBRARIES = (
             HolderHint("httpcore", _ONE_CLIENT, (Verdict.OPEN,)),
             HolderHint(
                 "httpcore",
-                "nothing is lost: the pool replaces it when it is next used; to have fewer of "
-                "them, let the client's idle time end first: httpx.Limits(keepalive_expiry=...)",
+                "not a leak: the pool discards it on next use; for fewer of them, set "
+                "httpx.Limits(keepalive_expiry=...) below the server's keep-alive time",
                 (Verdict.STALE_POOL,),
             ),
         ),

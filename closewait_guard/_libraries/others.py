@@ -57,7 +57,7 @@ LIBRARIES = (
         "pycurl",
         owners=(OwnerKind(_CURL, _descriptors),),
         attributed=_CURL,
-        hints=(HolderHint("pycurl.Curl", "call curl.close() when the handle is not used again"),),
+        hints=(HolderHint("pycurl.Curl", "call curl.close() when you are done with the handle"),),
         native=(NativeCode("pycurl", "pycurl", "libcurl", f"libcurl {_UNSEEN}"),),
     ),
     _native("curl_cffi", "curl_cffi", "/curl_cffi", f"libcurl {_UNSEEN}"),
@@ -73,21 +73,21 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "websockets",
-                "use `async with connect(...) as websocket:` (`with` for the threaded client), or "
+                "use `async with connect(...) as websocket:` (`with` in the threaded client), or "
                 "`await websocket.close()`",
                 origin=Origin.CREATED,
             ),
             # Of a socket that an event loop in C has opened the side is not known.
             HolderHint(
                 "websockets",
-                "let the handler receive until the client has gone and then return, or call "
-                "`await websocket.close()` (websocket.close() in a threaded server)",
+                "receive in the handler until the client disconnects, then return, or call `await "
+                "websocket.close()` (websocket.close() in a threaded server)",
                 origin=Origin.ACCEPTED,
             ),
             HolderHint(
                 "websockets",
-                "call `await websocket.close()` (websocket.close() of a threaded one) when it is "
-                "used up, in a finally block",
+                "call `await websocket.close()` (websocket.close() in threaded code) in a "
+                "`finally` block",
             ),
         ),
     ),
@@ -96,9 +96,8 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "uvicorn.protocols",
-                "the endpoint of the application must return when receive() says that the client "
-                "has gone (WebSocketDisconnect, http.disconnect), or call "
-                "`await websocket.close()`",
+                "return from the endpoint when the client disconnects (WebSocketDisconnect, "
+                "http.disconnect), or call `await websocket.close()`",
             ),
         ),
     ),

@@ -41,8 +41,9 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "psycopg2",
-                "call connection.close(): `with connection:` ends the transaction only; "
-                "`with contextlib.closing(psycopg2.connect(...)) as connection:` closes",
+                "call connection.close(), or use `with "
+                "contextlib.closing(psycopg2.connect(...)) as connection:`; `with connection:` "
+                "only ends the transaction",
             ),
         ),
         native=(NativeCode("psycopg2", "psycopg2", "libpq", _UNSEEN),),

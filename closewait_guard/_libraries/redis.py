@@ -58,22 +58,21 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 for_each_call("redis"),
-                "make one client and keep it: it has a pool of connections; or call "
-                "client.close() (`await client.aclose()`), and pool.disconnect() where the client "
-                "was given its pool, which it does not close",
+                "reuse one client, which has a connection pool, or call client.close() (`await "
+                "client.aclose()`); a pool that was given to the client is closed by "
+                "pool.disconnect()",
             ),
             HolderHint(
                 "redis",
-                "give the connection back: call client.close() (`await client.aclose()`), or use "
-                "`with redis.Redis(...) as client:`; a pubsub or pipeline has a close() or "
-                "reset() too",
+                "return the connection: call client.close() (`await client.aclose()`), or use "
+                "`with redis.Redis(...) as client:`; a pubsub needs its own close(), a pipeline "
+                "reset()",
             ),
             HolderHint(
                 "redis",
-                "nothing is lost: the pool replaces it when it is next used; a pool that was given "
-                "to its client is closed by pool.disconnect(), not by client.close(); "
-                "health_check_interval=... finds it earlier, and the server's `timeout` decides "
-                "how long it keeps idle clients",
+                "not a leak: the pool discards it on next use; a pool that was given to its client "
+                "is closed by pool.disconnect(), not by client.close(); health_check_interval=... "
+                "finds it earlier, and the server's `timeout` sets how long it keeps idle clients",
                 (Verdict.STALE_POOL,),
             ),
         ),

@@ -54,16 +54,16 @@ LIBRARIES = (
             HolderHint(
                 "sqlalchemy.engine.base.Connection",
                 "use `with engine.connect() as connection:`, or call connection.close(), which "
-                "gives it back to the pool",
+                "returns it to the pool",
             ),
             HolderHint(
                 for_each_call("sqlalchemy"),
-                "make one engine and keep it, or call engine.dispose() when it is used up",
+                "reuse one Engine, or call engine.dispose()",
             ),
             HolderHint(
                 "sqlalchemy",
-                "the next query on it would fail: create_engine(..., pool_pre_ping=True) lets the "
-                "pool replace it, pool_recycle=... ends it before the server does",
+                "use create_engine(..., pool_pre_ping=True), or pool_recycle=... below the "
+                "server's timeout: the next query on this connection would fail",
                 (Verdict.STALE_POOL,),
             ),
         ),

@@ -33,8 +33,8 @@ TRACEBACK = Library(
     hints=(
         HolderHint(
             "traceback",
-            "an exception that is kept keeps its frames and their variables: close the socket in "
-            "a finally block, and do not store the exception longer than needed",
+            "close the socket in a `finally` block, and do not keep the exception: it keeps this "
+            "frame and its socket alive",
         ),
     ),
 )
@@ -54,8 +54,8 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "urllib.request",
-                "read the response to its end, or use `with urlopen(...) as response:`, or call "
-                "response.close()",
+                "close the response: use `with urlopen(...) as response:`, call "
+                "response.close(), or read it to the end",
                 (Verdict.DROPPED,),
             ),
         ),
@@ -65,12 +65,12 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "http.client.HTTPResponse",
-                "read the response to its end, or use `with` around it, or call response.close()",
+                "close the response: use `with`, call response.close(), or read it to the end",
             ),
             HolderHint(
                 "http.client.HTTPConnection",
-                "call connection.close(), which does not close a response that is being read: "
-                "close the response too; `with contextlib.closing(connection):` helps",
+                "call connection.close(), or use `with contextlib.closing(connection):`; a "
+                "response that is not read to the end needs its own close()",
             ),
         ),
     ),
@@ -79,19 +79,19 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 LOOP_WAKER,
-                "an event loop that was never closed: run it by asyncio.run(), or call "
-                "loop.close() in a finally block",
+                "close the event loop: use asyncio.run(), or call loop.close() in a `finally` "
+                "block",
             ),
             HolderHint(
                 "asyncio",
-                "the handler of this connection must end it: `writer.close()` and "
-                "`await writer.wait_closed()` in a finally block",
+                "close the writer in the handler's `finally` block: `writer.close()`, then `await "
+                "writer.wait_closed()`",
                 origin=Origin.ACCEPTED,
             ),
             HolderHint(
                 "asyncio",
-                "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
-                "transport transport.close()",
+                "close the writer in a `finally` block: `writer.close()`, then `await "
+                "writer.wait_closed()`; a bare transport needs transport.close()",
             ),
         ),
     ),

@@ -45,23 +45,23 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 out_of_use("urllib3"),
-                "close the session or client when it is used up, and keep what you need of its "
-                "responses, such as response.content: a response itself keeps its whole pool",
+                "close the session or client when you are done, and keep only what you need of its "
+                "responses, such as response.content: a response keeps its whole pool open",
             ),
             HolderHint(
                 "requests.models.Response",
-                "read the response to its end, or use `with session.get(..., stream=True) as "
-                "response:`, or call response.close()",
+                "close the streamed response: use `with session.get(..., stream=True) as "
+                "response:`, call response.close(), or read it to the end",
             ),
             HolderHint(
                 "requests.api",
-                "read the response to its end, or use `with requests.get(..., stream=True) as "
-                "response:`, or call response.close()",
+                "close the streamed response: use `with requests.get(..., stream=True) as "
+                "response:`, call response.close(), or read it to the end",
                 (Verdict.DROPPED,),
             ),
             HolderHint(
                 "requests.sessions.Session",
-                "make one session and keep it, or use `with requests.Session() as session:`",
+                "reuse one Session, or use `with requests.Session() as session:`",
             ),
         ),
     ),
@@ -70,8 +70,8 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "botocore.response.StreamingBody",
-                "read the body to its end, or call body.close(); `with contextlib.closing(body):` "
-                "does",
+                'close the body: use `with contextlib.closing(response["Body"]) as body:`, call '
+                "body.close(), or read it to the end",
             ),
         ),
     ),
@@ -98,17 +98,16 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "urllib3.response.HTTPResponse",
-                "read the response to its end and call response.release_conn(), or "
+                "read the response to the end and call response.release_conn(), or call "
                 "response.close()",
             ),
             HolderHint(
                 "urllib3.poolmanager.PoolManager",
-                "make one PoolManager and keep it, or use `with urllib3.PoolManager() as http:`",
+                "reuse one PoolManager, or use `with urllib3.PoolManager() as http:`",
             ),
             HolderHint(
                 for_each_call("urllib3"),
-                "make one PoolManager, session or client and keep it, or close it when it is used "
-                "up",
+                "reuse one PoolManager, Session or client, or close it after use",
             ),
         ),
     ),

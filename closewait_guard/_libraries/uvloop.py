@@ -45,8 +45,8 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 "uvloop",
-                "`writer.close()` and `await writer.wait_closed()` in a finally block; for a bare "
-                "transport transport.close()",
+                "close the writer in a `finally` block: `writer.close()`, then `await "
+                "writer.wait_closed()`; a bare transport needs transport.close()",
             ),
         ),
         native=(NativeCode("uvloop", "uvloop", "/uvloop/", f"an event loop on libuv, {_UNSEEN}"),),

@@ -254,7 +254,7 @@ def _parents_of(processes: Sequence[Process]) -> dict[int, Process]:
     }
 
 
-_NO_NETWORK = "lives in a network that cannot be looked at"
+_NO_NETWORK = "is in a network namespace that cannot be inspected"
 
 
 def _read(pids: Iterable[int]) -> tuple[list[Process], list[Inaccessible]]:

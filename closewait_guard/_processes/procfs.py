@@ -139,11 +139,13 @@ def read(pid: int) -> Process:
 
 def _require_descriptors(status: _Status) -> None:
     if status.flags & _KERNEL_THREAD:
-        raise HasNoDescriptorsError("is a thread of the kernel, and has no descriptors")
+        raise HasNoDescriptorsError("is a kernel thread, and has no descriptors")
     if status.state in "ZX" and status.threads > 1:
-        raise HasNoDescriptorsError("goes on without its first thread, so that /proc shows nothing")
+        raise HasNoDescriptorsError(
+            "continues without its main thread, so that /proc shows nothing"
+        )
     if status.state in "ZX":
-        raise HasNoDescriptorsError("has ended, and only its parent has not asked how")
+        raise HasNoDescriptorsError("has ended, and its parent has not waited for it")
 
 
 def has_stayed(process: Process) -> bool:

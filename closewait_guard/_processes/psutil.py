@@ -35,8 +35,7 @@ def _psutil() -> ModuleType:
         import psutil
     except ImportError as missing:
         raise MissingExtraError(
-            f"to look at processes on this platform needs psutil, which cannot be imported "
-            f"({missing}); install it with: pip install 'closewait_guard[cli]'"
+            f"scanning processes here needs psutil: pip install 'closewait-guard[cli]' ({missing})"
         ) from missing
     return psutil  # type: ignore[no-any-return]
 
@@ -60,7 +59,7 @@ def take_snapshot(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
     return Snapshot(time.monotonic(), snapshots, inaccessible, ())
 
 
-_ENDED_UNASKED = "has ended, and only its parent has not asked how"
+_ENDED_UNASKED = "has ended, and its parent has not waited for it"
 
 
 def descendants(pids: Sequence[int]) -> list[int]:

@@ -321,7 +321,7 @@ def choose_backend(probe: str) -> Backend:
     """The kernel's own tables on Linux, psutil elsewhere, or as the setting `probe` wants it."""
     on_linux = sys.platform == "linux"
     if probe == "linux" and not on_linux:
-        raise ConfigurationError(f"probe must be auto or portable on {sys.platform}, not 'linux'")
+        raise ConfigurationError(f"probe: expected auto or portable on {sys.platform}, got 'linux'")
     if on_linux and probe != "portable":
         from closewait_guard._processes import linux
 

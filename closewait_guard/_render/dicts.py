@@ -46,7 +46,9 @@ def from_dict(data: Mapping[str, Any]) -> Report:
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:
-        raise ReportFormatError(f"not a report of schema {SCHEMA!r}: schema is {shown(schema)}")
+        raise ReportFormatError(
+            f"unsupported report format: expected schema {SCHEMA!r}, got {shown(schema)}"
+        )
     try:
         return typing.cast(Report, _build(Report, data, "report"))
     except RecursionError:
@@ -104,7 +106,7 @@ def _build_dataclass(kind: Any, data: Any, place: str) -> Any:
     # A field with a default may be newer than the program that wrote the report.
     missing = [name for name in _required(kind) if name not in values]
     if missing:
-        raise ReportFormatError(f"{place} lacks {', '.join(missing)}")
+        raise ReportFormatError(f"{place}: missing fields {', '.join(missing)}")
     return kind(
         **{
             name: _build(hint, values[name], f"{place}.{name}")
@@ -139,7 +141,7 @@ def _require_scalar(kind: Any, data: Any, place: str) -> Any:
 
 
 def _mismatch(wanted: str, data: Any, place: str) -> ReportFormatError:
-    return ReportFormatError(f"{place} must be {wanted}, not {shown(data)}")
+    return ReportFormatError(f"{place}: expected {wanted}, got {shown(data)}")
 
 
 @lru_cache(None)

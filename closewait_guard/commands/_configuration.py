@@ -22,20 +22,18 @@ _Number = TypeVar("_Number", int, float)
 
 
 def parse_argument(parse: Callable[[object], _Number], text: str) -> _Number:
-    """The number that was typed, or what it must be."""
-    from closewait_guard._config import shown
+    """The number that was typed, or what was expected."""
+    from closewait_guard._config import refusal
 
     try:
         return parse(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be {error}, not {shown(text)}") from None
+        raise argparse.ArgumentTypeError(refusal(error, text)) from None
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:
     """The option that keeps project files out."""
-    parser.add_argument(
-        "--no-config", action="store_true", help="read no settings from a pyproject.toml"
-    )
+    parser.add_argument("--no-config", action="store_true", help="ignore pyproject.toml")
 
 
 def variables_of(arguments: argparse.Namespace) -> dict[str, str]:

@@ -117,7 +117,11 @@ def _exec(command: list[str], environ: dict[str, str]) -> int:
     try:
         os.execvpe(command[0], command, ChildConfig.mark_main(environ, os.getpid()))  # noqa: S606
     except OSError as error:
-        print_error(f"{command[0]}: {error.strerror}")
+        # Of a script that is there, the interpreter may be missing.
+        if isinstance(error, FileNotFoundError) and not Path(command[0]).exists():
+            print_error(f"command not found: {command[0]}")
+            return NOT_FOUND
+        print_error(f"cannot run {command[0]}: {error.strerror}")
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 

@@ -1,84 +1,73 @@
-"""The program that `demo` runs: a shop that asks a price server, and leaks in the classic ways."""
+"""The program that `closewait-guard demo` runs: a shop that leaks sockets on purpose."""
 
 from __future__ import annotations
 
 import http.client
 import socket
 import threading
-import urllib.request
 from collections.abc import Callable
 from typing import Protocol
 
-Address = tuple[str, int]
-
-
-def missing_close(shop: Shop) -> None:
-    for _ in range(3):
-        connection = http.client.HTTPConnection(*shop.server)
-        connection.request("GET", "/price")
-        connection.getresponse().read()
-        shop.kept.append(connection)  # Nobody closes it.
-
-
-def response_not_read(shop: Shop) -> None:
-    host, port = shop.server
-    response = urllib.request.urlopen(f"http://{host}:{port}/catalogue")
-    if response.status == 200:
-        shop.kept.append(response)  # It has a body, which is never read to its end.
-
-
-def makefile_kept(shop: Shop) -> None:
-    sock = socket.create_connection(shop.server)
-    shop.kept.append(sock.makefile("rb"))
-    sock.close()  # The file still holds the descriptor.
-
-
-def pool_idle(shop: Shop) -> None:
-    connections = [socket.create_connection(shop.server) for _ in range(2)]
-    shop.pool.extend(connections)  # For later: the server does not wait so long.
-
-
-def thread_stuck(shop: Shop) -> None:
-    def place_order() -> None:
-        sock = socket.create_connection(shop.server)
-        shop.stock_is_free.wait()  # A lock that is never released.
-        sock.close()
-
-    shop.worker = threading.Thread(target=place_order, name="order-worker", daemon=True)
-    shop.worker.start()
-
-
-def dropped(shop: Shop) -> None:
-    socket.create_connection(shop.server)  # The last variable that could close it: none.
-
-
-WAYS: dict[str, Callable[[Shop], None]] = {
-    "missing close": missing_close,
-    "response not read": response_not_read,
-    "makefile kept": makefile_kept,
-    "pool idle": pool_idle,
-    "thread stuck": thread_stuck,
-    "dropped": dropped,
-}
+try:
+    import requests
+except ImportError:
+    requests = None  # type: ignore[assignment]
 
 
 class Closable(Protocol):
     def close(self) -> object: ...
 
 
-class Shop:
-    """Keeps what it should have closed, until `close_down()`."""
+Address = tuple[str, int]
+kept: list[Closable] = []
+stock_is_free = threading.Event()
 
-    def __init__(self, server: Address) -> None:
-        self.server = server
-        self.kept: list[Closable] = []
-        self.pool: list[socket.socket] = []
-        self.stock_is_free = threading.Event()
-        self.worker: threading.Thread | None = None
 
-    def close_down(self) -> None:
-        for each in (*self.kept, *self.pool):
-            each.close()
-        self.stock_is_free.set()
-        if self.worker is not None:
-            self.worker.join()
+def dropped(address: Address) -> None:
+    socket.create_connection(address)  # No variable is left to close it by.
+
+
+def thread_stuck(address: Address) -> None:
+    threading.Thread(target=place_order, args=[address], name="order-worker", daemon=True).start()
+
+
+def place_order(address: Address) -> None:
+    with socket.create_connection(address) as sock:
+        sock.sendall(b"GET /price HTTP/1.1\r\n\r\n")
+        stock_is_free.wait()  # An event that nothing sets.
+
+
+WAYS: dict[str, Callable[[Address], None]] = {"dropped": dropped, "thread stuck": thread_stuck}
+
+if requests:
+    session = requests.Session()
+    session.trust_env = False  # No proxy for a server on this machine.
+
+    def response_not_read(address: Address) -> None:
+        url = "http://{}:{}/catalogue".format(*address)
+        while len(kept) < 3:
+            kept.append(session.get(url, stream=True))  # Never read to its end.
+
+    def idle_in_pool(address: Address) -> None:
+        # As it should be: the session keeps the connection, and the server closes it meanwhile.
+        session.get("http://{}:{}/price".format(*address))
+
+    WAYS |= {"response not read": response_not_read, "idle in the pool": idle_in_pool}
+else:
+
+    def response_not_read(address: Address) -> None:
+        while len(kept) < 3:
+            connection = http.client.HTTPConnection(*address)
+            connection.request("GET", "/catalogue")
+            kept.append(connection.getresponse())  # Never read to its end.
+
+    WAYS["response not read"] = response_not_read
+
+
+def close_down() -> None:
+    """What the shop should have done all along."""
+    for each in kept:
+        each.close()
+    if requests:
+        session.close()
+    stock_is_free.set()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable
 from importlib import import_module
+from typing import Any
 
-from closewait_guard.commands._output import say
+from closewait_guard.commands._output import USAGE, say
 
 __all__ = [
     "COMMANDS",
@@ -19,21 +21,22 @@ __all__ = [
 
 
 COMMANDS = {
-    "run": "run a program under the guard, without touching its code",
-    "scan": "look at processes from outside: who leaks, since when",
-    "watch": "the same, live",
-    "show": "print saved reports, or what has changed between two",
-    "demo": "leak sockets in the classic ways, and report them",
-    "doctor": "what the guard can and cannot see on this machine",
-    "completion": "print the completion script of a shell",
+    "run": "run a program with leak tracking, no code changes needed",
+    "scan": "check running processes from outside for leaked sockets",
+    "watch": "like scan, refreshed live",
+    "show": "print saved reports, or compare two",
+    "demo": "leak sockets on purpose and show the report",
+    "doctor": "show what can and cannot be tracked on this machine",
+    "completion": "print a shell completion script",
 }
-DESCRIPTION = "Finds leaked sockets: which, since when, opened where, and what to change."
+DESCRIPTION = "Find leaked sockets: where they were opened, what holds them, and how to fix it."
 EPILOG = """\
-exit codes: 0 fine, 1 leaks found, 2 usage or nothing to look at,
-by `run --fail-on-leak` 86 leaks found, 87 unknown whether there are;
-`run` passes on those of its program
+Run `closewait-guard COMMAND --help` for details.
+Exit status: 0 no leaks, 1 leaks found, 2 usage error or nothing to scan; `run`
+returns that of the program, with --fail-on-leak 86 if it leaked, 87 if unknown.
 
-example:  closewait-guard scan --state CLOSE_WAIT"""
+Service leaking right now?  closewait-guard scan
+Then restart it under:      closewait-guard run --interval 60 -- uvicorn app:app"""
 
 
 def is_completing() -> bool:
@@ -42,35 +45,63 @@ def is_completing() -> bool:
 
 
 def parse_arguments(given: list[str]) -> argparse.Namespace:
-    """The arguments as they are meant; on an error says so, and exits with 2."""
+    """The arguments as they are meant; exits with 2 on an error, and with the help if none."""
     if is_completing():
         from closewait_guard.commands.completion import complete
 
         complete(_parser(COMMANDS))
     target: list[str] = []
     parser = _parser(given[:1])
-    if given[:1] == ["run"]:
+    if not given:
+        parser.exit(USAGE, parser.format_help())
+    if given[0] not in COMMANDS:
+        # Neither a command nor an option stands first: argparse would only list what may.
+        known = _options(parser) if given[0].startswith("-") else COMMANDS
+        if given[0] not in known:
+            parser.error(_unknown(given[0], known))
+    if given[0] == "run":
         from closewait_guard.commands.run import split
 
         given, target = split(given)
-    arguments = parser.parse_args(given)
+    arguments, unknown = parser.parse_known_args(given)
+    if unknown:
+        command = parser.commands[arguments.command]
+        command.error(_unknown(unknown[0], _options(command)))
     arguments.target = target
     return arguments
 
 
-def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", parser.format_help())
+
+
+def _unknown(word: str, known: Iterable[str]) -> str:
+    from closewait_guard._config import did_you_mean, shown, unknown_name
+
+    if not word.startswith("-"):
+        if known is COMMANDS:
+            return unknown_name("command", word, known, "Commands")
+        return f"unexpected argument {shown(word)}"
+    option = word.partition("=")[0]
+    near = did_you_mean(option, known)
+    return f"unknown option {shown(option)}{near and f'.{near}'}"
+
+
+def _parser(wanted: Iterable[str]) -> _Parser:
     """The parser; only the wanted commands know their own arguments."""
     parser = _Parser(
         prog="closewait-guard",
-        description=DESCRIPTION,
+        usage="%(prog)s [-h] [-V] COMMAND ...",
+        description=f"{DESCRIPTION}\n\n{_list_of_commands()}",
         epilog=EPILOG,
         formatter_class=_formatter,
         allow_abbrev=False,
     )
     parser.add_argument("-V", "--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(
-        title="commands, of which `COMMAND --help` says more",
+        prog="closewait-guard",
         metavar="COMMAND",
+        help=argparse.SUPPRESS,
         required=True,
         dest="command",
     )
@@ -85,7 +116,13 @@ def _parser(wanted: Iterable[str]) -> argparse.ArgumentParser:
         )
         if known:
             import_module(f"closewait_guard.commands.{name}").prepare(command)
+        parser.commands[name] = command
     return parser
+
+
+def _list_of_commands() -> str:
+    """In the description: argparse would put it after the options."""
+    return "\n".join(("commands:", *(f"  {name:<11} {text}" for name, text in COMMANDS.items())))
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -98,6 +135,10 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: dict[str, argparse.ArgumentParser] = {}
+
     def print_help(self, file: object = None) -> None:  # noqa: ARG002
         """Left to itself, argparse ignores that a help text cannot be printed."""
         say(self.format_help(), end="")

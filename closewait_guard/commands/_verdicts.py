@@ -61,7 +61,9 @@ class Verdicts:
 
     def __init__(self, command: Sequence[str], *, is_beside: bool = False) -> None:
         if not hasattr(socket, "AF_UNIX"):
-            raise ConfigurationError("run: --fail-on-leak needs UNIX sockets, which are not here")
+            raise ConfigurationError(
+                "run --fail-on-leak needs UNIX sockets, which this platform does not have"
+            )
         self._is_beside = is_beside
         self.leaked = False
         self._opened: set[int] = set()

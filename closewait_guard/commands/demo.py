@@ -26,19 +26,19 @@ __all__ = [
 
 
 _DESCRIPTION = """\
-Leaks sockets in the classic ways, to a server over loopback: a missing close,
-a response that is not read, a file object that is kept, an idle pool, a stuck
-thread, a dropped variable. Then reports them. Takes some three seconds."""
+Leak sockets in common ways against a local server and print the report. With
+requests installed, the report shows its connection pool: responses that were
+not read, and an idle connection that is no leak. Takes about three seconds."""
 _EPILOG = """\
-exit codes: 0 reported, 2 usage
-example:    closewait-guard demo"""
+exit status: 0 printed, 2 usage error
+example:     closewait-guard demo"""
 
-_PAUSE = 0.35
+_PAUSE = 0.4
 _GRACE = 0.2
 _FAREWELL = """\
-This program leaks on purpose. Yours, from its first import on, or from outside:
-  closewait-guard run -- python app.py
-  closewait-guard scan PID
+Read the program that leaks:       closewait-guard demo --source
+Check what runs on this machine:   closewait-guard scan
+Find the line in your program:     closewait-guard run -- python app.py
 """
 
 
@@ -86,13 +86,12 @@ def _report_of(program: ModuleType) -> Report:
     # What is dropped is in the report.
     warnings.simplefilter("ignore", ResourceWarning)
     with Guard(Settings(grace=_GRACE)) as guard, PriceServer() as server:
-        shop = program.Shop(server.address)
         for way in _progress(program.WAYS):
-            program.WAYS[way](shop)
+            program.WAYS[way](server.address)
             time.sleep(_PAUSE)
         time.sleep(_GRACE)
         report = guard.scan()
-        shop.close_down()
+        program.close_down()
     return report
 
 

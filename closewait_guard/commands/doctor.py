@@ -36,19 +36,19 @@ __all__ = [
 
 
 _DESCRIPTION = """\
-Says what the guard can and cannot see here: Python, probe, limits, keepalive,
-libraries that open sockets outside Python, and what has replaced the socket
-class. With PID, which of these libraries that process has loaded."""
+Show what can and cannot be tracked here: Python, probe, limits, keepalive, C
+extensions that open sockets, and libraries that replace socket.socket. With a
+PID, also show which of these extensions that process has loaded."""
 _EPILOG = """\
-exit codes: 0 printed, 2 usage or no such process
-example:    closewait-guard doctor"""
+exit status: 0 printed, 2 usage error or no such process
+example:     closewait-guard doctor"""
 
 
 def prepare(parser: argparse.ArgumentParser) -> None:
     """Say what can be given."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument(
-        "pid", nargs="?", type=pid, metavar="PID", help="a process to look into, too"
+        "pid", nargs="?", type=pid, metavar="PID", help="process to inspect as well"
     )
     add_no_config(parser)
     parser.set_defaults(run=run)
@@ -92,9 +92,9 @@ def loaded_by(pid: int) -> list[NativeCode]:
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
     except PermissionError:
-        raise ReportFormatError(f"not permitted to look into process {pid}: run as root") from None
+        raise ReportFormatError(f"not permitted to inspect process {pid}: run as root") from None
     except OSError:
-        raise ReportFormatError(f"no such process, or no /proc to look into: {pid}") from None
+        raise ReportFormatError(f"no such process, or no /proc to read: {pid}") from None
     found: dict[str, NativeCode] = {}
     for code in _native_code():
         if code.file_part in maps:
@@ -160,21 +160,21 @@ def findings(pid: int | None, variables: Mapping[str, str]) -> Iterator[tuple[st
     yield "Descriptors", _descriptor_limits()
     yield "Keepalive", _keepalive()
     yield "From outside", _outside()
-    yield "Unseen", _natives()
+    yield "C extensions", _natives()
     if pid is not None:
         yield f"Process {pid}", _loaded(pid)
-    yield "Socket class", "; ".join(replacements()) or "as the standard library has made it"
+    yield "Socket class", "; ".join(replacements()) or "unchanged"
     yield "Extras", _extras()
 
 
 def _natives() -> str:
     found = [f"{code.module} {number}: {code.what}" for code, number in installed()]
-    return "; ".join(found) or "no library is installed that is known to open sockets in C"
+    return "; ".join(found) or "no installed library is known to open sockets in C"
 
 
 def _loaded(pid: int) -> str:
     found = [f"{code.module}: {code.what}" for code in loaded_by(pid)]
-    return "; ".join(found) or "has loaded no library that is known to open sockets in C"
+    return "; ".join(found) or "no loaded library is known to open sockets in C"
 
 
 def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -194,12 +194,12 @@ def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 def _probe(chosen: str) -> str:
     if chosen == "linux" or (chosen == "auto" and _ON_LINUX):
         return (
-            "linux: poll() finds whom the peer has left, TCP_INFO says since when, even if that "
-            "was before the guard"
+            "linux: poll() finds sockets that the peer has closed, TCP_INFO says since when, even "
+            "if that was before install()"
         )
     return (
-        "portable: poll() or select(), and a peek where it is safe; dates an end by the first "
-        "look that sees it, and sees none behind unread data"
+        "portable: poll() or select(), and a peek where it is safe; the age counts from the first "
+        "scan that sees the end, and unread data hides it"
     )
 
 
@@ -239,10 +239,10 @@ def _keepalive() -> str:
     except OSError:
         text = ""
     return text + (
-        "Keepalive finds peers that have vanished without a word. It does not end CLOSE_WAIT for "
+        "Keepalive detects peers that vanished without closing. It does not end CLOSE_WAIT for "
         "the program: a peer that has closed answers probes while it remembers the connection, "
-        "and resets it afterwards (then ss shows it no more); either way the descriptor stays "
-        "taken until the program calls close()."
+        "and resets it afterwards (then ss no longer shows it); either way the descriptor stays "
+        "open until the program calls close()."
     )
 
 
@@ -250,17 +250,17 @@ def _outside() -> str:
     if not _ON_LINUX:
         return "scan and watch ask psutil: no ages, no unread bytes" + _rights()
     if kernel_answers():
-        return "scan and watch ask the kernel by netlink, which dates each peer's end" + _rights()
+        return "scan and watch ask the kernel by netlink, which dates each close" + _rights()
     return (
-        "scan and watch read /proc/net, for the kernel answers no socket diagnostics: no ages"
+        "scan and watch read /proc/net, because the kernel answers no socket diagnostics: no ages"
         + _rights()
     )
 
 
 def _rights() -> str:
     if getattr(os, "geteuid", int)() == 0:
-        return "; you are root, and may look into the processes of all users"
-    return "; you may look into your own processes, root into all"
+        return "; you are root and can inspect all processes"
+    return "; you can inspect your own processes, root all"
 
 
 def _extras() -> str:

@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 _USAGE = "closewait-guard run [options] [--] TARGET [ARG ...]"
 _DESCRIPTION = """\
-Runs TARGET - a script, -m MODULE or any command - with the guard in it and in
-its Python children, from their start on. The last report goes to stderr."""
+Run TARGET (a script, -m MODULE, or a command) with leak tracking in it and in
+its Python child processes. Print a report to stderr when it exits."""
 _EPILOG = """\
-exit codes: TARGET's; 86 leaks, 87 not known (--fail-on-leak); 126, 127 no start
-example:    closewait-guard run --report json_lines:leaks.jsonl gunicorn app:app"""
+exit status: that of TARGET; with --fail-on-leak 86 leaked, 87 unknown
+example:     closewait-guard run --interval 60 -- uvicorn app:app"""
 
 # The settings that are worth a line in the help.
 _HELP = {
-    "interval": ("SECONDS", "report every so often, not only in the end"),
-    "grace": ("SECONDS", "time to close a socket before it is reported"),
-    "stack_depth": ("N", "calls to keep of each stack"),
-    "signal": ("NAME", "report upon this signal, such as SIGUSR1"),
+    "interval": ("SECONDS", "also report every SECONDS"),
+    "grace": ("SECONDS", "time to close a socket after the peer closed it (1)"),
+    "stack_depth": ("N", "frames to record per socket, 0 for none (32)"),
+    "signal": ("NAME", "print a report on this signal, e.g. SIGUSR1"),
 }
 _ELSEWHERE = ("reporters", "at_exit")
 
@@ -52,21 +52,21 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--report",
         action="append",
         metavar="NAME",
-        help="report to at intervals: structlog, json_lines:PATH",
+        help="reporter, e.g. structlog, json_lines:PATH (repeatable)",
     )
     parser.add_argument(
         "--attribute",
         action="append",
         metavar="NAME",
-        help="what opens native sockets: MODULE:CALLABLE",
+        help="MODULE:CALLABLE that opens native sockets (repeatable)",
     )
     parser.add_argument(
         "--at-exit",
         action=argparse.BooleanOptionalAction,
-        help="report in the end; so if left out",
+        help="print a final report (default: yes)",
     )
     parser.add_argument(
-        "--fail-on-leak", action="store_true", help="exit with 86 if it succeeds, but leaks"
+        "--fail-on-leak", action="store_true", help="exit with 86 if TARGET succeeds but leaks"
     )
     add_no_config(parser)
     names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
@@ -74,7 +74,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         metavar, meaning = _HELP.get(name, (None, argparse.SUPPRESS))
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
     others = ", ".join(_option(name) for name in names if name not in _HELP)
-    text = fill(f"More options, explained in the guide: {others}.", 78, break_on_hyphens=False)
+    text = fill(f"More options, see the settings page: {others}.", 78, break_on_hyphens=False)
     parser.epilog = f"{text}\n{_EPILOG}"
     parser.set_defaults(run=run)
 
@@ -120,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     if not arguments.target:
-        raise ConfigurationError("run: TARGET is missing: a script, -m MODULE, or a command")
+        raise ConfigurationError("run: missing TARGET (a script, -m MODULE, or a command)")
     command = command_of(arguments.target)
     settings = _settings(arguments)
     _refuse_taken_signal(arguments)
@@ -226,8 +226,7 @@ def _refuse_taken_signal(arguments: argparse.Namespace) -> None:
     if purpose is not None:
         given = "run --signal" if arguments.signal else settings.source_of("signal")
         raise ConfigurationError(
-            f"{given}: {server} uses {name} {purpose}; take one that it leaves alone, such as "
-            "SIGPROF"
+            f"{given}: {server} uses {name} {purpose}; choose another, such as SIGPROF"
         )
 
 

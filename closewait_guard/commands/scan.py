@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from closewait_guard.commands._configuration import add_no_config, parse_argument, settings_of
+from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
 
 if TYPE_CHECKING:
@@ -26,18 +26,20 @@ __all__ = [
 def add_targets(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which processes to look at."""
     pids = parser.add_argument(
-        "pids", nargs="*", type=pid, metavar="PID", help="a process; all of them if left out"
+        "pids", nargs="*", type=pid, metavar="PID", help="process to inspect (default: all)"
     )
     pids.completer = _numbers  # type: ignore[attr-defined]
-    parser.add_argument("--tree", action="store_true", help="their descendants, too")
+    parser.add_argument("--tree", action="store_true", help="include child processes")
 
 
 def pid(text: str) -> int:
     """The number of a process, as it is typed."""
-    from closewait_guard._config import whole_number_parser
+    from closewait_guard._config import shown, whole_number_parser
 
-    parse = whole_number_parser("the number of a process", lambda number: 0 < number < 1 << 31)
-    return parse_argument(parse, text)
+    try:
+        return whole_number_parser("", lambda number: 0 < number < 1 << 31)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid PID {shown(text)}") from None
 
 
 def _numbers(**_: object) -> list[str]:
@@ -52,13 +54,14 @@ def _numbers(**_: object) -> list[str]:
 
 def state(text: str) -> str:
     """A TCP state by any of its usual spellings: CLOSE_WAIT, close-wait, Close-Wait."""
+    from closewait_guard._config import unknown_name
     from closewait_guard.model import State
 
     name = text.upper().replace("-", "_")
     name = {"SYN_SENT1": "SYN_SENT", "CLOSED": "CLOSE", "ESTAB": "ESTABLISHED"}.get(name, name)
     known = [each.value for each in State if each.value.isupper()]
     if name not in known:
-        raise argparse.ArgumentTypeError(f"not a TCP state: {text!r}; known are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(unknown_name("TCP state", text, known, "States"))
     return name
 
 
@@ -68,7 +71,7 @@ def pids_of(arguments: argparse.Namespace, scanner: ProcessScanner) -> list[int]
 
     if not arguments.pids:
         if arguments.tree:
-            raise ConfigurationError("--tree: whose descendants? Name a PID")
+            raise ConfigurationError("--tree needs a PID")
         return None
     pids: list[int] = arguments.pids
     return scanner.with_descendants(pids) if arguments.tree else pids
@@ -86,7 +89,7 @@ def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
             text = f"process {each.pid}{program} {each.why}"
         elif each.exists:
             who = f"{each.pid}{program} of user {user(each.uid)}"
-            text = f"not permitted to look into process {who}: run as root, or as that user"
+            text = f"not permitted to inspect process {who}: run as root, or as that user"
         else:
             text = f"no such process: {each.pid}"
         print_error(text)
@@ -94,28 +97,29 @@ def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
 
 
 _DESCRIPTION = """\
-Looks at processes from outside, guarded or not: their sockets by program and
-peer, how long the peers have been gone, bytes left unread, share of the limit
-on descriptors, and the verdict. Without PID, prints every process that leaks."""
+Inspect processes from outside, with or without closewait-guard in them: sockets
+by program and peer, how long ago the peer closed, unread bytes, descriptor
+usage, and a verdict. Without a PID, list every process with leaks."""
 _EPILOG = """\
-exit codes: 0 no leak, 1 leaks found, 2 usage or no such process
-example:    closewait-guard scan 4242 --tree"""
+exit status: 0 no leaks, 1 leaks found, 2 usage error or no such process
+example:     closewait-guard scan 4242 --tree
+"""
 
 
 def prepare(parser: argparse.ArgumentParser) -> None:
     """Say what can be given."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add_targets(parser)
-    parser.add_argument("--all", action="store_true", help="print healthy sockets, too")
+    parser.add_argument("--all", action="store_true", help="include healthy sockets")
     parser.add_argument(
         "--state",
         action="append",
         type=state,
         metavar="S",
-        help="only sockets in this TCP state, such as CLOSE_WAIT; may be given again",
+        help="only sockets in this TCP state, e.g. CLOSE_WAIT (repeatable)",
     )
     parser.add_argument(
-        "--json", action="store_true", help="one document a line, one line a process"
+        "--json", action="store_true", help="one JSON report per line, one line per process"
     )
     add_no_config(parser)
     parser.set_defaults(run=run)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closewait_guard._config import shown, whole_number_parser
+from closewait_guard._config import refusal, whole_number_parser
 from closewait_guard._format import Layout, block_lines, escape_line
 from closewait_guard._processes import group_by_peer
 from closewait_guard._render import describe_site, from_dict, render_report
@@ -37,38 +37,40 @@ __all__ = [
 
 
 _DESCRIPTION = """\
-Tells saved reports: a JSON document or JSON lines, as written by the reporter
-json_lines, by `scan --json`, or from to_dict(). Of several, prints the last;
-of those that pytest has written by --socket-leaks-json, all."""
+Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
+json_lines reporter, or pytest's --socket-leaks-json. Print the last one by
+default, and all of a pytest run."""
 _EPILOG = """\
-exit codes: 0 printed, 1 leaks found by --fail-on-leak, 2 usage or no report
-examples:   closewait-guard show leaks.jsonl --range 3:5
-            closewait-guard show --diff monday.json friday.json
-            closewait-guard show leaks.jsonl --diff 1 -1   (the last is -1)"""
+exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
+examples:    closewait-guard show leaks.jsonl --range 3:5
+             closewait-guard show --diff monday.json friday.json
+             closewait-guard show leaks.jsonl --diff 1 -1    # first, last"""
 
 
 def prepare(parser: argparse.ArgumentParser) -> None:
     """Say what can be given."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the reports; - for stdin")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="file with reports, - for stdin")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--last", metavar="N", help="the last N of several; 1 if left out")
-    which.add_argument("--range", metavar="N[:M]", help="these of several, counted from 1")
-    which.add_argument("--every", action="store_true", help="all of several")
+    which.add_argument("--last", metavar="N", help="print the last N reports (default: 1)")
+    which.add_argument("--range", metavar="N[:M]", help="print reports N to M, counting from 1")
+    which.add_argument("--all", action="store_true", help="print every report")
     which.add_argument(
         "--diff",
         nargs=2,
         metavar=("A", "B"),
-        help="what is new, gone or growing: two files, or two numbers in FILE",
+        help="compare two files, or two reports of FILE by number",
     )
     parser.add_argument(
         "-v",
         "--verbose",
         action="store_true",
-        help="all calls, threads and holders, and a block for what is no leak",
+        help="print all calls, threads and holders, and what is no leak",
     )
     parser.add_argument(
-        "--fail-on-leak", action="store_true", help="exit with 1 if a leak was printed"
+        "--fail-on-leak",
+        action="store_true",
+        help="exit with status 1 if a printed report has leaks",
     )
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 
@@ -76,7 +78,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and print."""
     if arguments.file is None and not arguments.diff:
-        parser.error("FILE is needed, or --diff A B")
+        parser.error("missing FILE (or use --diff A B)")
     shown = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
     leaks = any(saved.has_leaks for saved in shown)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
@@ -100,7 +102,7 @@ def _print_reports(arguments: argparse.Namespace) -> list[SavedReport]:
 
 
 def _choose(arguments: argparse.Namespace, saved: Saved) -> list[SavedReport]:
-    is_every = arguments.every or (saved.is_of_tests and not arguments.last)
+    is_every = arguments.all or (saved.is_of_tests and not arguments.last)
     if arguments.range or is_every:
         selection = Selection(arguments.range or "1:-1")
         return saved.at(selection.of(len(saved), saved.name))
@@ -150,7 +152,7 @@ class Selection:
         first, last = _place(self._first, many), _place(self._last, many)
         chosen = range(max(first, 0), min(last, many - 1) + 1)
         if not chosen:
-            raise ReportFormatError(f"{where} has {many} reports: none is {self._text}")
+            raise ReportFormatError(f"{where} has {many} reports, and none at {self._text}")
         return chosen
 
 
@@ -160,7 +162,7 @@ def number(text: str, option: str) -> int:
     try:
         return whole_number_parser(what, bool)(text)
     except ValueError as error:
-        raise ReportFormatError(f"{option} must be {error}, not {shown(text)}") from None
+        raise ReportFormatError(f"{option}: {refusal(error, text)}") from None
 
 
 def _place(typed: int, many: int) -> int:
@@ -205,7 +207,7 @@ class Saved:
             raise ReportFormatError(f"{self.name} is too large for the memory") from None
         if not self._documents:
             raise ReportFormatError(
-                f"{self.name} is empty: there is no report in it, as after tests without a leak"
+                f"{self.name} is empty: no report was saved, as in a test run without leaks"
             )
 
     def _read(self, path: str) -> bytes:
@@ -274,7 +276,7 @@ class Saved:
         except ReportFormatError as error:
             raise ReportFormatError(f"{where}: {error}") from None
         except (ValueError, RecursionError, MemoryError) as error:
-            raise ReportFormatError(f"{where}: not a report, and no JSON: {error}") from None
+            raise ReportFormatError(f"{where}: not JSON: {error}") from None
 
 
 def _to_saved(number: int, data: Any) -> SavedReport:

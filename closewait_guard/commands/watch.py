@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 _DESCRIPTION = """\
-Looks at processes from outside again and again: how many sockets are in which
-state, now and before; who leaks most, to whom; what has changed. On a pipe,
-prints one line for each look."""
+Refresh `scan` continuously: sockets by state with their history, and the
+processes that leak most. On a pipe, print one line for each refresh.
+Press q to quit."""
 _EPILOG = """\
-keys:       q quits
-exit codes: 0 quit, or the processes have ended; 2 usage or no such process
-example:    closewait-guard watch --interval 1 4242"""
+exit status: 0 quit, or the processes have ended; 2 usage error or no such
+             process
+example:     closewait-guard watch 4242 --interval 1"""
 
 _LOOKS_AT_KEYS = 0.2
 
@@ -37,9 +37,13 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add_targets(parser)
     parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks (2)"
+        "--interval",
+        type=_interval,
+        default=2.0,
+        metavar="SECONDS",
+        help="refresh interval (default: 2)",
     )
-    parser.add_argument("--count", type=_count, metavar="N", help="look so many times, then quit")
+    parser.add_argument("--count", type=_count, metavar="N", help="stop after N refreshes")
     add_no_config(parser)
     parser.set_defaults(run=run)
 
@@ -54,7 +58,7 @@ def _interval(text: str) -> float:
 def _count(text: str) -> int:
     from closewait_guard._config import whole_number_parser
 
-    what = "a whole number above zero"
+    what = "a positive integer"
     return parse_argument(whole_number_parser(what, lambda number: number > 0), text)
 
 

@@ -49,15 +49,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--socket-leaks-grace",
         metavar="SECONDS",
-        help="time that sockets have to close after a test, spent only when one is suspect "
+        help="seconds that sockets have to close after a test, waited only when one is suspect "
         "(ini: socket_leaks_grace; default: 0.5)",
     )
     group.addoption(
         "--socket-leaks-ignore",
         metavar="PATTERN",
         action="append",
-        help="report no socket with this file, function or module in its creation stack; "
-        "wildcards are * and ?; may be given several times (ini: socket_leaks_ignore, one a line)",
+        help="ignore sockets with this file, function or module in their creation stack; "
+        "wildcards are * and ?; repeatable (ini: socket_leaks_ignore, one per line)",
     )
     group.addoption(
         "--socket-leaks-threads",
@@ -68,13 +68,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--socket-leaks-libraries",
         choices=("warn", "fail"),
-        help="what to do about idle connections in a pool that a library itself has made and keeps "
-        "in a global variable (ini: socket_leaks_libraries; default: warn)",
+        help="what to do about idle connections in the global pool of a library, such as that of "
+        "urllib3.request() (ini: socket_leaks_libraries; default: warn)",
     )
     group.addoption(
         "--socket-leaks-json",
         metavar="PATH",
-        help="write every leak found to this file, one JSON object a line (ini: socket_leaks_json)",
+        help="write every leak to this file, one JSON object per line (ini: socket_leaks_json)",
     )
     for name in _NAMES:
         kind = "linelist" if name == "socket_leaks_ignore" else "string"

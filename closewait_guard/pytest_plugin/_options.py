@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from closewait_guard._config import seconds
+from closewait_guard._config import refusal, seconds
 
 __all__ = [
     "Mode",
@@ -108,7 +108,7 @@ def _parse_value(parse: Callable[[object], object], value: object, source: str) 
     try:
         return parse(value)
     except ValueError as error:
-        raise pytest.UsageError(f"{source}: must be {error}, not {value!r}") from None
+        raise pytest.UsageError(f"{source}: {refusal(error, value)}") from None
 
 
 def _parse_mode(value: object) -> Mode:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._clock import now
-from closewait_guard._config import require_number
+from closewait_guard._config import require_number, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
@@ -43,7 +43,7 @@ class _Wrapping:
     def __init__(self, name: str, reporter: Reporter) -> None:
         if not callable(reporter):
             raise ConfigurationError(
-                f"{name}: reporter must be callable with a report, not {reporter!r}"
+                f"{name}: expected a callable that takes a report, got {shown(reporter)}"
             )
         self._name = name
         self._reporter = reporter
@@ -82,10 +82,8 @@ class _AtLeast(_Wrapping):
         try:
             self._rank = Severity(severity).rank
         except ValueError:
-            known = ", ".join(Severity)
-            raise ConfigurationError(
-                f"at_least: severity must be one of {known}, not {severity!r}"
-            ) from None
+            why = unknown_name("severity", severity, Severity, "Severities")
+            raise ConfigurationError(f"at_least: {why}") from None
 
     def __call__(self, report: Report, /) -> None:
         findings = tuple(finding for finding in report.findings if self._matters(finding.severity))
@@ -216,7 +214,7 @@ def every(seconds: float, reporter: Reporter, *, clock: Callable[[], float] = no
 class _Every(_Wrapping):
     def __init__(self, seconds: float, reporter: Reporter, clock: Callable[[], float]) -> None:
         super().__init__("every", reporter)
-        self._seconds = require_number(parse_seconds, seconds, "every: seconds")
+        self._seconds = require_number(parse_seconds, seconds, "every(seconds)")
         self._clock = clock
         self._next = -math.inf
         self._alerts: tuple[Alert, ...] = ()

@@ -122,7 +122,7 @@ def json_lines(
         ...     pathlib.Path(folder, "leaks.jsonl").read_text().count("\n")
         1
     """
-    size = whole_number_parser("a whole number, zero or more", lambda number: number >= 0)
+    size = whole_number_parser("a non-negative integer", lambda number: number >= 0)
     return _JsonLines(
         path,
         require_number(size, max_bytes, "json_lines: max_bytes"),

@@ -35,7 +35,7 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
     if logger is None or isinstance(logger, str):
         logger = standard.getLogger(logger or "closewait_guard")
     if not isinstance(logger, standard.Logger | standard.LoggerAdapter):
-        raise ConfigurationError(f"logging: logger must be a logger or its name, not {logger!r}")
+        raise ConfigurationError(f"logging: expected a logger or its name, got {logger!r}")
     log = logger
 
     def logging_reporter(report: Report) -> None:

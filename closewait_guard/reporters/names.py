@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
+from closewait_guard._config import did_you_mean, refusal, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard.exceptions import CloseWaitGuardError, ConfigurationError
 from closewait_guard.model import Reporter, Severity
@@ -46,7 +47,11 @@ def named(name: str) -> Reporter:
     for point in entry_points(group=GROUP):
         if point.name == word:
             return _make_installed(point, [argument] if colon else [])
-    raise _make_error(f"no reporter is called {word!r}")
+    known = known_names()
+    usages = ", ".join(_USAGE.get(each, each) for each in known)
+    raise ConfigurationError(
+        f"unknown reporter {shown(word)}.{did_you_mean(word, known)} Available: {usages}"
+    )
 
 
 def known_names() -> list[str]:
@@ -57,11 +62,6 @@ def known_names() -> list[str]:
     ]
 
 
-def _make_error(reason: str) -> ConfigurationError:
-    usages = [_USAGE.get(name, name) for name in known_names()]
-    return ConfigurationError(f"reporters: {reason}; known are {', '.join(usages)}")
-
-
 def _make_installed(point: EntryPoint, arguments: list[str]) -> Reporter:
     """Call an installed factory; what it raises becomes a ConfigurationError of one sentence."""
     try:
@@ -70,12 +70,12 @@ def _make_installed(point: EntryPoint, arguments: list[str]) -> Reporter:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"reporters: {point.name!r} ({point.value}) cannot be made: "
+            f"reporter {point.name!r} ({point.value}) cannot be created: "
             f"{type(error).__name__}: {error}"
         ) from error
     if not callable(reporter):
         raise ConfigurationError(
-            f"reporters: {point.name!r} ({point.value}) made no reporter, but {reporter!r}"
+            f"reporter {point.name!r} ({point.value}) is not callable: {shown(reporter)}"
         )
     return reporter
 
@@ -83,7 +83,7 @@ def _make_installed(point: EntryPoint, arguments: list[str]) -> Reporter:
 def _without_argument(name: str, make: Callable[[], Reporter]) -> Callable[[str], Reporter]:
     def make_without_argument(argument: str) -> Reporter:
         if argument:
-            raise _make_error(f"{name} takes no argument, not {argument!r}")
+            raise ConfigurationError(f"{name} takes no argument, got {shown(argument)}")
         return make()
 
     return make_without_argument
@@ -92,7 +92,7 @@ def _without_argument(name: str, make: Callable[[], Reporter]) -> Callable[[str]
 def _for_people(name: str, make: Callable[..., Reporter]) -> Callable[[str], Reporter]:
     def make_for_people(argument: str) -> Reporter:
         if argument not in ("", "all"):
-            raise _make_error(f"{name} takes no argument but all, not {argument!r}")
+            raise ConfigurationError(f"{name} takes no argument except all, got {shown(argument)}")
         return make(everything=bool(argument))
 
     return make_for_people
@@ -100,7 +100,7 @@ def _for_people(name: str, make: Callable[..., Reporter]) -> Callable[[str], Rep
 
 def _json_lines(argument: str) -> Reporter:
     if not argument:
-        raise _make_error("json_lines needs a path")
+        raise ConfigurationError("json_lines needs a path, as in json_lines:leaks.jsonl")
     return json_lines(argument)
 
 
@@ -115,7 +115,8 @@ def _changes(argument: str) -> Reporter:
 def _at_least(argument: str) -> Reporter:
     severity, _, rest = argument.partition(":")
     if severity not in tuple(Severity):
-        raise _make_error(f"at_least needs one of {', '.join(Severity)}, not {severity!r}")
+        why = unknown_name("severity", severity, Severity, "Severities")
+        raise ConfigurationError(f"at_least: {why}")
     return at_least(severity, _make_wrapped(f"at_least:{severity}", rest))
 
 
@@ -124,13 +125,13 @@ def _every(argument: str) -> Reporter:
     try:
         seconds = parse_seconds(number)
     except ValueError as error:
-        raise _make_error(f"every needs {error}, not {number!r}") from None
+        raise ConfigurationError(f"every: {refusal(error, number)}") from None
     return every(seconds, _make_wrapped(f"every:{number}", rest))
 
 
 def _make_wrapped(before: str, rest: str) -> Reporter:
     if not rest:
-        raise _make_error(f"{before} needs another, as in {before}:text")
+        raise ConfigurationError(f"{before} needs another reporter, as in {before}:text")
     return named(rest)
 
 

@@ -29,7 +29,7 @@ def structlog(logger: Any = None) -> Reporter:
         ...     _ = guard.report()
     """
     if logger is not None and not callable(getattr(logger, "critical", None)):
-        raise ConfigurationError(f"structlog: logger must be a structlog logger, not {logger!r}")
+        raise ConfigurationError(f"structlog: expected a structlog logger, got {logger!r}")
     log = logger if logger is not None else get_logger("closewait_guard.reports")
 
     def structlog_reporter(report: Report) -> None:

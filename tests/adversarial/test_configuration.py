@@ -42,7 +42,7 @@ def is_left_out(folder, reason):
     settings = load(folder)
     [note] = settings.notes
     assert note.startswith("settings in /")
-    assert "pyproject.toml are left out: " in note
+    assert "pyproject.toml are ignored: " in note
     assert reason in note, note
     return settings.grace == Settings().grace
 
@@ -163,7 +163,7 @@ def test_a_file_of_others_that_cannot_be_read_as_one_is_said(project):
 def test_what_is_left_out_is_warned_of_and_stops_nothing(project, monkeypatch):
     (project / "pyproject.toml").chmod(0o666)
     monkeypatch.chdir(project)
-    with pytest.warns(RuntimeWarning, match=r"^closewait_guard: settings in .* are left out: "):
+    with pytest.warns(RuntimeWarning, match=r"^closewait_guard: settings in .* are ignored: "):
         cwg.Guard()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -220,7 +220,7 @@ def test_the_environment_can_keep_project_files_out(project):
     with pytest.raises(cwg.ConfigurationError) as caught:
         load(project, CLOSEWAIT_GUARD_NO_CONFIG="maybe")
     assert str(caught.value) == (
-        "environment variable CLOSEWAIT_GUARD_NO_CONFIG: must be true or false, not 'maybe'"
+        "environment variable CLOSEWAIT_GUARD_NO_CONFIG: expected true or false, got 'maybe'"
     )
 
 
@@ -251,10 +251,10 @@ def test_commands_run_no_code_that_a_file_names_and_say_so(trap, command):
     done = run(trap, *command)
     text = "".join((done.stdout + done.stderr).split())
     for name in ("redact", "context"):
-        assert f"{name}of[tool.closewait_guard]in{trap}/pyproject.tomlisleftout" in text
+        assert f"{name}in[tool.closewait_guard]of{trap}/pyproject.tomlisignored" in text
     assert not (trap / "sprung").exists()
     assert run(trap, *command, "--no-config").stderr == ""
-    assert "left out" not in run(trap, *command, "--no-config").stdout
+    assert "ignored" not in run(trap, *command, "--no-config").stdout
 
 
 def test_the_library_in_a_program_runs_the_code_that_its_project_names(trap):
@@ -301,7 +301,7 @@ def test_pytest_says_that_a_project_file_is_left_out(suite):
     (suite.pytester.path / "pyproject.toml").chmod(0o666)
     result = suite.run("def test_it(): socket.socket().close()", "--socket-leaks=fail")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["closewait-guard: settings in */pyproject.toml are left out: *"])
+    result.stdout.fnmatch_lines(["closewait-guard: settings in */pyproject.toml are ignored: *"])
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_number_of_the_environment_is_plain_or_is_refused_by_name(tmp_path, te
     with pytest.raises(cwg.ConfigurationError) as caught:
         load(tmp_path, CLOSEWAIT_GUARD_GRACE=text)
     assert str(caught.value).startswith(
-        "environment variable CLOSEWAIT_GUARD_GRACE: grace must be a number of seconds"
+        "environment variable CLOSEWAIT_GUARD_GRACE: expected a non-negative number"
     )
 
 
@@ -320,7 +320,7 @@ def test_a_number_of_the_environment_is_plain_or_is_refused_by_name(tmp_path, te
     "text", ["1e400", "-1e400", "10.5", "nan", "\N{FULLWIDTH DIGIT ONE}0", "0"]
 )
 def test_a_signal_that_is_none_gets_one_sentence(tmp_path, text):
-    with pytest.raises(cwg.ConfigurationError, match="signal must be the name or number of a"):
+    with pytest.raises(cwg.ConfigurationError, match="SIGNAL: expected the name or number of a"):
         load(tmp_path, CLOSEWAIT_GUARD_SIGNAL=text)
 
 

@@ -55,7 +55,7 @@ def test_a_process_that_has_ended_gets_one_sentence(probe):
         done = call("scan", pid, code=2, CLOSEWAIT_GUARD_PROBE=probe)
     assert done.stdout == ""
     assert done.stderr.startswith(f"closewait-guard: process {pid}")
-    assert done.stderr.endswith(" has ended, and only its parent has not asked how\n")
+    assert done.stderr.endswith(" has ended, and its parent has not waited for it\n")
     assert done.stderr.count("\n") == 1
 
 
@@ -74,7 +74,7 @@ def test_a_thread_of_the_kernel_gets_one_sentence():
     done = call("scan", 2, code=2)
     assert done.stdout == ""
     assert done.stderr == (
-        "closewait-guard: process 2 (kthreadd) is a thread of the kernel, and has no descriptors\n"
+        "closewait-guard: process 2 (kthreadd) is a kernel thread, and has no descriptors\n"
     )
 
 
@@ -95,7 +95,7 @@ ctypes.CDLL(None).syscall(60, 0)
         found = look(running.pid)
         os.kill(running.pid, signal.SIGKILL)
     [refusal] = found.inaccessible
-    assert refusal.why == "goes on without its first thread, so that /proc shows nothing"
+    assert refusal.why == "continues without its main thread, so that /proc shows nothing"
     assert not found.processes
 
 
@@ -198,7 +198,7 @@ def test_processes_that_are_hidden_are_said_to_be_so():
     code, pid = done.stdout.split()[:2]
     assert code == "2"
     assert done.stderr == (
-        f"closewait-guard: not permitted to look into process {pid} of user unknown: run as root, "
+        f"closewait-guard: not permitted to inspect process {pid} of user unknown: run as root, "
         "or as that user\n"
     )
     assert "Processes of other users are hidden here: /proc is mounted with hidepid" in " ".join(
@@ -235,10 +235,10 @@ def test_a_network_that_cannot_be_looked_at_reports_no_leak_and_is_said(monkeypa
         everybody = look()
     assert not found.processes
     assert [each.why for each in found.inaccessible] == [
-        "lives in a network that cannot be looked at"
+        "is in a network namespace that cannot be inspected"
     ]
     text = " ".join(_processes.render_processes(everybody, only=()).split())
-    assert "that lives in a network that cannot be looked at." in text
+    assert "that is in a network namespace that cannot be inspected." in text
 
 
 def test_a_process_that_fails_for_another_reason_than_rights_is_said(monkeypatch):

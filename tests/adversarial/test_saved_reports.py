@@ -156,21 +156,25 @@ OBSERVATION = ("findings", 0, "observation")
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
-        (("taken_at",), math.nan, "report.taken_at must be a finite number, not nan"),
-        (("taken_at",), -math.inf, "report.taken_at must be a finite number, not -inf"),
-        (("taken_at",), 10**400, "report.taken_at must be a number of at most 64 bits, not 1000"),
-        (("pid",), 2**63, "report.pid must be a number of at most 64 bits"),
-        (("pid",), True, "report.pid must be int, not True"),
-        (("pid",), "x" * 10**6, "report.pid must be int, not 'xxx"),
-        ((*OBSERVATION, "unread"), 10**4000, "unread must be a number of at most 64 bits"),
-        ((*OBSERVATION, "peer_closed_for"), math.inf, "peer_closed_for must be a finite number"),
-        ((*OBSERVATION, "state"), [1], "state must be one of ESTABLISHED"),
+        (("taken_at",), math.nan, "report.taken_at: expected a finite number, got nan"),
+        (("taken_at",), -math.inf, "report.taken_at: expected a finite number, got -inf"),
+        (("taken_at",), 10**400, "report.taken_at: expected a number of at most 64 bits, got 1000"),
+        (("pid",), 2**63, "report.pid: expected a number of at most 64 bits"),
+        (("pid",), True, "report.pid: expected int, got True"),
+        (("pid",), "x" * 10**6, "report.pid: expected int, got 'xxx"),
+        ((*OBSERVATION, "unread"), 10**4000, "unread: expected a number of at most 64 bits"),
+        ((*OBSERVATION, "peer_closed_for"), math.inf, "peer_closed_for: expected a finite number"),
+        ((*OBSERVATION, "state"), [1], "state: expected one of ESTABLISHED"),
         (
             (*OBSERVATION, "record", "context"),
             {"a" * 10**6: [1]},
-            "must be str or int or float or bool",
+            "expected str or int or float or bool",
         ),
-        ((*OBSERVATION, "record", "context"), {"a": math.nan}, "context.a must be a finite number"),
+        (
+            (*OBSERVATION, "record", "context"),
+            {"a": math.nan},
+            "context.a: expected a finite number",
+        ),
     ],
 )
 def test_what_no_report_can_hold_is_refused_with_its_place(data, path, value, sentence):

@@ -249,7 +249,7 @@ def test_settings_that_a_child_refuses_are_reported(run):
     start = "subprocess.run([sys.executable, '-c', 'pass'])"
     source = f"os.environ['CLOSEWAIT_GUARD_GRACE'] = 'x'; {start}"
     done = run(source, code=UNKNOWN)
-    assert re.search(r"was not guarded: .*grace must be a number", done.stderr)
+    assert re.search(r"was not guarded: .*GRACE: expected a non-negative number", done.stderr)
     done = run("print('started')", code=2, CLOSEWAIT_GUARD_GRACE="x")
     assert done.stdout == ""
 

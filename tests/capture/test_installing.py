@@ -32,9 +32,9 @@ def test_a_second_install_with_other_settings_is_refused_in_one_sentence():
     cwg.install(grace=2)
     try:
         assert cwg.install(grace=2) is cwg.install()
-        with pytest.raises(cwg.ConfigurationError, match="installed already"):
+        with pytest.raises(cwg.ConfigurationError, match="already installed"):
             cwg.install(grace=3)
-        with pytest.raises(cwg.ConfigurationError, match="installed already"):
+        with pytest.raises(cwg.ConfigurationError, match="already installed"):
             cwg.install(reporters=[print])
     finally:
         cwg.uninstall()

@@ -20,19 +20,27 @@ HEAVY = ["rich", "psutil", "wrapt", "structlog", "dataclasses", "closewait_guard
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
-def test_help_fits_a_screen_and_shows_an_example(arguments):
+def test_help_fits_a_screen_and_ends_with_a_command_to_type(arguments):
     text = call(*arguments, code=0, COLUMNS="200").stdout
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    assert "example" in text
-    assert "closewait-guard" in text.partition("example")[2]
+    assert "exit status" in text.lower()
+    assert "closewait-guard" in lines[-1]
 
 
-def test_the_top_help_names_every_command_and_exit_code():
+def test_the_top_help_names_every_command_and_exit_status():
     text = call("--help", code=0).stdout
-    for name in (*COMMANDS, "exit codes", "86"):
-        assert name in text
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+    for status in ("0 no leaks", "1 leaks found", "2 usage error", "86 if it leaked", "87 if"):
+        assert status in text
+
+
+def test_without_a_command_it_prints_its_help_and_exits_with_2():
+    done = call(code=2)
+    assert done.stdout == ""
+    assert done.stderr == call("--help", code=0).stdout
 
 
 def test_help_imports_nothing_that_it_can_do_without():
@@ -54,7 +62,7 @@ def test_the_installed_command_is_the_same():
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["scan", "--nonsense"], ["scan", "-1"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["scan", "--nonsense"], ["scan", "-1"]])
 def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments):
     done = call(*arguments, code=2)
     assert done.stdout == ""
@@ -63,11 +71,41 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(arguments):
 
 
 @pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("scann", "unknown command 'scann'. Did you mean 'scan'? Commands: run, scan, "),
+        ("--vesion", "unknown option '--vesion'. Did you mean '--version'?"),
+        ("-x", "unknown option '-x'"),
+        ("scan --tre 4242", "unknown option '--tre'. Did you mean '--tree'?"),
+        ("run --grase=2 app.py", "unknown option '--grase'. Did you mean '--grace'?"),
+        ("run --count_warning 2 app.py", "Did you mean '--count-warning'?"),
+        ("show a.json b.json", "unexpected argument 'b.json'"),
+        ("completion bsh", "unknown shell 'bsh'. Did you mean 'bash'? Shells: bash, zsh, fish"),
+        ("scan --state CLOSEWAIT", "unknown TCP state 'CLOSEWAIT'. Did you mean 'CLOSE_WAIT'?"),
+        ("run --report txt app.py", "unknown reporter 'txt'. Did you mean 'text'? Available: "),
+        (
+            "run --report at_least:warn:text app.py",
+            "unknown severity 'warn'. Did you mean 'warning'?",
+        ),
+        ("run --attribute psycop app.py", "got 'psycop'. Did you mean 'psycopg'? Libraries: "),
+        ("run --signal USR1X app.py", "a signal, got 'USR1X'. Did you mean 'SIGUSR1'?"),
+        ("run --probe linx app.py", "run --probe: unknown probe 'linx'. Did you mean 'linux'?"),
+        ("run --no-config", "run: missing TARGET (a script, -m MODULE, or a command)"),
+        ("show", "missing FILE (or use --diff A B)"),
+    ],
+)
+def test_an_error_names_the_value_the_place_and_the_nearest_right_one(line, sentence):
+    done = call(*line.split(), code=2)
+    assert sentence in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["scan", "999999999"], "no such process: 999999999"),
-        (["scan", "--tree"], "whose descendants?"),
-        (["scan", "--state", "OPEN"], "not a TCP state: 'OPEN'"),
+        (["scan", "--tree"], "--tree needs a PID"),
+        (["scan", "--state", "OPEN"], "unknown TCP state 'OPEN'. States: "),
         (["doctor", "999999999"], "no such process"),
     ],
 )
@@ -136,7 +174,7 @@ def without_extras(tmp_path):
 
 
 def test_without_the_extra_what_can_work_does(without_extras, tmp_path):
-    assert "6 leaked" in call("demo", code=0, **without_extras).stdout
+    assert "5 leaked" in call("demo", code=0, **without_extras).stdout
     assert "not installed" not in call("run", "--", "true", code=0, **without_extras).stderr
     assert "Python:" in call("doctor", code=0, **without_extras).stdout
     if sys.platform == "linux":
@@ -148,7 +186,7 @@ def test_without_the_extra_what_can_work_does(without_extras, tmp_path):
 )
 def test_without_the_extra_the_rest_says_what_to_install(without_extras, arguments):
     done = call(*arguments, code=2, **without_extras)
-    assert "pip install 'closewait_guard[cli]'" in done.stderr
+    assert "pip install 'closewait-guard[cli]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -161,7 +199,7 @@ def test_psutil_looks_where_the_kernel_cannot_be_asked(without_extras):
         assert "2 LEAKED  TCP from 127.0.0.1 " in text
         assert ", since an unknown time" in text
         done = call("scan", running.pid, code=2, **portable, **without_extras)
-        assert "pip install 'closewait_guard[cli]'" in done.stderr
+        assert "pip install 'closewait-guard[cli]'" in done.stderr
     assert "no such process" in call("scan", "999999999", code=2, **portable).stderr
 
 
@@ -197,14 +235,30 @@ def test_bash_completes_commands_options_and_process_numbers(line, wanted, tmp_p
     assert set(wanted) <= found
 
 
-def test_the_demonstration_leaks_in_every_way_it_names():
+def test_the_demonstration_shows_a_pool_in_forty_lines_and_what_to_type_next():
     done = call("demo", code=0)
-    ways = "missing_close response_not_read makefile_kept pool_idle place_order dropped"
-    for way in ways.split():
-        assert f"in {way}" in done.stdout.replace("<locals>.", "").replace("thread_stuck.", "")
-    assert "9 leaked sockets from 6 places: 6 leaked, 1 dropped, 2 lingering." in done.stdout
+    report, _, farewell = done.stdout.rpartition("\n\n")
+    assert "5 leaked sockets from 3 places: 4 leaked, 1 dropped." in report
+    assert "in dropped()" in report
+    assert "in place_order()" in report
+    assert "in response_not_read()" in report
+    assert "session.get(url, stream=True)" in report
+    assert "checked out of the pool" in " ".join(report.split())
+    assert "1 idle pooled connection closed by the server (not leaks)." in report
+    assert len(report.splitlines()) <= 40
+    for command in ("demo --source", "scan", "run -- python app.py"):
+        assert f"closewait-guard {command}\n" in f"{farewell}\n"
     assert done.stderr == ""
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_the_demonstration_without_requests_has_no_pool_to_show(tmp_path):
+    (tmp_path / "requests.py").write_text("raise ImportError('no requests here')")
+    done = call("demo", code=0, PYTHONPATH=str(tmp_path))
+    assert "5 leaked sockets from 3 places: 4 leaked, 1 dropped." in done.stdout
+    assert "pool" not in done.stdout
+    assert "shop.kept[0]" in done.stdout
+    assert done.stderr == ""
 
 
 def test_the_demonstration_takes_five_seconds_at_most():
@@ -215,22 +269,22 @@ def test_the_demonstration_takes_five_seconds_at_most():
 
 def test_the_demonstration_shows_its_progress_on_a_terminal_and_takes_it_away():
     with Terminal(*COMMAND, "demo", lines=200) as terminal:
-        terminal.until("leaking: missing close")
-        text = terminal.until("leaking: dropped")
+        terminal.until("leaking: dropped")
+        text = terminal.until("leaking: idle in the pool")
         assert "━" in text
         assert terminal.wait() == 0
         assert "leaking:" not in terminal.text()
-        assert "6 leaked" in terminal.text()
+        assert "5 leaked" in terminal.text()
 
 
 def test_the_demonstration_without_rich_names_each_way_on_a_terminal(without_extras):
     with Terminal(*COMMAND, "demo", lines=200, **without_extras) as terminal:
         assert terminal.wait() == 0
-        assert "leaking: thread stuck\n" in terminal.text()
+        assert "leaking: response not read\n" in terminal.text()
 
 
 def test_the_demonstration_shows_its_source():
-    assert "Nobody closes it." in call("demo", "--source", code=0).stdout
+    assert "Never read to its end." in call("demo", "--source", code=0).stdout
 
 
 def test_the_doctor_reports_every_topic_in_plain_words():
@@ -243,7 +297,7 @@ def test_the_doctor_reports_every_topic_in_plain_words():
         "Descriptors",
         "Keepalive",
         "From outside",
-        "Unseen",
+        "C extensions",
         "Socket class",
         "Extras",
     ):

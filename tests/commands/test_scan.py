@@ -53,7 +53,7 @@ def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
     assert "2 LEAKED  TCP from 127.0.0.1 " in text
     assert ", CLOSE_WAIT: 5 (" in text
     assert "\nFile descriptors: " in text
-    assert "close it where it is used up" in text
+    assert "close it when you are done" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
@@ -348,7 +348,7 @@ def test_a_program_in_c_is_reported_like_any_other():
             server.terminate()
     assert done.startswith(f"redis-server 127.0.0.1:{port}  (pid {server.pid})\n")
     assert "4 LEAKED  TCP from 127.0.0.1 " in done
-    assert "its owner must call close() on it" in done
+    assert "call the library's own close method" in done
     assert "closewait-guard run" not in done
     assert report.python == ""
     assert report.command == f"redis-server 127.0.0.1:{port}"
@@ -410,7 +410,7 @@ def test_without_rights_it_shows_what_it_may_and_says_what_is_missing(leaky):
     nobody = [sys.executable, "-c", AS_NOBODY, str(leaky.pid)]
     done = call("scan", leaky.pid, command=nobody, code=2)
     assert done.stderr == (
-        f"closewait-guard: not permitted to look into process {leaky.pid} "
+        f"closewait-guard: not permitted to inspect process {leaky.pid} "
         f"({Path(sys.executable).name} -c) of user root: run as root, or as that user\n"
     )
     shown = " ".join(call("scan", leaky.pid, command=nobody).stdout.split())

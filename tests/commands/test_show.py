@@ -55,7 +55,7 @@ def test_the_last_of_several_is_reported_as_it_was(saved, reports):
         (["--range=-2:-1"], [2, 3]),
         (["--last", "2"], [2, 3]),
         (["--last", "99"], [1, 2, 3]),
-        (["--every"], [1, 2, 3]),
+        (["--all"], [1, 2, 3]),
     ],
 )
 def test_one_the_last_or_a_range_is_reported(saved, reports, option, expected):
@@ -120,7 +120,7 @@ def test_what_was_cut_off_in_the_last_line_loses_nothing_else(saved, reports):
         file.write('{"schema": "closewait-guard/1", "taken')
     done = call("show", saved, code=0)
     assert done.stdout.endswith(cwg.render_text(reports[-1]))
-    assert done.stderr.startswith(f"closewait-guard: {saved}, line 4: not a report, and no JSON")
+    assert done.stderr.startswith(f"closewait-guard: {saved}, line 4: not JSON")
     assert done.stderr.count("\n") == 1
 
 
@@ -129,14 +129,14 @@ def test_what_was_cut_off_in_the_last_line_loses_nothing_else(saved, reports):
     [
         (b"", "is empty"),
         (b"\n\n", "is empty"),
-        (b"hello\n", "no JSON"),
-        (b"\x00\xff\xfe", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"{}", "not a report of schema"),
-        (b'{"schema": "closewait-guard/2"}', "not a report of schema"),
-        (b'{"schema": "closewait-guard/1"}', "report lacks taken_at"),
-        (b"[1, 2]", "not a report of schema"),
-        (b"3", "not a report of schema"),
+        (b"hello\n", "not JSON"),
+        (b"\x00\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"{}", "unsupported report format: expected schema"),
+        (b'{"schema": "closewait-guard/2"}', "unsupported report format: expected schema"),
+        (b'{"schema": "closewait-guard/1"}', "report: missing fields taken_at"),
+        (b"[1, 2]", "unsupported report format: expected schema"),
+        (b"3", "unsupported report format: expected schema"),
     ],
 )
 def test_what_is_no_report_gets_one_sentence_that_names_the_file(tmp_path, content, sentence):
@@ -154,25 +154,25 @@ def test_what_is_no_report_gets_one_sentence_that_names_the_file(tmp_path, conte
     [
         (["/nowhere"], "/nowhere cannot be read: No such file or directory"),
         (["/"], "/ cannot be read: Is a directory"),
-        (["FILE", "--range", "9"], "has 3 reports: none is 9"),
+        (["FILE", "--range", "9"], "has 3 reports, and none at 9"),
         (
             ["FILE", "--range", "0"],
-            "must be the number of a report, from 1, or from -1 backwards, not '0'",
+            "expected the number of a report, from 1, or from -1 backwards, got '0'",
         ),
         (
             ["FILE", "--range", "1:x"],
-            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+            "expected the number of a report, from 1, or from -1 backwards, got 'x'",
         ),
         (
             ["FILE", "--last", "x"],
-            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+            "expected the number of a report, from 1, or from -1 backwards, got 'x'",
         ),
         (
             ["FILE", "--diff", "1", "x"],
-            "must be the number of a report, from 1, or from -1 backwards, not 'x'",
+            "expected the number of a report, from 1, or from -1 backwards, got 'x'",
         ),
         (["--diff", "FILE", "/nowhere"], "/nowhere cannot be read"),
-        ([], "FILE is needed"),
+        ([], "missing FILE (or use --diff A B)"),
     ],
 )
 def test_bad_arguments_get_one_sentence(saved, arguments, sentence):
@@ -235,4 +235,7 @@ def test_a_difference_between_two_runs_of_tests_is_that_of_all_their_reports(of_
 def test_a_line_of_tests_without_a_report_gets_a_sentence(tmp_path, report):
     path = tmp_path / "tests.jsonl"
     path.write_text(f'{{"schema": "closewait-guard-pytest/1", "report": {report}}}\n')
-    assert "tests.jsonl: not a report of schema" in call("show", path, code=2).stderr
+    assert (
+        "tests.jsonl: unsupported report format: expected schema"
+        in call("show", path, code=2).stderr
+    )

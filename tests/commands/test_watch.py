@@ -184,19 +184,19 @@ def test_without_rich_the_terminal_gets_one_sentence(tmp_path, growing):
     (tmp_path / "rich.py").write_text("raise ImportError('not here')")
     with Terminal(*WATCH, str(growing.pid), PYTHONPATH=str(tmp_path)) as terminal:
         assert terminal.wait() == 2
-        assert "pip install 'closewait_guard[cli]'" in " ".join(terminal.text().split())
+        assert "pip install 'closewait-guard[cli]'" in " ".join(terminal.text().split())
 
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (["--interval", "0"], "must be a number of seconds from 0.1 to 86,400, not '0'"),
-        (["--interval", "nan"], "must be a number of seconds from 0.1 to 86,400, not 'nan'"),
-        (["--count", "-1"], "must be a whole number above zero, not '-1'"),
-        (["--count", "1.5"], "must be a whole number above zero, not '1.5'"),
+        (["--interval", "0"], "expected a number of seconds from 0.1 to 86,400, got '0'"),
+        (["--interval", "nan"], "expected a number of seconds from 0.1 to 86,400, got 'nan'"),
+        (["--count", "-1"], "expected a positive integer, got '-1'"),
+        (["--count", "1.5"], "expected a positive integer, got '1.5'"),
         (["999999999"], "no such process"),
-        (["x"], "must be the number of a process, not 'x'"),
-        (["4294967296"], "must be the number of a process, not '4294967296'"),
+        (["x"], "invalid PID 'x'"),
+        (["4294967296"], "invalid PID '4294967296'"),
     ],
 )
 def test_bad_arguments_get_one_sentence(wrong, sentence):

@@ -202,7 +202,7 @@ def test_every_hint_of_a_library_can_be_reached():
 def test_a_hint_is_for_types_of_its_package_and_for_no_other_of_a_similar_name():
     hint_of = hints_of_libraries()
     leaked, created = cwg.Verdict.LEAKED, cwg.Origin.CREATED
-    assert "give the connection back" in hint_of(leaked, created, ("redis.client.Redis",))
+    assert "return the connection" in hint_of(leaked, created, ("redis.client.Redis",))
     assert hint_of(leaked, created, ("redisx.Client",)) == ""
     assert hint_of(cwg.Verdict.HALF_CLOSED, created, ("redis.client.Redis",)) == ""
 
@@ -213,10 +213,13 @@ def test_a_hint_is_for_types_of_its_package_and_for_no_other_of_a_similar_name()
         # What a program holds comes before what that holds in turn, and a traceback before all.
         (("http.client.HTTPResponse", "urllib3.response.HTTPResponse"), "release_conn"),
         (("urllib3.response.HTTPResponse", "requests.models.Response"), "session.get"),
-        (("asyncio.streams.StreamWriter", "aiohttp.client.ClientSession"), "make one session"),
+        (
+            ("asyncio.streams.StreamWriter", "aiohttp.client.ClientSession"),
+            "reuse one ClientSession",
+        ),
         (("psycopg.Connection", "sqlalchemy.engine.base.Connection"), "engine.connect()"),
         (("uvloop.Loop", "psycopg.Connection"), "psycopg.connect"),
-        (("requests.models.Response", "traceback"), "an exception that is kept"),
+        (("requests.models.Response", "traceback"), "do not keep the exception"),
     ],
 )
 def test_of_several_holders_the_outermost_has_the_hint(holders, first):
@@ -289,7 +292,7 @@ def from_asyncio(url):
     [
         (from_httpx, "with httpx.Client() as client"),
         (from_http_client, "call connection.close()"),
-        (from_asyncio, "`writer.close()` and `await writer.wait_closed()`"),
+        (from_asyncio, "`writer.close()`, then `await writer.wait_closed()`"),
     ],
 )
 def test_the_hint_of_a_reference_cycle_is_what_closes_the_librarys_object(guard, lose, hint):
@@ -298,7 +301,9 @@ def test_the_hint_of_a_reference_cycle_is_what_closes_the_librarys_object(guard,
         gc.collect()
         dropped = findings_of(guard, cwg.Verdict.DROPPED)
         [found] = [leak for leak in dropped if leak.observation.record.origin == "created"]
-        assert found.hint.startswith("it was kept in a reference cycle"), found.hint
+        assert found.hint.endswith(" (garbage-collected while open, in a reference cycle)"), (
+            found.hint
+        )
         assert hint in found.hint
         server.hang_up()
 

@@ -25,7 +25,7 @@ from findings import are_of_a_pool_for_each_call, findings_of, findings_of_async
 from servers import redis_server, web
 
 HINT_OF = {
-    "urllib3": "the pool will replace it",
+    "urllib3": "the pool discards it on next use",
     "httpcore": "keepalive_expiry",
     "aiohttp": "keepalive_timeout",
     "redis": "health_check_interval",
@@ -91,7 +91,7 @@ def test_a_session_for_each_call_is_leaked(guard):
         assert len(leaks) == 40
         assert "one of 40 pools for this address" in leaks[0].holders[-1]
         assert any("sessions[" in holder for leak in leaks for holder in leak.holders)
-        assert any("make one session and keep it" in leak.hint for leak in leaks)
+        assert any("reuse one Session" in leak.hint for leak in leaks)
         for session in sessions:
             session.close()
     assert guard.scan().leaks == ()
@@ -110,7 +110,7 @@ def test_a_client_for_each_call_is_leaked(guard, library):
         return clients[-1].get(url).content
 
     call, hint = {
-        "urllib3": (with_urllib3, "make one PoolManager"),
+        "urllib3": (with_urllib3, "reuse one PoolManager"),
         "httpx": (with_httpx, "`with httpx.Client() as client:`"),
     }[library]
     with web() as server:
@@ -133,7 +133,7 @@ def test_clients_of_one_line_are_leaked_however_many_connections_one_pool_may_ho
         server.hang_up()
         leaks = findings_of(guard, cwg.Verdict.LEAKED, count)
         assert f"one of {count} pools for this address" in leaks[0].holders[-1]
-        assert all("make one client and keep it" in leak.hint for leak in leaks)
+        assert all("reuse one" in leak.hint for leak in leaks)
         for client in clients:
             client.close()
     assert guard.scan().leaks == ()
@@ -202,7 +202,7 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
             await (client.aclose() if library == "httpx" else client.close())
 
     call, hint = {
-        "httpx": (with_httpx, "make one client and keep it"),
+        "httpx": (with_httpx, "reuse one"),
         "aiohttp": (with_aiohttp, "`await session.close()`"),
     }[library]
     with web() as server:
@@ -362,7 +362,7 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
         hang_up_redis(redis_port)
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert "checked out of the pool (at most 5)" in leak.holders[-1]
-        assert "give the connection back" in leak.hint
+        assert "return the connection" in leak.hint
         client.connection_pool.release(taken)
     assert guard.scan().leaks == ()
 
@@ -394,7 +394,7 @@ def test_a_redis_client_for_each_call_is_leaked(guard, redis_port):
         client.ping()
     hang_up_redis(redis_port)
     leaks = findings_of(guard, cwg.Verdict.LEAKED, 25)
-    are_of_a_pool_for_each_call(leaks, "make one client and keep it: it has a pool")
+    are_of_a_pool_for_each_call(leaks, "reuse one client, which has a connection pool")
     for client in clients:
         client.close()
     assert guard.scan().leaks == ()
@@ -407,7 +407,7 @@ def test_redis_clients_of_one_line_are_leaked_though_their_pools_have_no_bound(g
     hang_up_redis(redis_port)
     leaks = findings_of(guard, cwg.Verdict.LEAKED, 60)
     assert "one of 60 pools for this address" in leaks[0].holders[-1]
-    assert all("make one client and keep it" in leak.hint for leak in leaks)
+    assert all("reuse one" in leak.hint for leak in leaks)
     for client in clients:
         client.close()
     assert guard.scan().leaks == ()
@@ -480,7 +480,7 @@ def test_a_response_that_keeps_the_pool_of_a_closed_session_excuses_nothing(guar
         server.hang_up()
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.holders[-1].endswith(f"idle in the pool (at most 10){UNUSED}")
-        assert "a response itself keeps its whole pool" in leak.hint
+        assert "a response keeps its whole pool open" in leak.hint
         kept_globally.clear()
         assert guard.scan().leaks == ()
 
@@ -536,7 +536,7 @@ def test_a_pool_that_only_garbage_reaches_excuses_nothing(guard, call):
         server.hang_up()
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.holders[-1].endswith(UNUSED)
-        assert {"use_requests": "close the session", "use_httpx": "make one client"}[
+        assert {"use_requests": "close the session", "use_httpx": "reuse one"}[
             call.__name__
         ] in leak.hint
 
@@ -552,7 +552,7 @@ def test_a_redis_pool_that_only_garbage_reaches_excuses_nothing(guard, redis_por
     hang_up_redis(redis_port)
     [leak] = findings_of(guard, cwg.Verdict.LEAKED)
     assert leak.holders[-1].endswith(UNUSED)
-    assert "make one client and keep it" in leak.hint
+    assert "reuse one" in leak.hint
 
 
 @pytest.mark.usefixtures("small_heap")

@@ -57,6 +57,7 @@ FOREIGN = {
     "rich": {"_rich"},
     "psutil": {"_processes/psutil"},
     "argcomplete": {"commands/completion"},
+    "requests": {"commands/_leaky_shop"},
     "pytest": {"pytest_plugin"},
 }
 

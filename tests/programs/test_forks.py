@@ -59,7 +59,7 @@ def test_the_child_reports_the_parents_creation_and_the_parent_that_still_holds_
             record = leak.observation.record
             assert record.parent.pid == parent
             assert record.site.function == "connect"
-            assert "open it after the fork" in leak.hint
+            assert "open it after forking" in leak.hint
             assert any(f"process {parent} (" in holder for holder in leak.holders), leak.holders
             os._exit(0)
         theirs.close()

@@ -85,7 +85,7 @@ def test_an_exception_that_is_kept_keeps_the_connection(guard):
         leak = only(guard, cwg.Verdict.LEAKED, "fetch")
         assert "failures[0]" in leak.holders[0]
         assert "kept by an exception's traceback" in leak.holders[0]
-        assert "do not store the exception" in leak.hint
+        assert "do not keep the exception" in leak.hint
         failures.clear()
 
 
@@ -231,7 +231,7 @@ def test_a_stuck_handler_is_reported_with_its_thread_and_line():
         assert leak.observation.record.origin is cwg.Origin.ACCEPTED
         assert any("handle() in thread handler-1, now at" in text for text in leak.holders)
         assert any("thread handler-1, whose calls now are" in text for text in leak.holders)
-        assert "the handler of this connection" in leak.hint
+        assert "wrap the handler in `with conn:`" in leak.hint
         stuck.set()
         thread.join()
 
@@ -279,7 +279,7 @@ def test_a_reconnect_that_forgets_to_close_the_old_connection(guard):
         peers.append(server.accept()[0])
         leak = only(guard, cwg.Verdict.LEAKED, "connect")
         assert "client.history[0]" in leak.holders[0]
-        assert "before a new one takes its place" in leak.hint
+        assert "close the old connection before reconnecting" in leak.hint
         [young] = [
             seen.record.serial
             for seen in guard.scan(full=True).observations
@@ -303,7 +303,7 @@ def test_a_duplicate_that_is_not_closed(guard):
         leak = only(guard, cwg.Verdict.LEAKED, "duplicate")
         assert leak.observation.record.origin is cwg.Origin.DUPLICATED
         assert "'copy' of" in leak.holders[0]
-        assert "close it too" in leak.hint
+        assert "close both" in leak.hint
         copy.close()
 
 

@@ -96,7 +96,7 @@ def report_of_gunicorn(folder, wanted, age_warning):
 def test_a_view_whose_client_has_left_is_no_leak_while_it_runs(tmp_path):
     text = report_of_gunicorn(tmp_path, "still in", age_warning=300)
     assert "HALF CLOSED" in text
-    assert "the client left " in text
+    assert "the client disconnected " in text
     assert "slow.py:5 heavy_report()" in text
     assert "LEAKED" not in text
 
@@ -146,7 +146,7 @@ def test_an_event_loop_that_is_blocked_is_named_in_place_of_its_sockets():
     for finding in found:
         assert "the event loop of thread loop-1: the loop is blocked at" in finding.holders[0]
         assert "handle()" in finding.holders[0]
-        assert finding.hint.startswith("the event loop has not run for")
+        assert finding.hint.startswith("do not block the event loop: ")
         assert finding.severity is cwg.Severity.INFO
 
 

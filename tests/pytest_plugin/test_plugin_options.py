@@ -77,9 +77,9 @@ def test_the_strongest_source_wins(suite, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("socket_leaks", "on", "must be off, warn or fail, not 'on'"),
-        ("socket_leaks_grace", "soon", "must be a number of seconds, zero or more, not 'soon'"),
-        ("socket_leaks_grace", "-1", "must be a number of seconds, zero or more, not '-1'"),
+        ("socket_leaks", "on", "expected off, warn or fail, got 'on'"),
+        ("socket_leaks_grace", "soon", "expected a non-negative number of seconds, got 'soon'"),
+        ("socket_leaks_grace", "-1", "expected a non-negative number of seconds, got '-1'"),
     ],
 )
 @pytest.mark.parametrize("source", ["option", "environment", "ini"])
@@ -105,10 +105,10 @@ def test_a_bad_value_is_a_usage_error_that_names_where_it_came_from(
 
 def test_a_pattern_that_says_nothing_is_a_usage_error(suite, monkeypatch):
     result = suite.fail(LEAKY, "--socket-leaks-ignore= ")
-    result.stderr.fnmatch_lines(["ERROR: --socket-leaks-ignore: must be a pattern on a file, *"])
+    result.stderr.fnmatch_lines(["ERROR: --socket-leaks-ignore: expected a pattern on a file, *"])
     monkeypatch.setenv("CLOSEWAIT_GUARD_SOCKET_LEAKS_IGNORE", ",")
     result = suite.fail(None)
-    result.stderr.fnmatch_lines(["ERROR: environment variable *_IGNORE: must be a pattern on *"])
+    result.stderr.fnmatch_lines(["ERROR: environment variable *_IGNORE: expected a pattern on *"])
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,11 @@ def test_a_pattern_that_says_nothing_is_a_usage_error(suite, monkeypatch):
         ("allow_socket_leaks(reason='')", "*needs a reason*"),
         ("allow_socket_leaks(reason=1)", "*needs a reason*not allow_socket_leaks(reason=1)"),
         ("allow_socket_leaks(reason='x', until=2)", "*needs a reason*"),
-        ("socket_leaks('maybe')", "socket_leaks: mode: must be off, warn or fail, not 'maybe'"),
-        ("socket_leaks(grace='x')", "socket_leaks: grace: must be a number of seconds*"),
+        ("socket_leaks('maybe')", "socket_leaks: mode: expected off, warn or fail, got 'maybe'"),
+        (
+            "socket_leaks(grace='x')",
+            "socket_leaks: grace: expected a non-negative number of seconds*",
+        ),
         ("socket_leaks('off', 1)", "socket_leaks: takes a mode, grace, ignore, threads and *"),
         ("socket_leaks(patience=1)", "socket_leaks: takes a mode, grace, ignore, threads and *"),
     ],

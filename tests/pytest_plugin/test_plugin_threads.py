@@ -123,7 +123,7 @@ def test_a_setting_decides_that_its_test_fails(suite, marker, option):
 
 def test_a_wrong_value_of_the_setting_is_refused(suite):
     result = suite.fail(STARTING + RUNNING_ON, "-o", "socket_leaks_threads=off")
-    result.stderr.fnmatch_lines(["*socket_leaks_threads*: must be warn or fail, not 'off'"])
+    result.stderr.fnmatch_lines(["*socket_leaks_threads*: expected warn or fail, got 'off'"])
 
 
 def test_the_findings_file_says_what_still_runs(suite):

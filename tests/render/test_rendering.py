@@ -221,19 +221,19 @@ def test_a_real_report_fits_the_schema_and_survives():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda data: data.update(schema="other/1"), "not a report of schema"),
-        (lambda data: data.clear(), "not a report of schema"),
-        (lambda data: data.pop("findings"), "report lacks findings"),
-        (lambda data: data.update(pid="seven"), r"report\.pid must be int, not 'seven'"),
-        (lambda data: data.update(pid=True), r"report\.pid must be int, not True"),
-        (lambda data: data.update(findings={}), r"report\.findings must be list, not \{\}"),
+        (lambda data: data.update(schema="other/1"), "unsupported report format: expected schema"),
+        (lambda data: data.clear(), "unsupported report format: expected schema"),
+        (lambda data: data.pop("findings"), "report: missing fields findings"),
+        (lambda data: data.update(pid="seven"), r"report\.pid: expected int, got 'seven'"),
+        (lambda data: data.update(pid=True), r"report\.pid: expected int, got True"),
+        (lambda data: data.update(findings={}), r"report\.findings: expected list, got \{\}"),
         (
             lambda data: data["findings"][0].update(verdict="guilty"),
-            r"report\.findings\[0\]\.verdict must be one of leaked, dead",
+            r"report\.findings\[0\]\.verdict: expected one of leaked, dead",
         ),
         (
             lambda data: data["findings"][0]["observation"]["record"]["context"].update(a=[]),
-            r"record\.context\.a must be str or int or float or bool, not \[\]",
+            r"record\.context\.a: expected str or int or float or bool, got \[\]",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_what_is_no_report_is_refused_in_one_sentence(change, sentence):
 
 @pytest.mark.parametrize("data", [None, [], "text", 7])
 def test_what_is_not_even_an_object_is_refused(data):
-    with pytest.raises(cwg.ReportFormatError, match="not a report"):
+    with pytest.raises(cwg.ReportFormatError, match="unsupported report format"):
         cwg.from_dict(data)
 
 

@@ -192,10 +192,10 @@ def test_threads_share_a_reporter_without_tearing_or_losing_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"max_bytes": -1}, "max_bytes must be a whole number, zero or more, not -1"),
-        ({"max_bytes": 1.5}, "max_bytes must be a whole number, zero or more, not 1.5"),
-        ({"max_bytes": True}, "max_bytes must be a whole number, zero or more, not True"),
-        ({"backups": "3"}, "backups must be a whole number, zero or more, not '3'"),
+        ({"max_bytes": -1}, "max_bytes: expected a non-negative integer, got -1"),
+        ({"max_bytes": 1.5}, "max_bytes: expected a non-negative integer, got 1.5"),
+        ({"max_bytes": True}, "max_bytes: expected a non-negative integer, got True"),
+        ({"backups": "3"}, "backups: expected a non-negative integer, got '3'"),
         ({"path": "/no/such/folder/x"}, r"'/no/such/folder/x' cannot be opened: .*No such file"),
         ({"path": "/"}, "'/' cannot be opened: .*Is a directory"),
         ({"path": "/dev/null"}, "'/dev/null' cannot be opened: .*not a regular file"),

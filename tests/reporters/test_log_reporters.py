@@ -196,7 +196,7 @@ def test_a_logger_of_the_program_s_own_is_used():
 
 @pytest.mark.parametrize("logger", [3, "name", object()])
 def test_what_is_no_structlog_logger_is_refused(logger):
-    with pytest.raises(cwg.ConfigurationError, match="logger must be a structlog logger"):
+    with pytest.raises(cwg.ConfigurationError, match="expected a structlog logger"):
         reporters.structlog(logger)
 
 
@@ -269,7 +269,7 @@ def test_logging_respects_the_levels_that_are_set(caplog):
 
 @pytest.mark.parametrize("logger", [3, object(), print])
 def test_what_is_no_logger_is_refused(logger):
-    with pytest.raises(cwg.ConfigurationError, match="logger must be a logger or its name"):
+    with pytest.raises(cwg.ConfigurationError, match="expected a logger or its name"):
         reporters.logging(logger)
 
 

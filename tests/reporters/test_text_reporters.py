@@ -94,7 +94,9 @@ def test_a_stream_that_cannot_show_a_letter_shows_its_number(tmp_path):
 @pytest.mark.parametrize("make", [reporters.text, reporters.console])
 @pytest.mark.parametrize("stream", ["stderr", 3, object()])
 def test_what_is_no_stream_is_refused(make, stream):
-    with pytest.raises(cwg.ConfigurationError, match=r"stream must have write\(\) and flush\(\)"):
+    with pytest.raises(
+        cwg.ConfigurationError, match=r"expected a stream with write\(\) and flush\(\), got"
+    ):
         make(stream)
 
 
@@ -187,4 +189,4 @@ except cwg.MissingExtraError as error:
     stdout, stderr = run(code)
     assert stderr == ""
     assert stdout.count("\n") == 1
-    assert stdout.endswith("install it with: pip install 'closewait_guard[cli]'\n")
+    assert "needs rich: pip install 'closewait-guard[cli]' (" in stdout

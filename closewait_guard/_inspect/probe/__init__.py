@@ -35,7 +35,7 @@ def choose_probe(name: str) -> Probe:
     """The probe for this platform, or the one that is asked for by name."""
     on_linux = sys.platform == "linux"
     if name == "linux" and not on_linux:
-        raise ConfigurationError(f"probe must be auto or portable on {sys.platform}, not 'linux'")
+        raise ConfigurationError(f"probe: expected auto or portable on {sys.platform}, got 'linux'")
     if name == "linux" or (name == "auto" and on_linux):
         from closewait_guard._inspect.probe import linux
 
