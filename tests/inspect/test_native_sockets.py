@@ -118,9 +118,9 @@ def test_what_was_handed_over_within_the_process_names_its_maker(guard, hand_ove
         assert record.origin is cwg.Origin.DUPLICATED
         assert hand_over.__name__ in [frame.function for frame in record.stack]
         assert record.parent == guard_record(guard, ours)
-        assert f"duplicated from the socket opened at {record.parent.site.place}" in (
-            " ".join(cwg.render_text(guard.scan()).split())
-        )
+        place = os.path.relpath(record.parent.site.filename), record.parent.site.lineno
+        text = " ".join(cwg.render_text(guard.scan()).split())
+        assert "duplicated from the socket opened at {}:{}".format(*place) in text
 
 
 @HANDED_OVER
