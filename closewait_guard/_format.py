@@ -49,7 +49,7 @@ _BUILD_SERVER_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
 _FILE = re.compile(r"[^/\\]*$")
 _PLACE = re.compile(r":\d{1,9}[:;,.)]{0,3}$")
 # Where each code is explained.
-_CODES_PAGE = "https://closewait-guard.readthedocs.io/codes/"
+_CODES_PAGE = "https://closewait-guard.readthedocs.io/en/latest/codes/"
 _MAX_CHARACTERS = 10_000
 _MAX_WORD = 200
 # Code in backticks, and a key in quotation marks: not broken at the spaces in them.

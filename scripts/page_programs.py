@@ -31,6 +31,8 @@ _PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTAL
 _OUTPUT = re.compile(r"(<!-- output: (.+?) -->\n+```\w*\n)(.*?)(```)", re.DOTALL)
 _TIMEOUT = 60
 _PAGES_AT_ONCE = 3
+# What the programs of the pages talk to, and what asks their servers.
+_HELPERS = ("cookbook/service.py", "guides/visit.py")
 # How often to try: on a busy machine a peer may close late, or a search for holders end early.
 _ATTEMPTS = 3
 
@@ -99,7 +101,8 @@ def workplace(text: str) -> Iterator[Path]:
         except FileExistsError:
             continue
     shutil.copytree(ROOT / "examples", folder / "examples")
-    shutil.copy(ROOT / "docs" / "cookbook" / "service.py", folder)
+    for helper in _HELPERS:
+        shutil.copy(ROOT / "docs" / helper, folder)
     try:
         for name, source in _PROGRAM.findall(text):
             (folder / name).write_text(source, encoding="utf-8")

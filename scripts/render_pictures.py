@@ -68,7 +68,7 @@ _PICTURES = {
     ),
     "watch": Picture(
         f"python -c '{_GROWING}' & exec closewait-guard watch $! --interval 0.5",
-        ROOT / "docs" / "command-line.md",
+        ROOT / "docs" / "commands" / "watch.md",
         "closewait-guard watch",
         seconds=4,
     ),

@@ -1,0 +1,58 @@
+"""Start a server, ask it for a path a few times, and end it: how the pages get their reports.
+
+python visit.py PATH TIMES COMMAND...
+
+`{socket}` in COMMAND is where the server is to listen, and `PRICES` in its environment the
+address of a service that it may ask. It is ended by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import service
+
+_START_SECONDS, _STOP_SECONDS = 30, 30
+
+
+def main(path: str, times: str, *command: str) -> int:
+    with tempfile.TemporaryDirectory() as folder, service.running() as (host, port):
+        os.environ["PRICES"] = f"http://{host}:{port}/"
+        address = str(Path(folder, "http"))
+        words = [word.format(socket=address) for word in command]
+        with subprocess.Popen(words) as server:
+            try:
+                for _ in range(int(times)):
+                    ask(address, path)
+                time.sleep(1.5)  # More than the grace time.
+            finally:
+                server.send_signal(signal.SIGTERM)
+                server.wait(_STOP_SECONDS)
+    return 0
+
+
+def ask(address: str, path: str) -> None:
+    end = time.monotonic() + _START_SECONDS
+    with socket.socket(socket.AF_UNIX) as client:
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                client.connect(address)
+                break
+            if time.monotonic() > end:
+                raise TimeoutError(f"no server at {address}")
+            time.sleep(0.05)
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        while client.recv(65536):
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
