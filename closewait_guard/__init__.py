@@ -21,13 +21,15 @@ if TYPE_CHECKING:
         watch_async,
     )
     from closewait_guard._capture import label
-    from closewait_guard._guard import Guard, render_text
+    from closewait_guard._delivery import render_text
+    from closewait_guard._guard import Guard
     from closewait_guard._monitor import Monitor
     from closewait_guard._render import from_dict, to_dict
     from closewait_guard.exceptions import (
         CloseWaitGuardError,
         ConfigurationError,
         MissingExtraError,
+        NotLoadedError,
         ReportFormatError,
         SocketLeakError,
         UnsupportedPythonError,
@@ -71,6 +73,7 @@ __all__ = [
     "Guard",
     "MissingExtraError",
     "Monitor",
+    "NotLoadedError",
     "Observation",
     "Origin",
     "Report",
@@ -110,7 +113,8 @@ _HOMES = {
         "watch",
         "watch_async",
     ),
-    "_guard": ("Guard", "render_text"),
+    "_delivery": ("render_text",),
+    "_guard": ("Guard",),
     "_capture": ("label",),
     "_monitor": ("Monitor",),
     "_render": ("from_dict", "to_dict"),
@@ -118,6 +122,7 @@ _HOMES = {
         "CloseWaitGuardError",
         "ConfigurationError",
         "MissingExtraError",
+        "NotLoadedError",
         "ReportFormatError",
         "SocketLeakError",
         "UnsupportedPythonError",
@@ -130,6 +135,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
+    from sys import modules
+
+    if (interruptions := modules.get(f"{__name__}._interruptions")) is not None:
+        interruptions.restore_late()
 
     if name in _PUBLIC_MODULES:
         return import_module(f"{__name__}.{name}")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from closewait_guard._capture import patch
 from closewait_guard._guard import Guard
-from closewait_guard._monitor import Monitor
-from closewait_guard._no_leaks import NoLeaks
+from closewait_guard._interruptions import restore_late
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import Report, Reporter
-from closewait_guard.settings import Settings
+
+if TYPE_CHECKING:
+    from closewait_guard._monitor import Monitor
+    from closewait_guard._no_leaks import NoLeaks
+    from closewait_guard.model import Report, Reporter
+    from closewait_guard.settings import Settings
 
 __all__ = [
     "attribute",
@@ -68,9 +72,9 @@ def _install(
     global _guard
     with patch.install_lock():
         if _guard is None:
-            settings = Settings.resolve(settings, overrides)
-            make = Guard if _launched is None else _launched._beside
-            _guard = make(settings, reporters).install()
+            if overrides:
+                settings = _with_overrides(settings, overrides)
+            _guard = Guard._recording(settings, reporters, _launched).install()
         else:
             _refuse_change(_guard, settings, overrides, reporters)
         return _guard
@@ -80,7 +84,7 @@ def _refuse_change(
     guard: Guard, settings: Settings | None, overrides: dict[str, object], reporters: object
 ) -> None:
     wanted = guard.settings if settings is None else settings
-    changes = list(guard.settings.changes_to(Settings.resolve(wanted, overrides)))
+    changes = list(guard.settings.changes_to(_with_overrides(wanted, overrides)))
     if reporters:
         changes.append("reporters")
     if changes:
@@ -88,6 +92,14 @@ def _refuse_change(
             f"already installed with different settings ({', '.join(changes)}). Pass them to the "
             "first install() or watch(), or call uninstall() first"
         )
+
+
+def _with_overrides(settings: Settings | None, overrides: dict[str, object]) -> Settings:
+    restore_late()
+    # A program that gives none, and only records, does not load them.
+    from closewait_guard.settings import Settings
+
+    return Settings.resolve(settings, overrides)
 
 
 def read_records_of(guard: Guard) -> None:
@@ -185,6 +197,8 @@ def watch(
         was_installed = _guard is not None
         guard = _install_and_add(settings, reporters, overrides)
         try:
+            from closewait_guard._monitor import Monitor
+
             _monitor = Monitor(guard, interval, at_exit=at_exit, in_children=in_children)
             return _monitor.start()
         except BaseException:
@@ -251,6 +265,12 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         >>> with no_leaks():
         ...     socket.socket().close()
     """
+    restore_late()
+    if (guard := _guard or _launched) is not None:
+        # With the descriptors that it keeps for that, if there are no others.
+        guard._load()
+    from closewait_guard._no_leaks import NoLeaks
+
     return NoLeaks(_current, grace, allow_open=allow_open)
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "nap",
     "now",
     "pause",
+    "thread_time",
     "wall",
 ]
 
@@ -29,6 +30,8 @@ now = _time.perf_counter
 wall = _time.time
 # Blocks the whole thread, green threads included.
 nap = _time.sleep
+# The processor time of the current thread.
+thread_time = _time.thread_time
 
 _GREEN = frozenset({"gevent", "eventlet"})
 
@@ -59,16 +62,16 @@ class TimeLimit:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._processor = time.thread_time() + seconds
+        self._processor = thread_time() + seconds
         self.end = now() + seconds * _MAX_SLOWDOWN
 
     def is_over(self) -> bool:
         """Whether no time is left."""
-        return time.thread_time() > self._processor or now() > self.end
+        return thread_time() > self._processor or now() > self.end
 
     def part(self, share: float) -> TimeLimit:
         """A limit on a share of the time that is left."""
-        return TimeLimit(max(0.0, self._processor - time.thread_time()) * share)
+        return TimeLimit(max(0.0, self._processor - thread_time()) * share)
 
 
 # The share of the time that passes for scanning and finding holders together: with what cannot be

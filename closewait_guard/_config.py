@@ -9,11 +9,10 @@ trusted. The defaults of recording stand here because a run of tests records wit
 from __future__ import annotations
 
 import math
+import os
 import reprlib
-import signal as signals
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from closewait_guard.exceptions import ConfigurationError
@@ -32,6 +31,7 @@ __all__ = [
     "from_environment",
     "from_pyproject",
     "interval",
+    "is_anything_given",
     "is_without_config",
     "names",
     "number_parser",
@@ -203,16 +203,19 @@ def signal(value: object) -> int | None:
     """A signal by number or by name, with `SIG` or without."""
     if value in (None, ""):
         return None
+    # It makes enumerations of all signals, and few programs name one.
+    from signal import Signals
+
     text = str(value).upper()
     number = _number(value)
     try:
         if number is None:
-            return int(signals.Signals["SIG" + text.removeprefix("SIG")])
+            return int(Signals["SIG" + text.removeprefix("SIG")])
         # The enumeration refuses fractions and infinity.
-        return int(signals.Signals(number))  # type: ignore[arg-type]
+        return int(Signals(number))  # type: ignore[arg-type]
     except (KeyError, ValueError):
         wanted = "SIG" + text.removeprefix("SIG")
-        near = did_you_mean(wanted, (each.name for each in signals.Signals))
+        near = did_you_mean(wanted, (each.name for each in Signals))
         expected = f"expected the name or number of a signal, got {shown(value)}"
         raise _RefusedError(f"{expected}.{near or ' Did you mean SIGUSR1?'}") from None
 
@@ -269,6 +272,18 @@ RECORDING_DEFAULTS = _RecordingSettings()
 _NAME = b"closewait_guard"
 
 
+def is_anything_given(environ: Mapping[str, str]) -> bool:
+    """Whether the environment or the nearest project file may have settings.
+
+    Where they have none, a program that only records does not load what parses and keeps them.
+    """
+    given = (name for name in environ if name.startswith(ENVIRONMENT_PREFIX))
+    if not all(name.startswith(PLUGIN_PREFIX) for name in given):
+        return True
+    file = project_file(".")
+    return file is not None and file.may_have_settings
+
+
 class ProjectFile(NamedTuple):
     """The project file that counts.
 
@@ -277,7 +292,7 @@ class ProjectFile(NamedTuple):
         left_out: Why it is left out; empty if it is not.
     """
 
-    path: Path
+    path: str
     content: bytes
     left_out: str = ""
 
@@ -287,7 +302,7 @@ class ProjectFile(NamedTuple):
         return bool(self.left_out) or _NAME in self.content
 
 
-def project_file(directory: Path) -> ProjectFile | None:
+def project_file(directory: str) -> ProjectFile | None:
     """The nearest one; none where another user's has nothing to do with the guard."""
     path = _nearest(directory)
     if path is None:
@@ -296,19 +311,19 @@ def project_file(directory: Path) -> ProjectFile | None:
     from closewait_guard._files import UntrustedFileError, read_trusted
 
     try:
-        return ProjectFile(path, read_trusted(str(path)))
+        return ProjectFile(path, read_trusted(path))
     except UntrustedFileError as error:
         return ProjectFile(path, b"", str(error)) if _may_have_settings(path) else None
     except OSError as error:
         return ProjectFile(path, b"", f"it cannot be read: {error.strerror}")
 
 
-def _may_have_settings(path: Path) -> bool:
+def _may_have_settings(path: str) -> bool:
     """Many projects name the guard among what their tests need, and set nothing."""
     from closewait_guard._files import UntrustedFileError, read_untrusted
 
     try:
-        content = read_untrusted(str(path))
+        content = read_untrusted(path)
     except (OSError, UntrustedFileError):
         return True
     if _NAME not in content:
@@ -323,22 +338,21 @@ def _may_have_settings(path: Path) -> bool:
         return True
 
 
-def _nearest(directory: Path) -> Path | None:
+def _nearest(directory: str) -> str | None:
     """That of a folder, or of the first above it that has one."""
+    # Not by pathlib, which takes a tenth of the time that a guard takes to load.
     try:
-        here = directory.resolve()
-    except (OSError, RuntimeError):
+        folder = os.path.realpath(directory)
+    except (OSError, ValueError):
         return None
-    candidates = (folder / "pyproject.toml" for folder in (here, *here.parents))
-    return next((path for path in candidates if _is_there(path)), None)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        # A folder that this user may not look into: it is not their project.
-        return False
+    while True:
+        path = os.path.join(folder, "pyproject.toml")  # noqa: PTH118
+        if os.path.exists(path):  # noqa: PTH110
+            return path
+        above = os.path.dirname(folder)  # noqa: PTH120
+        if above == folder:
+            return None
+        folder = above
 
 
 # A name, its value, and where that came from.
@@ -368,10 +382,10 @@ def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
             yield name, value, f"environment variable {key}"
 
 
-def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
+def from_pyproject(directory: str, notes: list[str]) -> list[Given]:
     """The table of the nearest project file; notes say why one is left out."""
     file = project_file(directory)
-    if file is None:
+    if file is None or not file.may_have_settings:
         return []
     if file.left_out:
         notes.append(f"settings in {file.path} are ignored: {file.left_out}")
@@ -383,8 +397,8 @@ def from_pyproject(directory: Path, notes: list[str]) -> list[Given]:
     ]
 
 
-def _table_in(content: bytes, path: Path) -> dict[str, object]:
-    # Where there is no such file, its parser is not loaded.
+def _table_in(content: bytes, path: str) -> dict[str, object]:
+    # Where no such file names the guard, its parser is not loaded.
     import tomllib
 
     try:

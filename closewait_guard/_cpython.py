@@ -17,7 +17,8 @@ import sys
 import threading
 import weakref
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
 from operator import call
@@ -29,6 +30,12 @@ try:
     from _sha1 import sha1  # type: ignore[import-not-found]
 except ImportError:
     from hashlib import sha1
+
+try:
+    # As above: hmac loads hashlib.
+    from _operator import _compare_digest as compare_digest
+except ImportError:
+    from hmac import compare_digest  # type: ignore[no-redef]
 
 try:
     # In C: that of `signal` makes an enum of what it finds.
@@ -62,6 +69,7 @@ __all__ = [
     "THREAD_TARGET",
     "before_exit_functions",
     "close_in_collections_by",
+    "compare_digest",
     "current_frame",
     "current_frames",
     "daemon_threads_allowed",
@@ -73,6 +81,7 @@ __all__ = [
     "interpreter_states",
     "is_closed_reader",
     "is_collecting_thread",
+    "keep_open_in_tokenize",
     "main_thread_waker",
     "native_handler",
     "running_loop",
@@ -167,6 +176,24 @@ def _always() -> bool:
 
 # Since Python 3.12.
 daemon_threads_allowed: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", _always)
+
+
+_open = open
+
+
+@contextmanager
+def keep_open_in_tokenize() -> Iterator[None]:
+    """Import meanwhile, even if a test has replaced `open`.
+
+    `tokenize` keeps the one that it finds. With that no source would be read any more.
+    """
+    was_loaded = "tokenize" in sys.modules
+    try:
+        yield
+    finally:
+        tokenize = vars(sys.modules["tokenize"]) if "tokenize" in sys.modules else {}
+        if not was_loaded and "_builtin_open" in tokenize:
+            tokenize["_builtin_open"] = _open
 
 
 def before_exit_functions(function: Callable[[], None]) -> None:

@@ -1,4 +1,7 @@
-"""Delivers reports to reporters, each in isolation: one that fails or blocks affects no other."""
+"""Delivers reports to reporters, each in isolation: one that fails or blocks affects no other.
+
+Also the text of a report where no reporter is asked: on a signal, and by `render_text`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from closewait_guard._config import shown
+from closewait_guard._format import WIDTH, Layout
+from closewait_guard._render import render_report
+from closewait_guard._stream import layout_of, write_text
 from closewait_guard._structlog import log_error, log_warning
 from closewait_guard._threads import CallThread, StillBusyError
 from closewait_guard.exceptions import ConfigurationError
@@ -18,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Delivery",
+    "print_text",
+    "render_text",
 ]
 
 
@@ -152,3 +160,30 @@ def _resolve(reporters: Iterable[Reporter | str]) -> Iterator[Reporter]:
             raise ConfigurationError(
                 f"reporters: expected a callable or the name of a reporter, got {shown(reporter)}"
             )
+
+
+def print_text(report: Report) -> None:
+    """Print a report to stderr, as wide as the terminal."""
+    write_text(None, f"{render_report(report, layout_of())}\n")
+
+
+def render_text(
+    report: Report, *, width: int = WIDTH, everything: bool = False, verbose: bool = False
+) -> str:
+    """Render a report: the totals, a block for each cause, worst first, and what is not covered.
+
+    A report without a leak is one line. Paths below the working directory are relative to it.
+
+    Args:
+        report: The report.
+        width: Columns of the text. A longer identifier is not cut.
+        everything: Show a block for what is no leak, too.
+        verbose: Show all calls, threads and holders.
+
+    Example:
+        >>> from closewait_guard import scan
+        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
+        closewait-guard: no leaks (...)  pid ...
+    """
+    layout = Layout(width, layout_of().directory, everything, verbose)
+    return render_report(report, layout)

@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import _socket
 import errno
+import io
 import os
 import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from closewait_guard._clock import now
 from closewait_guard._interruptions import interrupts, refusals
 
 __all__ = [
     "Identity",
+    "NativeListing",
     "OwnedDescriptor",
+    "SpareDescriptors",
     "WaitingCalls",
     "ask_or_none",
     "descendants_of",
@@ -137,6 +139,39 @@ def owned_pipe(
         raise
 
 
+# Above the numbers that a program expects for what it opens first.
+_LOWEST_SPARE = 32
+
+
+class SpareDescriptors:
+    """Both ends of a pipe, kept for what is loaded when the program has taken all others."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[OwnedDescriptor, ...] = ()
+
+    def acquire(self) -> bool:
+        """Open the pipe, if that has not been done and there is room; return whether it is open."""
+        if not self._ends:
+            with suppress(OSError):
+                self._ends = owned_pipe(_LOWEST_SPARE)
+        return bool(self._ends)
+
+    @contextmanager
+    def lend(self) -> Iterator[None]:
+        """Have its descriptors free to use meanwhile: an import needs one."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.acquire()
+
+    def release(self) -> None:
+        """Close it: its descriptors are free to use."""
+        ends, self._ends = self._ends, ()
+        for end in ends:
+            end.close()
+
+
 def _moved(fd: int, at_least: int) -> int:
     if fd >= at_least or fcntl is None:
         return fd
@@ -213,7 +248,7 @@ class _Used:
         try:
             # Since Linux 6.2 the folder's size is the count: no descriptor is needed to learn it,
             # which matters when there is none left.
-            size = Path(_FD_FOLDER).stat().st_size
+            size = os.stat(_FD_FOLDER).st_size  # noqa: PTH116 - pathlib is slow to load
             return size if sys.platform == "linux" and size else self._by_listing()
         except Exception as error:
             refusals.note(error)
@@ -264,6 +299,36 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
     return found
 
 
+class _Tracked(Protocol):
+    """What is asked of the registry."""
+
+    def is_tracked(self, fd: int) -> bool: ...
+    def mark(self) -> int: ...
+
+
+class NativeListing(NamedTuple):
+    """The open sockets without a socket object at one moment.
+
+    Attributes:
+        at: When.
+        pid: In which process.
+        mark: Socket objects that were opened after this mark are not known to it.
+        found: By descriptor, their inodes; None where they cannot be listed.
+    """
+
+    at: float
+    pid: int
+    mark: int
+    found: dict[int, int] | None
+
+    @classmethod
+    def take(cls, tracked: _Tracked) -> NativeListing:
+        """Now."""
+        # Before the listing: what is opened meanwhile is newer than what is found.
+        mark = tracked.mark()
+        return cls(now(), os.getpid(), mark, sockets_besides(tracked.is_tracked))
+
+
 def sockets_of_process(
     pid: int, likely: frozenset[int] | None = None, at_most: int | None = None
 ) -> tuple[int, dict[int, int]]:
@@ -289,7 +354,7 @@ def sockets_of_process(
 def is_socket_of(pid: int, fd: int, inode: int) -> bool:
     """Whether a process has this socket at a number, as far as that may be seen. Linux only."""
     try:
-        return Path(f"/proc/{pid}/fd/{fd}").stat().st_ino == inode
+        return os.stat(f"/proc/{pid}/fd/{fd}").st_ino == inode  # noqa: PTH116
     except OSError:
         return False
 
@@ -311,6 +376,12 @@ def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
     return sockets
 
 
+def _text_of(path: str) -> str:
+    # Not the `open` of builtins, which a test may have replaced, nor a codec that is loaded late.
+    with io.open(path, "rb") as file:  # noqa: UP020
+        return file.read().decode("ascii")
+
+
 # The process that adopts every orphan.
 _INIT = 1
 
@@ -322,8 +393,9 @@ def descendants_of(pid: int, at_most: int) -> list[int]:
         if len(pids) > at_most or pid == _INIT:
             break
         with suppress(OSError, ValueError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                pids += [int(child) for child in (task / "children").read_text().split()]
+            folder = f"/proc/{parent}/task"
+            for task in os.listdir(folder):  # noqa: PTH208
+                pids += map(int, _text_of(f"{folder}/{task}/children").split())
     return pids[1:]
 
 
@@ -350,7 +422,7 @@ def waiting_calls_of(pid: int | str) -> WaitingCalls:
     may_use_others = hidden is None
     for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
         try:
-            words = Path(f"/proc/{pid}/task/{task}/syscall").read_text(encoding="ascii").split()
+            words = _text_of(f"/proc/{pid}/task/{task}/syscall").split()
         except (FileNotFoundError, ProcessLookupError):
             # The thread has ended.
             continue
@@ -365,7 +437,7 @@ def waiting_calls_of(pid: int | str) -> WaitingCalls:
 
 def _watched_by(pid: int | str, fd: int) -> Iterator[int]:
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
+        for line in _text_of(f"/proc/{pid}/fdinfo/{fd}").splitlines():
             if line.startswith("tfd:"):
                 yield int(line.split()[1])
 

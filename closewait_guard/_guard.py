@@ -1,12 +1,12 @@
 """`Guard` installs the recording of sockets, scans them, and delivers reports to reporters.
 
-Also the alarm for the moment when no descriptor is left for a socket.
+What scans and judges takes most of the time that the package takes to load. A guard that only
+records loads it late: see `loading_late`.
 """
 
 from __future__ import annotations
 
-import sys
-import threading
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Set
@@ -15,80 +15,33 @@ from typing import TYPE_CHECKING, Self
 
 from closewait_guard._capture import (
     Creation,
-    LockFreeCounter,
+    FdExhaustionAlarm,
     PlainContext,
     Recording,
     Registry,
     patch,
 )
 from closewait_guard._clock import now
-from closewait_guard._delivery import Delivery
-from closewait_guard._format import WIDTH, Layout
-from closewait_guard._holders import owners_of_descriptors
-from closewait_guard._inspect import attributed_libraries, attributed_module, probe
+from closewait_guard._config import RECORDING_DEFAULTS, is_anything_given
+from closewait_guard._descriptors import NativeListing, SpareDescriptors
+from closewait_guard._interruptions import loading_late, restore_late
 from closewait_guard._libraries import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
-from closewait_guard._no_leaks import NoLeaks
-from closewait_guard._pipeline import Pipeline
-from closewait_guard._redact import Redaction
-from closewait_guard._render import render_report
-from closewait_guard._stream import layout_of, write_text
-from closewait_guard._threads import allows_daemons, in_child
+from closewait_guard._threads import before_fork, in_child
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
+    from closewait_guard._delivery import Delivery
+    from closewait_guard._no_leaks import NoLeaks
+    from closewait_guard._pipeline import Pipeline
     from closewait_guard._signal import SignalReport, WakeupReader
     from closewait_guard.model import Finding, Report, Reporter
+    from closewait_guard.settings import Settings
 
-__all__ = [
-    "FdExhaustionAlarm",
-    "Guard",
-    "render_text",
-]
+__all__ = ["Guard"]
 
 
-_MIN_SECONDS_BETWEEN = 60.0
 # The settings of what is recorded when a socket is opened.
 _RECORDING = ("stack_depth", "context", "dropped_kept", "speedups")
-
-
-class FdExhaustionAlarm:
-    """Counts the calls that found no descriptor left, and has a report made at once.
-
-    It runs in the middle of the program's own failing call: it is quick and takes no descriptor.
-
-    Args:
-        report: Called in a thread of its own, at most once a minute.
-        clock: Seconds that never jump.
-    """
-
-    def __init__(self, report: Callable[[], object], clock: Callable[[], float] = now) -> None:
-        self._report = report
-        self._clock = clock
-        self._counter = LockFreeCounter()
-        self._last: float | None = None
-
-    @property
-    def count(self) -> int:
-        """How many calls have failed so far."""
-        return self._counter.total()
-
-    def __call__(self) -> None:
-        self._counter.count()
-        at = self._clock()
-        is_due = self._last is None or at - self._last >= _MIN_SECONDS_BETWEEN
-        # A thread that is started while the interpreter ends never runs, but would be joined.
-        if is_due and not sys.is_finalizing() and allows_daemons():
-            self._last = at
-            # If no thread can be started, the next report has the count.
-            with suppress(RuntimeError):
-                threading.Thread(
-                    target=self._report, name="closewait-guard-exhausted", daemon=True
-                ).start()
-
-    def after_fork(self) -> None:
-        """In the child."""
-        self._counter.after_fork()
 
 
 class Guard:
@@ -103,6 +56,7 @@ class Guard:
         registry: What has recorded sockets so far, and continues to; a new one by default.
 
     Example:
+        >>> from closewait_guard import Settings
         >>> with Guard(Settings(grace=0.1)) as guard:
         ...     guard.scan().leaks
         ()
@@ -116,29 +70,116 @@ class Guard:
         clock: Callable[[], float] = now,
         registry: Registry | None = None,
     ) -> None:
-        self.settings = Settings.resolve(settings)
-        _warn_about(self.settings.notes)
-        self._delivery = _make_delivery(self.settings, reporters)
+        self._set_up(_resolved(settings), reporters, clock, registry)
+        self._load()
+
+    @classmethod
+    def _recording(
+        cls, settings: Settings | None, reporters: Iterable[Reporter | str], base: Guard | None
+    ) -> Self:
+        """A guard that loads what scans and judges with its first scan.
+
+        One that has reporters, or a signal, may have to report at any moment: it loads all of it
+        at once, as one does that the program makes by itself.
+
+        Args:
+            settings: As for a guard.
+            reporters: As for a guard.
+            base: A guard whose records it is to read, if it records the same.
+        """
+        guard, settings = cls.__new__(cls), _resolved(settings)
+        shared = base if base is not None and base._records_for(settings) else None
+        guard._set_up(settings, reporters, now, None if shared is None else shared._registry)
+        guard._base = shared
+        guard._is_beside_last_report = base is not None and base.settings.at_exit
+        if guard._reports_by_itself():
+            guard._load()
+        return guard
+
+    def _set_up(
+        self,
+        settings: Settings | None,
+        reporters: Iterable[Reporter | str],
+        clock: Callable[[], float],
+        registry: Registry | None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._delivery = _make_delivery(self._settings, reporters)
+        recording = self._settings or RECORDING_DEFAULTS
         self._registry = registry or Registry(
-            Recording(self.settings.stack_depth, speedups=self.settings.speedups),
-            PlainContext.of(self.settings.context),
-            self.settings.dropped_kept,
+            Recording(recording.stack_depth, speedups=recording.speedups),
+            PlainContext.of(recording.context),
+            recording.dropped_kept,
         )
         self._fd_exhaustion = FdExhaustionAlarm(self._report_exhausted, clock)
-        self._installed = False
-        self._pipeline = Pipeline(
-            self._registry,
-            probe.choose_probe(self.settings.probe),
-            self.settings,
-            clock,
-            lambda: self._installed,
-        )
+        self._base: Guard | None = None
+        # What scans and judges, as soon as it is loaded; until then, what it will need.
+        self._loaded: Pipeline | None = None
+        self._census: NativeListing | None = None
+        self._spare_descriptors = SpareDescriptors()
         self._signal: SignalReport | None = None
-        self._is_beside_last_report = self._prints_by_default = False
+        self._installed = self._is_beside_last_report = self._prints_by_default = False
         self._uninstall_callbacks: list[Callable[[], None]] = []
         self._state_recorder: Callable[[Report], None] | None = None
         # Even if it is never installed: a fork may happen in the middle of a scan or a report.
         _guards.add(self)
+
+    def _reports_by_itself(self) -> bool:
+        settings = self._settings
+        return self._delivery is not None or (
+            settings is not None and (settings.signal is not None or settings.probe != "auto")
+        )
+
+    def _records_for(self, settings: Settings | None) -> bool:
+        wanted, own = settings or RECORDING_DEFAULTS, self._settings or RECORDING_DEFAULTS
+        return all(getattr(wanted, name) == getattr(own, name) for name in _RECORDING)
+
+    @property
+    def settings(self) -> Settings:
+        """How it scans and judges."""
+        if self._settings is None:
+            from closewait_guard.settings import Settings
+
+            self._settings = Settings()
+        return self._settings
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        restore_late()
+        return self._loaded or self._load()
+
+    def _load(self) -> Pipeline:
+        """Load what scans, judges and renders, if that has not been done."""
+        if self._loaded is not None:
+            return self._loaded
+        # There may be no other descriptor left, and an import needs one.
+        self._spare_descriptors.release()
+        try:
+            pipeline = self._make_pipeline()
+        except BaseException:
+            if self._installed:  # It may succeed the next time.
+                self._spare_descriptors.acquire()
+            raise
+        # Another thread may have come in, or a signal handler: the first has it.
+        self._loaded = self._loaded or pipeline
+        return self._loaded
+
+    def _make_pipeline(self) -> Pipeline:
+        with loading_late():
+            import closewait_guard._no_leaks  # noqa: F401 - there may be no descriptor later on
+            from closewait_guard._inspect import probe
+            from closewait_guard._pipeline import Pipeline
+
+            chosen = probe.choose_probe(self.settings.probe)
+        pipeline = Pipeline(
+            self._registry, chosen, self.settings, self._clock, lambda: self._installed
+        )
+        if self._base is not None:
+            pipeline.scanner.share_natives(self._base._pipeline.scanner)
+        if self._census is not None:
+            pipeline.scanner.natives.enter(self._census, {})
+        return pipeline
 
     @property
     def installed(self) -> bool:
@@ -149,16 +190,24 @@ class Guard:
         """Begin to record sockets; adopt those that are open already. Idempotent."""
         with patch.install_lock():
             if not self._installed:
-                if self.settings.signal is not None:
+                # What scans can be loaded later only with a descriptor that is kept for that.
+                is_late = self._loaded is None and self._spare_descriptors.acquire()
+                if not is_late:
+                    self._load()
+                if self._settings is not None and self._settings.signal is not None:
                     from closewait_guard._signal import SignalReport
 
-                    self._signal = SignalReport(self.settings.signal, self._print)
+                    self._signal = SignalReport(self._settings.signal, self._print)
                 self._installed = True
                 self._registry.alarms.append(self._fd_exhaustion)
                 self._registry.subscribe()
-                self._call_on_import(self._patch_class, SOCKET_CLASSES)
+                modules = {name: name.partition(":")[0] for name in SOCKET_CLASSES}
+                self._call_on_import(self._patch_class, modules)
                 self._registry.adopt()
-                self._pipeline.scanner.take_census()
+                if is_late:
+                    self._census = NativeListing.take(self._registry)
+                else:
+                    self._pipeline.scanner.take_census()
         return self
 
     def uninstall(self) -> None:
@@ -173,10 +222,12 @@ class Guard:
             if not any(each._installed and each._registry is self._registry for each in _guards):
                 self._registry.unsubscribe()
             signal, self._signal = self._signal, None
-        self._pipeline.scanner.close()
+        self._spare_descriptors.release()
+        if self._loaded is not None:
+            self._loaded.scanner.close()
         if signal is not None:
             signal.stop()
-        if was_installed:
+        if was_installed and self._delivery is not None:
             self._delivery.close()
 
     def attribute(self, *names: str) -> None:
@@ -185,13 +236,16 @@ class Guard:
 
     def _attribute_on_import(self, names: Iterable[str]) -> None:
         """The same when the program imports a known library, or the module of a name."""
-        self._call_on_import(self.attribute, (*attributed_libraries(), *names))
+        from closewait_guard._inspect import attributed_libraries, attributed_module
+
+        names = (*attributed_libraries(), *names)
+        self._call_on_import(self.attribute, {name: attributed_module(name) for name in names})
 
     def _patch_class(self, name: str) -> None:
         self._registry.patch_class(name, SOCKET_CONSTRUCTORS)
 
-    def _call_on_import(self, call: Callable[[str], object], names: Iterable[str]) -> None:
-        on_import = patch.CallOnImport(call, {name: attributed_module(name) for name in names})
+    def _call_on_import(self, call: Callable[[str], object], modules: dict[str, str]) -> None:
+        on_import = patch.CallOnImport(call, modules)
         self._on_uninstall(on_import.remove)
         on_import.install()
 
@@ -221,7 +275,7 @@ class Guard:
     @property
     def failed_reports(self) -> int:
         """How many reports a reporter has failed to take."""
-        return self._delivery.failed
+        return 0 if self._delivery is None else self._delivery.failed
 
     def mark(self) -> int:
         """A mark for `check`: the sockets that are opened from now on come after it."""
@@ -247,21 +301,10 @@ class Guard:
 
     def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         """Check that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
+        self._load()
+        from closewait_guard._no_leaks import NoLeaks
+
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
-
-    def _beside(self, settings: Settings, reporters: Iterable[Reporter | str]) -> Guard:
-        """A guard with settings and reporters of its own that reads the records of this one.
-
-        One that is to record other things than this one records by itself.
-        """
-        is_recorded = all(
-            getattr(settings, name) == getattr(self.settings, name) for name in _RECORDING
-        )
-        guard = Guard(settings, reporters, registry=self._registry if is_recorded else None)
-        if is_recorded:
-            guard._pipeline.scanner.share_natives(self._pipeline.scanner)
-        guard._is_beside_last_report = self.settings.at_exit
-        return guard
 
     def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
         return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)
@@ -282,28 +325,34 @@ class Guard:
     def _owners(self, serials: Set[int]) -> dict[int, int]:
         """By `id()` of what has a descriptor that left its socket object, the socket's serial."""
         from closewait_guard._capture import open_without_socket
+        from closewait_guard._holders import owners_of_descriptors
 
         left = open_without_socket(self._registry, serials)
         return {id(owner): left[fd] for fd, owner in owners_of_descriptors(left.keys()).items()}
 
     def _deliver(self, report: Report, *, is_periodic: bool = False) -> None:
         self._record_state(report)
-        self._delivery.deliver(report, self.settings.heartbeat if is_periodic else None)
+        if self._delivery is not None:
+            self._delivery.deliver(report, self.settings.heartbeat if is_periodic else None)
 
     def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
-        self._delivery.add(reporters)
+        self._load()
+        if self._delivery is not None:
+            self._delivery.add(reporters)
+        else:
+            self._delivery = _make_delivery(self._settings, reporters)
 
     def _require_reporter(self) -> None:
         """Print the reports if no reporter would get them: who asks for reports is to see them."""
-        if not self._delivery.reporters:
-            self._delivery.add(["text"])
+        if self._delivery is None or not self._delivery.reporters:
+            self._add_reporters(["text"])
             self._prints_by_default = True
 
     @property
     def _leaves_last_report(self) -> bool:
         """Whether the launcher's guard prints the last report of the program, and we would too."""
-        is_only_printed = self._prints_by_default and len(self._delivery.reporters) == 1
-        return self._is_beside_last_report and is_only_printed
+        reporters = () if self._delivery is None else self._delivery.reporters
+        return self._is_beside_last_report and self._prints_by_default and len(reporters) == 1
 
     def _on_uninstall(self, stop: Callable[[], None]) -> None:
         """Call a function when this guard is uninstalled, once."""
@@ -317,9 +366,7 @@ class Guard:
     def _print(self) -> None:
         """Upon a signal: no failure may reach the program, which was only asked for a report."""
         with suppress(Exception):
-            report = self.scan()
-            self._record_state(report)
-            write_text(None, f"{render_report(report, layout_of())}\n")
+            self._pipeline.print_report(self.scan(), self._record_state)
 
     def _record_states_by(self, record: Callable[[Report], None]) -> None:
         """Call a function with each report that is not the last: the process may be killed."""
@@ -331,37 +378,21 @@ class Guard:
                 self._state_recorder(report)
 
     def _report_exhausted(self) -> None:
-        if self._installed and self._delivery.reporters:
+        if self._installed and self._delivery is not None and self._delivery.reporters:
             self.report()
 
+    def _before_fork(self) -> None:
+        if self._installed:  # In the child another thread's import would never end.
+            self._load()
+
     def _after_fork(self) -> None:
-        self._pipeline.after_fork()
+        if self._loaded is not None:
+            self._loaded.after_fork()
         self._fd_exhaustion.after_fork()
-        self._delivery.after_fork()
+        if self._delivery is not None:
+            self._delivery.after_fork()
         if self._signal is not None:
             self._signal.after_fork()
-
-
-def render_text(
-    report: Report, *, width: int = WIDTH, everything: bool = False, verbose: bool = False
-) -> str:
-    """Render a report: the totals, a block for each cause, worst first, and what is not covered.
-
-    A report without a leak is one line. Paths below the working directory are relative to it.
-
-    Args:
-        report: The report.
-        width: Columns of the text. A longer identifier is not cut.
-        everything: Show a block for what is no leak, too.
-        verbose: Show all calls, threads and holders.
-
-    Example:
-        >>> from closewait_guard import scan
-        >>> print(render_text(scan()))  # doctest: +ELLIPSIS
-        closewait-guard: no leaks (...)  pid ...
-    """
-    layout = Layout(width, layout_of().directory, everything, verbose)
-    return render_report(report, layout)
 
 
 def _warn_about(notes: Iterable[str]) -> None:
@@ -372,8 +403,29 @@ def _warn_about(notes: Iterable[str]) -> None:
             warnings.warn(f"closewait_guard: {note}", RuntimeWarning, stacklevel=4)
 
 
-def _make_delivery(settings: Settings, reporters: Iterable[Reporter | str]) -> Delivery:
-    """To the reporters that the program names, else to those of the settings."""
+def _resolved(settings: Settings | None) -> Settings | None:
+    """The settings that are given; None where none are, anywhere."""
+    restore_late()
+    if settings is None and not is_anything_given(os.environ):
+        return None
+    from closewait_guard.settings import Settings
+
+    settings = Settings.resolve(settings)
+    _warn_about(settings.notes)
+    return settings
+
+
+def _make_delivery(
+    settings: Settings | None, reporters: Iterable[Reporter | str]
+) -> Delivery | None:
+    """To the reporters that the program names, else to those of the settings; None without any."""
+    if not reporters and (settings is None or not settings.reporters):
+        return None
+    from closewait_guard._delivery import Delivery
+    from closewait_guard._redact import Redaction
+    from closewait_guard.settings import Settings
+
+    settings = settings or Settings()
     redact = Redaction(settings.redact).text
     if reporters:
         return Delivery(reporters, settings.reporter_timeout, redact)
@@ -390,3 +442,9 @@ _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 def _after_fork() -> None:
     for guard in list(_guards):
         guard._after_fork()
+
+
+@before_fork
+def _before_fork() -> None:
+    for guard in list(_guards):
+        guard._before_fork()

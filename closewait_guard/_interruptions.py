@@ -2,22 +2,40 @@
 
 Python runs signal handlers between any two bytecodes of the main thread, also of ours. What they
 raise must reach the program. What an audit hook raises at a question to the operating system is
-counted.
+counted. What it does to an import is said in one sentence, as are all other reasons why what is
+loaded late cannot be loaded any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from inspect import getattr_static
-from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
+import gc
+import io
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType, TracebackType
 
-from closewait_guard._cpython import NSIG, current_frame, getsignal, truth_asker
+from closewait_guard._cpython import (
+    NSIG,
+    current_frame,
+    getsignal,
+    keep_open_in_tokenize,
+    truth_asker,
+)
+from closewait_guard.exceptions import CloseWaitGuardError, NotLoadedError
 
 __all__ = [
     "DeferredErrors",
     "Refusals",
     "interrupts",
+    "loading_late",
     "refusals",
+    "restore_late",
 ]
 
 
@@ -58,8 +76,20 @@ def _code_of(handler: object) -> CodeType | None:
     if type(handler) is MethodType:
         function = handler.__func__
     elif type(handler) is not FunctionType:
-        function = getattr_static(type(handler), "__call__", None)
+        function = _call_of(type(handler))
     return function.__code__ if type(function) is FunctionType else None
+
+
+def _call_of(cls: type) -> object:
+    """What calls the objects of a class, as `inspect` finds it, which takes long to import."""
+    for each in _mro(cls):
+        if "__call__" in (names := _vars(each)):
+            return names["__call__"]
+    return None
+
+
+_mro = type.__dict__["__mro__"].__get__
+_vars = type.__dict__["__dict__"].__get__
 
 
 def _has_argument(frame: FrameType, interrupted: FrameType) -> bool:
@@ -150,3 +180,89 @@ class Refusals:
 
 
 refusals = Refusals()
+
+
+def _state_on_disk() -> tuple[int, int] | None:
+    """Of this file, or of the archive that it is in: what is another once it is replaced."""
+    path = _FILE
+    while not (status := _stat(path)):
+        path, last = os.path.dirname(path), path  # noqa: PTH120 - pathlib is slow to load
+        if path == last:
+            return None
+    return (status.st_mtime_ns, status.st_size) if stat.S_ISREG(status.st_mode) else None
+
+
+def _stat(path: str, ask: Callable[[str], os.stat_result] = os.stat) -> os.stat_result | None:
+    # Not by a mock that a test has in place.
+    try:
+        return ask(path)
+    except OSError:
+        return None
+
+
+# The program may change its directory.
+_FILE = os.path.abspath(__file__)  # noqa: PTH100
+_on_disk = _state_on_disk()
+_PACKAGE = __name__.rpartition(".")[0] + "."
+# By name, all modules of the package after something was loaded late.
+_late: dict[str, ModuleType] = {}
+
+
+def _is_current() -> bool:
+    """Whether imports find this copy of the package."""
+    own = sys.modules.get(__name__)
+    return type(own) is ModuleType and vars(own) is globals()
+
+
+def restore_late() -> None:
+    """Put back what a test has removed from `sys.modules`, with all that was loaded meanwhile.
+
+    Loaded again, each class would be there twice, and neither would know the other's objects.
+    """
+    if _is_current():
+        for name, module in list(_late.items()):
+            sys.modules.setdefault(name, module)
+
+
+@contextmanager
+def loading_late() -> Iterator[None]:
+    """Import late, in whatever state the program is by now; what fails is said in one sentence.
+
+    Raises:
+        NotLoadedError: It cannot be loaded, or would not be of this version.
+    """
+    if not _is_current():
+        raise _not_loaded("the package was removed from sys.modules")
+    if _state_on_disk() != _on_disk:
+        raise _not_loaded("its files have been replaced; restart the program")
+    try:
+        with keep_open_in_tokenize():
+            yield
+    except CloseWaitGuardError:
+        raise
+    except Exception as error:
+        if interrupts(error):
+            raise
+        raise _not_loaded(f"{type(error).__name__}: {error}") from error
+    # The program may put anything there, under any name.
+    for name, module in list(sys.modules.items()):
+        is_ours = type(name) is str and name.startswith(_PACKAGE) and type(module) is ModuleType
+        if is_ours and name not in _late:
+            _late[name] = module
+            _use_originals(vars(module))
+
+
+def _not_loaded(why: str) -> NotLoadedError:
+    return NotLoadedError(
+        f"what scans cannot be loaded: {why} (a scan() right after install() loads it early)"
+    )
+
+
+def _use_originals(names: dict[str, object]) -> None:
+    for original in _ORIGINALS:
+        if names.get(original.__name__, original) is not original:
+            names[original.__name__] = original
+
+
+# A test that replaces whole modules would have what is loaded meanwhile use its own for ever.
+_ORIGINALS = (gc, io, os, socket, sys, threading, time)

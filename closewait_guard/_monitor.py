@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from closewait_guard._clock import SCANNING_SHARE, now
+from closewait_guard._clock import SCANNING_SHARE, now, thread_time
 from closewait_guard._config import interval as parse_interval
 from closewait_guard._config import require_number
 from closewait_guard._format import format_duration
@@ -107,12 +106,12 @@ class Schedule:
     def _measured(self) -> Iterator[None]:
         """Measure what a scan costs this thread; what reporters cost is not the guard's."""
         pipeline = self._guard._pipeline
-        began, before = now(), time.thread_time() - pipeline.holders_seconds
+        began, before = now(), thread_time() - pipeline.holders_seconds
         try:
             yield
         finally:
             # The search for holders keeps to a share of its own.
-            cost = time.thread_time() - pipeline.holders_seconds - before
+            cost = thread_time() - pipeline.holders_seconds - before
             pipeline.charge(cost)
             self._pace = self._pace._replace(cost=max(0.0, cost))
             # Never several in a row to make up for those that were missed.

@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from functools import partial
 
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
-from closewait_guard._clock import Allowance, now, wall
+from closewait_guard._clock import Allowance, now, thread_time, wall
 from closewait_guard._cpython import has_gil
+from closewait_guard._delivery import print_text
 from closewait_guard._enums import LEAKS
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
@@ -140,6 +140,12 @@ class Pipeline:
         observations = _observations_after(mark, self._inspect(opened_after=mark))
         return judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
 
+    @staticmethod
+    def print_report(report: Report, record: Callable[[Report], None]) -> None:
+        """Print a report to stderr, after another function has got it."""
+        record(report)
+        print_text(report)
+
     def charge(self, seconds: float) -> None:
         """Leave less processor time for the search for holders, because scanning has taken some."""
         self._allowance.charge(seconds, now())
@@ -206,9 +212,9 @@ class Pipeline:
 
     @contextmanager
     def _holders_measured(self) -> Iterator[None]:
-        began = time.thread_time()
+        began = thread_time()
         yield
-        took = time.thread_time() - began
+        took = thread_time() - began
         self.holders_seconds += took
         self.charge(took)
 

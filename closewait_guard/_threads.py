@@ -9,14 +9,20 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType
+from typing import NamedTuple
 
-from closewait_guard._cpython import daemon_threads_allowed, interpreter_states
+from closewait_guard._clock import now
+from closewait_guard._cpython import current_frame, daemon_threads_allowed, interpreter_states
+from closewait_guard._interruptions import DeferredErrors, interrupts
 
 __all__ = [
     "CallThread",
+    "ForkPoint",
     "StillBusyError",
     "allows_daemons",
+    "before_fork",
+    "get_ident",
     "in_child",
     "in_parent",
 ]
@@ -108,11 +114,56 @@ def _try_start(thread: threading.Thread) -> bool:
     return True
 
 
+class ForkPoint(NamedTuple):
+    """When this process was forked, by whom, and in which calls of which thread, outermost first.
+
+    Code and offset of each call, never the frame.
+    """
+
+    at: float
+    parent: int
+    thread: int
+    calls: tuple[tuple[CodeType, int], ...]
+
+    @classmethod
+    def here(cls) -> ForkPoint:
+        """In the child, in the thread that has called `fork()`."""
+        frame: FrameType | None = current_frame(0)
+        while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+            frame = frame.f_back
+        calls: list[tuple[CodeType, int]] = []
+        while frame is not None:
+            calls.append((frame.f_code, frame.f_lasti))
+            frame = frame.f_back
+        return cls(now(), os.getppid(), threading.get_ident(), tuple(calls[::-1]))
+
+
+# Not what a test, or gevent, has put in its place by the time that something is loaded late.
+get_ident = threading.get_ident
+
+_PACKAGE = __file__.removesuffix("_threads.py")
+
 _Functions = list[weakref.ref[Callable[[], None]]]
+_before: _Functions = []
 _in_child: _Functions = []
 _in_parent: _Functions = []
 # In place of this, each hook has one of those.
 _functions = _in_child
+
+
+def before_fork(function: Callable[[], None]) -> Callable[[], None]:
+    """Have a function of a module called before every fork; one that takes long, at most once."""
+
+    def call() -> None:
+        try:
+            function()
+        except BaseException as error:
+            # Python would only print it. The child is not the one that was interrupted.
+            if interrupts(error):
+                _interruptions.append(error)
+
+    _before.append(weakref.ref(call))
+    return call
 
 
 def in_child(function: Callable[[], None]) -> Callable[[], None]:
@@ -134,8 +185,26 @@ def _call_all() -> None:
             function()
 
 
+# What the program's signal handlers have raised before a fork.
+_interruptions: list[BaseException] = []
+
+
+@in_child
+def _drop_interruptions() -> None:
+    _interruptions.clear()
+
+
+@in_parent
+def _raise_interruptions() -> None:
+    while _interruptions:
+        _deferred.raise_later(_interruptions.pop())
+
+
+_deferred = DeferredErrors((_raise_interruptions.__code__, _call_all.__code__))
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
+        before=FunctionType(_call_all.__code__, {"_functions": _before}),
         after_in_child=FunctionType(_call_all.__code__, {"_functions": _in_child}),
         after_in_parent=FunctionType(_call_all.__code__, {"_functions": _in_parent}),
     )

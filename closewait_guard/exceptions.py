@@ -11,6 +11,7 @@ __all__ = [
     "CloseWaitGuardError",
     "ConfigurationError",
     "MissingExtraError",
+    "NotLoadedError",
     "ReportFormatError",
     "SocketLeakError",
     "UnsupportedPythonError",
@@ -27,6 +28,10 @@ class ConfigurationError(CloseWaitGuardError, ValueError):
 
 class MissingExtraError(CloseWaitGuardError, ImportError):
     """A package is needed that is not installed; the text says how to install it."""
+
+
+class NotLoadedError(CloseWaitGuardError, ImportError):
+    """What scans could not be loaded when it was first needed; the text says why."""
 
 
 class UnsupportedPythonError(CloseWaitGuardError, ImportError):

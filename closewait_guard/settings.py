@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from closewait_guard import _config as parse
@@ -197,7 +196,9 @@ class Settings(_Provenance):
         """
         environ = os.environ if environ is None else environ
         notes: list[str] = []
-        given = [] if is_without_config(environ) else from_pyproject(Path(directory or "."), notes)
+        given = (
+            [] if is_without_config(environ) else from_pyproject(os.fspath(directory or "."), notes)
+        )
         if not code_from_file:
             given = without_code(given, notes)
         given += from_environment(environ)

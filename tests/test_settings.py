@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -123,12 +122,12 @@ def test_an_unknown_name_is_reported_with_the_known_ones(tmp_path):
     [
         ("[tool.closewait_guard\n", "pyproject.toml cannot be read: Expected ']'"),
         ("[tool]\nclosewait_guard = 3\n", r"\[tool.closewait_guard\]: expected a table, got 3"),
-        ("tool = 3\n", r"\[tool\]: expected a table, got 3"),
+        ("tool = 3  # closewait_guard\n", r"\[tool\]: expected a table, got 3"),
         (
             "[tool.closewait_guard]\ngrace = -2\n",
             r"grace in \[tool.closewait_guard\] of .*: expected",
         ),
-        ("\udcff", "cannot be read"),
+        ("# closewait_guard\n\udcff", "cannot be read"),
     ],
 )
 def test_a_bad_pyproject_is_named(tmp_path, toml, sentence):
@@ -208,7 +207,7 @@ def test_the_census_counts_by_listing_where_the_folder_has_no_size(tmp_path, mon
     from types import SimpleNamespace
 
     true = fd_used()
-    monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
+    monkeypatch.setattr(os, "stat", lambda _: SimpleNamespace(st_size=0))
     assert fd_used() == true
     with open(tmp_path / "x", "w"):
         assert fd_used() == true + 1
@@ -217,8 +216,10 @@ def test_the_census_counts_by_listing_where_the_folder_has_no_size(tmp_path, mon
         def refuse(self, number=number):
             raise OSError(number, "no")
 
-        monkeypatch.setattr("pathlib.Path.stat", refuse)
-        assert fd_used() == expected
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "stat", refuse)
+            used = fd_used()
+        assert used == expected
 
 
 def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
@@ -233,8 +234,8 @@ def test_a_census_that_took_long_is_good_for_twenty_times_as_long(monkeypatch):
         clock[0] += 0.1
         return ["0", "1", "2", "3"]
 
-    monkeypatch.setattr("pathlib.Path.stat", lambda self: SimpleNamespace(st_size=0))
-    monkeypatch.setattr(_descriptors, "os", SimpleNamespace(listdir=listing))
+    without_size = SimpleNamespace(listdir=listing, stat=lambda _: SimpleNamespace(st_size=0))
+    monkeypatch.setattr(_descriptors, "os", without_size)
     monkeypatch.setattr(_descriptors, "now", lambda: clock[0])
     used = type(fd_used)()
     for now, expected in ((0.5, 1), (1.5, 1), (2.4, 1), (2.6, 2), (4.5, 2), (4.7, 3)):
@@ -247,5 +248,13 @@ def test_a_folder_that_may_not_be_listed_is_no_project(tmp_path, monkeypatch):
     def refused(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "exists", refused)
+    (tmp_path / "pyproject.toml").write_text("[tool.closewait_guard]\ngrace = 5\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refused)
+        settings = cwg.Settings.load(directory=tmp_path)
+    assert settings == cwg.Settings()
+
+
+def test_a_project_file_that_does_not_name_the_guard_is_not_parsed(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.other\n")
     assert cwg.Settings.load(directory=tmp_path) == cwg.Settings()

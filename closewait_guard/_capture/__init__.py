@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from closewait_guard._capture.dropped import (
         DroppedSocket,
+        FdExhaustionAlarm,
         FinalSnapshot,
         LockFreeCounter,
         Probing,
@@ -63,6 +64,7 @@ __all__ = [
     "Creation",
     "CreationTuple",
     "DroppedSocket",
+    "FdExhaustionAlarm",
     "FinalSnapshot",
     "LockFreeCounter",
     "OpenSockets",
@@ -110,6 +112,7 @@ _HOMES = {
     ),
     "dropped": (
         "DroppedSocket",
+        "FdExhaustionAlarm",
         "FinalSnapshot",
         "LockFreeCounter",
         "Probing",

@@ -6,7 +6,6 @@ The answer is made plain, so that a record keeps nothing alive.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -154,6 +153,9 @@ def around(function: _F, enter: Callable[[], Any]) -> _F:
 
     A coroutine function uses the asynchronous side of the context manager where it has one.
     """
+    # It takes long to import, and most programs decorate nothing.
+    import inspect
+
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError(
             f"cannot decorate the generator function {function.__qualname__}: use `with` inside it"

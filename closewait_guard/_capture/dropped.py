@@ -2,7 +2,7 @@
 
 The kernel is asked about each in its finalizer, and the latest of the answers are kept. Nothing may
 be imported in a finalizer, so this is loaded before; what reads the answers is not, because most
-runs of tests drop no socket.
+runs of tests drop no socket. Also the alarm for the moment when no descriptor is left for a socket.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
@@ -28,11 +29,13 @@ from closewait_guard._descriptors import (
     unsent,
 )
 from closewait_guard._live import is_tls, referrers
+from closewait_guard._threads import allows_daemons
 
 __all__ = [
     "DroppedSocket",
     "DroppedSockets",
     "EndedCreations",
+    "FdExhaustionAlarm",
     "FinalSnapshot",
     "LockFreeCounter",
     "Probing",
@@ -116,6 +119,49 @@ class LockFreeCounter:
         """
         self._reading = threading.RLock()
         self._uncounted = self.count()
+
+
+# Between two threads that report.
+_MIN_SECONDS_BETWEEN = 60.0
+
+
+class FdExhaustionAlarm:
+    """Counts the calls that found no descriptor left, and has a report made at once.
+
+    It runs in the middle of the program's own failing call: it is quick and takes no descriptor.
+
+    Args:
+        report: Called in a thread of its own, at most once a minute.
+        clock: Seconds that never jump.
+    """
+
+    def __init__(self, report: Callable[[], object], clock: Callable[[], float] = now) -> None:
+        self._report = report
+        self._clock = clock
+        self._counter = LockFreeCounter()
+        self._last: float | None = None
+
+    @property
+    def count(self) -> int:
+        """How many calls have failed so far."""
+        return self._counter.total()
+
+    def __call__(self) -> None:
+        self._counter.count()
+        at = self._clock()
+        is_due = self._last is None or at - self._last >= _MIN_SECONDS_BETWEEN
+        # A thread that is started while the interpreter ends never runs, but would be joined.
+        if is_due and not sys.is_finalizing() and allows_daemons():
+            self._last = at
+            # If no thread can be started, the next report has the count.
+            with suppress(RuntimeError):
+                threading.Thread(
+                    target=self._report, name="closewait-guard-exhausted", daemon=True
+                ).start()
+
+    def after_fork(self) -> None:
+        """In the child."""
+        self._counter.after_fork()
 
 
 class DroppedSocket:

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
-from inspect import unwrap
 from types import CodeType, FrameType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, Protocol
 
@@ -124,7 +123,12 @@ SOCKET: type[Any] = _socket_class()
 
 def code_of(function: Any) -> CodeType | None:
     """The code of a function of the standard library, also if another library has wrapped it."""
-    return getattr(unwrap(function), "__code__", None)
+    # As `inspect.unwrap` does, whose module takes long to import.
+    seen = {id(function)}
+    while (inner := getattr(function, "__wrapped__", None)) is not None and id(inner) not in seen:
+        function = inner
+        seen.add(id(inner))
+    return getattr(function, "__code__", None)
 
 
 def as_function(found: Any) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from inspect import getattr_static
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard._capture.hooks import (
@@ -305,10 +304,13 @@ class _Method:
             self.present,
             self.name in vars(self.cls),
         )
-        original = as_function(getattr_static(self.cls, self.name))
+        original = as_function(self._original())
         setattr(self.cls, self.name, self._wrap(original, subscribers))
         self._layers.append(InstalledWrapper(self.present, found, subscribers, was_own=was_own))
         return self._layers[-1]
+
+    def _original(self) -> Any:
+        return next(vars(cls)[self.name] for cls in self.cls.__mro__ if self.name in vars(cls))
 
     def _remove(self) -> None:
         while (layer := self.top()) is not None:

@@ -8,7 +8,6 @@ has done since the last creation.
 from __future__ import annotations
 
 import _socket
-import inspect
 import itertools
 import os
 import socket
@@ -70,9 +69,11 @@ __all__ = [
 ]
 
 
-_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
-# What can await one, besides another.
-_AWAITING = _COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
+# The flags of code as in `inspect`, which takes long to import: CO_COROUTINE and
+# CO_ITERABLE_COROUTINE.
+_COROUTINE = 0x80 | 0x100
+# What can await one, besides another: CO_ASYNC_GENERATOR, CO_GENERATOR.
+_AWAITING = _COROUTINE | 0x200 | 0x20
 
 
 def task_name() -> str | None:

@@ -50,7 +50,7 @@ from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
 from closewait_guard._live import find_classes, kinds_of, weak_instances_of
-from closewait_guard._threads import in_child, in_parent
+from closewait_guard._threads import ForkPoint, in_child, in_parent
 
 __all__ = [
     "OpenSockets",
@@ -100,6 +100,7 @@ class Registry:
         alarms: What to call when no descriptor was left.
         forgotten_copies: How many sockets there were at a fork that are remembered no more, though
             a child may have a copy.
+        fork: Where this process was forked, if it was while sockets were recorded.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Registry:
     ) -> None:
         self.context = context
         self.alarms: list[Callable[[], None]] = []
+        self.fork: ForkPoint | None = None
         # By descriptor; and those whose sockets were detached from it.
         self._creations: dict[int, CreationTuple] = {}
         self._detached: dict[int, tuple[CreationTuple, int]] = {}
@@ -375,6 +377,7 @@ class Registry:
     def after_fork(self) -> None:
         """In the child: sockets opened from now on are our own, those before are inherited."""
         self._recorder.pid = os.getpid()
+        self.fork = ForkPoint.here()
         # Another thread may have been in the middle of a sweep, which will never be finished.
         self._changed = object()
         for counter in (self._opened, self._dropped, self._failures):

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from operator import is_
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +146,10 @@ def normal_path(filename: str) -> str:
 
 
 # Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
-_STDLIB = ("<frozen ", normal_path(str(Path(socket.__file__).parent)) + "/")
+_STDLIB = ("<frozen ", normal_path(socket.__file__).rpartition("/")[0] + "/")
 _RUNNERS = {
     "/asyncio/events.py": frozenset({"_run"}),
     "/asyncio/runners.py": frozenset({"run"}),
     "/trio/_core/_run.py": frozenset({"unrolled_run"}),
 }
-_GUARD = normal_path(str(Path(__file__).parents[1])) + "/"
+_GUARD = normal_path(__file__).rpartition("/_capture/")[0] + "/"

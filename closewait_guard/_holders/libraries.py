@@ -9,12 +9,11 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import islice
-from time import thread_time
 from typing import Any, NamedTuple
 
 from closewait_guard import _libraries
 from closewait_guard._capture import SOCKET
-from closewait_guard._clock import TimeLimit, now
+from closewait_guard._clock import TimeLimit, now, thread_time
 from closewait_guard._cpython import (
     FINALIZER_ENTRIES,
     LOOP_CLOSED,

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import closing
 from itertools import chain, islice
 from operator import attrgetter
-from threading import get_ident
 from types import (
     AsyncGeneratorType,
     CodeType,
@@ -36,6 +35,7 @@ from closewait_guard._live import (
     shows_other_threads,
     text_of,
 )
+from closewait_guard._threads import get_ident
 
 __all__ = [
     "HolderPath",

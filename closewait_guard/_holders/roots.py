@@ -5,14 +5,13 @@ And what stands for one where no object does: a process that has a copy, the num
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from pathlib import Path, PurePath
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
@@ -250,7 +249,10 @@ def _handle(handle: Any, _: type) -> Root:
 
 def _handler(handler: Any, signum: int) -> Root:
     """A handler of a signal, which native code holds."""
-    names = {each.value: each.name for each in signal.Signals}
+    # It makes an enumeration, and few programs have such a handler.
+    from signal import Signals
+
+    names = {each.value: each.name for each in Signals}
     expression = "handler.__self__" if is_a(handler, MethodType) else "handler"
     template = f"the handler of signal {names.get(signum, signum)}: {{}}"
     return Root(FALLBACK, expression, template, is_barrier=False)
@@ -264,7 +266,8 @@ def _loop(loop: Any, _: type) -> Root:
 
 def _log_record(record: Any, _: type) -> Root:
     logger, path = text_of(field(record, "name")), text_of(field(record, "pathname")) or "?"
-    place = f"{PurePath(path).name}:{number_of(field(record, 'lineno'))}"
+    # pathlib is slow to load.
+    place = f"{os.path.basename(path)}:{number_of(field(record, 'lineno'))}"  # noqa: PTH119
     template = f"{{}} (a log record of logger {logger!r}, made at {place})"
     return Root(FALLBACK, "record", template, is_barrier=False)
 
@@ -300,7 +303,7 @@ _KINDS: dict[str, Callable[[Any, type], Root | None]] = {
 def describe_reuse(fd: int) -> str:
     """What a descriptor that was closed elsewhere refers to now, in place of a holder."""
     try:
-        target = Path(f"/proc/self/fd/{fd}").readlink()
+        target = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - pathlib is slow to load
     except OSError:
         return f"nothing: descriptor {fd} is closed"
     return f"nothing: descriptor {fd} is now {target}"
@@ -333,6 +336,7 @@ def _sockets_of(pid: int) -> set[int]:
 
 
 def _command(pid: int) -> str:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+    # Not the `open` of builtins, which a test may have replaced.
+    with suppress(OSError), io.open(f"/proc/{pid}/comm", "rb") as file:  # noqa: UP020
+        return file.read().decode(errors="replace").strip()
     return "gone"

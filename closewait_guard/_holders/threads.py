@@ -6,10 +6,9 @@ Also what such calls still do with a connection: handlers, slow readers, what bl
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import PurePath
-from threading import get_ident
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -50,6 +49,7 @@ from closewait_guard._live import (
     unnamed_values_of,
     value_at,
 )
+from closewait_guard._threads import get_ident
 from closewait_guard.model import Finding, FrameKind, Observation, Origin, Severity, Verdict
 
 __all__ = [
@@ -125,12 +125,10 @@ class Call(NamedTuple):
 
 def describe_call(call: Call) -> str:
     """Describe a call as `shop/prices.py:88 in wait()`."""
-    path = PurePath(call.filename)
-    folder = path.parent.name
-    describe_calls = (
-        f"{folder}/{path.name}" if folder and not call.filename.startswith("<") else path.name
-    )
-    return f"{describe_calls}:{call.lineno} in {call.function}()".replace(">()", ">")
+    folders, name = os.path.split(call.filename)
+    folder = os.path.basename(folders)  # noqa: PTH119 - pathlib is slow to load
+    file = f"{folder}/{name}" if folder and not call.filename.startswith("<") else name
+    return f"{file}:{call.lineno} in {call.function}()".replace(">()", ">")
 
 
 def describe_calls(calls: list[Call]) -> str:

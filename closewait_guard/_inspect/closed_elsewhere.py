@@ -14,8 +14,8 @@ import _socket
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from types import CodeType, FrameType
-from typing import NamedTuple
+from types import FrameType
+from typing import NamedTuple, Protocol
 
 from closewait_guard._capture import (
     ORIGIN,
@@ -28,7 +28,6 @@ from closewait_guard._capture import (
     still_owns,
 )
 from closewait_guard._clock import now
-from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import inode_of, sockets_of_process, waiting_calls_of
 from closewait_guard._inspect.observation import is_unused_since
 from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of, peer_of
@@ -40,11 +39,13 @@ from closewait_guard._live import (
     sees_all_threads,
     shows_other_threads,
 )
+from closewait_guard._threads import ForkPoint
 from closewait_guard.model import Origin
 
 __all__ = [
     "ClosedElsewhere",
     "ForeignClose",
+    "Forked",
     "ForkedCopies",
 ]
 
@@ -154,16 +155,11 @@ _MAX_CPU_SHARE = 0.002
 _MAX_DESCRIPTORS = 20_000
 
 
-class _Fork(NamedTuple):
-    """When this process was forked, by whom, and in which calls of which thread, outermost first.
+class Forked(Protocol):
+    """What is asked of a source of creations."""
 
-    Code and offset of each call, never the frame.
-    """
-
-    at: float
-    parent: int
-    thread: int
-    calls: tuple[tuple[CodeType, int], ...]
+    @property
+    def fork(self) -> ForkPoint | None: ...
 
 
 class ForkedCopies:
@@ -179,20 +175,15 @@ class ForkedCopies:
             cannot be read.
     """
 
-    def __init__(self) -> None:
-        self._fork: _Fork | None = None
+    def __init__(self, source: Forked) -> None:
+        self._source = source
         self._found: frozenset[int] = frozenset()
         self._candidates: frozenset[int] = frozenset()
         self._paused_until = 0.0
         self.unknown = 0
 
     def after_fork(self) -> None:
-        """In the child, in the thread that has called `fork()`."""
-        frame: FrameType | None = current_frame(0)
-        while frame is not None and is_ours(frame.f_code.co_filename):
-            frame = frame.f_back
-        calls = tuple((call.f_code, call.f_lasti) for call in _outermost_first(frame))
-        self._fork = _Fork(now(), os.getppid(), threading.get_ident(), calls)
+        """In the child."""
         self._found = self._candidates = frozenset()
         self._paused_until = 0.0
 
@@ -203,7 +194,7 @@ class ForkedCopies:
             open_sockets: All that are open.
             own: The number of this process.
         """
-        fork, started = self._fork, now()
+        fork, started = self._source.fork, now()
         if fork is None or started < self._paused_until:
             return self._found & open_sockets.creations.keys()
         inherited = {
@@ -228,7 +219,8 @@ class ForkedCopies:
 
     def is_unused(self, result: ProbeResult) -> bool:
         """Whether a connection is up, and no byte has been sent or received since the fork."""
-        return self._fork is not None and is_unused_since(result, now() - self._fork.at)
+        fork = self._source.fork
+        return fork is not None and is_unused_since(result, now() - fork.at)
 
 
 def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
@@ -263,7 +255,7 @@ def _sees_all_variables() -> bool:
     return sees_all_threads() and (shows_other_threads() or len(running_frames()) == 1)
 
 
-def _objects_since(fork: _Fork) -> set[int]:
+def _objects_since(fork: ForkPoint) -> set[int]:
     """The identities of all variables of the program's calls that have begun since a fork."""
     own = threading.get_ident()
     return {
@@ -275,7 +267,7 @@ def _objects_since(fork: _Fork) -> set[int]:
     }
 
 
-def _calls_since(fork: _Fork, thread: int, frame: FrameType) -> list[FrameType]:
+def _calls_since(fork: ForkPoint, thread: int, frame: FrameType) -> list[FrameType]:
     """In the thread that has forked, those within the first call that has gone on since."""
     calls = _outermost_first(frame)
     if thread != fork.thread:

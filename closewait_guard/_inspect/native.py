@@ -38,10 +38,11 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now, wall
 from closewait_guard._config import did_you_mean, shown
 from closewait_guard._cpython import current_frame
-from closewait_guard._descriptors import inode_of, sockets_besides
+from closewait_guard._descriptors import NativeListing, inode_of, sockets_besides
 from closewait_guard._interruptions import interrupts
 from closewait_guard._libraries import OwnerKind
 from closewait_guard._live import is_any_of, loaded
+from closewait_guard._threads import ForkPoint
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Observation, Origin
 
@@ -93,6 +94,8 @@ class _Tracked(Protocol):
 
     @property
     def pid(self) -> int: ...
+    @property
+    def fork(self) -> ForkPoint | None: ...
 
     def is_tracked(self, fd: int, since: float = ...) -> bool: ...
     def mark(self) -> int: ...
@@ -121,6 +124,11 @@ class NativeSockets:
     def pid(self) -> int:
         """The process that the registry works in."""
         return self._tracked.pid
+
+    @property
+    def fork(self) -> ForkPoint | None:
+        """Where this process was forked, if it was."""
+        return self._tracked.fork
 
     def open_sockets(self, *, thorough: bool = False) -> OpenSockets:
         """Those that are open. The descriptors are listed again when it is time to."""
@@ -156,9 +164,13 @@ class NativeSockets:
         return self._last_serial
 
     def _take_census(self) -> None:
-        # Both before the listing: what is assigned or opened meanwhile is newer than what is found.
-        before, since = self._known.copy(), self._tracked.mark()
-        found = sockets_besides(self._tracked.is_tracked)
+        # Before the listing: what is assigned meanwhile is newer than what is found.
+        before = self._known.copy()
+        self.enter(NativeListing.take(self._tracked), before)
+
+    def enter(self, census: NativeListing, before: dict[int, _Native]) -> None:
+        """Add what a census has found, and remove what was known before and is gone."""
+        found = census.found
         self.count = None if found is None else len(found)
         if found is None:
             return
@@ -169,8 +181,8 @@ class NativeSockets:
                 pop_if_same(self._known, fd, native)
         for fd, inode in found.items():
             if fd not in self._known and fd >= _FIRST_FD:
-                creation = self._new_creation(opened_at, _UNKNOWN_CALL)
-                self._known.setdefault(fd, _Native(creation, inode, since, now()))
+                creation = self._new_creation(opened_at, _UNKNOWN_CALL, census.pid)
+                self._known.setdefault(fd, _Native(creation, inode, census.mark, census.at))
 
     def is_new(self, seen: Observation) -> bool:
         """Whether it has not been one for long enough that it cannot be anything else.
@@ -209,7 +221,8 @@ class NativeSockets:
                 continue
             if known is not None and known.inode == inode and known.creation[STACK]:
                 continue
-            self._known[fd] = _Native(self._new_creation(wall(), call), inode, since, now())
+            creation = self._new_creation(wall(), call, os.getpid())
+            self._known[fd] = _Native(creation, inode, since, now())
 
     def current_fds(self) -> set[int]:
         """The descriptors of all sockets that no object is known for, at this moment."""
@@ -219,14 +232,14 @@ class NativeSockets:
         """In the child: a census of our own comes next."""
         self._paused_until = 0.0
 
-    def _new_creation(self, opened_at: float | None, call: _Call) -> CreationTuple:
+    def _new_creation(self, opened_at: float | None, call: _Call, pid: int) -> CreationTuple:
         serial = self._last_serial = self._tracked.mark()
         return tuple(
             Creation(
                 sock=_no_object,  # type: ignore[arg-type]
                 object_id=0,
                 serial=serial,
-                pid=os.getpid(),
+                pid=pid,
                 opened_at=opened_at,
                 thread=call.thread,
                 task=call.task,

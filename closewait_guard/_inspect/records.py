@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import linecache
+import os
 import sys
 import tokenize  # noqa: F401 - Python 3.15 imports it with the first source that is read
 from collections.abc import Callable, Iterable
@@ -11,7 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path, PurePath
 from types import CodeType, ModuleType
 
 from closewait_guard._capture import (
@@ -118,10 +118,11 @@ def _is_launcher(filename: str) -> bool:
 @lru_cache(4096)
 def _is_console_script(filename: str) -> bool:
     """Whether an installer has made the file, to call a function of a package."""
-    path = PurePath(normal_path(filename))
-    if path.name == "__main__.py":
-        return path.parent.suffix == ".exe"
-    if path.parent.name not in ("bin", "Scripts") or path.suffix not in ("", ".py"):
+    folder, _, name = normal_path(filename).rpartition("/")
+    if name == "__main__.py":
+        return folder.endswith(".exe")
+    is_among_scripts = folder.rpartition("/")[2] in ("bin", "Scripts")
+    if not is_among_scripts or os.path.splitext(name)[1] not in ("", ".py"):  # noqa: PTH122
         return False
     lines = linecache.getlines(filename)
     return len(lines) < 50 and any(line.strip().startswith("sys.exit(") for line in lines)
@@ -142,16 +143,16 @@ def is_ours(filename: str) -> bool:
 
 @lru_cache(2)
 def _ours(wrapt: ModuleType | None) -> tuple[str, ...]:
-    folders = [str(Path(__file__).parents[1])]
+    folders = [normal_path(__file__).rpartition("/_inspect/")[0]]
     if wrapt is not None and wrapt.__file__:
-        folders.append(str(Path(wrapt.__file__).parent))
-    return tuple(normal_path(folder) + "/" for folder in folders)
+        folders.append(normal_path(wrapt.__file__).rpartition("/")[0])
+    return tuple(folder + "/" for folder in folders)
 
 
 @lru_cache(4096)
 def _module_of(filename: str) -> str:
     """The name under which a file was imported; its stem when no module owns to it."""
-    return module_of_file(filename) or Path(filename).stem
+    return module_of_file(filename) or os.path.splitext(os.path.basename(filename))[0]  # noqa: PTH119, PTH122
 
 
 def record_of(creation: CreationTuple, pid: int) -> SocketRecord:

@@ -22,7 +22,7 @@ from closewait_guard._capture import (
     pop_if_same,
 )
 from closewait_guard._clock import now, pause, wall
-from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere, ForkedCopies
+from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere, Forked, ForkedCopies
 from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, NativeSockets
 from closewait_guard._inspect.observation import (
     SuspectAge,
@@ -108,7 +108,7 @@ class _ScanTime(NamedTuple):
     last_serial: float
 
 
-class Source(Protocol):
+class Source(Forked, Protocol):
     """Where creations are known: the registry, or the native sockets."""
 
     @property
@@ -135,7 +135,7 @@ class Scanner:
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
-        self.forked_copies = ForkedCopies()
+        self.forked_copies = ForkedCopies(source)
         self._last_scan = _ScanTime(now(), -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.

@@ -1,27 +1,26 @@
-"""What is known of foreign libraries: one file each. None of them is imported for it."""
+"""What is known of foreign libraries: one file each. None of them is imported for it.
+
+All but the classes of sockets is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
-from closewait_guard._libraries import (
-    aiohttp,
-    httpcore,
-    others,
-    psycopg,
-    redis,
-    sqlalchemy,
-    stdlib,
-    urllib3,
-    uvloop,
-)
-from closewait_guard._libraries.kinds import (
-    HolderHint,
-    Library,
-    NativeCode,
-    OwnerKind,
-    PoolKind,
-    PoolUse,
-)
-from closewait_guard._libraries.stdlib import LOOP_WAKER
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from closewait_guard._libraries.green import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
+
+if TYPE_CHECKING:
+    from closewait_guard._libraries.all import LIBRARIES
+    from closewait_guard._libraries.kinds import (
+        HolderHint,
+        Library,
+        NativeCode,
+        OwnerKind,
+        PoolKind,
+        PoolUse,
+    )
+    from closewait_guard._libraries.stdlib import LOOP_WAKER
 
 __all__ = [
     "LIBRARIES",
@@ -36,20 +35,13 @@ __all__ = [
     "PoolUse",
 ]
 
+_HOMES = {"LIBRARIES": "all", "LOOP_WAKER": "stdlib"}
 
-# Hints are taken in this order: of what a program holds before what that holds in turn. Listed, not
-# found by going through the folder, so that it also works in archives and frozen programs.
-LIBRARIES: tuple[Library, ...] = (
-    stdlib.TRACEBACK,
-    *urllib3.LIBRARIES,
-    *httpcore.LIBRARIES,
-    *aiohttp.LIBRARIES,
-    *redis.LIBRARIES,
-    *sqlalchemy.LIBRARIES,
-    *psycopg.LIBRARIES,
-    *others.LIBRARIES,
-    *stdlib.LIBRARIES,
-    *uvloop.LIBRARIES,
-)
-SOCKET_CLASSES = tuple(name for library in LIBRARIES for name in library.socket_classes)
-SOCKET_CONSTRUCTORS = dict(each for library in LIBRARIES for each in library.socket_constructors)
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f"{__name__}.{_HOMES.get(name, 'kinds')}")
+    value: object = home.__dict__[name]
+    globals()[name] = value
+    return value

@@ -138,10 +138,6 @@ class Library:
         owners: Its objects that have descriptors of their own, and that a program holds.
         inner: Further such objects, which are only asked where something else wraps them.
         attributed: What `attribute(name)` wraps, to know where its sockets are opened.
-        socket_classes: What it has in the place of the socket class, as far as it derives from that
-            in C; as `module:name`.
-        socket_constructors: Which of its functions, as `module:name`, make such a socket of a
-            descriptor, and which of their variables has the socket that goes before.
         hints: What to change; the first that fits is taken.
         native: What `doctor` says of it.
     """
@@ -151,8 +147,6 @@ class Library:
     owners: tuple[OwnerKind, ...] = ()
     inner: tuple[OwnerKind, ...] = ()
     attributed: tuple[str, ...] = ()
-    socket_classes: tuple[str, ...] = ()
-    socket_constructors: tuple[tuple[str, tuple[Origin, str]], ...] = ()
     hints: tuple[HolderHint, ...] = ()
     native: tuple[NativeCode, ...] = ()
 

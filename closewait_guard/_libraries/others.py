@@ -1,4 +1,4 @@
-"""Libraries that a few lines are enough for: pycurl and others in C, gevent, uvicorn, trio."""
+"""Libraries that a few lines are enough for: pycurl and others in C, uvicorn, trio."""
 
 from __future__ import annotations
 
@@ -32,25 +32,6 @@ def _native(module: str, distribution: str, file_part: str, what: str) -> Librar
 
 
 LIBRARIES = (
-    Library(
-        "gevent",
-        # The objects in C: those of the class that programs see each have one of these.
-        socket_classes=("gevent._socket3:_wrefsocket",),
-        socket_constructors=(
-            ("gevent._socket3:socket.accept", (Origin.ACCEPTED, "self")),
-            ("gevent._socket3:socket.dup", (Origin.DUPLICATED, "self")),
-            ("gevent.server:StreamServer.do_read", (Origin.ACCEPTED, "sock")),
-        ),
-    ),
-    Library(
-        "eventlet",
-        # The socket class of a module that is loaded a second time.
-        socket_classes=("eventlet.greenio.base:_original_socket",),
-        socket_constructors=(
-            ("socket:socket.accept", (Origin.ACCEPTED, "self")),
-            ("socket:socket.dup", (Origin.DUPLICATED, "self")),
-        ),
-    ),
     _native("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
     # A handle keeps its connection for the next request.
     Library(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, compress, islice, repeat, starmap, tee
 from typing import Any
 
+from closewait_guard._clock import thread_time
 from closewait_guard._cpython import has_gil, weak_reference
 from closewait_guard._live.objects import HEAP_TYPE, find_classes, flags_of
 
@@ -81,9 +82,9 @@ def referrers(things: tuple[object, ...]) -> list[object]:
     found: tuple[object, ...] = ()
     size = _max_at_once()
     for start in range(0, len(things), size):
-        started = time.thread_time()
+        started = thread_time()
         found += tuple(_of_types(_is_no_tuple, *tee(_referring([things[start : start + size]]))))
-        _learn(time.thread_time() - started, min(size, len(things)))
+        _learn(thread_time() - started, min(size, len(things)))
     return list({id(thing): thing for thing in found}.values())
 
 

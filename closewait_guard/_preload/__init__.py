@@ -5,8 +5,7 @@ This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize`
 
 from __future__ import annotations
 
-from closewait_guard._preload.start import FOLDER, ChildConfig
-from closewait_guard._preload.status import MAX_REPORT, Channel, move_up
+from closewait_guard._preload.status import FOLDER, MAX_REPORT, Channel, ChildConfig, move_up
 
 __all__ = [
     "FOLDER",

@@ -1,4 +1,7 @@
-"""The line by which each process of the program sends its last report to the launcher.
+"""What the launcher and the processes of the program have in common.
+
+The launcher hands its configuration over in the environment. Each process sends its last report by
+a line.
 
 A line is a connected UNIX socket, and no object of the socket class. The program itself inherits
 its line from the launcher. Every other process connects to the launcher, also where it has another
@@ -11,27 +14,21 @@ from __future__ import annotations
 import _socket
 import json
 import os
-import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
 from typing import NamedTuple, Self
 
 from closewait_guard import _descriptors
-from closewait_guard._capture import patch
 from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
-from closewait_guard._render import to_dict
-from closewait_guard._stream import print_error
-from closewait_guard.model import Report
-from closewait_guard.reporters.json_lines import with_examples
 
 __all__ = [
+    "FOLDER",
     "MAX_REPORT",
     "Channel",
+    "ChildConfig",
     "Line",
-    "Status",
-    "as_text",
     "move_up",
 ]
 
@@ -197,102 +194,53 @@ def move_up(fd: int) -> int:
     return high
 
 
-def as_text(report: Report) -> str:
-    """As JSON in one line, with fewer examples of each site the longer it is."""
-    for examples in (1000, 50, 5, 1):
-        report = with_examples(report, examples)
-        text = json.dumps(to_dict(report), separators=(",", ":"))
-        if len(text) <= MAX_REPORT:
-            break
-    return text
+# With an underscore before it: the settings refuse names that they do not know.
+_VARIABLE = "_CLOSEWAIT_GUARD_RUN"
+_MAIN = "_CLOSEWAIT_GUARD_MAIN"
+# On PYTHONPATH, with what Python imports as it starts.
+FOLDER = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib is slow
 
 
-class Status:
-    """Waits for the first socket to be created: what has never opened one has nothing to leak.
-
-    Args:
-        line: The line to the launcher, if that waits for what is said.
+class ChildConfig(NamedTuple):
+    """What settings have no name for.
 
     Attributes:
-        has_opened: Whether this process has opened a socket, in a forked child since the fork.
-        has_ended: Whether it has been said how this process ends.
+        reporters: What gets the report at every interval, by name.
+        channel: Where the launcher hears how a process ends; None if it does not wait for that.
+        attribute: What opens native sockets.
     """
 
-    def __init__(self, line: Line | None) -> None:
-        self._line = line
-        self.has_opened = self.has_ended = False
-        patch.subscribe(self)
+    reporters: tuple[str, ...]
+    channel: Channel | None = None
+    attribute: tuple[str, ...] = ()
 
-    def on_create(self, sock: socket.socket, descriptor: object, /) -> None:  # noqa: ARG002
-        patch.try_unsubscribe(self)
-        if not self.has_opened:
-            self.has_opened = True
-            if self._line is not None:
-                # If that cannot be said, nor can the verdict; then that is reported.
-                with suppress(OSError):
-                    self._line.say("opened")
+    def environment(
+        self, settings: Mapping[str, str], environ: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The environment in which a program and its Python children are guarded."""
+        paths = [FOLDER]
+        # An empty path would stand for the directory that the program is started in.
+        paths += [path for path in (environ.get("PYTHONPATH"),) if path]
+        return {
+            **environ,
+            **settings,
+            "PYTHONPATH": os.pathsep.join(paths),
+            _VARIABLE: json.dumps(self),
+        }
 
-    def on_detach(self, sock: socket.socket, fd: int, /) -> None:
-        """Nothing to report."""
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """What the launcher has handed over."""
+        reporters, channel, attribute = json.loads(environ[_VARIABLE])
+        channel = None if channel is None else Channel.of(*channel)
+        return cls(tuple(reporters), channel, tuple(attribute))
 
-    def on_makefile(self, sock: socket.socket, /) -> None:
-        """Nothing to report."""
+    @staticmethod
+    def mark_main(environ: dict[str, str], pid: int) -> dict[str, str]:
+        """The environment of the process that is the program, not a child of it."""
+        return environ | {_MAIN: str(pid)}
 
-    def on_finalize(self, sock: socket.socket, fd: int, /) -> None:
-        """Nothing to report."""
-
-    def on_close_in_collection(self, sock: socket.socket, fd: int, /) -> None:
-        """Nothing to report."""
-
-    def on_fd_exhausted(self) -> None:
-        """Nothing to report."""
-
-    def on_error(self) -> None:
-        """Nothing to report: the launcher will miss the verdict."""
-
-    def send_state(self, report: str) -> None:
-        """Send a report that is not the last, unless that has been sent."""
-        if self._line is not None and not self.has_ended:
-            with suppress(OSError):
-                self._line.send_report(report)
-
-    def end(self, verdict: str, report: str = "", *, is_exec: bool = False) -> bool:
-        """Say how this program ends; whether the launcher has got the report, and prints it.
-
-        Args:
-            verdict: Whether it has leaked.
-            report: Its last report.
-            is_exec: Another program takes its place in this process.
-        """
-        self.has_ended = True
-        if self._line is None:
-            return False
-        try:
-            if report:
-                self._line.send_report(report)
-            self._line.say(f"replaced {verdict}" if is_exec else verdict)
-        except OSError as error:
-            # It may have begun when the program had ended. Then it had nothing to leak.
-            if verdict != "clean" or self.has_opened:
-                why = f"cannot report to `closewait-guard run` whether it has leaked: {error}"
-                print_error(f"process {os.getpid()} {why}")
-            return False
-        if not is_exec:
-            with suppress(OSError):
-                self._line.wait_for_launcher()
-        return True
-
-    def resume(self) -> None:
-        """Say that the end has failed, and this program goes on."""
-        if self.has_ended:
-            self.has_ended = False
-            if self._line is not None:
-                with suppress(OSError):
-                    self._line.say("resumed")
-
-    def after_fork(self) -> None:
-        """In the child."""
-        self.has_opened = self.has_ended = False
-        patch.subscribe(self)
-        if self._line is not None:
-            self._line.after_fork()
+    @staticmethod
+    def is_main(environ: Mapping[str, str], pid: int) -> bool:
+        """Whether this process is the program itself, not a child of it."""
+        return environ.get(_MAIN) == str(pid)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard._render.dicts import from_dict, to_dict
+from closewait_guard._render.dicts import from_dict, to_dict, with_examples
 from closewait_guard._render.family import LastReport, render_family
 from closewait_guard._render.site import (
     connection_summary,
@@ -42,4 +42,5 @@ __all__ = [
     "socket_kind",
     "to_dict",
     "verdict_name",
+    "with_examples",
 ]

@@ -1,4 +1,7 @@
-"""Convert a report to plain data, as in `report.schema.json`, and back without loss. Pure."""
+"""Convert a report to plain data, as in `report.schema.json`, and back without loss. Pure.
+
+Also the report with fewer findings, where all would be too long.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from closewait_guard._config import shown
 from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import SCHEMA, Finding, Report
+from closewait_guard.model import SCHEMA, ClosedLate, Finding, Report, site_key
 
 __all__ = [
     "from_dict",
     "to_dict",
+    "with_examples",
 ]
 
 
@@ -157,3 +161,64 @@ def _required(kind: Any) -> tuple[str, ...]:
 @lru_cache(None)
 def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(kind)
+
+
+_Item = TypeVar("_Item", Finding, ClosedLate)
+
+
+def with_examples(report: Report, max_per_site: int) -> Report:
+    """Keep at most so many findings of each site: those whose connections ended first.
+
+    The first of them counts those that were left out. Without a stack only the peers distinguish
+    the findings, so all of those are kept.
+    """
+    return dataclasses.replace(
+        report,
+        findings=_sample_by_site(
+            report.findings, max_per_site, lambda finding: finding, _age, _with_count
+        ),
+        closed_late=_sample_by_site(
+            report.closed_late,
+            max_per_site,
+            lambda closed: closed.finding,
+            lambda closed: closed.after,
+            lambda closed, count: dataclasses.replace(
+                closed, finding=_with_count(closed.finding, count)
+            ),
+        ),
+    )
+
+
+def _sample_by_site(
+    items: Sequence[_Item],
+    max_per_site: int,
+    finding_of: Callable[[_Item], Finding],
+    age_of: Callable[[_Item], float],
+    with_count: Callable[[_Item, int], _Item],
+) -> tuple[_Item, ...]:
+    groups: dict[object, list[int]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault(site_key(finding_of(item)), []).append(place)
+    kept: dict[int, _Item] = {}
+    for places in groups.values():
+        if (
+            len(places) > max_per_site
+            and finding_of(items[places[0]]).observation.record.site is not None
+        ):
+            total = sum(finding_of(items[place]).count for place in places)
+            oldest = sorted(places, key=lambda place: -age_of(items[place]))[:max_per_site]
+            others = sum(finding_of(items[place]).count for place in oldest[1:])
+            kept[oldest[0]] = with_count(items[oldest[0]], total - others)
+        else:
+            oldest = places
+        for place in oldest:
+            kept.setdefault(place, items[place])
+    return tuple(kept[place] for place in sorted(kept))
+
+
+def _age(finding: Finding) -> float:
+    return finding.observation.ended_for
+
+
+def _with_count(finding: Finding, count: int) -> Finding:
+    return dataclasses.replace(finding, count=count)

@@ -10,13 +10,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from hmac import compare_digest
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple, Self
 
+from closewait_guard._cpython import compare_digest
 from closewait_guard._descriptors import identity_of
 from closewait_guard._format import escape_control
 from closewait_guard._preload import MAX_REPORT, Channel, move_up
@@ -79,7 +78,7 @@ class Verdicts:
         self._token = os.urandom(16).hex()
         self._program = 0
         self._pythons = PythonProcesses(command, self._token)
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folders = ExitStack()
         self._selector = selectors.DefaultSelector()
         self._listener = self._start_listening()
         self._main, theirs = socket.socketpair()
@@ -102,8 +101,10 @@ class Verdicts:
             # No file: it is reached from any root directory, by any user.
             self._address = f"\0{name}"
         else:
-            self._folder = TemporaryDirectory(prefix="closewait-guard-")
-            self._address = str(Path(self._folder.name, name))
+            from tempfile import TemporaryDirectory
+
+            folder = TemporaryDirectory(prefix="closewait-guard-")
+            self._address = str(Path(self._folders.enter_context(folder), name))
         listener.bind(self._address)
         listener.listen(4096)
         listener.settimeout(0)
@@ -212,8 +213,7 @@ class Verdicts:
         for sock in (self._stop, self._stopped):
             sock.close()
         self._selector.close()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._folders.close()
 
     def __enter__(self) -> Self:
         return self

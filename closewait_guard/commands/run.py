@@ -247,14 +247,16 @@ def _server_of(target: Sequence[str]) -> str:
 
 def _attributed(arguments: argparse.Namespace) -> tuple[str, ...]:
     """Names that can be used. What they stand for is for the program to import."""
+    if not arguments.attribute:
+        return ()
     from closewait_guard._inspect import attributed_module
 
-    for name in arguments.attribute or ():
+    for name in arguments.attribute:
         try:
             attributed_module(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"run --attribute: {error}") from None
-    return tuple(arguments.attribute or ())
+    return tuple(arguments.attribute)
 
 
 def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = None) -> Settings:

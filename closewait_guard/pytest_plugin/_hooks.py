@@ -6,12 +6,12 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from closewait_guard._config import project_file
+from closewait_guard._config import is_anything_given
+from closewait_guard._descriptors import SpareDescriptors
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
     AnyioOwner,
@@ -26,7 +26,6 @@ from closewait_guard.pytest_plugin._lazy_start import (
     TEARDOWN,
     FirstSocketHook,
     IdlePlugin,
-    SpareDescriptors,
     note_variables_of_libraries,
 )
 from closewait_guard.pytest_plugin._options import Mode, Options, Plan, plan_for, read_options
@@ -421,9 +420,7 @@ def _load_settings() -> Settings | None:
     Raises:
         pytest.UsageError: One cannot be used.
     """
-    prefix, plugin = "CLOSEWAIT_GUARD_", "CLOSEWAIT_GUARD_SOCKET_LEAKS"
-    given = (name for name in os.environ if name.startswith(prefix))
-    if all(name.startswith(plugin) for name in given) and not _is_in_pyproject():
+    if not is_anything_given(os.environ):
         return None
     from closewait_guard.exceptions import ConfigurationError
     from closewait_guard.settings import Settings
@@ -432,8 +429,3 @@ def _load_settings() -> Settings | None:
         return Settings.load()
     except ConfigurationError as error:
         raise pytest.UsageError(str(error)) from error
-
-
-def _is_in_pyproject() -> bool:
-    file = project_file(Path())
-    return file is not None and file.may_have_settings

@@ -1,7 +1,7 @@
 """Until a run needs more, it pays for next to nothing.
 
 A hook on the first socket loads the recorder; a plugin only notes which test runs until the first
-socket or thread; spare descriptors are kept for a test that takes all others.
+socket or thread.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import pytest
 
 from closewait_guard._capture import SOCKET, as_function
-from closewait_guard._descriptors import OwnedDescriptor, owned_pipe
 from closewait_guard.pytest_plugin._attribution import (
     add_thread_start_callback,
     remove_thread_start_callback,
@@ -27,7 +25,6 @@ __all__ = [
     "TEARDOWN",
     "FirstSocketHook",
     "IdlePlugin",
-    "SpareDescriptors",
     "note_variables_of_libraries",
 ]
 
@@ -183,34 +180,3 @@ def note_variables_of_libraries() -> dict[str, dict[str, int]]:
             values = variables.items()
             found[name] = {key: id(value) for key, value in values if id(type(value)) not in _PLAIN}
     return found
-
-
-class SpareDescriptors:
-    """Both ends of a pipe, kept for when a test has taken all other descriptors.
-
-    What checks and reports is loaded late, and reads lines of code.
-    """
-
-    def __init__(self) -> None:
-        self._ends: tuple[OwnedDescriptor, ...] = ()
-
-    def acquire(self) -> None:
-        """Open the pipe, if that has not been done and there is room."""
-        if not self._ends:
-            with suppress(OSError):
-                self._ends = owned_pipe()
-
-    @contextmanager
-    def lend(self) -> Iterator[None]:
-        """Have its descriptors free to use meanwhile: an import needs one."""
-        self.release()
-        try:
-            yield
-        finally:
-            self.acquire()
-
-    def release(self) -> None:
-        """Close it: its descriptors are free to use."""
-        ends, self._ends = self._ends, ()
-        for end in ends:
-            end.close()

@@ -11,8 +11,8 @@ import pytest
 
 from closewait_guard._capture import PlainContext, Recording, Registry
 from closewait_guard._config import RECORDING_DEFAULTS
+from closewait_guard._descriptors import SpareDescriptors
 from closewait_guard.pytest_plugin._attribution import Ownership
-from closewait_guard.pytest_plugin._lazy_start import SpareDescriptors
 from closewait_guard.pytest_plugin._options import Plan
 
 if TYPE_CHECKING:

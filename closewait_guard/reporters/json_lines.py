@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import TypeVar
 
 from closewait_guard._config import count, require_number, whole_number_parser
 from closewait_guard._files import OutputFile
-from closewait_guard._render import to_dict
+from closewait_guard._render import to_dict, with_examples
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import ClosedLate, Finding, Report, Reporter, site_key
+from closewait_guard.model import Report, Reporter
 
 try:
     import fcntl
@@ -23,71 +21,12 @@ except ImportError:  # Windows
 
 __all__ = [
     "json_lines",
-    "with_examples",
 ]
 
 
 _MEGABYTE = 1024 * 1024
 # Each time, another process has put a new file in place of the one that was open.
 _MAX_REPLACEMENTS = 100
-
-_Item = TypeVar("_Item", Finding, ClosedLate)
-
-
-def with_examples(report: Report, max_per_site: int) -> Report:
-    """Keep at most so many findings of each site: those whose connections ended first.
-
-    The first of them counts those that were left out. Without a stack only the peers distinguish
-    the findings, so all of those are kept.
-    """
-    return replace(
-        report,
-        findings=_sample_by_site(
-            report.findings, max_per_site, lambda finding: finding, _age, _with_count
-        ),
-        closed_late=_sample_by_site(
-            report.closed_late,
-            max_per_site,
-            lambda closed: closed.finding,
-            lambda closed: closed.after,
-            lambda closed, count: replace(closed, finding=_with_count(closed.finding, count)),
-        ),
-    )
-
-
-def _sample_by_site(
-    items: Sequence[_Item],
-    max_per_site: int,
-    finding_of: Callable[[_Item], Finding],
-    age_of: Callable[[_Item], float],
-    with_count: Callable[[_Item, int], _Item],
-) -> tuple[_Item, ...]:
-    groups: dict[object, list[int]] = {}
-    for place, item in enumerate(items):
-        groups.setdefault(site_key(finding_of(item)), []).append(place)
-    kept: dict[int, _Item] = {}
-    for places in groups.values():
-        if (
-            len(places) > max_per_site
-            and finding_of(items[places[0]]).observation.record.site is not None
-        ):
-            total = sum(finding_of(items[place]).count for place in places)
-            oldest = sorted(places, key=lambda place: -age_of(items[place]))[:max_per_site]
-            others = sum(finding_of(items[place]).count for place in oldest[1:])
-            kept[oldest[0]] = with_count(items[oldest[0]], total - others)
-        else:
-            oldest = places
-        for place in oldest:
-            kept.setdefault(place, items[place])
-    return tuple(kept[place] for place in sorted(kept))
-
-
-def _age(finding: Finding) -> float:
-    return finding.observation.ended_for
-
-
-def _with_count(finding: Finding, count: int) -> Finding:
-    return replace(finding, count=count)
 
 
 def json_lines(

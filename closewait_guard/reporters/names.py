@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from closewait_guard._config import did_you_mean, refusal, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
@@ -16,6 +16,9 @@ from closewait_guard.reporters.logging import logging
 from closewait_guard.reporters.structlog import structlog
 from closewait_guard.reporters.text import text
 from closewait_guard.reporters.warn import warn
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = [
     "GROUP",
@@ -44,7 +47,7 @@ def named(name: str) -> Reporter:
     make = _FACTORIES.get(word)
     if make is not None:
         return make(argument)
-    for point in entry_points(group=GROUP):
+    for point in _installed():
         if point.name == word:
             return _make_installed(point, [argument] if colon else [])
     known = known_names()
@@ -58,8 +61,15 @@ def known_names() -> list[str]:
     """The names that `named` understands."""
     return [
         *_FACTORIES,
-        *sorted({point.name for point in entry_points(group=GROUP)} - {*_FACTORIES}),
+        *sorted({point.name for point in _installed()} - {*_FACTORIES}),
     ]
+
+
+def _installed() -> EntryPoints:
+    # It takes long to import, and most programs name none.
+    from importlib.metadata import entry_points
+
+    return entry_points(group=GROUP)
 
 
 def _make_installed(point: EntryPoint, arguments: list[str]) -> Reporter:

@@ -194,7 +194,7 @@ def test_what_is_left_out_is_said_in_the_report(project, monkeypatch):
     ids=["not-utf-8", "nested", "binary", "twice"],
 )
 def test_a_project_file_that_makes_no_sense_gets_one_short_sentence(project, content):
-    (project / "pyproject.toml").write_bytes(content)
+    (project / "pyproject.toml").write_bytes(b"# closewait_guard\n" + content)
     with pytest.raises(cwg.ConfigurationError, match=r"pyproject\.toml cannot be read: ") as caught:
         load(project)
     assert "\n" not in str(caught.value)

@@ -92,6 +92,30 @@ assert not guard.failed_reports
     python("-c", LEAKY + source, way, cwd=tmp_path)
 
 
+@pytest.mark.parametrize("settings", ["", "grace=0"])
+@pytest.mark.parametrize("way", ["cwg.scan()", "in_a_block()"])
+def test_what_the_first_scan_loads_can_be_loaded_without_a_descriptor(way, settings):
+    source = f"""
+def in_a_block():
+    with cwg.no_leaks(0):
+        pass
+    return cwg.scan()
+
+cwg.install({settings})
+kept = leak()
+for _ in kept:
+    server.accept()[0].close()
+assert "closewait_guard._pipeline" not in sys.modules
+taken = take_all()
+report = {way}
+text, data = cwg.render_text(report), cwg.to_dict(report)
+for sock in taken:
+    sock.close()
+assert len(report.findings) >= 3 and text and data
+"""
+    python("-c", LEAKY + source)
+
+
 REPORTED_EVERYWHERE = """
 import io, logging, time, warnings
 from closewait_guard import reporters
@@ -162,7 +186,7 @@ def source_of(sock):
     leaks = [leak for leak in guard.scan().findings if leak.observation.fd == sock.fileno()]
     return leaks[0].observation.record.site.source
 
-guard = cwg.install(grace=0)
+guard = cwg.Guard(cwg.Settings(grace=0)).install()
 taken, seen = take_all(), []
 for _ in range(2):
     taken.pop().close()

@@ -7,10 +7,10 @@ from closewait_guard import model
 
 ROOT = (
     "Alert AlertKind AlertStatus CloseWaitGuardError ClosedLate ConfigurationError Connection "
-    "Coverage Evidence Finding Frame FrameKind Guard MissingExtraError Monitor Observation Origin "
-    "Report ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketRecord "
-    "State UnsupportedPythonError Verdict __version__ attribute from_dict install label no_leaks "
-    "render_text report scan to_dict uninstall watch watch_async"
+    "Coverage Evidence Finding Frame FrameKind Guard MissingExtraError Monitor NotLoadedError "
+    "Observation Origin Report ReportFormatError Reporter Settings Severity SiteGroup "
+    "SocketLeakError SocketRecord State UnsupportedPythonError Verdict __version__ attribute "
+    "from_dict install label no_leaks render_text report scan to_dict uninstall watch watch_async"
 )
 
 MODEL = (

@@ -1,0 +1,34 @@
+"""All libraries, in the order in which their hints are taken."""
+
+from __future__ import annotations
+
+from closewait_guard._libraries import (
+    aiohttp,
+    httpcore,
+    others,
+    psycopg,
+    redis,
+    sqlalchemy,
+    stdlib,
+    urllib3,
+    uvloop,
+)
+from closewait_guard._libraries.kinds import Library
+
+__all__ = ["LIBRARIES"]
+
+
+# Of what a program holds before what that holds in turn. Listed, not found by going through the
+# folder, so that it also works in archives and frozen programs.
+LIBRARIES: tuple[Library, ...] = (
+    stdlib.TRACEBACK,
+    *urllib3.LIBRARIES,
+    *httpcore.LIBRARIES,
+    *aiohttp.LIBRARIES,
+    *redis.LIBRARIES,
+    *sqlalchemy.LIBRARIES,
+    *psycopg.LIBRARIES,
+    *others.LIBRARIES,
+    *stdlib.LIBRARIES,
+    *uvloop.LIBRARIES,
+)

@@ -1,0 +1,32 @@
+"""gevent and eventlet: the classes that they have in the place of the socket class.
+
+They are patched like that, as soon as a guard is installed: this loads nothing else.
+"""
+
+from __future__ import annotations
+
+from closewait_guard._enums import Origin
+
+__all__ = [
+    "SOCKET_CLASSES",
+    "SOCKET_CONSTRUCTORS",
+]
+
+
+# As `module:name`; each derives from the class in C.
+SOCKET_CLASSES = (
+    # The objects in C: those of the class that programs see each have one of these.
+    "gevent._socket3:_wrefsocket",
+    # The socket class of a module that is loaded a second time.
+    "eventlet.greenio.base:_original_socket",
+)
+
+# Which functions, as `module:name`, make such a socket of a descriptor, and which of their
+# variables has the socket that goes before.
+SOCKET_CONSTRUCTORS = {
+    "gevent._socket3:socket.accept": (Origin.ACCEPTED, "self"),
+    "gevent._socket3:socket.dup": (Origin.DUPLICATED, "self"),
+    "gevent.server:StreamServer.do_read": (Origin.ACCEPTED, "sock"),
+    "socket:socket.accept": (Origin.ACCEPTED, "self"),
+    "socket:socket.dup": (Origin.DUPLICATED, "self"),
+}
