@@ -66,5 +66,5 @@ def test_a_report_is_made_at_once_without_a_descriptor_and_once_a_minute(how, tm
     )
     assert "as it should be 2" in done.stdout, done.stderr[-3000:]
     assert "socket_alert" in done.stdout
-    assert "FD_EXHAUSTED" in done.stderr
+    assert "FD EXHAUSTED" in done.stderr
     assert "a reporter failed" not in done.stderr

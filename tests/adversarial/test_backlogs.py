@@ -84,8 +84,8 @@ def test_at_which_of_two_listeners_that_share_an_address_one_waits_is_not_guesse
     assert backlogs(first, second) == [({}, {address: 40})] * 2
     found = _processes.ProcessScanner(Settings()).scan([first.pid])
     text = " ".join(_processes.render_processes(found, only=found.processes).split())
-    assert f"40 connections in CLOSE_WAIT in the backlog of {address}: the peer has gone" in text
-    assert "which of them has them the kernel does not say" in text
+    assert f"40 connections in CLOSE_WAIT in the backlog of {address}: the peer closed" in text
+    assert "the kernel does not say which of them has them" in text
     assert "which process is to take 40 connections" in text
 
 

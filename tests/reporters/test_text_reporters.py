@@ -88,7 +88,7 @@ def test_a_stream_that_cannot_show_a_letter_shows_its_number(tmp_path):
         guard.report()
         assert guard.failed_reports == 0
     shown = stream.buffer.getvalue().decode("ascii")
-    assert r"t\xfcte.py:2 in make()" in shown.replace("\n    ", "")
+    assert r"t\xfcte.py:2 in make()" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("make", [reporters.text, reporters.console])
