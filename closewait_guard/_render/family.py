@@ -78,7 +78,7 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
         counts: Counter[int] = Counter()
         for finding in group.findings:
             counts[pid_of[id(finding)]] += finding.count
-        return _pids(counts)
+        return _pids(counts) if len(pids) > 1 else ""
 
     pids = {report.pid for report in reports}
     fullest = max(reports, key=lambda report: report.fd_used or 0)
@@ -95,12 +95,12 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
 
 
 def _where_in(reports: Sequence[Report]) -> str:
-    """In how many of the processes there are leaks."""
+    """In how many of the processes there are leaks; of one that leaks the header says it."""
     pids = {report.pid for report in reports}
-    if len(pids) == 1:
-        return f" in process {reports[0].pid}"
-    processes = pluralize(len(pids), "process")
     leaking = len({report.pid for report in reports if report.leaks})
+    if len(pids) == 1:
+        return "" if leaking else f" in process {reports[0].pid}"
+    processes = pluralize(len(pids), "process")
     return f" in {leaking:,} of {processes}" if leaking else f" in {processes}"
 
 
@@ -109,9 +109,8 @@ def _pids(counts: Counter[int]) -> str:
     if len(counts) == 1:
         return str(next(iter(counts)))
     parts = [f"{pid} ({number:,})" for pid, number in counts.most_common(_MAX_PROCESSES)]
-    if len(counts) > _MAX_PROCESSES:
-        parts.append(f"{len(counts) - _MAX_PROCESSES:,} more")
-    return f"{len(counts):,}: {', '.join(parts)}"
+    more = len(counts) - _MAX_PROCESSES
+    return ", ".join(parts) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _sum(reports: Sequence[Report]) -> Report:
@@ -166,13 +165,14 @@ def _notes(members: Sequence[LastReport], layout: Layout) -> str:
     """Which reports are older than the end of their process, each process once."""
     notes = {}
     for member in members:
-        at, pid = format_time(member.report.taken_at), member.report.pid
+        at, pid = format_time(member.report.taken_at, " %Z"), member.report.pid
         if not member.is_last:
             notes[pid, member.is_before_exec] = (
-                f"Process {pid} ended without a last report: what is said of it was so at {at}."
+                f"Process {pid} ended without a last report: it is shown as of {at}."
             )
         if member.is_before_exec:
             notes[pid, member.is_before_exec] = (
-                f"Process {pid} became another program by exec: what it had open was so at {at}."
+                f"Process {pid} became another program by exec: what it had open before is shown "
+                f"as of {at}."
             )
     return "".join(f"{line}\n" for note in notes.values() for line in layout.wrap(note, "  "))

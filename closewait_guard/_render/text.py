@@ -173,7 +173,7 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
 
 
 _CLOSED_ELSEWHERE = Verdict.CLOSED_ELSEWHERE
-_UNKNOWN = "Leaks unknown in some processes"
+_UNKNOWN = "Leaks unknown in some processes; none found"
 
 
 def _by_verdict(leaks: Iterable[SiteGroup]) -> str:
@@ -206,9 +206,10 @@ def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> I
     sockets = report.open_sockets + (report.coverage.native or 0)
     parts = [pluralize(sockets, "socket"), *_quiet_parts(report, layout)]
     parts.append(f"fds {scope.descriptors.partition(' (')[0]}")
-    who = scope.who.partition(" on ")[0]
+    # Where there are several processes, or one of several, that has been said.
+    who = "" if scope.where else f"{scope.who.partition(' on ')[0]} "
     program = program_name(report.command, layout)
-    text = f"closewait-guard: {found}{scope.where} ({', '.join(parts)})  {who} {program}"
+    text = f"closewait-guard: {found}{scope.where} ({', '.join(parts)})  {who}{program}"
     for line in layout.wrap(text.rstrip(), "  "):
         yield StyledLine(line, Style.TITLE)
 

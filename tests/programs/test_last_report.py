@@ -191,7 +191,7 @@ def test_leaks_that_were_too_many_to_be_remembered_until_the_end_are_counted(tmp
         [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment()
     )
     last = last_report(done.stderr)
-    assert last.startswith("closewait_guard: 2 leaked, 3 left out of "), last
+    assert "2 leaked sockets from 2 places. 3 leaks left out." in " ".join(last.split()), last
 
 
 REGISTERED = """
@@ -236,7 +236,8 @@ def test_exit_functions_that_are_registered_before_watch_run_after_its_last_repo
         [sys.executable, path], capture_output=True, text=True, timeout=60, env=environment()
     )
     last = last_report(done.stderr)
-    assert f"closewait_guard: {1 + is_before} leaked of" in last, last
+    found = "2 leaked sockets" if is_before else "1 leaked socket"
+    assert f"\n{found} from 1 place." in last, last
     assert ("closed only when the program ended" in last) == (not is_before), last
 
 

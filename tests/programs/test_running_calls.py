@@ -17,7 +17,8 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard._holders import threads
 from closewait_guard._live.frames import shows_other_threads
-from findings import findings_of
+from command_line import documents
+from findings import findings_of, reports_in
 from servers import DEADLINE, free_port
 
 sees_calls = pytest.mark.skipif(
@@ -41,7 +42,7 @@ import closewait_guard as cwg
 
 def show(report):
     with open({path!r}, "a") as file:
-        file.write(cwg.render_text(report))
+        file.write(cwg.render_text(report, everything=True))
 
 def post_fork(server, worker):
     cwg.install(grace=0.1, age_warning={age_warning}, reporters=[show])
@@ -238,14 +239,18 @@ def test_the_parent_of_uvicorn_workers_has_a_bound_socket_and_no_finding(tmp_pat
     )
     port = free_port()
     run = ["closewait_guard", "run", "--grace", "0.1", "--interval", "0.3", "--report", "text"]
+    run += ["--report", "json_lines:reports.jsonl"]
     serve = ["uvicorn", "--workers", "2", "--lifespan", "off", "--port", str(port), "app:app"]
     with started([*run, "--", *serve], port, tmp_path) as process:
         time.sleep(1.5)
         process.terminate()
         _, stderr = process.communicate(timeout=DEADLINE)
-    assert "no leaks (1 socket" in stderr
-    assert "DEAD" not in stderr
-    assert "LEAKED" not in stderr
+    reports = documents((tmp_path / "reports.jsonl").read_text())
+    assert 1 in {each.open_sockets for each in reports if each.pid == process.pid}
+    assert not any(each.findings for each in reports)
+    shown = reports_in(stderr)
+    assert shown
+    assert all(line.startswith("closewait-guard: no leaks") for line in shown), stderr
 
 
 @sees_calls

@@ -337,7 +337,7 @@ def test_where_a_process_is_unknown_the_first_line_of_a_family_is_no_all_clear()
         assert text.startswith("closewait-guard: leaks unknown in some processes")
         assert "no leak" not in text
     leaking = render_family([LastReport(leaky_report())], is_complete=False)
-    assert "\n4 leaked sockets from 2 places in process " in leaking
+    assert "\n4 leaked sockets from 2 places." in leaking
 
 
 def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown():
