@@ -20,7 +20,9 @@ from pathlib import Path
 
 import service
 
-_START_SECONDS, _STOP_SECONDS = 30, 30
+# A server with the guard takes a second to start, and minutes where the machine is busy.
+_START_SECONDS, _STOP_SECONDS = 120, 60
+_NO_SERVER = 75  # EX_TEMPFAIL: `page_programs.py` writes no such output into a page.
 
 
 def main(path: str, times: str, *command: str) -> int:
@@ -33,6 +35,9 @@ def main(path: str, times: str, *command: str) -> int:
                 for _ in range(int(times)):
                     ask(address, path)
                 time.sleep(1.5)  # More than the grace time.
+            except TimeoutError as error:
+                print(error, file=sys.stderr)
+                return _NO_SERVER
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait(_STOP_SECONDS)
