@@ -55,8 +55,10 @@ _VARYING = (
     (r"\n\d+ closing connections? \(not leaks\)\.", ""),
     (r"(fingerprint=)[0-9a-f]{12}", r"\1FINGERPRINT"),
     (r"\bpid\s+\d+|process\s+\d+", "PROCESS"),
+    (r"\b(oldest_s|after_s|pid|taken_at)(\"?[:=] ?)[\d.]+", r"\1\2NUMBER"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d]*( [A-Z]{3}\b|Z)?", "MOMENT"),
     (r"PROCESS on \S+, MOMENT", "PROCESS"),
+    (r"\b\d\d:\d\d:\d\d\b", "MOMENT"),
     (r"\s+", " "),
 )
 
