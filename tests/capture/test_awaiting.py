@@ -310,8 +310,10 @@ def open_in_turn(address):
     async def main():
         async with connected():
             assert opened(guard).site.function.endswith(".connected")
+            assert not opened(guard).site.is_awaiting
         call()
         assert opened(guard).site.function.endswith(".call")
+        assert not opened(guard).site.is_awaiting
 
     asyncio.run(main())
 
