@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
-from closewait_guard._cpython import has_gil
+from closewait_guard._cpython import has_gil, is_collecting_thread
 from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
@@ -188,7 +188,13 @@ def is_garbage(creation: CreationTuple, sock: socket.socket) -> bool:
     """
     if creation[SOCK]() is None:
         return True
-    return id(sock) in _probed_now.values() and has_gil() and not referrers((sock,))
+    # While finalizers run, other threads do too, and close what they like.
+    return (
+        is_collecting_thread()
+        and id(sock) in _probed_now.values()
+        and has_gil()
+        and not referrers((sock,))
+    )
 
 
 # A collection in which finalizers wait for something may take long.
