@@ -44,6 +44,7 @@ __all__ = [
     "FINALIZER_ENTRIES",
     "GROUP_TASK",
     "HANDLE_CALLBACK",
+    "INNER_SOCKET",
     "LOOP_CLOSED",
     "LOOP_OF",
     "LOOP_SELECTOR",
@@ -97,6 +98,7 @@ LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loo
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
 LOOP_TRANSPORTS = "_transports"  # Else what a closed loop leaves open is not reported.
+INNER_SOCKET = "_sock"  # In C, of a library's own class; else the object counts as no socket.
 FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
 # Else a socket that a library opens in a task of its own has no line of the program.
 DONE_CALLBACKS = "_callbacks"  # Of a future or task.

@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 
 from closewait_guard._capture.hooks import SOCKET, code_of, listener_in_accept_by_thread
 from closewait_guard._capture.stack import NO_STACK, CapturedStack
-from closewait_guard._cpython import file_objects_reader, is_closed_reader, weak_reference
+from closewait_guard._cpython import (
+    INNER_SOCKET,
+    file_objects_reader,
+    is_closed_reader,
+    weak_reference,
+)
 from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin, Scalar
 from closewait_guard._live import field, is_a, text_of, value_at, variable_of
@@ -248,7 +253,7 @@ def _creation_in_variable(
     """The creation of the socket, or descriptor, that a local variable of the caller holds."""
     value = variable_of(caller, name)
     # A library's own class may have the object in C as an attribute.
-    value = value if is_a(value, _c_socket) else field(value, "_sock", value)
+    value = value if is_a(value, _c_socket) else field(value, INNER_SOCKET, value)
     fd = _c_socket.fileno(value) if is_a(value, _c_socket) else value
     if not is_a(fd, int):
         return None

@@ -705,8 +705,7 @@ def test_a_report_says_that_there_were_too_many_calls_to_look_at(guard, monkeypa
         assert report.leaks
         return [note for note in report.coverage.notes if "running calls" in note]
 
-    assert notes_of_a_search() == []
+    too_many = "what some of the running calls have in their variables: there are too many"
+    assert too_many not in notes_of_a_search()
     monkeypatch.setattr(threads, "_MAX_FRAMES", 3)
-    assert notes_of_a_search() == [
-        "what some of the running calls have in their variables: there are too many"
-    ]
+    assert too_many in notes_of_a_search()
