@@ -261,8 +261,8 @@ class Guard:
         guard._is_beside_last_report = self.settings.at_exit
         return guard
 
-    def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
-        return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)
+    def _next_in_series(self, notes: Iterable[str] = (), *, is_last: bool = False) -> Report:
+        return self._pipeline.next_in_series(self._fd_exhaustion.count, notes, is_last=is_last)
 
     def _reported_leaks(self) -> frozenset[int]:
         """The serials of the leaks that the latest report of the series has."""

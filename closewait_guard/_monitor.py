@@ -81,16 +81,20 @@ class Schedule:
         """How long to wait for the next report."""
         return max(0.0, self._next - now())
 
-    def run_once(self, complete: Callable[[Report], Report] | None = None) -> None:
+    def run_once(
+        self, complete: Callable[[Report], Report] | None = None, *, is_last: bool = False
+    ) -> None:
         """Report. No failure ends the series; the first of several in a row is logged.
 
         Args:
             complete: Adds to the report what the scan does not have.
+            is_last: The process ends now.
         """
         note = self._pace.note
         try:
             with self._measured():
-                report = self._guard._next_in_series(() if note is None else (note,))
+                notes = () if note is None else (note,)
+                report = self._guard._next_in_series(notes, is_last=is_last)
             self._guard._deliver(report if complete is None else complete(report))
             self._has_failed = False
         except Exception as error:
@@ -210,7 +214,8 @@ class Monitor:
 
     def _report_last(self) -> None:
         looks = self._looks
-        self._schedule.run_once(None if looks is None else looks.add_closed_by_end)
+        complete = None if looks is None else looks.add_closed_by_end
+        self._schedule.run_once(complete, is_last=True)
 
     def _join(self, timeout: float) -> None:
         thread = self._thread
