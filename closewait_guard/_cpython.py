@@ -16,13 +16,11 @@ import io
 import sys
 import threading
 import weakref
-from _thread import get_ident
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
-from operator import call
-from types import FrameType, FunctionType, ModuleType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 try:
@@ -81,7 +79,6 @@ __all__ = [
     "has_gil",
     "interpreter_states",
     "is_closed_reader",
-    "is_collecting_thread",
     "keep_open_in_tokenize",
     "main_thread_waker",
     "native_handler",
@@ -223,18 +220,6 @@ def file_objects_reader(socket_class: type) -> Callable[[Any], int]:
     return (lambda _: 1) if slot is None else slot.__get__
 
 
-# The thread of the latest collection that was noticed.
-_collection = SimpleNamespace(thread=0)
-
-
-def is_collecting_thread() -> bool:
-    """Whether the collection that runs, if one does, is this thread's.
-
-    Only while `close_in_collections_by` has a close noticed: it also notes the thread.
-    """
-    return bool(_collection.thread == get_ident())
-
-
 def close_in_collections_by(
     close: Callable[[Any], Any], socket_class: type
 ) -> Callable[[], None] | None:
@@ -253,9 +238,7 @@ def close_in_collections_by(
     found, asked = method.__defaults__, ModuleType(__name__)
 
     def use(function: Callable[[Any], Any]) -> property:
-        switched = map(partial(setattr, asked, "close"), repeat(function))
-        noted = map(partial(setattr, _collection, "thread"), map(call, repeat(get_ident)))
-        return property(partial(next, zip(noted, switched, strict=False)))
+        return property(partial(next, map(partial(setattr, asked, "close"), repeat(function))))
 
     plain = _socket.socket.close
     phases = type("Phases", (), {"start": use(close), "stop": use(plain)})()

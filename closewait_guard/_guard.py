@@ -306,8 +306,8 @@ class Guard:
 
         return NoLeaks(lambda: self, grace, allow_open=allow_open)
 
-    def _next_in_series(self, notes: Iterable[str] = ()) -> Report:
-        return self._pipeline.next_in_series(self._fd_exhaustion.count, notes)
+    def _next_in_series(self, notes: Iterable[str] = (), *, is_last: bool = False) -> Report:
+        return self._pipeline.next_in_series(self._fd_exhaustion.count, notes, is_last=is_last)
 
     def _reported_leaks(self) -> frozenset[int]:
         """The serials of the leaks that the latest report of the series has."""

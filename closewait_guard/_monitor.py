@@ -87,12 +87,13 @@ class Schedule:
 
         Args:
             complete: Adds to the report what the scan does not have.
-            is_last: It is the last one, which has everything, not only what has changed.
+            is_last: The process ends now: it has everything, not only what has changed.
         """
         note = self._pace.note
         try:
             with self._measured():
-                report = self._guard._next_in_series(() if note is None else (note,))
+                notes = () if note is None else (note,)
+                report = self._guard._next_in_series(notes, is_last=is_last)
             report = report if complete is None else complete(report)
             self._guard._deliver(report, is_periodic=not is_last)
             self._has_failed = False

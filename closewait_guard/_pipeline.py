@@ -98,25 +98,30 @@ class Pipeline:
         self._redaction = Redaction(settings.redact)
         self._children = _Children(registry, settings)
 
-    def scan(self, *, full: bool = False) -> Report:
+    def scan(self, *, full: bool = False, is_last: bool = False) -> Report:
         """One report by itself.
 
         Args:
             full: Describe the healthy sockets too.
+            is_last: The process ends now, so that nothing is left to a later report.
         """
-        report = self._scan(full=full)
+        report = self._scan(full=full, is_last=is_last)
         report = replace(report, alerts=threshold_alerts(report, self._settings))
         return self._redaction.report(report)
 
-    def next_in_series(self, times_exhausted: int, notes: Iterable[str] = ()) -> Report:
+    def next_in_series(
+        self, times_exhausted: int, notes: Iterable[str] = (), *, is_last: bool = False
+    ) -> Report:
         """The next report of the series, whose alerts say what begins, gets worse and ends.
 
         Args:
             times_exhausted: How often there was no descriptor left, so far.
             notes: What else this report does not cover.
+            is_last: The process ends now, so that nothing is left to a later report.
         """
         began = now()
-        report = self._series.advance(self._scan(is_paced=True), began, times_exhausted)
+        seen = self._scan(is_paced=not is_last, is_last=is_last)
+        report = self._series.advance(seen, began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
         # Last, because the series adds alerts and notes of its own.
         return self._redaction.report(replace(report, coverage=coverage))
@@ -156,17 +161,20 @@ class Pipeline:
         self._series.after_fork()
         self._children = _Children(self._registry, self._settings)
 
-    def _scan(self, *, full: bool = False, is_paced: bool = False) -> Report:
+    def _scan(self, *, full: bool = False, is_paced: bool = False, is_last: bool = False) -> Report:
         """The report before alerts and redaction.
 
         Args:
             full: Describe the healthy sockets too.
             is_paced: Whether it is one of a series, which may take only a share of the time.
+            is_last: Whether what is not known of pools cannot be left to the next.
         """
         seen = self._inspect(full=full)
         fd_limit = _descriptors.fd_limit()
         suspects = (*seen.suspects, *seen.dropped)
-        all_findings = self._find(suspects, self._settings, fd_limit, is_paced=is_paced)
+        all_findings = self._find(
+            suspects, self._settings, fd_limit, is_paced=is_paced, is_last=is_last
+        )
         findings = tuple([each for each in all_findings if each.verdict is not Verdict.OPEN])
         findings += self._children.leaks()
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
@@ -187,6 +195,7 @@ class Pipeline:
         *,
         everything: bool = False,
         is_paced: bool = False,
+        is_last: bool = False,
     ) -> tuple[Finding, ...]:
         """Verdicts, holders and hints.
 
@@ -196,12 +205,13 @@ class Pipeline:
             fd_limit: How many descriptors the process may have.
             everything: Say who holds what is no leak too.
             is_paced: Take no more than the share of the time that a series may take.
+            is_last: Ask now what uses each pool; what is not known excuses nothing.
         """
         findings = judge(observations, settings, fd_limit, self._explainer.texts)
         with self._holders_measured():
             limit = self._explainer.time_to_search(paced=is_paced)
             leaks = [each.observation for each in findings if each.verdict in _OPEN_LEAKS]
-            pools = self._pools.uses(leaks, limit, afresh=everything)
+            pools = self._pools.uses(leaks, limit, afresh=everything or is_last)
             idle = {serial for serial, use in pools.items() if use.is_excuse}
             findings = leave_to_pools(findings, idle, settings, fd_limit)
             # What a test or a block has left open is not to wait for the end of a call.

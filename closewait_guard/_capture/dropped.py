@@ -12,6 +12,7 @@ import itertools
 import socket
 import sys
 import threading
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
-from closewait_guard._cpython import has_gil, is_collecting_thread
+from closewait_guard._cpython import has_gil
 from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
@@ -209,19 +210,20 @@ class Probing:
     Entered before the probe does, and left after: to enter it may begin a collection.
     """
 
-    __slots__ = ("_address",)
+    __slots__ = ("_what",)
 
     def __init__(self, creation: CreationTuple) -> None:
-        self._address: int = creation[OBJECT_ID]
+        self._what: tuple[int, int] = creation[OBJECT_ID], get_ident()
 
     def __enter__(self) -> None:
-        _probed_now[self] = self._address
+        _probed_now[self] = self._what
 
     def __exit__(self, *failure: object) -> None:
         del _probed_now[self]
 
 
-_probed_now: dict[Probing, int] = {}
+# The address of each socket that is probed, and by which thread.
+_probed_now: dict[Probing, tuple[int, int]] = {}
 
 
 def is_garbage(creation: CreationTuple, sock: socket.socket) -> bool:
@@ -234,13 +236,10 @@ def is_garbage(creation: CreationTuple, sock: socket.socket) -> bool:
     """
     if creation[SOCK]() is None:
         return True
-    # While finalizers run, other threads do too, and close what they like.
-    return (
-        is_collecting_thread()
-        and id(sock) in _probed_now.values()
-        and has_gil()
-        and not referrers((sock,))
-    )
+    # Other threads may close it in time meanwhile; the thread that probes it closes nothing itself.
+    # Where nothing is probed no call is made: near the recursion limit it would fail.
+    is_probed_here = bool(_probed_now) and (id(sock), get_ident()) in _probed_now.values()
+    return is_probed_here and has_gil() and not referrers((sock,))
 
 
 # A collection in which finalizers wait for something may take long.

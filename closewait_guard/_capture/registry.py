@@ -47,6 +47,7 @@ from closewait_guard._capture.dropped import (
 )
 from closewait_guard._capture.hooks import caller_of_hooks
 from closewait_guard._capture.recorder import Recording, make_recorder
+from closewait_guard._clock import now
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
 from closewait_guard._live import find_classes, kinds_of, weak_instances_of
@@ -76,8 +77,7 @@ class OpenSockets:
     def __init__(
         self, creations: dict[int, CreationTuple], close_called: set[int], detached: set[int]
     ) -> None:
-        self.creations = creations
-        self.close_called = close_called
+        self.creations, self.close_called = creations, close_called
         self.detached = detached
 
     def opened_after(self, mark: int) -> set[int]:
@@ -97,10 +97,10 @@ class Registry:
 
     Attributes:
         context: What calls the program's context provider, if it has one.
-        alarms: What to call when no descriptor was left.
-        forgotten_copies: How many sockets there were at a fork that are remembered no more, though
-            a child may have a copy.
+        alarms: What to call when there is no descriptor left.
+        forgotten_copies: How many sockets a child may have a copy of that are remembered no more.
         fork: Where this process was forked, if it was while sockets were recorded.
+        made_at: When it was made, by `now()`; it may be scanned much later.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Registry:
         max_dropped: int,
     ) -> None:
         self.context = context
+        self.made_at = now()
         self.alarms: list[Callable[[], None]] = []
         self.fork: ForkPoint | None = None
         # By descriptor; and those whose sockets were detached from it.

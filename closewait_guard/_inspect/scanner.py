@@ -128,7 +128,7 @@ class Scanner:
     taken: what is kept is written entry by entry, or replaced as a whole.
     """
 
-    def __init__(self, source: Source, probe: Probe, age_warning: float) -> None:
+    def __init__(self, source: Source, probe: Probe, age_warning: float, since: float) -> None:
         self._source = source
         self._age_warning = age_warning
         self._probe = probe
@@ -136,7 +136,7 @@ class Scanner:
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
         self.forked_copies = ForkedCopies(source)
-        self._last_scan = _ScanTime(now(), -math.inf)
+        self._last_scan = _ScanTime(since, -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
         self._idle_pollers: list[Poller] = []
@@ -383,8 +383,8 @@ class SocketScanner:
         self.natives = NativeSockets(registry)
         self._depth = settings.stack_depth
         self._attribution = CallAttribution(self.natives, self._depth)
-        self._tracked_scanner = Scanner(registry, probe, settings.age_warning)
-        self._native_scanner = Scanner(self.natives, probe, settings.age_warning)
+        self._tracked_scanner = Scanner(registry, probe, settings.age_warning, registry.made_at)
+        self._native_scanner = Scanner(self.natives, probe, settings.age_warning, registry.made_at)
         self.forked_copies = self._tracked_scanner.forked_copies
 
     def share_natives(self, other: SocketScanner) -> None:

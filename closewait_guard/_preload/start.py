@@ -117,7 +117,9 @@ class _Ending:
             # What it has only by the fork are copies, which its end closes.
             return
         # In the middle of the program's work, what its peers close now is none of its leaks.
-        scan = self._guard.scan if how.is_interrupted else partial(self._guard.check, 0)
+        scan = partial(self._guard.check, 0)
+        if how.is_interrupted:
+            scan = partial(self._guard._pipeline.scan, is_last=True)
         self._report(scan, is_exec=how.is_exec)
 
     def _report(self, scan: Callable[[], Report], *, is_exec: bool = False) -> None:

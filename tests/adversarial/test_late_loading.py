@@ -58,6 +58,24 @@ def copy_of_package(folder):
     return {"PYTHONPATH": str(folder)}
 
 
+def test_the_first_scan_knows_since_when_sockets_are_recorded(tmp_path):
+    run(
+        """
+import struct
+cwg.uninstall()
+cwg.install(grace=0.1)
+refused = socket.create_connection(server.getsockname())
+other = server.accept()[0]
+other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+other.close()
+time.sleep(0.5)
+[verdict] = [e.verdict for e in cwg.scan().findings if e.observation.fd == refused.fileno()]
+assert verdict == "dead", verdict
+""",
+        tmp_path,
+    )
+
+
 FIRST_SCANS = {
     "with no descriptor left": """
 import resource

@@ -549,6 +549,19 @@ def test_a_pool_that_only_garbage_reaches_excuses_nothing(guard, call):
         ] in leak.hint
 
 
+@pytest.mark.usefixtures("without_collection")
+def test_the_last_report_of_a_process_asks_what_uses_a_pool_in_a_large_heap_too(guard, monkeypatch):
+    with web() as server:
+        use_requests(server.url)
+        server.hang_up()
+        [leak] = findings_of(guard, cwg.Verdict.LEAKED)
+        monkeypatch.setattr(libraries, "is_too_large", lambda: True)
+        guard._pipeline._pools._answers.clear()
+        assert {each.verdict for each in guard.scan().findings} == {cwg.Verdict.STALE_POOL}
+        [leak] = guard._pipeline.scan(is_last=True).leaks
+        assert leak.holders[-1].endswith(UNUSED)
+
+
 @pytest.mark.usefixtures("small_heap", "without_collection")
 def test_a_redis_pool_that_only_garbage_reaches_excuses_nothing(guard, redis_port):
     def call():
