@@ -26,7 +26,6 @@ import operator
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
 from itertools import compress
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
@@ -134,7 +133,7 @@ def unnamed_values_of(frame: FrameType) -> list[object]:
 
     Not all of it, and none where it cannot be read safely.
     """
-    return _stack_reader()(frame) if frame.f_code.co_exceptiontable and has_gil() else []
+    return _stack_of(frame) if frame.f_code.co_exceptiontable and has_gil() else []
 
 
 def variable_of(frame: FrameType, name: str) -> Any:
@@ -198,8 +197,7 @@ def _by_copy() -> Callable[[FrameType], _Pairs]:
     return copied_locals
 
 
-@cache
-def _stack_reader() -> Callable[[FrameType], list[object]]:
+def _by_stack_copy() -> Callable[[FrameType], list[object]]:
     try:
         from closewait_guard._live.frame_copy import copied_stack
     except Exception:
@@ -209,3 +207,5 @@ def _stack_reader() -> Callable[[FrameType], list[object]]:
 
 _read = _by_view if _HAS_VIEW else _by_copy()
 _read_of_others = _by_copy() if _OTHERS_CRASH else _read
+# Before a report may have no descriptor left to import it with.
+_stack_of = _by_stack_copy()

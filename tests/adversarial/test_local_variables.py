@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -133,6 +134,31 @@ def test_every_kind_of_variable_is_read_and_none_that_is_unbound():
     }
 
 
+@contextmanager
+def working_threads(works, ended):
+    """Three threads that work until they are to end, and are switched often."""
+    threads = [threading.Thread(target=works) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    [thread.start() for thread in threads]
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        ended.set()
+        [thread.join() for thread in threads]
+
+
+def frames_for_a_second():
+    """The frames of all threads, again and again."""
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        for frame in list(sys._current_frames().values()):
+            while frame is not None:
+                yield frame
+                frame = frame.f_back
+
+
 def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
     ended = threading.Event()
 
@@ -146,24 +172,13 @@ def test_frames_that_come_and_go_while_they_are_read_give_values_or_none():
         while not ended.is_set():
             deep(30)
 
-    threads = [threading.Thread(target=works) for _ in range(3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    [thread.start() for thread in threads]
-    try:
-        until, seen = time.monotonic() + 1, 0
-        while time.monotonic() < until:
-            for frame in list(sys._current_frames().values()):
-                while frame is not None:
-                    found = locals_of_other_thread(frame)
-                    if frame.f_code is deep.__code__ and "kept" in found:
-                        assert found["kept"] == [found["depth"]]
-                        seen += 1
-                    frame = frame.f_back
-    finally:
-        sys.setswitchinterval(interval)
-        ended.set()
-        [thread.join() for thread in threads]
+    seen = 0
+    with working_threads(works, ended):
+        for frame in frames_for_a_second():
+            found = locals_of_other_thread(frame)
+            if frame.f_code is deep.__code__ and "kept" in found:
+                assert found["kept"] == [found["depth"]]
+                seen += 1
     assert seen
 
 
@@ -230,22 +245,11 @@ def test_blocks_that_come_and_go_while_they_are_read_are_blocks_or_nothing():
             deep(20)
             list(suspends())
 
-    threads = [threading.Thread(target=works) for _ in range(3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    [thread.start() for thread in threads]
-    try:
-        until, seen = time.monotonic() + 1, 0
-        while time.monotonic() < until:
-            for frame in list(sys._current_frames().values()):
-                while frame is not None:
-                    assert all(sys.getrefcount(value) > 1 for value in unnamed_values_of(frame))
-                    seen += frame.f_code is deep.__code__ and bool(blocks_of(frame))
-                    frame = frame.f_back
-    finally:
-        sys.setswitchinterval(interval)
-        ended.set()
-        [thread.join() for thread in threads]
+    seen = 0
+    with working_threads(works, ended):
+        for frame in frames_for_a_second():
+            assert all(sys.getrefcount(value) > 1 for value in unnamed_values_of(frame))
+            seen += frame.f_code is deep.__code__ and bool(blocks_of(frame))
     assert seen
 
 

@@ -217,14 +217,16 @@ def test_a_native_socket_in_a_library_s_task_names_the_line_that_waits_for_it(gu
 
     async def main():
         await way(connect_in_c(address), guard)
-        [record] = native(guard)
-        assert record.site.function == way.__name__
-        assert record.site.is_awaiting
-        assert record.task.startswith("Task-")
         made.pop().close()
+        return native(guard)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+        [record] = runner.run(main())
+    assert record.site.function == way.__name__
+    # Since Python 3.12, wait_for() makes no task.
+    is_in_task = way is not in_wait_for or sys.version_info < (3, 12)
+    assert record.site.is_awaiting == is_in_task
+    assert record.task.startswith("Task-")
 
 
 def test_a_question_of_code_in_c_takes_no_native_socket_s_line_away(guard, address):
