@@ -19,7 +19,7 @@ REQUIRED = VALUE in {"1", "true", "yes", "on"}
 # It would turn the lock of a free-threaded interpreter on again, for all of the program.
 FITS = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-NAMES = ["_capture/_speedups"]
+NAMES = ["_capture/_speedups", "_cpython/_calls"]
 if sys.platform == "linux":
     NAMES.append("_signal/_deadline")
 extensions = [

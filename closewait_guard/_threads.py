@@ -8,12 +8,16 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from types import CodeType, FrameType, FunctionType
 from typing import NamedTuple
 
 from closewait_guard._clock import now
-from closewait_guard._cpython import current_frame, daemon_threads_allowed, interpreter_states
+from closewait_guard._cpython import (
+    current_frame,
+    daemon_threads_allowed,
+    interpreter_states,
+    keep_library,
+)
 from closewait_guard._interruptions import DeferredErrors, interrupts
 
 __all__ = [
@@ -30,12 +34,10 @@ __all__ = [
 
 allows_daemons: Callable[[], bool]
 
-_interpreters = interpreter_states("Get", "Main")
+_interpreters = interpreter_states("own", "main")
 if _interpreters is None:
     allows_daemons = daemon_threads_allowed
 else:
-    import ctypes
-
     _own, _main = _interpreters
 
     def _is_main() -> bool:
@@ -43,11 +45,10 @@ else:
 
     allows_daemons = _is_main
 
-    if sys.platform == "linux":
-        # An interpreter that ends has daemon threads call pthread_exit(), for which glibc loads
-        # this library. With no descriptor left it could not, and would abort the program.
-        with suppress(OSError):
-            ctypes.CDLL("libgcc_s.so.1")
+if sys.platform == "linux":
+    # An interpreter that ends has daemon threads call pthread_exit(), for which glibc loads this
+    # library. With no descriptor left it could not, and would abort the program.
+    keep_library("libgcc_s.so.1")
 
 
 class StillBusyError(Exception):

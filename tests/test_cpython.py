@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -132,11 +133,37 @@ def test_errors_of_a_finalizer_are_dropped_in_c_or_in_python(monkeypatch, has_me
     assert seen[0] == "socket"
 
 
+@pytest.mark.parametrize("has_extension", [True, False])
+def test_the_interpreter_is_called_by_the_extension_or_by_ctypes(monkeypatch, has_extension):
+    if not has_extension:
+        monkeypatch.setattr(names, "_calls", None)
+    elif names._calls is None:
+        pytest.skip("the package has no extension")
+    own, main, newest = names.interpreter_states("own", "main", "newest")
+    assert own() == main() == newest() != 0
+    asked = []
+
+    class Asked:
+        def __bool__(self):
+            asked.append(threading.current_thread())
+            return False
+
+    ask_soon, kept = names.truth_asker(), Asked()
+    assert ask_soon(kept)
+    deadline = time.monotonic() + 10
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert asked == [threading.main_thread()]
+    names.keep_library("there is none.so")
+
+
 def test_where_the_interpreter_cannot_be_called_nothing_is_promised(monkeypatch):
+    monkeypatch.setattr(names, "_calls", None)
     monkeypatch.setitem(sys.modules, "ctypes", None)
-    assert names.interpreter_states("Main") is None
+    assert names.interpreter_states("main") is None
     assert names.truth_asker()(object()) is False
     assert names.main_thread_waker(lambda _: 0) is None
+    names.keep_library("libc.so.6")
 
 
 def test_the_running_loop_is_that_of_this_thread():
@@ -192,7 +219,7 @@ def test_no_other_module_reads_a_private_name_of_the_standard_library():
     for path in PACKAGE.rglob("*.py"):
         where = path.relative_to(PACKAGE).as_posix()
         # The attributes of foreign libraries stand in the file of each.
-        if where != "_cpython.py" and not where.startswith("_libraries/"):
+        if where != "_cpython/__init__.py" and not where.startswith("_libraries/"):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             found |= {(where, name) for name in private_names_of_others(tree)}
     dunders = {each for each in found if each[1].startswith("__")}

@@ -40,6 +40,7 @@ from closewait_guard._live import (
     is_exactly,
     items_of,
     kinds_of,
+    load_frame_copy,
     locals_of,
     locals_of_other_thread,
     native_field,
@@ -67,6 +68,8 @@ __all__ = [
     "thread_name",
 ]
 
+
+load_frame_copy()
 
 # Bounds the time that a process with thousands of threads takes. A report says when that is all.
 _MAX_FRAMES = 5000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from closewait_guard._live.frames import (
+    load_frame_copy,
     locals_of,
     locals_of_other_thread,
     running_frames,
@@ -74,6 +75,7 @@ __all__ = [
     "is_too_large",
     "items_of",
     "kinds_of",
+    "load_frame_copy",
     "loaded",
     "loaded_modules",
     "locals_of",

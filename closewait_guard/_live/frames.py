@@ -36,6 +36,7 @@ from closewait_guard._live.gc_objects import without_collection
 from closewait_guard._live.objects import is_exactly, module_name, type_qualname
 
 __all__ = [
+    "load_frame_copy",
     "locals_of",
     "locals_of_other_thread",
     "running_frames",
@@ -70,7 +71,7 @@ _Frames: TypeAlias = dict[int, FrameType]
 _frames_if_alone: Callable[[], _Frames]
 
 # Not `_interpreters.list_all()`: it reads what another thread may be about to free.
-_interpreters = interpreter_states("Head", "Main")
+_interpreters = interpreter_states("newest", "main")
 if _interpreters is None:
     _frames_if_alone = _nothing
 else:
@@ -125,7 +126,7 @@ def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
 
 def shows_other_threads() -> bool:
     """Whether the variables of calls in other threads can be read at all."""
-    return has_gil() and _read_of_others is not _no_variables
+    return has_gil() and (_read_of_others is _by_view or _frame_copy() is not None)
 
 
 def unnamed_values_of(frame: FrameType) -> list[object]:
@@ -133,7 +134,10 @@ def unnamed_values_of(frame: FrameType) -> list[object]:
 
     Not all of it, and none where it cannot be read safely.
     """
-    return _stack_of(frame) if frame.f_code.co_exceptiontable and has_gil() else []
+    if not frame.f_code.co_exceptiontable or not has_gil() or (copy := _frame_copy()) is None:
+        return []
+    stack: list[object] = copy.copied_stack(frame)
+    return stack
 
 
 def variable_of(frame: FrameType, name: str) -> Any:
@@ -180,32 +184,37 @@ def _by_view(frame: FrameType) -> _Pairs:
     return [(name, value) for name, value in frame.f_locals.items() if type(name) is str]
 
 
-def _no_variables(_: FrameType) -> list[Any]:
-    return []
+def _by_copy(frame: FrameType) -> _Pairs:
+    copy = _frame_copy()
+    pairs: _Pairs = [] if copy is None else copy.copied_locals(frame)
+    return pairs
 
 
-def _by_copy() -> Callable[[FrameType], _Pairs]:
-    """What copies the pointers of a frame.
+def load_frame_copy() -> None:
+    """Load what copies the pointers of frames: later there may be no descriptor for an import."""
+    if not _loaded:
+        _loaded.append(_import_frame_copy())
 
-    Isolated interpreters have no ctypes, an audit hook may refuse it, and a build of Python may lay
-    frames out in another way.
+
+# None where it cannot be loaded.
+_loaded: list[Any] = []
+
+
+def _frame_copy() -> Any:
+    return _loaded[0] if _loaded else _import_frame_copy()
+
+
+def _import_frame_copy() -> Any:
+    """None in isolated interpreters, and where an audit hook refuses ctypes.
+
+    A build of Python may lay frames out in another way, too.
     """
     try:
-        from closewait_guard._live.frame_copy import copied_locals
+        from closewait_guard._live import frame_copy
     except Exception:
-        return _no_variables
-    return copied_locals
+        return None
+    return frame_copy
 
 
-def _by_stack_copy() -> Callable[[FrameType], list[object]]:
-    try:
-        from closewait_guard._live.frame_copy import copied_stack
-    except Exception:
-        return _no_variables
-    return copied_stack
-
-
-_read = _by_view if _HAS_VIEW else _by_copy()
-_read_of_others = _by_copy() if _OTHERS_CRASH else _read
-# Before a report may have no descriptor left to import it with.
-_stack_of = _by_stack_copy()
+_read = _by_view if _HAS_VIEW else _by_copy
+_read_of_others = _by_copy if _OTHERS_CRASH else _read

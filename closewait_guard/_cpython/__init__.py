@@ -17,11 +17,19 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import repeat
 from types import FrameType, FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from closewait_guard._cpython import _calls
+else:
+    try:
+        from closewait_guard._cpython import _calls
+    except ImportError:
+        _calls = None
 
 try:
     # As `random` does: hashlib loads OpenSSL, and would need a descriptor when a report is made.
@@ -79,6 +87,7 @@ __all__ = [
     "has_gil",
     "interpreter_states",
     "is_closed_reader",
+    "keep_library",
     "keep_open_in_tokenize",
     "main_thread_waker",
     "native_handler",
@@ -284,22 +293,31 @@ def running_loop() -> Any:
         return None
 
 
-# Functions of the interpreter in C. Isolated interpreters have no ctypes, and an audit hook may
-# refuse it.
+# Functions of the interpreter in C, by ctypes where they are not compiled in, or are needed late.
+# Isolated interpreters have no ctypes, and an audit hook may refuse it.
 
 
 def interpreter_states(*names: str) -> tuple[Callable[[], int | None], ...] | None:
-    """Functions that give the address of an interpreter: `Get` for this one, `Main`, `Head`.
+    """Functions that give the address of an interpreter: `own`, `main` or `newest`.
 
     None where they cannot be called. No thread can run between two that C calls in a row.
     """
+    if _calls is not None:
+        return tuple(getattr(_calls, name) for name in names)
     try:
         import ctypes
 
         address = ctypes.PYFUNCTYPE(ctypes.c_void_p)
-        return tuple(address((f"PyInterpreterState_{name}", ctypes.pythonapi)) for name in names)
+        return tuple(address((_IN_C[name], ctypes.pythonapi)) for name in names)
     except Exception:
         return None
+
+
+_IN_C = {
+    "own": "PyInterpreterState_Get",
+    "main": "PyInterpreterState_Main",
+    "newest": "PyInterpreterState_Head",
+}
 
 
 def native_handler(signum: int) -> int | None:
@@ -321,6 +339,8 @@ def truth_asker() -> Callable[[object], bool]:
 
     The function that is returned says whether that will happen.
     """
+    if _calls is not None:
+        return _calls.ask_soon
     try:
         import ctypes
 
@@ -343,3 +363,15 @@ def main_thread_waker(make_calls: Callable[[object], int]) -> Callable[[], objec
     except Exception:
         return None
     return lambda: add(callback, None)
+
+
+def keep_library(name: str) -> None:
+    """Load a library of the system for good, if it is there."""
+    if _calls is not None:
+        _calls.keep_library(name)
+        return
+    # An isolated interpreter has no ctypes.
+    with suppress(Exception):
+        import ctypes
+
+        ctypes.CDLL(name)
