@@ -175,6 +175,10 @@ def _load_without_rewriting(config: pytest.Config) -> None:
     pytest's own import hook parses every module of a plugin for assertions to rewrite. Here are
     none, and parsing takes as long as loading.
     """
+    # A run within a test, which pytester undoes, may have loaded some of it. A second copy of the
+    # others would not know the objects of the first.
+    if (interruptions := sys.modules.get("closewait_guard._interruptions")) is not None:
+        interruptions.restore_late()
     if config.stash.get(_HAS_FINDER, False):
         return
     config.stash[_HAS_FINDER] = True

@@ -107,3 +107,13 @@ def test_it():
         timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_within_a_run_uses_what_an_earlier_one_has_loaded(suite):
+    """pytester takes what a run has imported out of `sys.modules` again."""
+    for _ in range(3):
+        result = suite.fail(
+            "import closewait_guard as cwg\n"
+            "def test_it():\n    assert callable(cwg.scan)\n    keep(socket.socket())\n"
+        )
+        result.assert_outcomes(passed=1, errors=1)
