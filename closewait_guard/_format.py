@@ -287,7 +287,9 @@ def summarize_addresses(peers: Iterable[str], limit: int = 3) -> str:
 
 def page_of(code: str = "") -> str:
     """The address of the page that explains a code, or all of them."""
-    return f"{_CODES_PAGE}#{code.lower()}" if code else _CODES_PAGE
+    # A saved report may have anything there.
+    is_code = code.isascii() and code.isalnum()
+    return f"{_CODES_PAGE}#{code.lower()}" if is_code else _CODES_PAGE
 
 
 def unique(values: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 import closewait_guard as cwg
 import strategies
+from closewait_guard._format import page_of
 from closewait_guard._render import LastReport, native_note, render_family
 from closewait_guard.testing import half_closed_pair
 from schema import SCHEMA
@@ -355,3 +356,8 @@ def test_two_reports_of_one_process_are_of_one_process():
     text = " ".join(render_family([*before, member(1), member(2)]).split())
     assert " in 2 processes (" in text
     assert text.count("Process 1 became another program by exec") == 1
+
+
+def test_what_is_no_code_is_part_of_no_address():
+    assert page_of("CWG104").endswith("/codes/#cwg104")
+    assert page_of("a b\n") == page_of("é") == page_of()
