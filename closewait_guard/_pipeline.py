@@ -310,8 +310,8 @@ class _Children:
         elif started >= self._paused_until:
             try:
                 self._look(closed)
-            except Exception:
-                self.notes = ("what child processes keep open: looking at them has failed",)
+            except Exception as error:
+                self.notes = (f"what child processes keep open: the search failed ({error})",)
             self._paused_until = now() + (now() - started) / _SHARE_OF_CHILDREN
         return tuple(
             leak

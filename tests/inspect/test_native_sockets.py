@@ -468,7 +468,7 @@ def test_no_leaks_accepts_idle_native_sockets_and_refuses_attributed_ones(guard,
 
 
 def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, monkeypatch):
-    import closewait_guard._inspect.native as natives
+    import closewait_guard._descriptors as listing
 
     calls = []
 
@@ -477,7 +477,7 @@ def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, 
         time.sleep(0.05)
         return {}
 
-    monkeypatch.setattr(natives, "sockets_besides", slow)
+    monkeypatch.setattr(listing, "sockets_besides", slow)
     for _ in range(5):
         guard.scan(full=True)
     for _ in range(20):
