@@ -28,6 +28,7 @@ _NAMES = (
     "socket_leaks_ignore",
     "socket_leaks_threads",
     "socket_leaks_libraries",
+    "socket_leaks_as",
     "socket_leaks_json",
 )
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
@@ -70,6 +71,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("warn", "fail"),
         help="what to do about idle connections in the global pool of a library, such as that of "
         "urllib3.request() (ini: socket_leaks_libraries; default: warn)",
+    )
+    group.addoption(
+        "--socket-leaks-as",
+        choices=("error", "fail"),
+        help="how a test that leaks is reported: with an error at its teardown, or itself as "
+        "failed (ini: socket_leaks_as; default: error)",
     )
     group.addoption(
         "--socket-leaks-json",

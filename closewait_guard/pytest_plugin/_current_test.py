@@ -1,4 +1,4 @@
-"""The test that runs at this moment."""
+"""The test that runs at this moment, and the report of its body."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import Failure
     from closewait_guard.pytest_plugin._findings import OwnerFinding
 
-__all__ = ["CurrentTest"]
+__all__ = ["BodyReports", "CurrentTest"]
 
 
 class CurrentTest:
@@ -116,3 +117,83 @@ def _functions_of(item: pytest.Item) -> Iterator[Any]:
     for definitions in known.values():
         if definitions[-1].scope == "function":
             yield definitions[-1].func
+
+
+# The report of a body that has passed, until the test is set up again.
+_BODY = pytest.StashKey[pytest.TestReport | None]()
+
+
+class BodyReports:
+    """Keeps the report of a test that has passed until its teardown is over: a leak may fail it.
+
+    No hook of pytest can hold a report back, so its function that makes and logs reports is
+    replaced. Plugins that run a test again call that too, and log the reports themselves.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._runner = _runner_of(config)
+        self._found = self._runner.call_and_report
+        self._ours = self._call_and_report
+        self._runner.call_and_report = self._ours
+
+    def remove(self) -> None:
+        """Leave pytest as it was found; below a patch of another plugin, stay and do nothing."""
+        if self._runner.call_and_report is self._ours:
+            self._runner.call_and_report = self._found
+
+    def fail(self, item: pytest.Item, failure: Failure) -> bool:
+        """Make the report that of a failed test; False where the body has not passed.
+
+        Other plugins see a body that has raised: one that is expected to fail has done so.
+        """
+        from closewait_guard.pytest_plugin._failing import set_crash_location
+
+        report = item.stash.get(_BODY, None)
+        if report is None:
+            return False
+        call = pytest.CallInfo.from_call(partial(pytest.fail, failure.text, pytrace=False), "call")
+        failed = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        set_crash_location(failed, failure)
+        times = {name: getattr(report, name) for name in ("start", "stop", "duration")}
+        vars(report).clear()
+        vars(report).update(vars(failed), **times)
+        return True
+
+    def _call_and_report(
+        self,
+        item: pytest.Item,
+        when: str,
+        log: bool = True,  # noqa: FBT002 - as pytest has it
+        **arguments: Any,
+    ) -> Any:
+        # Another run may go on inside a test of this one.
+        if item.config is not self._config or when == "setup":
+            item.stash[_BODY] = None
+            return self._found(item, when, log, **arguments)
+        held = item.stash.get(_BODY, None)
+        try:
+            report = self._found(item, when, log=False, **arguments)
+        finally:
+            # Also where the teardown is stopped.
+            _log_report(item, held, log=log)
+        if when == "call" and _has_run_through(report):
+            item.stash[_BODY] = report
+        else:
+            _log_report(item, report, log=log)
+        return report
+
+
+def _runner_of(config: pytest.Config) -> Any:
+    return config.pluginmanager.get_plugin("runner")
+
+
+def _log_report(item: pytest.Item, report: pytest.TestReport | None, *, log: bool) -> None:
+    if log and report is not None:
+        item.ihook.pytest_runtest_logreport(report=report)
+
+
+def _has_run_through(report: pytest.TestReport) -> bool:
+    """Whether the body has raised nothing: what is strictly expected to fail may yet do so."""
+    reason = report.longrepr
+    return report.passed or (isinstance(reason, str) and reason.startswith("[XPASS(strict)]"))

@@ -21,7 +21,7 @@ from closewait_guard.pytest_plugin._attribution import (
     fixture_name,
 )
 from closewait_guard.pytest_plugin._collecting import FindingCollector, XdistSender
-from closewait_guard.pytest_plugin._current_test import CurrentTest
+from closewait_guard.pytest_plugin._current_test import BodyReports, CurrentTest
 from closewait_guard.pytest_plugin._lazy_start import (
     TEARDOWN,
     FirstSocketHook,
@@ -52,10 +52,11 @@ class LeakHooks:
     """Checks the tests and the wider fixtures of one process."""
 
     def __init__(
-        self, config: pytest.Config, plan: Plan, settings: Settings | None, sink: FindingSink
+        self, config: pytest.Config, options: Options, settings: Settings | None, sink: FindingSink
     ) -> None:
         self._config = config
-        self._plan = plan
+        self._plan = options.plan
+        self._body_reports = BodyReports(config) if options.fails_tests else None
         self._settings = settings
         self._sink = sink
         self.ownership = Ownership()
@@ -105,8 +106,14 @@ class LeakHooks:
         if not plugins.has_plugin("closewait_guard_call_phase"):
             plugins.register(CallPhase(self), "closewait_guard_call_phase")
 
+    def close(self) -> None:
+        """Leave everything as it was found, for good."""
+        self.end()
+        if self._body_reports is not None:
+            self._body_reports.remove()
+
     def end(self) -> None:
-        """Leave everything as it was found."""
+        """Record and check nothing more, until a test begins."""
         if self._has_begun:
             self._has_begun = False
             if self._idle_plugin is not None:
@@ -205,18 +212,24 @@ class LeakHooks:
         except BaseException as error:
             if (test := self.current_test) is not None:
                 test.failures += (error,)
-                if failure := self._finish_test(test):
+                failure = self._finish_test(test)
+                if failure and not self._fail_body(test, failure):
                     test.item.add_report_section("teardown", "socket leaks", failure.text)
                 test.add_section(test.take_unraisable())
             raise
         # The check of a test may begin in its teardown.
         if (test := self.current_test) is not None:
             failure, unraisable = self._finish_test(test), test.take_unraisable()
-            if failure:
+            if failure and not self._fail_body(test, failure):
                 test.add_section(unraisable)
                 self._ensure_pending().fail_test(test.item.nodeid, failure)
             if unraisable is not None:
                 raise unraisable
+
+    def _fail_body(self, test: CurrentTest, failure: Failure) -> bool:
+        """Have the test itself fail, if that is asked for and it has passed so far."""
+        reports = self._body_reports
+        return reports is not None and reports.fail(test.item, failure)
 
     def _finish_test(self, test: CurrentTest) -> Failure | None:
         """Check the test if that has not been done yet; return what to fail it with."""
@@ -396,8 +409,8 @@ def register_hooks(config: pytest.Config) -> LeakHooks:
         return config.stash[_HOOKS]
     options, settings = read_options(config), _load_settings()
     sink = _make_sink(config, options, settings.notes if settings is not None else ())
-    hooks = config.stash[_HOOKS] = LeakHooks(config, options.plan, settings, sink)
-    config.add_cleanup(hooks.end)
+    hooks = config.stash[_HOOKS] = LeakHooks(config, options, settings, sink)
+    config.add_cleanup(hooks.close)
     # Where workers of pytest-xdist run the tests, there is nothing to check.
     if not config.pluginmanager.has_plugin("dsession"):
         config.pluginmanager.register(hooks, "closewait_guard_hooks")

@@ -47,9 +47,16 @@ class Plan(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a whole run asks for: the plan of a test without markers, and the file to write."""
+    """What a whole run asks for.
+
+    Attributes:
+        plan: That of a test without markers.
+        fails_tests: A test that leaks is reported as failed, not with an error at its teardown.
+        json: The file to write.
+    """
 
     plan: Plan = Plan()
+    fails_tests: bool = False
     json: str | None = None
 
 
@@ -64,8 +71,8 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
         for value, source in _read_sources(config, environ, name):
             parsed = _parse_value(parse, value, source)
             found[name] = found.get(name, ()) + parsed if name == "ignore" else parsed
-    path = found.pop("json", None)
-    return Options(Plan(**found), path)
+    fails_tests, path = found.pop("as", False), found.pop("json", None)
+    return Options(Plan(**found), fails_tests, path)
 
 
 def is_enabled(config: pytest.Config) -> bool:
@@ -124,6 +131,13 @@ def _parse_warn_or_fail(value: object) -> Mode:
     return _parse_mode(value)
 
 
+def _parse_as(value: object) -> bool:
+    """Whether the test itself fails."""
+    if value not in ("error", "fail"):
+        raise ValueError("error or fail")
+    return value == "fail"
+
+
 def _parse_patterns(value: object) -> tuple[str, ...]:
     """One pattern or several: from a list, or from text with a comma or a new line between."""
     parts = value.replace("\n", ",").split(",") if isinstance(value, str) else value
@@ -147,6 +161,7 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "ignore": _parse_patterns,
     "threads": _parse_warn_or_fail,
     "libraries": _parse_warn_or_fail,
+    "as": _parse_as,
     "json": _parse_path,
 }
 
