@@ -37,7 +37,7 @@ def make_failure(finding: OwnerFinding, config: pytest.Config) -> Failure:
     """Make what a test or fixture that leaked fails with."""
     leaks = finding.report.findings if finding.report is not None else ()
     return Failure(
-        failure_text(finding, whole_stacks=config.getoption("verbose") > 0),
+        failure_text(finding, config.rootpath, whole_stacks=config.getoption("verbose") > 0),
         headline(finding, config.rootpath),
         leaks[0].observation.record.site if leaks else None,
     )

@@ -20,9 +20,17 @@ from closewait_guard._format import (
     truncate,
     wrap_text,
 )
-from closewait_guard._render import describe_site, not_covered_lines
+from closewait_guard._render import describe_site, not_covered_lines, verdict_name
 from closewait_guard._stream import layout_of
-from closewait_guard.model import Finding, Frame, FrameKind, Report, SiteGroup, SocketRecord
+from closewait_guard.model import (
+    Finding,
+    Frame,
+    FrameKind,
+    Report,
+    SiteGroup,
+    SocketRecord,
+    Verdict,
+)
 from closewait_guard.pytest_plugin._attribution import OPENED_IN
 from closewait_guard.pytest_plugin._findings import (
     Outcome,
@@ -65,16 +73,14 @@ _GITHUB_LEVELS = {
 }
 
 
-def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
+def failure_text(finding: OwnerFinding, root: Path, *, whole_stacks: bool = False) -> str:
     """What the test's error shows: who, how many, and the blocks of the report."""
     report = finding.report
     if report is None:
         return ""
-    waited = (
-        f", {format_duration(finding.waited)} after its end"
-        if finding.waited >= _MIN_SETTLE_SHOWN
-        else ""
-    )
+    waited = ""
+    if finding.waited >= _MIN_SETTLE_SHOWN:
+        waited = f", {format_duration(finding.waited)} after its end"
     head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
     if finding.reason is not None:
         head += f": {finding.reason}"
@@ -82,7 +88,7 @@ def failure_text(finding: OwnerFinding, *, whole_stacks: bool = False) -> str:
     shown = _change_records(report, _without_owner)
     if not whole_stacks:
         shown = _change_records(shown, _without_pytest_frames)
-    return "\n".join([escape_line(head), "", *_site_blocks(shown, whole_stacks=whole_stacks)])
+    return "\n".join([escape_line(head), "", *_site_blocks(shown, root, whole_stacks=whole_stacks)])
 
 
 def headline(finding: OwnerFinding, root: Path) -> str:
@@ -145,7 +151,7 @@ def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
     first = site.owners[0].report
     if whole_stacks and first is not None:
         report = replace(first, findings=site.leaks)
-        yield from ("  " + line for line in _site_blocks(report, whole_stacks=True))
+        yield from ("  " + line for line in _site_blocks(report, root, whole_stacks=True))
 
 
 def _default_lines(owners: list[OwnerFinding], root: Path) -> Iterator[str]:
@@ -222,15 +228,21 @@ def _escape(text: str, others: str = "") -> str:
     return text
 
 
-def _site_blocks(report: Report, *, whole_stacks: bool = False) -> list[str]:
+def _site_blocks(report: Report, root: Path, *, whole_stacks: bool = False) -> list[str]:
     """The lines of a report that show its leaks; with whole stacks, every call of each."""
-    sites = [_block(group, whole_stacks=whole_stacks) for group in report.by_site()]
+    sites = [_block(group, root, whole_stacks=whole_stacks) for group in report.by_site()]
     return [line for site in sites for line in ("", *site)][1:]
 
 
-def _block(group: SiteGroup, *, whole_stacks: bool) -> Iterator[str]:
-    record, layout = group.findings[0].observation.record, layout_of()
+def _block(group: SiteGroup, root: Path, *, whole_stacks: bool) -> Iterator[str]:
+    record = group.findings[0].observation.record
+    # As pytest writes paths, wherever it was started.
+    layout = layout_of()._replace(directory=str(root))
     block = describe_site(group, opened_by=_opened_by(record), verbose=whole_stacks)
+    if not group.verdict.is_leak and group.verdict is not Verdict.CLOSED_ELSEWHERE:
+        # A program may leave it to a pool or a call; a test that has ended may not.
+        title = block.title.removeprefix(verdict_name(group.verdict).upper())
+        block = block._replace(title=f"NEVER CLOSED{title}")
     yield from (line.text for line in block_lines(block, layout))
     if whole_stacks:
         yield "    the whole stack, innermost call first:"

@@ -312,7 +312,7 @@ def test_closes_it(): KEPT.pop().close()
 """
     )
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*STILL OPEN  unknown*", "*ERROR *test_leaves_it*"])
+    result.stdout.fnmatch_lines(["*NEVER CLOSED  unknown*", "*ERROR *test_leaves_it*"])
     assert "the state of 1 socket: looking at it has failed" in unfolded(result.stdout.str())
 
 

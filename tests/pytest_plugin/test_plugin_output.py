@@ -52,6 +52,15 @@ KEPT = []
     result.stdout.no_fnmatch_line("*at an unknown place*")
 
 
+def test_paths_are_relative_to_the_rootdir_wherever_pytest_was_started(suite, monkeypatch):
+    suite.pytester.makeini("[pytest]\n")
+    folder = suite.pytester.mkdir("deep")
+    suite.write("def test_it(): keep(socket.socket())\n")
+    monkeypatch.chdir(folder)
+    result = suite.fail(None, "--rootdir=..", "../test_it.py")
+    result.stdout.re_match_lines([r"    opened   test_it\.py:\d+ in test_it\(\)"])
+
+
 def test_what_holds_the_socket_is_named(suite):
     result = suite.fail("def test_it(): keep(socket.socket())\n")
     result.stdout.fnmatch_lines(["*held by  test_it.KEPT*"])
@@ -266,7 +275,7 @@ def test_it():
 """
     )
     text = " ".join(result.stdout.str().split())
-    assert "STALE POOL TCP to" in text, text
+    assert "NEVER CLOSED TCP to" in text, text
     assert "nothing to do" not in text
     assert "use `with requests.Session() as session:`" in text
 
