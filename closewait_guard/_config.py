@@ -200,7 +200,7 @@ def names(value: object) -> tuple[str, ...]:
 
 
 def signal(value: object) -> int | None:
-    """A signal by number or by name, with `SIG` or without."""
+    """A signal by number or by name, with `SIG` or without, that means nothing else to programs."""
     if value in (None, ""):
         return None
     # It makes enumerations of all signals, and few programs name one.
@@ -209,15 +209,26 @@ def signal(value: object) -> int | None:
     text = str(value).upper()
     number = _number(value)
     try:
-        if number is None:
-            return int(Signals["SIG" + text.removeprefix("SIG")])
         # The enumeration refuses fractions and infinity.
-        return int(Signals(number))  # type: ignore[arg-type]
+        by_number = Signals(number) if number is not None else None  # type: ignore[arg-type]
+        found = by_number or Signals["SIG" + text.removeprefix("SIG")]
     except (KeyError, ValueError):
         wanted = "SIG" + text.removeprefix("SIG")
         near = did_you_mean(wanted, (each.name for each in Signals))
         expected = f"expected the name or number of a signal, got {shown(value)}"
         raise _RefusedError(f"{expected}.{near or ' Did you mean SIGUSR1?'}") from None
+    for names, meaning in _MEANINGS.items():
+        if found.name in names:
+            raise _RefusedError(f"{found.name} {meaning}; choose another, such as SIGUSR1")
+    return int(found)
+
+
+_MEANINGS = {
+    ("SIGTERM", "SIGINT"): "ends programs, and would not any more",
+    ("SIGKILL", "SIGSTOP"): "cannot be handled by any program",
+    ("SIGCHLD", "SIGPIPE"): "comes from the system in normal work",
+    ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT"): "means that the program has crashed",
+}
 
 
 def probe(value: object) -> str:

@@ -80,6 +80,11 @@ def test_callables_can_be_named(tmp_path):
         ("redact", "os:nonsense", r"cannot import 'os:nonsense' \(AttributeError: .*nonsense"),
         ("redact", "no.such.module:x", r"cannot import 'no.such.module:x' \(ModuleNotFoundError"),
         ("redact", "os:sep", "'os:sep' is not callable"),
+        ("signal", "SIGNONE", "expected the name or number of a signal"),
+        ("signal", "term", "SIGTERM ends programs, and would not any more; choose another"),
+        ("signal", 9, "SIGKILL cannot be handled by any program"),
+        ("signal", "SIGCHLD", "SIGCHLD comes from the system in normal work"),
+        ("signal", "SEGV", "SIGSEGV means that the program has crashed"),
         ("context", 7, 'expected a callable or a "module:name" or "structlog", got 7'),
     ],
 )

@@ -22,9 +22,10 @@ from closewait_guard._capture import SOCKET, replacement_class, why_no_speedups
 from closewait_guard._libraries import NativeCode
 from closewait_guard._processes import kernel_answers
 from closewait_guard.commands._configuration import add_no_config, variables_of
-from closewait_guard.commands._output import FINE, say
+from closewait_guard.commands._output import FINE, USAGE, say
 from closewait_guard.commands.scan import pid
 from closewait_guard.exceptions import CloseWaitGuardError, ReportFormatError
+from closewait_guard.reporters.names import named
 from closewait_guard.settings import Settings
 
 __all__ = [
@@ -40,7 +41,7 @@ Show what can and cannot be tracked here: Python, probe, limits, keepalive, C
 extensions that open sockets, and libraries that replace socket.socket. With a
 PID, also show which of these extensions that process has loaded."""
 _EPILOG = """\
-exit status: 0 printed, 2 usage error or no such process
+exit status: 0 printed, 2 usage error, bad settings, or no such process
 example:     closewait-guard doctor"""
 
 
@@ -59,9 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
     from closewait_guard._format import wrap_text
 
     # All of it first: a process that does not exist is reported instead of everything else.
-    for topic, text in list(findings(arguments.pid, variables_of(arguments))):
+    found = list(findings(arguments.pid, variables_of(arguments)))
+    for topic, text in found:
         say("\n".join(wrap_text(f"{topic + ':':<13} {text}", " " * 14)))
-    return FINE
+    return USAGE if any(text.startswith(_UNUSABLE) for _, text in found) else FINE
 
 
 def _native_code() -> Iterator[NativeCode]:
@@ -177,11 +179,17 @@ def _loaded(pid: int) -> str:
     return "; ".join(found) or "no loaded library is known to open sockets in C"
 
 
+# What install() and run would refuse, too.
+_UNUSABLE = "cannot be used: "
+
+
 def _settings(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     try:
         settings = Settings.load(environ={**os.environ, **variables}, code_from_file=False)
+        for name in settings.reporters:
+            named(name)
     except CloseWaitGuardError as error:
-        yield "Settings", f"cannot be used: {error}"
+        yield "Settings", f"{_UNUSABLE}{error}"
         return
     defaults = Settings().describe()
     found = settings.describe()

@@ -333,6 +333,18 @@ def test_the_doctor_finds_native_libraries_installed_and_loaded(tmp_path):
     assert f"Process {os.getpid()}:" in text
 
 
-def test_the_doctor_survives_settings_that_cannot_be_used():
-    text = call("doctor", code=0, CLOSEWAIT_GUARD_GRACE="soon").stdout
-    assert "cannot be used: environment variable CLOSEWAIT_GUARD_GRACE" in " ".join(text.split())
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("GRACE", "soon", "environment variable CLOSEWAIT_GUARD_GRACE"),
+        ("GRCE", "1", "Did you mean"),
+        ("SIGNAL", "TERM", "SIGTERM ends programs"),
+        ("REPORTERS", "changes:strutlog", "unknown reporter 'strutlog'"),
+        ("REPORTERS", "text,json_lines:/nonexistent/file", "/nonexistent"),
+    ],
+)
+def test_the_doctor_shows_settings_that_cannot_be_used_and_ends_with_2(name, value, sentence):
+    text = call("doctor", code=2, **{f"CLOSEWAIT_GUARD_{name}": value}).stdout
+    assert "cannot be used: " in text
+    assert sentence in " ".join(text.split())
+    assert "Socket" in text
