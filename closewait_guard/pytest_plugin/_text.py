@@ -136,7 +136,7 @@ def summary_lines(
         lines += [*_default_lines(owners, root), ""]
     lines += _waiver_lines(findings)
     if lines:
-        lines += [*_settle_lines(findings), *_not_covered_lines(findings)]
+        lines += [*(_settle_lines(findings) if whole_stacks else ()), *_not_covered_lines(findings)]
     return [escape_line(line) for line in lines]
 
 
