@@ -130,12 +130,17 @@ class Pipeline:
         """The serials of the leaks that the latest report of the series has."""
         return self._series.reported_leaks()
 
-    def check(self, since: int) -> Report:
-        """The sockets opened after a mark, healthy or not, without a grace time."""
-        seen, settings = self._inspect(opened_after=since), self._settings.with_overrides(grace=0)
+    def check(self, since: int, *, is_last: bool = False) -> Report:
+        """The sockets opened after a mark, healthy or not, without a grace time.
+
+        The last check of a process has what child processes keep open, too.
+        """
+        seen = self._inspect(opened_after=since, is_last=is_last)
+        settings = self._settings.with_overrides(grace=0)
         fd_limit = _descriptors.fd_limit()
         observations = _observations_after(since, seen)
         findings = self._find(observations, settings, fd_limit, everything=True)
+        findings += self._children.leaks(is_last=True) if is_last else ()
         report = self._report(seen, findings, (), fd_limit)
         report = replace(report, alerts=threshold_alerts(report, self._settings))
         return self._redaction.report(report)
@@ -169,22 +174,25 @@ class Pipeline:
             is_paced: Whether it is one of a series, which may take only a share of the time.
             is_last: Whether what is not known of pools cannot be left to the next.
         """
-        seen = self._inspect(full=full)
+        seen = self._inspect(full=full, is_last=is_last)
         fd_limit = _descriptors.fd_limit()
         suspects = (*seen.suspects, *seen.dropped)
         all_findings = self._find(
             suspects, self._settings, fd_limit, is_paced=is_paced, is_last=is_last
         )
         findings = tuple([each for each in all_findings if each.verdict is not Verdict.OPEN])
-        findings += self._children.leaks()
+        findings += self._children.leaks(is_last=is_last)
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()
         return self._report(seen, findings, healthy, fd_limit)
 
-    def _inspect(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
+    def _inspect(
+        self, *, full: bool = False, opened_after: int | None = None, is_last: bool = False
+    ) -> ScanResult:
         if not self._is_installed():
             self._registry.adopt()
         retry_sources()
+        self.scanner.forked_copies.is_last = is_last
         return self.scanner.scan(full=full, opened_after=opened_after)
 
     def _find(
@@ -302,12 +310,12 @@ class _Children:
         self._paused_until = 0.0
         self.notes: tuple[str, ...] = ()
 
-    def leaks(self) -> tuple[Finding, ...]:
+    def leaks(self, *, is_last: bool) -> tuple[Finding, ...]:
         """Those that a child has open unused, with the record that they had at the fork."""
         closed, started = self._registry.closed_since_fork(), now()
         if not closed:
             self.notes = ()
-        elif started >= self._paused_until:
+        elif is_last or started >= self._paused_until:
             try:
                 self._look(closed)
             except Exception as error:

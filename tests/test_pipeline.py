@@ -175,3 +175,40 @@ def test_running_calls_that_there_was_no_time_to_look_at_are_said(monkeypatch):
             patched.setattr(explain.Explainer, "time_to_search", lambda *_, **__: TimeLimit(0))
             assert notes_on_calls(guard) == [f"{CALLS}not all of them, for lack of time"]
         assert notes_on_calls(guard) == []
+
+
+def call_deeply(depth, last):
+    if depth:
+        call_deeply(depth - 1, last)
+    else:
+        last()
+
+
+@contextmanager
+def deep_threads(count, depth):
+    may_end, are_deep = threading.Event(), threading.Barrier(count + 1, timeout=20)
+
+    def wait():
+        are_deep.wait()
+        may_end.wait(20)
+
+    every = [threading.Thread(target=call_deeply, args=(depth, wait)) for _ in range(count)]
+    for each in every:
+        each.start()
+    try:
+        are_deep.wait()
+        yield
+    finally:
+        may_end.set()
+        for each in every:
+            each.join()
+
+
+def test_more_running_calls_than_are_looked_at_are_not_put_down_to_time(monkeypatch):
+    enough = TimeLimit(60)
+    monkeypatch.setattr(explain.Explainer, "time_to_search", lambda *_, **__: enough)
+    with cwg.Guard(cwg.Settings(grace=0)) as guard, half_closed_pair():
+        with deep_threads(8, depth=700):
+            (note,) = notes_on_calls(guard)
+            assert note == f"{CALLS}not all of them, there are more than 5,000"
+        assert notes_on_calls(guard) == []

@@ -29,6 +29,11 @@ def leak():
 """
 WATCH = "import closewait_guard as cwg\nmonitor = cwg.watch(reporters=['text'], grace=0.01)\n"
 KILL = "os.kill(os.getpid(), signal.SIGTERM)\n"
+KILL_IN_A_ROW = """
+import subprocess
+again = "for n in $(seq 300); do kill -TERM $0; done 2>/dev/null"
+subprocess.Popen(["sh", "-c", again, str(os.getpid())])
+"""
 
 
 @pytest.fixture
@@ -113,12 +118,31 @@ def test_a_second_signal_ends_the_program_during_a_report_that_blocks(ended):
     began = time.monotonic()
     ended(
         "import closewait_guard as cwg\n"
+        "from closewait_guard._signal import sudden_end\n"
+        "sudden_end._MAX_SECONDS = 300\n"
         "cwg.watch(reporters=[lambda report: (started.set(), time.sleep(60))])\n"
         "started = threading.Event()\n"
-        "def again():\n    started.wait()\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def again():\n"
+        "    started.wait()\n    time.sleep(1.1)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         f"threading.Thread(target=again, daemon=True).start()\n{KILL}time.sleep(60)"
     )
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_two_signals_in_a_row_are_one(ended, run):
+    """A server and then the exit function of multiprocessing terminate a worker."""
+    source = f"kept = leak()\n{KILL_IN_A_ROW}time.sleep(20)"
+    assert "1 leaked of 2" in ended(source if run else WATCH + source, run=run)
+
+
+def test_two_signals_in_a_row_do_not_interrupt_the_report_of_a_process_that_ends(ended):
+    told = ended(
+        f"{WATCH}from closewait_guard._signal import delayed_sigterm\n"
+        f"with delayed_sigterm():\n    {KILL}    {KILL}    print('reported', file=sys.stderr)\n"
+        "print('on', file=sys.stderr)"
+    )
+    assert told == "reported\n"
 
 
 def test_a_report_that_blocks_delays_the_end_by_seconds_only(ended):
@@ -182,6 +206,11 @@ def test_a_main_thread_that_is_stuck_in_a_call_of_c_code_does_not_keep_the_proce
     ended, call
 ):
     ended(f"{STUCK}{WATCH}{KILL_SOON}{call}")
+
+
+@needs_extension
+def test_two_signals_in_a_row_end_a_main_thread_that_is_stuck_too(ended):
+    ended(f"{STUCK}{WATCH}{KILL_SOON.replace('kill', 'kill -TERM {os.getpid()}; kill')}hold()")
 
 
 @needs_extension

@@ -66,7 +66,8 @@ _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 # Besides one for each thread and event loop: clients of one line with different settings.
 _FEW_POOLS = 4
 _MAX_POOLS = 10_000
-_NOT_ALL_ASKED = "what waits in pools: not all of them were found or asked, for lack of time"
+_NOT_ALL_ASKED = "what waits in pools: not all of them were found or asked, "
+_TOO_MANY, _NO_TIME = f"there are {_MAX_POOLS:,} or more", "for lack of time"
 # The shares of the time for searching that go to new pools, and to what can use those known.
 _SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
 # How many pools one search for uses may have, and the share of all time that searches may take.
@@ -137,7 +138,7 @@ class Pools:
         if has_new and is_too_large() and new.is_over():
             # Another time: what is not known yet counts as in none then, too.
             unknown &= self._in_no_pool
-            self.notes = (_NOT_ALL_ASKED,)
+            self.notes = (_NOT_ALL_ASKED + _NO_TIME,)
         elif has_new:
             # Of what was in no pool the last time, the heap would show nothing new.
             self._pools = self._find_pools(new)
@@ -168,8 +169,10 @@ class Pools:
         for pool in islice(found, _MAX_POOLS):
             _, library, kind = classes[id(type(pool))]
             known[id(pool)] = weakref.ref(pool), library, kind
-        if len(known) >= _MAX_POOLS or (is_too_large() and limit.is_over()):
-            self.notes = (_NOT_ALL_ASKED,)
+        if len(known) >= _MAX_POOLS:
+            self.notes = (_NOT_ALL_ASKED + _TOO_MANY,)
+        elif is_too_large() and limit.is_over():
+            self.notes = (_NOT_ALL_ASKED + _NO_TIME,)
         return tuple(known.values())
 
     def _find_out_of_use(

@@ -73,6 +73,7 @@ load_frame_copy()
 
 # Bounds the time that a process with thousands of threads takes. A report says when that is all.
 _MAX_FRAMES = 5000
+_TOO_MANY = f"there are more than {_MAX_FRAMES:,}"
 _MAX_CALLS = 200
 _MAX_WRAPPERS = 20
 
@@ -312,9 +313,9 @@ class RunningCalls:
                 uses[observation.record.serial] = _use_of_loop(thread, innermost, observation)
             if number == _MAX_FRAMES or limit.is_over():
                 if next(calls, None) is not None:
-                    self.notes = (
-                        "what running calls do with connections: not all of them, for lack of time",
-                    )
+                    why = _TOO_MANY if number == _MAX_FRAMES else "for lack of time"
+                    note = f"what running calls do with connections: not all of them, {why}"
+                    self.notes = (note,)
                 break
         return uses
 

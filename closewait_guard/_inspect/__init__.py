@@ -13,7 +13,7 @@ from closewait_guard._inspect.observation import (
     suspect_for,
     update_age,
 )
-from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, peer_of
+from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, has_sent, peer_of
 
 if TYPE_CHECKING:
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
@@ -55,6 +55,7 @@ __all__ = [
     "attributed_module",
     "count_as_own",
     "count_by_site",
+    "has_sent",
     "is_ours",
     "is_unused_since",
     "kind_of",

@@ -10,10 +10,9 @@ closed its own: the peer waits for an end that does not come.
 
 from __future__ import annotations
 
-import _socket
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import NamedTuple, Protocol
 
@@ -30,7 +29,15 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now
 from closewait_guard._descriptors import inode_of, sockets_of_process, waiting_calls_of
 from closewait_guard._inspect.observation import is_unused_since
-from closewait_guard._inspect.probe import INVALID, Endpoint, ProbeResult, endpoint_of, peer_of
+from closewait_guard._inspect.probe import (
+    INVALID,
+    Endpoint,
+    ProbeResult,
+    endpoint_of,
+    has_sent,
+    peer_of,
+    tcp_info_of,
+)
 from closewait_guard._inspect.records import is_ours
 from closewait_guard._live import (
     locals_of,
@@ -171,6 +178,7 @@ class ForkedCopies:
     that has begun since the fork has the socket among its variables.
 
     Attributes:
+        is_last: This process ends now, so that what nothing has used since the fork counts at once.
         unknown: How many connections are from before the fork, of a parent whose descriptors
             cannot be read.
     """
@@ -180,6 +188,7 @@ class ForkedCopies:
         self._found: frozenset[int] = frozenset()
         self._candidates: frozenset[int] = frozenset()
         self._paused_until = 0.0
+        self.is_last = False
         self.unknown = 0
 
     def after_fork(self) -> None:
@@ -187,18 +196,20 @@ class ForkedCopies:
         self._found = self._candidates = frozenset()
         self._paused_until = 0.0
 
-    def find(self, open_sockets: OpenSockets, own: int) -> frozenset[int]:
+    def find(self, open_sockets: OpenSockets, own: int) -> dict[int, float]:
         """The descriptors of copies that only this process has open, and does not seem to use.
+
+        With each, for how long that has been so at least, where it was not seen to begin.
 
         Args:
             open_sockets: All that are open.
             own: The number of this process.
         """
-        fork, started = self._source.fork, now()
-        if fork is None or started < self._paused_until:
-            return self._found & open_sockets.creations.keys()
+        fork, started, is_last = self._source.fork, now(), self.is_last
+        if fork is None or (started < self._paused_until and not is_last):
+            return dict.fromkeys(self._found & open_sockets.creations.keys(), 0.0)
         inherited = {
-            fd: creation[SOCK]
+            fd: creation
             for fd, creation in open_sockets.creations.items()
             if creation[PID] != own and fd not in open_sockets.detached
         }
@@ -209,13 +220,15 @@ class ForkedCopies:
         left = set() if kept is None else inherited.keys() - kept
         if left and is_child:
             used, waited_for = _objects_since(fork), _waited_for()
-            left = {fd for fd in left - waited_for if id(inherited[fd]()) not in used}
+            left = {fd for fd in left - waited_for if id(inherited[fd][SOCK]()) not in used}
         else:
             left = set()
+        if is_last:
+            return {fd: started - fork.at for fd in left if not _may_wait_for_first(inherited[fd])}
         # Twice in a row: a call may have been about to use it the first time.
         self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
         self._paused_until = done + (done - started) / _MAX_CPU_SHARE
-        return self._found
+        return dict.fromkeys(self._found, 0.0)
 
     def is_unused(self, result: ProbeResult) -> bool:
         """Whether a connection is up, and no byte has been sent or received since the fork."""
@@ -238,8 +251,14 @@ def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
     return {fd for fd in fds if inode_of(fd) in inodes}
 
 
-def _count_connected(references: Iterable[Callable[[], _socket.socket | None]]) -> int:
-    socks = (reference() for reference in references)
+def _may_wait_for_first(creation: CreationTuple) -> bool:
+    """Whether a child may have served a client that has asked for nothing yet."""
+    sock = creation[SOCK]() if creation[ORIGIN] == Origin.ACCEPTED else None
+    return sock is not None and not has_sent(tcp_info_of(sock))
+
+
+def _count_connected(creations: Iterable[CreationTuple]) -> int:
+    socks = (creation[SOCK]() for creation in creations)
     return sum(sock is not None and peer_of(sock) is not None for sock in socks)
 
 

@@ -188,22 +188,24 @@ def peer_closed_for(result: ProbeResult, age: SuspectAge, now: float) -> float |
 
 
 def suspect_for(
-    result: ProbeResult, age: SuspectAge, now: float, *, is_copy: bool = False
+    result: ProbeResult, age: SuspectAge, now: float, unused_for: float | None = None
 ) -> float | None:
     """For how long nothing has been done about an ended connection; None while it is live.
 
     As for `peer_closed_for`, `now` is when the probe began. A live one is suspect too where it is
-    an unused copy, whose original is closed.
+    an unused copy, whose original is closed, for so long at least.
     """
     connection, close_called = age.ended
     quiet = now - age.quiet_since if now > age.quiet_since else 0.0
     if connection in _ENDED:
         return quiet
-    if connection is Connection.NOT_APPLICABLE or not (close_called or is_copy):
+    if connection is Connection.NOT_APPLICABLE or (not close_called and unused_for is None):
         return None
     # A closed socket that still carries data is in use through its file object.
     traffic = (result.last_sent_for, result.last_received_for)
-    return min([quiet, *(seconds for seconds in traffic if seconds is not None)])
+    return min(
+        [max(quiet, unused_for or 0.0), *(seconds for seconds in traffic if seconds is not None)]
+    )
 
 
 _ENDED = frozenset(Connection) - {Connection.LIVE, Connection.NOT_APPLICABLE}

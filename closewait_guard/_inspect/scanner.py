@@ -264,7 +264,8 @@ class _ScanContext:
         self._last_scan = last_scan
         self._forked_copies = forked_copies
         # Live connections that nothing has happened on.
-        self.copies = forked_copies.find(open_sockets, source.pid) - events.keys()
+        copies = forked_copies.find(open_sockets, source.pid)
+        self.copies = {fd: copies[fd] for fd in copies.keys() - events.keys()}
         # The serials of those described, and how many could not be, except for their creation.
         self.described: set[int] = set()
         self.undescribed = 0
@@ -350,7 +351,7 @@ class _ScanContext:
         self.described.add(serial)
         if fd in self._open_sockets.detached and record.opener.origin is not Origin.NATIVE:
             record = replace(record, origin=Origin.DETACHED, parent=record)
-        suspicious_for = suspect_for(result, age, began, is_copy=is_copy)
+        suspicious_for = suspect_for(result, age, began, self.copies[fd] if is_copy else None)
         # What has been read in parts is read on, as long as the latest is not too long ago.
         is_read_slowly = (
             close_called and age.has_read and (suspicious_for or 0.0) <= self._age_warning

@@ -100,7 +100,7 @@ class _Ending:
         # A pool terminates workers that are about to end by themselves.
         with delayed_sigterm():
             # Without a grace time: what is not closed by now never will be.
-            self._report(partial(self._guard.check, 0))
+            self._report(self._check)
         self._forget_sudden_ends()
         with suppress(Exception):
             self._looks.stop()
@@ -117,10 +117,13 @@ class _Ending:
             # What it has only by the fork are copies, which its end closes.
             return
         # In the middle of the program's work, what its peers close now is none of its leaks.
-        scan = partial(self._guard.check, 0)
+        scan = self._check
         if how.is_interrupted:
             scan = partial(self._guard._pipeline.scan, is_last=True)
         self._report(scan, is_exec=how.is_exec)
+
+    def _check(self) -> Report:
+        return self._guard._pipeline.check(0, is_last=True)
 
     def _report(self, scan: Callable[[], Report], *, is_exec: bool = False) -> None:
         try:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
-from closewait_guard._inspect import Endpoint, ProbeResult
+from closewait_guard._inspect import Endpoint, ProbeResult, has_sent
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
@@ -211,8 +210,6 @@ class Backend(Protocol):
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
 
-# The number of segments with data that were sent, in `struct tcp_info`.
-_DATA_SEGMENTS_OUT = struct.Struct("=156xI")
 # The kernel's number of the timer that runs until the next keepalive probe, and the shortest time
 # after which a probe is sent: the one that was chosen does not show from outside.
 KEEPALIVE, _MIN_KEEPALIVE_IDLE = 2, 1.0
@@ -271,9 +268,7 @@ class Entry(NamedTuple):
     @property
     def has_sent(self) -> bool:
         """Whether this end is known to have sent anything."""
-        info = self.info or b""
-        is_counted = len(info) >= _DATA_SEGMENTS_OUT.size
-        return is_counted and bool(_DATA_SEGMENTS_OUT.unpack_from(info)[0])
+        return has_sent(self.info or b"")
 
     @property
     def unsent(self) -> int:

@@ -2,9 +2,10 @@
 
    A handler in Python waits until the main thread runs Python code again: while that is in one long
    call of C code, the default action would have ended the process at once. So a handler in C comes
-   before that of Python. Once it has been called, SIGTERM has its default action again, and a timer
-   sends it: no thread of the program has to run for that. Only what may be called in a signal
-   handler is called there. Linux only. */
+   before that of Python. Once it has been called, a timer sends the signal again: no thread of the
+   program has to run for that. The second has the default action, unless it follows at once: pools
+   and servers send two in a row to a worker. Only what may be called in a signal handler is called
+   there. Linux only. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -23,6 +24,8 @@ struct timer_span {
 
 static void (*python_handler)(int);
 static long first_span[2];
+static double seconds_for_repeats;
+static struct timespec first_time;
 /* A forked child has no timer of its parent. */
 static volatile pid_t process_with_timer;
 static int timer;
@@ -40,13 +43,33 @@ start_timer(const long *seconds_and_nanoseconds)
     syscall(SYS_timer_settime, timer, 0, &span, NULL);
 }
 
+static double
+seconds_since_first(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)(time.tv_sec - first_time.tv_sec)
+           + 1e-9 * (double)(time.tv_nsec - first_time.tv_nsec);
+}
+
+static void
+restore_default(int signum)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = SIG_DFL;
+    sigaction(signum, &action, NULL);
+}
+
 static void
 on_sigterm(int signum)
 {
     int saved_errno = errno;
     if (has_timer()) {
-        /* A handler of the program that calls the one before it has come between. */
-        raise(signum);
+        if (seconds_since_first() >= seconds_for_repeats) {
+            restore_default(signum);
+            raise(signum);
+        }
         errno = saved_errno;
         return;
     }
@@ -56,6 +79,7 @@ on_sigterm(int signum)
     event.sigev_signo = signum;
     if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &timer) == 0) {
         process_with_timer = getpid();
+        clock_gettime(CLOCK_MONOTONIC, &first_time);
         start_timer(first_span);
     }
     errno = saved_errno;
@@ -75,11 +99,13 @@ as_span(PyObject *seconds, long *span)
 }
 
 static PyObject *
-set_in_advance(PyObject *module, PyObject *seconds)
+set_in_advance(PyObject *module, PyObject *args)
 {
     (void)module;
+    PyObject *seconds;
     struct sigaction action;
-    if (as_span(seconds, first_span) < 0) {
+    if (!PyArg_ParseTuple(args, "Od", &seconds, &seconds_for_repeats)
+        || as_span(seconds, first_span) < 0) {
         return NULL;
     }
     if (sigaction(SIGTERM, NULL, &action) < 0 || action.sa_flags & SA_SIGINFO
@@ -90,7 +116,6 @@ set_in_advance(PyObject *module, PyObject *seconds)
         python_handler = action.sa_handler;
     }
     action.sa_handler = on_sigterm;
-    action.sa_flags |= (int)SA_RESETHAND;
     sigaction(SIGTERM, &action, NULL);
     Py_RETURN_NONE;
 }
@@ -122,8 +147,9 @@ cancel(PyObject *module, PyObject *unused)
 }
 
 static PyMethodDef methods[] = {
-    {"set_in_advance", set_in_advance, METH_O,
-     "Let the next SIGTERM end the process after so many seconds, whatever its handler does."},
+    {"set_in_advance", set_in_advance, METH_VARARGS,
+     "Let the next SIGTERM end the process after so many seconds, whatever its handler does, "
+     "and those that follow within so many seconds do nothing."},
     {"postpone", postpone, METH_O, "Give so many seconds from now, if SIGTERM has come."},
     {"cancel", cancel, METH_NOARGS, "Let the deadline pass, if SIGTERM has come."},
     {NULL, NULL, 0, NULL},

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from signal import SIG_DFL, SIGTERM
+from time import monotonic
 from types import BuiltinFunctionType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,8 @@ __all__ = [
 _MAX_SECONDS = 5.0
 # For the main thread to come back to Python code.
 _SECONDS_TO_BEGIN = 2.0
+# Pools and servers send a worker two in a row: `Process.terminate()`, and again as they exit.
+_SECONDS_FOR_REPEATS = 1.0
 
 
 def _native(name: str) -> Any:
@@ -79,6 +82,7 @@ _callbacks: list[_Callback] = []
 _calling = _allocate_lock()
 # The functions of `signal` as they were found, and what restores them.
 _set_handler: Callable[[int, Any], Any] = signals.signal
+_get_handler: Callable[[int], Any] = signals.getsignal
 _restore: list[Callable[[], None]] = []
 # What our handler is in C.
 _handle_in_c: int | None = None
@@ -121,7 +125,7 @@ def before_sudden_end(
 def delayed_sigterm() -> Iterator[None]:
     """Let a SIGTERM that would call the callbacks end the process after the block instead.
 
-    A second one ends it at once. For a report that is being made already.
+    A second one that is sent later than at once ends it. For a report that is being made already.
     """
     delay = [False]
     _delays.append(delay)
@@ -132,14 +136,16 @@ def delayed_sigterm() -> Iterator[None]:
         with suppress(ValueError):
             _delays.remove(delay)
         if delay[0]:
-            signals.raise_signal(SIGTERM)
+            _end_by_sigterm()
 
 
 _delays: list[list[bool]] = []
+# When SIGTERM came that ends the process.
+_came_at: float | None = None
 
 
 def _wrap_functions() -> None:
-    global _set_handler
+    global _set_handler, _get_handler
     set_handler, get_handler = signals.signal, signals.getsignal
 
     @wraps(set_handler)
@@ -172,7 +178,7 @@ def _wrap_functions() -> None:
         if signals.getsignal is getsignal:
             signals.getsignal = get_handler
 
-    _set_handler = set_handler
+    _set_handler, _get_handler = set_handler, get_handler
     signals.signal, signals.getsignal = signal, getsignal
     _restore.append(restore)
 
@@ -188,7 +194,7 @@ def _set_ours() -> Any:
     found = _set_handler(SIGTERM, _handle)
     if _deadline is not None:
         _deadline.cancel()
-        _deadline.set_in_advance(_SECONDS_TO_BEGIN)
+        _deadline.set_in_advance(_SECONDS_TO_BEGIN, _SECONDS_FOR_REPEATS)
     _handle_in_c = native_handler(SIGTERM)
     return found
 
@@ -198,25 +204,38 @@ def _as_default(handler: Any) -> Any:
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    global _came_at
+    if _came_at is not None:
+        if monotonic() - _came_at >= _SECONDS_FOR_REPEATS:
+            _end_by_sigterm()
+        return
+    _came_at = monotonic()
     if _deadline is not None:
         _deadline.postpone(_MAX_SECONDS + _SECONDS_TO_BEGIN)
     if _delays:
         _delays[-1][0] = True
-        _set_handler(SIGTERM, SIG_DFL)
         return
     try:
-        # A second one ends the process at once.
-        _set_handler(SIGTERM, SIG_DFL)
         _call_all(SuddenEnd(is_interrupted=True))
     finally:
         # Also when the handler of another signal raises meanwhile, as that of SIGINT does.
         mask = signals.pthread_sigmask(signals.SIG_UNBLOCK, {SIGTERM})
-        signals.raise_signal(SIGTERM)
+        _end_by_sigterm()
     # The kernel ignores it for the first process of a container, which continues as without us.
     signals.pthread_sigmask(signals.SIG_SETMASK, mask)
     _call_after_failure()
     if _callbacks:
         _set_ours()
+
+
+def _end_by_sigterm() -> None:
+    global _came_at
+    _came_at = None
+    # In another thread than the main one ours stays, which then ends the process.
+    with suppress(ValueError):
+        if _get_handler(SIGTERM) is _handle:
+            _set_handler(SIGTERM, SIG_DFL)
+    signals.raise_signal(SIGTERM)
 
 
 def _call_all(how: SuddenEnd, end: Callable[[], object] | None = None) -> None:
@@ -263,8 +282,8 @@ def _call_all(how: SuddenEnd, end: Callable[[], object] | None = None) -> None:
 @in_child
 def _after_fork() -> None:
     """Another thread may have been in the middle of its end."""
-    global _calling
-    _calling = _allocate_lock()
+    global _calling, _came_at
+    _calling, _came_at = _allocate_lock(), None
     _delays.clear()
 
 

@@ -269,10 +269,10 @@ def test_a_failure_of_the_program_comes_first(run):
 
 def test_a_report_that_fails_is_reported(run):
     source = """
-from closewait_guard._guard import Guard
-def check(self, since):
+from closewait_guard._pipeline import Pipeline
+def check(self, since, *, is_last):
     raise ValueError("no idea\\n::error::")
-Guard.check = check
+Pipeline.check = check
 """
     done = run(source, code=UNKNOWN)
     first, second = done.stderr.splitlines()

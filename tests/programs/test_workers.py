@@ -317,3 +317,71 @@ def test_the_worker_that_a_reload_ends_has_its_leaks_in_the_report(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         end_and_check(running, signal.SIGINT, True, 1)
+
+
+# The peer is the parent too; it waits for an end of the connection that does not come.
+COPIES = """
+import multiprocessing, os, signal, socket, sys, time
+
+def connect():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        return ours, server.accept()[0]
+
+def work():
+    theirs.close()
+    time.sleep(0.5)
+
+how = sys.argv[1]
+ours, theirs = connect()
+time.sleep(0.1)
+if how == "worker":
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child = child.pid
+else:
+    child = os.fork()
+    if child == 0:
+        work()
+        if how == "served":
+            ours.sendall(b"x")
+        if how == "terminated":
+            time.sleep(60)
+        if how == "left":
+            time.sleep(3)
+        sys.exit()
+if how != "kept":
+    ours.close()
+if how == "left":
+    time.sleep(0.5)
+    sys.exit()
+if how == "terminated":
+    time.sleep(1)
+    os.kill(child, signal.SIGTERM)
+os.waitpid(child, 0)
+if how == "served":
+    theirs.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tables of Linux say who has a copy")
+@pytest.mark.parametrize("how", ["worker", "exits", "terminated", "left"])
+def test_the_last_report_has_what_a_forked_child_keeps_open_unused(tmp_path, how):
+    path = tmp_path / "copies.py"
+    path.write_text(COPIES)
+    program = start(tmp_path, sys.executable, str(path), how)
+    errors = program.communicate(timeout=DEADLINE)[1]
+    assert program.returncode == 86, errors
+    assert "inherited of" in errors
+    assert "has it open unused, and its parent has closed it" in " ".join(errors.split())
+    assert "in connect()" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tables of Linux say who has a copy")
+@pytest.mark.parametrize("how", ["kept", "served"])
+def test_the_last_report_has_no_copy_that_the_parent_has_too_or_the_child_has_used(tmp_path, how):
+    path = tmp_path / "copies.py"
+    path.write_text(COPIES)
+    program = start(tmp_path, sys.executable, str(path), how)
+    errors = program.communicate(timeout=DEADLINE)[1]
+    check(program.returncode, errors, False)

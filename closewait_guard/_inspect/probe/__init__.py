@@ -13,7 +13,9 @@ from closewait_guard._inspect.probe.base import (
     duplicate_fd,
     endpoint_of,
     endpoint_of_snapshot,
+    has_sent,
     peer_of,
+    tcp_info_of,
 )
 from closewait_guard.exceptions import ConfigurationError
 
@@ -27,7 +29,9 @@ __all__ = [
     "duplicate_fd",
     "endpoint_of",
     "endpoint_of_snapshot",
+    "has_sent",
     "peer_of",
+    "tcp_info_of",
 ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import _socket
 import os
 import socket
+import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -25,7 +26,10 @@ __all__ = [
     "duplicate_fd",
     "endpoint_of",
     "endpoint_of_snapshot",
+    "has_sent",
+    "peer_of",
     "select",
+    "tcp_info_of",
 ]
 
 
@@ -219,3 +223,21 @@ class PollPoller:
                 self._poll.register(fd, self._events)
             self._given, self._watched = fds, wanted
         return dict(self._poll.poll(0))
+
+
+# The number of segments with data that were sent, in Linux's `struct tcp_info`.
+_DATA_SEGMENTS_OUT = struct.Struct("=156xI")
+
+
+def tcp_info_of(sock: _socket.socket) -> bytes:
+    """Linux's `struct tcp_info`; empty where there is none."""
+    size = _DATA_SEGMENTS_OUT.size
+    with suppress(AttributeError, OSError):
+        return _socket.socket.getsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_INFO, size)
+    return b""
+
+
+def has_sent(info: bytes) -> bool:
+    """Whether an end is known to have sent anything, by its `struct tcp_info`."""
+    is_counted = len(info) >= _DATA_SEGMENTS_OUT.size
+    return is_counted and bool(_DATA_SEGMENTS_OUT.unpack_from(info)[0])
