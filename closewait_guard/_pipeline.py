@@ -56,7 +56,6 @@ __all__ = [
 
 # The share of the time for searching that goes to running calls.
 _SHARE_OF_CALLS = 0.3
-# The leaks whose descriptors are open.
 _OPEN_LEAKS = LEAKS - {Verdict.DROPPED}
 # The share of the time that looking at children may take.
 _SHARE_OF_CHILDREN = 0.002
