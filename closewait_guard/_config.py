@@ -219,7 +219,7 @@ def signal(value: object) -> int | None:
         raise _RefusedError(f"{expected}.{near or ' Did you mean SIGUSR1?'}") from None
     for names, meaning in _MEANINGS.items():
         if found.name in names:
-            raise _RefusedError(f"{found.name} {meaning}; choose another, such as SIGUSR1")
+            raise _RefusedError(f"{found.name} {meaning}; choose another, such as SIGPROF")
     return int(found)
 
 

@@ -200,8 +200,6 @@ _TAKEN = {
         "SIGWINCH": "to end its workers",
         "SIGTTIN": _WORKERS,
         "SIGTTOU": _WORKERS,
-        "SIGCHLD": "to notice the end of a worker",
-        "SIGABRT": "to end a worker that hangs",
     },
     "uvicorn": {"SIGHUP": _RESTARTS, "SIGTTIN": _WORKERS, "SIGTTOU": _WORKERS},
     "hypercorn": {"SIGHUP": _RESTARTS},
@@ -211,7 +209,8 @@ _TAKEN = {
         "SIGUSR2": "to start its debugger",
     },
 }
-_ENDS = dict.fromkeys(("SIGTERM", "SIGINT", "SIGQUIT"), "to end")
+# Others that mean something to every program are refused as a setting.
+_ENDS = {"SIGQUIT": "to end"}
 
 
 def _refuse_taken_signal(arguments: argparse.Namespace) -> None:

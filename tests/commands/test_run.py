@@ -608,7 +608,7 @@ def test_a_monitor_reports_its_last_where_run_does_not(script):
     ("name", "target"),
     [
         ("SIGUSR1", ["gunicorn", "app:app"]),
-        ("SIGTERM", ["/usr/bin/uvicorn", "app:app"]),
+        ("SIGTTIN", ["/usr/bin/uvicorn", "app:app"]),
         ("SIGHUP", ["-m", "hypercorn", "app:app"]),
         ("SIGUSR1", ["python3", "-m", "celery", "-A", "app", "worker"]),
     ],
@@ -625,7 +625,8 @@ def test_all_signals_of_gunicorn_are_known(script):
     from gunicorn.workers.base import Worker
 
     for each in {*Arbiter.SIGNALS, *Worker.SIGNALS}:
-        assert "gunicorn uses" in call("run", "--signal", each.name, "gunicorn", code=2).stderr
+        said = call("run", "--signal", each.name, "gunicorn", code=2).stderr
+        assert "choose another, such as SIGPROF" in said
     assert call("run", "--signal", "SIGPROF", script(""), "gunicorn", code=0)
 
 
