@@ -172,7 +172,7 @@ def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) ->
     where = f"of {site} " if site else ""
     message = (
         f"leaked sockets {where}keep growing: {count:,} now, {growth.risen:,} more than "
-        f"{format_duration(growth.seconds)} ago, {growth.per_minute:.2g} a minute"
+        f"{format_duration(growth.seconds)} ago, {_rate(growth)} a minute"
     )
     if left is not None:
         message += f"; at this rate the descriptor limit is reached in {format_duration(left)}"
@@ -190,6 +190,10 @@ def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) ->
     return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
 
 
+def _rate(growth: Growth) -> str:
+    return f"{growth.per_minute:,.0f}" if growth.per_minute >= 10 else f"{growth.per_minute:.2g}"
+
+
 def _seconds_left(growth: Growth, report: Report) -> float | None:
     if not report.fd_limit or report.fd_used is None or growth.per_minute <= 0:
         return None
@@ -204,25 +208,30 @@ def churn_alerts(
         growth, leaking = series.growth, leaked.get(site)
         if growth is None or growth.risen < _MIN_CHURN or (leaking is not None and leaking.growth):
             continue
-        now = point.open_by_site.get(site, SiteCount(0, 0))
-        before = series.count_half_window_ago
+        count, before = series.last, series.count_half_window_ago
+        # Those that have leaked may all be old.
+        old = point.open_by_site.get(site, SiteCount(0, 0)).old - _last(leaked, site)
         # Many short connections also make many open sockets, but never the same ones.
-        if now.old < before * _MIN_SHARE_STILL_OPEN:
+        if not count or old < before * _MIN_SHARE_STILL_OPEN:
             continue
         message = (
-            f"sockets of {site} are made faster than they are closed: {now.open:,} are open, "
-            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {now.old:,} of "
+            f"sockets of {site} are made faster than they are closed: {count:,} are open, "
+            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {old:,} of "
             f"the {before:,} that were open half-way are open still"
         )
         data: dict[str, Scalar] = {
             "site": site,
-            "count": now.open,
+            "count": count,
             "per_minute": round(growth.per_minute, 4),
             "risen": growth.risen,
             "seconds": round(growth.seconds, 1),
         }
         alert = _make_alert(AlertKind.CHURN, Severity.WARNING, message, data)
-        yield ActiveAlert(f"{AlertKind.CHURN}:{site}", now.open, alert)
+        yield ActiveAlert(f"{AlertKind.CHURN}:{site}", count, alert)
+
+
+def _last(counts: Mapping[str, Series], site: str) -> int:
+    return counts[site].last if site in counts else 0
 
 
 def exhaustion_alerts(
@@ -268,8 +277,13 @@ def update_alerts(
     state: AlertState, point: SeriesPoint, settings: Settings
 ) -> tuple[AlertState, tuple[Alert, ...], tuple[ClosedLate, ...]]:
     """Add one report: return the new state, the alerts to report, and the leaks closed late."""
-    leaked = _extend_series(state.leaked, _leaks_by_site(point.report), point.at, settings)
-    counts = {site: number.open for site, number in point.open_by_site.items()}
+    leaks = _leaks_by_site(point.report)
+    leaked = _extend_series(state.leaked, leaks, point.at, settings)
+    # Growth is about those that have leaked.
+    counts = {
+        site: max(0, number.open - leaks.get(site, 0))
+        for site, number in point.open_by_site.items()
+    }
     opened = _extend_series(state.opened, counts, point.at, settings)
     is_new = point.exhausted > state.exhausted
     following = AlertState(
@@ -289,7 +303,7 @@ def update_alerts(
         *growth_alerts(leaked, point),
         *churn_alerts(opened, leaked, point),
     ]
-    active, alerts = _diff(state, following, present)
+    active, alerts = _diff(state, following, present, point.report)
     return following._replace(active=active), alerts, tuple(_find_closed_late(state, point))
 
 
@@ -317,7 +331,7 @@ def _extend_series(
 
 
 def _diff(
-    before: AlertState, following: AlertState, present: list[ActiveAlert]
+    before: AlertState, following: AlertState, present: list[ActiveAlert], report: Report
 ) -> tuple[dict[str, _ReportedAlert], tuple[Alert, ...]]:
     active: dict[str, _ReportedAlert] = {}
     alerts: list[Alert] = []
@@ -334,8 +348,38 @@ def _diff(
         if absent + 1 < _reports_until_resolved(key, reported, following):
             active[key] = _ReportedAlert(reported, absent + 1)
         else:
-            alerts.append(replace(reported.alert, status=AlertStatus.RESOLVED))
+            alerts.append(_end(key, reported.alert, following, report))
     return active, tuple(alerts)
+
+
+def _end(key: str, alert: Alert, state: AlertState, report: Report) -> Alert:
+    """What is said of an alert that is over: what is so now."""
+    _, _, site = key.partition(":")
+    of_site = f" of {site}" if site else ""
+    match alert.kind:
+        case AlertKind.GROWTH:
+            count = _last(state.leaked, site)
+            message = f"leaked sockets{of_site} no longer increase: {count:,} now"
+        case AlertKind.CHURN:
+            count, leaks = _last(state.opened, site), _last(state.leaked, site)
+            message = (
+                f"open sockets{of_site} no longer increase: {count:,} now, and {leaks:,} leaked"
+            )
+        case AlertKind.FD_EXHAUSTED:
+            count, message = 0, "file descriptors are available again"
+        case _:
+            count = sum(each.observation.state is _CLOSE_WAIT for each in report.findings)
+            message = f"{_AT_THE_END[alert.kind]}: {count:,} in CLOSE_WAIT"
+    now: dict[str, Scalar] = {"count": count, "fd_used": report.fd_used}
+    data = {**alert.data, **{name: value for name, value in now.items() if name in alert.data}}
+    return replace(alert, status=AlertStatus.RESOLVED, message=message, data=data)
+
+
+_AT_THE_END = {
+    AlertKind.COUNT: "sockets are back below the limit of the alert",
+    AlertKind.AGE: "no socket is in CLOSE_WAIT for so long any more",
+    AlertKind.FD_LIMIT: "file descriptors are back below the limit of the alert",
+}
 
 
 def _has_changed(reported: ActiveAlert, current: ActiveAlert) -> bool:

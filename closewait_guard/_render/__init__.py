@@ -13,7 +13,6 @@ from closewait_guard._render.site import (
 )
 from closewait_guard._render.text import (
     alert_lines,
-    alert_message,
     fd_numbers,
     native_note,
     no_news_line,
@@ -26,7 +25,6 @@ from closewait_guard._render.text import (
 __all__ = [
     "LastReport",
     "alert_lines",
-    "alert_message",
     "connection_summary",
     "describe_site",
     "fd_numbers",

@@ -24,7 +24,6 @@ from closewait_guard._format import (
 from closewait_guard._render.site import describe_site, verdict_name
 from closewait_guard.model import (
     Alert,
-    AlertKind,
     AlertStatus,
     ClosedLate,
     Coverage,
@@ -37,7 +36,6 @@ from closewait_guard.model import (
 __all__ = [
     "Scope",
     "alert_lines",
-    "alert_message",
     "closed_late_lines",
     "fd_numbers",
     "join_sections",
@@ -241,35 +239,15 @@ def fd_numbers(report: Report) -> str:
 def alert_lines(alert: Alert, layout: Layout) -> Iterator[StyledLine]:
     """One alert in a sentence, with its code and severity."""
     is_over = alert.status is AlertStatus.RESOLVED
-    label = "RESOLVED" if is_over else alert.kind.upper().replace("_", " ")
+    kind = alert.kind.replace("_", " ")
+    label = f"RESOLVED  {kind}:" if is_over else f"{kind.upper()} "
     notes = [alert.code] if alert.code else []
     if not is_over:
         notes.append(alert.severity.value)
-    text = f"{label}  {alert_message(alert)}" + (f"  ({', '.join(notes)})" if notes else "")
+    text = f"{label} {alert.message}" + (f"  ({', '.join(notes)})" if notes else "")
     style = Style.NOTE if is_over else Style(alert.severity.value)
     for line in layout.wrap(text, "  "):
         yield StyledLine(line, style)
-
-
-def alert_message(alert: Alert) -> str:
-    """What an alert says; of one that is over, what has become of it."""
-    if alert.status is not AlertStatus.RESOLVED:
-        return alert.message
-    data = alert.data
-    of_site = f" of {data['site']}" if data.get("site") else ""
-    match alert.kind:
-        case AlertKind.COUNT if isinstance(data.get("limit"), int):
-            limit, peak = f"{data['limit']:,}", f"{data['count']:,}"
-            return f"count: back below {limit} sockets in CLOSE_WAIT (peak {peak})"
-        case AlertKind.GROWTH:
-            return f"growth: leaked sockets{of_site} no longer increase"
-        case AlertKind.CHURN:
-            return f"churn: sockets{of_site} are closed as fast as they are opened"
-        case AlertKind.FD_EXHAUSTED:
-            return "file descriptors: available again"
-        case AlertKind.FD_LIMIT:
-            return "file descriptors: back below the limit of the alert"
-    return f"{alert.kind}: no longer: {alert.message}"
 
 
 def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[StyledLine]:

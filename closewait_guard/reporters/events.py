@@ -18,7 +18,7 @@ from closewait_guard._format import (
     summarize_addresses,
     unique,
 )
-from closewait_guard._render import alert_message, verdict_name
+from closewait_guard._render import verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -65,12 +65,12 @@ def _alert_event(alert: Alert, pid: int) -> Event:
     resolved = alert.status is AlertStatus.RESOLVED
     own = {"kind": alert.kind, "status": alert.status, "severity": alert.severity}
     fields = {**alert.data, **own, **_code_fields(alert.code)}
-    text = alert_message(alert)
+    text = alert.message
     return Event(
         Severity.INFO if resolved else alert.severity,
         True,  # noqa: FBT003 - an alert is always worth its severity's level
         "socket_alert",
-        f"{alert.kind} {alert.status}: {text}" if not resolved else f"resolved: {text}",
+        f"{alert.kind} {alert.status}: {text}",
         {**fields, "text": text, "pid": pid},
     )
 

@@ -400,6 +400,55 @@ def test_what_grows_as_a_leak_is_not_reported_as_churn_too(make_series):
     assert {alert.kind for alert in series.alerts} == {"growth"}
 
 
+def test_sockets_that_leak_a_while_after_they_were_opened_are_no_churn(make_series):
+    """Their peers close them at once, and a report counts them when the grace time is over."""
+    series = make_series()
+    site = "/app/shop.py:1 in fetch()"
+    for number in range(60):
+        leaks = leaking(max(0, number - 3))
+        series.next(report_of(leaks), populations={site: SiteCount(number, number - 14)})
+    # What is closed during a scan may have been counted before.
+    series.next(report_of(), populations={site: SiteCount(60, 46)})
+    series.next(report_of(), populations={site: SiteCount(0, 0)})
+    assert [(alert.kind.value, alert.status.value) for alert in series.alerts] == [
+        ("growth", "raised"),
+        ("growth", "resolved"),
+    ]
+
+
+def test_an_alert_that_is_over_says_what_is_so_now(make_series):
+    series = make_series(count_warning=20, age_warning=10, fd_used_critical=0.5)
+    site = "/app/shop.py:1 in fetch()"
+    for number in range(40):
+        report = report_of(leaking(number, age=11.0), fd_used=60 + number, fd_limit=100)
+        series.next(report, populations={site: SiteCount(number, number)}, exhausted=number)
+    for _ in range(2):
+        series.next(report_of(leaking(3)), populations={site: SiteCount(3, 3)}, exhausted=39)
+    over = {each.kind.value: each for each in series.alerts if each.status == "resolved"}
+    assert {kind: alert.message for kind, alert in over.items()} == {
+        "count": "sockets are back below the limit of the alert: 3 in CLOSE_WAIT",
+        "age": "no socket is in CLOSE_WAIT for so long any more: 3 in CLOSE_WAIT",
+        "fd_limit": "file descriptors are back below the limit of the alert: 3 in CLOSE_WAIT",
+        "fd_exhausted": "file descriptors are available again",
+        "growth": f"leaked sockets of {site} no longer increase: 3 now",
+    }
+    assert over["fd_limit"].data["fd_used"] == 10
+    assert {kind: alert.data["count"] for kind, alert in over.items()} == {
+        **dict.fromkeys(over, 3),
+        "fd_exhausted": 0,
+    }
+
+
+def test_churn_that_is_over_says_what_has_leaked(make_series):
+    series = make_series()
+    site = "/app/shop.py:1 in fetch()"
+    for number in range(50):
+        series.next(report_of(), populations={site: SiteCount(number, number)})
+    series.next(report_of(leaking(40)), populations={site: SiteCount(49, 49)})
+    message = f"open sockets of {site} no longer increase: 9 now, and 40 leaked"
+    assert series.of("churn")[-1].message == message
+
+
 def test_churn_is_resolved_when_the_sockets_are_closed(make_series):
     counts = [*range(40), *[0] * 3]
     assert churn(make_series(), [(count, count) for count in counts]) == ["raised", "resolved"]
