@@ -200,6 +200,17 @@ def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, libr
     assert library.connect == before
 
 
+def test_where_attributed_sockets_were_opened_is_covered(guard, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "receive_number", receive_number)
+    guard.attribute(f"{__name__}:receive_number")
+    fd, theirs = receive_number()
+    with theirs:
+        coverage = guard.scan(full=True).coverage
+        assert (coverage.native, coverage.attributed) == (1, 1)
+        assert not [note for note in coverage.notes if "C extensions" in note]
+    os.close(fd)
+
+
 def test_asynchronous_psycopg_is_attributed_too(guard, postgres_port):
     guard.attribute("psycopg")
 
