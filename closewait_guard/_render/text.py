@@ -309,8 +309,9 @@ def native_note(coverage: Coverage) -> str:
     unknown = coverage.native - coverage.attributed
     if unknown <= 0:
         return ""
-    opened = pluralize(unknown, "socket")
-    return f"where C extensions (libuv, libpq, libcurl, grpc) opened {opened} (see attribute())"
+    which = f"{pluralize(unknown, 'socket')} without a socket object"
+    was = "was" if unknown == 1 else "were"
+    return f"where {which} {was} opened (C extensions: see attribute())"
 
 
 def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:

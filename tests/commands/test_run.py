@@ -616,6 +616,7 @@ def test_a_monitor_reports_its_last_where_run_does_not(script):
 def test_a_signal_that_the_server_uses_itself_is_refused_before_it_starts(name, target):
     done = call("run", "--signal", name, *target, code=2)
     assert f" uses {name} to " in done.stderr
+    assert ("; use --interval instead" in done.stderr) == ("celery" in target)
     assert call("run", *target, code=2, CLOSEWAIT_GUARD_SIGNAL=name).stderr.count(name) == 1
 
 
@@ -628,6 +629,18 @@ def test_all_signals_of_gunicorn_are_known(script):
         said = call("run", "--signal", each.name, "gunicorn", code=2).stderr
         assert "choose another, such as SIGPROF" in said
     assert call("run", "--signal", "SIGPROF", script(""), "gunicorn", code=0)
+
+
+# Refused as a setting, whatever the program is.
+EVERY_PROGRAM = ("SIGTERM", "SIGINT", "SIGCHLD", "SIGPIPE", "SIGABRT")
+
+
+def test_all_signals_that_end_a_process_of_a_celery_pool_are_known():
+    common = pytest.importorskip("billiard.common")
+    for name in common.TERMSIGS_FULL:
+        if hasattr(signal, name):
+            done = call("run", "--signal", name, "celery", "worker", code=2)
+            assert f"celery uses {name} to " in done.stderr or name in EVERY_PROGRAM, done.stderr
 
 
 CURL = """

@@ -344,7 +344,8 @@ def test_where_a_process_is_unknown_the_first_line_of_a_family_is_no_all_clear()
 
 def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown():
     text = " ".join(render_family([member(1, native=2), member(2, native=None)]).split())
-    assert "opened 2 sockets (see attribute()), and sockets that C extensions" in text
+    assert "where 2 sockets without a socket object were opened (C extensions:" in text
+    assert "see attribute()), and sockets that C extensions" in text
     assert "open in process 2." in text
     text = " ".join(render_family([member(1, native=2), member(2, native=3)]).split())
     assert "opened 5 sockets (see attribute())." in text
