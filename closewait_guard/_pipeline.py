@@ -259,7 +259,6 @@ class Pipeline:
 
     def _coverage(self, undescribed: int) -> Coverage:
         opened, dropped, failures = self._registry.totals()
-        natives = self.scanner.natives
         coverage = Coverage(
             opened=opened,
             adopted=self._registry.count_adopted(),
@@ -267,8 +266,8 @@ class Pipeline:
             forgotten=dropped - len(self._registry.dropped()),
             failures=failures,
             notes=(),
-            native=natives.count,
-            attributed=natives.attributed,
+            native=self.scanner.natives.count,
+            attributed=self.scanner.natives.attributed,
         )
         notes = (*self._not_covered(coverage, undescribed), *self._settings.notes)
         return replace(coverage, notes=notes)
