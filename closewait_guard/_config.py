@@ -216,7 +216,7 @@ def signal(value: object) -> int | None:
         wanted = "SIG" + text.removeprefix("SIG")
         near = did_you_mean(wanted, (each.name for each in Signals))
         expected = f"expected the name or number of a signal, got {shown(value)}"
-        raise _RefusedError(f"{expected}.{near or ' Did you mean SIGUSR1?'}") from None
+        raise _RefusedError(f"{expected}.{near or ' For example, SIGPROF.'}") from None
     for names, meaning in _MEANINGS.items():
         if found.name in names:
             raise _RefusedError(f"{found.name} {meaning}; choose another, such as SIGPROF")

@@ -57,6 +57,8 @@ _CODE = re.compile(r"`[^`]+`|\['[^'\]]*'\]")
 # No text has it once control characters are escaped.
 _NO_BREAK = "\0"
 _MAX_PLAIN_NUMBER = 1e9
+# What is shorter reads as 0 s, rounded.
+_SHORTEST = 0.05
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -218,9 +220,11 @@ def format_duration(duration: float, *, at_least: bool = False) -> str:
     Example:
         >>> [format_duration(seconds) for seconds in (0.25, 41, 540, 9000, 200_000)]
         ['0.2 s', '41 s', '9 min', '2.5 h', '2.3 days']
-        >>> format_duration(41, at_least=True)
-        'at least 41 s'
+        >>> [format_duration(seconds, at_least=True) for seconds in (41, 0)], format_duration(0)
+        (['at least 41 s', 'an unknown time'], 'less than 0.1 s')
     """
+    if duration < _SHORTEST:
+        return "an unknown time" if at_least else f"less than {_SHORTEST * 2:g} s"
     if at_least:
         return f"at least {format_duration(duration)}"
     for size, name, limit in ((1, "s", 120), (_MINUTE, "min", _HOUR * 2), (_HOUR, "h", _DAY * 2)):
@@ -245,7 +249,11 @@ def format_duration_range(shortest: float, longest: float, *, at_least: bool = F
         ('41 s to 9 min', '41 s')
         >>> format_duration_range(2.8, 3.5)
         '2.8-3.5 s'
+        >>> format_duration_range(0, 0.3), format_duration_range(0, 0.01)
+        ('up to 0.3 s', 'less than 0.1 s')
     """
+    if shortest < _SHORTEST <= longest:
+        return f"up to {format_duration(longest)}"
     last, unit = format_duration(longest), format_duration(longest).partition(" ")[2]
     number, _, first_unit = format_duration(shortest).partition(" ")
     first = format_duration(shortest, at_least=at_least)

@@ -41,7 +41,7 @@ class Pace(NamedTuple):
         >>> Pace(60.0, 0.01).seconds, Pace(1.0, 0.012).seconds
         (60.0, 2.0)
         >>> Pace(1.0, 0.012).note
-        'what comes and goes within 2 s: a scan takes 12 ms, too much for every 1 s'
+        'sockets open for less than 2 s (a scan takes 12 ms, too long for an interval of 1 s)'
     """
 
     interval: float
@@ -58,8 +58,8 @@ class Pace(NamedTuple):
         if self.seconds <= self.interval:
             return None
         return (
-            f"what comes and goes within {format_duration(self.seconds)}: a scan takes "
-            f"{self.cost * 1e3:.0f} ms, too much for every {format_duration(self.interval)}"
+            f"sockets open for less than {format_duration(self.seconds)} (a scan takes "
+            f"{self.cost * 1e3:.0f} ms, too long for an interval of {self.interval:g} s)"
         )
 
 

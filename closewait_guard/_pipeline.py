@@ -259,18 +259,21 @@ class Pipeline:
 
     def _coverage(self, undescribed: int) -> Coverage:
         opened, dropped, failures = self._registry.totals()
-        return Coverage(
+        coverage = Coverage(
             opened=opened,
             adopted=self._registry.count_adopted(),
             dropped=dropped,
             forgotten=dropped - len(self._registry.dropped()),
             failures=failures,
-            notes=(*self._not_covered(undescribed), *self._settings.notes),
+            notes=(),
             native=self.scanner.natives.count,
+            attributed=self.scanner.natives.attributed,
         )
+        notes = (*self._not_covered(coverage, undescribed), *self._settings.notes)
+        return replace(coverage, notes=notes)
 
-    def _not_covered(self, undescribed: int) -> Iterator[str]:
-        yield from _not_covered_of_creation(self.scanner.natives.count, self._is_installed())
+    def _not_covered(self, coverage: Coverage, undescribed: int) -> Iterator[str]:
+        yield from _not_covered_of_creation(coverage, self._is_installed())
         context = self._registry.context
         if context is not None and context.failure is not None:
             yield context.failure
@@ -411,8 +414,8 @@ class _Series:
         return self._open_by_site
 
 
-def _not_covered_of_creation(native_count: int | None, is_installed: bool) -> Iterator[str]:
-    if note := native_note(native_count):
+def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator[str]:
+    if note := native_note(coverage):
         yield note
     if not is_installed:
         yield "where sockets were opened, because the guard is not installed"
@@ -440,11 +443,8 @@ def _not_covered_of_threads() -> Iterator[str]:
 
 def _not_covered_of_sockets(failed: int, unsearched: int, undescribed: int) -> Iterator[str]:
     if failed:
-        yield f"who holds {pluralize(failed, 'socket')}: the search has failed"
+        yield f"what holds {pluralize(failed, 'socket')} (the search failed)"
     if unsearched:
-        yield (
-            f"who holds {pluralize(unsearched, 'socket')}: not searched for yet, or not found in "
-            "the 1 % of the time that searching may take"
-        )
+        yield (f"what holds {pluralize(unsearched, 'socket')} (searching may take 1 % of the time)")
     if undescribed:
-        yield f"the state of {pluralize(undescribed, 'socket')}: looking at it has failed"
+        yield f"the state of {pluralize(undescribed, 'socket')} (inspecting it failed)"

@@ -309,6 +309,7 @@ class Coverage:
         native: Open sockets without a known socket object, because native code opened them or
             they came as a number; None if that is unknown. A count of one moment: it includes a
             socket that another thread is in the middle of opening or closing.
+        attributed: Those of the native whose call is known, by `attribute()`.
         notes: One sentence for each thing the guard cannot see here.
     """
 
@@ -319,6 +320,7 @@ class Coverage:
     failures: int
     notes: tuple[str, ...]
     native: int | None = None
+    attributed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

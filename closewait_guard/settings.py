@@ -155,7 +155,7 @@ class Settings(_Provenance):
     signal: int | None = _setting(
         None,
         parse.signal,
-        "A signal, such as SIGUSR1, on which install() prints a report to stderr.",
+        "A signal, such as SIGPROF, on which install() prints a report to stderr.",
     )
     dropped_kept: int = _setting(
         RECORDING_DEFAULTS.dropped_kept,

@@ -1,4 +1,4 @@
-"""The guard in gunicorn's workers: each reports by itself, and on SIGUSR2.
+"""The guard in gunicorn's workers: each reports by itself, and on SIGPROF.
 
 python examples/gunicorn_workers.py starts gunicorn with this file as its configuration.
 """
@@ -23,8 +23,8 @@ kept: list[socket.socket] = []
 
 
 def post_worker_init(_: Any) -> None:
-    """Not earlier: a worker that starts puts back the handlers of all signals."""
-    cwg.install(signal=signal.SIGUSR2, grace=0.2)
+    """Not earlier: a monitor is a thread, which does not survive the fork."""
+    cwg.install(signal=signal.SIGPROF, grace=0.2)
     cwg.watch(interval=60, reporters=["changes:text"])
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     with subprocess.Popen(command, cwd=here.parent, pass_fds=[fd], stderr=sys.stdout) as gunicorn:
         pids = [int(urllib.request.urlopen(url, timeout=10).read()) for _ in range(3)]
         time.sleep(0.5)
-        os.kill(pids[0], signal.SIGUSR2)
+        os.kill(pids[0], signal.SIGPROF)
         time.sleep(0.5)
         gunicorn.terminate()
 

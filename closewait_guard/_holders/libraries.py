@@ -200,9 +200,7 @@ class Pools:
         unknown = sum(each is None for each in found.values())
         if unknown:
             which = pluralize(unknown, "pool")
-            self.notes += (
-                f"whether anything can still use {which}: not searched for yet, or no time for it",
-            )
+            self.notes += (f"whether {which} can still be used (no time to search for that yet)",)
         return found
 
     def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, tuple[PoolUse, _Pool]]:

@@ -184,6 +184,11 @@ class NativeSockets:
                 creation = self._new_creation(opened_at, _UNKNOWN_CALL, census.pid)
                 self._known.setdefault(fd, _Native(creation, inode, census.mark, census.at))
 
+    @property
+    def attributed(self) -> int:
+        """How many of them have been opened by calls that are known."""
+        return sum(bool(native.creation[STACK]) for native in self._known.copy().values())
+
     def is_new(self, seen: Observation) -> bool:
         """Whether it has not been one for long enough that it cannot be anything else.
 

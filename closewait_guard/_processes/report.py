@@ -184,17 +184,20 @@ class _Records:
 def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:
     """With a hint, and who else has the same socket open: it ends when all have closed it."""
     seen, own = finding.observation, snapshot.process.pid
-    shared_by = snapshot.shared_by.get(seen.inode or 0, ())
-    others = [holder for holder in shared_by if (holder.pid, holder.fd) != (own, seen.fd)]
-    # A program in C has no `with`.
+    others = snapshot.shared_by.get(seen.inode or 0, ())
+    others = [holder for holder in others if (holder.pid, holder.fd) != (own, seen.fd)]
+    # A program in C has no `with`, and no lines to find.
     origin = seen.record.origin if snapshot.process.python else Origin.NATIVE
     facts = finding.verdict, origin, seen.evidence, seen.connection
     return replace(
         finding,
         holders=tuple(_describe_sharing(holder, own) for holder in others),
-        hint=hint_for(*facts),
+        hint=_FIND_LINE if facts[:2] == (Verdict.LEAKED, Origin.ADOPTED) else hint_for(*facts),
         code=cause_code(*facts),
     )
+
+
+_FIND_LINE = "find its line: restart it with `closewait-guard run --interval 60 -- COMMAND`"
 
 
 def _describe_sharing(holder: SharedBy, own: int) -> str:
@@ -224,18 +227,13 @@ def _report(
 
 
 def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
-    how = "; to see that: `closewait-guard run -- COMMAND`" if snapshot.process.python else ""
-    yield f"which line opened a socket, from outside{how}"
+    how = " (`closewait-guard run` reports it)" if snapshot.process.python else ""
+    yield f"which line opened a socket{how}"
     if not snapshot.dated and snapshot.states.get(State.CLOSE_WAIT):
-        yield "since when the peers have closed, which the kernel reports to no one"
-    closed = snapshot.states.get(State.CLOSE, 0)
-    if closed:
-        yield (
-            f"since when {pluralize(closed, 'TCP socket')} without a connection "
-            "(never connected, refused or reset) has been so"
-        )
-    unix = snapshot.states.get("UNIX", 0)
-    if unix:
+        yield "since when the peers have closed, which this kernel does not say"
+    if closed := snapshot.states.get(State.CLOSE, 0):
+        yield f"for how long {pluralize(closed, 'TCP socket')} had no connection"
+    if unix := snapshot.states.get("UNIX", 0):
         yield f"whether the peers of {pluralize(unix, 'UNIX socket')} have closed"
     for address, times in snapshot.backlog.items():
         yield (

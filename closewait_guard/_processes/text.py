@@ -21,11 +21,12 @@ from closewait_guard._format import (
     pluralize,
     truncate,
     unique,
-    wrap_text,
 )
 from closewait_guard._processes.report import ProcessReport, ProcessScan
 from closewait_guard._render import (
+    SHARE_WORTH_A_SENTENCE,
     alert_lines,
+    codes_lines,
     connection_summary,
     fd_numbers,
     holder_facts,
@@ -110,17 +111,17 @@ def _group_lines(group: Sequence[Finding], layout: Layout, *, several: bool) -> 
     if summary := connection_summary(seen):
         facts.append(Fact("state", summary))
     if several:
-        facts.append(_numbers("process", unique(str(each.record.pid) for each in seen)))
-    else:
-        facts.append(_numbers("fds", [str(each.fd) for each in seen]))
+        facts.append(_processes(unique(str(each.record.pid) for each in seen)))
+    elif len(seen) <= _MAX_NUMBERS:
+        facts.append(Fact("fds", ", ".join(str(each.fd) for each in seen), Style.NOTE))
     block = Block(len(group), title.rstrip(), first.code, _severity(group), tuple(facts))
     yield from (line.text for line in block_lines(block, layout))
 
 
-def _numbers(key: str, numbers: Sequence[str]) -> Fact:
-    more = len(numbers) - _MAX_NUMBERS
-    text = ", ".join(numbers[:_MAX_NUMBERS]) + (f" and {more:,} more" if more > 0 else "")
-    return Fact(key, text, Style.NOTE)
+def _processes(pids: Sequence[str]) -> Fact:
+    more = len(pids) - _MAX_NUMBERS
+    text = ", ".join(pids[:_MAX_NUMBERS]) + (f" and {more:,} more" if more > 0 else "")
+    return Fact("process", text, Style.NOTE)
 
 
 def healthy_lines(seen: Sequence[Observation]) -> Iterator[str]:
@@ -144,16 +145,17 @@ def join_paragraphs(blocks: Iterable[str]) -> Iterator[str]:
         yield f"\n{block}" if place else block
 
 
-def render_inaccessible(found: ProcessScan) -> str:
+def render_inaccessible(found: ProcessScan, layout: Layout | None = None) -> str:
     """What may not be seen; of its sockets, what the kernel shows to everyone."""
-    parts = (_unowned(found), _not_permitted(found), _failed(found), _hidden(found))
+    layout = layout or Layout()
+    parts = [part(found, layout) for part in (_unowned, _not_permitted, _failed, _hidden)]
     return "\n".join(join_paragraphs("\n".join(lines) for lines in parts))
 
 
-def _unowned(found: ProcessScan) -> Iterator[str]:
+def _unowned(found: ProcessScan, layout: Layout) -> Iterator[str]:
     """Of others, whose processes may not be seen, what the kernel shows to everyone."""
     for uid, seen in found.unowned.items():
-        yield from wrap_text(
+        yield from layout.wrap(
             f"{pluralize(len(seen), 'socket')} in CLOSE_WAIT of user {user(uid)}, whose processes "
             "may not be looked into",
             "  ",
@@ -161,7 +163,8 @@ def _unowned(found: ProcessScan) -> Iterator[str]:
         peers = Counter(peer_phrase(each) for each in seen)
         for peer, times in peers.most_common(_MAX_PEERS):
             of_peer = [each for each in seen if peer_phrase(each) == peer]
-            yield from wrap_text(f"  {times:,} x TCP {peer}: {connection_summary(of_peer)}", "    ")
+            summary = f"  {times:,} x TCP {peer}: {connection_summary(of_peer)}"
+            yield from layout.wrap(summary, "    ")
 
 
 def user(uid: int | None) -> str:
@@ -174,26 +177,26 @@ def user(uid: int | None) -> str:
         return "unknown" if uid is None else str(uid)
 
 
-def _not_permitted(found: ProcessScan) -> list[str]:
+def _not_permitted(found: ProcessScan, layout: Layout) -> list[str]:
     users = Counter(user(each.uid) for each in found.inaccessible if each.exists and not each.why)
     if not users:
         return []
     names = ", ".join(sorted(users))
     many = pluralize(sum(users.values()), "process")
-    return wrap_text(f"Not permitted to look into {many} of {names}{_how()}.", "  ")
+    return layout.wrap(f"Not permitted to look into {many} of {names}{_how()}.", "  ")
 
 
-def _failed(found: ProcessScan) -> Iterator[str]:
+def _failed(found: ProcessScan, layout: Layout) -> Iterator[str]:
     """Those that something else than a lack of rights keeps from being looked into."""
     reasons = Counter(each.why for each in found.inaccessible if each.exists and each.why)
     for why, times in reasons.items():
-        yield from wrap_text(f"Not looked into: {pluralize(times, 'process')} that {why}.", "  ")
+        yield from layout.wrap(f"Not looked into: {pluralize(times, 'process')} that {why}.", "  ")
 
 
-def _hidden(found: ProcessScan) -> list[str]:
+def _hidden(found: ProcessScan, layout: Layout) -> list[str]:
     if not found.hides_processes:
         return []
-    return wrap_text(
+    return layout.wrap(
         f"Processes of other users are hidden here: /proc is mounted with hidepid{_how()}.", "  "
     )
 
@@ -214,8 +217,10 @@ def render_processes(
     ]
     programs.sort(key=_severity_and_count, reverse=True)
     blocks = ["\n".join(_program(processes, layout)) for processes in programs]
-    blocks += ["\n".join(lines) for lines in (_unseen(only), _rest(found, only))]
-    blocks.append(render_inaccessible(found))
+    codes = [finding.code for process in only for finding in process.report.findings]
+    notes = [*_unseen(only, layout), *(line.text for line in codes_lines(codes))]
+    blocks += ["\n".join(lines) for lines in (notes, _rest(found, only, layout))]
+    blocks.append(render_inaccessible(found, layout))
     return "".join(f"{block}\n" for block in join_paragraphs(blocks))
 
 
@@ -288,7 +293,8 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         which = f" of process {process.report.pid}" if len(processes) > 1 else ""
         waiting = process.states.get(State.CLOSE_WAIT, 0)
         limit = process.report.fd_limit
-        share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.1%})" if waiting and limit else ""
+        is_news = limit and waiting / limit >= SHARE_WORTH_A_SENTENCE
+        share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.0%})" if limit and is_news else ""
         text = f"File descriptors{which}: {fd_numbers(process.report)}{share}"
         yield from layout.wrap(text, "  ")
 
@@ -311,18 +317,18 @@ def _add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def _unseen(only: Sequence[ProcessReport]) -> list[str]:
+def _unseen(only: Sequence[ProcessReport], layout: Layout) -> list[str]:
     """What could not be seen of these processes, each sentence once."""
     notes = [note for process in only for note in process.report.coverage.notes]
     general = [note for note, times in Counter(notes).items() if times == len(only)]
-    return wrap_text(f"Not covered: {'; '.join(general)}.", "  ") if general else []
+    return layout.wrap(f"Not covered: {'; '.join(general)}.", "  ") if general else []
 
 
-def _rest(found: ProcessScan, only: Sequence[ProcessReport]) -> Iterator[str]:
+def _rest(found: ProcessScan, only: Sequence[ProcessReport], layout: Layout) -> Iterator[str]:
     shown = {process.report.pid for process in only}
     rest = [process for process in found.processes if process.report.pid not in shown]
     sockets = sum(process.report.open_sockets for process in rest)
     if sockets or not only:
         processes = pluralize(len(rest), "process")
         other = processes.replace(" ", " other ", 1) if only else processes
-        yield from wrap_text(f"No leaks in {other} ({pluralize(sockets, 'socket')}).", "  ")
+        yield from layout.wrap(f"No leaks in {other} ({pluralize(sockets, 'socket')}).", "  ")

@@ -12,7 +12,9 @@ from closewait_guard._render.site import (
     verdict_name,
 )
 from closewait_guard._render.text import (
+    SHARE_WORTH_A_SENTENCE,
     alert_lines,
+    codes_lines,
     fd_numbers,
     native_note,
     no_news_line,
@@ -23,8 +25,10 @@ from closewait_guard._render.text import (
 )
 
 __all__ = [
+    "SHARE_WORTH_A_SENTENCE",
     "LastReport",
     "alert_lines",
+    "codes_lines",
     "connection_summary",
     "describe_site",
     "fd_numbers",

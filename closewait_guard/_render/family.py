@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import NamedTuple
 
 from closewait_guard._format import Layout, format_time, pluralize, unique
 from closewait_guard._render.text import (
     Scope,
     fd_numbers,
+    is_fd_share_news,
     join_sections,
     native_note,
     render_report,
@@ -88,6 +90,7 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
         who=(f"pid {reports[0].pid}" if len(pids) == 1 else pluralize(len(pids), "process")) + host,
         where=_where_in(reports),
         descriptors=f"at most {descriptors}" if len(reports) > 1 else descriptors,
+        is_descriptors_news=any(map(is_fd_share_news, reports)),
         where_of=where_of,
         is_complete=is_complete,
     )
@@ -116,13 +119,23 @@ def _pids(counts: Counter[int]) -> str:
 def _sum(reports: Sequence[Report]) -> Report:
     """One report of all sockets, with the process and the descriptors of the first."""
     coverages = [report.coverage for report in reports]
-    natives = [coverage.native for coverage in coverages if coverage.native is not None]
-    native = sum(natives) if natives else None
     alerts = (
         replace(alert, message=f"in process {report.pid}: {alert.message}")
         for report in reports
         for alert in report.alerts
     )
+    natives = [coverage.native for coverage in coverages if coverage.native is not None]
+    coverage = Coverage(
+        opened=sum(coverage.opened for coverage in coverages),
+        adopted=sum(coverage.adopted for coverage in coverages),
+        dropped=sum(coverage.dropped for coverage in coverages),
+        forgotten=sum(coverage.forgotten for coverage in coverages),
+        failures=sum(coverage.failures for coverage in coverages),
+        notes=(),
+        native=sum(natives) if natives else None,
+        attributed=sum(coverage.attributed for coverage in coverages),
+    )
+    notes = (_native_note_of(reports, coverage), *_other_notes(coverages))
     return replace(
         reports[0],
         open_sockets=sum(report.open_sockets for report in reports),
@@ -130,34 +143,24 @@ def _sum(reports: Sequence[Report]) -> Report:
         alerts=tuple(alerts),
         closed_late=(),
         omitted=sum(report.omitted for report in reports),
-        coverage=Coverage(
-            opened=sum(coverage.opened for coverage in coverages),
-            adopted=sum(coverage.adopted for coverage in coverages),
-            dropped=sum(coverage.dropped for coverage in coverages),
-            forgotten=sum(coverage.forgotten for coverage in coverages),
-            failures=sum(coverage.failures for coverage in coverages),
-            notes=(_native_note_of(reports, native), *_other_notes(coverages)),
-            native=native,
-        ),
+        coverage=replace(coverage, notes=notes),
     )
 
 
-def _native_note_of(reports: Sequence[Report], native: int | None) -> str:
+def _native_note_of(reports: Sequence[Report], total: Coverage) -> str:
     """The sockets of native code, and of which processes the sum does not have them."""
-    unknown = {report.pid for report in reports if report.coverage.native is None}
-    if native is None or not unknown:
-        return native_note(native)
-    named = f"process {min(unknown)}" if len(unknown) == 1 else pluralize(len(unknown), "process")
-    known = f"{native_note(native)}, and " if native else ""
-    return f"{known}{native_note(None)} in {named}"
+    unknown = {report.pid: report.coverage for report in reports if report.coverage.native is None}
+    if total.native is None or not unknown:
+        return native_note(total)
+    pid, coverage = min(unknown.items(), key=itemgetter(0))
+    named = f"process {pid}" if len(unknown) == 1 else pluralize(len(unknown), "process")
+    known = native_note(total)
+    return f"{known}{', and ' if known else ''}{native_note(coverage)} in {named}"
 
 
 def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
     return unique(
-        note
-        for coverage in coverages
-        for note in coverage.notes
-        if note != native_note(coverage.native)
+        note for coverage in coverages for note in coverage.notes if note != native_note(coverage)
     )
 
 
@@ -168,7 +171,7 @@ def _notes(members: Sequence[LastReport], layout: Layout) -> str:
         at, pid = format_time(member.report.taken_at, " %Z"), member.report.pid
         if not member.is_last:
             notes[pid, member.is_before_exec] = (
-                f"Process {pid} ended without a last report: it is shown as of {at}."
+                f"Process {pid} is shown as of {at}, when it last reported."
             )
         if member.is_before_exec:
             notes[pid, member.is_before_exec] = (

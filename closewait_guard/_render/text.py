@@ -21,7 +21,7 @@ from closewait_guard._format import (
     pluralize,
     unique,
 )
-from closewait_guard._render.site import describe_site, verdict_name
+from closewait_guard._render.site import describe_site
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -34,10 +34,13 @@ from closewait_guard.model import (
 )
 
 __all__ = [
+    "SHARE_WORTH_A_SENTENCE",
     "Scope",
     "alert_lines",
     "closed_late_lines",
+    "codes_lines",
     "fd_numbers",
+    "is_fd_share_news",
     "join_sections",
     "native_note",
     "no_news_line",
@@ -50,6 +53,8 @@ __all__ = [
 ]
 
 
+# Of the descriptors: what is less is nothing to worry about.
+SHARE_WORTH_A_SENTENCE = 0.01
 # Nothing to do about them while they are few: one line for all.
 _QUIET = {
     Verdict.STALE_POOL: "idle pooled {connections} closed by the server",
@@ -65,6 +70,7 @@ class Scope(NamedTuple):
         who: The processes, and where they run.
         where: In which of them there are leaks.
         descriptors: How many descriptors were in use, of how many.
+        is_descriptors_news: Whether they are so many, or so unknown, that it is worth a sentence.
         where_of: In which of them the sockets of a site are.
         is_complete: Whether all processes that may have leaked are among them.
     """
@@ -72,6 +78,7 @@ class Scope(NamedTuple):
     who: str
     where: str
     descriptors: str
+    is_descriptors_news: bool
     where_of: Callable[[SiteGroup], str]
     is_complete: bool = True
 
@@ -92,7 +99,7 @@ def sections(report: Report, layout: Layout) -> list[Section]:
 
 def _scope_of(report: Report) -> Scope:
     who = f"pid {report.pid}" + (f" on {report.host}" if report.host else "")
-    return Scope(who, "", fd_numbers(report), lambda _: "")
+    return Scope(who, "", fd_numbers(report), is_fd_share_news(report), lambda _: "")
 
 
 def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
@@ -107,9 +114,10 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
         number = f"[{place}]".ljust(len(f"[{len(groups)}]"))
         block = describe_site(group, scope.where_of(group), verbose=layout.verbose)
         found.append(Section(list(block_lines(block, layout, number, digits)), group))
+    codes = [*(group.code for group in groups), *(alert.code for alert in report.alerts)]
     tail = [*closed_late_lines(report.closed_late, layout)]
     tail += [StyledLine(text, Style.NOTE) for text in _quiet_lines(report, layout)]
-    tail += [*not_covered, *_codes_lines(groups, report.alerts)]
+    tail += [*not_covered, *codes_lines(codes)]
     return [*found, *([Section(tail)] if tail else [])]
 
 
@@ -131,21 +139,29 @@ def _head_lines(
     fits = len(name) + 2 + len(about) <= layout.width
     for text in [f"{name}  {about}"] if fits else [name, *layout.wrap(about, "  ", "  ")]:
         yield StyledLine(text, Style.NOTE)
-    sentences = [*_totals(report, groups, scope), f"File descriptors: {scope.descriptors}."]
+    sentences = list(_totals(report, groups, scope))
+    if layout.verbose or scope.is_descriptors_news:
+        sentences.append(f"File descriptors: {scope.descriptors}.")
     for text in _pack(sentences, layout):
         yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
         yield from alert_lines(alert, layout)
 
 
-def _pack(sentences: Iterable[str], layout: Layout) -> list[str]:
-    """Sentences side by side as long as they fit, so that none is folded without need."""
+def _pack(sentences: Iterable[str], layout: Layout, indent: str = "") -> list[str]:
+    """Sentences side by side as long as they fit, so that none is folded without need.
+
+    Args:
+        sentences: What to put there.
+        layout: The width.
+        indent: What each line but the first begins with.
+    """
     lines: list[str] = []
     for sentence in sentences:
         if lines and len(lines[-1]) + 2 + len(sentence) <= layout.width:
             lines[-1] += f"  {sentence}"
         else:
-            lines.append(sentence)
+            lines.append(f"{indent}{sentence}" if lines else sentence)
     return [text for line in lines for text in layout.wrap(line, "  ")]
 
 
@@ -156,8 +172,7 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
         count = sum(group.count for group in leaks)
         places = len({group.site.place if group.site else group.fingerprint for group in leaks})
         text = f"{count:,} leaked {'socket' if count == 1 else 'sockets'}"
-        text += f" from {pluralize(places, 'place')}{scope.where}"
-        yield f"{text}{_by_verdict(leaks)}."
+        yield f"{text} from {pluralize(places, 'place')}{scope.where}."
     elif report.omitted:
         yield f"Nothing new{scope.where}."
     else:
@@ -172,17 +187,6 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
 
 _CLOSED_ELSEWHERE = Verdict.CLOSED_ELSEWHERE
 _UNKNOWN = "Leaks unknown in some processes; none found"
-
-
-def _by_verdict(leaks: Iterable[SiteGroup]) -> str:
-    """The counts of each verdict, where there are several."""
-    counts: Counter[Verdict] = Counter()
-    for group in leaks:
-        counts[group.verdict] += group.count
-    if len(counts) < 2:
-        return ""
-    parts = (f"{counts[each]:,} {verdict_name(each)}" for each in Verdict if counts[each])
-    return f": {', '.join(parts)}"
 
 
 def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[StyledLine]:
@@ -207,8 +211,11 @@ def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> I
     # Where there are several processes, or one of several, that has been said.
     who = "" if scope.where else f"{scope.who.partition(' on ')[0]} "
     program = program_name(report.command, layout)
-    text = f"closewait-guard: {found}{scope.where} ({', '.join(parts)})  {who}{program}"
-    for line in layout.wrap(text.rstrip(), "  "):
+    counts = f"({', '.join(parts)})"
+    phrases = [f"closewait-guard: {found}{scope.where} {counts}", f"{who}{program}"]
+    if len(phrases[0]) > layout.width:
+        phrases[:1] = [phrases[0].removesuffix(f" {counts}"), counts]
+    for line in _pack(filter(None, phrases), layout, "  "):
         yield StyledLine(line, Style.TITLE)
 
 
@@ -230,7 +237,14 @@ def fd_numbers(report: Report) -> str:
         return "unknown"
     if not limit:
         return f"{used:,}"
-    return f"{used:,} of {limit:,} ({used / limit:.0%})"
+    share = f" ({used / limit:.0%})" if is_fd_share_news(report) else ""
+    return f"{used:,} of {limit:,}{share}"
+
+
+def is_fd_share_news(report: Report) -> bool:
+    """Whether it is a percent of the descriptors or more, or nothing is known of that."""
+    used, limit = report.fd_used, report.fd_limit
+    return used is None or not limit or used / limit >= SHARE_WORTH_A_SENTENCE
 
 
 # Alerts, and what has ended.
@@ -288,14 +302,16 @@ def _quiet_lines(report: Report, layout: Layout) -> list[str]:
     return layout.wrap(f"{parts} (not leaks).", "  ") if parts else []
 
 
-def native_note(count: int | None) -> str:
-    """What is not known of the sockets of C extensions, of which so many are open."""
-    if count is None:
+def native_note(coverage: Coverage) -> str:
+    """What is not known of the sockets of C extensions: where those that are open were opened."""
+    if coverage.native is None:
         return "sockets that C extensions (libuv, libpq, libcurl, grpc) open"
-    if not count:
+    unknown = coverage.native - coverage.attributed
+    if unknown <= 0:
         return ""
-    opened = pluralize(count, "socket")
-    return f"where C extensions (libuv, libpq, libcurl, grpc) opened {opened} (see attribute())"
+    which = f"{pluralize(unknown, 'socket')} without a socket object"
+    was = "was" if unknown == 1 else "were"
+    return f"where {which} {was} opened (C extensions: see attribute())"
 
 
 def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
@@ -318,9 +334,9 @@ def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
     ]
 
 
-def _codes_lines(groups: Iterable[SiteGroup], alerts: Iterable[Alert]) -> Iterator[StyledLine]:
-    found = [*(group.code for group in groups), *(alert.code for alert in alerts)]
-    codes = unique(filter(None, found))
-    if codes:
-        address = page_of(codes[0] if len(codes) == 1 else "")
+def codes_lines(codes: Iterable[str]) -> Iterator[StyledLine]:
+    """The address of the page that explains them."""
+    found = unique(filter(None, codes))
+    if found:
+        address = page_of(found[0] if len(found) == 1 else "")
         yield StyledLine(escape_line(f"Codes: {address}"), Style.NOTE)

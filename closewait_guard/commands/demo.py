@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source:
         say(source.read_text(encoding="utf-8"), end="")
         return FINE
+    from dataclasses import replace
+
     from closewait_guard._render import render_report
     from closewait_guard._stream import layout_of
 
@@ -62,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         # Out of this package, whose own calls are left out of every report.
         copy = Path(folder, "shop.py")
         copy.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-        say(render_report(_report_of(_load(copy)), layout_of(sys.stdout)))
+        report = replace(_report_of(_load(copy)), command="demo")
+        say(render_report(report, layout_of(sys.stdout)._replace(directory=folder)))
     say(_FAREWELL, end="")
     return FINE
 

@@ -39,7 +39,7 @@ _HELP = {
     "interval": ("SECONDS", "also report every SECONDS"),
     "grace": ("SECONDS", "time to close a socket after the peer closed it (1)"),
     "stack_depth": ("N", "frames to record per socket, 0 for none (32)"),
-    "signal": ("NAME", "print a report on this signal, e.g. SIGUSR1"),
+    "signal": ("NAME", "print a report on this signal, e.g. SIGPROF"),
 }
 _ELSEWHERE = ("reporters", "at_exit")
 
@@ -192,6 +192,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
 # What servers do upon signals, besides ending. They set handlers of their own after ours, some for
 # their workers too.
 _RESTARTS, _WORKERS = "to restart its workers", "to change the number of its workers"
+_ENDS_WORKER = "to end a worker"
 _TAKEN = {
     "gunicorn": {
         "SIGHUP": "to reload",
@@ -204,6 +205,9 @@ _TAKEN = {
     "uvicorn": {"SIGHUP": _RESTARTS, "SIGTTIN": _WORKERS, "SIGTTOU": _WORKERS},
     "hypercorn": {"SIGHUP": _RESTARTS},
     "celery": {
+        # A process of its pool ends by all that end one by default.
+        **dict.fromkeys(("SIGALRM", "SIGPROF", "SIGSYS", "SIGTRAP"), _ENDS_WORKER),
+        **dict.fromkeys(("SIGVTALRM", "SIGXCPU", "SIGXFSZ"), _ENDS_WORKER),
         "SIGHUP": "to restart",
         "SIGUSR1": "to limit the time of tasks and to print stacks",
         "SIGUSR2": "to start its debugger",
@@ -224,9 +228,10 @@ def _refuse_taken_signal(arguments: argparse.Namespace) -> None:
     purpose = (_TAKEN[server] | _ENDS).get(name)
     if purpose is not None:
         given = "run --signal" if arguments.signal else settings.source_of("signal")
-        raise ConfigurationError(
-            f"{given}: {server} uses {name} {purpose}; choose another, such as SIGPROF"
-        )
+        instead = "choose another, such as SIGPROF"
+        if "SIGPROF" in _TAKEN[server]:
+            instead = "use --interval instead"
+        raise ConfigurationError(f"{given}: {server} uses {name} {purpose}; {instead}")
 
 
 def _server_of(target: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ def test_every_stage_runs_nothing_of_what_holds_the_socket(keep, place, nothing_
             assert any(
                 keep.__name__ in holder or "app." in holder for holder in report.findings[0].holders
             ), report.findings
-            assert "who holds" not in " ".join(report.coverage.notes)
+            assert "what holds" not in " ".join(report.coverage.notes)
         assert reports
         assert cwg.from_dict(cwg.to_dict(report)) == report
         assert cwg.render_text(report)
@@ -207,13 +207,13 @@ def broken(*_):
     [
         (
             "closewait_guard._holders.describe.sentence_of",
-            "who holds 2 sockets: the search has failed",
+            "what holds 2 sockets (the search failed)",
         ),
         (
             "closewait_guard._holders.references.referrers",
-            "who holds 2 sockets: the search has failed",
+            "what holds 2 sockets (the search failed)",
         ),
-        ("closewait_guard._holders.explain.Roots", "who holds 2 sockets: the search has failed"),
+        ("closewait_guard._holders.explain.Roots", "what holds 2 sockets (the search failed)"),
         (
             "closewait_guard._holders.libraries.find_classes",
             "what waits in pools: asking them has failed",
@@ -285,7 +285,7 @@ def test_a_socket_that_cannot_be_described_hides_no_other_and_is_reported(one_un
         time.sleep(0.01)
         report = guard.scan()
         assert len(report.leaks) == 1
-        assert "the state of 1 socket: looking at it has failed" in report.coverage.notes
+        assert "the state of 1 socket (inspecting it failed)" in report.coverage.notes
         for sock in kept:
             sock.close()
         assert "looking at it" not in " ".join(guard.scan().coverage.notes)
@@ -298,7 +298,7 @@ def test_a_block_that_leaves_a_socket_that_cannot_be_described_fails(one_undescr
         with cwg.no_leaks(grace=0, allow_open=allow_open):
             kept.append(abandoned(HostileSocket))
     kept.pop().close()
-    assert "the state of 1 socket: looking at it has failed" in unfolded(str(caught.value))
+    assert "the state of 1 socket (inspecting it failed)" in unfolded(str(caught.value))
 
 
 def test_pytest_fails_a_test_that_leaves_a_socket_that_cannot_be_described(
@@ -313,7 +313,7 @@ def test_closes_it(): KEPT.pop().close()
     )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*NEVER CLOSED  unknown*", "*ERROR *test_leaves_it*"])
-    assert "the state of 1 socket: looking at it has failed" in unfolded(result.stdout.str())
+    assert "the state of 1 socket (inspecting it failed)" in unfolded(result.stdout.str())
 
 
 def test_a_periodic_report_that_fails_again_and_again_is_logged_once(monkeypatch):
@@ -425,7 +425,7 @@ def test_a_key_of_thousands_of_digits_is_shortened_and_loses_no_holder(key, plac
     [holder] = report.findings[0].holders
     assert "...]" in holder
     assert len(holder) < 120
-    assert "who holds" not in " ".join(report.coverage.notes)
+    assert "what holds" not in " ".join(report.coverage.notes)
 
 
 def test_sockets_whose_holders_were_not_searched_for_are_counted_beside_one_of_their_line(
@@ -444,4 +444,4 @@ def test_sockets_whose_holders_were_not_searched_for_are_counted_beside_one_of_t
         close_all()
         del kept
     assert sum(not leak.holders for leak in report.leaks) == 2
-    assert any(note.startswith("who holds 2 sockets: not") for note in report.coverage.notes)
+    assert any(note.startswith("what holds 2 sockets (searching") for note in report.coverage.notes)

@@ -187,13 +187,11 @@ def test_a_series_that_may_not_search_yet_says_so_and_searches_later(guard, modu
     report = guard.report()
     [found] = report.findings
     assert found.holders == ()
-    assert any(
-        note.startswith("who holds 1 socket: not searched") for note in report.coverage.notes
-    )
+    assert any(note.startswith("what holds 1 socket (searching") for note in report.coverage.notes)
     monkeypatch.setattr(Allowance, "balance", lambda *_, **__: 0.4)
     report = guard.report()
     assert report.findings[0].holders == ("app.prices.kept (module global)",)
-    assert not any(note.startswith("who holds") for note in report.coverage.notes)
+    assert not any(note.startswith("what holds") for note in report.coverage.notes)
 
 
 def test_a_small_heap_is_asked_whole_and_in_a_series_too(module):

@@ -66,7 +66,7 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
     assert seen.state is cwg.State.ESTABLISHED
     assert report.coverage.native == 1
     text = " ".join(cwg.render_text(report).split())
-    assert "Not covered: where C extensions (libuv, libpq, libcurl, grpc) opened 1 socket" in text
+    assert "Not covered: where 1 socket without a socket object was opened (C extensions" in text
     name = "{}:{}".format(*theirs.getsockname())
     theirs.close()
     [leak] = findings_of(guard, cwg.Verdict.LEAKED)
@@ -198,6 +198,17 @@ def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, libr
     assert guard.scan(full=True).coverage.native == 0
     guard.uninstall()
     assert library.connect == before
+
+
+def test_where_attributed_sockets_were_opened_is_covered(guard, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "receive_number", receive_number)
+    guard.attribute(f"{__name__}:receive_number")
+    fd, theirs = receive_number()
+    with theirs:
+        coverage = guard.scan(full=True).coverage
+        assert (coverage.native, coverage.attributed) == (1, 1)
+        assert not [note for note in coverage.notes if "socket object" in note]
+    os.close(fd)
 
 
 def test_asynchronous_psycopg_is_attributed_too(guard, postgres_port):

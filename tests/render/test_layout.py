@@ -135,9 +135,30 @@ def test_one_place_has_no_counts_beside_its_only_peer(report):
     assert "10.0.0.1:80 (" not in text
 
 
+@pytest.mark.parametrize("used", [1, 199])
+def test_a_share_of_the_descriptors_below_a_percent_is_shown_only_with_all_details(report, used):
+    report = replace(report, fd_used=used, fd_limit=20_000)
+    assert "descriptors" not in render_report(report)
+    assert f"File descriptors: {used} of 20,000." in render_report(report, Layout(verbose=True))
+    assert "File descriptors: 200 of 20,000 (1%)." in render_report(replace(report, fd_used=200))
+    assert f"File descriptors: {used}." in render_report(replace(report, fd_limit=None))
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_line_that_there_is_no_leak_is_folded_between_its_parts(report, width):
+    idle = replace(report.findings[0], verdict=cwg.Verdict.STALE_POOL)
+    quiet = replace(report, findings=(idle,), fd_used=15, fd_limit=20_000)
+    lines = render_report(quiet, Layout(width)).splitlines()
+    assert all(len(line) <= width for line in lines)
+    counts = [line for line in lines if "(" in line or ")" in line]
+    assert len(counts) == 1 or (width == 60 and counts[0].endswith(","))
+
+
 def test_what_is_zero_is_not_shown(report):
-    assert native_note(0) == ""
-    coverage = replace(report.coverage, notes=(native_note(0),), adopted=0, native=0)
+    coverage = replace(report.coverage, notes=(), adopted=0, native=0)
+    assert native_note(coverage) == ""
+    assert native_note(replace(coverage, native=2, attributed=2)) == ""
+    coverage = replace(coverage, notes=(native_note(coverage),))
     text = cwg.render_text(replace(report, coverage=coverage))
     assert "Not covered" not in text
     assert "0 unread" not in text

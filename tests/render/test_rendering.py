@@ -52,9 +52,8 @@ def test_the_first_line_has_counts_and_share():
 
 def test_without_a_leak_a_report_is_one_line():
     report = replace(leaky_report(), fd_used=10, fd_limit=20_000, open_sockets=1234, findings=())
-    text = cwg.render_text(report)
-    assert text.startswith("closewait-guard: no leaks (1,234 sockets, fds 10 of 20,000)  pid ")
-    assert len(text.replace("\n  ", " ").splitlines()) == 1
+    [line] = cwg.render_text(replace(report, command="app.py"), width=120).splitlines()
+    assert line.startswith("closewait-guard: no leaks (1,234 sockets, fds 10 of 20,000)  pid ")
 
 
 def test_what_is_no_leak_is_one_line_for_all_unless_it_is_asked_for():
@@ -66,20 +65,20 @@ def test_what_is_no_leak_is_one_line_for_all_unless_it_is_asked_for():
     assert "[1]" in text
     assert "[2]" not in text
     only = replace(report, findings=(idle,))
-    assert "no leaks (" in cwg.render_text(only)
+    assert "no leaks\n  (" in cwg.render_text(only)
     assert "1 idle pooled connection closed by" in cwg.render_text(only)
     assert "[1] 1 STALE POOL  TCP" in cwg.render_text(only, everything=True)
     severe = replace(idle, severity=cwg.Severity.WARNING)
     assert "STALE POOL" in cwg.render_text(replace(report, findings=(severe,)))
 
 
-def test_the_totals_name_each_verdict_where_there_are_several():
+def test_the_totals_name_sockets_and_places_whatever_the_verdicts():
     report = leaky_report()
     native = replace(report, findings=(), coverage=replace(report.coverage, native=4))
     assert f"({report.open_sockets + 4} sockets, " in cwg.render_text(native)
     dropped = replace(report.findings[0], verdict=cwg.Verdict.DROPPED)
     text = cwg.render_text(replace(report, findings=(*report.findings[1:], dropped)))
-    assert "\n4 leaked sockets from 2 places: 3 leaked, 1 dropped." in text
+    assert "\n4 leaked sockets from 2 places." in text
 
 
 def test_holders_that_are_known_of_some_sockets_only_say_of_how_many():
@@ -110,7 +109,7 @@ def test_one_block_for_each_site_worst_first():
     assert keys == ["opened", "fix", "held by", "state", "context"]
     assert re.search(r"test_rendering\.py:\d+ in leaky_report\.<locals>\.fetch\(\)$", first[1])
     assert first[2].strip() == 'stack.enter_context(half_closed_pair(b"12345"))'
-    assert "    state    CLOSE_WAIT for 0" in blocks[1]
+    assert re.search(r"\n    state    CLOSE_WAIT for (less than )?0\.\d s, ", blocks[1])
     assert "15 bytes unread" in blocks[1]
     assert "    context  label prices, request=r7" in blocks[1]
     assert "unread" not in blocks[2]
@@ -195,8 +194,9 @@ def test_any_report_fits_its_width_without_control_characters(report):
     for width in (60, 80, 120):
         text = cwg.render_text(report, width=width)
         for line in text.split("\n"):
-            # An identifier that is longer is not cut.
-            assert len(line) <= width or len(line.split()) <= 3, line
+            # An identifier or code that is longer is not cut.
+            words = re.sub(r"`[^`]+`|\['[^'\]]*'\]", "code", line).split()
+            assert len(line) <= width or len(words) <= 3, line
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
@@ -326,7 +326,8 @@ def member(pid, *, native=0, **options):
     """The last report of a process of a family, without a leak."""
     with cwg.Guard() as guard:
         report = guard.scan()
-    coverage = replace(report.coverage, opened=1, notes=(native_note(native),), native=native)
+    coverage = replace(report.coverage, opened=1, native=native)
+    coverage = replace(coverage, notes=(native_note(coverage),))
     return LastReport(replace(report, pid=pid, findings=(), coverage=coverage), **options)
 
 
@@ -343,10 +344,11 @@ def test_where_a_process_is_unknown_the_first_line_of_a_family_is_no_all_clear()
 
 def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown():
     text = " ".join(render_family([member(1, native=2), member(2, native=None)]).split())
-    assert "opened 2 sockets (see attribute()), and sockets that C extensions" in text
+    assert "where 2 sockets without a socket object were opened (C extensions:" in text
+    assert "see attribute()), and sockets that C extensions" in text
     assert "open in process 2." in text
     text = " ".join(render_family([member(1, native=2), member(2, native=3)]).split())
-    assert "opened 5 sockets (see attribute())." in text
+    assert "where 5 sockets without a socket object were opened (C extensions: see " in text
     text = " ".join(render_family([member(1, native=None), member(2, native=None)]).split())
     assert "Not covered: sockets that C extensions" in text
 
