@@ -43,8 +43,10 @@ _VARYING = (
     (r":\d{4,5}\b", ":PORT"),
     (r"socket:\[\d+\]", "socket:[INODE]"),
     (r"\b\d+(\.\d+)? ?(s|min|h|ms)\b", "TIME"),
-    (r"TIME to TIME|\d+(\.\d+)?-TIME", "TIME"),
-    (r"(File descriptors: |fds )[\d,]+ of [\d,]+( \(\d+%\))?", "DESCRIPTORS"),
+    (r"TIME to TIME|(less than|up to)\s+TIME|\d+(\.\d+)?-TIME", "TIME"),
+    # It is there where the limit is low.
+    (r"(\n|  )File descriptors: (at most )?[\d,]+ of [\d,]+ \(\d+%\)\.", ""),
+    (r"(File descriptors: |fds )[\d,]+ of [\d,]+( \(\d+%\)(, CLOSE_WAIT: .*)?)?", "DESCRIPTORS"),
     (r",\s+[\d,.]+\s+(bytes?|kB|MB)\s+unread", ""),
     (r"\([\d,]+ library calls?\)", "(LIBRARY CALLS)"),
     (r"of [\d,]+ open sockets?|\([\d,]+ sockets?", "N sockets"),

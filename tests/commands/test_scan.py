@@ -34,6 +34,10 @@ def leaky():
         yield running
 
 
+def unfolded(text):
+    return " ".join(text.split())
+
+
 def shown_by_lsof(pid):
     found = subprocess.run(
         ["lsof", "-nP", "-a", "-p", str(pid), "-iTCP"], capture_output=True, text=True, check=True
@@ -42,7 +46,7 @@ def shown_by_lsof(pid):
 
 
 @needs_linux
-def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
+def test_it_reports_verdict_peer_age_unread_bytes_and_descriptors(leaky):
     text = call("scan", leaky.pid, code=1).stdout
     port = leaky.first_line
     assert f"  (pid {leaky.pid})\n" in text
@@ -51,10 +55,18 @@ def test_it_reports_verdict_peer_age_unread_bytes_and_share_of_the_limit(leaky):
     assert "CLOSE_WAIT for " in text
     assert "6 bytes unread" in text
     assert "2 LEAKED  TCP from 127.0.0.1 " in text
-    assert ", CLOSE_WAIT: 5 (" in text
-    assert "\nFile descriptors: " in text
-    assert "close it when you are done" in text
+    assert re.search(r"\nFile descriptors: \d+ of [\d,]+\n", text)
+    assert "restart it with `closewait-guard run --interval 60 -- COMMAND`" in unfolded(text)
+    assert "close the connection when recv() returns b''" in unfolded(text)
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@needs_linux
+def test_shares_of_the_limit_are_shown_from_a_percent_on():
+    limited = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh"]
+    with program(prefix=limited) as running:
+        text = call("scan", running.pid, code=1, **AT_ONCE).stdout
+    assert re.search(r"\nFile descriptors: \d+ of 100 \(\d+%\), CLOSE_WAIT: 5 \(5%\)\n", text)
 
 
 @needs_linux
@@ -293,7 +305,7 @@ never = socket.socket()
     with program(source + WAIT) as running:
         done = call("scan", running.pid, "--all", code=0).stdout
         assert "CLOSE 1" in done
-        assert "1 TCP socket without a connection" in " ".join(done.split())
+        assert "for how long 1 TCP socket had no connection" in unfolded(done)
 
 
 @needs_linux

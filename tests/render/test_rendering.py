@@ -109,7 +109,7 @@ def test_one_block_for_each_site_worst_first():
     assert keys == ["opened", "fix", "held by", "state", "context"]
     assert re.search(r"test_rendering\.py:\d+ in leaky_report\.<locals>\.fetch\(\)$", first[1])
     assert first[2].strip() == 'stack.enter_context(half_closed_pair(b"12345"))'
-    assert re.search(r"\n    state    CLOSE_WAIT for (less than )?0\.\d s, ", blocks[1])
+    assert re.search(r"\n    state    CLOSE_WAIT for .*0\.\d s, ", blocks[1])
     assert "15 bytes unread" in blocks[1]
     assert "    context  label prices, request=r7" in blocks[1]
     assert "unread" not in blocks[2]
