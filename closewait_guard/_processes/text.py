@@ -30,6 +30,7 @@ from closewait_guard._render import (
     connection_summary,
     fd_numbers,
     holder_facts,
+    is_quiet,
     socket_kind,
     verdict_name,
 )
@@ -241,7 +242,12 @@ def _program(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[str
     yield from _fd_numbers(processes, layout)
     for alert in (alert for report in reports for alert in report.alerts):
         yield from (line.text for line in alert_lines(alert, layout))
-    by_peer = group_by_peer(finding for report in reports for finding in report.findings)
+    by_peer = group_by_peer(
+        finding
+        for report in reports
+        for finding in report.findings
+        if layout.everything or not is_quiet(finding.verdict, finding.severity)
+    )
     groups = sorted(by_peer.values(), key=_weight)
     for group in groups[:_MAX_PEERS]:
         yield ""
@@ -284,8 +290,9 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         f"{verdicts[verdict]:,} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
     total = pluralize(sum(states.values()), "open socket")
-    if not found and not any(process.narrowed for process in processes):
-        found = ["no leaks"]
+    is_leaking = any(verdict.is_leak for verdict in verdicts)
+    if not is_leaking and not any(process.narrowed for process in processes):
+        found = ["no leaks", *found]
     of_all = f"{', '.join(found)} of {total}" if found else total
     yield from layout.wrap(f"{of_all}: {_format_states(states)}", "  ")
     shares = sorted(processes, key=_share, reverse=True)

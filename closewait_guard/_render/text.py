@@ -41,6 +41,7 @@ __all__ = [
     "codes_lines",
     "fd_numbers",
     "is_fd_share_news",
+    "is_quiet",
     "join_sections",
     "native_note",
     "no_news_line",
@@ -123,8 +124,12 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
 
 def shows_block(group: SiteGroup, layout: Layout) -> bool:
     """Whether a group is worth a block, and not only a place in the line for all the others."""
-    is_quiet = group.verdict in _QUIET and group.severity is Severity.INFO
-    return layout.everything or not is_quiet
+    return layout.everything or not is_quiet(group.verdict, group.severity)
+
+
+def is_quiet(verdict: Verdict, severity: Severity) -> bool:
+    """Whether there is nothing to do about such sockets while they are few."""
+    return verdict in _QUIET and severity is Severity.INFO
 
 
 # The first lines, or the only one.

@@ -24,6 +24,10 @@ __all__ = [
 _COLOURS = {Severity.INFO: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
 # What stands beside a sparkline, and the lines that are neither states nor offenders.
 _BESIDE, _AROUND = 30, 6
+_COLUMNS = ("PROGRAM", "PID", "COUNT", "", "VERDICT", "PEER", "CODE", "SINCE", "UNREAD")
+_ON_THE_RIGHT = frozenset({"PID", "COUNT", "", "SINCE", "UNREAD"})
+# Where a terminal has not so many columns, the others stay readable without these.
+_WIDE, _ONLY_WIDE = 80, frozenset({"CODE", "UNREAD"})
 
 
 def picture(history: ScanHistory, console: Console, interval: float) -> RenderableType:
@@ -32,7 +36,8 @@ def picture(history: ScanHistory, console: Console, interval: float) -> Renderab
     states = _states(history, width - _BESIDE, plain=console.options.ascii_only)
     room = max(1, height - _AROUND - len(history.states))
     parts: list[RenderableType] = [_title(history, interval), Text(), states, Text()]
-    parts.append(_offenders(history.offenders[:room]) if history.offenders else _nothing())
+    offenders = history.offenders[:room]
+    parts.append(_offenders(offenders, width) if offenders else _nothing())
     if len(history.offenders) > room:
         parts.append(Text(f"and {len(history.offenders) - room:,} more", style="dim"))
     return Group(*parts)
@@ -67,15 +72,17 @@ def _change(change: int) -> Text:
     return Text(f"{change:+,}", style="bold reverse") if change else Text()
 
 
-def _offenders(offenders: list[Offender]) -> Table:
+def _offenders(offenders: list[Offender], width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=True)
-    for name in ("PROGRAM", "PID", "COUNT", "", "VERDICT", "PEER", "CODE", "SINCE", "UNREAD"):
-        right = name in ("PID", "COUNT", "", "SINCE", "UNREAD")
+    shown = [name for name in _COLUMNS if width >= _WIDE or name not in _ONLY_WIDE]
+    for name in shown:
+        right = name in _ON_THE_RIGHT
         table.add_column(
             name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis"
         )
     for each in offenders:
-        table.add_row(*_cells(each), style=_COLOURS[each.severity])
+        cells = dict(zip(_COLUMNS, _cells(each), strict=True))
+        table.add_row(*(cells[name] for name in shown), style=_COLOURS[each.severity])
     return table
 
 

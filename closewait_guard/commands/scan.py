@@ -151,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif chosen or found.unowned or not arguments.pids:
         from closewait_guard._stream import layout_of
 
-        layout = layout_of(sys.stdout)
+        layout = layout_of(sys.stdout, everything=bool(arguments.all or arguments.state))
         say(render_processes(found, only=chosen, layout=layout), end="")
     if any(process.report.leaks for process in chosen):
         return LEAKS_FOUND
@@ -170,7 +170,9 @@ def _scan_twice_if_undated(
 
 
 def _choose(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessReport]:
-    """Who was asked for; of all, those who leak."""
+    """Who was asked for; of all, those who leak, or have too many closing sockets."""
+    from closewait_guard._render import is_quiet
+
     processes = list(found.processes)
     if arguments.state:
         processes = [process.in_states(set(arguments.state)) for process in processes]
@@ -179,7 +181,11 @@ def _choose(found: ProcessScan, arguments: argparse.Namespace) -> list[ProcessRe
         return processes
     if arguments.all:
         return [process for process in processes if process.report.open_sockets]
-    return [process for process in processes if process.report.findings]
+    return [
+        process
+        for process in processes
+        if any(not is_quiet(each.verdict, each.severity) for each in process.report.findings)
+    ]
 
 
 def _print_json(processes: list[ProcessReport]) -> None:

@@ -103,7 +103,14 @@ def test_an_end_within_the_grace_time_is_no_leak():
         (report,) = documents(
             call("scan", running.pid, "--json", code=0, CLOSEWAIT_GUARD_GRACE="30").stdout
         )
+        calm = call("scan", running.pid, code=0, CLOSEWAIT_GUARD_GRACE="30").stdout
+        whole = call("scan", "--all", running.pid, code=0, CLOSEWAIT_GUARD_GRACE="30").stdout
+        everyone = call("scan", code=None, CLOSEWAIT_GUARD_GRACE="30").stdout
     assert {leak.verdict for leak in report.findings} == {cwg.Verdict.CLOSING}
+    assert "no leaks, 5 closing of 8 open sockets: " in calm
+    assert "CLOSING" not in calm
+    assert "3 CLOSING  TCP to " in whole
+    assert f"pid {running.pid}" not in everyone
 
 
 @needs_linux

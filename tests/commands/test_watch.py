@@ -67,6 +67,17 @@ def test_it_draws_states_with_their_history_and_the_worst_offenders(growing):
         assert terminal.wait() == 0
 
 
+def test_a_narrow_terminal_shows_fewer_columns_rather_than_parts_of_all(growing):
+    grow(growing, 3)
+    narrow = {"columns": 60, "CLOSEWAIT_GUARD_GRACE": "0.1"}
+    with Terminal(*WATCH, str(growing.pid), **narrow) as terminal:
+        text = terminal.until("leaked")
+        assert re.search(r"PROGRAM +PID +COUNT +VERDICT +PEER +SINCE$", text, re.MULTILINE), text
+        assert f"leaked   to 127.0.0.1:{growing.first_line} " in text
+        terminal.type("q")
+        assert terminal.wait() == 0
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="asks the kernel of Linux")
 def test_an_age_that_is_a_lower_bound_says_so():
     with (
