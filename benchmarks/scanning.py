@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import truediv
+from pathlib import Path
 from typing import TypeVar
 
 import closewait_guard as cwg
@@ -24,6 +25,8 @@ CLOSED = 100
 _OF_ONE_ADDRESS = 10_000
 SPARE = 500
 _SCANS_A_ROUND = 5
+# Of all processes, and of connections that no process has any more: what psutil reads.
+_ROWS = "rows of the system's tables"
 
 _Seen = TypeVar("_Seen")
 
@@ -76,8 +79,14 @@ def looks(
             yield Result(name, took, "ms", took / size / first, bound, size)
             yield Result(f"poll() alone, {size:,} sockets", polled, "ms", size=size)
             yield from _beside_others(size, rounds)
+            yield Result(f"{_ROWS}, {size:,} sockets", _rows_of_the_system(), "rows", size=size)
             if size == census_at:
                 yield _with_census(size, took)
+
+
+def _rows_of_the_system() -> int:
+    tables = [Path("/proc/net", name) for name in ("tcp", "tcp6")]
+    return sum(table.read_bytes().count(b"\n") - 1 for table in tables if table.exists())
 
 
 def reachable(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ PAGE, FIGURES, PICTURES = DOCS / "performance.md", DOCS / "performance.json", DO
 APART = (DOCS / "performance_plugin.json", DOCS / "performance_curve.json")
 
 _CENSUS = "that lists all descriptors"
+_ROWS = "rows of the system's tables"
 
 Rows = list[dict[str, Any]]
 
@@ -102,15 +103,17 @@ def _scan_times(benchmark: str) -> Callable[[Mapping[str, Any]], Iterator[str]]:
 
     def lines(figures: Mapping[str, Any]) -> Iterator[str]:
         by_tool = _by_tool(figures["results"][benchmark])
-        yield from _head("sockets", *(f"`{tool}`" for tool in by_tool))
+        rows = by_tool.pop(_ROWS, None)
+        yield from _head("sockets", *(f"`{tool}`" for tool in by_tool), *([_ROWS] if rows else []))
         for size in sorted(by_tool["scan()"]):
-            yield _row(f"{size:,}", *(f"{times[size]:,.1f} ms" for times in by_tool.values()))
+            times = (f"{times[size]:,.1f} ms" for times in by_tool.values())
+            yield _row(f"{size:,}", *times, *([f"{rows[size]:,.0f}"] if rows else []))
 
     return lines
 
 
 def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
-    """Milliseconds by tool and number of sockets."""
+    """Milliseconds by tool and number of sockets; and the rows of the system's tables."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
         if _CENSUS in row["name"]:
@@ -192,7 +195,9 @@ def _draw_opening(axes: Any, results: Mapping[str, Rows]) -> None:
 
 
 def _draw_scans(axes: Any, results: Mapping[str, Rows]) -> None:
-    for tool, times in _by_tool(results["scanning"]).items():
+    by_tool = _by_tool(results["scanning"])
+    by_tool.pop(_ROWS, None)
+    for tool, times in by_tool.items():
         width = 2.5 if tool == "scan()" else 1.2
         axes.loglog(list(times), list(times.values()), marker="o", label=tool, linewidth=width)
     axes.set_xlabel("sockets, 100 of them in CLOSE_WAIT")
