@@ -101,7 +101,9 @@ def _cells(each: Offender) -> Iterator[Text]:
 def _since(each: Offender) -> str:
     if each.oldest is None:
         return "?"
-    return format_duration(each.oldest, at_least=each.is_lower_bound)
+    text = format_duration(each.oldest, at_least=each.is_lower_bound)
+    # As short as a column of numbers.
+    return "?" if text == "an unknown time" else text.replace("less than ", "< ")
 
 
 def _nothing() -> Text:
