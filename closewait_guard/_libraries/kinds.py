@@ -118,7 +118,7 @@ class NativeCode(NamedTuple):
         module: What a program imports.
         distribution: What pip installs.
         file_part: A part of the names of its files, once a process has loaded it.
-        what: What it does.
+        what: What opens the sockets.
     """
 
     module: str

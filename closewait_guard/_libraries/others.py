@@ -15,8 +15,6 @@ __all__ = [
 ]
 
 
-_UNSEEN = "opens its sockets outside Python"
-
 _CURL = ("pycurl:Curl",)
 
 
@@ -32,23 +30,23 @@ def _native(module: str, distribution: str, file_part: str, what: str) -> Librar
 
 
 LIBRARIES = (
-    _native("MySQLdb", "mysqlclient", "libmysqlclient", f"libmysqlclient {_UNSEEN}"),
+    _native("MySQLdb", "mysqlclient", "libmysqlclient", "libmysqlclient"),
     # A handle keeps its connection for the next request.
     Library(
         "pycurl",
         owners=(OwnerKind(_CURL, _descriptors),),
         attributed=_CURL,
         hints=(HolderHint("pycurl.Curl", "call curl.close() when you are done with the handle"),),
-        native=(NativeCode("pycurl", "pycurl", "libcurl", f"libcurl {_UNSEEN}"),),
+        native=(NativeCode("pycurl", "pycurl", "libcurl", "libcurl"),),
     ),
-    _native("curl_cffi", "curl_cffi", "/curl_cffi", f"libcurl {_UNSEEN}"),
-    _native("grpc", "grpcio", "/grpc/_cython", f"grpc {_UNSEEN}"),
-    _native("zmq", "pyzmq", "libzmq", f"libzmq {_UNSEEN}"),
-    _native("confluent_kafka", "confluent-kafka", "librdkafka", f"librdkafka {_UNSEEN}"),
-    _native("pylibmc", "pylibmc", "libmemcached", f"libmemcached {_UNSEEN}"),
-    _native("oracledb", "oracledb", "libclntsh", f"in its thick mode {_UNSEEN}"),
-    _native("pyodbc", "pyodbc", "libodbc", f"the driver {_UNSEEN}"),
-    _native("pymssql", "pymssql", "libsybdb", f"FreeTDS {_UNSEEN}"),
+    _native("curl_cffi", "curl_cffi", "/curl_cffi", "libcurl"),
+    _native("grpc", "grpcio", "/grpc/_cython", "grpc"),
+    _native("zmq", "pyzmq", "libzmq", "libzmq"),
+    _native("confluent_kafka", "confluent-kafka", "librdkafka", "librdkafka"),
+    _native("pylibmc", "pylibmc", "libmemcached", "libmemcached"),
+    _native("oracledb", "oracledb", "libclntsh", "libclntsh, in thick mode"),
+    _native("pyodbc", "pyodbc", "libodbc", "the driver"),
+    _native("pymssql", "pymssql", "libsybdb", "FreeTDS"),
     Library(
         "websockets",
         hints=(

@@ -15,7 +15,6 @@ __all__ = [
 
 _LIBPQ = ("psycopg_binary.pq:PGconn", "psycopg_c.pq:PGconn", "psycopg.pq.pq_ctypes:PGconn")
 _PSYCOPG2 = ("psycopg2.extensions:connection",)
-_UNSEEN = "libpq opens its sockets outside Python"
 
 
 def _of_libpq(pgconn: Any) -> Iterable[int]:
@@ -46,7 +45,7 @@ LIBRARIES = (
                 "only ends the transaction",
             ),
         ),
-        native=(NativeCode("psycopg2", "psycopg2", "libpq", _UNSEEN),),
+        native=(NativeCode("psycopg2", "psycopg2", "libpq", "libpq"),),
     ),
     Library(
         "psycopg",
@@ -64,8 +63,8 @@ LIBRARIES = (
             ),
         ),
         native=(
-            NativeCode("psycopg_c", "psycopg-c", "libpq", _UNSEEN),
-            NativeCode("psycopg_binary", "psycopg-binary", "libpq", _UNSEEN),
+            NativeCode("psycopg_c", "psycopg-c", "libpq", "libpq"),
+            NativeCode("psycopg_binary", "psycopg-binary", "libpq", "libpq"),
         ),
     ),
 )

@@ -19,7 +19,6 @@ _TRANSPORTS = (
     "uvloop.loop:UDPTransport",
 )
 _TLS = ("uvloop.loop:_SSLProtocolTransport",)
-_UNSEEN = "opens its sockets outside Python"
 
 
 def _descriptors(transport: Any) -> Iterable[int]:
@@ -49,10 +48,10 @@ LIBRARIES = (
                 "writer.wait_closed()`; a bare transport needs transport.close()",
             ),
         ),
-        native=(NativeCode("uvloop", "uvloop", "/uvloop/", f"an event loop on libuv, {_UNSEEN}"),),
+        native=(NativeCode("uvloop", "uvloop", "/uvloop/", "an event loop on libuv"),),
     ),
     Library(
         "rloop",
-        native=(NativeCode("rloop", "rloop", "/rloop/", f"an event loop in Rust, {_UNSEEN}"),),
+        native=(NativeCode("rloop", "rloop", "/rloop/", "an event loop in Rust"),),
     ),
 )

@@ -10,7 +10,7 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,12 +57,13 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine, and print."""
-    from closewait_guard._format import wrap_text
+    from closewait_guard._stream import layout_of
 
+    layout = layout_of(sys.stdout)._replace(directory="")
     # All of it first: a process that does not exist is reported instead of everything else.
     found = list(findings(arguments.pid, variables_of(arguments)))
     for topic, text in found:
-        say("\n".join(wrap_text(f"{topic + ':':<13} {text}", " " * 14)))
+        say("\n".join(layout.wrap(f"{topic + ':':<13} {text}", " " * 14)))
     return USAGE if any(text.startswith(_UNUSABLE) for _, text in found) else FINE
 
 
@@ -82,7 +83,7 @@ def _version(distribution: str) -> str:
     try:
         return version(distribution)
     except PackageNotFoundError:
-        return "of unknown version"
+        return ""
 
 
 def loaded_by(pid: int) -> list[NativeCode]:
@@ -170,13 +171,21 @@ def findings(pid: int | None, variables: Mapping[str, str]) -> Iterator[tuple[st
 
 
 def _natives() -> str:
-    found = [f"{code.module} {number}: {code.what}" for code, number in installed()]
-    return "; ".join(found) or "no installed library is known to open sockets in C"
+    found = [f"{code.module}{number and ' '}{number} ({code.what})" for code, number in installed()]
+    return _opening_outside(found) or "no installed library is known to open sockets in C"
+
+
+def _opening_outside(found: Sequence[str]) -> str:
+    return (
+        f"{', '.join(found)}: their sockets are opened outside Python, see attribute()"
+        if found
+        else ""
+    )
 
 
 def _loaded(pid: int) -> str:
-    found = [f"{code.module}: {code.what}" for code in loaded_by(pid)]
-    return "; ".join(found) or "no loaded library is known to open sockets in C"
+    found = [f"{code.module} ({code.what})" for code in loaded_by(pid)]
+    return _opening_outside(found) or "no loaded library is known to open sockets in C"
 
 
 # What install() and run would refuse, too.
