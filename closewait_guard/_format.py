@@ -247,20 +247,20 @@ def format_duration_range(shortest: float, longest: float, *, at_least: bool = F
     Example:
         >>> format_duration_range(41, 540), format_duration_range(41.1, 41.2)
         ('41 s to 9 min', '41 s')
-        >>> format_duration_range(2.8, 3.5)
-        '2.8-3.5 s'
+        >>> format_duration_range(2.8, 3.5), format_duration_range(2.8, 3.5, at_least=True)
+        ('2.8-3.5 s', 'at least 2.8-3.5 s')
         >>> format_duration_range(0, 0.3), format_duration_range(0, 0.01)
         ('up to 0.3 s', 'less than 0.1 s')
     """
     if shortest < _SHORTEST <= longest:
         return f"up to {format_duration(longest)}"
     last, unit = format_duration(longest), format_duration(longest).partition(" ")[2]
-    number, _, first_unit = format_duration(shortest).partition(" ")
+    first_unit = format_duration(shortest).partition(" ")[2]
     first = format_duration(shortest, at_least=at_least)
     if format_duration(shortest) == last:
         return first
-    if first_unit == unit and not at_least:
-        return f"{number}-{last}"
+    if first_unit == unit:
+        return f"{first.removesuffix(f' {unit}')}-{last}"
     return f"{first} to {last}"
 
 

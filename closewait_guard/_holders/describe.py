@@ -191,10 +191,13 @@ def _describe_thread(thread: int) -> str | None:
     own = [number for number, call in enumerate(calls) if call.is_user]
     # Outside the program's outermost call are only the calls by which a thread starts.
     calls = calls[: own[-1] + 1] if own else calls
+    if len(calls) < 2:
+        # The variable is named with it.
+        return None
     sentence = ", ".join(describe_call(call) for call in calls[:_MAX_CALLS])
     more = len(calls) - _MAX_CALLS
     rest = f" and {pluralize(more, 'more call')}" if more > 0 else ""
-    return f"thread {thread_name(thread)}, whose calls now are {sentence}{rest}" if calls else None
+    return f"thread {thread_name(thread)}, whose calls now are {sentence}{rest}"
 
 
 def owners_of(path: HolderPath) -> tuple[str, ...]:

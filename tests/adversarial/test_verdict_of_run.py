@@ -179,7 +179,7 @@ def test_a_process_with_sockets_that_ends_in_silence_is_reported(run, end):
     done = run(end, code=UNKNOWN)
     [sentence] = done.stderr.splitlines()
     assert sentence.startswith("closewait-guard: leaks unknown: process ")
-    assert sentence.endswith(" ended without a report (by a signal, or in native code)")
+    assert sentence.endswith(" ended without a last report (by a signal, or in native code)")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_command_that_is_no_python_is_not_held_against_the_program(run):
 
 
 def test_a_failure_of_the_program_comes_first(run):
-    assert "without a report" in run(f"leak(); {NATIVE}._exit(3)", code=3).stderr
+    assert "without a last report" in run(f"leak(); {NATIVE}._exit(3)", code=3).stderr
     assert run("sys.exit(4)", code=4).stderr == ""
 
 
@@ -498,7 +498,7 @@ for pid in pids:
 """
     )
     done = call("run", path, code=0)
-    assert re.search(r"unknown: 2 processes \(\d+, \d+\) ended without a report", done.stderr)
+    assert re.search(r"unknown: 2 processes \(\d+, \d+\) ended without a last report", done.stderr)
 
 
 @linux

@@ -220,7 +220,7 @@ def test_a_program_that_is_killed_has_no_report_and_leaves_no_process(script):
         running.stdout.readline()
         running.kill()
         # The process beside it has the same standard error, and no other stream.
-        assert b"ended without a report" in running.stderr.read()
+        assert b"ended without a last report" in running.stderr.read()
 
 
 def test_of_a_worker_that_is_killed_the_last_known_state_is_reported(script, tmp_path):

@@ -240,8 +240,9 @@ def test_a_thread_that_blocks_on_a_socket_is_named_beside_its_owner(module):
     del ours
     time.sleep(0.05)
     sentences = held_by(ref)
-    assert any("local 'conn' of" in sentence for sentence in sentences)
-    assert any(sentence.startswith("thread reader, whose calls now are") for sentence in sentences)
+    [local] = [sentence for sentence in sentences if "local 'conn' of" in sentence]
+    assert "wait() in thread reader, now at holders/test_holders.py:" in local
+    assert not any("whose calls now are" in sentence for sentence in sentences), "it says no more"
     theirs.close()
     thread.join()
 
