@@ -193,9 +193,9 @@ class Verdicts:
         found = [f"{_named(pids)} was not guarded: {why}" for why, pids in by_reason.items()]
         lost = (self._lost | self._replaced) - self._running - unguarded.keys()
         if lost:
-            found.append(
+            found += [
                 f"{_named(lost)} ended without a last report (by a signal, or in native code)"
-            )
+            ]
         running = self._running - unguarded.keys()
         if self._is_beside:
             # It may well be a service, which goes on.
