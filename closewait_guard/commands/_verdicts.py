@@ -191,8 +191,7 @@ class Verdicts:
         for pid, why in unguarded.items():
             by_reason[why].add(pid)
         found = [f"{_named(pids)} was not guarded: {why}" for why, pids in by_reason.items()]
-        lost = (self._lost | self._replaced) - self._running - unguarded.keys()
-        if lost:
+        if lost := (self._lost | self._replaced) - self._running - unguarded.keys():
             found += [
                 f"{_named(lost)} ended without a last report (by a signal, or in native code)"
             ]
