@@ -27,7 +27,7 @@ from closewait_guard._holders.references import (
     find_paths,
     find_paths_forward,
 )
-from closewait_guard._holders.roots import FOREIGN, Roots, suspended_calls
+from closewait_guard._holders.roots import FOREIGN, OWN, Roots, suspended_calls
 from closewait_guard._holders.threads import (
     current_calls,
     describe_call,
@@ -36,6 +36,7 @@ from closewait_guard._holders.threads import (
     thread_name,
 )
 from closewait_guard._inspect import kind_of
+from closewait_guard._libraries import RUNNING_CALL
 from closewait_guard._live import (
     MAX_ITEMS,
     MISSING,
@@ -129,7 +130,8 @@ def _describe(paths: list[HolderPath]) -> Holders:
     best = [path for path in paths if path.rank == paths[0].rank]
     sentences = dict.fromkeys([*map(sentence_of, best), *threads_using(paths)])
     owners = dict.fromkeys(owner for path in paths for owner in owners_of(path))
-    return Holders(tuple(sentences), tuple(owners))
+    running = (RUNNING_CALL,) if is_held_by_running_call(best) else ()
+    return Holders(tuple(sentences), (*running, *owners))
 
 
 _MAX_STEPS = 12
@@ -188,16 +190,21 @@ def threads_using(paths: list[HolderPath]) -> list[str]:
 
 def _describe_thread(thread: int) -> str | None:
     calls = current_calls(thread)
-    own = [number for number, call in enumerate(calls) if call.is_user]
-    # Outside the program's outermost call are only the calls by which a thread starts.
-    calls = calls[: own[-1] + 1] if own else calls
+    # What libraries do inside the program's innermost call is named with the variable.
+    calls = [call for call in calls if call.is_user] or calls
     if len(calls) < 2:
-        # The variable is named with it.
         return None
     sentence = ", ".join(describe_call(call) for call in calls[:_MAX_CALLS])
     more = len(calls) - _MAX_CALLS
     rest = f" and {pluralize(more, 'more call')}" if more > 0 else ""
     return f"thread {thread_name(thread)}, whose calls now are {sentence}{rest}"
+
+
+def is_held_by_running_call(paths: list[HolderPath]) -> bool:
+    """Whether only variables of the program, in calls of other threads, have the object itself."""
+    roots = [path.root for path in paths if path.root is not None and len(path.things) == 1]
+    threads = {root.thread for root in roots if root.rank == OWN}
+    return len(roots) == len(paths) and not threads & {None, threading.get_ident()}
 
 
 def owners_of(path: HolderPath) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from closewait_guard._libraries import RUNNING_CALL
 from closewait_guard.model import AlertKind, Connection, Evidence, Origin, Verdict
 
 __all__ = [
@@ -62,13 +63,20 @@ class Code(NamedTuple):
         )
 
 
-_RESPONSE, _EACH_CALL, _EXCEPTION, _CLIENT = "response", "each call", "exception", "client"
+_RESPONSE, _EACH_CALL, _EXCEPTION, _CALL, _CLIENT = (
+    "response",
+    "each call",
+    "exception",
+    "call",
+    "client",
+)
 
 # The first row that fits is taken. A new cause gets a new number; none is used again.
 CODES: tuple[Code, ...] = (
     Code("CWG104", Verdict.LEAKED, "a response is not closed or read to its end", owner=_RESPONSE),
     Code("CWG103", Verdict.LEAKED, "a new client for each call", owner=_EACH_CALL),
     Code("CWG105", Verdict.LEAKED, "a stored exception keeps the socket", owner=_EXCEPTION),
+    Code("CWG111", Verdict.LEAKED, "a call that has not ended holds the socket", owner=_CALL),
     Code(
         "CWG106", Verdict.LEAKED, "a handler does not close its connection", origin=Origin.ACCEPTED
     ),
@@ -146,6 +154,8 @@ def _kind_of(owners: tuple[str, ...]) -> str:
         return ""
     if "traceback" in owners:
         return _EXCEPTION
+    if RUNNING_CALL in owners:
+        return _CALL
     if any(name.endswith(_RESPONSES) for name in owners):
         return _RESPONSE
     if any(name.endswith((" for each call", " out of use")) for name in owners):

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
         PoolKind,
         PoolUse,
     )
-    from closewait_guard._libraries.stdlib import LOOP_WAKER
+    from closewait_guard._libraries.stdlib import LOOP_WAKER, RUNNING_CALL
 
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "RUNNING_CALL",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
     "HolderHint",
@@ -35,7 +36,7 @@ __all__ = [
     "PoolUse",
 ]
 
-_HOMES = {"LIBRARIES": "all", "LOOP_WAKER": "stdlib"}
+_HOMES = {"LIBRARIES": "all", "LOOP_WAKER": "stdlib", "RUNNING_CALL": "stdlib"}
 
 
 def __getattr__(name: str) -> object:

@@ -22,6 +22,7 @@ __all__ = ["LIBRARIES"]
 # folder, so that it also works in archives and frozen programs.
 LIBRARIES: tuple[Library, ...] = (
     stdlib.TRACEBACK,
+    stdlib.RUNNING,
     *urllib3.LIBRARIES,
     *httpcore.LIBRARIES,
     *aiohttp.LIBRARIES,

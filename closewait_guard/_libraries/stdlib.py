@@ -14,6 +14,8 @@ from closewait_guard.model import Origin, Verdict
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "RUNNING",
+    "RUNNING_CALL",
     "TRACEBACK",
 ]
 
@@ -35,6 +37,22 @@ TRACEBACK = Library(
             "traceback",
             "close the socket in a `finally` block, and do not keep the exception: it keeps this "
             "frame and its socket alive",
+        ),
+    ),
+)
+
+# The holder of a socket that only a variable in a call of another thread has.
+RUNNING_CALL = "running call"
+
+# Its hint comes before those of all libraries, too: such a call may well be in a `with` block.
+RUNNING = Library(
+    RUNNING_CALL,
+    hints=(
+        HolderHint(
+            RUNNING_CALL,
+            "let the call that holds it end, or close it there: give what that call waits for a "
+            "timeout",
+            (Verdict.LEAKED, Verdict.DEAD),
         ),
     ),
 )

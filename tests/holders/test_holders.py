@@ -192,16 +192,40 @@ def test_a_local_of_a_running_call_with_its_thread_and_line():
     while not refs:
         time.sleep(0.01)
     time.sleep(0.05)
-    first, calls = held_by(refs[0])
-    assert first.startswith("local 'resp' of ")
-    assert "fetch() in thread worker-3, now at holders/test_holders.py:" in first
-    assert ", inside Condition.wait(): resp.sock.sock" in first
-    assert calls.startswith("thread worker-3, whose calls now are ")
-    assert "Event.wait(), holders/test_holders.py:" in calls
-    assert "_bootstrap" not in calls
+    [sentence] = held_by(refs[0])
+    assert sentence.startswith("local 'resp' of ")
+    assert "fetch() in thread worker-3, now at holders/test_holders.py:" in sentence
+    assert ", inside Condition.wait(): resp.sock.sock" in sentence
     stop.set()
     thread.join()
     assert refs[0]() is None
+
+
+@needs_variables_of_other_threads
+def test_the_calls_of_the_program_between_the_variable_and_the_wait_are_listed():
+    refs, stop = [], threading.Event()
+
+    def fetch():
+        resp = make()
+        refs.append(weakref.ref(resp))
+        wait()
+
+    def wait():
+        stop.wait()
+
+    thread = threading.Thread(target=fetch, name="worker-3")
+    thread.start()
+    while not refs:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    first, calls = held_by(refs[0])
+    assert first.startswith("local 'resp' of ")
+    assert calls.startswith("thread worker-3, whose calls now are holders/test_holders.py:")
+    assert calls.count("test_holders.py") == 2
+    assert "Event.wait()" not in calls
+    assert "_bootstrap" not in calls
+    stop.set()
+    thread.join()
 
 
 @needs_variables_of_other_threads

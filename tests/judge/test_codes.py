@@ -50,6 +50,7 @@ def test_every_finding_has_a_code_of_its_verdict():
         (("requests.sessions.Session", "requests.models.Response"), "CWG104"),
         (("urllib3 for each call", "urllib3.poolmanager.PoolManager"), "CWG103"),
         (("traceback",), "CWG105"),
+        (("running call", "httpx.AsyncClient"), "CWG111"),
         (("httpx.AsyncClient",), "CWG102"),
         ((), "CWG101"),
     ],
