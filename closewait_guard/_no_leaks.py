@@ -21,7 +21,7 @@ from closewait_guard._cpython import running_loop
 from closewait_guard._enums import Verdict
 from closewait_guard._render import render_report
 from closewait_guard._stream import layout_of
-from closewait_guard.exceptions import SocketLeakError
+from closewait_guard.exceptions import ConfigurationError, SocketLeakError
 from closewait_guard.model import Finding, Report
 
 __all__ = [
@@ -116,6 +116,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     """
 
     def __init__(self, guard: Callable[[], _Guard], grace: float, *, allow_open: bool) -> None:
+        if callable(grace):
+            raise ConfigurationError("no_leaks needs parentheses as a decorator: @no_leaks()")
         grace = require_number(parse_seconds, grace, "no_leaks(grace=...)")
         self._get_guard = guard
         self._grace = grace

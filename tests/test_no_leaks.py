@@ -291,3 +291,10 @@ def test_a_bad_grace_is_refused_in_one_sentence(grace):
         cwg.ConfigurationError, match=r"no_leaks\(grace=...\): expected a non-negative"
     ):
         cwg.no_leaks(grace)
+
+
+def test_a_decorator_without_parentheses_is_refused_in_one_sentence_by_function_and_guard():
+    sentence = r"^no_leaks needs parentheses as a decorator: @no_leaks\(\)$"
+    for decorator in (cwg.no_leaks, cwg.Guard().no_leaks):
+        with pytest.raises(cwg.ConfigurationError, match=sentence):
+            decorator(socket.socket)
