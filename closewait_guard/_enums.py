@@ -6,6 +6,7 @@ from enum import StrEnum
 
 __all__ = [
     "LEAKS",
+    "SURPLUS_CLIENTS",
     "AlertKind",
     "AlertStatus",
     "Connection",
@@ -120,6 +121,8 @@ class Verdict(Word):
 
 _VERDICTS = tuple(Verdict)
 LEAKS = frozenset(_VERDICTS[:5])
+# The code of idle connections in more clients of one line than it needs.
+SURPLUS_CLIENTS = "CWG705"
 
 
 class Severity(Word):

@@ -28,7 +28,7 @@ from closewait_guard._holders.roots import Roots, describe_reuse, processes_shar
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import FindingText, cause_code, hint_for
-from closewait_guard._libraries import LOOP_WAKER, PoolUse
+from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
     Finding,
@@ -368,8 +368,11 @@ class Explainer:
             sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
         wanted = Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict
         is_replaced = explanation.successor is not None
+        surplus = pool.surplus if pool is not None and wanted is Verdict.STALE_POOL else ""
+        if pool is not None and surplus:
+            owners = (for_each_call(pool.library),)
         hint, code = self._hint_and_code(
-            finding.observation, wanted, owners, is_replaced=is_replaced
+            finding.observation, wanted, owners, is_replaced=is_replaced, surplus=surplus
         )
         if call is not None:
             sentences = (call.sentence, *sentences)
@@ -383,6 +386,7 @@ class Explainer:
         owners: tuple[str, ...],
         *,
         is_replaced: bool,
+        surplus: str,
     ) -> tuple[str, str]:
         record = observation.record
         opener = record.opener.origin
@@ -392,7 +396,11 @@ class Explainer:
         elif verdict is Verdict.OPEN and LOOP_WAKER in calls_of_libraries(record):
             # A loop keeps these two itself, and all others for somebody else.
             owners = (LOOP_WAKER,)
-        of_library = self._hint_of_library(verdict, opener, owners) if owners else ""
+        # Of too many pools it is the same to be changed, whether they leak or not yet.
+        kind = Verdict.LEAKED if surplus else verdict
+        of_library = self._hint_of_library(kind, opener, owners) if owners else ""
+        if surplus:
+            of_library = f"{surplus}: {of_library}"
         # TLS does not change which side has made the connection.
         origin = opener if record.origin is Origin.WRAPPED else record.origin
         facts = verdict, origin, observation.evidence, observation.connection

@@ -209,7 +209,8 @@ class Pools:
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
         owners = _owner_classes(with_inner=True) if self._pools and by_fd else {}
-        alive = {text_of(field(thread, THREAD_NAME)) for thread in threads.copy().values()}
+        # Several may have one name.
+        alive = Counter(text_of(field(each, THREAD_NAME)) for each in threads.copy().values())
         for ref, library, kind in self._pools:
             pool = ref()
             found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), owners)
@@ -225,8 +226,9 @@ class Pools:
                     users[_target_of(uses[fd], by_fd[fd])].add(user)
         for fd, use in uses.items():
             target = _target_of(use, by_fd[fd])
-            too_many = pools[target] > _FEW_POOLS + len(users[target])
-            uses[fd] = use._replace(pools=pools[target], too_many_pools=too_many)
+            made, needed = pools[target], sum(alive[name] or 1 for name, _ in users[target])
+            too_many = made > _FEW_POOLS + needed
+            uses[fd] = use._replace(pools=made, users=needed, too_many_pools=too_many)
         return {fd: (use, pool_of[fd]) for fd, use in uses.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from closewait_guard._enums import SURPLUS_CLIENTS
 from closewait_guard._libraries import RUNNING_CALL
 from closewait_guard.model import AlertKind, Connection, Evidence, Origin, Verdict
 
@@ -97,6 +98,9 @@ CODES: tuple[Code, ...] = (
     Code("CWG401", Verdict.LINGERING, "close() was called, a file object keeps it open"),
     Code("CWG501", Verdict.INHERITED, "a copy inherited through fork() is not closed"),
     Code("CWG601", Verdict.CLOSED_ELSEWHERE, "the descriptor was closed and reused"),
+    Code(
+        SURPLUS_CLIENTS, Verdict.STALE_POOL, "more clients than needed, each idle", owner=_EACH_CALL
+    ),
     Code("CWG701", Verdict.STALE_POOL, "an idle pooled connection was closed by the server"),
     Code("CWG702", Verdict.HALF_CLOSED, "the peer finished sending, the program has not"),
     Code("CWG703", Verdict.CLOSING, "the connection is closing"),

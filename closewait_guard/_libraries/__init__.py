@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OwnerKind,
         PoolKind,
         PoolUse,
+        for_each_call,
     )
     from closewait_guard._libraries.stdlib import LOOP_WAKER, RUNNING_CALL
 
@@ -34,6 +35,7 @@ __all__ = [
     "OwnerKind",
     "PoolKind",
     "PoolUse",
+    "for_each_call",
 ]
 
 _HOMES = {"LIBRARIES": "all", "LOOP_WAKER": "stdlib", "RUNNING_CALL": "stdlib"}

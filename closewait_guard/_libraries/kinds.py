@@ -160,6 +160,7 @@ class PoolUse(NamedTuple):
         is_idle: The connection waits in the pool, rather than being checked out.
         max_size: How many connections the pool keeps; None where it has no bound.
         pools: How many such pools have idle connections that one line has made to one address.
+        users: How many threads and event loops have made them, and are still there.
         too_many_pools: There are more of them than a program has reason to make.
         is_out_of_use: Nothing can use the pool any more: its client is closed, or garbage.
         is_in_doubt: Whether anything can still use it is not known, and is needed.
@@ -170,6 +171,7 @@ class PoolUse(NamedTuple):
     is_idle: bool
     max_size: int | None
     pools: int = 1
+    users: int = 1
     too_many_pools: bool = False
     is_out_of_use: bool = False
     is_in_doubt: bool = False
@@ -178,6 +180,18 @@ class PoolUse(NamedTuple):
     def is_excuse(self) -> bool:
         """Whether the pool will close the connection when it is next used."""
         return self.is_idle and not (self.too_many_pools or self.is_out_of_use or self.is_in_doubt)
+
+    @property
+    def surplus(self) -> str:
+        """What is wrong with so many pools, though each closes its connections; or nothing."""
+        needed = max(1, self.users)
+        if not self.is_excuse or self.pools <= needed:
+            return ""
+        enough = "one" if needed == 1 else f"{needed:,}"
+        return (
+            f"not a leak yet, but {self.pools:,} clients of this line keep idle connections to one "
+            f"address, and {enough} would do, unless their settings differ"
+        )
 
     @property
     def holders(self) -> tuple[str, ...]:

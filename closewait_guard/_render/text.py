@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from closewait_guard._enums import SURPLUS_CLIENTS
 from closewait_guard._format import (
     Layout,
     Section,
@@ -116,6 +117,7 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
         block = describe_site(group, scope.where_of(group), verbose=layout.verbose)
         found.append(Section(list(block_lines(block, layout, number, digits)), group))
     codes = [*(group.code for group in groups), *(alert.code for alert in report.alerts)]
+    codes += {SURPLUS_CLIENTS} & {finding.code for finding in report.findings}
     tail = [*closed_late_lines(report.closed_late, layout)]
     tail += [StyledLine(text, Style.NOTE) for text in _quiet_lines(report, layout)]
     tail += [*not_covered, *codes_lines(codes)]
@@ -292,19 +294,34 @@ def _place(closed: ClosedLate) -> str:
 
 
 def _quiet_parts(report: Report, layout: Layout) -> Iterator[str]:
-    counts: Counter[Verdict] = Counter()
+    for what, number in _quiet_counts(report, layout).items():
+        connections = "connection" if number == 1 else "connections"
+        yield f"{number:,} {what.format(connections=connections)}"
+
+
+def _quiet_counts(report: Report, layout: Layout) -> Counter[str]:
+    """How many findings have no block, by what they are."""
+    counts = Counter(dict.fromkeys(_QUIET.values(), 0))
     for group in report.by_site():
         if not shows_block(group, layout):
-            counts[group.verdict] += group.count
-    for verdict, what in _QUIET.items():
-        if number := counts[verdict]:
-            connections = "connection" if number == 1 else "connections"
-            yield f"{number:,} {what.format(connections=connections)}"
+            place = layout.relative(group.site.place) if group.site else "its line"
+            for each in group.findings:
+                is_surplus = each.code == SURPLUS_CLIENTS
+                counts[_surplus_at(place) if is_surplus else _QUIET[each.verdict]] += each.count
+    return +counts
+
+
+def _surplus_at(place: str) -> str:
+    # A file may have any name, and this is a template.
+    place = escape_line(place).replace("{", "{{").replace("}", "}}")
+    return f"{_QUIET[Verdict.STALE_POOL]}, of more clients than {place} needs"
 
 
 def _quiet_lines(report: Report, layout: Layout) -> list[str]:
+    counts = _quiet_counts(report, layout)
+    are_none = "not a leak" if counts.total() == 1 else "not leaks"
     parts = ", ".join(_quiet_parts(report, layout))
-    return layout.wrap(f"{parts} (not leaks).", "  ") if parts else []
+    return layout.wrap(f"{parts} ({are_none}).", "  ") if parts else []
 
 
 def native_note(coverage: Coverage) -> str:

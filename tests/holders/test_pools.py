@@ -159,6 +159,64 @@ def test_a_few_clients_of_one_line_with_settings_of_their_own_are_explained(guar
             client.close()
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_few_clients_that_one_could_replace_are_no_leak_and_are_said_to_be_more_than_needed(
+    guard, count
+):
+    with web() as server:
+        clients = [httpx.Client() for _ in range(count)]
+        for client in clients:
+            client.get(server.url)
+        server.hang_up()
+        stale = findings_of(guard, cwg.Verdict.STALE_POOL, count)
+        assert {each.code for each in stale} == {"CWG705"}
+        assert f"{count} clients of this line" in stale[0].hint
+        assert "one would do" in stale[0].hint
+        assert "reuse one client" in stale[0].hint
+        assert "discards" not in stale[0].hint
+        text = " ".join(cwg.render_text(guard.scan()).split())
+        place = stale[0].observation.record.site.lineno
+        assert f"{count} idle pooled connections closed by the server, of more clients than" in text
+        assert f"test_pools.py:{place} needs" in text
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("name", [None, "worker"])
+def test_clients_are_not_said_to_be_more_than_needed_where_each_is_a_threads_own(guard, name):
+    with web() as server:
+        done, stop = threading.Semaphore(0), threading.Event()
+
+        def work():
+            with httpx.Client() as client:
+                client.get(server.url)
+                done.release()
+                stop.wait()
+
+        threads = [threading.Thread(target=work, name=name) for _ in range(9)]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            done.acquire()
+        server.hang_up()
+        stale = findings_of(guard, cwg.Verdict.STALE_POOL, 9)
+        assert {each.code for each in stale} == {"CWG701"}
+        assert guard.scan().leaks == ()
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_clients_are_not_said_to_be_more_than_needed_where_each_has_an_address_of_its_own(guard):
+    with web() as one, web() as other, httpx.Client() as first, httpx.Client() as second:
+        for client, server in ((first, one), (second, other)):
+            client.get(server.url)
+        one.hang_up()
+        other.hang_up()
+        stale = findings_of(guard, cwg.Verdict.STALE_POOL, 2)
+        assert {each.code for each in stale} == {"CWG701"}
+
+
 def test_one_session_for_many_hosts_of_one_address_is_explained(guard):
     with web() as server, requests.Session() as session:
         port = server.url.rpartition(":")[2]
@@ -179,7 +237,8 @@ def test_a_client_for_each_event_loop_is_explained_as_long_as_the_loops_are_open
         for loop, client in zip(loops, clients, strict=True):
             loop.run_until_complete(call(client, server.url))
         server.hang_up()
-        findings_of(guard, cwg.Verdict.STALE_POOL, 12)
+        stale = findings_of(guard, cwg.Verdict.STALE_POOL, 12)
+        assert {each.code for each in stale} == {"CWG701"}
         assert guard.scan().leaks == ()
         for loop, client in zip(loops, clients, strict=True):
             loop.run_until_complete(client.aclose())

@@ -61,9 +61,11 @@ def test_what_is_no_leak_is_one_line_for_all_unless_it_is_asked_for():
     idle = replace(report.findings[3], verdict=cwg.Verdict.STALE_POOL)
     text = cwg.render_text(replace(report, findings=(*report.findings[:3], idle)))
     assert "STALE POOL" not in text
-    assert "\n1 idle pooled connection closed by the server (not leaks).\n" in text
+    assert "\n1 idle pooled connection closed by the server (not a leak).\n" in text
     assert "[1]" in text
     assert "[2]" not in text
+    two = cwg.render_text(replace(report, findings=(*report.findings[:3], idle, idle)))
+    assert "\n2 idle pooled connections closed by the server (not leaks).\n" in two
     only = replace(report, findings=(idle,))
     assert "no leaks\n  (" in cwg.render_text(only)
     assert "1 idle pooled connection closed by" in cwg.render_text(only)
