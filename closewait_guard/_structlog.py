@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def get_logger(name: str) -> Any:
 
 
 def log_warning(event: str, **fields: Any) -> None:
-    """Log something about the guard that the program's owner should know."""
+    """Log something about the guard that the program's owner should know, or print it on stderr."""
     _log("warning", event, fields)
 
 
@@ -43,7 +44,9 @@ def log_error(
     redact: Callable[[str], str] = str,
     **fields: Any,
 ) -> None:
-    """Log one of our own failures, with its traceback, through the program's structlog.
+    """Log one of our own failures: with its traceback where the program has configured structlog.
+
+    Else it is one line on stderr.
 
     Not as `exc_info`, of which some processors show the variables: whole reports, unredacted.
 
@@ -71,11 +74,15 @@ def _lines_of(error: BaseException) -> list[str]:
 
 
 def _log(level: str, event: str, fields: Mapping[str, Any]) -> None:
-    try:
-        logger = get_logger("closewait_guard")
-    except (ImportError, OSError):
-        # structlog is imported at the first failure; there may be no descriptor left to do so.
+    if not _is_configured():
+        # The library's own defaults write to stdout, which belongs to the program.
         values = ", ".join(f"{name}={fields[name]!r}" for name in fields if name != "exception")
         print_error(f"{event}: {values}")
         return
-    getattr(logger, level)(event, **fields)
+    getattr(get_logger("closewait_guard"), level)(event, **fields)
+
+
+def _is_configured() -> bool:
+    """Whether the program logs through structlog; it is not imported to find that out."""
+    module = sys.modules.get("structlog")
+    return bool(getattr(module, "is_configured", bool)())

@@ -36,10 +36,10 @@ __all__ = [
 
 
 class Event(NamedTuple):
-    """One log event: its level, whether it is a leak or news, its name, message and fields."""
+    """One log event: its level, whether that counts or debug does, its name, message and fields."""
 
     level: Severity
-    is_leak: bool
+    is_news: bool
     name: str
     message: str
     fields: Mapping[str, Scalar]
@@ -106,7 +106,10 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     # What the program should have closed is worth a warning, however young it is.
     is_low = group.verdict.is_leak and group.severity is Severity.INFO
     level = Severity.WARNING if is_low else group.severity
-    return Event(level, group.verdict.is_leak, "socket_leak", message, fields)
+    name = "socket_leak" if group.verdict.is_leak else "socket_finding"
+    # Few idle connections in pools, and what is closing, are nothing to read of in a log.
+    is_news = level is not Severity.INFO
+    return Event(level, is_news, name, message, fields)
 
 
 def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:

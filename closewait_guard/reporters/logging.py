@@ -27,7 +27,7 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
     """Log one message for each site and each alert, with the fields as `extra`.
 
     No handler is added and no level changed. A leak is logged at least as a warning; findings that
-    are no leaks are logged at debug level.
+    are no leaks are the event `socket_finding`, at debug level where their severity is info.
 
     Args:
         logger: A logger, or its name; `closewait_guard` by default.
@@ -40,7 +40,7 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
 
     def logging_reporter(report: Report) -> None:
         for event in events(report):
-            level = _LEVELS[event.level] if event.is_leak else standard.DEBUG
+            level = _LEVELS[event.level] if event.is_news else standard.DEBUG
             _log(log, level, "%s", event.message, {"event": event.name, **event.fields})
 
     return logging_reporter

@@ -17,8 +17,9 @@ __all__ = [
 def structlog(logger: Any = None) -> Reporter:
     """Log flat events that can be queried, by the program's own structlog configuration.
 
-    The events are `socket_leak`, `socket_alert` and `socket_closed_late`. Severity gives the
-    level; a leak is at least a warning, and findings that are no leaks are logged at debug level.
+    The events are `socket_leak`, `socket_alert` and `socket_closed_late`, and `socket_finding` for
+    what is not a leak. Severity gives the level; a leak is at least a warning, and a finding of
+    severity info is logged at debug level.
 
     Args:
         logger: A structlog logger; by default what `structlog.get_logger()` gives.
@@ -40,4 +41,4 @@ def structlog(logger: Any = None) -> Reporter:
 
 
 def _level(event: Event) -> str:
-    return event.level.value if event.is_leak else "debug"
+    return event.level.value if event.is_news else "debug"

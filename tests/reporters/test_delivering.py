@@ -100,8 +100,7 @@ def test_a_reporter_that_recovers_is_logged_again_when_it_fails_again():
     assert guard.failed_reports == 3
 
 
-def test_a_failure_is_logged_with_its_traceback_by_the_program_s_own_structlog():
-    code = """
+FAILING = """
 def no_route(report):
     raise OSError("no route to pager")
 
@@ -109,7 +108,20 @@ with cwg.Guard(reporters=[no_route]) as guard:
     guard.report()
     guard.report()
 """
-    stdout, stderr = run(code)
+
+
+@pytest.mark.parametrize("before", ["", "import structlog"])
+def test_a_failure_is_one_line_on_stderr_where_structlog_is_not_configured(before):
+    stdout, stderr = run(before + FAILING)
+    assert stdout == ""
+    assert stderr == (
+        "closewait-guard: a reporter failed: "
+        "reporter='no_route', error='OSError: no route to pager'\n"
+    )
+
+
+def test_a_failure_is_logged_with_its_traceback_by_the_program_s_own_structlog():
+    stdout, stderr = run("import structlog; structlog.configure()" + FAILING)
     assert stderr == ""
     assert stdout.count("a reporter failed") == 1
     assert "Traceback" in stdout

@@ -135,6 +135,24 @@ def test_a_leak_is_logged_at_least_as_a_warning(own_structlog, caplog):
     assert (record.levelname, record.severity) == ("WARNING", "info")
 
 
+def test_a_severe_finding_that_is_no_leak_has_its_level_and_is_not_named_a_leak(
+    own_structlog, caplog
+):
+    report = report_leaks(CapturingReporter())
+    finding = replace(
+        report.findings[0],
+        verdict=cwg.Verdict.CLOSED_ELSEWHERE,
+        severity=cwg.Severity.WARNING,
+    )
+    report = replace(report, findings=(finding,))
+    reporters.structlog()(report)
+    reporters.logging()(report)
+    [event] = own_structlog()
+    assert (event["event"], event["level"]) == ("socket_finding", "warning")
+    [record] = caplog.records
+    assert (record.event, record.levelname) == ("socket_finding", "WARNING")
+
+
 def test_findings_that_are_no_leaks_are_logged_at_debug_level(own_structlog, caplog):
     caplog.set_level(logging.DEBUG)
     with half_closed_pair() as (ours, _), cwg.Guard(cwg.Settings(grace=60)) as guard:
@@ -145,6 +163,7 @@ def test_findings_that_are_no_leaks_are_logged_at_debug_level(own_structlog, cap
     reporters.logging()(report)
     [event] = own_structlog()
     assert (event["level"], event["is_leak"]) == ("debug", False)
+    assert event["event"] == "socket_finding"
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
