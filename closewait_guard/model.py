@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from functools import update_wrapper
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol
 
-from closewait_guard._cpython import sha1
+from closewait_guard._cpython import refuse_changes, sha1, store_by_slot
 from closewait_guard._enums import (
     LEAKS,
     AlertKind,
@@ -52,28 +51,8 @@ TEST_SCHEMA = "closewait-guard-pytest/1"
 # The family of a socket that could not be probed.
 UNKNOWN_FAMILY = "unknown"
 
-_Class = TypeVar("_Class")
 
-
-def _store_by_slot(cls: type[_Class]) -> type[_Class]:
-    """Let `__init__` of a frozen dataclass store each value by its slot, in half the time.
-
-    Left to itself it calls `object.__setattr__`, which looks up the slot. A scan makes three of
-    these objects for each suspect.
-    """
-    parameters, stores = ["self"], []
-    names: dict[str, Any] = {}
-    for field in fields(cls):  # type: ignore[arg-type]
-        names[f"_store_{field.name}"] = getattr(cls, field.name).__set__
-        names[f"_default_{field.name}"] = field.default
-        is_required = field.default is MISSING
-        parameters.append(field.name if is_required else f"{field.name}=_default_{field.name}")
-        stores.append(f" _store_{field.name}(self, {field.name})")
-    exec("\n".join([f"def __init__({', '.join(parameters)}):", *stores]), names)  # noqa: S102
-    cls.__init__ = update_wrapper(names["__init__"], cls.__init__)  # type: ignore[method-assign]
-    return cls
-
-
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One call of a creation stack, with its source line if that could be read.
@@ -101,6 +80,7 @@ class Frame:
         return f"{self.place} in {self.function}()".replace(">()", ">")
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class SocketRecord:
     """How a socket was opened.
@@ -175,7 +155,8 @@ def _user_accepts(stack: tuple[Frame, ...]) -> bool:
     return False
 
 
-@_store_by_slot
+@refuse_changes
+@store_by_slot
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one probe of the kernel showed of one socket.
@@ -228,7 +209,8 @@ class Observation:
         return self.family != UNKNOWN_FAMILY
 
 
-@_store_by_slot
+@refuse_changes
+@store_by_slot
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The verdict on one suspect socket, what keeps it open, and what to change.
@@ -271,6 +253,7 @@ class Finding:
         )
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class ClosedLate:
     """A leak that the program has closed since the report before.
@@ -284,6 +267,7 @@ class ClosedLate:
     after: float
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class Alert:
     """A limit that is exceeded, or a trend in a series of reports."""
@@ -296,6 +280,7 @@ class Alert:
     code: str = ""
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """What the guard has seen, and what it could not see.
@@ -323,6 +308,7 @@ class Coverage:
     attributed: int = 0
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class SiteGroup:
     """The findings with one verdict and one creation stack."""
@@ -357,6 +343,7 @@ class SiteGroup:
         return self.findings[0].fingerprint
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything one scan found.

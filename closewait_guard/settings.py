@@ -25,6 +25,7 @@ from closewait_guard._config import (
     unknown_name,
     without_code,
 )
+from closewait_guard._cpython import refuse_changes
 from closewait_guard._enums import Scalar
 from closewait_guard.exceptions import ConfigurationError
 
@@ -67,6 +68,7 @@ class _Provenance:
         object.__setattr__(self, "_notes", notes)
 
 
+@refuse_changes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(_Provenance):
     """How a guard looks and judges. Immutable; every field has a default.

@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from closewait_guard.model import Finding, Observation, Severity, Verdict
+from closewait_guard.model import Finding, Frame, Observation, Severity, Verdict
+from closewait_guard.settings import Settings
 
 SEEN = Observation(*range(len(fields(Observation))))
 
@@ -30,6 +31,20 @@ def test_values_can_be_replaced_and_not_changed():
     assert replace(SEEN, fd=7).fd == 7
     with pytest.raises(FrozenInstanceError):
         SEEN.fd = 7
+
+
+@pytest.mark.parametrize(
+    "value", [SEEN, Frame("a.py", 1, "f", "a"), Settings()], ids=lambda it: type(it).__name__
+)
+@pytest.mark.parametrize("name", ["grace", "fd", "serial", "no_such_field", "__dict__"])
+def test_no_attribute_of_a_value_can_be_set_or_deleted_whether_it_is_a_field_or_not(value, name):
+    message = f"cannot change '{name}' of a {type(value).__name__}: use dataclasses.replace()"
+    with pytest.raises(FrozenInstanceError) as refused:
+        setattr(value, name, 7)
+    assert str(refused.value) == message
+    with pytest.raises(FrozenInstanceError) as refused:
+        delattr(value, name)
+    assert str(refused.value) == message
 
 
 def test_a_value_that_is_missing_or_unknown_is_named():
