@@ -27,7 +27,7 @@ def _install() -> None:
         ):
             sys.stderr.write(
                 f"closewait-guard: {sys.executable} is not guarded: {error}; "
-                "install closewait_guard for it\n"
+                "install closewait-guard for it\n"
             )
         return
     start()

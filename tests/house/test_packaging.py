@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def test_an_extension_that_is_built_in_place_is_as_new_as_its_source():
         assert PACKAGE != ROOT / "closewait_guard" or not is_old, (
             f"{built} is older than its source: pip install -e ."
         )
+
+
+def test_an_extra_names_each_requirement_once_and_the_package_with_a_hyphen():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirements in project["optional-dependencies"].values():
+        names = [re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements]
+        assert len(names) == len({*names} - {"closewait_guard"})
+
+
+def test_the_project_addresses_are_those_of_the_readme():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {"Homepage", "Documentation", "Changelog"} <= {*project["urls"]}
+    assert [url for url in project["urls"].values() if url not in readme] == []
 
 
 @pytest.mark.whole_program
