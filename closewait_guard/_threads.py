@@ -195,7 +195,6 @@ def _drop_interruptions() -> None:
     _interruptions.clear()
 
 
-@in_parent
 def _raise_interruptions() -> None:
     while _interruptions:
         _deferred.raise_later(_interruptions.pop())
@@ -209,3 +208,6 @@ if hasattr(os, "register_at_fork"):
         after_in_child=FunctionType(_call_all.__code__, {"_functions": _in_child}),
         after_in_parent=FunctionType(_call_all.__code__, {"_functions": _in_parent}),
     )
+    # Last: until all of them have been called, it would have to wait.
+    _raise = [weakref.ref(_raise_interruptions)]
+    os.register_at_fork(after_in_parent=FunctionType(_call_all.__code__, {"_functions": _raise}))
