@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import io
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from closewait_guard._holders.threads import (
     thread_name,
 )
 from closewait_guard._inspect import kind_of
-from closewait_guard._libraries import RUNNING_CALL
+from closewait_guard._libraries import LIBRARIES, RUNNING_CALL
 from closewait_guard._live import (
     MAX_ITEMS,
     MISSING,
@@ -49,6 +50,7 @@ from closewait_guard._live import (
     is_exactly,
     items_of,
     locals_of,
+    module_dict,
     native_field,
     suspension_of,
     text_of,
@@ -157,7 +159,7 @@ def sentence_of(path: HolderPath) -> str:
     body = ": ".join(parts) or text.expression
     if path.is_cycle:
         through = _describe_cycle(path.things)
-        body = body.removesuffix(_BY_TRACEBACK)
+        body = body.replace(_BY_TRACEBACK, "")
         return f"reference cycle {through}: {body}; nothing else holds it"
     if path.is_held_by_unseen:
         frozen = "what gc.freeze() hides, " if gc.get_freeze_count() else ""
@@ -212,6 +214,28 @@ def owners_of(path: HolderPath) -> tuple[str, ...]:
     return tuple(dict.fromkeys(type_name(thing) for thing in path.things))
 
 
+@functools.cache
+def _clients() -> tuple[str, ...]:
+    """The classes that libraries' hints name, in the order of the hints."""
+    holders = (hint.holder for library in LIBRARIES for hint in library.hints)
+    return tuple(name for name in holders if name.rpartition(".")[2][:1].isupper())
+
+
+def _place_of_client(things: tuple[object, ...]) -> int | None:
+    """Which object of a path the hint is about: what lies beyond is not its user's to close."""
+    names = [type_name(thing) for thing in things]
+    return next((names.index(client) for client in _clients() if client in names), None)
+
+
+def _public_name(thing: object) -> str:
+    """The class as its users import it: `requests.Session`, where that is the same."""
+    name = type_name(thing)
+    package = name.partition(".")[0]
+    short = type_qualname(type(thing))
+    variables = module_dict(sys.modules.get(package)) or {}
+    return f"{package}.{short}" if variables.get(short) is type(thing) else name
+
+
 def _describe_cycle(things: tuple[object, ...]) -> str:
     if any(is_any_of(thing, (TracebackType, FrameType, BaseException)) for thing in things):
         return "through an exception's traceback"
@@ -233,12 +257,15 @@ class PathText:
         self._is_rooted = path.root is not None
         self._steps: list[str] = []
         self._parts: list[str] = []
+        # The client or response that the path ends at, by the name that its users know.
+        self._client = ""
         # The dict of the attributes of the object before, or of a module's globals.
         self._attributes = outermost if path.root and path.root.is_namespace else None
 
     def parts(self) -> list[str]:
-        """The expressions and calls, outermost first."""
-        return [*self._parts, *([self._finish_expression()] if self._steps else [])]
+        """The expressions and calls, outermost first, and the client that they lead to."""
+        own = [*self._parts, *([self._finish_expression()] if self._steps else [])]
+        return [*own, *([self._client] if self._client else [])]
 
     def _finish_expression(self) -> str:
         steps = self._steps
@@ -248,7 +275,10 @@ class PathText:
         return (self.expression + "".join(steps)).lstrip(".")
 
     def follow(self, things: tuple[object, ...]) -> None:
-        """Add all steps of a path."""
+        """Add all steps of a path, down to the client or response that its user has to close."""
+        if (end := _place_of_client(things)) is not None:
+            self._client = _public_name(things[end])
+            things = things[: end + 1]
         for number in range(len(things) - 1):
             parent, child = things[number], things[number + 1]
             describe = next(

@@ -344,3 +344,43 @@ def test_the_hint_of_an_event_loop_that_was_never_closed_is_to_close_the_loop(is
     [hint] = hints
     assert "loop.close()" in hint
     assert "writer" not in hint
+
+
+def hold_client(shop, url):
+    shop.kept = httpx.Client()
+    shop.kept.get(url)
+
+
+def hold_response_in_client(shop, url):
+    client = httpx.Client()
+    client.last = client.send(client.build_request("GET", url + "/partial"), stream=True)
+    shop.kept = client
+
+
+def hold_connection(shop, url):
+    shop.kept = http.client.HTTPConnection(url.partition("//")[2])
+    shop.kept.request("GET", "/")
+
+
+@pytest.mark.parametrize(
+    ("hold", "holder"),
+    [
+        (hold_client, "shop.kept (module global): httpx.Client"),
+        (hold_response_in_client, "shop.kept.last (module global): httpx.Response"),
+        (hold_connection, "shop.kept (module global): http.client.HTTPConnection"),
+    ],
+)
+def test_what_holds_a_socket_ends_at_the_object_that_the_hint_says_to_close(
+    monkeypatch, hold, holder
+):
+    shop = types.ModuleType("shop")
+    monkeypatch.setitem(sys.modules, "shop", shop)
+    with web() as server:
+        with pytest.raises(cwg.SocketLeakError) as caught, cwg.no_leaks(grace=0):
+            hold(shop, server.url)
+        shop.kept.close()
+        server.hang_up()
+    created = [
+        each for each in caught.value.report.findings if each.observation.record.origin == "created"
+    ]
+    assert [each.holders[0] for each in created] == [holder]
