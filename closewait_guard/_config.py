@@ -280,7 +280,9 @@ class _RecordingSettings(NamedTuple):
 RECORDING_DEFAULTS = _RecordingSettings()
 
 
-_NAME = b"closewait_guard"
+_TABLE = "closewait_guard"
+# A file that installs the package names it too: a table's name with a hyphen is what matters.
+_NAMES = (b"closewait_guard", b"tool.closewait-guard", b'tool."closewait-guard')
 
 
 def is_anything_given(environ: Mapping[str, str]) -> bool:
@@ -310,7 +312,7 @@ class ProjectFile(NamedTuple):
     @property
     def may_have_settings(self) -> bool:
         """Whether it names the guard, or is left out."""
-        return bool(self.left_out) or _NAME in self.content
+        return bool(self.left_out) or _has_name(self.content)
 
 
 def project_file(directory: str) -> ProjectFile | None:
@@ -337,12 +339,12 @@ def _may_have_settings(path: str) -> bool:
         content = read_untrusted(path)
     except (OSError, UntrustedFileError):
         return True
-    if _NAME not in content:
+    if not _has_name(content):
         return False
     import tomllib
 
     try:
-        return _NAME.decode() in tomllib.loads(content.decode())["tool"]
+        return any(map(_is_meant, tomllib.loads(content.decode())["tool"]))
     except KeyError:
         return False
     except (ValueError, TypeError, RecursionError):
@@ -420,7 +422,20 @@ def _table_in(content: bytes, path: str) -> dict[str, object]:
         table = table.get(name.rpartition(".")[2], {})
         if not isinstance(table, dict):
             raise ConfigurationError(f"{path}: [{name}]: expected a table, got {shown(table)}")
+        for near in filter(_is_meant, table if name == "tool" else ()):
+            if near != _TABLE:
+                why = f"unknown table [tool.{near}]. Did you mean [tool.{_TABLE}]?"
+                raise ConfigurationError(f"{path}: {why}")
     return table
+
+
+def _has_name(content: bytes) -> bool:
+    return any(name in content for name in _NAMES)
+
+
+def _is_meant(name: str) -> bool:
+    """Whether a table is ours, or would be with another spelling of the name."""
+    return name.lower().replace("-", "_") == _TABLE
 
 
 def without_code(given: Iterable[Given], notes: list[str]) -> list[Given]:

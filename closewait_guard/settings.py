@@ -175,6 +175,7 @@ class Settings(_Provenance):
             source = f"Settings({item.name}=...)"
             value = _parse(item.name, getattr(self, item.name), source)
             object.__setattr__(self, item.name, value)
+        _require_order({item.name: getattr(self, item.name) for item in fields(self)}, {})
 
     @classmethod
     def load(
@@ -205,8 +206,10 @@ class Settings(_Provenance):
             given = without_code(given, notes)
         given += from_environment(environ)
         given += [(name, value, f"keyword {name}") for name, value in (overrides or {}).items()]
-        settings = cls(**_parse_all(given))
-        settings._remember({name: source for name, _, source in given}, tuple(notes))
+        values, sources = _parse_all(given), {name: source for name, _, source in given}
+        _require_order({name: _FIELDS[name].default for name in _FIELDS} | values, sources)
+        settings = cls(**values)
+        settings._remember(sources, tuple(notes))
         return settings
 
     @classmethod
@@ -228,9 +231,12 @@ class Settings(_Provenance):
             2.0
         """
         given = [(name, value, f"keyword {name}") for name, value in overrides.items()]
-        settings = replace(self, **_parse_all(given))
+        values = _parse_all(given)
         sources = {item.name: self.source_of(item.name) for item in fields(self)}
-        settings._remember(sources | {name: source for name, _, source in given}, self.notes)
+        sources |= {name: source for name, _, source in given}
+        _require_order({name: getattr(self, name) for name in _FIELDS} | values, sources)
+        settings = replace(self, **values)
+        settings._remember(sources, self.notes)
         return settings
 
     def describe(self) -> dict[str, Scalar]:
@@ -258,6 +264,26 @@ def _plain(value: object) -> Scalar:
 
 def _parse_all(given: Iterable[Given]) -> dict[str, Any]:
     return {name: _parse(name, value, source) for name, value, source in given}
+
+
+def _require_order(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Refuse an age that is a warning and has been critical before; the default may be that."""
+    warning, critical = (
+        _with_source(name, values[name], sources) for name in ("age_warning", "age_critical")
+    )
+    if values["age_warning"] > values["age_critical"] and not warning.endswith(_DEFAULT):
+        raise ConfigurationError(f"{warning} is above {critical}")
+
+
+_DEFAULT = "(the default)"
+
+
+def _with_source(name: str, value: float, sources: Mapping[str, str]) -> str:
+    keyword = f"Settings({name}=...)"
+    source = sources.get(name, keyword)
+    if source == keyword and value == _FIELDS[name].default:
+        return f"{name} {value:g} {_DEFAULT}"
+    return f"{name} {value:g} ({source.removeprefix(f'{name} in ')})"
 
 
 def _parse(name: str, value: object, source: str) -> object:

@@ -118,11 +118,10 @@ reports = st.builds(
 )
 
 settings = st.builds(
-    cwg.Settings,
+    lambda ages, **others: cwg.Settings(age_warning=ages[0], age_critical=ages[1], **others),
+    ages=st.tuples(seconds, seconds).map(sorted),
     grace=seconds,
     half_close_idle=seconds,
     count_warning=counts,
     fd_share_critical=st.floats(0.01, 1),
-    age_warning=seconds,
-    age_critical=seconds,
 )

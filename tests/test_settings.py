@@ -8,7 +8,9 @@ from dataclasses import fields
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._config import project_file
 from closewait_guard._descriptors import fd_limit, fd_used
+from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 from conftest import run_apart
 
@@ -25,6 +27,52 @@ def test_keywords_win_over_the_environment_over_pyproject_over_defaults(tmp_path
     settings = load(tmp_path, {"grace": 2}, environ, toml)
     assert (settings.grace, settings.stack_depth, settings.probe) == (2.0, 9, "portable")
     assert settings.age_warning == Settings().age_warning
+
+
+@pytest.mark.parametrize("table", ["closewait-guard", '"closewait-guard"', "closewait-guard.x"])
+def test_a_table_with_a_hyphen_is_refused_with_the_right_name(tmp_path, table):
+    path = tmp_path / "pyproject.toml"
+    path.write_text(f"[project]\nname = 'x'\n[tool.{table}]\ngrace = 5\n")
+    with pytest.raises(ConfigurationError) as error:
+        Settings.load(environ={}, directory=tmp_path)
+    meant = "unknown table [tool.closewait-guard]. Did you mean [tool.closewait_guard]?"
+    assert str(error.value) == f"{path}: {meant}"
+
+
+def test_a_project_that_only_installs_the_package_has_no_settings(tmp_path):
+    path = tmp_path / "pyproject.toml"
+    path.write_text("[project]\nname = 'x'\ndependencies = ['closewait-guard']\n")
+    file = project_file(tmp_path)
+    assert not file.may_have_settings
+    assert Settings.load(environ={}, directory=tmp_path) == Settings()
+
+
+def test_an_age_that_is_a_warning_and_critical_before_is_refused_with_both_sources(tmp_path):
+    path = tmp_path / "pyproject.toml"
+    path.write_text("[tool.closewait_guard]\nage_warning = 500\n")
+    environ = {"CLOSEWAIT_GUARD_AGE_CRITICAL": "400"}
+    in_file = f"age_warning 500 ([tool.closewait_guard] of {path})"
+    in_environment = "age_critical 400 (environment variable CLOSEWAIT_GUARD_AGE_CRITICAL)"
+    own = "age_warning 3600 (Settings(age_warning=...))"
+    for load, sentence in (
+        (
+            lambda: Settings.load(environ=environ, directory=tmp_path),
+            f"{in_file} is above {in_environment}",
+        ),
+        (
+            lambda: Settings.load(environ={}, directory=tmp_path).with_overrides(age_critical=3),
+            f"{in_file} is above age_critical 3 (keyword age_critical)",
+        ),
+        (
+            lambda: Settings(age_warning=3600),
+            f"{own} is above age_critical 1800 (the default)",
+        ),
+    ):
+        with pytest.raises(ConfigurationError) as error:
+            load()
+        assert str(error.value) == sentence
+    for settings in (Settings(age_critical=3), Settings(age_warning=7, age_critical=7)):
+        assert settings.with_overrides(grace=2).age_critical == settings.age_critical
 
 
 def test_the_nearest_pyproject_upwards_counts(tmp_path):

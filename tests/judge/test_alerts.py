@@ -197,7 +197,7 @@ def test_age_ignores_findings_that_are_no_leaks():
         ({"fd_share_critical": 0.01}, report_of(leaking(4), fd_limit=100)),
         ({"fd_used_critical": 0.05}, report_of(fd_used=10, fd_limit=100)),
         ({"age_warning": 0.5}, report_of([leak(1)])),
-        ({"age_critical": 0.5}, report_of([leak(1)])),
+        ({"age_warning": 0.5, "age_critical": 0.5}, report_of([leak(1)])),
     ],
 )
 def test_every_limit_can_be_set(settings, report):
