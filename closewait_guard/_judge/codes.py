@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from closewait_guard._enums import SURPLUS_CLIENTS
-from closewait_guard._libraries import RUNNING_CALL
+from closewait_guard._libraries import LOOP_WAKER, RUNNING_CALL
 from closewait_guard.model import AlertKind, Connection, Evidence, Origin, Verdict
 
 __all__ = [
@@ -31,7 +31,7 @@ class Code(NamedTuple):
         evidence: What the verdict rests on.
         connection: What is left of the connection.
         is_replaced: Only for a socket whose place a newer one has taken.
-        owner: Only for a socket that an object of a library holds, of which the kind is meant.
+        owner: Only for a socket that an object of a library holds, whose kind begins with this.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Code(NamedTuple):
             and self.evidence in (None, evidence)
             and self.connection in (None, connection)
             and self.is_replaced <= is_replaced
-            and self.owner in ("", owner)
+            and owner.startswith(self.owner)
         )
 
 
 _RESPONSE, _EACH_CALL, _EXCEPTION, _CALL, _CLIENT = (
     "response",
-    "each call",
+    "client for each call",
     "exception",
     "call",
     "client",
@@ -104,6 +104,8 @@ CODES: tuple[Code, ...] = (
     Code("CWG701", Verdict.STALE_POOL, "an idle pooled connection was closed by the server"),
     Code("CWG702", Verdict.HALF_CLOSED, "the peer finished sending, the program has not"),
     Code("CWG703", Verdict.CLOSING, "the connection is closing"),
+    Code("CWG707", Verdict.OPEN, "a response of a test or block is not closed", owner=_RESPONSE),
+    Code("CWG706", Verdict.OPEN, "a client of a test or block is not closed", owner=_CLIENT),
     Code("CWG704", Verdict.OPEN, "opened in a test or block and still open"),
 )
 
@@ -154,7 +156,7 @@ def cause_code(
 
 def _kind_of(owners: tuple[str, ...]) -> str:
     """What kind of object holds a socket, by the names that hints have for holders."""
-    if not owners:
+    if not owners or LOOP_WAKER in owners:
         return ""
     if "traceback" in owners:
         return _EXCEPTION

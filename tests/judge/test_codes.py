@@ -12,6 +12,7 @@ import closewait_guard as cwg
 from closewait_guard._format import page_of
 from closewait_guard._judge import ALERT_CODES, CODES
 from closewait_guard._judge.codes import cause_code
+from closewait_guard._libraries import LOOP_WAKER
 
 PAGE = (Path(__file__).parents[2] / "docs" / "codes.md").read_text(encoding="utf-8")
 KNOWN = {row.name for row in CODES} | {*ALERT_CODES.values()}
@@ -58,3 +59,18 @@ def test_every_finding_has_a_code_of_its_verdict():
 def test_what_holds_a_socket_chooses_the_code(owners, code):
     facts = cwg.Verdict.LEAKED, cwg.Origin.CREATED, cwg.Evidence.TCP_INFO
     assert cause_code(*facts, cwg.Connection.PEER_CLOSED, owners=owners) == code
+
+
+@pytest.mark.parametrize(
+    ("owners", "code"),
+    [
+        (("requests.sessions.Session", "requests.models.Response"), "CWG707"),
+        (("httpx.AsyncClient", "httpcore"), "CWG706"),
+        (("httpcore for each call", "httpx.AsyncClient"), "CWG706"),
+        ((LOOP_WAKER,), "CWG704"),
+        ((), "CWG704"),
+    ],
+)
+def test_a_client_that_a_test_or_block_has_forgotten_has_a_code_of_its_own(owners, code):
+    facts = cwg.Verdict.OPEN, cwg.Origin.CREATED, cwg.Evidence.TCP_INFO, cwg.Connection.LIVE
+    assert cause_code(*facts, owners=owners) == code
