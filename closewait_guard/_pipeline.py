@@ -54,11 +54,9 @@ __all__ = [
 ]
 
 
-# The share of the time for searching that goes to running calls.
-_SHARE_OF_CALLS = 0.3
+# The share of the time for searching that goes to running calls, and of all time to children.
+_SHARE_OF_CALLS, _SHARE_OF_CHILDREN = 0.3, 0.002
 _OPEN_LEAKS = LEAKS - {Verdict.DROPPED}
-# The share of the time that looking at children may take.
-_SHARE_OF_CHILDREN = 0.002
 
 
 class Pipeline:
@@ -73,6 +71,7 @@ class Pipeline:
 
     Attributes:
         scanner: The stage that asks the kernel.
+        print_on_signal: What prints the report that a signal asks for.
         holders_seconds: The processor time that pools and the search for holders have taken.
     """
 
@@ -93,6 +92,7 @@ class Pipeline:
         self._allowance = Allowance(now())
         self._explainer = Explainer(registry, self._allowance)
         self.holders_seconds = 0.0
+        self.print_on_signal: Callable[[Report], None] = print_text
         self._series = _Series(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
         self._children = _Children(registry, settings)
@@ -149,11 +149,10 @@ class Pipeline:
         observations = _observations_after(mark, self._inspect(opened_after=mark))
         return judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
 
-    @staticmethod
-    def print_report(report: Report, record: Callable[[Report], None]) -> None:
-        """Print a report to stderr, after another function has got it."""
+    def print_report(self, report: Report, record: Callable[[Report], None]) -> None:
+        """Print a report, to stderr by default, after another function has got it."""
         record(report)
-        print_text(report)
+        self.print_on_signal(report)
 
     def charge(self, seconds: float) -> None:
         """Leave less processor time for the search for holders, because scanning has taken some."""

@@ -5,7 +5,14 @@ This folder stands first on PYTHONPATH, so that Python finds the `sitecustomize`
 
 from __future__ import annotations
 
-from closewait_guard._preload.status import FOLDER, MAX_REPORT, Channel, ChildConfig, move_up
+from closewait_guard._preload.status import (
+    FOLDER,
+    MAX_REPORT,
+    Channel,
+    ChildConfig,
+    move_up,
+    prints_json,
+)
 
 __all__ = [
     "FOLDER",
@@ -13,4 +20,5 @@ __all__ = [
     "Channel",
     "ChildConfig",
     "move_up",
+    "prints_json",
 ]

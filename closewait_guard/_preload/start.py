@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -18,9 +19,10 @@ from functools import partial
 from closewait_guard import _api
 from closewait_guard._capture import patch
 from closewait_guard._clock import now
+from closewait_guard._delivery import print_text
 from closewait_guard._format import escape_control, pluralize
 from closewait_guard._guard import Guard
-from closewait_guard._preload.status import MAX_REPORT, ChildConfig, Line
+from closewait_guard._preload.status import MAX_REPORT, ChildConfig, Line, prints_json
 from closewait_guard._render import render_report, to_dict, with_examples
 from closewait_guard._signal import EarlyLooks, SuddenEnd, before_sudden_end, delayed_sigterm
 from closewait_guard._stream import layout_of, print_error, write_text
@@ -50,19 +52,32 @@ def start() -> None:
                 line.say(f"unguarded {escape_control(str(error))}")
         return
     _api.read_records_of(guard)
-    ending = _Ending(guard, status)
+    reporters = config.reporters or guard.settings.reporters
+    ending = _Ending(guard, status, prints_text=not prints_json(reporters))
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
     _in_forked_children(ending, status)
-    reporters = config.reporters or guard.settings.reporters
+    if reporters:
+        guard._pipeline.print_on_signal = partial(_report_on_signal, guard, reporters)
     if guard.settings.at_exit:
         guard._record_states_by(partial(_send_state, status))
     if reporters:
         from closewait_guard._monitor import Monitor
 
         # As text the last report comes from us.
-        at_exit = guard.settings.at_exit and reporters != ("text",)
+        at_exit = guard.settings.at_exit and not {"text", "console"}.issuperset(reporters)
         Monitor(guard, at_exit=at_exit, in_children=True).start()
+
+
+def _report_on_signal(guard: Guard, reporters: tuple[str, ...], report: Report) -> None:
+    """Call the reporters, and print the text unless one does, or writes JSON to stderr."""
+    if guard._delivery is not None:
+        guard._delivery.deliver(report)
+    if not prints_json(reporters) and not any(_PRINTS_TEXT.search(name) for name in reporters):
+        print_text(report)
+
+
+_PRINTS_TEXT = re.compile(r"(^|:)(text|console)(:all)?$")
 
 
 def _send_state(status: Status, report: Report) -> None:
@@ -88,8 +103,9 @@ def _reporters(config: ChildConfig) -> list[Reporter | str]:
 class _Ending:
     """The last report of a process, when all that the program does at exit is done."""
 
-    def __init__(self, guard: Guard, status: Status) -> None:
+    def __init__(self, guard: Guard, status: Status, *, prints_text: bool) -> None:
         self._guard = guard
+        self._prints_text = prints_text
         self._status = status
         self._pid = os.getpid()
         self._began = now()
@@ -138,7 +154,7 @@ class _Ending:
         shown = _without_open(report)
         text = as_text(shown) if is_wanted else ""
         is_printed = self._status.end(_verdict(report), text, is_exec=is_exec)
-        if is_wanted and not is_printed:
+        if is_wanted and self._prints_text and not is_printed:
             with suppress(Exception):
                 _print_report(shown)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import _socket
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
@@ -30,6 +30,7 @@ __all__ = [
     "ChildConfig",
     "Line",
     "move_up",
+    "prints_json",
 ]
 
 
@@ -49,6 +50,14 @@ _message_numbers = count()
 
 # Out of the way of the numbers that programs count on.
 _LOWEST_NUMBER = 64
+
+
+_STDERR = (":/dev/stderr", ":/dev/fd/2", ":/proc/self/fd/2")
+
+
+def prints_json(reporters: Iterable[str]) -> bool:
+    """Whether a reporter writes JSON to stderr: then no report is printed there as text."""
+    return any("json_lines:" in name and name.endswith(_STDERR) for name in reporters)
 
 
 class Channel(NamedTuple):

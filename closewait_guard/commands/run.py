@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from closewait_guard._config import ENVIRONMENT_PREFIX
-from closewait_guard._preload import ChildConfig
+from closewait_guard._preload import ChildConfig, prints_json
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
@@ -127,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     reporters = tuple(map(_checked, arguments.report or ()))
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
+    prints_text = not prints_json(reporters or _loaded(arguments).reporters)
     handover = ChildConfig(reporters, attribute=_attributed(arguments))
     has_report = _loaded(arguments).at_exit if arguments.at_exit is None else arguments.at_exit
     if not arguments.fail_on_leak and not (has_report and hasattr(socket, "AF_UNIX")):
@@ -141,22 +143,23 @@ def run(arguments: argparse.Namespace) -> int:
 
             def serve(program: int, end: int) -> None:
                 verdicts.serve_beside(program, end)
-                _print_report(verdicts)
+                _print_report(verdicts, prints_text=prints_text)
 
             return exec_beside(command, environ, serve)
         code = run_and_wait(command, environ, verdicts.listen, verdicts.stop_listening)
         if code and not verdicts.has_messages:
             # It may not even have been started.
             return exit_like(code)
-        unknown = _print_report(verdicts)
+        unknown = _print_report(verdicts, prints_text=prints_text)
         return exit_like(code) if code or not arguments.fail_on_leak else _judged(verdicts, unknown)
 
 
-def _print_report(verdicts: Verdicts) -> bool:
+def _print_report(verdicts: Verdicts, *, prints_text: bool) -> bool:
     """Print what is known of all processes, and what is not; whether there is such."""
     unknown = verdicts.unknown()
     with suppress(OSError, ValueError):
-        write_text(sys.stderr, verdicts.report(is_complete=not unknown))
+        text = verdicts.report(is_complete=not unknown)
+        write_text(sys.stderr, text if prints_text else "")
     for sentence in unknown:
         print_error(f"leaks unknown: {sentence}")
     return bool(unknown)
@@ -274,10 +277,13 @@ def _checked(name: str) -> str:
     from closewait_guard.model import close_reporter
     from closewait_guard.reporters import named
 
-    before, marker, path = name.partition("json_lines:")
-    whole = before + marker + str(Path(path).absolute()) if path else name
+    found = _WITH_PATH.fullmatch(name)
+    whole = found[1] + str(Path(found[2]).absolute()) if found else name
     try:
         close_reporter(named(whole))
     except ConfigurationError as error:
         raise ConfigurationError(f"run --report: {error}") from None
     return whole
+
+
+_WITH_PATH = re.compile("(.*?json_lines:(?:examples=[^:]*:)?)(.+)", re.DOTALL)

@@ -33,7 +33,7 @@ def json_lines(
     path: str | os.PathLike[str],
     max_bytes: int = 50 * _MEGABYTE,
     backups: int = 3,
-    examples: int = 50,
+    examples: int = 5,
 ) -> Reporter:
     r"""Append each report to a file as one line of JSON, by the schema in the package.
 
@@ -47,7 +47,7 @@ def json_lines(
         max_bytes: A report that would make the file larger goes to a new one; 0 for no limit.
         backups: How many full files to keep, as `path.1`, `path.2` and so on.
         examples: How many leaks of one site to write, the oldest; the first of them has the
-            `count` of all. 0 for every one.
+            `count` of all. 0 for every one. By name: `json_lines:examples=1:PATH`.
 
     Raises:
         ConfigurationError: The file cannot be opened, or a number is no number.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from closewait_guard._config import count as parse_count
 from closewait_guard._config import did_you_mean, refusal, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard.exceptions import CloseWaitGuardError, ConfigurationError
@@ -109,9 +110,22 @@ def _for_people(name: str, make: Callable[..., Reporter]) -> Callable[[str], Rep
 
 
 def _json_lines(argument: str) -> Reporter:
-    if not argument:
+    option, _, path = argument.partition(":")
+    if not option.startswith(_EXAMPLES):
+        option, path = "", argument
+    if not path:
         raise ConfigurationError("json_lines needs a path, as in json_lines:leaks.jsonl")
-    return json_lines(argument)
+    if not option:
+        return json_lines(path)
+    number = option.removeprefix(_EXAMPLES)
+    try:
+        examples = parse_count(number)
+    except ValueError as error:
+        raise ConfigurationError(f"json_lines: examples: {refusal(error, number)}") from None
+    return json_lines(path, examples=examples)
+
+
+_EXAMPLES = "examples="
 
 
 def _logging(argument: str) -> Reporter:
@@ -150,7 +164,7 @@ _USAGE = {
     "text": "text[:all]",
     "console": "console[:all]",
     "logging": "logging[:LOGGER]",
-    "json_lines": "json_lines:PATH",
+    "json_lines": "json_lines:[examples=N:]PATH",
     "changes": "changes:REPORTER",
     "at_least": "at_least:SEVERITY:REPORTER",
     "every": "every:SECONDS:REPORTER",

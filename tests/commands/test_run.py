@@ -429,6 +429,35 @@ def test_reports_go_to_the_reporters_at_every_interval_and_in_the_end(script, tm
     assert "1 leaked" in done.stderr
 
 
+# Once on a signal, and once in the end.
+REPORTS_TWICE = f"""{LEAK}
+import os, signal, sys, time
+time.sleep(0.1)
+os.kill(os.getpid(), signal.SIGUSR1)
+while not os.path.exists("shown") or os.path.getsize("shown") == 0:
+    time.sleep(0.01)
+"""
+
+
+def test_json_on_stderr_is_all_of_the_report_on_a_signal_and_of_the_last(script, tmp_path):
+    run = ["sh", "-c", 'exec "$@" 2>shown', "sh", *COMMAND, "run"]
+    options = ["--signal", "SIGUSR1", "--grace", "0.01"]
+    options += ["--report", "json_lines:examples=1:/dev/stderr"]
+    call(*options, script(REPORTS_TWICE), command=run, code=0, cwd=tmp_path)
+    on_signal, last = documents((tmp_path / "shown").read_text())
+    for report in (on_signal, last):
+        assert [each.observation.record.site.lineno for each in report.leaks] == [4]
+
+
+def test_a_reporter_that_writes_elsewhere_gets_both_reports_and_stderr_has_the_text(
+    script, tmp_path
+):
+    options = ["--signal", "SIGUSR1", "--grace", "0.01", "--report", "json_lines:shown"]
+    done = call("run", *options, script(REPORTS_TWICE), code=0, cwd=tmp_path)
+    assert len(documents((tmp_path / "shown").read_text())) == 2
+    assert done.stderr.count("1 leaked socket from 1 place") == 2
+
+
 def test_with_an_interval_alone_the_reports_go_to_stderr(script, tmp_path):
     run = ["sh", "-c", 'exec "$@" 2>shown', "sh", *COMMAND, "run"]
     sign = "1 leaked socket from"

@@ -13,8 +13,9 @@ from closewait_guard import reporters
 from leaking import leaking_guard, run
 
 KNOWN = (
-    "Available: text[:all], console[:all], structlog, logging[:LOGGER], json_lines:PATH, warn, "
-    "changes:REPORTER, at_least:SEVERITY:REPORTER, every:SECONDS:REPORTER"
+    "Available: text[:all], console[:all], structlog, logging[:LOGGER], "
+    "json_lines:[examples=N:]PATH, warn, changes:REPORTER, at_least:SEVERITY:REPORTER, "
+    "every:SECONDS:REPORTER"
 )
 SEVERITIES = "Severities: info, warning, critical"
 
@@ -49,6 +50,14 @@ def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
     assert json.loads(path.read_text())["findings"]
 
 
+def test_the_number_of_examples_stands_before_the_path(tmp_path):
+    path = tmp_path / "a:b.jsonl"
+    with leaking_guard(f"changes:json_lines:examples=2:{path}", count=7) as guard:
+        guard.report()
+    findings = json.loads(path.read_text())["findings"]
+    assert [each["count"] for each in findings] == [6, 1]
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -60,6 +69,11 @@ def test_a_path_is_all_that_follows_the_first_colon(tmp_path):
         ("text:stdout", "text takes no argument except all, got 'stdout'"),
         ("json_lines", "json_lines needs a path, as in json_lines:leaks.jsonl"),
         ("json_lines:", "json_lines needs a path, as in json_lines:leaks.jsonl"),
+        ("json_lines:examples=2", "json_lines needs a path, as in json_lines:leaks.jsonl"),
+        (
+            "json_lines:examples=x:y",
+            "json_lines: examples: expected a non-negative integer, got 'x'",
+        ),
         ("changes", "changes needs another reporter, as in changes:text"),
         ("every", "every: expected a non-negative number of seconds, got ''"),
         ("every:soon:text", "every: expected a non-negative number of seconds, got 'soon'"),
