@@ -25,7 +25,6 @@ from closewait_guard._preload import FOLDER
 __all__ = [
     "PythonProcesses",
     "missing_guard",
-    "pythons_with",
 ]
 
 
@@ -64,7 +63,7 @@ class _Start(NamedTuple):
 
 
 class PythonProcesses:
-    """Notes the Python processes below a program, for as long as they run.
+    """Notes the Python processes of a program, for as long as they run.
 
     Args:
         command: What will be run.
@@ -113,12 +112,26 @@ class PythonProcesses:
         if self._inotify < 0 or (self._due and self._due[0] <= now):
             self._due = [at for at in self._due if at > now]
             self.look(root)
+            if self._inotify >= 0 and not self._due:
+                self.find_running()
 
     def look(self, root: int) -> None:
         """Note each Python among a process and all below it."""
         for pid in _family_of(root):
             with suppress(OSError, ValueError, IndexError):
                 self._note(pid)
+
+    def find_running(self) -> set[int]:
+        """Those with a guard that run now; each without one is noted.
+
+        A daemon is not below the program any more: its parent has ended. It still has the token,
+        which is looked for in all processes.
+        """
+        found = _pythons_with(self._token)
+        for pid in found:
+            with suppress(OSError, ValueError, IndexError):
+                self._note(pid)
+        return found - self.unguarded().keys()
 
     def _note(self, pid: int) -> None:
         program, is_fork = _program_of(pid)
@@ -203,15 +216,15 @@ def _flags(arguments: Sequence[str]) -> Iterator[str]:
             yield letter
 
 
-def pythons_with(token: str) -> set[int]:
+def _pythons_with(token: str) -> set[int]:
     """The Python processes that were started with the token, as far as may be seen."""
     found = set()
     with suppress(OSError):
         for process in Path("/proc").iterdir():
             if process.name.isdecimal():
                 with suppress(OSError):
-                    is_ours = token.encode() in (process / "environ").read_bytes()
-                    if is_ours and _is_interpreter((process / "exe").readlink().name):
+                    is_python = _is_interpreter((process / "exe").readlink().name)
+                    if is_python and token.encode() in (process / "environ").read_bytes():
                         found.add(int(process.name))
     return found
 

@@ -21,7 +21,7 @@ from closewait_guard._format import escape_control
 from closewait_guard._preload import MAX_REPORT, Channel, move_up
 from closewait_guard._render import LastReport, from_dict, render_family
 from closewait_guard._stream import layout_of
-from closewait_guard.commands._pythons import PythonProcesses, pythons_with
+from closewait_guard.commands._pythons import PythonProcesses
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -273,7 +273,7 @@ class Verdicts:
 
     def _silent(self) -> set[int]:
         """Processes of the program that have not said anything yet: they are just starting."""
-        return pythons_with(self._token) - self._heard - self._pythons.unguarded().keys()
+        return self._pythons.find_running() - self._heard
 
     def _receive(self, line: _Line) -> None:
         try:

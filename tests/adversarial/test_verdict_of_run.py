@@ -225,6 +225,28 @@ def test_a_python_that_the_program_starts_without_the_guard_is_reported(run, how
     run(f"leak(); {UNGUARDED[how]}" if how != "exec" else "leak()", code=LEAKED)
 
 
+DAEMON = """
+import time
+
+if not os.fork():
+    if not os.fork():
+        work = "import time; time.sleep({seconds})"
+        os.execv(sys.executable, [sys.executable, "-I", "-c", work])
+    os._exit(0)
+os.wait()
+time.sleep({wait})
+"""
+
+
+@linux
+@pytest.mark.parametrize(("seconds", "wait"), [(1, 3), (3, 0)], ids=["before", "after"])
+def test_a_daemon_without_the_guard_is_reported_whether_it_ends_before_the_program_or_after_it(
+    run, seconds, wait
+):
+    done = run(DAEMON.format(seconds=seconds, wait=wait), code=UNKNOWN)
+    assert "was not guarded: it has -I" in done.stderr
+
+
 @linux
 @pytest.mark.parametrize("prefix", [(sys.executable, "-I"), ("env", "-i", sys.executable)])
 def test_a_program_that_is_not_guarded_is_reported_beside_a_child_that_is(run, prefix):
