@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
-from closewait_guard._holders.libraries import Pools, default_pools, owners_of_descriptors
+from closewait_guard._holders.libraries import (
+    Pools,
+    default_pools,
+    idle_pools,
+    owners_of_descriptors,
+)
 from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
@@ -11,5 +16,6 @@ __all__ = [
     "Pools",
     "RunningCalls",
     "default_pools",
+    "idle_pools",
     "owners_of_descriptors",
 ]

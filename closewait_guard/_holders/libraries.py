@@ -49,6 +49,7 @@ __all__ = [
     "calls_of_libraries",
     "default_pools",
     "hints_of_libraries",
+    "idle_pools",
     "owners_of_descriptors",
 ]
 
@@ -322,6 +323,19 @@ def all_instances(classes: dict[int, type]) -> Iterable[object]:
     return instances_of(classes.values())
 
 
+def idle_pools(observations: Iterable[Observation]) -> dict[int, tuple[set[int], PoolKind]]:
+    """By the identity of each pool: the serials of the sockets that wait in it, and its kind."""
+    by_fd = {seen.fd: seen.record.serial for seen in observations}
+    classes, owners = _pool_classes(), _owner_classes(with_inner=True)
+    found: dict[int, tuple[set[int], PoolKind]] = {}
+    for pool in instances_of([cls for cls, *_ in classes.values()]) if by_fd else ():
+        _, library, kind = classes[id(type(pool))]
+        uses = _uses_of(pool, library, kind, by_fd.keys(), owners)
+        if serials := {by_fd[fd] for fd, (use, _) in uses.items() if use.is_idle}:
+            found[id(pool)] = serials, kind
+    return found
+
+
 def default_pools(
     observations: Iterable[Observation], is_own: Callable[[str, dict[str, Any], str], bool]
 ) -> dict[int, str]:
@@ -333,14 +347,7 @@ def default_pools(
         observations: Of open sockets.
         is_own: Whether a module gives one of its variables its value itself.
     """
-    by_fd = {seen.fd: seen.record.serial for seen in observations}
-    classes, owners = _pool_classes(), _owner_classes(with_inner=True)
-    pools = list(instances_of([cls for cls, *_ in classes.values()])) if by_fd else []
-    idle: dict[int, set[int]] = {}
-    for pool in pools:
-        uses = _uses_of(pool, *classes[id(type(pool))][1:], by_fd.keys(), owners)
-        if serials := {by_fd[fd] for fd, (use, _) in uses.items() if use.is_idle}:
-            idle[id(pool)] = serials
+    idle = {key: serials for key, (serials, _) in idle_pools(observations).items()}
     found: dict[int, str] = {}
     modules = modules_of_libraries() if idle else {}
     without = set[int]()

@@ -289,10 +289,14 @@ class WiderFixture:
 
     def find_roots(self) -> Iterator[object]:
         """The objects to walk from for what it keeps."""
-        yield getattr(self._fixturedef, "cached_result", None)
+        yield from self.find_result()
         yield list(getattr(self._fixturedef, "_finalizers", ()))
         for namespace, name in self._assigned:
             yield vars(namespace).get(name)
+
+    def find_result(self) -> list[object]:
+        """Its value, which pytest keeps until it has been finalized."""
+        return [getattr(self._fixturedef, "cached_result", None)]
 
     def collect_failures(self) -> list[BaseException]:
         """The exception that its set-up raised, if it did."""

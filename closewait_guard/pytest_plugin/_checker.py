@@ -33,6 +33,7 @@ from closewait_guard.pytest_plugin._excuses import (
     is_ignored,
     is_of_default_loop,
     kept_by_records,
+    kept_by_responses,
     reachable,
 )
 from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding, in_default_pool
@@ -55,6 +56,7 @@ class CheckContext(NamedTuple):
         kind: `test` or `fixture`.
         wider_fixtures: Those that stay, the widest first.
         failures: The exceptions that are kept for a debugger.
+        kept: What pytest itself keeps of the owner, and lets go of after the check.
         own_functions: Files and names of the test's own functions; what was opened below one is its
             own even if a runner of a wider fixture carried it out.
     """
@@ -64,6 +66,7 @@ class CheckContext(NamedTuple):
     plan: Plan
     wider_fixtures: Sequence[WiderFixture] = ()
     failures: Callable[[], Sequence[BaseException]] = tuple
+    kept: Callable[[], Iterable[object]] = tuple
     own_functions: Callable[[], frozenset[tuple[str, str]]] = frozenset
 
 
@@ -121,6 +124,7 @@ class LeakChecker:
                 test.plan,
                 wider_fixtures,
                 test.collect_failures,
+                test.find_kept,
                 test.find_own_functions,
             )
         )
@@ -131,12 +135,17 @@ class LeakChecker:
         """Check what a wider fixture has left behind when it is finalized."""
         return self._check(
             CheckContext(
-                fixture.owner, "fixture", self._plan, wider_fixtures, fixture.collect_failures
+                fixture.owner,
+                "fixture",
+                self._plan,
+                wider_fixtures,
+                fixture.collect_failures,
+                fixture.find_result,
             )
         )
 
     def check_deferred(self) -> Iterator[OwnerFinding]:
-        """Check again what a record kept; what it keeps even now is left to the end of the run."""
+        """Check again what pytest kept; what it keeps even now is left to the end of the run."""
         contexts, self._deferred = self._deferred, []
         for context in contexts:
             yield from self._check(context)
@@ -286,26 +295,27 @@ class LeakChecker:
         context: CheckContext,
         defaults: dict[int, str],
     ) -> None:
-        """Leave out what a library keeps for itself, and what a record keeps.
+        """Leave out what a library keeps for itself, and what only pytest keeps.
 
-        Whether that is a leak shows when the record is gone.
+        Whether that is a leak shows when pytest has let go of it.
         """
+        found = self._find_open(suspects, context.owner)
+        open_ones = [each.observation for each in found if each.verdict is not Verdict.DROPPED]
         if context.plan.allow_reason is None:
-            found = self._find_open(suspects, context.owner)
-            open_ones = (each.observation for each in found if each.verdict is not Verdict.DROPPED)
             defaults |= default_pools(open_ones, self._is_own_variable)
             suspects.difference_update(defaults)
         targets = self._targets(each for each in creations if each.serial in suspects)
-        kept = kept_by_records(targets)
+        kept = kept_by_records(targets) | (kept_by_responses(context.kept(), open_ones) & suspects)
         if kept:
-            self._deferred.append(context)
             self._leave_to_the_end(kept, suspects, context)
+            self._deferred.append(self._contexts[context.owner.name])
 
     def _leave_to_the_end(
         self, serials: set[int], suspects: set[int], context: CheckContext
     ) -> None:
         self._settle_as(self._find_open(serials, context.owner))
-        self._contexts[context.owner.name] = context
+        # What later tests open below the same functions is theirs.
+        self._contexts[context.owner.name] = context._replace(own_functions=frozenset)
         suspects -= serials
 
     def _find_running(

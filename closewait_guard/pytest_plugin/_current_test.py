@@ -51,6 +51,10 @@ class CurrentTest:
         last = getattr(sys, "last_value", None)
         return [*self.failures, *([last] if isinstance(last, BaseException) else [])]
 
+    def find_kept(self) -> list[object]:
+        """The values of its fixtures and its instance: pytest keeps them for a while after it."""
+        return [getattr(self.item, name, None) for name in ("funcargs", "_instance")]
+
     def add_finding(self, finding: OwnerFinding) -> None:
         """Remember what to fail the test with; add what the XML file says of it."""
         from closewait_guard.pytest_plugin._failing import make_failure

@@ -28,6 +28,7 @@ from closewait_guard._cpython import (
     running_loop,
     threads,
 )
+from closewait_guard._holders import idle_pools
 from closewait_guard._live import (
     derives_from,
     field,
@@ -46,7 +47,7 @@ from closewait_guard._live import (
     unnamed_values_of,
     value_at,
 )
-from closewait_guard.model import Frame, SocketRecord
+from closewait_guard.model import Frame, Observation, SocketRecord
 
 __all__ = [
     "IdleEventLoops",
@@ -54,6 +55,7 @@ __all__ = [
     "is_ignored",
     "is_of_default_loop",
     "kept_by_records",
+    "kept_by_responses",
     "reachable",
 ]
 
@@ -100,6 +102,18 @@ def kept_by_records(targets: dict[int, int]) -> set[int]:
     return reachable(itertools.chain.from_iterable(map(gc.get_referents, records)), targets)
 
 
+def kept_by_responses(roots: Iterable[object], seen: Iterable[Observation]) -> set[int]:
+    """Which sockets wait in a pool that the roots keep only by a response: their serials.
+
+    Its session or client has been closed, and nothing but letting go of the response closes it.
+    """
+    pools = idle_pools(seen)
+    targets, roots = {pool: pool for pool in pools}, list(roots) if pools else []
+    names = [name for _, kind in pools.values() for name in kind.kept_by]
+    kept = reachable(roots, targets) - reachable(roots, targets, loaded(names))
+    return set().union(*(pools[pool][0] for pool in kept))
+
+
 def _variables_of(trace: types.TracebackType) -> Iterable[object]:
     frame: FrameType = trace.tb_frame
     module = text_of(value_at(frame.f_globals, "__name__")) or ""
@@ -138,20 +152,25 @@ _PYTEST_PACKAGES = ("_pytest", "pytest", "pluggy", "xdist", "pytest_asyncio", "c
 _Group = tuple[str, Iterable[object]]
 
 
-def reachable(roots: Iterable[object], targets: dict[int, int]) -> set[int]:
+def reachable(
+    roots: Iterable[object], targets: dict[int, int], without: Sequence[type] = ()
+) -> set[int]:
     """Which of the targets (by `id()` of the object, each with a key) can be reached: their keys.
 
     Walks forward from the roots, bounded in count and time. An event loop knows the sockets of all
-    its users, so it keeps only its own. A traceback keeps the variables of its calls.
+    its users, so it keeps only its own. A traceback keeps the variables of its calls. No way leads
+    through an object of the classes `without`.
     """
-    return set(_nearest([("", roots)], targets))
+    return set(_nearest([("", roots)], targets, without))
 
 
-def _nearest(groups: Sequence[_Group], targets: dict[int, int]) -> dict[int, str]:
+def _nearest(
+    groups: Sequence[_Group], targets: dict[int, int], without: Sequence[type] = ()
+) -> dict[int, str]:
     """By key of each target that can be reached, the name of the group that is nearest to it."""
     found: dict[int, str] = {}
     wanted = len(set(targets.values()))
-    for name, thing in _walk(groups):
+    for name, thing in _walk(groups, without):
         key = targets.get(id(thing))
         if key is not None:
             found.setdefault(key, name)
@@ -160,11 +179,11 @@ def _nearest(groups: Sequence[_Group], targets: dict[int, int]) -> dict[int, str
     return found
 
 
-def _walk(groups: Sequence[_Group]) -> Iterator[tuple[str, object]]:
+def _walk(groups: Sequence[_Group], without: Sequence[type]) -> Iterator[tuple[str, object]]:
     # From all groups at once: what many of them share is passed through once.
     queue = deque((name, thing) for name, roots in groups for thing in roots)
     visited = {id(thing) for _, thing in queue}
-    traits, limit = _ClassTraits(), TimeLimit(_MAX_SECONDS)
+    traits, limit = _ClassTraits(without), TimeLimit(_MAX_SECONDS)
     for count in range(_MAX_OBJECTS * len(groups)):
         if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()):
             return
@@ -194,11 +213,11 @@ def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
 class _ClassTraits:
     """What the classes met on one walk are, each examined once."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Sequence[type]) -> None:
         # The class is kept, so that its identity stays its own.
         self._known: dict[int, tuple[type, bool, bool]] = {}
         self._loops = list(find_classes(_LOOP_CLASSES).values())
-        self._dead_ends = (*_DEAD_ENDS, *find_classes(_POLICY_CLASSES).values())
+        self._dead_ends = (*_DEAD_ENDS, *without, *find_classes(_POLICY_CLASSES).values())
 
     def is_dead_end(self, kind: type) -> bool:
         return self._examine(kind)[1]

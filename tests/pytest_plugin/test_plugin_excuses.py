@@ -87,6 +87,80 @@ def test_a_pool_that_only_a_record_of_pytest_keeps_is_no_leak(suite, body):
     suite.fail(source, "-W", "default", apart=True).assert_outcomes(passed=2, warnings=None)
 
 
+RESPONSES = {
+    "returned": "return requests.get(url, timeout=5)",
+    "yielded and closed": """
+    response = requests.get(url, timeout=5)
+    yield response
+    response.close()
+""",
+    "read, with its session closed": """
+    with requests.Session() as session, session.get(url, stream=True, timeout=5) as response:
+        response.content
+        yield response
+""",
+    "of urllib3": """
+    with urllib3.PoolManager() as http:
+        return http.request("GET", url)
+""",
+}
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+@pytest.mark.parametrize("body", RESPONSES.values(), ids=RESPONSES)
+def test_a_pool_that_only_the_response_of_a_fixture_keeps_is_no_leak(suite, body, scope):
+    pytest.importorskip("requests")
+    source = f"""
+import requests
+{LIBRARY.replace('scope="module"', 'scope="session"')}
+@pytest.fixture(scope="{scope}")
+def response(url): {body}
+def test_it(response): pass
+def test_other(): pass
+"""
+    suite.fail(source, "-W", "default", apart=True).assert_outcomes(passed=2, warnings=None)
+
+
+def test_a_pool_that_only_the_response_of_a_test_class_keeps_is_no_leak(suite):
+    pytest.importorskip("requests")
+    source = f"""
+import requests
+{LIBRARY}
+class TestIt:
+    @pytest.fixture(autouse=True)
+    def ask(self, url): self.response = requests.get(url, timeout=5)
+    def test_it(self): pass
+    def test_other(self): pass
+"""
+    suite.fail(source, apart=True).assert_outcomes(passed=2, warnings=None)
+
+
+KEPT_OTHERWISE = {
+    "its session is open": "return requests.Session().get(url, timeout=5)",
+    "it is kept elsewhere": "return keep(requests.get(url, timeout=5))",
+    "it is not read": "return requests.get(url, stream=True, timeout=5)",
+    "its session is kept": """
+    session = requests.Session()
+    session.get(url, timeout=5)
+    return session
+""",
+}
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+@pytest.mark.parametrize("body", KEPT_OTHERWISE.values(), ids=KEPT_OTHERWISE)
+def test_the_response_of_a_fixture_excuses_nothing_that_the_fixture_can_close(suite, body, scope):
+    pytest.importorskip("requests")
+    source = f"""
+import requests
+{LIBRARY.replace('scope="module"', 'scope="session"')}
+@pytest.fixture(scope="{scope}")
+def response(url): {body}
+def test_it(response): pass
+"""
+    suite.fail(source, apart=True).assert_outcomes(passed=1, errors=1, warnings=None)
+
+
 LOGGED = """
 import logging
 
