@@ -57,8 +57,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--socket-leaks-ignore",
         metavar="PATTERN",
         action="append",
-        help="ignore sockets with this file, function or module in their creation stack; "
-        "wildcards are * and ?; repeatable (ini: socket_leaks_ignore, one per line)",
+        help="ignore sockets with this file, function or module in their creation stack, or of the "
+        "wider fixture fixture:NAME; wildcards are * and ?; repeatable (ini: "
+        "socket_leaks_ignore, one per line)",
     )
     group.addoption(
         "--socket-leaks-threads",

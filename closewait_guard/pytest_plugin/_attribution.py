@@ -78,16 +78,18 @@ class Owner:
         name: What reports call it; no two owners of a run have the same.
         nodeid: The test, or where the fixture lives.
         mark: What was opened before is older than this mark of the guard's.
+        fixture: Of a wider fixture, its name alone.
         finished: It is over, and has been checked.
         creation_context: What is recorded with each of its sockets.
     """
 
-    __slots__ = ("creation_context", "finished", "mark", "name", "nodeid")
+    __slots__ = ("creation_context", "finished", "fixture", "mark", "name", "nodeid")
 
     def __init__(self, name: str, nodeid: str, mark: int) -> None:
         self.name = name
         self.nodeid = nodeid
         self.mark = mark
+        self.fixture = ""
         self.finished = False
         self.creation_context: CreationContext = {OPENED_IN: name}
 
@@ -246,12 +248,18 @@ _OLDER_SETUPS = {
 def fixture_name(fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest) -> str:
     """The name that a reader knows this fixture by, where it lives, and its parameter."""
     place = f" of {request.node.nodeid}" if request.node.nodeid not in ("", ".") else ""
-    for prefix, name in _OLDER_SETUPS.items():
-        if fixturedef.argname.lstrip("_").startswith(prefix):
-            return f"{name}{place}"
+    name = _plain_name(fixturedef)
+    if name != fixturedef.argname:
+        return f"{name}{place}"
     parameter = getattr(request, "param", None)
     shown = f"[{parameter!r:.40}]" if parameter is not None else ""
     return f"{fixturedef.scope} fixture {fixturedef.argname!r}{shown}{place}"
+
+
+def _plain_name(fixturedef: pytest.FixtureDef[Any]) -> str:
+    argname: str = fixturedef.argname
+    plain = argname.lstrip("_")
+    return next((name for start, name in _OLDER_SETUPS.items() if plain.startswith(start)), argname)
 
 
 class WiderFixture:
@@ -265,6 +273,7 @@ class WiderFixture:
         self, owner: Owner, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> None:
         self.owner = owner
+        owner.fixture = _plain_name(fixturedef)
         self.rank = _SCOPES.index(fixturedef.scope)
         self._fixturedef = fixturedef
         self._namespaces = [

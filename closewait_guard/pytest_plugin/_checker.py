@@ -231,7 +231,8 @@ class LeakChecker:
         suspects, other_ends = _serials(creations), set[int]()
         for finding in self._find_open(suspects, context.owner):
             record = finding.observation.record
-            if is_ignored(record, context.plan.ignore) or is_of_default_loop(record):
+            ignored = is_ignored(record, context.owner.fixture, context.plan.ignore)
+            if ignored or is_of_default_loop(record):
                 excused.add(record.serial)
             if record.serial in excused:
                 self._settle_as([finding])

@@ -60,8 +60,13 @@ __all__ = [
 ]
 
 
-def is_ignored(record: SocketRecord, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits the file, the function or the module of any call that opened it."""
+def is_ignored(record: SocketRecord, fixture: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the file, the function or the module of any call that opened it.
+
+    Or the wider fixture that it belongs to, as `fixture:NAME`.
+    """
+    if fixture and any(fnmatchcase(f"fixture:{fixture}", pattern) for pattern in patterns):
+        return True
     frames = {*record.stack, *record.opener.stack, *record.blamed.stack}
     return any(_matches(frame, pattern) for frame in frames for pattern in patterns)
 

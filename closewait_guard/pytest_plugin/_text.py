@@ -177,12 +177,34 @@ def _owner_lines(owners: Sequence[OwnerFinding]) -> Iterator[str]:
 
 
 def _waiver_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+    fixtures = [each for each in findings if each.kind == "fixture" and each.report is not None]
     for finding in findings:
-        if finding.outcome is Outcome.UNUSED_WAIVER:
+        if finding.outcome is not Outcome.UNUSED_WAIVER:
+            continue
+        leaking = [each.owner for each in fixtures if _has_opened_in(each, finding.owner)]
+        for name in dict.fromkeys(leaking):
+            yield (
+                f"{finding.owner} is allowed to leak sockets ({finding.reason}), but the leak is "
+                f"of {name}, which the marker does not cover: use socket_leaks_ignore = "
+                f"fixture:{_plain_name(name)}"
+            )
+        if not leaking:
             yield (
                 f"{finding.owner} is allowed to leak sockets ({finding.reason}) and does not any "
                 "more: remove its allow_socket_leaks marker"
             )
+
+
+def _has_opened_in(finding: OwnerFinding, test: str) -> bool:
+    """Whether a fixture has leaked a socket that a test has opened."""
+    leaks = finding.report.findings if finding.report is not None else ()
+    return any(leak.observation.record.context.get(OPENED_IN) == test for leak in leaks)
+
+
+def _plain_name(fixture: str) -> str:
+    """The name of a fixture without its scope and place, as a pattern has it."""
+    quoted = re.match(r"\w+ fixture '([^']+)'", fixture)
+    return quoted[1] if quoted is not None else fixture.partition(" ")[0]
 
 
 def _settle_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:

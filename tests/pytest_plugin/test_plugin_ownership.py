@@ -530,3 +530,33 @@ def test_last(server): pass
     )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.no_fnmatch_line("*accepted*")
+
+
+LEAKY_FIXTURE = """
+@pytest.fixture(scope="session")
+def shared():
+    pool = Pool()
+    yield pool
+    pool.server.close()
+
+@pytest.mark.allow_socket_leaks(reason="bug 1")
+def test_it(shared): keep(shared.connection())
+"""
+
+
+def test_a_pattern_allows_the_leak_of_a_wider_fixture_by_its_name(suite):
+    suite.fail(LEAKY_FIXTURE, "--socket-leaks-ignore=fixture:other").assert_outcomes(
+        passed=1, errors=1
+    )
+    suite.fail(LEAKY_FIXTURE, "--socket-leaks-ignore=fixture:sha*").assert_outcomes(passed=1)
+
+
+def test_a_marker_that_does_not_cover_the_leak_of_a_fixture_is_not_called_unneeded(suite):
+    result = suite.fail(LEAKY_FIXTURE)
+    result.assert_outcomes(passed=1, errors=1)
+    text = " ".join(result.stdout.str().split())
+    assert (
+        "test_it is allowed to leak sockets (bug 1), but the leak is of session fixture 'shared', "
+        "which the marker does not cover: use socket_leaks_ignore = fixture:shared" in text
+    )
+    assert "remove its" not in text
