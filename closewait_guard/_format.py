@@ -378,7 +378,9 @@ def block_lines(
     style = Style(block.severity.value)
     before = f"{number} " if number else ""
     left = f"{before}{block.sockets:>{digits},} {block.title}"
-    right = escape_line("  ".join(filter(None, (block.code, block.severity.value))))
+    # Of what is young and few, the verdict says it all: "leaked, info" would contradict itself.
+    severity = block.severity.value if block.severity.rank else ""
+    right = escape_line("  ".join(filter(None, (block.code, severity))))
     *lines, last = layout.wrap(left, " " * (_INDENT + 2))
     if len(last) + 2 + len(right) > layout.width:
         lines, last = [*lines, last], ""

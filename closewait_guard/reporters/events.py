@@ -80,11 +80,14 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     oldest = max(each.ended_for for each in observations)
     is_lower_bound = any(each.is_lower_bound for each in observations)
     peers = summarize_addresses(each.peer for each in observations if each.peer)
+    # What the program should have closed is worth a warning, however young it is.
+    is_low = group.verdict.is_leak and group.severity is Severity.INFO
+    level = Severity.WARNING if is_low else group.severity
     fields: dict[str, Scalar] = {
         **_context_fields(group),
         **_code_fields(group.code),
         "verdict": group.verdict.value,
-        "severity": group.severity.value,
+        "severity": level.value,
         "is_leak": group.verdict.is_leak,
         "count": group.count,
         "site": group.site.place if group.site is not None else None,
@@ -103,9 +106,6 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         f"{f' to {peers}' if peers else ''}, for {_longest(oldest, is_lower_bound)}: {group.hint}"
         f"{f' ({group.code})' if group.code else ''}"
     )
-    # What the program should have closed is worth a warning, however young it is.
-    is_low = group.verdict.is_leak and group.severity is Severity.INFO
-    level = Severity.WARNING if is_low else group.severity
     name = "socket_leak" if group.verdict.is_leak else "socket_finding"
     # Few idle connections in pools, and what is closing, are nothing to read of in a log.
     is_news = level is not Severity.INFO

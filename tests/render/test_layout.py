@@ -81,12 +81,13 @@ def test_identifiers_paths_and_code_are_not_folded(report, width):
 
 
 @WIDTHS
-def test_verdict_and_code_are_in_the_first_line_and_severity_last(report, width):
+def test_verdict_and_code_are_in_the_first_line_and_severity_last_from_warning_on(report, width):
     text = cwg.render_text(report, width=width)
     for finding in report.findings:
         assert finding.code.startswith("CWG")
         verdict = finding.verdict.value.upper()
-        title = rf"^\[\d\] \d {verdict}  [^[]*?{finding.code}  {finding.severity}$"
+        severity = "" if finding.severity is cwg.Severity.INFO else f"  {finding.severity}"
+        title = rf"^\[\d\] \d {verdict}  [^[]*?{finding.code}{severity}$"
         assert re.search(title, text, re.MULTILINE), text
 
 

@@ -77,7 +77,7 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
     leak = report.findings[0]
     assert event.keys() == KEYS | {"event", "level", "request"}
     assert event["event"] == "socket_leak"
-    assert (event["verdict"], event["severity"], event["is_leak"]) == ("leaked", "info", True)
+    assert (event["verdict"], event["severity"], event["is_leak"]) == ("leaked", "warning", True)
     assert (event["count"], event["pid"]) == (3, os.getpid())
     assert event["site"] == leak.observation.record.site.place
     assert event["function"] == "fetch"
@@ -130,9 +130,9 @@ def test_a_leak_is_logged_at_least_as_a_warning(own_structlog, caplog):
     reporters.structlog()(report)
     reporters.logging()(report)
     [event] = own_structlog()
-    assert (event["level"], event["severity"]) == ("warning", "info")
+    assert (event["level"], event["severity"]) == ("warning", "warning")
     [record] = caplog.records
-    assert (record.levelname, record.severity) == ("WARNING", "info")
+    assert (record.levelname, record.severity) == ("WARNING", "warning")
 
 
 def test_a_severe_finding_that_is_no_leak_has_its_level_and_is_not_named_a_leak(
