@@ -232,14 +232,14 @@ class Guard:
 
     def attribute(self, *names: str) -> None:
         """Record where native code opens sockets; see `closewait_guard.attribute`."""
-        self._pipeline.scanner.attribute(*names)
+        self._pipeline.scanner.attribution.wrap(*names)
 
     def _attribute_on_import(self, names: Iterable[str]) -> None:
         """The same when the program imports a known library, or the module of a name."""
         from closewait_guard._inspect import attributed_libraries, attributed_module
 
-        names = (*attributed_libraries(), *names)
-        self._call_on_import(self.attribute, {name: attributed_module(name) for name in names})
+        modules = {name: attributed_module(name) for name in (*attributed_libraries(), *names)}
+        self._call_on_import(self._pipeline.scanner.attribution.wrap_or_note, modules)
 
     def _patch_class(self, name: str) -> None:
         self._registry.patch_class(name, SOCKET_CONSTRUCTORS)

@@ -295,7 +295,7 @@ class Pipeline:
                 "closed long ago"
             )
         yield from self._pools.notes
-        yield from self._calls.notes
+        yield from (*self._calls.notes, *self.scanner.natives.notes)
         if refusals.total:
             questions = pluralize(refusals.total, "question")
             yield f"what an audit hook has kept from being asked: {questions}"

@@ -119,6 +119,8 @@ class NativeSockets:
         self._paused_until = 0.0
         # How many there are; None where that is not known.
         self.count: int | None = None
+        # What cannot be known of where they are opened.
+        self.notes: tuple[str, ...] = ()
 
     @property
     def pid(self) -> int:
@@ -279,9 +281,17 @@ class CallAttribution:
                 attributed_module(name)
             except ConfigurationError as error:
                 raise ConfigurationError(f"attribute({name!r}): {error}") from None
-            for reference in known.get(name, (name,)):
-                if reference not in self._undo:
-                    self._undo[reference] = self._wrap(reference)
+            with patch.install_lock():
+                for reference in known.get(name, (name,)):
+                    if reference not in self._undo:
+                        self._undo[reference] = self._wrap(reference)
+
+    def wrap_or_note(self, name: str) -> None:
+        """Do the same in the middle of an import of the program; the reports say what failed."""
+        try:
+            self.wrap(name)
+        except ConfigurationError as error:
+            self._natives.notes += (f"where {name} opens sockets: {error}",)
 
     def _wrap(self, reference: str) -> Callable[[], None]:
         module, _, path = reference.partition(":")
@@ -292,11 +302,7 @@ class CallAttribution:
                 place = getattr(place, holder)
             return patch.wrap_callable(place, last, self._wrapper)
         except Exception as error:
-            is_missing = isinstance(error, ImportError | AttributeError)
-            why = "not found" if is_missing else "only a callable written in Python can be wrapped"
-            raise ConfigurationError(
-                f"attribute({reference!r}): {why} ({type(error).__name__}: {error})"
-            ) from error
+            raise ConfigurationError(f"attribute({reference!r}): {_why(error)}") from error
 
     def _wrapper(self, wrapped: Any, owner: object, args: Any, kwargs: Any) -> Any:
         if not self._undo:
@@ -384,6 +390,15 @@ def attributed_module(name: str) -> str:
             f'expected "module:callable" or a library, got {shown(name)}.{near} Libraries: {known}'
         )
     return module
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, AttributeError):
+        # What Python says of a module in the middle of its import would mislead.
+        return f"not found (the module has no {error.name!r})"
+    is_missing = isinstance(error, ImportError)
+    what = "not found" if is_missing else "only a callable written in Python can be wrapped"
+    return f"{what} ({type(error).__name__}: {error})"
 
 
 async def _assign_awaited(result: Any, assign: Callable[[object], None]) -> Any:

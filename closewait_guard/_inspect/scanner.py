@@ -18,7 +18,6 @@ from closewait_guard._capture import (
     OpenSockets,
     Probing,
     Registry,
-    patch,
     pop_if_same,
 )
 from closewait_guard._clock import now, pause, wall
@@ -377,13 +376,17 @@ class _ScanContext:
 
 
 class SocketScanner:
-    """Scans the sockets that the registry knows, and those that no object is known for."""
+    """Scans the sockets that the registry knows, and those that no object is known for.
+
+    Attributes:
+        attribution: Records where native code opens sockets.
+    """
 
     def __init__(self, registry: Registry, probe: Probe, settings: Settings) -> None:
         self._grace = settings.grace
         self.natives = NativeSockets(registry)
         self._depth = settings.stack_depth
-        self._attribution = CallAttribution(self.natives, self._depth)
+        self.attribution = CallAttribution(self.natives, self._depth)
         self._tracked_scanner = Scanner(registry, probe, settings.age_warning, registry.made_at)
         self._native_scanner = Scanner(self.natives, probe, settings.age_warning, registry.made_at)
         self.forked_copies = self._tracked_scanner.forked_copies
@@ -391,7 +394,7 @@ class SocketScanner:
     def share_natives(self, other: SocketScanner) -> None:
         """Know of native sockets what another scanner of the same registry knows."""
         self.natives, self._native_scanner = other.natives, other._native_scanner
-        self._attribution = CallAttribution(self.natives, self._depth)
+        self.attribution = CallAttribution(self.natives, self._depth)
 
     def take_census(self) -> None:
         """Record the native sockets that are open by now, so that later ones are known as new."""
@@ -399,7 +402,7 @@ class SocketScanner:
 
     def scan(self, *, full: bool = False, opened_after: int | None = None) -> ScanResult:
         """One scan of all of them; for the arguments see `Scanner.scan`."""
-        self._attribution.refresh()
+        self.attribution.refresh()
         tracked = self._tracked_scanner.scan(full=full, opened_after=opened_after)
         natives = self._native_scanner.scan(full=full, opened_after=opened_after)
         if opened_after is not None:
@@ -417,14 +420,9 @@ class SocketScanner:
             pause(wait)
         return natives.only(lambda seen: _is_live(seen) or self.natives.is_still(seen))
 
-    def attribute(self, *names: str) -> None:
-        """Record where native code opens sockets."""
-        with patch.install_lock():
-            self._attribution.wrap(*names)
-
     def close(self) -> None:
         """Remove the wrappers of `attribute`."""
-        self._attribution.undo()
+        self.attribution.undo()
 
     def after_fork(self) -> None:
         """In the child: the sockets known so far are inherited ones."""

@@ -717,6 +717,9 @@ def test_what_attribute_names_is_attributed_when_the_program_imports_it(script, 
     )
     done = call("run", "--fail-on-leak", "--attribute", "native:connect", path, code=86)
     assert f"{path.name}:4 in <module>" in " ".join(done.stderr.split()), done.stderr
+    done = call("run", "--attribute", "native:conect", path)
+    said = "where native:conect opens sockets: attribute('native:conect'): not found (the module"
+    assert said in " ".join(done.stderr.split()), done.stderr
     done = call("run", "--attribute", "native", path, code=2)
     assert 'expected "module:callable" or a library' in done.stderr
 
