@@ -163,7 +163,7 @@ class LeakHooks:
 
     def _make_recorder(self) -> RunRecorder:
         with self._spare_descriptors.lend():
-            from closewait_guard.pytest_plugin._recording import RunRecorder, files_of_tests
+            from closewait_guard.pytest_plugin._recording import RunRecorder, own_files
 
         if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
@@ -175,7 +175,7 @@ class LeakHooks:
                 self._noted,
                 worker,
                 _calling_code(self._config),
-                partial(files_of_tests, self._config),
+                partial(own_files, self._config),
             )
         return self._recorder
 

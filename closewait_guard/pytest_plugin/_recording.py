@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
 
 import pytest
 
-from closewait_guard._capture import PlainContext, Recording, Registry
+from closewait_guard._capture import PlainContext, Recording, Registry, kind_of_file
 from closewait_guard._config import RECORDING_DEFAULTS
 from closewait_guard._descriptors import SpareDescriptors
+from closewait_guard._enums import FrameKind
 from closewait_guard.pytest_plugin._attribution import Ownership
 from closewait_guard.pytest_plugin._options import Plan
 
@@ -62,7 +64,7 @@ class RunRecorder:
         noted: What libraries had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
         callers: Where pytest calls tests and fixtures: stacks end there.
-        find_test_files: Finds the files of tests, which may be installed with their package.
+        find_own_files: Finds the files of tests, and of what is tested, which may be installed.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class RunRecorder:
         noted: Mapping[str, Mapping[str, int]],
         worker: str | None,
         callers: Iterable[CodeType],
-        find_test_files: Callable[[], Iterable[str]],
+        find_own_files: Callable[[], Iterable[str]],
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -82,7 +84,7 @@ class RunRecorder:
         self._spare_descriptors = spare_descriptors
         self._noted = noted
         self._worker = worker
-        self._find_test_files = find_test_files
+        self._find_own_files = find_own_files
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
             Recording(recording.stack_depth, tuple(callers), recording.speedups),
@@ -117,7 +119,7 @@ class RunRecorder:
             from closewait_guard._inspect import count_as_own
             from closewait_guard.settings import Settings
 
-            count_as_own(self._find_test_files())
+            count_as_own(self._find_own_files())
 
             # The program's own reporters and its signal are for its own guard.
             settings = (self._settings or Settings()).with_overrides(reporters=(), signal=None)
@@ -136,7 +138,37 @@ class RunRecorder:
         return self._checker
 
 
-def files_of_tests(config: pytest.Config) -> set[str]:
+def own_files(config: pytest.Config) -> set[str]:
+    """What is the program's own though it may be installed: tests, fixtures, and what is tested."""
+    return _files_of_tests(config) | _files_of_project(config.rootpath)
+
+
+def _files_of_project(root: Path) -> set[str]:
+    """The installed files of the project in this folder, as `pip install .` and tox leave them.
+
+    They are those of the distribution that `pyproject.toml` names, and of the packages that the
+    folder has itself, or its `src`.
+    """
+    files: set[Path] = set()
+    with suppress(Exception):
+        import tomllib
+        from importlib import metadata
+
+        project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+        distribution = metadata.distribution(project["project"]["name"])
+        files |= {Path(str(distribution.locate_file(each))) for each in distribution.files or ()}
+    for marker in (*root.glob("*/__init__.py"), *root.glob("src/*/__init__.py")):
+        with suppress(Exception):
+            import importlib.util
+
+            spec = importlib.util.find_spec(marker.parent.name)
+            for folder in (spec and spec.submodule_search_locations) or ():
+                if kind_of_file(f"{folder}/") is FrameKind.LIBRARY:
+                    files |= set(Path(folder).rglob("*.py"))
+    return {str(each) for each in files if each.suffix == ".py"}
+
+
+def _files_of_tests(config: pytest.Config) -> set[str]:
     """The files of the tests of this run, and of the fixtures in `conftest.py`."""
     plugins = config.pluginmanager
     items = getattr(plugins.get_plugin("session"), "items", ())

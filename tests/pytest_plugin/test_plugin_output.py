@@ -362,6 +362,62 @@ def test_the_line_of_a_test_wins_over_a_librarys_even_if_it_is_installed_with_it
     result.stdout.fnmatch_lines([f"    {opened_by}"])
 
 
+OWN_POOL = """
+import urllib3
+
+default = None
+
+def get(url):
+    global default
+    if default is None:
+        default = urllib3.PoolManager()
+    return default.request("GET", url).data
+"""
+USES_OWN_POOL = """
+import http.server, tinyhttp
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+def test_it():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    tinyhttp.get(f"http://127.0.0.1:{server.server_port}/")
+    server.shutdown()
+    server.server_close()
+"""
+
+
+@pytest.mark.parametrize("named_by", ["src/tinyhttp", "pyproject.toml"])
+def test_the_project_under_test_is_no_library_though_it_is_installed(suite, monkeypatch, named_by):
+    root = suite.pytester.path
+    installed = root / "elsewhere" / "site-packages"
+    for name, text in {
+        "tinyhttp.py" if named_by != "src/tinyhttp" else "tinyhttp/__init__.py": OWN_POOL,
+        "tiny_http-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny-http\nVersion: 1\n",
+        "tiny_http-1.dist-info/RECORD": "tinyhttp.py,,\n",
+    }.items():
+        (installed / name).parent.mkdir(parents=True, exist_ok=True)
+        (installed / name).write_text(text, encoding="utf-8")
+    if named_by == "src/tinyhttp":
+        (root / "src" / "tinyhttp").mkdir(parents=True)
+        (root / "src" / "tinyhttp" / "__init__.py").write_text(OWN_POOL, encoding="utf-8")
+        suite.pytester.makeini("[pytest]\n")
+    else:
+        project = '[project]\nname = "tiny-http"\n[tool.pytest.ini_options]\n'
+        (root / "pyproject.toml").write_text(project, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(installed))
+    result = suite.fail(USES_OWN_POOL, apart=True)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.re_match_lines([r".*opened   by urllib3", r".*tinyhttp\S*\.py:\d+ in get\(\)"])
+    result.stdout.no_fnmatch_line("*a library's own pool*")
+
+
 @pytest.mark.parametrize("length", [10, 60, 200])
 def test_file_and_number_are_shown_however_long_the_directory_is(suite, monkeypatch, length):
     monkeypatch.setenv("COLUMNS", "110")
