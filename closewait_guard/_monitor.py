@@ -64,12 +64,24 @@ class Pace(NamedTuple):
 
 
 class Schedule:
-    """Makes the reports of a series, and knows when the next is due."""
+    """Makes the reports of a series, and knows when the next is due.
 
-    def __init__(self, guard: Guard, interval: float | None) -> None:
+    Args:
+        guard: Whose reports.
+        interval: Seconds between two; `Settings.interval` if None.
+        is_wanted: Whether a report is delivered; each is if None.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        interval: float | None,
+        is_wanted: Callable[[Report], bool] | None = None,
+    ) -> None:
         wanted = guard.settings.interval if interval is None else interval
         wanted = require_number(parse_interval, wanted, "interval")
         self._guard = guard
+        self._is_wanted = is_wanted
         self._redact = Redaction(guard.settings.redact).text
         self._pace = Pace(wanted)
         self._next = now() + wanted
@@ -95,7 +107,8 @@ class Schedule:
                 notes = () if note is None else (note,)
                 report = self._guard._next_in_series(notes, is_last=is_last)
             report = report if complete is None else complete(report)
-            self._guard._deliver(report, is_periodic=not is_last)
+            if self._is_wanted is None or self._is_wanted(report):
+                self._guard._deliver(report, is_periodic=not is_last)
             self._has_failed = False
         except Exception as error:
             had_failed, self._has_failed = self._has_failed, True
@@ -129,6 +142,7 @@ class Monitor:
         at_exit: Report once more at the end of the `with` block, or of the program;
             `Settings.at_exit` when left out.
         in_children: Continue in the children that the program forks, each for itself.
+        is_wanted: Whether a report is delivered; each is when left out.
 
     Example:
         >>> with Guard() as guard, Monitor(guard, interval=60) as monitor:
@@ -145,9 +159,10 @@ class Monitor:
         *,
         at_exit: bool | None = None,
         in_children: bool = False,
+        is_wanted: Callable[[Report], bool] | None = None,
     ) -> None:
         self.guard = guard
-        self._schedule = Schedule(guard, interval)
+        self._schedule = Schedule(guard, interval, is_wanted)
         self._at_exit = guard.settings.at_exit if at_exit is None else at_exit
         self._in_children = in_children
         self._thread: threading.Thread | None = None

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from closewait_guard._preload.status import (
     FOLDER,
-    MAX_REPORT,
     Channel,
     ChildConfig,
+    SentReports,
     move_up,
     prints_json,
 )
 
 __all__ = [
     "FOLDER",
-    "MAX_REPORT",
     "Channel",
     "ChildConfig",
+    "SentReports",
     "move_up",
     "prints_json",
 ]

@@ -44,7 +44,7 @@ def start() -> None:
         # One of our own: the program may install the process-wide one, with its own settings.
         guard = Guard(Settings.load(), _reporters(config)).install()
         guard._attribute_on_import(config.attribute)
-        status = Status(line)
+        status = Status(line, is_helper=_is_helper())
     except Exception as error:
         print_error(f"process {os.getpid()} is not guarded: {error}")
         if line is not None:
@@ -66,7 +66,8 @@ def start() -> None:
 
         # As text the last report comes from us.
         at_exit = guard.settings.at_exit and not {"text", "console"}.issuperset(reporters)
-        Monitor(guard, at_exit=at_exit, in_children=True).start()
+        is_wanted = partial(_is_of_interest, status)
+        Monitor(guard, at_exit=at_exit, in_children=True, is_wanted=is_wanted).start()
 
 
 def _report_on_signal(guard: Guard, reporters: tuple[str, ...], report: Report) -> None:
@@ -88,7 +89,14 @@ def _send_state(status: Status, report: Report) -> None:
 def _line(config: ChildConfig) -> Line | None:
     if config.channel is None:
         return None
-    return Line(config.channel, is_main=ChildConfig.is_main(os.environ, os.getpid()))
+    is_main = ChildConfig.is_main(os.environ, os.getpid())
+    return Line(config.channel, is_main=is_main, is_helper=_is_helper())
+
+
+def _is_helper() -> bool:
+    """Whether this process only starts or counts others for `multiprocessing`."""
+    command = " ".join(sys.orig_argv)
+    return any(name in command for name in _HELPERS)
 
 
 def _reporters(config: ChildConfig) -> list[Reporter | str]:
@@ -98,6 +106,13 @@ def _reporters(config: ChildConfig) -> list[Reporter | str]:
     from closewait_guard.reporters import text
 
     return [text(sys.__stderr__) if name == "text" else name for name in config.reporters]
+
+
+def _is_of_interest(status: Status, report: Report) -> bool:
+    """Whether to say more of a process than that it has not leaked."""
+    if report.findings or report.alerts or ChildConfig.is_main(os.environ, os.getpid()):
+        return True
+    return bool(report.open_sockets or report.coverage.opened) and not status.is_helper
 
 
 class _Ending:
@@ -149,7 +164,7 @@ class _Ending:
             self._status.end(f"failed {escape_control(why)}", is_exec=is_exec)
             print_error(f"process {os.getpid()} cannot report: {why}")
             return
-        is_silent = self._is_bystander() or self._is_helper()
+        is_silent = self._is_bystander() or self._status.is_helper
         is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not is_silent)
         shown = _without_open(report)
         text = as_text(shown) if is_wanted else ""
@@ -172,11 +187,6 @@ class _Ending:
     def _is_bystander(self) -> bool:
         """Whether this is a forked child that has opened no socket of its own."""
         return self._pid != os.getpid() and not self._status.has_opened
-
-    def _is_helper(self) -> bool:
-        """Whether this process only starts or counts others for `multiprocessing`."""
-        command = " ".join(sys.orig_argv)
-        return self._pid == os.getpid() and any(name in command for name in _HELPERS)
 
 
 def _verdict(report: Report) -> str:
@@ -225,14 +235,17 @@ class Status:
 
     Args:
         line: The line to the launcher, if that waits for what is said.
+        is_helper: This process only starts or counts others.
 
     Attributes:
+        is_helper: The same; not so in a forked child.
         has_opened: Whether this process has opened a socket, in a forked child since the fork.
         has_ended: Whether it has been said how this process ends.
     """
 
-    def __init__(self, line: Line | None) -> None:
+    def __init__(self, line: Line | None, *, is_helper: bool = False) -> None:
         self._line = line
+        self.is_helper = is_helper
         self.has_opened = self.has_ended = False
         patch.subscribe(self)
 
@@ -286,7 +299,7 @@ class Status:
             self._line.say(f"replaced {verdict}" if is_exec else verdict)
         except OSError as error:
             # It may have begun when the program had ended. Then it had nothing to leak.
-            if verdict != "clean" or self.has_opened:
+            if verdict != "clean" or (self.has_opened and not self.is_helper):
                 why = f"cannot report to `closewait-guard run` whether it has leaked: {error}"
                 print_error(f"process {os.getpid()} {why}")
             return False
@@ -305,7 +318,7 @@ class Status:
 
     def after_fork(self) -> None:
         """In the child."""
-        self.has_opened = self.has_ended = False
+        self.has_opened = self.has_ended = self.is_helper = False
         patch.subscribe(self)
         if self._line is not None:
             self._line.after_fork()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import _socket
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
@@ -29,6 +29,7 @@ __all__ = [
     "Channel",
     "ChildConfig",
     "Line",
+    "SentReports",
     "move_up",
     "prints_json",
 ]
@@ -40,6 +41,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 MAX_REPORT = 2_000_000
+_MAX_BYTES_OF_REPORTS = 64_000_000
 # The launcher reads all the time, unless it has been stopped.
 _MAX_SECONDS = 1.0
 # For it to wait for other processes too, and to print the report.
@@ -90,9 +92,10 @@ class Line:
     Args:
         channel: How to reach the launcher.
         is_main: This process is the program, not a child of it.
+        is_helper: It only starts or counts processes for the program, and ends after it.
     """
 
-    def __init__(self, channel: Channel, *, is_main: bool) -> None:
+    def __init__(self, channel: Channel, *, is_main: bool, is_helper: bool = False) -> None:
         self._channel = channel
         self._is_main = is_main
         self._socket: OwnedDescriptor | None = None
@@ -101,7 +104,7 @@ class Line:
             self._take(channel.fd)
         if not is_main:
             self._renew()
-        self._say_here("main" if is_main else "here")
+        self._say_here("main" if is_main else "helper" if is_helper else "here")
 
     def say(self, what: str) -> None:
         """Say something to the launcher.
@@ -187,6 +190,67 @@ class Line:
             line.close()
             raise
         return move_up(line.detach())
+
+
+class _SentReport(NamedTuple):
+    """The last report of a program that a process has run, as text."""
+
+    pid: int
+    text: str
+    is_last: bool
+    is_before_exec: bool
+
+
+class SentReports:
+    """In the launcher: of each program that a process has run, the newest report."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[tuple[int, str], list[str]] = {}
+        self._whole: dict[int, str] = {}
+        self._before_exec: set[int] = set()
+        self._kept: list[_SentReport] = []
+        self._size = 0
+        self._too_large: set[int] = set()
+
+    def add_piece(self, pid: int, what: str) -> None:
+        """Add a part of a report: its number, whether it is the last part, and the text."""
+        number, _, rest = what.partition(" ")
+        is_last, _, text = rest.partition(" ")
+        pieces = self._pieces.setdefault((pid, number), [])
+        pieces.append(text)
+        self._size += len(text)
+        if is_last == "1":
+            whole = "".join(self._pieces.pop((pid, number)))
+            self._size -= len(self._whole.pop(pid, ""))
+            self._whole[pid] = whole
+            self._before_exec.discard(pid)
+        if self._size > _MAX_BYTES_OF_REPORTS or sum(map(len, pieces)) > MAX_REPORT:
+            self._size -= sum(map(len, self._pieces.pop((pid, number), ())))
+            self._size -= len(self._whole.pop(pid, ""))
+            self._too_large.add(pid)
+
+    def note_exec(self, pid: int) -> None:
+        """The report of the process is that of a program that another is about to replace."""
+        self._before_exec.add(pid)
+
+    def keep(self, pid: int, *, is_last: bool) -> None:
+        """The next report of the process will be that of another program."""
+        if pid in self._whole:
+            is_before_exec = pid in self._before_exec
+            text = self._whole.pop(pid)
+            self._kept.append(_SentReport(pid, text, is_last or is_before_exec, is_before_exec))
+
+    def take(self, ended: Container[int]) -> list[_SentReport]:
+        """All since the last call, each the last one of its program if the process has ended."""
+        for pid in list(self._whole):
+            self.keep(pid, is_last=pid in ended)
+        kept, self._kept = self._kept, []
+        return kept
+
+    def take_too_large(self) -> set[int]:
+        """The processes whose reports are left out, because they are too large."""
+        found, self._too_large = self._too_large, set()
+        return found
 
 
 # The program may have SIGPIPE end it.

@@ -25,6 +25,7 @@ from closewait_guard._preload import FOLDER
 __all__ = [
     "PythonProcesses",
     "missing_guard",
+    "shares_stderr",
 ]
 
 
@@ -227,6 +228,14 @@ def _pythons_with(token: str) -> set[int]:
                     if is_python and token.encode() in (process / "environ").read_bytes():
                         found.add(int(process.name))
     return found
+
+
+def shares_stderr(pid: int) -> bool:
+    """Whether a process has this one's standard error: a service goes on without it."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/fd/2"), os.fstat(2))  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def _is_interpreter(name: str) -> bool:

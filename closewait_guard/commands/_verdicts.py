@@ -13,15 +13,15 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from closewait_guard._cpython import compare_digest
 from closewait_guard._descriptors import identity_of
 from closewait_guard._format import escape_control
-from closewait_guard._preload import MAX_REPORT, Channel, move_up
+from closewait_guard._preload import Channel, SentReports, move_up
 from closewait_guard._render import LastReport, from_dict, render_family
 from closewait_guard._stream import layout_of
-from closewait_guard.commands._pythons import PythonProcesses
+from closewait_guard.commands._pythons import PythonProcesses, shares_stderr
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
 _MAX_SECONDS = 10.0
 _MAX_SILENT_LINES = 256
 _LONGEST_MESSAGE = 65_536
-# Where the program waits for us, not we for it.
-_MAX_SECONDS_BESIDE = 0.5
-_MAX_BYTES_OF_REPORTS = 64_000_000
+# Where the program waits for us, not we for it: longer only while there is something to hear.
+_MAX_SECONDS_BESIDE = 2.0
+_MAX_SILENT_SECONDS = 0.5
 
 
 @dataclass(eq=False)
@@ -45,6 +45,7 @@ class _Line:
     sock: socket.socket
     processes: dict[int, str] = field(default_factory=dict)
     rest: bytes = b""
+    is_programs: bool = False
 
 
 class Verdicts:
@@ -64,17 +65,19 @@ class Verdicts:
                 "run --fail-on-leak needs UNIX sockets, which this platform does not have"
             )
         self._is_beside = is_beside
-        self.leaked = False
+        self.leaked = self._has_printed = False
         self._opened: set[int] = set()
         self._leaked: set[int] = set()
         self._ended: set[int] = set()
-        self._reports = Reports()
+        self._reports = _Reports()
         self._heard: set[int] = set()
         self._failed: dict[int, str] = {}
         self._unguarded: dict[int, str] = {}
         self._lost: set[int] = set()
         self._replaced: set[int] = set()
+        self._helpers: set[int] = set()
         self._running: set[int] = set()
+        self._heard_at = 0.0
         self._token = os.urandom(16).hex()
         self._program = 0
         self._pythons = PythonProcesses(command, self._token)
@@ -134,7 +137,7 @@ class Verdicts:
         self._stop.close()
         self._thread.join()
         self._selector.unregister(self._stopped)
-        self._settle(_MAX_SECONDS, is_interrupted)
+        self._settle(_MAX_SECONDS, lambda: self._is_waiting() and not is_interrupted())
 
     def serve_beside(self, program: int, end: int) -> None:
         """Serve until the program has said how it ends, or has ended.
@@ -150,39 +153,47 @@ class Verdicts:
         while program not in self._ended and not self._is_stopping:
             self._serve(None)
         self._selector.unregister(end)
-        self._settle(_MAX_SECONDS_BESIDE, lambda: False)
+        self._heard_at = time.monotonic()
+        self._settle(_MAX_SECONDS_BESIDE, self._is_telling)
 
-    def _settle(self, seconds: float, is_interrupted: Callable[[], bool]) -> None:
+    def serve_children(self) -> None:
+        """Let the program end, and wait for the children that only its end has end."""
+        for line in self._lines():
+            if line.is_programs:
+                self._end(line)
+        self._settle(_MAX_SECONDS, self._may_print_more)
+
+    def _settle(self, seconds: float, should_wait: Callable[[], bool]) -> None:
         """Wait for the processes that are still about to end."""
         deadline = time.monotonic() + seconds
-        while self._serve(0.0) or (self._is_waiting() and not is_interrupted()):
+        while self._serve(0.0) or should_wait():
             if time.monotonic() > deadline:
                 break
             self._serve(0.02)
-        self._running |= self._silent()
-        for line in list(self._lines()):
-            if line.processes:
-                self._running.update(filter(_is_alive, line.processes))
-                self._end(line)
+        speaking = self._speaking()
+        alive = set(filter(_is_alive, speaking))
+        self._running = alive | self._silent()
+        self._lost.update(pid for pid in speaking.keys() - alive if speaking[pid] != "here")
 
     def report(self, *, is_complete: bool) -> str:
-        """The last reports of all processes as one; empty if there is nothing to print.
+        """The last reports since the last call as one; empty if there is nothing to print.
 
         Args:
             is_complete: Whether it is known of each process whether it has leaked.
         """
         # That of the program itself comes first.
         members = sorted(
-            self._reports.read(self._ended),
+            self._reports.take(self._ended),
             key=lambda each: (each.report.pid != self._program, each.report.pid),
         )
+        note = self._reports.take_note()
         has_leaked = any(each.report.leaks for each in members)
         self.leaked = self.leaked or has_leaked or bool(self._leaked)
         has_main = bool(members) and members[0].report.pid == self._program
-        if not has_main and not has_leaked:
-            return self._reports.note
-        layout = layout_of()
-        return render_family(members, layout, is_complete=is_complete) + self._reports.note
+        self._has_printed = self._has_printed or has_main or has_leaked
+        if not members or not self._has_printed:
+            return note
+        return render_family(members, layout_of(), is_complete=is_complete) + note
 
     def unknown(self) -> list[str]:
         """A sentence for each way in which it is not known whether a process has leaked."""
@@ -198,7 +209,7 @@ class Verdicts:
         running = self._running - unguarded.keys()
         if self._is_beside:
             # It may well be a service, which goes on.
-            running &= self._opened
+            running &= self._opened - self._helpers
         if running:
             found.append(f"{_named(running)} still running")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
@@ -268,8 +279,22 @@ class Verdicts:
     def _lines(self) -> Iterable[_Line]:
         return [key.data for key in self._selector.get_map().values() if key.data is not None]
 
+    def _speaking(self) -> dict[int, str]:
+        """The processes that have not said how they end, with what they have said last."""
+        return {pid: verb for line in self._lines() for pid, verb in line.processes.items()}
+
     def _is_waiting(self) -> bool:
-        return any(line.processes for line in self._lines()) or bool(self._silent())
+        return bool(self._speaking() or self._silent())
+
+    def _is_telling(self) -> bool:
+        """Whether children may end with the program, which waits; helpers end after it."""
+        is_recent = time.monotonic() - self._heard_at < _MAX_SILENT_SECONDS
+        return is_recent and bool(self._speaking().keys() - self._helpers or self._silent())
+
+    def _may_print_more(self) -> bool:
+        """Whether a child with sockets is there that has not gone its own way, as a service."""
+        speaking = self._speaking()
+        return any(verb != "here" and shares_stderr(pid) for pid, verb in speaking.items())
 
     def _silent(self) -> set[int]:
         """Processes of the program that have not said anything yet: they are just starting."""
@@ -298,15 +323,20 @@ class Verdicts:
         verb, _, why = what.partition(" ")
         pid = int(number)
         self._heard.add(pid)
+        self._heard_at = time.monotonic()
         if verb == "report":
-            self._reports.add_piece(pid, why)
+            self._reports.sent.add_piece(pid, why)
         else:
+            line.is_programs = line.is_programs or pid == self._program
             self._note(line, pid, verb, why)
         return True
 
     def _note(self, line: _Line, pid: int, verb: str, why: str) -> None:
-        if verb in ("here", "main"):
+        if verb in ("here", "helper", "main"):
             self._begin(pid)
+        if verb == "helper":
+            self._helpers.add(pid)
+            verb = "here"
         if verb == "resumed":
             self._leaked.discard(pid)
             self._failed.pop(pid, None)
@@ -321,7 +351,7 @@ class Verdicts:
         line.processes.pop(pid, None)
         if verb == "replaced":
             verb, _, why = why.partition(" ")
-            self._reports.note_exec(pid)
+            self._reports.sent.note_exec(pid)
         else:
             self._ended.add(pid)
         if verb == "leaked":
@@ -337,7 +367,7 @@ class Verdicts:
             self._replaced.add(pid)
         self.leaked = self.leaked or pid in self._leaked
         self._leaked.discard(pid)
-        self._reports.keep(pid, is_last=pid in self._ended)
+        self._reports.sent.keep(pid, is_last=pid in self._ended)
 
     def _end(self, line: _Line) -> None:
         """No more is to come. A child that has never opened a socket has nothing to say."""
@@ -346,52 +376,17 @@ class Verdicts:
         line.sock.close()
 
 
-class Reports:
-    """What processes have sent of themselves: of each program that they ran the newest report."""
+class _Reports:
+    """Last reports that are yet to be printed, and which of them cannot be."""
 
     def __init__(self) -> None:
-        self._pieces: dict[tuple[int, str], list[str]] = {}
-        self._whole: dict[int, str] = {}
-        self._before_exec: set[int] = set()
-        self._kept: list[_Kept] = []
-        self._size = 0
-        self._too_large: set[int] = set()
+        self.sent = SentReports()
         self._unreadable: dict[int, str] = {}
 
-    def add_piece(self, pid: int, what: str) -> None:
-        """Add a part of a report: its number, whether it is the last part, and the text."""
-        number, _, rest = what.partition(" ")
-        is_last, _, text = rest.partition(" ")
-        pieces = self._pieces.setdefault((pid, number), [])
-        pieces.append(text)
-        self._size += len(text)
-        if is_last == "1":
-            whole = "".join(self._pieces.pop((pid, number)))
-            self._size -= len(self._whole.pop(pid, ""))
-            self._whole[pid] = whole
-            self._before_exec.discard(pid)
-        if self._size > _MAX_BYTES_OF_REPORTS or sum(map(len, pieces)) > MAX_REPORT:
-            self._size -= sum(map(len, self._pieces.pop((pid, number), ())))
-            self._size -= len(self._whole.pop(pid, ""))
-            self._too_large.add(pid)
-
-    def note_exec(self, pid: int) -> None:
-        """The report of the process is that of a program that another is about to replace."""
-        self._before_exec.add(pid)
-
-    def keep(self, pid: int, *, is_last: bool) -> None:
-        """The next report of the process will be that of another program."""
-        if pid in self._whole:
-            is_before_exec = pid in self._before_exec
-            text = self._whole.pop(pid)
-            self._kept.append(_Kept(pid, text, is_last or is_before_exec, is_before_exec))
-
-    def read(self, ended: Container[int]) -> list[LastReport]:
-        """All reports, each the last one of its program if that has said how it ends."""
-        for pid in list(self._whole):
-            self.keep(pid, is_last=pid in ended)
+    def take(self, ended: Container[int]) -> list[LastReport]:
+        """Those since the last call, each the last one of its program if that has ended."""
         found = []
-        for each in self._kept:
+        for each in self.sent.take(ended):
             try:
                 report = from_dict(json.loads(each.text))
             except (ValueError, RecursionError) as error:
@@ -400,26 +395,16 @@ class Reports:
                 found.append(LastReport(report, each.is_last, each.is_before_exec))
         return found
 
-    @property
-    def note(self) -> str:
+    def take_note(self) -> str:
         """Lines on the reports that are too large, and on those that cannot be read."""
         lines = [
             f"The report of process {pid} is left out, because it cannot be read: {why}\n"
             for pid, why in self._unreadable.items()
         ]
-        if self._too_large:
-            named = _named(self._too_large)
-            lines.append(f"The reports of {named} are left out: they are too large.\n")
+        if too_large := self.sent.take_too_large():
+            lines.append(f"The reports of {_named(too_large)} are left out: they are too large.\n")
+        self._unreadable.clear()
         return "".join(lines)
-
-
-class _Kept(NamedTuple):
-    """The report of a program that has ended, as text."""
-
-    pid: int
-    text: str
-    is_last: bool
-    is_before_exec: bool
 
 
 def _raise_limit() -> None:

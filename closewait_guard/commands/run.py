@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -143,7 +143,9 @@ def run(arguments: argparse.Namespace) -> int:
 
             def serve(program: int, end: int) -> None:
                 verdicts.serve_beside(program, end)
-                _print_report(verdicts, prints_text=prints_text)
+                known = _print_report(verdicts, prints_text=prints_text)
+                verdicts.serve_children()
+                _print_report(verdicts, known, prints_text=prints_text)
 
             return exec_beside(command, environ, serve)
         code = run_and_wait(command, environ, verdicts.listen, verdicts.stop_listening)
@@ -151,21 +153,26 @@ def run(arguments: argparse.Namespace) -> int:
             # It may not even have been started.
             return exit_like(code)
         unknown = _print_report(verdicts, prints_text=prints_text)
-        return exit_like(code) if code or not arguments.fail_on_leak else _judged(verdicts, unknown)
+        if code or not arguments.fail_on_leak:
+            return exit_like(code)
+        return _judged(verdicts, has_unknown=bool(unknown))
 
 
-def _print_report(verdicts: Verdicts, *, prints_text: bool) -> bool:
-    """Print what is known of all processes, and what is not; whether there is such."""
+def _print_report(
+    verdicts: Verdicts, known: Container[str] = (), *, prints_text: bool
+) -> list[str]:
+    """Print what is known of all processes, and what is not, unless that is known; return it."""
     unknown = verdicts.unknown()
     with suppress(OSError, ValueError):
         text = verdicts.report(is_complete=not unknown)
         write_text(sys.stderr, text if prints_text else "")
     for sentence in unknown:
-        print_error(f"leaks unknown: {sentence}")
-    return bool(unknown)
+        if sentence not in known:
+            print_error(f"leaks unknown: {sentence}")
+    return unknown
 
 
-def _judged(verdicts: Verdicts, has_unknown: bool) -> int:
+def _judged(verdicts: Verdicts, *, has_unknown: bool) -> int:
     """The exit code of a program that has succeeded."""
     if verdicts.leaked:
         return FAILED_ON_LEAK

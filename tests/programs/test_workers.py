@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
 import subprocess
@@ -209,6 +211,85 @@ def test_what_the_workers_of_an_executor_leak_is_in_one_report(tmp_path, method,
     what = "leak" if has_leaked else "none"
     done = call("run", "--fail-on-leak", path, method, what)
     check(done.returncode, done.stderr, has_leaked, 4)
+
+
+POOL = (
+    LEAK
+    + """
+import multiprocessing, time
+
+def work(_):
+    leak()
+    time.sleep(0.2)
+
+if __name__ == "__main__":
+    pool = multiprocessing.get_context("fork").Pool(2)
+    pool.map(work, range(4))
+    time.sleep(0.3)
+    print("done", flush=True)
+    time.sleep(60)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the launcher is the parent")
+def test_workers_that_only_the_end_of_their_pools_process_ends_are_in_a_second_report(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(POOL)
+    with subprocess.Popen(
+        [*COMMAND, "run", "--grace", "0.1", path],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout.readline() == "done\n"
+        errors = end(running, signal.SIGTERM)
+    assert running.returncode == -signal.SIGTERM
+    first, second = errors.split("still running\n")
+    assert "leaks unknown: 2 processes (" in first
+    assert "unknown" not in second, errors
+    assert "\n4 leaked sockets from 1 place in 2 of 2 processes" in second, errors
+    assert "cannot report" not in second, errors
+
+
+SERVICE = (
+    LEAK
+    + """
+import subprocess, sys
+
+service = "import socket, time; sock = socket.socket(); print('up', flush=True); time.sleep(60)"
+command = [sys.executable, "-c", service]
+child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+child.stdout.readline()
+print(child.pid)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the launcher is the parent")
+def test_a_service_that_goes_on_with_its_own_output_is_not_waited_for(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(SERVICE)
+    begun = time.monotonic()
+    done = call("run", path, code=0)
+    assert time.monotonic() - begun < 8
+    pid = int(done.stdout)
+    os.kill(pid, signal.SIGKILL)
+    assert f"leaks unknown: process {pid} still running" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_helpers_of_multiprocessing_get_no_report_and_are_not_waited_for(tmp_path, method):
+    path, shown = tmp_path / "program.py", tmp_path / "shown.jsonl"
+    path.write_text(EXECUTOR)
+    reporters = ("--report", "text", "--report", f"json_lines:{shown}")
+    done = call("run", "--interval", "0.1", *reporters, path, method, "leak", code=0)
+    assert "unknown" not in done.stderr, done.stderr
+    assert "cannot report" not in done.stderr, done.stderr
+    assert "python -c" not in done.stderr, done.stderr
+    commands = {json.loads(line)["command"] for line in shown.read_text().splitlines()}
+    assert commands == {str(path)}
 
 
 FORKS = (
