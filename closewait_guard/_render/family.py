@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -18,7 +18,7 @@ from closewait_guard._render.text import (
     render_report,
     sections_in,
 )
-from closewait_guard.model import Coverage, Report, SiteGroup
+from closewait_guard.model import Coverage, Finding, Origin, Report, SiteGroup
 
 __all__ = [
     "LastReport",
@@ -74,13 +74,13 @@ def render_family(
 
 
 def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> str:
-    pid_of = {id(finding): report.pid for report in reports for finding in report.findings}
+    kept, pids_of = _without_repeats(reports)
 
     def where_of(group: SiteGroup) -> str:
-        counts: Counter[int] = Counter()
+        counts: Counter[_Pids] = Counter()
         for finding in group.findings:
-            counts[pid_of[id(finding)]] += finding.count
-        return _pids(counts) if len(pids) > 1 else ""
+            counts[pids_of[id(finding)]] += finding.count
+        return _processes(counts) if len(pids) > 1 else ""
 
     pids = {report.pid for report in reports}
     fullest = max(reports, key=lambda report: report.fd_used or 0)
@@ -94,7 +94,52 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
         where_of=where_of,
         is_complete=is_complete,
     )
-    return join_sections(sections_in(_sum(reports), layout, scope))
+    return join_sections(sections_in(_sum(kept), layout, scope))
+
+
+_Pids = tuple[int, ...]
+
+
+def _without_repeats(reports: Sequence[Report]) -> tuple[list[Report], dict[int, _Pids]]:
+    """The reports with each socket in one of them, and which processes report each finding.
+
+    Over `fork()` and `exec` a socket comes to another program, which may find the same.
+    """
+    found: dict[object, list[tuple[Report, Finding]]] = defaultdict(list)
+    for report in reports:
+        for finding in report.findings:
+            found[_identity(finding)].append((report, finding))
+    best = {key: max(those, key=_rank)[0] for key, those in found.items()}
+    kept = [
+        replace(
+            report,
+            findings=tuple(each for each in report.findings if best[_identity(each)] is report),
+        )
+        for report in reports
+    ]
+    pids_of = {
+        id(finding): tuple(dict.fromkeys(report.pid for report, _ in those))
+        for those in found.values()
+        for _, finding in those
+    }
+    return kept, pids_of
+
+
+def _identity(finding: Finding) -> object:
+    """What two processes that have the same socket agree on; no other finding has it."""
+    seen = finding.observation
+    # In a long report one stands for several.
+    if not seen.inode or finding.count > 1:
+        return id(finding)
+    return seen.inode, seen.family, seen.type, seen.local
+
+
+def _rank(reported: tuple[Report, Finding]) -> tuple[object, ...]:
+    """Of one socket, the process that has opened it knows the most, then one that has it."""
+    report, finding = reported
+    record = finding.observation.record
+    is_own = record.pid == report.pid
+    return finding.is_leak, record.origin is not Origin.INHERITED, is_own, report.taken_at
 
 
 def _where_in(reports: Sequence[Report]) -> str:
@@ -107,11 +152,13 @@ def _where_in(reports: Sequence[Report]) -> str:
     return f" in {leaking:,} of {processes}" if leaking else f" in {processes}"
 
 
-def _pids(counts: Counter[int]) -> str:
+def _processes(counts: Counter[_Pids]) -> str:
     """The processes that the sockets of a site are in, and how many in each."""
+    names = {pids: " and ".join(map(str, pids)) for pids in counts}
     if len(counts) == 1:
-        return str(next(iter(counts)))
-    parts = [f"{pid} ({number:,})" for pid, number in counts.most_common(_MAX_PROCESSES)]
+        return next(iter(names.values()))
+    most = counts.most_common(_MAX_PROCESSES)
+    parts = [f"{names[pids]} ({number:,})" for pids, number in most]
     more = len(counts) - _MAX_PROCESSES
     return ", ".join(parts) + (f" and {more:,} more" if more > 0 else "")
 

@@ -364,3 +364,22 @@ def test_two_reports_of_one_process_are_of_one_process():
 def test_what_is_no_code_is_part_of_no_address():
     assert page_of("CWG104").endswith("/codes/#cwg104")
     assert page_of("a b\n") == page_of("é") == page_of()
+
+
+def test_a_socket_that_several_processes_report_is_counted_once_with_all_of_them():
+    finding = leaky_report().findings[0]
+    seen = replace(finding.observation, inode=77, local="127.0.0.1:80")
+    copy = replace(seen, record=replace(seen.record, origin=cwg.Origin.INHERITED))
+    inherited = replace(finding, verdict=cwg.Verdict.INHERITED, observation=copy)
+    other = replace(inherited, observation=replace(copy, inode=78))
+
+    def reporting(pid, *findings):
+        each = member(pid)
+        return each._replace(report=replace(each.report, findings=findings))
+
+    members = [reporting(1, replace(finding, observation=seen)), reporting(2, inherited, other)]
+    text = " ".join(render_family(members).split())
+    assert "2 leaked sockets from 1 place in 2 of 2 processes." in text
+    assert text.count("1 LEAKED") == text.count("1 INHERITED") == 1
+    assert " process 1 and 2 " in text
+    assert " process 2 " in text
