@@ -1,4 +1,4 @@
-"""A server on asyncio whose handler forgets its writer when the client hangs up.
+"""A server on asyncio whose handler forgets its writer when the client closes.
 
 python examples/asyncio_server.py
 """
@@ -39,7 +39,7 @@ def visit(address: tuple[str, int]) -> None:
 
 
 async def scan_after_two_visits(handler: Handler) -> cwg.Report:
-    """Let two clients come and go, then look."""
+    """Let two clients connect and close, then scan."""
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     async with server:
         for _ in range(2):

@@ -13,7 +13,7 @@ from closewait_guard.testing import half_closed_pair
 def page(report: cwg.Report) -> None:
     for group in report.by_site():
         where = group.site.call if group.site else "an unknown line"
-        print(f"{group.severity}: {len(group.findings)} x {group.verdict}, opened at {where}")
+        print(f"{group.code}: {group.count} {group.verdict}, opened at {where}")
     for alert in report.alerts:
         print(f"{alert.kind} {alert.status}: {alert.message}")
     for each in report.closed_late:

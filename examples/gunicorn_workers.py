@@ -23,7 +23,7 @@ kept: list[socket.socket] = []
 
 
 def post_worker_init(_: Any) -> None:
-    """Not earlier: a monitor is a thread, which does not survive the fork."""
+    """After the fork, because a monitor is a thread, and threads do not survive it."""
     cwg.install(signal=signal.SIGPROF, grace=0.2)
     cwg.watch(interval=60, reporters=["changes:text"])
 

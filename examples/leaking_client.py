@@ -16,7 +16,7 @@ pending: list[socket.socket] = []
 
 
 def shop(listener: socket.socket) -> None:
-    """The other side: reads an order, says no, hangs up."""
+    """The other side: reads an order, refuses it, closes."""
     while True:
         try:
             peer, _ = listener.accept()

@@ -1,4 +1,4 @@
-"""Reports as JSON lines, through the structlog configuration that the program has anyway.
+"""Reports as JSON lines, through the structlog configuration that the program already has.
 
 python examples/structlog_json.py
 """
