@@ -216,11 +216,12 @@ class Pipeline:
         findings = judge(observations, settings, fd_limit, self._explainer.texts)
         with self._holders_measured():
             limit = self._explainer.time_to_search(paced=is_paced)
-            leaks = [each.observation for each in findings if each.verdict in _OPEN_LEAKS]
-            pools = self._pools.uses(leaks, limit, afresh=everything or is_last)
+            asked = _OPEN_LEAKS | ({Verdict.OPEN} if everything else set())
+            seen = [each.observation for each in findings if each.verdict in asked]
+            pools = self._pools.uses(seen, limit, afresh=everything or is_last)
             idle = {serial for serial, use in pools.items() if use.is_excuse}
             findings = leave_to_pools(findings, idle, settings, fd_limit)
-            # What a test or a block has left open is not to wait for the end of a call.
+            # A test or a block is not to wait for the end of a call.
             part = limit.part(_SHARE_OF_CALLS)
             calls = {} if everything else self._calls.uses(findings, part)
             findings = leave_to_calls(findings, calls.keys(), settings, fd_limit)

@@ -324,6 +324,8 @@ class Explainer:
         if verdict is _CLOSED_ELSEWHERE:
             reuse = Holders((describe_reuse(observation.fd),))
             explanation, pool = _NO_EXPLANATION._replace(holders=reuse), None
+        if verdict is Verdict.OPEN and pool is not None and not pool.is_out_of_use:
+            pool = None
         inputs = (
             verdict,
             explanation,

@@ -45,8 +45,9 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 out_of_use("urllib3"),
-                "close the session or client when you are done, and keep only what you need of its "
-                "responses, such as response.content: a response keeps its whole pool open",
+                "keep response.content or response.json() instead of the response, or drop it: it "
+                "was read, but keeping it keeps its pool, whose idle connection stays open though "
+                "the session or client is closed",
             ),
             HolderHint(
                 "requests.models.Response",

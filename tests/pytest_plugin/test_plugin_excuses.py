@@ -161,6 +161,19 @@ def test_it(response): pass
     suite.fail(source, apart=True).assert_outcomes(passed=1, errors=1, warnings=None)
 
 
+def test_the_fix_for_a_kept_response_that_was_read_is_to_keep_its_content(suite):
+    pytest.importorskip("requests")
+    source = f"""
+import requests
+{LIBRARY}
+def test_read(url): keep(requests.get(url, timeout=5))
+def test_other(url): pass
+"""
+    text = " ".join(suite.fail(source, apart=True).stdout.str().split())
+    assert "keep response.content or response.json() instead of the response, or drop it" in text
+    assert "close the streamed response" not in text
+
+
 LOGGED = """
 import logging
 
