@@ -95,7 +95,7 @@ class Pipeline:
         self.print_on_signal: Callable[[Report], None] = print_text
         self._series = _Series(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
-        self._children = _Children(registry, settings)
+        self.children = _Children(registry, settings)
 
     def scan(self, *, full: bool = False, is_last: bool = False) -> Report:
         """One report by itself.
@@ -139,7 +139,7 @@ class Pipeline:
         fd_limit = _descriptors.fd_limit()
         observations = _observations_after(since, seen)
         findings = self._find(observations, settings, fd_limit, everything=True)
-        findings += self._children.leaks(is_last=True) if is_last else ()
+        findings += self.children.leaks(is_last=True) if is_last else ()
         report = self._report(seen, findings, (), fd_limit)
         report = replace(report, alerts=threshold_alerts(report, self._settings))
         return self._redaction.report(report)
@@ -162,7 +162,7 @@ class Pipeline:
         """In the child: what was known is the parent's."""
         self.scanner.after_fork()
         self._series.after_fork()
-        self._children = _Children(self._registry, self._settings)
+        self.children = _Children(self._registry, self._settings)
 
     def _scan(self, *, full: bool = False, is_paced: bool = False, is_last: bool = False) -> Report:
         """The report before alerts and redaction.
@@ -179,7 +179,7 @@ class Pipeline:
             suspects, self._settings, fd_limit, is_paced=is_paced, is_last=is_last
         )
         findings = tuple([each for each in all_findings if each.verdict is not Verdict.OPEN])
-        findings += self._children.leaks(is_last=is_last)
+        findings += self.children.leaks(is_last=is_last)
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()
         return self._report(seen, findings, healthy, fd_limit)
@@ -289,7 +289,7 @@ class Pipeline:
                 f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot "
                 "be read"
             )
-        yield from self._children.notes
+        yield from self.children.notes
         if forgotten := self._registry.forgotten_copies:
             yield (
                 f"what child processes keep open of {pluralize(forgotten, 'socket')} that were "
@@ -306,17 +306,17 @@ class _Children:
     """What child processes keep open of the connections that this process has closed."""
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._registry = registry
-        self._settings = settings
+        self._registry, self._settings = registry, settings
         self._found: dict[int, Finding] = {}
         self._paused_until = 0.0
         self.notes: tuple[str, ...] = ()
+        self.unread: tuple[int, ...] = ()
 
     def leaks(self, *, is_last: bool) -> tuple[Finding, ...]:
         """Those that a child has open unused, with the record that they had at the fork."""
         closed, started = self._registry.closed_since_fork(), now()
         if not closed:
-            self.notes = ()
+            self.notes = self.unread = ()
         elif is_last or started >= self._paused_until:
             try:
                 self._look(closed)
@@ -337,7 +337,8 @@ class _Children:
             inode: (fd, partial(record_of, creation, self._registry.pid))
             for inode, (fd, creation) in closed.items()
         }
-        self._found, gone, self.notes = find_copies_in_children(records, self._settings)
+        found = find_copies_in_children(records, self._settings)
+        self._found, gone, self.notes, self.unread = found
         self._registry.forget_forked(gone)
 
 

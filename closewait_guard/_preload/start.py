@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -168,6 +168,7 @@ class _Ending:
         is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not is_silent)
         shown = _without_open(report)
         text = as_text(shown) if is_wanted else ""
+        self._status.note_unread(self._guard._pipeline.children.unread)
         is_printed = self._status.end(_verdict(report), text, is_exec=is_exec)
         if is_wanted and self._prints_text and not is_printed:
             with suppress(Exception):
@@ -281,6 +282,12 @@ class Status:
         if self._line is not None and not self.has_ended:
             with suppress(OSError):
                 self._line.send_report(report)
+
+    def note_unread(self, pids: Iterable[int]) -> None:
+        """Say which child processes may keep open what this one has closed."""
+        if self._line is not None and (named := " ".join(map(str, pids))):
+            with suppress(OSError):
+                self._line.say(f"unread {named}")
 
     def end(self, verdict: str, report: str = "", *, is_exec: bool = False) -> bool:
         """Say how this program ends; whether the launcher has got the report, and prints it.

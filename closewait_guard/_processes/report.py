@@ -254,11 +254,13 @@ class ChildrensCopies(NamedTuple):
         leaks: By inode, those that a child keeps open without using them.
         gone: The inodes that no child has any more.
         notes: What could not be seen.
+        unread: The children of which that is so.
     """
 
     leaks: dict[int, Finding]
     gone: frozenset[int]
     notes: tuple[str, ...]
+    unread: tuple[int, ...] = ()
 
 
 def find_copies_in_children(
@@ -276,14 +278,14 @@ def find_copies_in_children(
     fds = {inode: fd for inode, (fd, _) in closed.items()}
     every = descendants_of(os.getpid(), _MAX_CHILDREN)
     children, has_more = every[:_MAX_CHILDREN], len(every) > _MAX_CHILDREN
-    present, unreadable = set[int](), 0
+    present, unread = set[int](), every[_MAX_CHILDREN:]
     for pid in children:
         try:
             sockets = sockets_of_process(pid, frozenset(fds.values()))[1]
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError:
-            unreadable += 1
+            unread.append(pid)
             continue
         present |= {inode for fd, inode in sockets.items() if fds.get(inode) == fd}
     leaks = {}
@@ -298,13 +300,13 @@ def find_copies_in_children(
                 holders=(f"process {pid} ({program})",),
             )
     notes = []
-    if unreadable:
+    if unreadable := len(set(unread) & set(children)):
         many = pluralize(unreadable, "child process")
         notes.append(f"what {many} may keep open: not to be read")
     if has_more:
         notes.append(f"what child processes beyond the first {_MAX_CHILDREN} keep open")
     gone = frozenset[int]() if notes else frozenset(closed.keys() - present)
-    return ChildrensCopies(leaks, gone, tuple(notes))
+    return ChildrensCopies(leaks, gone, tuple(notes), tuple(unread))
 
 
 def _leaks_in(pids: Sequence[int], settings: Settings) -> Iterator[tuple[Finding, str]]:

@@ -76,6 +76,7 @@ class Verdicts:
         self._lost: set[int] = set()
         self._replaced: set[int] = set()
         self._helpers: set[int] = set()
+        self._unread: set[int] = set()
         self._running: set[int] = set()
         self._heard_at = 0.0
         self._token = os.urandom(16).hex()
@@ -212,6 +213,9 @@ class Verdicts:
             running &= self._opened - self._helpers
         if running:
             found.append(f"{_named(running)} still running")
+        # One with a guard has looked itself.
+        if unread := self._unread - self._ended - self._lost - self._running - unguarded.keys():
+            found.append(f"what {_named(unread)} kept open could not be read")
         found += [f"process {pid} could not report: {why}" for pid, why in self._failed.items()]
         if not found and not self.has_messages and not self._is_beside:
             found.append("no process has reported: TARGET is not Python")
@@ -326,6 +330,8 @@ class Verdicts:
         self._heard_at = time.monotonic()
         if verb == "report":
             self._reports.sent.add_piece(pid, why)
+        elif verb == "unread":
+            self._unread.update(int(word) for word in why.split() if word.isdecimal())
         else:
             line.is_programs = line.is_programs or pid == self._program
             self._note(line, pid, verb, why)

@@ -465,6 +465,70 @@ def test_the_last_report_has_what_a_forked_child_keeps_open_unused(tmp_path, how
         assert "has it open unused, and its parent has closed it" in shown
 
 
+UNREADABLE = """
+import os, socket, sys
+# That user may not be able to read the interpreter's folder.
+import closewait_guard._processes
+
+def connect():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        return ours, server.accept()[0]
+
+ours, theirs = connect()
+reader, writer = os.pipe()
+child = os.fork()
+if child == 0:
+    theirs.close()
+    os.dup2(reader, 0)
+    os.close(writer)
+    if sys.argv[1] == "other program":
+        os.set_inheritable(ours.fileno(), True)
+        os.execvp("cat", ["cat"])
+    # Until the parent has ended.
+    os.read(0, 1)
+    ours.close()
+    sys.exit()
+print(child, flush=True)
+ours.close()
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.getuid() != 0, reason="only root may change the user"
+)
+@pytest.mark.parametrize(("how", "code"), [("guarded", 0), ("other program", 87)])
+def test_a_child_that_neither_its_parent_nor_a_guard_could_look_into_is_unknown(
+    tmp_path, how, code
+):
+    path = tmp_path / "program.py"
+    path.write_text(UNREADABLE)
+    done = call("run", "--fail-on-leak", path, how, code=code)
+    sentence = f"leaks unknown: what process {done.stdout.strip()} kept open could not be read\n"
+    assert (sentence in done.stderr) == (code == 87), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tables of Linux say who has a copy")
+def test_the_last_report_of_watch_names_what_only_a_forked_child_keeps_open(tmp_path):
+    path = tmp_path / "copies.py"
+    watch = "import closewait_guard as cwg\ncwg.watch(interval=60, grace=0.1, at_exit=True)\n"
+    path.write_text(watch + COPIES)
+    done = subprocess.run(
+        [sys.executable, path, "left"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = " ".join(done.stderr.split())
+    # Of the parent: the child has no monitor.
+    assert len(reports_in(done.stderr)) == 1, done.stderr
+    assert "1 leaked socket from 1 place" in shown
+    assert "in connect()" in shown
+    assert re.search(r"process \d+ has it open unused, and its parent has closed it", shown)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the tables of Linux say who has a copy")
 @pytest.mark.parametrize("how", ["kept", "served"])
 def test_the_last_report_has_no_copy_that_the_parent_has_too_or_the_child_has_used(tmp_path, how):
