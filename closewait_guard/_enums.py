@@ -103,6 +103,7 @@ class Verdict(Word):
     LINGERING = "lingering"
     INHERITED = "inherited"
     CLOSED_ELSEWHERE = "closed_elsewhere"
+    IDLE_OR_LEAKED = "idle_or_leaked"
     STALE_POOL = "stale_pool"
     HALF_CLOSED = "half_closed"
     CLOSING = "closing"

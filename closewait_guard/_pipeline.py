@@ -1,7 +1,4 @@
-"""One scan from top to bottom: inspect, judge, ask pools, find holders, raise alerts, redact.
-
-Also the series that periodic reports form, and the phrases for what a scan does not cover.
-"""
+"""One scan from top to bottom, the series that reports form, and what a scan does not cover."""
 
 from __future__ import annotations
 
@@ -268,6 +265,7 @@ class Pipeline:
             notes=(),
             native=self.scanner.natives.count,
             attributed=self.scanner.natives.attributed,
+            earlier=self.scanner.natives.earlier,
         )
         notes = (*self._not_covered(coverage, undescribed), *self._settings.notes)
         return replace(coverage, notes=notes)

@@ -291,10 +291,10 @@ class Coverage:
         dropped: Sockets garbage-collected while open, in the same time.
         forgotten: Those of the dropped whose records had to make room for newer ones.
         failures: Creations or ends that the guard failed to record.
-        native: Open sockets without a known socket object, because native code opened them or
-            they came as a number; None if that is unknown. A count of one moment: it includes a
-            socket that another thread is in the middle of opening or closing.
+        native: Open sockets without a known socket object, as native code opens them; None if that
+            is unknown. It includes one that another thread is in the middle of opening or closing.
         attributed: Those of the native whose call is known, by `attribute()`.
+        earlier: Those of the native that are older than the guard: inherited, or opened before it.
         notes: One sentence for each thing the guard cannot see here.
     """
 
@@ -306,6 +306,7 @@ class Coverage:
     notes: tuple[str, ...]
     native: int | None = None
     attributed: int = 0
+    earlier: int = 0
 
 
 @refuse_changes

@@ -56,6 +56,7 @@ theirs, _ = server.accept()
 ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
 ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+theirs.sendall(b"42")
 theirs.close()
 time.sleep(2.5)
 """

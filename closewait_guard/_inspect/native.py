@@ -191,6 +191,11 @@ class NativeSockets:
         """How many of them have been opened by calls that are known."""
         return sum(bool(native.creation[STACK]) for native in self._known.copy().values())
 
+    @property
+    def earlier(self) -> int:
+        """How many of them the first census found."""
+        return sum(Creation(*n.creation).opened_at is None for n in self._known.copy().values())
+
     def is_new(self, seen: Observation) -> bool:
         """Whether it has not been one for long enough that it cannot be anything else.
 

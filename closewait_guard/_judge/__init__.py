@@ -10,7 +10,13 @@ from closewait_guard._judge.alerts import (
 )
 from closewait_guard._judge.codes import ALERT_CODES, CODES, cause_code
 from closewait_guard._judge.hints import hint_for
-from closewait_guard._judge.verdict import FindingText, judge, leave_to_calls, leave_to_pools
+from closewait_guard._judge.verdict import (
+    FindingText,
+    judge,
+    leave_to_calls,
+    leave_to_pools,
+    leave_undecided,
+)
 
 __all__ = [
     "ALERT_CODES",
@@ -23,6 +29,7 @@ __all__ = [
     "judge",
     "leave_to_calls",
     "leave_to_pools",
+    "leave_undecided",
     "threshold_alerts",
     "update_alerts",
 ]

@@ -150,6 +150,16 @@ HINTS: tuple[Hint, ...] = (
         "this one would close an unrelated file",
     ),
     Hint(
+        Verdict.IDLE_OR_LEAKED,
+        "from outside, an idle pool looks the same as a leak: `closewait-guard run` or install() "
+        "in the program shows which it is",
+        Origin.ADOPTED,
+    ),
+    Hint(
+        Verdict.IDLE_OR_LEAKED,
+        "from outside, an idle pool looks the same as a leak: see whether their number grows",
+    ),
+    Hint(
         Verdict.STALE_POOL,
         "not a leak: the pool discards it on next use; for fewer of them, set the client's "
         "keep-alive time below the server's",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
@@ -24,6 +25,7 @@ __all__ = [
     "judge",
     "leave_to_calls",
     "leave_to_pools",
+    "leave_undecided",
     "verdict_of",
 ]
 
@@ -58,6 +60,9 @@ _IN_CALLS = {
     Verdict.DEAD: Verdict.HALF_CLOSED,
     Verdict.LINGERING: Verdict.OPEN,
 }
+
+# For one address, as many as the pools of requests, urllib3 and botocore keep by default.
+_MAX_IDLE = 10
 
 # The kernel counts in ticks of up to 10 ms, and two of its times are compared.
 _TICK = 0.02
@@ -128,6 +133,37 @@ def leave_to_pools(
         else each
         for each in findings
     )
+
+
+def leave_undecided(
+    findings: tuple[Finding, ...], settings: Settings, fd_limit: int | None
+) -> tuple[Finding, ...]:
+    """The findings from outside, where the few that an idle pool may hold are no certain leaks.
+
+    Their age says nothing: a pool may keep a connection for any time.
+
+    Args:
+        findings: All of a process.
+        settings: The thresholds.
+        fd_limit: As for `judge`.
+    """
+    load = _close_wait_load([each.observation for each in findings], settings, fd_limit)
+    if load.is_large or load.is_critical:
+        return findings
+    peers = Counter(each.observation.peer for each in findings if _may_be_idle(each))
+    return tuple(
+        _make_finding(each.observation, Verdict.IDLE_OR_LEAKED, settings, load)
+        if _may_be_idle(each) and peers[each.observation.peer] <= _MAX_IDLE
+        else each
+        for each in findings
+    )
+
+
+def _may_be_idle(finding: Finding) -> bool:
+    """Whether a client may keep it for the next request: nothing is left to read."""
+    seen = finding.observation
+    is_client = seen.record.origin is not Origin.ACCEPTED
+    return finding.verdict is _LEAKED and is_client and not seen.unread
 
 
 def leave_to_calls(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from closewait_guard._processes.model import Inaccessible
+from closewait_guard._processes.model import Inaccessible, ProcessReport, ProcessScan
 from closewait_guard._processes.netlink import answers as kernel_answers
 from closewait_guard._processes.report import (
     ChildrensCopies,
-    ProcessReport,
-    ProcessScan,
     ProcessScanner,
     find_copies_in_children,
 )
 from closewait_guard._processes.text import (
     group_by_peer,
+    how_to_be_permitted,
     render_inaccessible,
     render_processes,
     user,
@@ -26,6 +25,7 @@ __all__ = [
     "ProcessScanner",
     "find_copies_in_children",
     "group_by_peer",
+    "how_to_be_permitted",
     "kernel_answers",
     "render_inaccessible",
     "render_processes",

@@ -1,15 +1,16 @@
-"""Values that every platform fills in: processes, their sockets, lines of the kernel's table."""
+"""Values: processes, their sockets, lines of the kernel's table, and what a scan found."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._inspect import Endpoint, ProbeResult, has_sent
-from closewait_guard.model import Connection, Evidence, State
+from closewait_guard.model import Connection, Evidence, Observation, Report, State
 
 __all__ = [
     "CLOSE_WAIT",
@@ -20,6 +21,8 @@ __all__ = [
     "Entry",
     "Inaccessible",
     "Process",
+    "ProcessReport",
+    "ProcessScan",
     "ProcessSnapshot",
     "Row",
     "SharedBy",
@@ -190,6 +193,50 @@ class Snapshot(NamedTuple):
     snapshots: Sequence[ProcessSnapshot]
     inaccessible: Sequence[Inaccessible]
     unowned: Sequence[UnownedSocket]
+    hides_processes: bool = False
+
+
+class ProcessReport(NamedTuple):
+    """One process: its report, and what a report has no room for.
+
+    Attributes:
+        parent: The process that has started it.
+        states: How many sockets are in each TCP state; other sockets by their protocol.
+        backlog: Connections that the peer has closed before they were accepted, by address.
+        uncertain_backlog: The same, where another process listens at that address, too.
+        narrowed: The report has been cut down to some states.
+    """
+
+    report: Report
+    parent: int
+    states: Mapping[str, int]
+    backlog: Mapping[str, int]
+    uncertain_backlog: Mapping[str, int]
+    narrowed: bool = False
+
+    def in_states(self, states: Set[str]) -> ProcessReport:
+        """The same, of the sockets in some states."""
+        leaks = tuple(leak for leak in self.report.findings if leak.observation.state in states)
+        others = tuple(seen for seen in self.report.observations if seen.state in states)
+        report = replace(self.report, findings=leaks, observations=others)
+        return self._replace(report=report, narrowed=True)
+
+
+class ProcessScan(NamedTuple):
+    """What one scan found.
+
+    Attributes:
+        inaccessible: Processes that are none, or may not be looked into.
+        unowned: By user, sockets in CLOSE_WAIT whose process may not be seen.
+        has_undated: There are connections whose end has no date, or a bound that is within the
+            grace time: a second scan shows whether that has passed.
+        hides_processes: There may be processes of other users that the platform does not list.
+    """
+
+    processes: tuple[ProcessReport, ...]
+    inaccessible: Sequence[Inaccessible]
+    unowned: Mapping[int, Sequence[Observation]]
+    has_undated: bool
     hides_processes: bool = False
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -23,11 +23,12 @@ from closewait_guard._inspect import (
     suspect_for,
     update_age,
 )
-from closewait_guard._judge import cause_code, hint_for, judge, threshold_alerts
+from closewait_guard._judge import cause_code, hint_for, judge, leave_undecided, threshold_alerts
 from closewait_guard._processes.model import (
     Backend,
     Descriptor,
-    Inaccessible,
+    ProcessReport,
+    ProcessScan,
     ProcessSnapshot,
     SharedBy,
     UnusedCopy,
@@ -51,8 +52,6 @@ from closewait_guard.settings import Settings
 __all__ = [
     "ChildrensCopies",
     "KnownAges",
-    "ProcessReport",
-    "ProcessScan",
     "ProcessScanner",
     "build_report",
     "choose_backend",
@@ -99,7 +98,8 @@ def build_report(
         age = after[key] = update_age(each.view, _CLOSE_CALLED, before.get(key), 0.0, now)
         ended.append(_observe_ended(each, records.of(each), age, now))
     ended += [_observe_copy(each, records, settings) for each in snapshot.copies]
-    leaks = judge(ended, settings, snapshot.process.fd_limit)
+    fd_limit = snapshot.process.fd_limit
+    leaks = leave_undecided(judge(ended, settings, fd_limit), settings, fd_limit)
     spared = [leak.observation for leak in leaks if leak.verdict is Verdict.OPEN]
     copies = {each.descriptor.fd for each in snapshot.copies}
     healthy = [
@@ -331,48 +331,6 @@ def choose_backend(probe: str) -> Backend:
     return psutil
 
 
-class ProcessReport(NamedTuple):
-    """One process: its report, and what a report has no room for.
-
-    Attributes:
-        states: How many sockets are in each TCP state; other sockets by their protocol.
-        backlog: Connections that the peer has closed before they were accepted, by address.
-        uncertain_backlog: The same, where another process listens at that address, too.
-        narrowed: The report has been cut down to some states.
-    """
-
-    report: Report
-    states: Mapping[str, int]
-    backlog: Mapping[str, int]
-    uncertain_backlog: Mapping[str, int]
-    narrowed: bool = False
-
-    def in_states(self, states: Set[str]) -> ProcessReport:
-        """The same, of the sockets in some states."""
-        leaks = tuple(leak for leak in self.report.findings if leak.observation.state in states)
-        others = tuple(seen for seen in self.report.observations if seen.state in states)
-        report = replace(self.report, findings=leaks, observations=others)
-        return self._replace(report=report, narrowed=True)
-
-
-class ProcessScan(NamedTuple):
-    """What one scan found.
-
-    Attributes:
-        inaccessible: Processes that are none, or may not be looked into.
-        unowned: By user, sockets in CLOSE_WAIT whose process may not be seen.
-        has_undated: There are connections whose end has no date, or a bound that is within the
-            grace time: a second scan shows whether that has passed.
-        hides_processes: There may be processes of other users that the platform does not list.
-    """
-
-    processes: tuple[ProcessReport, ...]
-    inaccessible: Sequence[Inaccessible]
-    unowned: Mapping[int, Sequence[Observation]]
-    has_undated: bool
-    hides_processes: bool = False
-
-
 class ProcessScanner:
     """Scans processes from outside, and remembers since when the undated have been as they are.
 
@@ -406,7 +364,13 @@ class ProcessScanner:
                 snapshot, self._settings, known, self._ages, now, everything=everything
             )
             processes.append(
-                ProcessReport(report, snapshot.states, snapshot.backlog, snapshot.uncertain_backlog)
+                ProcessReport(
+                    report,
+                    snapshot.process.parent,
+                    snapshot.states,
+                    snapshot.backlog,
+                    snapshot.uncertain_backlog,
+                )
             )
         unowned: dict[int, list[Observation]] = {}
         for each in seen.unowned:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 from operator import attrgetter
 
 from closewait_guard._format import (
@@ -22,7 +21,7 @@ from closewait_guard._format import (
     truncate,
     unique,
 )
-from closewait_guard._processes.report import ProcessReport, ProcessScan
+from closewait_guard._processes.model import ProcessReport, ProcessScan
 from closewait_guard._render import (
     SHARE_WORTH_A_SENTENCE,
     alert_lines,
@@ -39,6 +38,7 @@ from closewait_guard.model import Finding, Observation, Origin, Severity, State,
 __all__ = [
     "group_by_peer",
     "healthy_lines",
+    "how_to_be_permitted",
     "join_paragraphs",
     "peer_phrase",
     "render_inaccessible",
@@ -59,6 +59,13 @@ def group_by_peer(findings: Iterable[Finding]) -> dict[tuple[Verdict, str], list
         key = finding.verdict, peer_phrase(finding.observation)
         groups.setdefault(key, []).append(finding)
     return groups
+
+
+def _split(group: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
+    """What has bytes that were never read apart from what has not: only the first is stuck."""
+    for has_unread in (True, False):
+        if part := [each for each in group if bool(each.observation.unread) is has_unread]:
+            yield part
 
 
 def _weight(group: Sequence[Finding]) -> tuple[int, int, int]:
@@ -109,7 +116,10 @@ def _group_lines(group: Sequence[Finding], layout: Layout, *, several: bool) -> 
         *([Fact("fix", first.hint)] if first.hint else ()),
         *holder_facts(group),
     ]
-    if summary := connection_summary(seen):
+    summary = connection_summary(seen)
+    if all(each.state is State.CLOSE_WAIT and each.unread == 0 for each in seen):
+        summary += ", nothing unread"
+    if summary:
         facts.append(Fact("state", summary))
     if several:
         facts.append(_processes(unique(str(each.record.pid) for each in seen)))
@@ -184,7 +194,9 @@ def _not_permitted(found: ProcessScan, layout: Layout) -> list[str]:
         return []
     names = ", ".join(sorted(users))
     many = pluralize(sum(users.values()), "process")
-    return layout.wrap(f"Not permitted to look into {many} of {names}{_how()}.", "  ")
+    return layout.wrap(
+        f"Not permitted to look into {many} of {names}: {how_to_be_permitted(_SEE_THEM)}.", "  "
+    )
 
 
 def _failed(found: ProcessScan, layout: Layout) -> Iterator[str]:
@@ -198,13 +210,24 @@ def _hidden(found: ProcessScan, layout: Layout) -> list[str]:
     if not found.hides_processes:
         return []
     return layout.wrap(
-        f"Processes of other users are hidden here: /proc is mounted with hidepid{_how()}.", "  "
+        "Processes of other users are hidden here: /proc is mounted with hidepid: "
+        f"{how_to_be_permitted(_SEE_THEM)}.",
+        "  ",
     )
 
 
-def _how() -> str:
-    """Even root may be kept from some, in a container for instance."""
-    return ": run as root to see them" if getattr(os, "geteuid", int)() else ""
+def how_to_be_permitted(of_user: str = "run as root, or as that user") -> str:
+    """What to do; even root may lack the right, in a container for instance.
+
+    Args:
+        of_user: What to say to a user who is not root.
+    """
+    if getattr(os, "geteuid", int)():
+        return of_user
+    return "root needs CAP_SYS_PTRACE here (in a container: --cap-add SYS_PTRACE)"
+
+
+_SEE_THEM = "run as root to see them"
 
 
 def render_processes(
@@ -212,17 +235,42 @@ def render_processes(
 ) -> str:
     """Everything that is to be printed, of some of the processes that were found."""
     layout = layout or Layout()
-    by_name = sorted(only, key=lambda process: process.report.command)
-    programs = [
-        list(group) for _, group in groupby(by_name, key=lambda process: process.report.command)
-    ]
-    programs.sort(key=_severity_and_count, reverse=True)
+    programs = sorted(_by_program(found, only), key=_severity_and_count, reverse=True)
     blocks = ["\n".join(_program(processes, layout)) for processes in programs]
     codes = [finding.code for process in only for finding in process.report.findings]
     notes = [*_unseen(only, layout), *(line.text for line in codes_lines(codes))]
     blocks += ["\n".join(lines) for lines in (notes, _rest(found, only, layout))]
     blocks.append(render_inaccessible(found, layout))
     return "".join(f"{block}\n" for block in join_paragraphs(blocks))
+
+
+# The parent of what has lost its own: what it has started need not be of one program.
+_INIT = 1
+
+
+def _by_program(
+    found: ProcessScan, only: Sequence[ProcessReport]
+) -> Iterator[Sequence[ProcessReport]]:
+    """Processes that have one name, and one parent or each other as parent, are of one program."""
+    known = {process.report.pid: process for process in found.processes}
+    programs: dict[tuple[str, int, int], list[ProcessReport]] = {}
+    for process in sorted(only, key=lambda process: (process.report.command, process.report.pid)):
+        first = _oldest(process, known)
+        parent = known.get(first.parent)
+        is_alone = first.parent <= _INIT and not (parent and parent.report.python)
+        name = first.report.command, first.parent, first.report.pid if is_alone else 0
+        programs.setdefault(name, []).append(process)
+    yield from programs.values()
+
+
+def _oldest(process: ProcessReport, known: Mapping[int, ProcessReport]) -> ProcessReport:
+    """The first of its ancestors that has the same name."""
+    for _ in known:
+        parent = known.get(process.parent)
+        if parent is None or parent.report.command != process.report.command:
+            break
+        process = parent
+    return process
 
 
 def _severity_and_count(processes: Sequence[ProcessReport]) -> tuple[int, int]:
@@ -248,7 +296,7 @@ def _program(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[str
         for finding in report.findings
         if layout.everything or not is_quiet(finding.verdict, finding.severity)
     )
-    groups = sorted(by_peer.values(), key=_weight)
+    groups = sorted((part for group in by_peer.values() for part in _split(group)), key=_weight)
     for group in groups[:_MAX_PEERS]:
         yield ""
         yield from _group_lines(group, layout, several=len(reports) > 1)
@@ -290,8 +338,8 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         f"{verdicts[verdict]:,} {verdict_name(verdict)}" for verdict in Verdict if verdicts[verdict]
     ]
     total = pluralize(sum(states.values()), "open socket")
-    is_leaking = any(verdict.is_leak for verdict in verdicts)
-    if not is_leaking and not any(process.narrowed for process in processes):
+    is_certain = not any(verdict.is_leak or verdict is _UNDECIDED for verdict in verdicts)
+    if is_certain and not any(process.narrowed for process in processes):
         found = ["no leaks", *found]
     of_all = f"{', '.join(found)} of {total}" if found else total
     yield from layout.wrap(f"{of_all}: {_format_states(states)}", "  ")
@@ -304,6 +352,9 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.0%})" if limit and is_news else ""
         text = f"File descriptors{which}: {fd_numbers(process.report)}{share}"
         yield from layout.wrap(text, "  ")
+
+
+_UNDECIDED = Verdict.IDLE_OR_LEAKED
 
 
 def _share(process: ProcessReport) -> tuple[float, int]:

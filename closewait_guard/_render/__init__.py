@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from closewait_guard._render.dicts import from_dict, to_dict, with_examples
-from closewait_guard._render.family import LastReport, render_family
+from closewait_guard._render.family import LastReport, render_family, sum_reports
 from closewait_guard._render.site import (
     connection_summary,
     describe_site,
@@ -44,6 +44,7 @@ __all__ = [
     "render_report",
     "sections",
     "socket_kind",
+    "sum_reports",
     "to_dict",
     "verdict_name",
     "with_examples",

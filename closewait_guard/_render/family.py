@@ -23,6 +23,7 @@ from closewait_guard.model import Coverage, Finding, Origin, Report, SiteGroup
 __all__ = [
     "LastReport",
     "render_family",
+    "sum_reports",
 ]
 
 
@@ -163,6 +164,11 @@ def _processes(counts: Counter[_Pids]) -> str:
     return ", ".join(parts) + (f" and {more:,} more" if more > 0 else "")
 
 
+def sum_reports(reports: Sequence[Report]) -> Report:
+    """One report of all processes, with each socket once."""
+    return _sum(_without_repeats(reports)[0])
+
+
 def _sum(reports: Sequence[Report]) -> Report:
     """One report of all sockets, with the process and the descriptors of the first."""
     coverages = [report.coverage for report in reports]
@@ -181,6 +187,7 @@ def _sum(reports: Sequence[Report]) -> Report:
         notes=(),
         native=sum(natives) if natives else None,
         attributed=sum(coverage.attributed for coverage in coverages),
+        earlier=sum(coverage.earlier for coverage in coverages),
     )
     notes = (_native_note_of(reports, coverage), *_other_notes(coverages))
     return replace(
@@ -213,7 +220,16 @@ def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
 
 def _notes(members: Sequence[LastReport], layout: Layout) -> str:
     """Which reports are older than the end of their process, each process once."""
-    notes = {}
+    notes: dict[tuple[int, bool], str] = {}
+    older = [member for member in members if not (member.is_last or member.is_before_exec)]
+    if len(older) > _MAX_PROCESSES:
+        times = [member.report.taken_at for member in older]
+        first, last = (format_time(at, " %Z") for at in (min(times), max(times)))
+        notes[0, False] = (
+            f"{pluralize(len(older), 'process')} are shown as of when they last reported, "
+            f"between {first} and {last}."
+        )
+        members = [member for member in members if member.is_last or member.is_before_exec]
     for member in members:
         at, pid = format_time(member.report.taken_at, " %Z"), member.report.pid
         if not member.is_last:

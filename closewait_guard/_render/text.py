@@ -22,7 +22,7 @@ from closewait_guard._format import (
     pluralize,
     unique,
 )
-from closewait_guard._render.site import describe_site
+from closewait_guard._render.site import describe_site, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -180,19 +180,22 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
         places = len({group.site.place if group.site else group.fingerprint for group in leaks})
         text = f"{count:,} leaked {'socket' if count == 1 else 'sockets'}"
         yield f"{text} from {pluralize(places, 'place')}{scope.where}."
+    elif any(group.verdict is Verdict.IDLE_OR_LEAKED for group in groups):
+        pass
     elif report.omitted:
         yield f"Nothing new{scope.where}."
     else:
         yield f"{'No leaks' if scope.is_complete else _UNKNOWN}{scope.where}."
-    for verdict, what in ((Verdict.OPEN, "still open"), (_CLOSED_ELSEWHERE, "closed elsewhere")):
+    for verdict in _NEITHER:
         count = sum(group.count for group in groups if group.verdict is verdict)
         if count:
-            yield f"{pluralize(count, 'socket')} {what}."
+            yield f"{pluralize(count, 'socket')} {verdict_name(verdict)}."
     if report.omitted:
         yield f"{pluralize(report.omitted, 'leak')} left out."
 
 
-_CLOSED_ELSEWHERE = Verdict.CLOSED_ELSEWHERE
+# What is counted on its own: no leak, or none for certain.
+_NEITHER = (Verdict.OPEN, Verdict.CLOSED_ELSEWHERE, Verdict.IDLE_OR_LEAKED)
 _UNKNOWN = "Leaks unknown in some processes; none found"
 
 
@@ -328,12 +331,22 @@ def native_note(coverage: Coverage) -> str:
     """What is not known of the sockets of C extensions: where those that are open were opened."""
     if coverage.native is None:
         return "sockets that C extensions (libuv, libpq, libcurl, grpc) open"
-    unknown = coverage.native - coverage.attributed
-    if unknown <= 0:
-        return ""
-    which = f"{pluralize(unknown, 'socket')} without a socket object"
-    was = "was" if unknown == 1 else "were"
-    return f"where {which} {was} opened (C extensions: see attribute())"
+    earlier = min(coverage.earlier, coverage.native)
+    later = coverage.native - coverage.attributed - earlier
+    parts = []
+    if earlier:
+        parts.append(
+            f"where {_without_object(earlier)} opened before install() (inherited when "
+            "the program started, or opened by C extensions)"
+        )
+    if later > 0:
+        parts.append(f"where {_without_object(later)} opened (C extensions: see attribute())")
+    return "; ".join(parts)
+
+
+def _without_object(number: int) -> str:
+    which = f"{pluralize(number, 'socket')} without a socket object"
+    return f"{which} {'was' if number == 1 else 'were'}"
 
 
 def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:

@@ -21,7 +21,7 @@ _BARS, _PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 class Offender(NamedTuple):
-    """Leaks of one process with one verdict and peer.
+    """Leaks of one process, or what may be leaks, with one verdict and peer.
 
     Attributes:
         change: How many more than in the look before.
@@ -84,11 +84,18 @@ class ScanHistory:
         programs: dict[int, str] = {}
         for process in found.processes:
             programs[process.report.pid] = process.report.command
-            for key, leaks in group_by_peer(process.report.leaks).items():
+            suspects = (each for each in process.report.findings if _may_be_leak(each))
+            for key, leaks in group_by_peer(suspects).items():
                 groups[(process.report.pid, *key)] = leaks
         self.offenders = sorted(
             (self._offender(key, leaks, programs[key[0]]) for key, leaks in groups.items()),
-            key=lambda each: (-each.severity.rank, -each.many, -(each.oldest or 0.0), each.pid),
+            key=lambda each: (
+                not each.verdict.is_leak,
+                -each.severity.rank,
+                -each.many,
+                -(each.oldest or 0.0),
+                each.pid,
+            ),
         )
         self._before = {key: len(leaks) for key, leaks in groups.items()}
 
@@ -110,6 +117,10 @@ class ScanHistory:
             sum(leak.observation.unread or 0 for leak in leaks),
             leaks[0].code,
         )
+
+
+def _may_be_leak(finding: Finding) -> bool:
+    return finding.is_leak or finding.verdict is Verdict.IDLE_OR_LEAKED
 
 
 def sparkline(counts: Iterable[int], width: int, *, plain: bool = False) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from closewait_guard import _descriptors, _libraries
 from closewait_guard._capture import SOCKET, replacement_class, why_no_speedups
 from closewait_guard._libraries import NativeCode
-from closewait_guard._processes import kernel_answers
+from closewait_guard._processes import how_to_be_permitted, kernel_answers
 from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FINE, USAGE, say
 from closewait_guard.commands.scan import pid
@@ -95,7 +96,8 @@ def loaded_by(pid: int) -> list[NativeCode]:
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
     except PermissionError:
-        raise ReportFormatError(f"not permitted to inspect process {pid}: run as root") from None
+        how = how_to_be_permitted()
+        raise ReportFormatError(f"not permitted to inspect process {pid}: {how}") from None
     except OSError:
         raise ReportFormatError(f"no such process, or no /proc to read: {pid}") from None
     found: dict[str, NativeCode] = {}
@@ -276,8 +278,24 @@ def _outside() -> str:
 
 def _rights() -> str:
     if getattr(os, "geteuid", int)() == 0:
+        if _lacks_capability():
+            return f"; you cannot inspect every process: {how_to_be_permitted()}"
         return "; you are root and can inspect all processes"
     return "; you can inspect your own processes, root all"
+
+
+# CAP_SYS_PTRACE in the mask of capabilities.
+_TRACE = 1 << 19
+
+
+def _lacks_capability() -> bool:
+    """Whether this process has not all the rights of root, as in a container."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and not int(effective[1], 16) & _TRACE
 
 
 def _extras() -> str:

@@ -79,7 +79,7 @@ def pids_of(arguments: argparse.Namespace, scanner: ProcessScanner) -> list[int]
 
 def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
     """Say which of the processes asked for cannot be looked at; whether there are any."""
-    from closewait_guard._processes import user
+    from closewait_guard._processes import how_to_be_permitted, user
     from closewait_guard._stream import print_error
 
     missed = [each for each in found.inaccessible if each.pid in asked]
@@ -89,7 +89,7 @@ def print_inaccessible(found: ProcessScan, asked: list[int]) -> bool:
             text = f"process {each.pid}{program} {each.why}"
         elif each.exists:
             who = f"{each.pid}{program} of user {user(each.uid)}"
-            text = f"not permitted to inspect process {who}: run as root, or as that user"
+            text = f"not permitted to inspect process {who}: {how_to_be_permitted()}"
         else:
             text = f"no such process: {each.pid}"
         print_error(text)
@@ -101,7 +101,8 @@ Inspect processes from outside, with or without closewait-guard in them: sockets
 by program and peer, how long ago the peer closed, unread bytes, descriptor
 usage, and a verdict. Without a PID, list every process with leaks."""
 _EPILOG = """\
-exit status: 0 no leaks, 1 leaks found, 2 usage error or no such process
+exit status: 0 no leaks, or only what an idle pool may hold (idle or leaked),
+             1 leaks found, 2 usage error or no such process
 example:     closewait-guard scan 4242 --tree
 """
 
@@ -144,18 +145,33 @@ def run(arguments: argparse.Namespace) -> int:
     found = found._replace(
         inaccessible=[each for each in found.inaccessible if each.pid not in arguments.pids]
     )
+    children = _children_left_out(arguments, scanner)
     if arguments.json:
         _print_json(chosen)
-        if missing := render_inaccessible(found):
-            write_if_possible(f"{missing}\n")
+        write_if_possible(
+            "".join(f"{text}\n" for text in (render_inaccessible(found), children) if text)
+        )
     elif chosen or found.unowned or not arguments.pids:
         from closewait_guard._stream import layout_of
 
         layout = layout_of(sys.stdout, everything=bool(arguments.all or arguments.state))
         say(render_processes(found, only=chosen, layout=layout), end="")
+        if children:
+            say(children)
     if any(process.report.leaks for process in chosen):
         return LEAKS_FOUND
     return USAGE if missed else FINE
+
+
+def _children_left_out(arguments: argparse.Namespace, scanner: ProcessScanner) -> str:
+    """That a master answers for itself only; empty where it has no children."""
+    from closewait_guard._format import pluralize
+
+    if arguments.tree or not arguments.pids:
+        return ""
+    left_out = set(scanner.with_descendants(arguments.pids)) - set(arguments.pids)
+    many = pluralize(len(left_out), "child process")
+    return f"Not scanned: {many} (add --tree)." if left_out else ""
 
 
 def _scan_twice_if_undated(

@@ -12,13 +12,21 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._config import refusal, whole_number_parser
 from closewait_guard._format import Layout, block_lines, escape_line
 from closewait_guard._processes import group_by_peer
-from closewait_guard._render import describe_site, from_dict, render_report
+from closewait_guard._render import (
+    LastReport,
+    describe_site,
+    from_dict,
+    program_name,
+    render_family,
+    render_report,
+    sum_reports,
+)
 from closewait_guard._stream import layout_of, print_error
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
 from closewait_guard.exceptions import ReportFormatError
@@ -38,8 +46,8 @@ __all__ = [
 
 _DESCRIPTION = """\
 Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
-json_lines reporter, or pytest's --socket-leaks-json. Print the last one by
-default, and all of a pytest run."""
+json_lines reporter, or pytest's --socket-leaks-json. By default print the last
+report of each process, those of one program merged, and all of a pytest run."""
 _EPILOG = """\
 exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
 examples:    closewait-guard show leaks.jsonl --range 3:5
@@ -79,26 +87,54 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and print."""
     if arguments.file is None and not arguments.diff:
         parser.error("missing FILE (or use --diff A B)")
-    shown = _print_difference(arguments) if arguments.diff else _print_reports(arguments)
+    shown = _print_difference(arguments) if arguments.diff else _print_saved(arguments)
     leaks = any(saved.has_leaks for saved in shown)
     return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
 
 
-def _print_reports(arguments: argparse.Namespace) -> list[SavedReport]:
+def _print_saved(arguments: argparse.Namespace) -> list[SavedReport]:
     saved = Saved(arguments.file)
-    chosen = _choose(arguments, saved)
+    is_default = not (arguments.range or arguments.all or arguments.last or saved.is_of_tests)
+    chosen = saved.latest_of_each_process() if is_default else _choose(arguments, saved)
+    print_chosen = _print_merged if is_default and len(chosen) > 1 else _print_reports
+    print_chosen(chosen, len(saved), arguments)
+    return chosen
+
+
+def _print_merged(of_each: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
+    """Each program by itself; one that never had a socket only where no other had any."""
+    layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
+    say(f"Last report of each of {len(of_each)} processes, of {many} reports (--all prints each)")
+    now = max(each.report.taken_at for each in of_each)
+    programs: dict[tuple[str, str], list[LastReport]] = {}
+    for each in sorted(of_each, key=lambda each: each.report.pid):
+        report = each.report
+        member = LastReport(report, is_last=now - report.taken_at < _MAX_SECONDS_APART)
+        programs.setdefault((report.host, report.command), []).append(member)
+    families = list(programs.values())
+    with_sockets = [each for each in families if any(member.has_sockets for member in each)]
+    for place, family in enumerate(with_sockets or families):
+        if place:
+            say("")
+        say(render_family(family, layout), end="")
+
+
+# The processes of a program report at the same intervals, or as it ends, one after another.
+_MAX_SECONDS_APART = 60.0
+
+
+def _print_reports(chosen: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
     layout = layout_of(sys.stdout, verbose=arguments.verbose)
     for place, each in enumerate(chosen):
         if place:
             say("")
-        if len(saved) > 1:
-            say(f"Report {each.number} of {len(saved)}")
+        if many > 1:
+            say(f"Report {each.number} of {many}")
         if each.owner:
             say(escape_line(each.owner))
         # What a test has left open is its leak, whatever it would be of a program.
         layout = layout._replace(everything=arguments.verbose or bool(each.owner))
         say(render_report(each.report, layout), end="")
-    return chosen
 
 
 def _choose(arguments: argparse.Namespace, saved: Saved) -> list[SavedReport]:
@@ -115,21 +151,31 @@ def _print_difference(arguments: argparse.Namespace) -> list[SavedReport]:
     else:
         saved = Saved(arguments.file)
         before, after = (saved.one(number(text, "--diff")) for text in arguments.diff)
-    say(f"From {_heading(before.report, before.owner)}")
-    say(f"to   {_heading(after.report, after.owner)}\n")
+    names = [_program(each.report) for each in (before, after)]
+    if names[0] != names[1]:
+        print_error(f"warning: the reports are of different programs, {' and '.join(names)}")
+    say(f"From {_heading(before)}")
+    say(f"to   {_heading(after)}\n")
     layout = layout_of(sys.stdout, everything=True, verbose=arguments.verbose)
     for line in difference(before.report, after.report, layout):
         say(line)
     return [after]
 
 
-def _heading(report: Report, owner: str = "") -> str:
+def _program(report: Report) -> str:
+    """A program's name as far as it is the same from inside and outside, and in each folder."""
+    name = program_name(report.command, Layout())
+    return PurePath(name.rpartition(" ")[2]).name or "a program without a name"
+
+
+def _heading(saved: SavedReport) -> str:
     from closewait_guard._format import format_time, truncate
 
+    report, owner = saved.report, saved.owner
     name = report.command or "a program without a name"
-    heading = truncate(
-        f"{format_time(report.taken_at, ' %Z')}, {name}, process {report.pid} on {report.host}"
-    )
+    who = f"process {report.pid}" if saved.processes == 1 else f"{saved.processes} processes"
+    when = format_time(report.taken_at, " %Z")
+    heading = truncate(f"{when}, {name}, {who} on {report.host}")
     return f"{heading}\n{escape_line(owner)}" if owner else heading
 
 
@@ -176,12 +222,14 @@ class SavedReport(NamedTuple):
         number: Its place there, from 1.
         owner: The test or fixture that it is of, and what became of that; empty for others.
         has_leaks: Whether anything in it is a leak; of a test, whether that was not allowed to.
+        processes: Of how many it is the sum.
     """
 
     number: int
     report: Report
     owner: str
     has_leaks: bool
+    processes: int = 1
 
 
 class Saved:
@@ -254,15 +302,28 @@ class Saved:
         """The last that can be read: who writes at this moment has not ended the last line."""
         return self.at(reversed(range(len(self))), many)[::-1]
 
+    def latest_of_each_process(self) -> list[SavedReport]:
+        """Of each process the last report that can be read, the latest first."""
+        known, places = set[object](), list[int]()
+        for place in reversed(range(len(self))):
+            process = _process_in(self._documents[place][1])
+            if process is None or process not in known:
+                places.append(place)
+                known.add(process)
+        return self.at(places)
+
     def one(self, typed: int) -> SavedReport:
         """The report of a number as it is typed."""
         [saved] = self.at(Selection(str(typed)).of(len(self), self.name))
         return saved
 
     def whole(self) -> SavedReport:
-        """The last report; of tests, the findings of all as one."""
+        """The last report of each process as one; of tests, the findings of all."""
         if not self.is_of_tests:
-            return self.latest(1)[0]
+            each = self.latest_of_each_process()
+            report = sum_reports([saved.report for saved in each]) if each[1:] else each[0].report
+            has_leaks = any(saved.has_leaks for saved in each)
+            return SavedReport(each[0].number, report, "", has_leaks, len(each))
         every = self.at(range(len(self)))
         findings = tuple(finding for each in every for finding in each.report.findings)
         has_leaks = any(each.has_leaks for each in every)
@@ -277,6 +338,15 @@ class Saved:
             raise ReportFormatError(f"{where}: {error}") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise ReportFormatError(f"{where}: not JSON: {error}") from None
+
+
+def _process_in(text: bytes) -> tuple[object, ...] | None:
+    """Whose report it is; None for what is no report."""
+    try:
+        data = json.loads(text)
+        return str(data["host"]), str(data["pid"]), str(data["command"])
+    except (ValueError, TypeError, LookupError, RecursionError, MemoryError):
+        return None
 
 
 def _to_saved(number: int, data: Any) -> SavedReport:

@@ -194,8 +194,10 @@ def test_psutil_looks_where_the_kernel_cannot_be_asked(without_extras):
     portable = {"CLOSEWAIT_GUARD_PROBE": "portable", "CLOSEWAIT_GUARD_GRACE": "0.2"}
     with program() as running:
         text = call("scan", running.pid, code=1, **portable).stdout
-        assert "5 leaked of 8 open sockets: CLOSE_WAIT 5, ESTABLISHED 2, LISTEN 1" in text
-        assert f"3 LEAKED  TCP to 127.0.0.1:{running.first_line}" in text
+        # psutil does not know what is unread.
+        counts = "2 leaked, 3 idle or leaked of 8 open sockets: CLOSE_WAIT 5, ESTABLISHED 2,"
+        assert counts in text
+        assert f"3 IDLE OR LEAKED  TCP to 127.0.0.1:{running.first_line}" in text
         assert "2 LEAKED  TCP from 127.0.0.1 " in text
         assert ", since an unknown time" in text
         done = call("scan", running.pid, code=2, **portable, **without_extras)

@@ -163,6 +163,157 @@ def test_a_state_as_ss_spells_it_finds_the_leaks(leaky):
     assert not report.observations
 
 
+# As many idle connections as it is asked for, in a healthy client's pool; the server ends them.
+POOLED = """
+import socket, sys, threading
+import urllib3
+
+many = int(sys.argv[1])
+server = socket.create_server(("127.0.0.1", 0))
+pool = urllib3.HTTPConnectionPool(*server.getsockname(), maxsize=many)
+all_are_open = threading.Barrier(many)
+
+def answer():
+    connection, _ = server.accept()
+    connection.recv(1000)
+    all_are_open.wait()
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    all_are_idle.wait()
+    connection.close()
+
+all_are_idle = threading.Event()
+serving = [threading.Thread(target=answer) for _ in range(many)]
+asking = [threading.Thread(target=pool.request, args=("GET", "/")) for _ in range(many)]
+for thread in serving + asking:
+    thread.start()
+for thread in asking:
+    thread.join()
+all_are_idle.set()
+for thread in serving:
+    thread.join()
+"""
+
+
+@needs_linux
+@pytest.mark.parametrize("many", [1, 10])
+def test_an_idle_pool_of_a_healthy_client_is_not_called_a_leak(many):
+    with program(POOLED + WAIT, many) as running:
+        text = call("scan", running.pid, code=0, **AT_ONCE).stdout
+        everyone = call("scan", code=None, **AT_ONCE).stdout
+        (report,) = documents(call("scan", running.pid, "--json", code=0, **AT_ONCE).stdout)
+    assert f"\n{many} idle or leaked of {many + 1} open sockets: " in text
+    assert "no leaks" not in text
+    assert f"{many} IDLE OR LEAKED  TCP to 127.0.0.1:{running.first_line} " in text
+    assert "from outside, an idle pool looks the same as a leak" in unfolded(text)
+    assert "`closewait-guard run` or install() in the program shows which it is" in unfolded(text)
+    assert ", nothing unread\n" in text
+    assert str(running.pid) in everyone
+    assert {each.verdict for each in report.findings} == {cwg.Verdict.IDLE_OR_LEAKED}
+    assert {each.code for each in report.findings} == {"CWG708"}
+    assert not report.leaks
+    shown = cwg.render_text(report)
+    assert "idle or leaked." in shown
+    assert "No leaks" not in shown
+
+
+@needs_linux
+def test_more_than_a_pool_keeps_for_one_address_are_leaks():
+    with program(POOLED + WAIT, 11) as running:
+        assert "11 LEAKED  TCP to " in call("scan", running.pid, code=1, **AT_ONCE).stdout
+
+
+@needs_linux
+def test_above_the_limit_for_a_process_nothing_is_left_to_idle_pools():
+    with program(POOLED + WAIT, 3) as running:
+        limit = {"CLOSEWAIT_GUARD_COUNT_WARNING": "2", **AT_ONCE}
+        assert "3 LEAKED  TCP to " in call("scan", running.pid, code=1, **limit).stdout
+
+
+@needs_linux
+def test_sockets_with_unread_bytes_are_shown_apart_from_those_without():
+    source = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+kept = []
+for data in (b"", b"12", b"345"):
+    client = socket.create_connection(server.getsockname())
+    kept.append(server.accept()[0])
+    client.sendall(data)
+    client.close()
+"""
+    with program(source + WAIT) as running:
+        text = call("scan", running.pid, code=1, **AT_ONCE).stdout
+    stuck, _, other = text.partition("1 LEAKED  TCP from 127.0.0.1 ")
+    assert "2 LEAKED  TCP from 127.0.0.1 " in stuck
+    assert ", 5 bytes unread\n" in stuck
+    assert ", nothing unread\n" in other
+
+
+# Two children that leak, and are started as multiprocessing's are: under another name.
+MASTER = f"""
+import subprocess, sys
+child = {LEAKY + WAIT!r}
+children = [
+    subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    for _ in range(2)
+]
+print(*(each.stdout.readline() and each.pid for each in children), flush=True)
+sys.stdin.read()
+for each in children:
+    each.communicate()
+"""
+
+
+@needs_linux
+def test_processes_of_one_name_are_shown_together_where_one_process_has_started_them(tmp_path):
+    script = tmp_path / "master.py"
+    script.write_text(MASTER)
+    starter = f"import runpy; runpy.run_path({str(script)!r})"
+    with program(starter) as first, program(starter) as second:
+        groups = [running.first_line.split() for running in (first, second)]
+        pids = [pid for group in groups for pid in group]
+        text = unfolded(call("scan", *pids, code=1, **AT_ONCE).stdout)
+    for group in groups:
+        assert f"python -c (2 processes: {', '.join(group)})" in text.replace("python3", "python")
+    assert " (4 processes: " not in text
+
+
+@needs_linux
+def test_a_process_and_the_children_of_its_name_are_shown_together():
+    source = LEAKY + "if not os.fork():\n    sys.stdin.read()\n    os._exit(0)\n" + WAIT
+    with program(source) as running:
+        text = call("scan", running.pid, "--tree", code=1, **AT_ONCE).stdout
+    assert f"  (2 processes: {running.pid}, " in text
+
+
+@needs_linux
+def test_it_says_that_the_children_of_a_process_were_not_scanned():
+    with program(MASTER) as running:
+        done = call("scan", running.pid, code=0)
+        assert done.stdout.endswith("\nNot scanned: 2 child processes (add --tree).\n")
+        as_json = call("scan", running.pid, "--json", code=0)
+        assert as_json.stderr == "Not scanned: 2 child processes (add --tree).\n"
+        assert len(documents(as_json.stdout)) == 1
+        assert "Not scanned" not in call("scan", running.pid, "--tree", code=1, **AT_ONCE).stdout
+        alone = running.first_line.split()[0]
+        assert "Not scanned" not in call("scan", alone, code=1, **AT_ONCE).stdout
+
+
+@needs_linux
+@needs_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed")
+def test_root_without_the_right_learns_which_it_is():
+    weak = ["setpriv", "--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace", *COMMAND]
+    with program(HEALTHY) as running:
+        one = call("scan", running.pid, command=weak, code=2)
+        everything = call("scan", command=weak, code=None)
+        doctor = call("doctor", command=weak, code=0)
+    need = "root needs CAP_SYS_PTRACE here (in a container: --cap-add SYS_PTRACE)"
+    assert one.stderr.endswith(f" of user root: {need}\n")
+    assert f" of root: {need}." in unfolded(everything.stdout)
+    assert f"you cannot inspect every process: {need}" in unfolded(doctor.stdout)
+
+
 @needs_linux
 def test_a_copy_over_fork_is_reported_with_who_else_holds_it():
     source = LEAKY + "if not os.fork():\n    sys.stdin.read()\n    os._exit(0)\n" + WAIT
@@ -322,6 +473,7 @@ import socket, sys
 server = socket.create_server(("::1", 0), family=socket.AF_INET6)
 client = socket.create_connection(server.getsockname()[:2])
 accepted, _ = server.accept()
+accepted.sendall(b"42")
 accepted.close()
 datagrams = socket.socket(type=socket.SOCK_DGRAM)
 datagrams.bind(("127.0.0.1", 0))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -188,6 +190,94 @@ def test_what_scan_has_saved_is_reported():
     text = call("show", "-", stdin=lines, code=0).stdout
     assert f"(pid {running.pid} on " in text
     assert "5 leaked sockets from 2 places" in text
+
+
+def of_process(report, pid):
+    """The same of another process, with sockets of its own."""
+    findings = [
+        replace(each, observation=replace(each.observation, inode=1000 * pid + place))
+        for place, each in enumerate(report.findings)
+    ]
+    return replace(report, pid=pid, findings=tuple(findings))
+
+
+@pytest.fixture
+def family(tmp_path, reports):
+    """Three processes of one program, and one that has no sockets and reports last."""
+    calm, one, three = reports
+    tracker = replace(calm, command="-c", pid=9, open_sockets=0, coverage=NOTHING_COVERED)
+    of_each = [
+        of_process(calm, 5),
+        of_process(three, 5),
+        of_process(one, 6),
+        of_process(calm, 7),
+        tracker,
+    ]
+    path = tmp_path / "leaks.jsonl"
+    now = time.time()
+    lines = [json.dumps(cwg.to_dict(replace(each, taken_at=now))) for each in of_each]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+NOTHING_COVERED = cwg.Coverage(0, 0, 0, 0, 0, ())
+
+
+def test_of_a_file_of_several_processes_the_last_report_of_each_is_shown_as_one(family):
+    text = call("show", family, code=0).stdout
+    head, *_ = text.splitlines()
+    assert head == "Last report of each of 4 processes, of 5 reports (--all prints each)"
+    assert "4 leaked sockets from 2 places in 2 of 2 processes." in text
+    assert re.search(r"\b5 \(1\), 6 \(1\)", text), text
+    assert text.count("closewait-guard  ") == 1
+    assert "as of" not in text
+    call("show", family, "--fail-on-leak", code=1)
+    # Those who ask for the last line get that.
+    assert call("show", family, "--last", "1", code=0).stdout.startswith("Report 5 of 5\n")
+
+
+def test_what_processes_reported_long_before_the_last_is_dated(tmp_path, reports):
+    lines = [
+        cwg.to_dict(
+            replace(of_process(reports[1], pid), taken_at=1_700_000_000 + 1000 * (pid == 9))
+        )
+        for pid in range(1, 10)
+    ]
+    some, many = lines[5:], lines
+    text = call("show", "-", stdin="\n".join(map(json.dumps, some)), code=0).stdout
+    assert text.count("is shown as of 2023-11-14 22:13:20") == 3
+    text = call("show", "-", stdin="\n".join(map(json.dumps, many)), code=0).stdout
+    assert "8 processes are shown as of when they last reported, between 2023" in text
+
+
+def test_each_program_of_a_file_is_shown_by_itself(tmp_path, reports):
+    lines = [
+        cwg.to_dict(replace(of_process(reports[1], pid), command=f"{name}.py"))
+        for pid, name in enumerate(["web", "web", "worker"], 1)
+    ]
+    text = call("show", "-", stdin="\n".join(map(json.dumps, lines)), code=0).stdout
+    assert "closewait-guard  web.py  (2 processes" in text
+    assert "closewait-guard  worker.py  (pid 3" in text
+
+
+def test_a_difference_between_files_is_that_of_all_processes(family, tmp_path, reports):
+    before = tmp_path / "before.jsonl"
+    before.write_text(json.dumps(cwg.to_dict(reports[1])))
+    done = call("show", "--diff", before, family, code=0)
+    assert re.search(r"^to .* 4 processes on ", done.stdout, re.MULTILINE)
+    assert "GROWING, from 1 to 2 (+1):" in done.stdout
+
+
+def test_a_difference_between_two_programs_comes_with_a_warning(tmp_path, reports):
+    paths = []
+    for command in ("/one/web.py", "python web.py", "/one/worker.py"):
+        paths.append(tmp_path / f"{len(paths)}.json")
+        paths[-1].write_text(json.dumps(cwg.to_dict(replace(reports[1], command=command))))
+    warning = (
+        "closewait-guard: warning: the reports are of different programs, web.py and worker.py\n"
+    )
+    assert call("show", "--diff", paths[0], paths[2], code=0).stderr == warning
+    assert call("show", "--diff", *paths[:2], code=0).stderr == ""
 
 
 @pytest.fixture

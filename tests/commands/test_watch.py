@@ -23,7 +23,7 @@ from command_line import (
 
 WATCH = [*COMMAND, "watch", "--interval", "0.3"]
 
-# One more connection in CLOSE_WAIT for each line on stdin.
+# One more connection in CLOSE_WAIT for each line on stdin, with what the line says unread.
 GROWING = """
 import socket, sys
 server = socket.create_server(("127.0.0.1", 0))
@@ -31,12 +31,14 @@ kept = []
 print(server.getsockname()[1], flush=True)
 for line in sys.stdin:
     kept.append(socket.create_connection(server.getsockname()))
-    server.accept()[0].close()
+    accepted, _ = server.accept()
+    accepted.sendall(line.strip().encode())
+    accepted.close()
 """
 
 
-def grow(running, times=1):
-    running.stdin.write("more\n" * times)
+def grow(running, times=1, unread="more"):
+    running.stdin.write(f"{unread}\n" * times)
     running.stdin.flush()
 
 
@@ -154,6 +156,26 @@ def test_on_a_pipe_each_look_is_one_line(growing):
         assert f"worst: 2 leaked to 127.0.0.1:{growing.first_line}" in line
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
+
+
+def last_line(running):
+    time.sleep(0.2)
+    arguments = ["--count", "1", running.pid]
+    return call("watch", *arguments, code=0, CLOSEWAIT_GUARD_GRACE="0").stdout
+
+
+def test_what_an_idle_pool_may_hold_is_counted_apart_until_there_is_too_much_of_it(growing):
+    peer = f"to 127.0.0.1:{growing.first_line}"
+    grow(growing, 10, unread="")
+    assert f"worst: 10 idle or leaked {peer}" in last_line(growing)
+    grow(growing, 1, unread="")
+    assert f"worst: 11 leaked {peer}" in last_line(growing)
+
+
+def test_a_leak_is_worse_than_what_an_idle_pool_may_hold(growing):
+    grow(growing, 2, unread="")
+    grow(growing, 1)
+    assert "worst: 1 leaked " in last_line(growing)
 
 
 def test_on_a_dumb_terminal_each_look_is_one_line(growing):

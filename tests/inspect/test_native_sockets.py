@@ -200,6 +200,39 @@ def test_a_connection_of_libpq_is_attributed_and_held(guard, postgres_port, libr
     assert library.connect == before
 
 
+STARTED_WITH = """
+import _socket
+import closewait_guard as cwg
+cwg.install()
+fds = [_socket.socket().detach() for _ in range(2)]
+report = cwg.scan(full=True)
+print(report.coverage.native, report.coverage.earlier)
+print(cwg.render_text(report))
+"""
+
+
+def test_sockets_that_the_program_was_started_with_are_not_said_to_be_of_c_extensions():
+    inherited = socket.socketpair()
+    with inherited[0], inherited[1]:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", STARTED_WITH],
+            pass_fds=[each.fileno() for each in inherited],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    counts, _, text = done.stdout.partition("\n")
+    text = " ".join(text.split())
+    native, earlier = map(int, counts.split())
+    assert earlier >= 2
+    assert native - earlier == 2
+    assert (
+        f"where {earlier} sockets without a socket object were opened before install() (inherited "
+        "when the program started, or opened by C extensions)"
+    ) in text
+    assert "; where 2 sockets without a socket object were opened (C extensions: see" in text
+
+
 def test_where_attributed_sockets_were_opened_is_covered(guard, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "receive_number", receive_number)
     guard.attribute(f"{__name__}:receive_number")

@@ -156,7 +156,7 @@ def test_the_line_that_there_is_no_leak_is_folded_between_its_parts(report, widt
 
 
 def test_what_is_zero_is_not_shown(report):
-    coverage = replace(report.coverage, notes=(), adopted=0, native=0)
+    coverage = replace(report.coverage, notes=(), adopted=0, native=0, earlier=0)
     assert native_note(coverage) == ""
     assert native_note(replace(coverage, native=2, attributed=2)) == ""
     coverage = replace(coverage, notes=(native_note(coverage),))

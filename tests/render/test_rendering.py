@@ -327,7 +327,7 @@ def member(pid, *, native=0, **options):
     """The last report of a process of a family, without a leak."""
     with cwg.Guard() as guard:
         report = guard.scan()
-    coverage = replace(report.coverage, opened=1, native=native)
+    coverage = replace(report.coverage, opened=1, native=native, earlier=0)
     coverage = replace(coverage, notes=(native_note(coverage),))
     return LastReport(replace(report, pid=pid, findings=(), coverage=coverage), **options)
 
