@@ -42,17 +42,17 @@ class Settling:
     Args:
         find_open: Finds the sockets that are still open, or were dropped.
         grace: Seconds that the waits may take together.
-        after_collection: Called when garbage has been collected.
+        collect_garbage: Called once, to do so.
     """
 
     def __init__(
         self,
         find_open: Callable[[], Sequence[Finding]],
         grace: float,
-        after_collection: Callable[[], object] | None = None,
+        collect_garbage: Callable[[], object] = gc.collect,
     ) -> None:
         self._find_open = find_open
-        self._after_collection = after_collection
+        self._collect_garbage = collect_garbage
         self._left = grace
         self._deadline = now() + grace
         self.findings: Sequence[Finding] = ()
@@ -68,9 +68,7 @@ class Settling:
                 self._left -= wait
             if not has_collected:
                 # After one short wait: sockets that close by themselves cost no collection.
-                gc.collect()
-                if self._after_collection is not None:
-                    self._after_collection()
+                self._collect_garbage()
                 has_collected = True
             wait *= 2
 

@@ -6,6 +6,7 @@ close.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,7 +37,15 @@ from closewait_guard.pytest_plugin._excuses import (
     kept_by_responses,
     reachable,
 )
-from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding, in_default_pool
+from closewait_guard.pytest_plugin._failing import UnraisableOfOther, UnraisablesOfOthers
+from closewait_guard.pytest_plugin._findings import (
+    Ends,
+    Outcome,
+    OwnerFinding,
+    ends_of,
+    in_default_pool,
+    reason_of,
+)
 from closewait_guard.pytest_plugin._library_variables import is_own_variable
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
@@ -83,6 +92,8 @@ class LeakChecker:
         plan: That of fixtures, and of tests that are over.
         noted: What libraries had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
+        warn: Takes what finalizers raise over a socket of another owner than the test.
+        has_paused: Automatic collections are off until the first check.
     """
 
     def __init__(
@@ -92,17 +103,22 @@ class LeakChecker:
         plan: Plan,
         noted: Mapping[str, Mapping[str, int]],
         worker: str | None,
+        warn: Callable[[UnraisableOfOther], None],
+        *,
+        has_paused: bool,
     ) -> None:
         self._guard = guard
         self._ownership = ownership
         self._plan = plan
         self._is_own_variable = partial(is_own_variable, noted)
         self._worker = worker
+        self._warn = warn
+        self._has_paused = has_paused
         # By serial: what has been reported, excused or allowed, and what has another owner by now.
         self._settled: set[int] = set()
         self._moved: dict[int, Owner] = {}
         # The addresses of both ends of the connections among them, the program's own first.
-        self._settled_connections: set[_Ends] = set()
+        self._settled_connections: set[Ends] = set()
         # What cannot be said yet, and by name of the owner how to check it at the end of the run.
         self._deferred: list[CheckContext] = []
         self._contexts: dict[str, CheckContext] = {}
@@ -163,8 +179,19 @@ class LeakChecker:
                 context = self._contexts.get(owner.name, CheckContext(owner, "test", self._plan))
                 grace = max(0.0, context.plan.grace - (now() - began))
                 yield from self._check(context._replace(plan=context.plan._replace(grace=grace)))
+        self._resume_collections()
 
     def _check(self, context: CheckContext) -> list[OwnerFinding]:
+        with self._unraisables_of_others(context):
+            self._resume_collections()
+            return self._check_owner(context)
+
+    def _resume_collections(self) -> None:
+        if self._has_paused:
+            self._has_paused = False
+            gc.enable()
+
+    def _check_owner(self, context: CheckContext) -> list[OwnerFinding]:
         creations = self._creations_of(context)
         if context.plan.mode is Mode.OFF:
             if creations:
@@ -186,6 +213,11 @@ class LeakChecker:
             self._settle_as(report.findings)
             report = replace(report, findings=self._without_other_ends(report.findings))
         return self._findings(context, waited, report, running, defaults)
+
+    def _unraisables_of_others(self, context: CheckContext) -> UnraisablesOfOthers:
+        creations, owner = self._guard._open_creations(0), context.owner
+        booked = context.kind == "test" and not owner.finished
+        return UnraisablesOfOthers(creations, self._owner_of, owner, self._warn, booked=booked)
 
     def _creations_of(self, context: CheckContext) -> list[Creation]:
         """The sockets of an owner that are open, or were dropped, and not reported yet."""
@@ -243,7 +275,7 @@ class LeakChecker:
 
     def _settle_as(self, findings: Iterable[Finding]) -> None:
         """Remember the connections of what has been settled: they have another end each."""
-        self._settled_connections |= {_ends_of(finding) for finding in findings}
+        self._settled_connections |= {ends_of(finding) for finding in findings}
 
     def _is_other_end(self, finding: Finding) -> bool:
         """Whether it was accepted and is open only because the end that was settled is.
@@ -254,7 +286,7 @@ class LeakChecker:
         return (
             observation.record.opener.origin is Origin.ACCEPTED
             and observation.connection is Connection.LIVE
-            and _ends_of(finding)[::-1] in self._settled_connections
+            and ends_of(finding)[::-1] in self._settled_connections
         )
 
     def _without_other_ends(self, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
@@ -281,7 +313,7 @@ class LeakChecker:
         settling = Settling(
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
-            lambda: self._leave_out(creations, suspects, context, defaults),
+            lambda: self._collect(creations, suspects, context, defaults),
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
@@ -289,17 +321,18 @@ class LeakChecker:
             pause(wait)
         return now() - began, bool(settling.findings)
 
-    def _leave_out(
+    def _collect(
         self,
         creations: list[Creation],
         suspects: set[int],
         context: CheckContext,
         defaults: dict[int, str],
     ) -> None:
-        """Leave out what a library keeps for itself, and what only pytest keeps.
+        """Collect garbage; leave out what a library keeps for itself, and what only pytest keeps.
 
         Whether that is a leak shows when pytest has let go of it.
         """
+        gc.collect()
         found = self._find_open(suspects, context.owner)
         open_ones = [each.observation for each in found if each.verdict is not Verdict.DROPPED]
         if context.plan.allow_reason is None:
@@ -373,17 +406,11 @@ class LeakChecker:
         return [
             finding._replace(
                 outcome=outcome,
-                reason=variable or _reason_of(leaks, reasons) or plan.allow_reason,
+                reason=variable or reason_of(leaks, reasons) or plan.allow_reason,
                 report=replace(report, findings=tuple(leaks)),
             )
             for (outcome, variable), leaks in found.items()
         ]
-
-
-def _reason_of(leaks: Iterable[Finding], reasons: dict[int, str]) -> str | None:
-    """What holds some of them, each once."""
-    found = (reasons.get(each.observation.record.serial) for each in leaks)
-    return "; ".join(dict.fromkeys(filter(None, found))) or None
 
 
 def _serials(creations: Iterable[Creation]) -> set[int]:
@@ -392,20 +419,6 @@ def _serials(creations: Iterable[Creation]) -> set[int]:
 
 def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(each for each in findings if each.observation.record.serial in suspects)
-
-
-_Ends = tuple[str, str]
-
-
-def _ends_of(finding: Finding) -> _Ends:
-    """The two addresses of a connection, the own one first; of IPv4 the same within IPv6."""
-    observation = finding.observation
-    local, peer = observation.local or "", observation.peer or ""
-    return _plain_address(local), _plain_address(peer)
-
-
-def _plain_address(address: str) -> str:
-    return address.replace("[::ffff:", "").replace("]", "")
 
 
 _SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})

@@ -66,7 +66,7 @@ class CurrentTest:
             self.failure = make_failure(finding, self.item.config)
 
     def take_unraisable(self) -> Exception | None:
-        """Have pytest take what finalizers raised while the check collected garbage.
+        """Have pytest take what finalizers raised while the check collected the test's garbage.
 
         Otherwise the next test would get it: pytest itself has looked before, but for versions
         below 8.4, which look when we have returned.

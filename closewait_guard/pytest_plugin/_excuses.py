@@ -56,6 +56,7 @@ __all__ = [
     "is_of_default_loop",
     "kept_by_records",
     "kept_by_responses",
+    "nearest_target",
     "reachable",
 ]
 
@@ -167,6 +168,12 @@ def reachable(
     through an object of the classes `without`.
     """
     return set(_nearest([("", roots)], targets, without))
+
+
+def nearest_target(root: object, targets: dict[int, int]) -> int | None:
+    """The key of the target that is the fewest references away from an object, if any is."""
+    keys = (targets.get(id(thing)) for _, thing in _walk([("", [root])], ()))
+    return next((key for key in keys if key is not None), None)
 
 
 def _nearest(

@@ -1,17 +1,27 @@
 """Findings become failures of tests, and go out with pytest's own reports.
 
-Loaded with the first finding.
+What the finalizers of other owners' sockets raise in a check becomes warnings. Loaded with the
+first finding, or the first check.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import pytest
 
+from closewait_guard._capture import Creation
 from closewait_guard._format import escape_line
+from closewait_guard._inspect import record_of
+from closewait_guard._live import locals_of
 from closewait_guard.model import Frame
+from closewait_guard.pytest_plugin._attribution import Owner
+from closewait_guard.pytest_plugin._excuses import nearest_target
 from closewait_guard.pytest_plugin._findings import OwnerFinding
 from closewait_guard.pytest_plugin._text import failure_text, headline, junit_properties
 
@@ -19,6 +29,8 @@ __all__ = [
     "Failure",
     "FindingSink",
     "PendingFindings",
+    "UnraisableOfOther",
+    "UnraisablesOfOthers",
     "make_error_report",
     "make_failure",
     "set_crash_location",
@@ -76,6 +88,110 @@ def set_crash_location(report: pytest.TestReport, failure: Failure) -> None:
         crash.message = failure.headline
         if failure.frame is not None:
             crash.path, crash.lineno = escape_line(failure.frame.filename), failure.frame.lineno
+
+
+class UnraisableOfOther(NamedTuple):
+    """What a finalizer raised over a socket of an owner that pytest would not book it on.
+
+    Attributes:
+        text: The exception in one line.
+        found_by: In whose check the socket was collected.
+    """
+
+    owner: Owner
+    creation: Creation
+    text: str
+    found_by: Owner
+
+    def warn(self, config: pytest.Config) -> None:
+        """Have pytest list it among the warnings of its owner."""
+        line = record_of(self.creation, self.creation.pid).site
+        text = f"{self.text}\n(found by the socket check of {self.found_by.name})"
+        message = warnings.WarningMessage(
+            pytest.PytestUnraisableExceptionWarning(text),
+            pytest.PytestUnraisableExceptionWarning,
+            line.filename if line is not None else "",
+            line.lineno if line is not None else 0,
+        )
+        arguments = {"nodeid": self.owner.nodeid, "when": "runtest", "location": None}
+        config.hook.pytest_warning_recorded.call_historic(
+            kwargs={"warning_message": message, **arguments}
+        )
+
+
+class UnraisablesOfOthers(AbstractContextManager[None]):
+    """Keeps apart what finalizers raise, in a check, over garbage sockets of other owners.
+
+    A check collects garbage, and pytest books what that raises on the test that is torn down,
+    whosever it is. All else goes to the hook that is there, as ever.
+
+    Args:
+        creations: Those of what is open.
+        owner_of: Finds the owner of each.
+        found_by: Whose check it is.
+        booked: Whether pytest books on that owner at this moment.
+        warn: Takes each at the end.
+    """
+
+    def __init__(
+        self,
+        creations: Iterable[Creation],
+        owner_of: Callable[[Creation], Owner],
+        found_by: Owner,
+        warn: Callable[[UnraisableOfOther], None],
+        *,
+        booked: bool,
+    ) -> None:
+        alive = {each.serial: each for each in creations if each.sock() is not None}
+        self._sockets = {serial: (each, owner_of(each)) for serial, each in alive.items()}
+        self._targets = {each.object_id: serial for serial, each in alive.items()}
+        self._found_by = found_by
+        self._booked_on = found_by if booked else None
+        self._warn = warn
+        self._found: list[UnraisableOfOther] = []
+        self._before = sys.unraisablehook
+        self._ours = self._hook
+
+    def __enter__(self) -> None:
+        sys.unraisablehook = self._ours
+
+    def __exit__(self, *failure: object) -> None:
+        if sys.unraisablehook is self._ours:
+            sys.unraisablehook = self._before
+        for each in self._found:
+            self._warn(each)
+
+    def _hook(self, unraisable: sys.UnraisableHookArgs) -> None:
+        # Nothing of it is kept: the object would live on.
+        finalized = _finalized(unraisable)
+        serial = nearest_target(finalized, self._targets)
+        found = self._sockets[serial] if serial is not None else None
+        if found is not None and self._is_of_other(finalized, *found):
+            creation, owner = found
+            text = _one_line(unraisable)
+            self._found.append(UnraisableOfOther(owner, creation, text, self._found_by))
+        else:
+            self._before(unraisable)
+
+    def _is_of_other(self, finalized: object, creation: Creation, owner: Owner) -> bool:
+        """Whether it is due to another owner. What only uses a socket that stays is not."""
+        sock = creation.sock()
+        is_due_to_owner = sock is None or sock is finalized or owner.finished
+        return is_due_to_owner and owner is not self._booked_on
+
+
+def _finalized(unraisable: sys.UnraisableHookArgs) -> object:
+    """The object whose finalizer has raised; of one in Python its first argument."""
+    trace = unraisable.exc_traceback
+    code = trace.tb_frame.f_code if trace is not None else None
+    if trace is None or code is None or code.co_name != "__del__" or not code.co_argcount:
+        return unraisable.object
+    return locals_of(trace.tb_frame).get(code.co_varnames[0])
+
+
+def _one_line(unraisable: sys.UnraisableHookArgs) -> str:
+    lines = traceback.format_exception_only(unraisable.exc_type, unraisable.exc_value)
+    return lines[-1].strip()
 
 
 class FindingSink(Protocol):

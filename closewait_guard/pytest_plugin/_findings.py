@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from closewait_guard.model import Report
 
 __all__ = [
+    "Ends",
     "Outcome",
     "OwnerFinding",
     "Site",
+    "ends_of",
     "format_location",
     "group_by_site",
     "in_default_pool",
+    "reason_of",
     "relative_path",
 ]
 
@@ -128,6 +131,26 @@ def group_by_site(findings: Iterable[OwnerFinding]) -> list[Site]:
     ]
     order = list(Outcome)
     return sorted(found, key=lambda site: (order.index(site.outcome), -len(site.owners)))
+
+
+Ends = tuple[str, str]
+
+
+def ends_of(finding: Finding) -> Ends:
+    """The two addresses of a connection, the own one first; of IPv4 the same within IPv6."""
+    observation = finding.observation
+    local, peer = observation.local or "", observation.peer or ""
+    return _plain_address(local), _plain_address(peer)
+
+
+def _plain_address(address: str) -> str:
+    return address.replace("[::ffff:", "").replace("]", "")
+
+
+def reason_of(leaks: Iterable[Finding], reasons: dict[int, str]) -> str | None:
+    """What holds some of them, each once."""
+    found = (reasons.get(each.observation.record.serial) for each in leaks)
+    return "; ".join(dict.fromkeys(filter(None, found))) or None
 
 
 def in_default_pool(variable: str) -> str:

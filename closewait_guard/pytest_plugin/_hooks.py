@@ -174,6 +174,7 @@ class LeakHooks:
                 self._spare_descriptors,
                 self._noted,
                 worker,
+                lambda unraisable: unraisable.warn(self._config),
                 _calling_code(self._config),
                 partial(own_files, self._config),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from closewait_guard._enums import Scalar
     from closewait_guard._guard import Guard
     from closewait_guard.pytest_plugin._checker import LeakChecker
+    from closewait_guard.pytest_plugin._failing import UnraisableOfOther
     from closewait_guard.settings import Settings
 
 __all__ = ["RunRecorder"]
@@ -63,6 +65,7 @@ class RunRecorder:
         spare_descriptors: Released as soon as there is something to check.
         noted: What libraries had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
+        warn: Takes what finalizers raise over a socket of another owner than the test.
         callers: Where pytest calls tests and fixtures: stacks end there.
         find_own_files: Finds the files of tests, and of what is tested, which may be installed.
     """
@@ -75,6 +78,7 @@ class RunRecorder:
         spare_descriptors: SpareDescriptors,
         noted: Mapping[str, Mapping[str, int]],
         worker: str | None,
+        warn: Callable[[UnraisableOfOther], None],
         callers: Iterable[CodeType],
         find_own_files: Callable[[], Iterable[str]],
     ) -> None:
@@ -85,6 +89,7 @@ class RunRecorder:
         self._noted = noted
         self._worker = worker
         self._find_own_files = find_own_files
+        self._warn = warn
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
             Recording(recording.stack_depth, tuple(callers), recording.speedups),
@@ -130,12 +135,29 @@ class RunRecorder:
         """The checker of this run. A run that closes all its sockets never loads it."""
         self._spare_descriptors.release()
         if self._checker is None:
-            from closewait_guard.pytest_plugin._checker import LeakChecker
-
-            self._checker = LeakChecker(
-                self.guard(), self._ownership, self._plan, self._noted, self._worker
-            )
+            # Loading makes so many objects that garbage is collected: not before the first check.
+            has_paused = gc.isenabled()
+            gc.disable()
+            try:
+                self._checker = self._make_checker(has_paused=has_paused)
+            except BaseException:
+                if has_paused:
+                    gc.enable()
+                raise
         return self._checker
+
+    def _make_checker(self, *, has_paused: bool) -> LeakChecker:
+        from closewait_guard.pytest_plugin._checker import LeakChecker
+
+        return LeakChecker(
+            self.guard(),
+            self._ownership,
+            self._plan,
+            self._noted,
+            self._worker,
+            self._warn,
+            has_paused=has_paused,
+        )
 
 
 def own_files(config: pytest.Config) -> set[str]:

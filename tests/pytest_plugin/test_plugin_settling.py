@@ -229,3 +229,85 @@ def test_innocent_too(): pass
         ["*RuntimeError: of the fixture*", "*test_broken leaked 2 sockets*"]
     )
     result.stdout.re_match_lines([r".*unclosed <socket\.socket|.*unclosed event loop"])
+
+
+FAILED_SETUP = """
+pytestmark = pytest.mark.filterwarnings("error")
+
+def make_socket():
+    return socket.socket()
+
+def make_transport():
+    loop = asyncio.new_event_loop()
+    connect = asyncio.open_connection(*LISTENER.getsockname())
+    reader, writer = loop.run_until_complete(connect)
+    writer.loop = loop
+    return writer
+
+LISTENER = listener()
+
+@pytest.fixture
+def broken(request):
+    kept = [globals()[request.param]()]
+    kept.append(kept)
+    raise RuntimeError("the set-up fails")
+
+@pytest.mark.parametrize("broken", ["{make}"], indirect=True)
+def test_broken(broken): pass
+
+def test_innocent():
+    threading.Timer(0.1, socket.socket().close).start()
+
+def test_innocent_too(): pass
+"""
+
+
+@pytest.mark.parametrize("make", ["make_socket", "make_transport"])
+def test_what_another_tests_socket_raises_in_the_checks_collection_is_a_warning_of_that_test(
+    suite, make
+):
+    result = suite.run(
+        FAILED_SETUP.format(make=make),
+        "--socket-leaks=fail",
+        "--socket-leaks-grace=5",
+        "-rE",
+        apart=True,
+    )
+    result.assert_outcomes(
+        passed=2,
+        errors=1,
+    )
+    result.stdout.fnmatch_lines(
+        [
+            f"test_it.py::test_broken[[]{make}]",
+            "*test_it.py:*: PytestUnraisableExceptionWarning: ResourceWarning: unclosed *",
+            "*(found by the socket check of test_it.py::test_innocent)",
+            f"ERROR test_it.py::test_broken[[]{make}] - RuntimeError: the set-up fails",
+        ]
+    )
+    assert "Traceback" not in result.stderr.str()
+
+
+def test_what_a_wider_fixtures_socket_raises_in_a_check_is_no_error_of_the_last_test(suite):
+    result = suite.fail(
+        """
+pytestmark = pytest.mark.filterwarnings("error")
+
+@pytest.fixture(scope="module")
+def wide():
+    kept = [socket.socket()]
+    kept.append(kept)
+
+def test_innocent(wide): pass
+""",
+        "-rE",
+        apart=True,
+    )
+    result.assert_outcomes(passed=1, errors=1, warnings=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*PytestUnraisableExceptionWarning: ResourceWarning: unclosed *",
+            "*(found by the socket check of *)",
+            "ERROR test_it.py::test_innocent - module fixture 'wide' of test_it.py leaked *",
+        ]
+    )
