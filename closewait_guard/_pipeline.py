@@ -281,12 +281,7 @@ class Pipeline:
         yield from _not_covered_of_sockets(
             self._explainer.failed, self._explainer.unsearched, undescribed
         )
-        if unknown := self.scanner.forked_copies.unknown:
-            yield (
-                f"whether the parent process, {os.getppid()}, has closed its copies of "
-                f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot "
-                "be read"
-            )
+        yield from self.scanner.forked_copies.notes
         yield from self.children.notes
         if forgotten := self._registry.forgotten_copies:
             yield (

@@ -28,6 +28,7 @@ from closewait_guard._capture import (
 )
 from closewait_guard._clock import now
 from closewait_guard._descriptors import inode_of, sockets_of_process, waiting_calls_of
+from closewait_guard._format import pluralize
 from closewait_guard._inspect.observation import is_unused_since
 from closewait_guard._inspect.probe import (
     INVALID,
@@ -179,8 +180,7 @@ class ForkedCopies:
 
     Attributes:
         is_last: This process ends now, so that what nothing has used since the fork counts at once.
-        unknown: How many connections are from before the fork, of a parent whose descriptors
-            cannot be read.
+        notes: What the latest scan could not tell.
     """
 
     def __init__(self, source: Forked) -> None:
@@ -189,12 +189,13 @@ class ForkedCopies:
         self._candidates: frozenset[int] = frozenset()
         self._paused_until = 0.0
         self.is_last = False
-        self.unknown = 0
+        self.notes: tuple[str, ...] = ()
 
     def after_fork(self) -> None:
         """In the child."""
         self._found = self._candidates = frozenset()
         self._paused_until = 0.0
+        self.notes = ()
 
     def find(self, open_sockets: OpenSockets, own: int) -> dict[int, float]:
         """The descriptors of copies that only this process has open, and does not seem to use.
@@ -216,7 +217,7 @@ class ForkedCopies:
         kept = _kept_by(fork.parent, inherited) if inherited else set[int]()
         # Whoever is not the child of its parent any more was made to live on by itself.
         is_child = fork.parent == os.getppid()
-        self.unknown = _count_connected(inherited.values()) if kept is None and is_child else 0
+        unknown = _count_connected(inherited.values()) if kept is None and is_child else 0
         left = set() if kept is None else inherited.keys() - kept
         if left and is_child:
             used, waited_for = _objects_since(fork), _waited_for()
@@ -224,9 +225,12 @@ class ForkedCopies:
         else:
             left = set()
         if is_last:
+            self.notes = _notes_on(unknown, 0)
             return {fd: started - fork.at for fd in left if not _may_wait_for_first(inherited[fd])}
         # Twice in a row: a call may have been about to use it the first time.
         self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
+        undecided = [inherited[fd] for fd in left - self._found]
+        self.notes = _notes_on(unknown, _count_connected(undecided))
         self._paused_until = done + (done - started) / _MAX_CPU_SHARE
         return dict.fromkeys(self._found, 0.0)
 
@@ -249,6 +253,28 @@ def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
         return set(fds)
     inodes = set(sockets.values())
     return {fd for fd in fds if inode_of(fd) in inodes}
+
+
+def _notes_on(unknown: int, undecided: int) -> tuple[str, ...]:
+    """What to say of connections from before the fork.
+
+    Args:
+        unknown: How many there are, of a parent whose descriptors cannot be read.
+        undecided: How many were seen for the first time that only this process has open.
+    """
+    notes = []
+    if unknown:
+        notes.append(
+            f"whether the parent process, {os.getppid()}, has closed its copies of "
+            f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot be "
+            "read"
+        )
+    if undecided:
+        notes.append(
+            f"whether this process uses {pluralize(undecided, 'connection')} from before its fork, "
+            "which the parent has closed: a later scan tells"
+        )
+    return tuple(notes)
 
 
 def _may_wait_for_first(creation: CreationTuple) -> bool:

@@ -304,6 +304,29 @@ assert succeeded(child)
     )
 
 
+def test_the_first_scan_of_a_child_says_that_a_later_one_knows_what_it_uses():
+    run(
+        WATCH
+        + """
+guard = cwg.install(grace=0.1)
+ours, theirs = connect()
+child = os.fork()
+if child == 0:
+    def check():
+        told = "1 connection from before its fork, which the parent has closed: a later scan tells"
+        time.sleep(0.5)
+        first = guard.scan()
+        assert not first.leaks and any(told in note for note in first.coverage.notes), first
+        findings_with(guard, "inherited")
+        assert not any(told in note for note in guard.scan().coverage.notes)
+    ours.close()
+    end_by(check)
+theirs.close()
+assert succeeded(child)
+"""
+    )
+
+
 def test_a_worker_of_multiprocessing_reports_what_its_parent_has_closed_since_the_fork():
     run(
         WATCH
