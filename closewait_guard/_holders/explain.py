@@ -7,7 +7,6 @@ remembered from scan to scan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from heapq import nlargest
 from operator import itemgetter
 from typing import NamedTuple
@@ -270,8 +269,9 @@ class Explainer:
         roots = Roots(with_values=True)
         self.has_seen_all_calls = roots.has_all_calls
         part = limit.part(_NATIVE_OWNERS_SHARE)
-        reached = partial(reachable_instances, roots=roots, is_over=part.is_over)
-        found, objects = self._find_objects(findings, reached)
+        found, objects = self._find_objects(
+            findings, lambda classes: reachable_instances(classes, roots, part.is_over)[0]
+        )
         serials = [finding.observation.record.serial for finding in findings]
         holders = find_holders_forward(objects, roots, limit.is_over)
         known = dict.fromkeys(serials) | {

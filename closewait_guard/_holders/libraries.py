@@ -69,6 +69,7 @@ _FEW_POOLS = 4
 _MAX_POOLS = 10_000
 _NOT_ALL_ASKED = "what waits in pools: not all of them were found or asked, "
 _TOO_MANY, _NO_TIME = f"there are {_MAX_POOLS:,} or more", "for lack of time"
+_TOO_LARGE = "the program has too many objects"
 # The shares of the time for searching that go to new pools, and to what can use those known.
 _SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
 # How many pools one search for uses may have, and the share of all time that searches may take.
@@ -158,22 +159,22 @@ class Pools:
         }
 
     def _find_pools(self, limit: TimeLimit) -> tuple[_Pool, ...]:
-        classes = _pool_classes()
-        if not is_too_large():
-            found: Iterable[object] = instances_of([cls for cls, *_ in classes.values()])
+        classes, has_found_all = _pool_classes(), True
+        if not classes or not is_too_large():
+            found: list[object] = instances_of([cls for cls, *_ in classes.values()])
             known: dict[int, _Pool] = {}
         else:
             known = {id(pool): each for each in self._pools if (pool := each[0]()) is not None}
             wanted = {key: cls for key, (cls, *_) in classes.items()}
-            roots = Roots(with_values=True) if classes else None
-            found = () if roots is None else reachable_instances(wanted, roots, limit.is_over)
+            roots = Roots(with_values=True)
+            found, has_found_all = reachable_instances(wanted, roots, limit.is_over)
         for pool in islice(found, _MAX_POOLS):
             _, library, kind = classes[id(type(pool))]
             known[id(pool)] = weakref.ref(pool), library, kind
         if len(known) >= _MAX_POOLS:
             self.notes = (_NOT_ALL_ASKED + _TOO_MANY,)
-        elif is_too_large() and limit.is_over():
-            self.notes = (_NOT_ALL_ASKED + _NO_TIME,)
+        elif not has_found_all:
+            self.notes = (_NOT_ALL_ASKED + (_NO_TIME if limit.is_over() else _TOO_LARGE),)
         return tuple(known.values())
 
     def _find_out_of_use(

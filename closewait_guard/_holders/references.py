@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import closing
 from itertools import chain, islice
 from operator import attrgetter
@@ -394,12 +394,12 @@ def find_paths_forward(
 
 def reachable_instances(
     classes: Mapping[int, type], roots: Roots, is_over: Callable[[], bool]
-) -> Iterator[object]:
-    """Yield the objects of exactly some classes, given by identity, that are reached in time."""
+) -> tuple[list[object], bool]:
+    """The objects of exactly some classes, given by identity, and whether that is all of them."""
     walk = _start_walk(roots)
-    for place in walk.run(is_over):
-        if id(type(walk.things[place])) in classes:
-            yield walk.things[place]
+    things = (walk.things[place] for place in walk.run(is_over))
+    found = [thing for thing in things if id(type(thing)) in classes]
+    return found, walk.has_reached_all
 
 
 def _start_walk(roots: Roots) -> Walk:

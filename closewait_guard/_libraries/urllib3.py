@@ -45,9 +45,9 @@ LIBRARIES = (
         hints=(
             HolderHint(
                 out_of_use("urllib3"),
-                "keep response.content or response.json() instead of the response, or drop it: it "
-                "was read, but keeping it keeps its pool, whose idle connection stays open though "
-                "the session or client is closed",
+                "close the session or client when you are done, and keep response.content or "
+                "response.json() instead of the response: also one that was read and closed keeps "
+                "its pool, and the idle connection in that",
             ),
             HolderHint(
                 "requests.models.Response",

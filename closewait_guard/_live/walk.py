@@ -81,6 +81,11 @@ class Walk:
             yield from range(yielded, len(self.things))
             yielded = len(self.things)
 
+    @property
+    def has_reached_all(self) -> bool:
+        """Whether it has ended because there is no more, and not by a limit."""
+        return not any(self._lanes)
+
     def way_to(self, place: int) -> list[object]:
         """An object, what it was reached from, and so on to the beginning."""
         way = []

@@ -20,7 +20,7 @@ import urllib3
 
 import closewait_guard as cwg
 from closewait_guard._holders import libraries
-from closewait_guard._live import shows_other_threads
+from closewait_guard._live import shows_other_threads, walk
 from findings import are_of_a_pool_for_each_call, findings_of, findings_of_async, opened_in
 from servers import redis_server, web
 
@@ -689,6 +689,19 @@ def test_what_could_not_be_searched_for_excuses_its_connections_and_is_said(guar
             notes = another.scan().coverage.notes
         assert any("whether 1 pool can still be used" in note for note in notes)
         monkeypatch.undo()
+
+
+def test_what_a_walk_through_too_many_objects_may_have_missed_is_said(guard, monkeypatch):
+    monkeypatch.setattr(libraries, "is_too_large", lambda: True)
+    monkeypatch.setattr(walk, "_MAX_THINGS", 10)
+    with web() as server, requests.Session() as session:
+        session.get(server.url)
+        server.hang_up()
+        findings_of(guard, cwg.Verdict.LEAKED)
+        with cwg.Guard(cwg.Settings(grace=0)) as another:
+            notes = another.scan().coverage.notes
+        said = "not all of them were found or asked, the program has too many objects"
+        assert any(said in note for note in notes), notes
 
 
 def hold_deep_down(url):
