@@ -35,6 +35,7 @@ from closewait_guard.pytest_plugin._excuses import (
     is_of_default_loop,
     kept_by_records,
     kept_by_responses,
+    note_on_searches,
     reachable,
 )
 from closewait_guard.pytest_plugin._failing import UnraisableOfOther, UnraisablesOfOthers
@@ -371,8 +372,9 @@ class LeakChecker:
 
     def _report(self, suspects: set[int], context: CheckContext) -> Report | None:
         report = self._guard.check(context.owner.mark)
-        findings = _only(suspects, report.findings)
-        return replace(report, findings=findings) if findings else None
+        findings, coverage = _only(suspects, report.findings), report.coverage
+        coverage = replace(coverage, notes=(*coverage.notes, *note_on_searches()))
+        return replace(report, findings=findings, coverage=coverage) if findings else None
 
     def _findings(
         self,

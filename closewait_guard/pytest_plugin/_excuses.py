@@ -57,6 +57,7 @@ __all__ = [
     "kept_by_records",
     "kept_by_responses",
     "nearest_target",
+    "note_on_searches",
     "reachable",
 ]
 
@@ -191,13 +192,30 @@ def _nearest(
     return found
 
 
+# One for each search that a limit has ended, and of which nothing has been said yet.
+_unfinished: list[None] = []
+
+
+def note_on_searches() -> tuple[str, ...]:
+    """What to say of the searches that a limit has ended since this was last asked."""
+    if not _unfinished:
+        return ()
+    _unfinished.clear()
+    limit = f"the limit of {_MAX_OBJECTS:,} objects or {_MAX_SECONDS} s"
+    return (f"what else may keep the sockets of a test: the search ended at {limit}",)
+
+
 def _walk(groups: Sequence[_Group], without: Sequence[type]) -> Iterator[tuple[str, object]]:
     # From all groups at once: what many of them share is passed through once.
     queue = deque((name, thing) for name, roots in groups for thing in roots)
     visited = {id(thing) for _, thing in queue}
     traits, limit = _ClassTraits(without), TimeLimit(_MAX_SECONDS)
-    for count in range(_MAX_OBJECTS * len(groups)):
-        if not queue or (count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()):
+    for count in itertools.count():
+        if not queue:
+            return
+        is_over = count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()
+        if is_over or count >= _MAX_OBJECTS * len(groups):
+            _unfinished.append(None)
             return
         name, thing = queue.popleft()
         yield name, thing

@@ -353,6 +353,8 @@ def test_it(large): keep(socket.socket())
 """
     )
     result.assert_outcomes(passed=1, errors=1)
+    said = "what else may keep the sockets of a test: the search ended at the limit of 100 objects"
+    assert said in " ".join(result.stdout.str().split())
 
 
 def test_the_last_test_of_a_module_is_checked_like_any_other(suite):
