@@ -340,8 +340,8 @@ class LeakChecker:
             defaults |= default_pools(open_ones, self._is_own_variable)
             suspects.difference_update(defaults)
         targets = self._targets(each for each in creations if each.serial in suspects)
-        kept = kept_by_records(targets) | (kept_by_responses(context.kept(), open_ones) & suspects)
-        if kept:
+        records = set[int]() if self._is_last else kept_by_records(targets)
+        if kept := records | (kept_by_responses(context.kept(), open_ones) & suspects):
             self._leave_to_the_end(kept, suspects, context)
             self._deferred.append(self._contexts[context.owner.name])
 
@@ -361,7 +361,8 @@ class LeakChecker:
             return {}
         open_ones = [each for each in creations if each.serial in suspects]
         opened_in = {each.serial: each.thread for each in open_ones}
-        running = find_running(self._targets(open_ones), opened_in)
+        targets = self._targets(open_ones)
+        running = find_running(targets, opened_in, with_records=self._is_last)
         if self._is_last or context.plan.threads is Mode.FAIL:
             return running
         self._leave_to_the_end(set(running), suspects, context)

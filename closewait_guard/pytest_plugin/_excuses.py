@@ -103,6 +103,9 @@ _RECORDS = (
 )
 
 
+_IN_RECORD = "a record of a log, a warning or an exception keeps it"
+
+
 def kept_by_records(targets: dict[int, int]) -> set[int]:
     """Which of the targets a record keeps, that is not the test's own to let go of: their keys."""
     records = instances_of(loaded(_RECORDS)) if targets else []
@@ -327,7 +330,9 @@ def _is_idle(loop: Any) -> bool:
     return not loop.is_closed() and not loop.is_running()
 
 
-def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int, str]:
+def find_running(
+    targets: dict[int, int], opened_in: dict[int, str], *, with_records: bool
+) -> dict[int, str]:
     """By key: what still runs and holds one of the targets, as a sentence.
 
     A thread does by the variables of its calls, what it was started with, and the loop that it
@@ -337,10 +342,13 @@ def find_running(targets: dict[int, int], opened_in: dict[int, str]) -> dict[int
         targets: The addresses of sockets, and a key for each.
         opened_in: By key the name of the thread that made it, which stands in where Python does not
             show the variables of other threads.
+        with_records: Name what records keep, too: at the end of the run no record is pytest's.
     """
     calls = list(_running_threads()) if targets else []
     users = [*calls, *_running_loops(calls), *_loops_with_calls(targets)] if targets else []
     found = _nearest(users, targets)
+    if with_records:
+        found = dict.fromkeys(kept_by_records(targets), _IN_RECORD) | found
     if not shows_other_threads():
         names = {_name_of(ident): ident for ident in threads if ident != threading.get_ident()}
         for key, name in opened_in.items():

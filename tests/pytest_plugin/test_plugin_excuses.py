@@ -211,6 +211,26 @@ def test_what_is_open_when_the_record_is_gone_fails_its_test_under_xdist(suite):
     result.stdout.fnmatch_lines(["ERROR test_it.py::test_it - leaked 1 socket: test_it.py:*"])
 
 
+def test_what_a_record_keeps_beyond_the_run_is_warned_of_at_its_end(suite):
+    source = """
+def test_it():
+    global caught
+    with pytest.raises(ValueError) as caught:
+        sock = socket.socket()
+        raise ValueError(sock)
+
+def test_other(): pass
+"""
+    result = suite.fail(source, apart=True)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "test_it.py:*: 1 socket * left to a running thread, a loop or a record * by 1 test",
+            "    test_it.py::test_it (a record of a log, a warning or an exception keeps it)",
+        ]
+    )
+
+
 def test_what_a_record_keeps_is_not_waited_for(suite):
     body = KEPT_BY_A_RECORD["the exception of a log record"]
     source = LIBRARY + f"def test_it(url): {body}"
