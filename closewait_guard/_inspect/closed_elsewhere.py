@@ -272,7 +272,7 @@ def _notes_on(unknown: int, undecided: int) -> tuple[str, ...]:
     if undecided:
         notes.append(
             f"whether this process uses {pluralize(undecided, 'connection')} from before its fork, "
-            "which the parent has closed: a later scan tells"
+            "which the parent has closed: a later scan shows it"
         )
     return tuple(notes)
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._configuration import add_no_config, settings_of
-from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, flush_output, say
 
 if TYPE_CHECKING:
     from closewait_guard._processes import ProcessReport, ProcessScan, ProcessScanner
@@ -148,6 +148,8 @@ def run(arguments: argparse.Namespace) -> int:
     children = _children_left_out(arguments, scanner)
     if arguments.json:
         _print_json(chosen)
+        # What comes after a failure to print would be no answer.
+        flush_output()
         write_if_possible(
             "".join(f"{text}\n" for text in (render_inaccessible(found), children) if text)
         )

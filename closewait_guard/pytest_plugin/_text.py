@@ -63,7 +63,7 @@ _CALLS_OF_PYTEST = frozenset(
 _OUTCOME_PHRASES = {
     Outcome.FAILED: "leaked",
     Outcome.WARNED: "leaked (socket_leaks=warn)",
-    Outcome.STILL_RUNNING: "left to a running thread, a loop or a record (socket_leaks_threads=warn)",
+    Outcome.STILL_RUNNING: "left to a running thread, loop or record (socket_leaks_threads=warn)",
     Outcome.ALLOWED: "leaked, and allowed to",
 }
 _GITHUB_LEVELS = {

@@ -138,7 +138,9 @@ def test_names_that_are_not_utf_8_go_through_every_command(tmp_path, saved):
 import socket, sys, time
 server = socket.create_server(("127.0.0.1", 0))
 kept = socket.create_connection(server.getsockname())
-server.accept()[0].close()
+accepted = server.accept()[0]
+accepted.sendall(b"never read")
+accepted.close()
 time.sleep(0.05)
 if sys.argv[1:]:
     print("ready", flush=True)

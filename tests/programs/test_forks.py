@@ -313,7 +313,7 @@ ours, theirs = connect()
 child = os.fork()
 if child == 0:
     def check():
-        told = "1 connection from before its fork, which the parent has closed: a later scan tells"
+        told = "1 connection from before its fork, which the parent has closed: a later scan shows"
         time.sleep(0.5)
         first = guard.scan()
         assert not first.leaks and any(told in note for note in first.coverage.notes), first
