@@ -14,6 +14,7 @@ from typing import NamedTuple
 from closewait_guard.model import Frame, Severity, SiteGroup
 
 __all__ = [
+    "KEY_WIDTH",
     "WIDTH",
     "Block",
     "Fact",
@@ -39,9 +40,8 @@ __all__ = [
 
 
 WIDTH = 80
-# Of the lines of a block, and of their keys.
-_INDENT = 4
-_KEY_WIDTH = 9
+# Of the keys of a block.
+KEY_WIDTH = 9
 
 # Azure Pipelines, TeamCity and GitHub look for their older commands anywhere in a line.
 _BUILD_SERVER_COMMAND = re.compile(r"##(?=(?:vso|teamcity)?\[)")
@@ -70,12 +70,14 @@ class Layout(NamedTuple):
         directory: Paths below it are shown relative to it; empty for absolute paths.
         everything: Show a block for what is no leak, too.
         verbose: Show all calls, threads and holders.
+        indent: How far the facts of a block are indented.
     """
 
     width: int = WIDTH
     directory: str = ""
     everything: bool = False
     verbose: bool = False
+    indent: int = 4
 
     def relative(self, text: str) -> str:
         """The text, with the paths in it that lie below the directory relative to that.
@@ -348,12 +350,17 @@ class Fact(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What is known of the sockets of one cause."""
+    """What is known of the sockets of one cause.
 
-    sockets: int
+    Attributes:
+        sockets: How many they are; None where that goes without saying.
+        severity: None where all is as severe.
+    """
+
+    sockets: int | None
     title: str
     code: str
-    severity: Severity
+    severity: Severity | None
     facts: tuple[Fact, ...]
 
 
@@ -375,13 +382,14 @@ def block_lines(
         number: What to call the block by, such as `[1]`.
         digits: The width of the count.
     """
-    style = Style(block.severity.value)
-    before = f"{number} " if number else ""
-    left = f"{before}{block.sockets:>{digits},} {block.title}"
+    style = Style(block.severity.value) if block.severity is not None else Style.TITLE
     # Of what is young and few, the verdict says it all: "leaked, info" would contradict itself.
-    severity = block.severity.value if block.severity.rank else ""
+    is_worth_noting = block.severity is not None and block.severity.rank > 0
+    severity = style.value if is_worth_noting else ""
+    count = f"{block.sockets:>{digits},}" if block.sockets is not None else ""
+    left = " ".join(filter(None, (number, count, block.title)))
     right = escape_line("  ".join(filter(None, (block.code, severity))))
-    *lines, last = layout.wrap(left, " " * (_INDENT + 2))
+    *lines, last = layout.wrap(left, " " * (layout.indent + 2))
     if len(last) + 2 + len(right) > layout.width:
         lines, last = [*lines, last], ""
     for text in (*lines, f"{last}{right:>{layout.width - len(last)}}"):
@@ -390,9 +398,9 @@ def block_lines(
 
 
 def _fact_lines(facts: Iterable[Fact], layout: Layout) -> Iterator[StyledLine]:
-    later = " " * (_INDENT + _KEY_WIDTH)
+    later = " " * (layout.indent + KEY_WIDTH)
     for key, group in groupby(facts, key=lambda fact: fact.key):
-        first = f"{'':{_INDENT}}{key:<{_KEY_WIDTH}}"
+        first = f"{'':{layout.indent}}{key:<{KEY_WIDTH}}"
         for fact in group:
             for text in _lines_of(fact, first, later, layout):
                 yield StyledLine(text, fact.style)

@@ -52,7 +52,7 @@ _VARYING = (
     (r"of [\d,]+ open sockets?|\([\d,]+ sockets?", "N sockets"),
     (r"\.py:\d+", ".py:LINE"),
     (r"0x[0-9a-f]+", "ADDRESS"),
-    (r", TIME after its end|Slowest to settle: .*\n", ""),
+    (r"Slowest to settle: .*\n", ""),
     (r"\n +\d+ of \d+ replaced by a newer connection from the same line", ""),
     (r"\n\d+ closing connections? \(not leaks\)\.", ""),
     (r"(fingerprint=)[0-9a-f]{12}", r"\1FINGERPRINT"),

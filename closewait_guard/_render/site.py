@@ -61,11 +61,11 @@ def describe_site(
     """
     observations = [finding.observation for finding in group.findings]
     facts = [
-        *([Fact("opened", opened_by)] if opened_by else ()),
         *_opened_facts(
             observations,
             len(group.findings[0].observation.record.blamed.stack) if verbose else _MAX_CALLERS,
         ),
+        *([Fact("opened", opened_by)] if opened_by else ()),
         *([Fact("fix", group.hint, Style.FIX)] if group.hint else ()),
         *holder_facts(group.findings, 100 if verbose else _MAX_HOLDERS),
         *_state_facts(group, observations),

@@ -353,7 +353,9 @@ def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
     """The paragraph on what is not covered; empty where nothing is known to be missing."""
     notes = [note for note in coverage.notes if note]
     if coverage.adopted:
-        notes.append(f"where {pluralize(coverage.adopted, 'socket')} opened before install() began")
+        notes.append(
+            f"the stack of {pluralize(coverage.adopted, 'socket')} opened before install()"
+        )
     if coverage.forgotten:
         notes.append(
             f"where {coverage.forgotten:,} of {coverage.dropped:,} dropped sockets were opened, "

@@ -96,10 +96,15 @@ class FindingCollector:
                 terminalreporter.write_line(escape_line(f"ERROR: {failure}"), red=True)
         if not self._findings:
             return
+        from closewait_guard.pytest_plugin._failing import terminal_width
         from closewait_guard.pytest_plugin._text import github_commands, summary_lines
 
-        whole_stacks = self._config.getoption("verbose") > 0
-        lines = summary_lines(self._findings, self._config.rootpath, whole_stacks=whole_stacks)
+        lines = summary_lines(
+            self._findings,
+            self._config.rootpath,
+            width=terminal_width(self._config),
+            whole_stacks=self._config.getoption("verbose") > 0,
+        )
         if lines:
             terminalreporter.section("socket leaks")
         if os.environ.get("GITHUB_ACTIONS"):

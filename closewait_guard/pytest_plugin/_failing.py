@@ -16,13 +16,13 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from closewait_guard._capture import Creation
-from closewait_guard._format import escape_line
+from closewait_guard._format import WIDTH, escape_line
 from closewait_guard._inspect import record_of
 from closewait_guard._live import locals_of
 from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin._attribution import Owner
 from closewait_guard.pytest_plugin._excuses import nearest_target
-from closewait_guard.pytest_plugin._findings import OwnerFinding
+from closewait_guard.pytest_plugin._findings import OwnerFinding, group_by_site
 from closewait_guard.pytest_plugin._text import failure_text, headline, junit_properties
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "make_error_report",
     "make_failure",
     "set_crash_location",
+    "terminal_width",
 ]
 
 
@@ -47,12 +48,24 @@ class Failure(NamedTuple):
 
 def make_failure(finding: OwnerFinding, config: pytest.Config) -> Failure:
     """Make what a test or fixture that leaked fails with."""
-    leaks = finding.report.findings if finding.report is not None else ()
+    root = config.rootpath
+    sites = group_by_site([finding], root)
     return Failure(
-        failure_text(finding, config.rootpath, whole_stacks=config.getoption("verbose") > 0),
-        headline(finding, config.rootpath),
-        leaks[0].observation.record.site if leaks else None,
+        failure_text(
+            finding,
+            root,
+            width=terminal_width(config),
+            whole_stacks=config.getoption("verbose") > 0,
+        ),
+        headline(finding, root),
+        sites[0].frame if sites else None,
     )
+
+
+def terminal_width(config: pytest.Config) -> int:
+    """The columns of pytest's own lines; a worker of pytest-xdist does not know them."""
+    has_terminal = config.pluginmanager.has_plugin("terminalreporter")
+    return config.get_terminal_writer().fullwidth if has_terminal else WIDTH
 
 
 def make_error_report(

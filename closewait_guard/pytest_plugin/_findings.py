@@ -1,15 +1,17 @@
-"""What the check of a test or a fixture has found, as a value and a dict; groups by line. Pure."""
+"""What the check of a test or a fixture has found, as a value and a dict; groups by line."""
 
 from __future__ import annotations
 
+import linecache
 import os
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._format import pluralize
-from closewait_guard.model import TEST_SCHEMA, Finding, Frame
+from closewait_guard.model import TEST_SCHEMA, Finding, Frame, FrameKind, SocketRecord
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
@@ -20,9 +22,11 @@ __all__ = [
     "OwnerFinding",
     "Site",
     "ends_of",
+    "find_declaration",
     "format_location",
     "group_by_site",
     "in_default_pool",
+    "own_frame",
     "reason_of",
     "relative_path",
 ]
@@ -113,12 +117,36 @@ class Site(NamedTuple):
         )
 
 
-def group_by_site(findings: Iterable[OwnerFinding]) -> list[Site]:
+def own_frame(record: SocketRecord, folder: str | Path) -> Frame | None:
+    """The innermost call of the reader's own code: below the folder, and of no library."""
+    for frame in record.blamed.stack:
+        is_below = relative_path(frame.filename, folder) != frame.filename
+        if frame.kind is FrameKind.USER and is_below:
+            return frame
+    return None
+
+
+def find_declaration(finding: OwnerFinding, root: Path) -> tuple[str, int] | None:
+    """The file of a test or fixture and its line in it; the file's first if that is not found."""
+    path, *names = finding.nodeid.split("::")
+    if finding.kind == "fixture":
+        names += re.findall(r"fixture '(\w+)'", finding.owner)
+    lines = linecache.getlines(str(root / path)) if path else []
+    number = 0
+    for name in names:
+        words = re.compile(rf"\s*(?:class|(?:async )?def) {re.escape(name.partition('[')[0])}\b")
+        after = (place for place in range(number, len(lines)) if words.match(lines[place]))
+        number = next(after, number - 1) + 1
+    return (str(root / path), max(number, 1)) if lines else None
+
+
+def group_by_site(findings: Iterable[OwnerFinding], root: Path) -> list[Site]:
     """Group leaks by line and outcome; those with the most owners first."""
     groups: dict[tuple[Frame | None, Outcome], list[tuple[Finding, OwnerFinding]]] = {}
     for finding in findings:
         for leak in finding.report.findings if finding.report is not None else ():
-            key = (leak.observation.record.site, finding.outcome)
+            record = leak.observation.record
+            key = (own_frame(record, root) or record.site, finding.outcome)
             groups.setdefault(key, []).append((leak, finding))
     found = [
         Site(

@@ -1,4 +1,4 @@
-"""What the plugin prints: errors, the summary, XML properties, GitHub annotations. Pure."""
+"""What the plugin prints: errors, the summary, XML properties, GitHub annotations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path, PurePath
 
 from closewait_guard._format import (
+    KEY_WIDTH,
+    WIDTH,
+    Fact,
+    Layout,
     block_lines,
     escape_line,
     fit_path,
     format_duration,
     pluralize,
     truncate,
-    wrap_text,
 )
 from closewait_guard._render import describe_site, not_covered_lines, verdict_name
-from closewait_guard._stream import layout_of
 from closewait_guard.model import (
     Finding,
     Frame,
@@ -36,10 +39,13 @@ from closewait_guard.pytest_plugin._findings import (
     Outcome,
     OwnerFinding,
     Site,
+    find_declaration,
     format_location,
     group_by_site,
+    own_frame,
     relative_path,
 )
+from closewait_guard.pytest_plugin._library_variables import find_definition
 
 __all__ = [
     "failure_text",
@@ -54,18 +60,34 @@ _MAX_LOCATION = 30
 _MAX_OWNERS = 3
 _MAX_SETTLES = 3
 _MIN_SETTLE_SHOWN = 0.05
+# Narrower lines cannot hold an address and a code; wider ones are hard to read.
+_MIN_WIDTH, _MAX_WIDTH = 60, 120
 
 # Where pytest calls a test, a doctest or a fixture.
 _CALLS_OF_PYTEST = frozenset(
     {"pytest_pyfunc_call", "runtest", "call_fixture_func", "_teardown_yield_fixture"}
 )
 
+# With what was leaked, and by how many.
 _OUTCOME_PHRASES = {
-    Outcome.FAILED: "leaked",
-    Outcome.WARNED: "leaked (socket_leaks=warn)",
-    Outcome.STILL_RUNNING: "left to a running thread, loop or record (socket_leaks_threads=warn)",
-    Outcome.ALLOWED: "leaked, and allowed to",
+    Outcome.FAILED: "{} leaked by {}",
+    Outcome.WARNED: "{} leaked by {} (socket_leaks=warn)",
+    Outcome.STILL_RUNNING: (
+        "{} left to a running thread, loop or record by {} (socket_leaks_threads=warn)"
+    ),
+    Outcome.ALLOWED: "{}, allowed ({})",
 }
+_ENDS = {
+    Verdict.DROPPED: "dropped, ",
+    Verdict.LINGERING: "lingering, ",
+    Verdict.CLOSED_ELSEWHERE: "closed elsewhere, ",
+}
+# What a holder ends with where that is an object of a library.
+_CLIENT = re.compile(r": ((?:\w+\.)+[A-Z]\w*)(?=$|;| \()")
+_GLOBAL = " (module global)"
+_NO_OWN_LINE = "; no line of your code on the stack"
+# In a test what holds the socket says more than how to close one.
+_KEYS = ("opened", "held by", "fix")
 _GITHUB_LEVELS = {
     Outcome.FAILED: "error",
     Outcome.WARNED: "warning",
@@ -73,35 +95,66 @@ _GITHUB_LEVELS = {
 }
 
 
-def failure_text(finding: OwnerFinding, root: Path, *, whole_stacks: bool = False) -> str:
-    """What the test's error shows: who, how many, and the blocks of the report."""
+def failure_text(
+    finding: OwnerFinding, root: Path, *, width: int = WIDTH, whole_stacks: bool = False
+) -> str:
+    """What the test's error shows: how many, and the blocks of the report."""
     report = finding.report
     if report is None:
         return ""
-    waited = ""
-    if finding.waited >= _MIN_SETTLE_SHOWN:
-        waited = f", {format_duration(finding.waited)} after its end"
-    head = f"{finding.owner} leaked {pluralize(len(report.findings), 'socket')}{waited}"
-    if finding.reason is not None:
-        head += f": {finding.reason}"
-    # The first line names the owner, and every stack of a test ends with calls of pytest.
+    # The title names the owner, and every stack of a test ends with calls of pytest.
     shown = _change_records(report, _without_owner)
     if not whole_stacks:
         shown = _change_records(shown, _without_pytest_frames)
-    return "\n".join([escape_line(head), "", *_site_blocks(shown, root, whole_stacks=whole_stacks)])
+    layout = _layout(root, width)
+    blocks = _site_blocks(shown, layout, finding.owner, whole_stacks=whole_stacks)
+    head = layout.wrap(_head(finding, report), "  ")
+    reason = layout.wrap(f"  {finding.reason}", "  ") if finding.reason is not None else ()
+    return "\n".join([*head, *reason, "", *blocks])
+
+
+def _head(finding: OwnerFinding, report: Report) -> str:
+    """How many sockets, and what became of them."""
+    number = len(report.findings)
+    dropped = sum(each.verdict is Verdict.DROPPED for each in report.findings)
+    waited = ""
+    if finding.waited >= _MIN_SETTLE_SHOWN:
+        waited = f"{format_duration(finding.waited)} "
+    after = "the test" if finding.kind == "test" else "its teardown"
+    ends = {
+        f"still open {waited}after {after}": number - dropped,
+        "garbage-collected while open": dropped,
+    }
+    found = {end: count for end, count in ends.items() if count}
+    what = ", ".join(end if len(found) == 1 else f"{each} {end}" for end, each in found.items())
+    return f"{_who(finding)}leaked {pluralize(number, 'socket')} ({what})"
+
+
+def _who(finding: OwnerFinding) -> str:
+    """A fixture. The test is named by pytest, where it shows what is said of it."""
+    return "" if finding.kind == "test" else f"{finding.owner} "
 
 
 def headline(finding: OwnerFinding, root: Path) -> str:
     """The one line of it that pytest's short summary has room for."""
     if finding.report is None:
         return ""
-    found = group_by_site([finding])
-    places = [_short_location(site.frame, root) for site in found[:_MAX_PLACES]]
+    found = group_by_site([finding], root)
+    leaks = []
+    for what, sites in groupby(found[:_MAX_PLACES], key=lambda site: _describe_end(site.leaks[0])):
+        leaks.append(what + ", ".join(_short_location(site.frame, root) for site in sites))
     if len(found) > _MAX_PLACES:
-        places.append(pluralize(len(found) - _MAX_PLACES, "more line"))
-    who = "" if finding.kind == "test" else f"{finding.owner} "
+        leaks[-1] += f", {pluralize(len(found) - _MAX_PLACES, 'more line')}"
     leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
-    return escape_line(f"{who}{leaked}: {', '.join(places)}")
+    return escape_line(f"{_who(finding)}{leaked}: {'; '.join(leaks)}")
+
+
+def _describe_end(leak: Finding) -> str:
+    """What comes before the line: which client was not closed, or what is special of a socket."""
+    for holder in leak.holders:
+        if leak.verdict not in _ENDS and (client := _CLIENT.search(holder)):
+            return f"{client[1]} never closed, "
+    return _ENDS.get(leak.verdict, "")
 
 
 def _short_location(frame: Frame | None, root: Path) -> str:
@@ -124,42 +177,67 @@ def junit_properties(finding: OwnerFinding) -> list[tuple[str, object]]:
 
 
 def summary_lines(
-    findings: Sequence[OwnerFinding], root: Path, *, whole_stacks: bool = False
+    findings: Sequence[OwnerFinding], root: Path, *, width: int = WIDTH, whole_stacks: bool = False
 ) -> list[str]:
     """The lines of the section; none when there is nothing to report."""
     lines: list[str] = []
+    layout = _layout(root, width)
     in_defaults = [each for each in findings if each.outcome is Outcome.LIBRARY_DEFAULT]
-    for site in group_by_site(each for each in findings if each not in in_defaults):
-        lines += [*_site_lines(site, root, whole_stacks=whole_stacks), ""]
+    for site in group_by_site((each for each in findings if each not in in_defaults), root):
+        lines += [*_site_lines(site, root, layout, whole_stacks=whole_stacks), ""]
     for variable in dict.fromkeys(each.reason for each in in_defaults):
         owners = [each for each in in_defaults if each.reason == variable]
-        lines += [*_default_lines(owners, root), ""]
-    lines += _waiver_lines(findings)
+        lines += [*_default_lines(owners, root, layout), ""]
+    for sentence in _waiver_sentences(findings):
+        lines += [*layout.wrap(sentence, "    "), ""]
     if lines:
-        lines += [*(_settle_lines(findings) if whole_stacks else ()), *_not_covered_lines(findings)]
-    return [escape_line(line) for line in lines]
+        lines += _settle_lines(findings, layout) if whole_stacks else ()
+        lines += _not_covered_lines(findings, layout)
+    return [escape_line(line) for line in (lines if lines and lines[-1] else lines[:-1])]
 
 
-def _site_lines(site: Site, root: Path, *, whole_stacks: bool) -> Iterator[str]:
-    verdicts = Counter(leak.verdict.replace("_", " ") for leak in site.leaks)
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
+def _site_lines(site: Site, root: Path, layout: Layout, *, whole_stacks: bool) -> Iterator[str]:
     kinds = Counter(finding.kind for finding in site.owners)
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
-    sockets = f"{pluralize(len(site.leaks), 'socket')} ({counts})"
-    yield f"{format_location(site.frame, root)}: {sockets} {_OUTCOME_PHRASES[site.outcome]} by {by}"
+    said = _OUTCOME_PHRASES[site.outcome].format(_count_sockets(site.leaks), by)
+    yield from layout.wrap(f"{format_location(site.frame, root)}: {said}", "    ")
     yield from _owner_lines(site.owners)
     first = site.owners[0].report
     if whole_stacks and first is not None:
         report = replace(first, findings=site.leaks)
-        yield from ("  " + line for line in _site_blocks(report, root, whole_stacks=True))
+        narrower = layout._replace(width=layout.width - 2)
+        yield from ("  " + line for line in _site_blocks(report, narrower, whole_stacks=True))
 
 
-def _default_lines(owners: list[OwnerFinding], root: Path) -> Iterator[str]:
+def _count_sockets(leaks: Sequence[Finding]) -> str:
+    """How many, and of what kind, where they were not just left open."""
+    kinds = Counter(
+        verdict_name(each.verdict) if each.verdict in _REMARKABLE else "never closed"
+        for each in leaks
+    )
+    if len(kinds) > 1:
+        parts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        return f"{pluralize(len(leaks), 'socket')} ({parts})"
+    kind = f"{leaks[0].verdict.replace('_', ' ')} " if leaks[0].verdict in _REMARKABLE else ""
+    return pluralize(len(leaks), f"{kind}socket")
+
+
+# A socket of these was not just left open.
+_REMARKABLE = (
+    Verdict.DEAD,
+    Verdict.DROPPED,
+    Verdict.LINGERING,
+    Verdict.INHERITED,
+    Verdict.CLOSED_ELSEWHERE,
+)
+
+
+def _default_lines(owners: list[OwnerFinding], root: Path, layout: Layout) -> Iterator[str]:
     """One paragraph for each variable of a library, however many tests have used its pool."""
     leaks = [leak for each in owners if each.report is not None for leak in each.report.findings]
     first = format_location(leaks[0].observation.record.site, root)
     connections = pluralize(len(leaks), "connection")
-    yield from wrap_text(
+    yield from layout.wrap(
         f"{owners[0].reason} keeps {connections} open, the first opened at {first}: a library's "
         "own pool, no leak of a test (socket_leaks_libraries=warn)",
         "    ",
@@ -176,7 +254,7 @@ def _owner_lines(owners: Sequence[OwnerFinding]) -> Iterator[str]:
         yield f"    and {len(owners) - _MAX_OWNERS} more"
 
 
-def _waiver_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+def _waiver_sentences(findings: Sequence[OwnerFinding]) -> Iterator[str]:
     fixtures = [each for each in findings if each.kind == "fixture" and each.report is not None]
     for finding in findings:
         if finding.outcome is not Outcome.UNUSED_WAIVER:
@@ -190,8 +268,8 @@ def _waiver_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
             )
         if not leaking:
             yield (
-                f"{finding.owner} is allowed to leak sockets ({finding.reason}) and does not any "
-                "more: remove its allow_socket_leaks marker"
+                f"{finding.owner} no longer leaks: remove its marker allow_socket_leaks "
+                f"({finding.reason})"
             )
 
 
@@ -207,40 +285,44 @@ def _plain_name(fixture: str) -> str:
     return quoted[1] if quoted is not None else fixture.partition(" ")[0]
 
 
-def _settle_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+def _settle_lines(findings: Sequence[OwnerFinding], layout: Layout) -> Iterator[str]:
     waited = [finding for finding in findings if finding.waited >= _MIN_SETTLE_SHOWN]
     slowest = sorted(waited, key=lambda finding: -finding.waited)[:_MAX_SETTLES]
     if slowest:
         waits = ", ".join(f"{format_duration(each.waited)} {each.owner}" for each in slowest)
-        yield f"Slowest to settle: {waits}"
+        yield from layout.wrap(f"Slowest to settle: {waits}", "    ")
 
 
-def _not_covered_lines(findings: Sequence[OwnerFinding]) -> Iterator[str]:
+def _not_covered_lines(findings: Sequence[OwnerFinding], layout: Layout) -> Iterator[str]:
     reports = [finding.report for finding in findings if finding.report is not None]
     if reports:
-        yield from (line.text for line in not_covered_lines(reports[-1].coverage, layout_of()))
+        # What was open before the first test is no test's.
+        coverage = replace(reports[-1].coverage, adopted=0)
+        yield from (line.text for line in not_covered_lines(coverage, layout))
 
 
 def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
     """One command of GitHub Actions for each line that leaks."""
-    for site in group_by_site(findings):
+    for site in group_by_site(findings, root):
         level = _GITHUB_LEVELS.get(site.outcome)
-        if level is not None and site.frame is not None:
-            path = _checkout_path(site.frame.filename, root)
-            yield f"::{level} file={_escape(path, ',:')},line={site.frame.lineno}::{_message(site)}"
+        if level is None:
+            continue
+        checkout = os.environ.get("GITHUB_WORKSPACE") or str(root)
+        frame = own_frame(site.leaks[0].observation.record, checkout)
+        # Of a file outside the checkout GitHub shows nothing.
+        own = find_declaration(site.owners[0], root)
+        place = (frame.filename, frame.lineno) if frame is not None else own
+        if place is not None:
+            path = relative_path(place[0], checkout)
+            path = path if path == place[0] else path.replace("\\", "/")
+            said = _message(site, is_here=frame is not None)
+            yield f"::{level} file={_escape(path, ',:')},line={place[1]}::{said}"
 
 
-def _message(site: Site) -> str:
-    sockets = pluralize(len(site.leaks), "socket")
+def _message(site: Site, *, is_here: bool) -> str:
+    sockets = pluralize(len(site.leaks), "socket") + (" opened here" if is_here else "")
     hint = site.leaks[0].hint
-    return _escape(f"{sockets} opened here leaked by {site.describe_owners()}; fix: {hint}")
-
-
-def _checkout_path(filename: str, root: Path) -> str:
-    """Relative to the checkout: GitHub knows no other files."""
-    base = os.environ.get("GITHUB_WORKSPACE") or str(root)
-    path = relative_path(filename, base)
-    return path if path == filename else path.replace("\\", "/")
+    return _escape(f"{sockets} leaked by {site.describe_owners()}; fix: {hint}")
 
 
 def _escape(text: str, others: str = "") -> str:
@@ -250,28 +332,65 @@ def _escape(text: str, others: str = "") -> str:
     return text
 
 
-def _site_blocks(report: Report, root: Path, *, whole_stacks: bool = False) -> list[str]:
+def _layout(root: Path, width: int) -> Layout:
+    """Paths as pytest writes them, wherever it was started; lines as long as pytest's."""
+    return Layout(min(max(width, _MIN_WIDTH), _MAX_WIDTH), str(root), indent=2)
+
+
+def _site_blocks(
+    report: Report, layout: Layout, owner: str = "", *, whole_stacks: bool = False
+) -> list[str]:
     """The lines of a report that show its leaks; with whole stacks, every call of each."""
-    sites = [_block(group, root, whole_stacks=whole_stacks) for group in report.by_site()]
+    sites = [_block(group, layout, owner, whole_stacks=whole_stacks) for group in report.by_site()]
     return [line for site in sites for line in ("", *site)][1:]
 
 
-def _block(group: SiteGroup, root: Path, *, whole_stacks: bool) -> Iterator[str]:
+def _block(group: SiteGroup, layout: Layout, owner: str, *, whole_stacks: bool) -> Iterator[str]:
     record = group.findings[0].observation.record
-    # As pytest writes paths, wherever it was started.
-    layout = layout_of()._replace(directory=str(root))
     block = describe_site(group, opened_by=_opened_by(record), verbose=whole_stacks)
+    title = block.title
     if not group.verdict.is_leak and group.verdict is not Verdict.CLOSED_ELSEWHERE:
         # A program may leave it to a pool or a call; a test that has ended may not.
-        title = block.title.removeprefix(verdict_name(group.verdict).upper())
-        block = block._replace(title=f"NEVER CLOSED{title}")
-    yield from (line.text for line in block_lines(block, layout))
+        title = f"NEVER CLOSED{title.removeprefix(verdict_name(group.verdict).upper())}"
+    facts = [said for fact in block.facts for said in _for_a_test(fact, owner, layout)]
+    order = {key: place for place, key in enumerate(_KEYS)}
+    facts.sort(key=lambda fact: order.get(fact.key, len(order)))
+    # All that a test leaks fails it, whatever it would mean to a program.
+    shown = block._replace(
+        sockets=group.count if group.count > 1 else None,
+        title=title,
+        severity=None,
+        facts=tuple(each for each in facts if whole_stacks or not _is_task(each)),
+    )
+    yield from (line.text for line in block_lines(shown, layout))
     if whole_stacks:
-        yield "    the whole stack, innermost call first:"
+        yield "  the whole stack, innermost call first:"
         for frame in record.opener.stack:
-            yield fit_path("      ", layout.relative(frame.place), f" in {frame.function}()")
+            place = layout.relative(frame.place)
+            yield fit_path("    ", place, f" in {frame.function}()", layout.width)
             if frame.source:
-                yield truncate(f"          {frame.source}")
+                yield truncate(f"        {frame.source}", layout.width)
+
+
+def _for_a_test(fact: Fact, owner: str, layout: Layout) -> Iterator[Fact]:
+    """Say which test it was where no line does, and where a global variable is defined."""
+    if owner and fact.text.endswith(_NO_OWN_LINE):
+        fact = fact._replace(text=f"{fact.text.removesuffix(_NO_OWN_LINE)}, by {owner}")
+    variable, is_global, rest = fact.text.partition(_GLOBAL)
+    place = find_definition(variable) if is_global and fact.key == "held by" else None
+    if place is None:
+        yield fact
+        return
+    where = layout.relative(f"<- defined at {_path_in_library(place[0])}:{place[1]}")
+    both = f"{variable}{rest}  {where}"
+    is_short = len(both) + layout.indent + KEY_WIDTH <= layout.width
+    for text in [both] if is_short else [f"{variable}{rest}", where]:
+        yield fact._replace(text=text)
+
+
+def _is_task(fact: Fact) -> bool:
+    """Whether it only names the task of a library, beside the line that awaits it."""
+    return fact.key == "context" and re.fullmatch(r"task [^ ,]+", fact.text) is not None
 
 
 def _opened_by(record: SocketRecord) -> str:
@@ -280,13 +399,17 @@ def _opened_by(record: SocketRecord) -> str:
     inner = next((each for each in record.blamed.stack if each.kind is not FrameKind.STDLIB), None)
     if site is None or inner is None or inner.kind is not FrameKind.LIBRARY or site is inner:
         return ""
-    path = re.split(r"[/\\](?:site|dist)-packages[/\\]", inner.filename)[-1]
+    path = _path_in_library(inner.filename)
     name = re.split(r"[/\\]|\.py$", path)[0]
     with suppress(Exception):
         # Not every library is distributed by its own name.
         name = f"{name} {metadata.version(name)}"
-    called = f"{PurePath(site.filename).name}:{site.lineno}"
-    return f"by {name} in {path}:{inner.lineno}, called at {called}"
+    return f"by {name} ({path}:{inner.lineno})"
+
+
+def _path_in_library(filename: str) -> str:
+    """From its package on; other paths as they are."""
+    return re.split(r"[/\\](?:site|dist)-packages[/\\]", filename)[-1]
 
 
 def _change_records(report: Report, change: Callable[[SocketRecord], SocketRecord]) -> Report:

@@ -194,11 +194,13 @@ def test_other(): pass
 def test_what_is_open_or_dropped_when_the_record_is_gone_fails_its_test(suite, made, verdict):
     result = suite.fail(LOGGED.format(socket=made), "-rE", apart=True)
     result.assert_outcomes(passed=2, errors=1)
+    end = "dropped, " if verdict == "DROPPED" else ""
     result.stdout.fnmatch_lines(
         [
-            "test_it.py::test_it leaked 1 socket*",
-            f"1 {verdict}  *",
-            "ERROR test_it.py::test_it - leaked 1 socket: test_it.py:*",
+            "*ERROR at teardown of *test_it _*",
+            "leaked 1 socket *",
+            f"{verdict}  *",
+            f"ERROR test_it.py::test_it - leaked 1 socket: {end}test_it.py:*",
         ]
     )
 
@@ -225,7 +227,7 @@ def test_other(): pass
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         [
-            "test_it.py:*: 1 socket * left to a running thread, loop or record * by 1 test",
+            "test_it.py:*: 1 dead socket left to a running thread, loop or record by 1 test*",
             "    test_it.py::test_it (a record of a log, a warning or an exception keeps it)",
         ]
     )
@@ -282,7 +284,7 @@ async def test_awaits_again(): await asyncio.sleep(0)
         apart=True,
     )
     result.assert_outcomes(passed=4, errors=1)
-    result.stdout.fnmatch_lines(["test_it.py::test_leaves_it leaked 2 sockets*"])
+    result.stdout.fnmatch_lines(["*ERROR at teardown of *test_leaves_it _*", "leaked 2 sockets *"])
     result.stdout.no_fnmatch_line("*fixture 'event_loop_policy'*")
 
 
@@ -423,7 +425,9 @@ def test_a_librarys_own_pool_is_explained_once_for_the_run(shop, call, variable,
 def test_a_setting_decides_that_a_librarys_own_pool_fails_its_tests(shop):
     result = shop.fail(equal_tests("ask_by_default"), "--socket-leaks-libraries=fail", apart=True)
     result.assert_outcomes(passed=3, errors=3)
-    result.stdout.fnmatch_lines(["*: a library's own pool keeps it, urllib3._DEFAULT_POOL"])
+    result.stdout.fnmatch_lines(
+        ["leaked 1 socket *", "  a library's own pool keeps it, urllib3._DEFAULT_POOL"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -446,4 +450,4 @@ def test_what_a_test_stores_in_a_library_is_its_leak(shop, stored):
     source = LIBRARY + USING_SHOP + f"def test_it(url): {stored}\n"
     result = shop.fail(source, apart=True)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*test_it leaked 1 socket*"])
+    result.stdout.fnmatch_lines(["*ERROR at teardown of *test_it _*", "leaked 1 socket *"])
