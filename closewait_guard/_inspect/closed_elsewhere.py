@@ -230,7 +230,7 @@ class ForkedCopies:
         # Twice in a row: a call may have been about to use it the first time.
         self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
         undecided = [inherited[fd] for fd in left - self._found]
-        self.notes = _notes_on(unknown, _count_connected(undecided))
+        self.notes = _notes_on(unknown, _count_established(undecided))
         self._paused_until = done + (done - started) / _MAX_CPU_SHARE
         return dict.fromkeys(self._found, 0.0)
 
@@ -253,6 +253,10 @@ def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
         return set(fds)
     inodes = set(sockets.values())
     return {fd for fd in fds if inode_of(fd) in inodes}
+
+
+# What `struct tcp_info` begins with.
+_ESTABLISHED = b"\x01"
 
 
 def _notes_on(unknown: int, undecided: int) -> tuple[str, ...]:
@@ -286,6 +290,12 @@ def _may_wait_for_first(creation: CreationTuple) -> bool:
 def _count_connected(creations: Iterable[CreationTuple]) -> int:
     socks = (creation[SOCK]() for creation in creations)
     return sum(sock is not None and peer_of(sock) is not None for sock in socks)
+
+
+def _count_established(creations: Iterable[CreationTuple]) -> int:
+    """Those whose peer has not closed: the others are judged by that."""
+    socks = [sock for creation in creations if (sock := creation[SOCK]()) is not None]
+    return sum(tcp_info_of(sock)[:1] == _ESTABLISHED for sock in socks)
 
 
 def _outermost_first(frame: FrameType | None) -> list[FrameType]:

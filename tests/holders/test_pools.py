@@ -547,7 +547,7 @@ def test_a_response_that_keeps_the_pool_of_a_closed_session_excuses_nothing(guar
         server.hang_up()
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
         assert leak.holders[-1].endswith(f"idle in the pool (at most 10){UNUSED}")
-        assert "it was read, but keeping it keeps its pool" in leak.hint
+        assert "one that was read and closed keeps its pool" in leak.hint
         kept_globally.clear()
         assert guard.scan().leaks == ()
 
