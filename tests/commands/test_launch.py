@@ -213,7 +213,7 @@ def test_the_launcher_stops_and_continues_with_the_program(tmp_path):
                 until(lambda: has_taken_all(launcher.pid) and state_of(launcher.pid) == "S")
                 launcher.send_signal(signal.SIGTSTP)
                 until(lambda: is_stopped(launcher.pid))
-                _, status = os.waitpid(launcher.pid, os.WUNTRACED | os.WNOHANG)
+                _, status = os.waitpid(launcher.pid, os.WUNTRACED)
                 assert os.WIFSTOPPED(status)
                 assert os.WSTOPSIG(status) == signal.SIGTSTP
                 assert is_stopped(program)
