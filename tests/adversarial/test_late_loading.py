@@ -325,6 +325,8 @@ def interrupted(name, *args, **kwargs):
         signal.raise_signal(signal.SIGINT)
     return original(name, *args, **kwargs)
 builtins.__import__ = interrupted
+# It may have been started with that signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What has to be noted of each at a fork is not to take the exception's time.
 many = [socket.socket() for _ in range(400)]
 caught = pid = None
