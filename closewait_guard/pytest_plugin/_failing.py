@@ -6,6 +6,8 @@ first finding, or the first check.
 
 from __future__ import annotations
 
+import _socket
+import re
 import sys
 import traceback
 import warnings
@@ -158,6 +160,9 @@ class UnraisablesOfOthers(AbstractContextManager[None]):
         alive = {each.serial: each for each in creations if each.sock() is not None}
         self._sockets = {serial: (each, owner_of(each)) for serial, each in alive.items()}
         self._targets = {each.object_id: serial for serial, each in alive.items()}
+        self._numbers: dict[int | None, int] = {
+            _number_of(each.sock()): serial for serial, each in alive.items()
+        }
         self._found_by = found_by
         self._booked_on = found_by if booked else None
         self._warn = warn
@@ -177,8 +182,13 @@ class UnraisablesOfOthers(AbstractContextManager[None]):
     def _hook(self, unraisable: sys.UnraisableHookArgs) -> None:
         # Nothing of it is kept: the object would live on.
         finalized = _finalized(unraisable)
-        serial = nearest_target(finalized, self._targets)
+        if finalized is not None:
+            serial = nearest_target(finalized, self._targets)
+        else:
+            serial = self._numbers.get(_number_in(unraisable.err_msg))
         found = self._sockets[serial] if serial is not None else None
+        if found is not None and finalized is None:
+            finalized = found[0].sock()
         if found is not None and self._is_of_other(finalized, *found):
             creation, owner = found
             text = _one_line(unraisable)
@@ -191,6 +201,19 @@ class UnraisablesOfOthers(AbstractContextManager[None]):
         sock = creation.sock()
         is_due_to_owner = sock is None or sock is finalized or owner.finished
         return is_due_to_owner and owner is not self._booked_on
+
+
+def _number_of(sock: _socket.socket | None) -> int:
+    return -1 if sock is None else _socket.socket.fileno(sock)
+
+
+def _number_in(message: str | None) -> int | None:
+    """The descriptor of the socket whose finalizer in C has raised: Python 3.14 names no object."""
+    found = _FINALIZING.search(message or "")
+    return None if found is None else int(found[1])
+
+
+_FINALIZING = re.compile(r"finalizing socket <.*?\bfd=(\d+)")
 
 
 def _finalized(unraisable: sys.UnraisableHookArgs) -> object:
