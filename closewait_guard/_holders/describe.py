@@ -204,9 +204,13 @@ def _describe_thread(thread: int) -> str | None:
 
 def is_held_by_running_call(paths: list[HolderPath]) -> bool:
     """Whether only variables of the program, in calls of other threads, have the object itself."""
-    roots = [path.root for path in paths if path.root is not None and len(path.things) == 1]
-    threads = {root.thread for root in roots if root.rank == OWN}
-    return len(roots) == len(paths) and not threads & {None, threading.get_ident()}
+    return all(
+        path.root is not None
+        and len(path.things) == 1
+        and path.root.rank == OWN
+        and path.root.thread not in (None, threading.get_ident())
+        for path in paths
+    )
 
 
 def owners_of(path: HolderPath) -> tuple[str, ...]:

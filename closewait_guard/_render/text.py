@@ -216,7 +216,7 @@ def no_news_line(report: Report, layout: Layout) -> str:
 
 def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> Iterator[StyledLine]:
     sockets = report.open_sockets + (report.coverage.native or 0)
-    parts = [pluralize(sockets, "socket"), *_quiet_parts(report, layout)]
+    parts = [pluralize(sockets, "socket"), *_quiet_parts(_quiet_counts(report, layout))]
     parts.append(f"fds {scope.descriptors.partition(' (')[0]}")
     # Where there are several processes, or one of several, that has been said.
     who = "" if scope.where else f"{scope.who.partition(' on ')[0]} "
@@ -296,8 +296,8 @@ def _place(closed: ClosedLate) -> str:
 # What has no block, and what is not covered.
 
 
-def _quiet_parts(report: Report, layout: Layout) -> Iterator[str]:
-    for what, number in _quiet_counts(report, layout).items():
+def _quiet_parts(counts: Counter[str]) -> Iterator[str]:
+    for what, number in counts.items():
         connections = "connection" if number == 1 else "connections"
         yield f"{number:,} {what.format(connections=connections)}"
 
@@ -323,7 +323,7 @@ def _surplus_at(place: str) -> str:
 def _quiet_lines(report: Report, layout: Layout) -> list[str]:
     counts = _quiet_counts(report, layout)
     are_none = "not a leak" if counts.total() == 1 else "not leaks"
-    parts = ", ".join(_quiet_parts(report, layout))
+    parts = ", ".join(_quiet_parts(counts))
     return layout.wrap(f"{parts} ({are_none}).", "  ") if parts else []
 
 
