@@ -121,6 +121,29 @@ def end(process, signum):
     return process.communicate(timeout=DEADLINE)[1]
 
 
+# A worker of gunicorn loses a signal that comes before it has handlers of its own: it is killed,
+# after the time for a graceful end.
+_NOTES_ITS_START = """
+import os
+
+def post_worker_init(worker):
+    open(f"started-{os.getpid()}", "w").close()
+"""
+
+
+def note_started_workers(folder):
+    """Let the workers of a gunicorn that starts in a folder say there that they have started."""
+    (folder / "gunicorn.conf.py").write_text(_NOTES_ITS_START)
+
+
+def wait_for_workers(folder, count):
+    """Wait until so many workers of `note_started_workers()` take signals."""
+    deadline = time.monotonic() + DEADLINE
+    while len(list(folder.glob("started-*"))) < count:
+        assert time.monotonic() < deadline, "a worker of gunicorn does not start"
+        time.sleep(0.02)
+
+
 @contextmanager
 def _running(command, port, **options):
     process = subprocess.Popen(

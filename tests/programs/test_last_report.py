@@ -12,7 +12,7 @@ import pytest
 
 from command_line import COMMAND, call, environment
 from findings import reports_in
-from servers import end, free_port, get
+from servers import end, free_port, get, note_started_workers, wait_for_workers
 
 APP = """
 import asyncio, socket
@@ -362,6 +362,7 @@ GUNICORN = ("gunicorn", "--log-level", "critical", "-w", "2", "-b")
 )
 def test_what_workers_leak_is_in_one_report_and_fails_the_run(tmp_path, command, source):
     (tmp_path / "app.py").write_text(source)
+    note_started_workers(tmp_path)
     port = free_port()
     words = [word.format(port=port) for word in command]
     with subprocess.Popen(
@@ -373,6 +374,8 @@ def test_what_workers_leak_is_in_one_report_and_fails_the_run(tmp_path, command,
     ) as server:
         for _ in range(4):
             assert get(port) == b"done"
+        if command[0] == "gunicorn":
+            wait_for_workers(tmp_path, 2)
         time.sleep(0.5)
         errors = end(server, signal.SIGTERM)
     assert server.returncode == 86, errors

@@ -14,7 +14,7 @@ import pytest
 
 from command_line import COMMAND, call, environment
 from findings import reports_in
-from servers import DEADLINE, end, free_port, get
+from servers import DEADLINE, end, free_port, get, note_started_workers, wait_for_workers
 
 LEAK = """
 import os, socket
@@ -108,9 +108,12 @@ def test_what_workers_of_a_server_leak_is_in_one_report(tmp_path, server, has_le
     pytest.importorskip(command[0])
     if "-k" in command:
         pytest.importorskip(command[command.index("-k") + 1].partition(".")[0])
+    note_started_workers(tmp_path)
     with start(tmp_path, *command, "app:app") as running:
         for _ in range(4):
             assert get(port, "/leak" if has_leaked else "/") == b"done"
+        if command[0] == "gunicorn":
+            wait_for_workers(tmp_path, 2)
         end_and_check(running, signal.SIGTERM, has_leaked, 4)
 
 
