@@ -347,7 +347,7 @@ class SiteGroup:
 @refuse_changes
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything one scan found.
+    """Everything one scan found. `str(report)`, and so `print(report)`, is its text.
 
     Attributes:
         taken_at: Seconds since the epoch.
@@ -379,6 +379,12 @@ class Report:
     observations: tuple[Observation, ...] = ()
     closed_late: tuple[ClosedLate, ...] = ()
     omitted: int = 0
+
+    def __str__(self) -> str:
+        # Loaded with the first scan, so that there need be no descriptor left for it now.
+        from closewait_guard._delivery import render_text
+
+        return render_text(self).rstrip("\n")
 
     @property
     def leaks(self) -> tuple[Finding, ...]:

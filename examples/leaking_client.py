@@ -45,7 +45,7 @@ threading.Thread(target=shop, args=(listener,)).start()
 for _ in range(3):
     order(listener.getsockname())
 time.sleep(0.5)
-print(cwg.render_text(cwg.scan()))
+print(cwg.scan())
 
 with cwg.no_leaks(grace=0.2):
     print("fixed:", order_fixed(listener.getsockname()).decode().strip())

@@ -50,7 +50,7 @@ for _ in range(3):
     is_there(url, seen)
     fetch_price(url, clients)
 time.sleep(0.5)
-print(cwg.render_text(cwg.scan()))
+print(cwg.scan())
 for close in (*(each.close for each in seen), *(each.close for each in clients)):
     close()
 server.shutdown()

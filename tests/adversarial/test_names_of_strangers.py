@@ -393,7 +393,7 @@ def everything_of(report):
     logger = standard.Logger("secrets")  # noqa: LOG001
     logger.addHandler(handler)
     reporters.logging(logger)(report)
-    return stream.getvalue() + json.dumps(cwg.to_dict(report)) + "".join(events) + str(report)
+    return stream.getvalue() + json.dumps(cwg.to_dict(report)) + "".join(events) + repr(report)
 
 
 def test_redaction_sees_every_value_that_the_program_or_a_peer_has_chosen():

@@ -48,6 +48,9 @@ LAYERS = {
 HEIGHT = {name: -level for level, names in enumerate(LAYERS.values()) for name in names}
 LOWEST = -len(LAYERS) + 1
 
+# What imports upwards all the same, at the moment of the call.
+UPWARDS = {("model", "_delivery")}  # `str(report)` is its text, wherever the report comes from.
+
 # Output stands beside the stages: it knows values only.
 UNKNOWN_TO_OUTPUT = {"_holders", "_judge", "_inspect", "_capture", "_live", "_libraries"}
 
@@ -159,6 +162,8 @@ def own_imports_of(module: str) -> tuple[tuple[str, str], ...]:
 @pytest.mark.parametrize("module", modules())
 def test_imports_run_downwards(module):
     for target, _ in own_imports_of(module):
+        if (module, target) in UPWARDS:
+            continue
         assert target != "__init__", f"{module} imports the root"
         assert height_of(module) >= height_of(target), f"{module} imports {target}"
         if height_of(module) == HEIGHT["reporters"]:
@@ -169,7 +174,7 @@ def test_no_module_imports_itself_by_a_detour():
     graph = {module: {target for target, _ in own_imports_of(module)} for module in modules()}
     # A package's front imports its files, and they each other: never the front.
     for module, targets in graph.items():
-        targets.discard(module)
+        targets -= {module} | {target for lower, target in UPWARDS if lower == module}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -6,6 +6,8 @@ import json
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -48,6 +50,22 @@ def test_the_first_line_has_counts_and_share():
     descriptors = "File descriptors: 10,000 of 20,000 (50%)."
     assert totals == f"4 leaked sockets from 2 places.  {descriptors}"
     assert "descriptors: unknown." in cwg.render_text(replace(report, fd_used=None))
+
+
+def test_a_report_prints_as_its_text_wherever_it_comes_from():
+    report = leaky_report()
+    saved = cwg.from_dict(json.loads(json.dumps(cwg.to_dict(report))))
+    for each in (report, saved, replace(report, findings=())):
+        assert f"{each}\n" == cwg.render_text(each)
+    assert repr(report).startswith("Report(schema=")
+
+
+def test_a_report_that_came_by_pickle_loads_what_prints_it():
+    program = "import pickle, sys; print(pickle.load(sys.stdin.buffer))"
+    report = replace(leaky_report(), taken_at=0.0)
+    command, data = [sys.executable, "-c", program], pickle.dumps(report)
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60, check=True)
+    assert done.stdout.decode() == cwg.render_text(report)
 
 
 def test_without_a_leak_a_report_is_one_line():
