@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import io
 import os
 import socket
 import stat
@@ -25,9 +24,7 @@ __all__ = [
     "NativeListing",
     "OwnedDescriptor",
     "SpareDescriptors",
-    "WaitingCalls",
     "ask_or_none",
-    "descendants_of",
     "fd_limit",
     "fd_used",
     "identity_of",
@@ -41,7 +38,6 @@ __all__ = [
     "sockets_of_process",
     "unread",
     "unsent",
-    "waiting_calls_of",
 ]
 
 
@@ -275,19 +271,40 @@ def _names() -> list[str]:
     return os.listdir(_FD_FOLDER)  # noqa: PTH208
 
 
-def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
-    """The program's open sockets that are not known, with their inodes; None where it is not known.
+def _numbers() -> tuple[Iterable[int], int]:
+    """The numbers at which descriptors may be open, and at how many of them there are.
 
-    One listing of a folder, whatever their number; only what is not known is looked at.
+    Raises:
+        Exception: They cannot be listed, and are too many to be tried one by one.
     """
     try:
         names = _names()
     except Exception as error:
         refusals.note(error)
+        count, limit = fd_used(), fd_limit() or _MAX_NUMBERS
+        if count is None and limit > _MAX_NUMBERS:
+            raise
+        # The limit may have been higher before.
+        return range(limit if count is None else max(limit, _MAX_NUMBERS)), count or limit
+    return map(int, names), len(names)
+
+
+# A number that is free takes a microsecond or two.
+_MAX_NUMBERS = 65_536
+
+
+def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
+    """The program's open sockets that are not known, with their inodes; None where it is not known.
+
+    One listing of a folder, whatever their number; only what is not known is looked at. Where there
+    is no descriptor left for the listing, the numbers are tried until all are found.
+    """
+    try:
+        numbers, left = _numbers()
+    except Exception:
         return None
     found: dict[int, int] = {}
-    for name in names:
-        fd = int(name)
+    for fd in numbers:
         if not is_known(fd):
             try:
                 status = os.fstat(fd)
@@ -296,6 +313,9 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
             kind = stat.S_IFMT(status.st_mode)
             if kind == stat.S_IFSOCK and (status.st_dev, status.st_ino, kind) != own_socket:
                 found[fd] = status.st_ino
+        left -= 1
+        if not left:
+            break
     return found
 
 
@@ -374,76 +394,3 @@ def _inodes(folder: int, names: Iterable[str]) -> dict[int, int]:
         if target.startswith("socket:["):
             sockets[int(name)] = int(target[8:-1])
     return sockets
-
-
-def _text_of(path: str) -> str:
-    # Not the `open` of builtins, which a test may have replaced, nor a codec that is loaded late.
-    with io.open(path, "rb") as file:  # noqa: UP020
-        return file.read().decode("ascii")
-
-
-# The process that adopts every orphan.
-_INIT = 1
-
-
-def descendants_of(pid: int, at_most: int) -> list[int]:
-    """The running children of a process, and theirs; where there are more, some. Linux only."""
-    pids = [pid]
-    for parent in pids:
-        if len(pids) > at_most or pid == _INIT:
-            break
-        with suppress(OSError, ValueError):
-            folder = f"/proc/{parent}/task"
-            for task in os.listdir(folder):  # noqa: PTH208
-                pids += map(int, _text_of(f"{folder}/{task}/children").split())
-    return pids[1:]
-
-
-class WaitingCalls(NamedTuple):
-    """The system calls that the threads of a process wait in.
-
-    Attributes:
-        fds: Their first arguments, which are descriptors for most calls, and what each epoll
-            that is waited for watches.
-        may_use_others: A thread runs, or waits in a call that does not show for what.
-    """
-
-    fds: set[int]
-    may_use_others: bool
-
-
-def waiting_calls_of(pid: int | str) -> WaitingCalls:
-    """What the threads of a process wait for in the kernel. Linux only.
-
-    Raises:
-        OSError: The process has ended, or may not be looked into.
-    """
-    found, hidden = set[int](), _CALLS_WITH_HIDDEN_FDS.get(os.uname().machine)
-    may_use_others = hidden is None
-    for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
-        try:
-            words = _text_of(f"/proc/{pid}/task/{task}/syscall").split()
-        except (FileNotFoundError, ProcessLookupError):
-            # The thread has ended.
-            continue
-        if len(words) < 3 or int(words[0]) < 0:
-            may_use_others = True
-            continue
-        may_use_others = may_use_others or int(words[0]) in (hidden or ())
-        fd = int(words[1], 16)
-        found |= {fd, *_watched_by(pid, fd)}
-    return WaitingCalls(found, may_use_others)
-
-
-def _watched_by(pid: int | str, fd: int) -> Iterator[int]:
-    with suppress(OSError):
-        for line in _text_of(f"/proc/{pid}/fdinfo/{fd}").splitlines():
-            if line.startswith("tfd:"):
-                yield int(line.split()[1])
-
-
-# poll, select, pselect6 and ppoll have descriptors in memory, io_uring_enter in a ring.
-_CALLS_WITH_HIDDEN_FDS = {
-    "x86_64": frozenset({7, 23, 270, 271, 426}),
-    "aarch64": frozenset({72, 73, 426}),
-}

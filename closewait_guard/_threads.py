@@ -1,13 +1,18 @@
-"""Threads of the guard: whether they may run, calls with a time limit; hooks of forks."""
+"""Threads and processes: whether the guard's may run, calls with a time limit, hooks of forks.
+
+Also what Linux says of the threads of a process: its children, and what is waited for.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import io
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import CodeType, FrameType, FunctionType
 from typing import NamedTuple
 
@@ -24,11 +29,14 @@ __all__ = [
     "CallThread",
     "ForkPoint",
     "StillBusyError",
+    "WaitingCalls",
     "allows_daemons",
     "before_fork",
+    "descendants_of",
     "get_ident",
     "in_child",
     "in_parent",
+    "waiting_calls_of",
 ]
 
 
@@ -211,3 +219,76 @@ if hasattr(os, "register_at_fork"):
     # Last: until all of them have been called, it would have to wait.
     _raise = [weakref.ref(_raise_interruptions)]
     os.register_at_fork(after_in_parent=FunctionType(_call_all.__code__, {"_functions": _raise}))
+
+
+def _text_of(path: str) -> str:
+    # Not the `open` of builtins, which a test may have replaced, nor a codec that is loaded late.
+    with io.open(path, "rb") as file:  # noqa: UP020
+        return file.read().decode("ascii")
+
+
+# The process that adopts every orphan.
+_INIT = 1
+
+
+def descendants_of(pid: int, at_most: int) -> list[int]:
+    """The running children of a process, and theirs; where there are more, some. Linux only."""
+    pids = [pid]
+    for parent in pids:
+        if len(pids) > at_most or pid == _INIT:
+            break
+        with suppress(OSError, ValueError):
+            folder = f"/proc/{parent}/task"
+            for task in os.listdir(folder):  # noqa: PTH208
+                pids += map(int, _text_of(f"{folder}/{task}/children").split())
+    return pids[1:]
+
+
+class WaitingCalls(NamedTuple):
+    """The system calls that the threads of a process wait in.
+
+    Attributes:
+        fds: Their first arguments, which are descriptors for most calls, and what each epoll
+            that is waited for watches.
+        may_use_others: A thread runs, or waits in a call that does not show for what.
+    """
+
+    fds: set[int]
+    may_use_others: bool
+
+
+def waiting_calls_of(pid: int | str) -> WaitingCalls:
+    """What the threads of a process wait for in the kernel. Linux only.
+
+    Raises:
+        OSError: The process has ended, or may not be looked into.
+    """
+    found, hidden = set[int](), _CALLS_WITH_HIDDEN_FDS.get(os.uname().machine)
+    may_use_others = hidden is None
+    for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
+        try:
+            words = _text_of(f"/proc/{pid}/task/{task}/syscall").split()
+        except (FileNotFoundError, ProcessLookupError):
+            # The thread has ended.
+            continue
+        if len(words) < 3 or int(words[0]) < 0:
+            may_use_others = True
+            continue
+        may_use_others = may_use_others or int(words[0]) in (hidden or ())
+        fd = int(words[1], 16)
+        found |= {fd, *_watched_by(pid, fd)}
+    return WaitingCalls(found, may_use_others)
+
+
+def _watched_by(pid: int | str, fd: int) -> Iterator[int]:
+    with suppress(OSError):
+        for line in _text_of(f"/proc/{pid}/fdinfo/{fd}").splitlines():
+            if line.startswith("tfd:"):
+                yield int(line.split()[1])
+
+
+# poll, select, pselect6 and ppoll have descriptors in memory, io_uring_enter in a ring.
+_CALLS_WITH_HIDDEN_FDS = {
+    "x86_64": frozenset({7, 23, 270, 271, 426}),
+    "aarch64": frozenset({72, 73, 426}),
+}

@@ -26,7 +26,7 @@ from closewait_guard._cpython import (
     getsignal,
     threads,
 )
-from closewait_guard._descriptors import descendants_of, sockets_of_process
+from closewait_guard._descriptors import sockets_of_process
 from closewait_guard._holders.threads import (
     Call,
     Local,
@@ -53,6 +53,7 @@ from closewait_guard._live import (
     type_qualname,
     value_at,
 )
+from closewait_guard._threads import descendants_of
 from closewait_guard.model import FrameKind, Observation, Origin
 
 __all__ = [

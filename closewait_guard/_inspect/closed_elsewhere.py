@@ -27,7 +27,7 @@ from closewait_guard._capture import (
     still_owns,
 )
 from closewait_guard._clock import now
-from closewait_guard._descriptors import inode_of, sockets_of_process, waiting_calls_of
+from closewait_guard._descriptors import inode_of, sockets_of_process
 from closewait_guard._format import pluralize
 from closewait_guard._inspect.observation import is_unused_since
 from closewait_guard._inspect.probe import (
@@ -47,7 +47,7 @@ from closewait_guard._live import (
     sees_all_threads,
     shows_other_threads,
 )
-from closewait_guard._threads import ForkPoint
+from closewait_guard._threads import ForkPoint, waiting_calls_of
 from closewait_guard.model import Origin
 
 __all__ = [

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from functools import cached_property
 
-from closewait_guard._descriptors import WaitingCalls, waiting_calls_of
 from closewait_guard._inspect import Endpoint, ProbeResult, is_unused_since
 from closewait_guard._inspect.probe import linux as probe
 from closewait_guard._processes import netlink, procfs
@@ -33,6 +32,7 @@ from closewait_guard._processes.model import (
     view_of,
 )
 from closewait_guard._processes.procfs import namespace_of
+from closewait_guard._threads import WaitingCalls, waiting_calls_of
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [

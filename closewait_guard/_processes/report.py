@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._descriptors import descendants_of, sockets_of_process
+from closewait_guard._descriptors import sockets_of_process
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import (
     ProbeResult,
@@ -34,6 +34,7 @@ from closewait_guard._processes.model import (
     UnusedCopy,
 )
 from closewait_guard._redact import Mask, Redaction
+from closewait_guard._threads import descendants_of
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     SCHEMA,

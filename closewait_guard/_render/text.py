@@ -330,7 +330,10 @@ def _quiet_lines(report: Report, layout: Layout) -> list[str]:
 def native_note(coverage: Coverage) -> str:
     """What is not known of the sockets of C extensions: where those that are open were opened."""
     if coverage.native is None:
-        return "sockets that C extensions (libuv, libpq, libcurl, grpc) open"
+        return (
+            "sockets that C extensions (libuv, libpq, libcurl, grpc) may have open, because the "
+            "descriptors could not be listed"
+        )
     earlier = min(coverage.earlier, coverage.native)
     later = coverage.native - coverage.attributed - earlier
     parts = []
@@ -340,7 +343,10 @@ def native_note(coverage: Coverage) -> str:
             "the program started, or opened by C extensions)"
         )
     if later > 0:
-        parts.append(f"where {_without_object(later)} opened (C extensions: see attribute())")
+        parts.append(
+            f"where {_without_object(later)} opened (by C extensions, see attribute(), or in "
+            "another process)"
+        )
     return "; ".join(parts)
 
 

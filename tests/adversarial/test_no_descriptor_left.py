@@ -117,6 +117,42 @@ assert len(report.findings) >= 3 and text.startswith("closewait-guard") and data
     python("-c", LEAKY + source)
 
 
+@pytest.mark.parametrize(
+    "before", ["cwg.install()", "cwg.install(reporters=['text'])", "cwg.scan()"]
+)
+def test_a_report_counts_the_sockets_of_c_extensions_and_says_nothing_of_none(before):
+    source = f"""
+import _socket, os
+
+def fill():
+    try:
+        while True:
+            files.append(open(os.devnull))
+    except OSError:
+        return
+
+server.close()
+{before}
+files = []
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+fill()
+text = str(cwg.scan(full=True))
+fill()
+print(text, cwg.scan(full=True), sep="\\n")
+files.pop().close()
+number = _socket.socket().detach()
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+report = cwg.scan(full=True)
+assert report.coverage.native == 1, report
+os.close(number)
+"""
+    text = python("-c", LEAKY + source).stdout
+    assert text.count("No leaks.  File descriptors: 6") == 2
+    assert "C extensions" not in text
+    assert before == "cwg.scan()" or "Not covered" not in text
+
+
 REPORTED_EVERYWHERE = """
 import io, logging, time, warnings
 from closewait_guard import reporters

@@ -66,7 +66,7 @@ def test_a_descriptor_that_came_as_a_number_is_found_with_state_and_peer(guard):
     assert seen.state is cwg.State.ESTABLISHED
     assert report.coverage.native == 1
     text = " ".join(cwg.render_text(report).split())
-    assert "Not covered: where 1 socket without a socket object was opened (C extensions" in text
+    assert "Not covered: where 1 socket without a socket object was opened (by C" in text
     name = "{}:{}".format(*theirs.getsockname())
     theirs.close()
     [leak] = findings_of(guard, cwg.Verdict.LEAKED)
@@ -230,7 +230,10 @@ def test_sockets_that_the_program_was_started_with_are_not_said_to_be_of_c_exten
         f"where {earlier} sockets without a socket object were opened before install() (inherited "
         "when the program started, or opened by C extensions)"
     ) in text
-    assert "; where 2 sockets without a socket object were opened (C extensions: see" in text
+    assert (
+        "; where 2 sockets without a socket object were opened (by C extensions, see attribute(),"
+        in text
+    )
 
 
 def test_where_attributed_sockets_were_opened_is_covered(guard, monkeypatch):
