@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.environment import as_installed
 from benchmarks.result import Result
 from benchmarks.scanning import connected
 
@@ -41,7 +42,7 @@ def _compared(
         for taken, command in zip(times, commands, strict=True):
             started = time.perf_counter()
             # The exit code says that leaks were found.
-            subprocess.run(command, capture_output=True, check=False)
+            subprocess.run(command, capture_output=True, check=False, env=as_installed())
             taken.append((time.perf_counter() - started) * 1e3)
     theirs, ours = (statistics.median(taken) for taken in times)
     return [

@@ -1,19 +1,29 @@
-"""The command line: one file for each command, imported only when it is called."""
+"""The command line: one file for each command, imported only when it is called.
+
+`--help` is answered before argparse is imported.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from closewait_guard.commands._output import (
+    FINE,
     USAGE,
     OutputError,
     discard_lost_errors,
     discard_output,
     flush_output,
+    help_text,
     prepare_streams,
+    say,
 )
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "main",
@@ -54,6 +64,9 @@ def _report_failure(error: Exception) -> int:
 
 
 def _run(given: list[str]) -> int:
+    if given[:1] in (["-h"], ["--help"]):
+        say(help_text(), end="")
+        return FINE
     from closewait_guard.commands._parser import parse_arguments
 
     arguments = parse_arguments(given)

@@ -1,12 +1,20 @@
-"""Print what commands print, survive that it cannot be printed, and the exit codes."""
+"""Print what commands print, survive that it cannot be printed; the top help, the exit codes.
+
+All that `--help` needs: even argparse would take as long to load as all the rest.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 __all__ = [
+    "COMMANDS",
     "FAILED_ON_LEAK",
     "FINE",
     "LEAKS_FOUND",
@@ -16,9 +24,45 @@ __all__ = [
     "discard_lost_errors",
     "discard_output",
     "flush_output",
+    "help_text",
     "prepare_streams",
     "say",
 ]
+
+
+COMMANDS = {
+    "run": "run a program with leak tracking, no code changes needed",
+    "scan": "check running processes from outside for leaked sockets",
+    "watch": "like scan, refreshed live",
+    "show": "print saved reports, or compare two",
+    "demo": "leak sockets on purpose and show the report",
+    "doctor": "show what can and cannot be tracked on this machine",
+    "completion": "print a shell completion script",
+}
+
+
+def help_text() -> str:
+    """What `--help` without a command prints."""
+    commands = "\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())
+    return f"""\
+usage: closewait-guard [-h] [-V] COMMAND ...
+
+Find leaked sockets: where they were opened, what holds them, and how to fix it.
+
+commands:
+{commands}
+
+options:
+  -h, --help     show this help message and exit
+  -V, --version  print the version
+
+Run `closewait-guard COMMAND --help` for details.
+Exit status: 0 no leaks, 1 leaks found, 2 usage error or nothing to scan; `run`
+returns that of the program, with --fail-on-leak 86 if it leaked, 87 if unknown.
+
+Service leaking right now?  closewait-guard scan
+Then restart it under:      closewait-guard run --interval 60 -- uvicorn app:app
+"""
 
 
 class OutputError(OSError):

@@ -9,34 +9,12 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from closewait_guard.commands._output import USAGE, say
+from closewait_guard.commands._output import COMMANDS, USAGE, help_text, say
 
 __all__ = [
-    "COMMANDS",
-    "DESCRIPTION",
-    "EPILOG",
     "is_completing",
     "parse_arguments",
 ]
-
-
-COMMANDS = {
-    "run": "run a program with leak tracking, no code changes needed",
-    "scan": "check running processes from outside for leaked sockets",
-    "watch": "like scan, refreshed live",
-    "show": "print saved reports, or compare two",
-    "demo": "leak sockets on purpose and show the report",
-    "doctor": "show what can and cannot be tracked on this machine",
-    "completion": "print a shell completion script",
-}
-DESCRIPTION = "Find leaked sockets: where they were opened, what holds them, and how to fix it."
-EPILOG = """\
-Run `closewait-guard COMMAND --help` for details.
-Exit status: 0 no leaks, 1 leaks found, 2 usage error or nothing to scan; `run`
-returns that of the program, with --fail-on-leak 86 if it leaked, 87 if unknown.
-
-Service leaking right now?  closewait-guard scan
-Then restart it under:      closewait-guard run --interval 60 -- uvicorn app:app"""
 
 
 def is_completing() -> bool:
@@ -87,13 +65,11 @@ def _unknown(word: str, known: Iterable[str]) -> str:
     return f"unknown option {shown(option)}{near and f'.{near}'}"
 
 
-def _parser(wanted: Iterable[str]) -> _Parser:
+def _parser(wanted: Iterable[str]) -> _TopParser:
     """The parser; only the wanted commands know their own arguments."""
-    parser = _Parser(
+    parser = _TopParser(
         prog="closewait-guard",
         usage="%(prog)s [-h] [-V] COMMAND ...",
-        description=f"{DESCRIPTION}\n\n{_list_of_commands()}",
-        epilog=EPILOG,
         formatter_class=_formatter,
         allow_abbrev=False,
     )
@@ -101,9 +77,9 @@ def _parser(wanted: Iterable[str]) -> _Parser:
     commands = parser.add_subparsers(
         prog="closewait-guard",
         metavar="COMMAND",
-        help=argparse.SUPPRESS,
         required=True,
         dest="command",
+        parser_class=_Parser,
     )
     for name, summary in COMMANDS.items():
         known = name in wanted
@@ -120,11 +96,6 @@ def _parser(wanted: Iterable[str]) -> _Parser:
     return parser
 
 
-def _list_of_commands() -> str:
-    """In the description: argparse would put it after the options."""
-    return "\n".join(("commands:", *(f"  {name:<11} {text}" for name, text in COMMANDS.items())))
-
-
 def _formatter(prog: str) -> argparse.HelpFormatter:
     """Left to itself, argparse loads half of shutil to learn the terminal's width."""
     try:
@@ -135,13 +106,18 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: object = None) -> None:  # noqa: ARG002
+        """Left to itself, argparse ignores that a help text cannot be printed."""
+        say(self.format_help(), end="")
+
+
+class _TopParser(_Parser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands: dict[str, argparse.ArgumentParser] = {}
 
-    def print_help(self, file: object = None) -> None:  # noqa: ARG002
-        """Left to itself, argparse ignores that a help text cannot be printed."""
-        say(self.format_help(), end="")
+    def format_help(self) -> str:
+        return help_text()
 
 
 class _Version(argparse.Action):

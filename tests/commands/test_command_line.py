@@ -17,6 +17,7 @@ from command_line import COMMAND, Terminal, call, environment, program
 
 COMMANDS = ["run", "scan", "watch", "show", "demo", "doctor", "completion"]
 HEAVY = ["rich", "psutil", "wrapt", "structlog", "dataclasses", "closewait_guard.model", "shutil"]
+NEEDED_BY_COMMANDS = ["argparse", "re", "typing", "collections"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
@@ -43,13 +44,28 @@ def test_without_a_command_it_prints_its_help_and_exits_with_2():
     assert done.stderr == call("--help", code=0).stdout
 
 
-def test_help_imports_nothing_that_it_can_do_without():
+@pytest.mark.parametrize(
+    ("arguments", "unused"), [(["--help"], [*HEAVY, *NEEDED_BY_COMMANDS]), (["scan", "-h"], HEAVY)]
+)
+def test_help_imports_nothing_that_it_can_do_without(arguments, unused):
     code = (
-        "import sys\nfrom closewait_guard.commands import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
-        f"print([name for name in {HEAVY} if name in sys.modules])"
+        "import sys\nbefore = set(sys.modules)\nfrom closewait_guard.commands import main\n"
+        f"try: main({arguments})\nexcept SystemExit: pass\n"
+        f"print([name for name in {unused} if name in set(sys.modules) - before])"
     )
     assert call("-c", code, command=[sys.executable], code=0).stdout.endswith("[]\n")
+
+
+def test_the_top_help_lists_the_options_that_there_are():
+    text = call("--help", code=0).stdout
+    usage = call("nonsense", code=2).stderr.splitlines()[0]
+    assert text.splitlines()[0] == usage == "usage: closewait-guard [-h] [-V] COMMAND ..."
+    assert re.findall(r"^  (-\w), (--\w+)  ", text, re.MULTILINE) == [
+        ("-h", "--help"),
+        ("-V", "--version"),
+    ]
+    assert call("-h", code=0).stdout == text
+    assert call("-V", code=0).stdout == call("--version", code=0).stdout
 
 
 def test_the_installed_command_is_the_same():
