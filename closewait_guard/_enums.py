@@ -6,6 +6,7 @@ from enum import StrEnum
 
 __all__ = [
     "LEAKS",
+    "NOT_INSTALLED",
     "SURPLUS_CLIENTS",
     "AlertKind",
     "AlertStatus",
@@ -124,6 +125,8 @@ _VERDICTS = tuple(Verdict)
 LEAKS = frozenset(_VERDICTS[:5])
 # The code of idle connections in more clients of one line than it needs.
 SURPLUS_CLIENTS = "CWG705"
+# The note of a coverage that covers every socket that is older than the guard.
+NOT_INSTALLED = "where sockets were opened, because the guard is not installed"
 
 
 class Severity(Word):

@@ -18,7 +18,7 @@ from closewait_guard._capture import CreationTuple, Registry, patch
 from closewait_guard._clock import Allowance, now, thread_time, wall
 from closewait_guard._cpython import has_gil
 from closewait_guard._delivery import print_text
-from closewait_guard._enums import LEAKS
+from closewait_guard._enums import LEAKS, NOT_INSTALLED
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
@@ -412,7 +412,7 @@ def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator
     if note := native_note(coverage):
         yield note
     if not is_installed:
-        yield "where sockets were opened, because the guard is not installed"
+        yield NOT_INSTALLED
     elif (module := patch.overriding_module()) is not None:
         yield f"what {module} hides, which has wrapped the socket class after us"
     replacement = patch.replacement_class()

@@ -151,9 +151,7 @@ def environment() -> dict[str, str]:
 
 def hide_folder(output: str, folder: Path) -> str:
     """The output of a command, with the folder that it ran in replaced by a plain one."""
-    plain = output.rstrip().replace(str(folder), _SHOWN)
-    # Holders are named with the last folder only.
-    return plain.replace(f"{folder.name}/", f"{Path(_SHOWN).name}/")
+    return output.rstrip().replace(str(folder), _SHOWN)
 
 
 def _without_varying_parts(text: str) -> str:

@@ -128,10 +128,15 @@ class Call(NamedTuple):
 
 
 def describe_call(call: Call) -> str:
-    """Describe a call as `shop/prices.py:88 in wait()`."""
-    folders, name = os.path.split(call.filename)
-    folder = os.path.basename(folders)  # noqa: PTH119 - pathlib is slow to load
-    file = f"{folder}/{name}" if folder and not call.filename.startswith("<") else name
+    """Describe a call as `/srv/shop/prices.py:88 in wait()`, one of a library as `pool/wait.py:8`.
+
+    A report shows the paths of the program's own files relative to the reader's directory.
+    """
+    file = call.filename
+    if not call.is_user and not file.startswith("<"):
+        folders, name = os.path.split(file)
+        folder = os.path.basename(folders)  # noqa: PTH119 - pathlib is slow to load
+        file = f"{folder}/{name}" if folder else name
     return f"{file}:{call.lineno} in {call.function}()".replace(">()", ">")
 
 

@@ -11,8 +11,9 @@ closed its own: the peer waits for an end that does not come.
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FrameType
 from typing import NamedTuple, Protocol
 
@@ -217,7 +218,7 @@ class ForkedCopies:
         kept = _kept_by(fork.parent, inherited) if inherited else set[int]()
         # Whoever is not the child of its parent any more was made to live on by itself.
         is_child = fork.parent == os.getppid()
-        unknown = _count_connected(inherited.values()) if kept is None and is_child else 0
+        unknown = _count(inherited.values(), _has_peer) if kept is None and is_child else 0
         left = set() if kept is None else inherited.keys() - kept
         if left and is_child:
             used, waited_for = _objects_since(fork), _waited_for()
@@ -230,7 +231,7 @@ class ForkedCopies:
         # Twice in a row: a call may have been about to use it the first time.
         self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
         undecided = [inherited[fd] for fd in left - self._found]
-        self.notes = _notes_on(unknown, _count_established(undecided))
+        self.notes = _notes_on(unknown, _count(undecided, _is_established))
         self._paused_until = done + (done - started) / _MAX_CPU_SHARE
         return dict.fromkeys(self._found, 0.0)
 
@@ -287,15 +288,18 @@ def _may_wait_for_first(creation: CreationTuple) -> bool:
     return sock is not None and not has_sent(tcp_info_of(sock))
 
 
-def _count_connected(creations: Iterable[CreationTuple]) -> int:
+def _count(creations: Iterable[CreationTuple], matches: Callable[[socket.socket], bool]) -> int:
     socks = (creation[SOCK]() for creation in creations)
-    return sum(sock is not None and peer_of(sock) is not None for sock in socks)
+    return sum(sock is not None and matches(sock) for sock in socks)
 
 
-def _count_established(creations: Iterable[CreationTuple]) -> int:
-    """Those whose peer has not closed: the others are judged by that."""
-    socks = [sock for creation in creations if (sock := creation[SOCK]()) is not None]
-    return sum(tcp_info_of(sock)[:1] == _ESTABLISHED for sock in socks)
+def _has_peer(sock: socket.socket) -> bool:
+    return peer_of(sock) is not None
+
+
+def _is_established(sock: socket.socket) -> bool:
+    """Whether its peer has not closed: the others are judged by that."""
+    return tcp_info_of(sock)[:1] == _ESTABLISHED
 
 
 def _outermost_first(frame: FrameType | None) -> list[FrameType]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._enums import SURPLUS_CLIENTS
+from closewait_guard._enums import NOT_INSTALLED, SURPLUS_CLIENTS
 from closewait_guard._format import (
     Layout,
     Section,
@@ -358,7 +358,7 @@ def _without_object(number: int) -> str:
 def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
     """The paragraph on what is not covered; empty where nothing is known to be missing."""
     notes = [note for note in coverage.notes if note]
-    if coverage.adopted:
+    if coverage.adopted and NOT_INSTALLED not in notes:
         notes.append(
             f"the stack of {pluralize(coverage.adopted, 'socket')} opened before install()"
         )

@@ -194,7 +194,7 @@ def test_a_local_of_a_running_call_with_its_thread_and_line():
     time.sleep(0.05)
     [sentence] = held_by(refs[0])
     assert sentence.startswith("local 'resp' of ")
-    assert "fetch() in thread worker-3, now at holders/test_holders.py:" in sentence
+    assert f"fetch() in thread worker-3, now at {__file__}:" in sentence
     assert ", inside Condition.wait(): resp.sock.sock" in sentence
     stop.set()
     thread.join()
@@ -220,7 +220,7 @@ def test_the_calls_of_the_program_between_the_variable_and_the_wait_are_listed()
     time.sleep(0.05)
     first, calls = held_by(refs[0])
     assert first.startswith("local 'resp' of ")
-    assert calls.startswith("thread worker-3, whose calls now are holders/test_holders.py:")
+    assert calls.startswith(f"thread worker-3, whose calls now are {__file__}:")
     assert calls.count("test_holders.py") == 2
     assert "Event.wait()" not in calls
     assert "_bootstrap" not in calls
@@ -265,7 +265,7 @@ def test_a_thread_that_blocks_on_a_socket_is_named_beside_its_owner(module):
     time.sleep(0.05)
     sentences = held_by(ref)
     [local] = [sentence for sentence in sentences if "local 'conn' of" in sentence]
-    assert "wait() in thread reader, now at holders/test_holders.py:" in local
+    assert f"wait() in thread reader, now at {__file__}:" in local
     assert not any("whose calls now are" in sentence for sentence in sentences), "it says no more"
     theirs.close()
     thread.join()
@@ -379,7 +379,7 @@ def test_a_suspended_generator_and_who_holds_it(module):
     module.jobs = [rows()]
     [sentence] = held_by(next(module.jobs[0]))
     assert sentence.startswith("app.prices.jobs[0] (module global): local 'resp' of ")
-    assert "rows(), suspended at holders/test_holders.py:" in sentence
+    assert f"rows(), suspended at {__file__}:" in sentence
     assert sentence.endswith(": resp.sock")
     module.jobs[0].close()
 
@@ -392,7 +392,8 @@ def test_a_suspended_generator_that_a_library_holds_is_described_by_itself(libra
 
     library.jobs = [rows()]
     [sentence] = held_by(next(library.jobs[0]))
-    assert re.match(r"local 'resp' of \S+rows\(\), suspended at holders/test_holders.py:", sentence)
+    place = re.escape(__file__)
+    assert re.match(rf"local 'resp' of \S+rows\(\), suspended at {place}:", sentence)
     assert sentence.endswith(": resp.sock")
     library.jobs[0].close()
 
@@ -420,7 +421,7 @@ def test_a_suspended_task():
         task = asyncio.create_task(refresh(), name="refresh-7")
         await asyncio.sleep(0.01)
         [sentence] = held_by(refs[0])
-        assert sentence.startswith("task 'refresh-7' suspended at holders/test_holders.py:")
+        assert sentence.startswith(f"task 'refresh-7' suspended at {__file__}:")
         assert "pause(), inside sleep(): local 'conn' of" in sentence
         assert sentence.endswith("refresh(): conn.sock")
         task.cancel()

@@ -751,7 +751,9 @@ def test_scanning_without_install_finds_what_is_there():
         wait()
         found = {leak.observation.fd: leak for leak in cwg.scan().findings}
         assert found[ours.fileno()].observation.record.origin is cwg.Origin.ADOPTED
-    assert "not installed" in " ".join(cwg.scan().coverage.notes)
+        text = " ".join(cwg.render_text(cwg.scan()).split())
+    # Its sockets are older than the guard, which would say the same twice.
+    assert "Not covered: where sockets were opened, because the guard is not installed." in text
 
 
 def answer_keepalives(sock, after=1):
