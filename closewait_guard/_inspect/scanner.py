@@ -5,6 +5,7 @@ It covers the sockets with an object, and the native ones.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
@@ -43,7 +44,7 @@ from closewait_guard._inspect.probe import (
     endpoint_of_snapshot,
 )
 from closewait_guard._inspect.records import Makers, record_of
-from closewait_guard._interruptions import interrupts, refusals
+from closewait_guard._interruptions import interrupts
 from closewait_guard.model import (
     UNKNOWN_FAMILY,
     Connection,
@@ -237,6 +238,8 @@ _NOTHING_SEEN = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE
 _UNKNOWN = Endpoint(UNKNOWN_FAMILY, "unknown", None, None)
 # The ends of a connection after which it has the addresses that it will ever have.
 _ENDED = frozenset({Connection.PEER_CLOSED, Connection.GONE})
+# It was closed, its number is now another file's, or its kind has no addresses.
+_NOTHING_TO_PROBE = frozenset({errno.EBADF, errno.ENOTSOCK, errno.EOPNOTSUPP})
 
 
 class _ScanContext:
@@ -323,10 +326,10 @@ class _ScanContext:
             with duplicate_fd(fd) as sock:
                 copy, began = sock.fileno(), now()
                 result = self._probe.probe_socket(sock, copy, self._events.get(fd, 0))
-                ended = now()
-                return result and (result, endpoint_of(sock, copy), began, ended)
-        except Exception as error:
-            refusals.note(error)
+                return result and (result, endpoint_of(sock, copy), began, now())
+        except OSError as error:
+            if interrupts(error) or error.errno not in _NOTHING_TO_PROBE:
+                raise
             return None
 
     def _make_observation(

@@ -153,6 +153,40 @@ os.close(number)
     assert before == "cwg.scan()" or "Not covered" not in text
 
 
+def test_a_leak_without_a_socket_object_is_found_without_a_descriptor():
+    source = """
+import _socket, time
+
+def detached(kind):
+    sock = kind(socket.AF_INET, socket.SOCK_STREAM)
+    sock.connect(server.getsockname())
+    server.accept()[0].close()
+    return sock.detach()
+
+guard = cwg.install(grace=0)
+native, left = detached(_socket.socket), detached(socket.socket)
+time.sleep(0.05)
+mark = guard.mark()
+opened = detached(_socket.socket)
+assert os.get_blocking(native)
+taken = take_all()
+try:
+    os.dup(0)
+except OSError:
+    reports = cwg.scan(full=True), guard.check(mark)
+found, checked = (
+    {leak.observation.fd for leak in report.leaks if leak.verdict is cwg.Verdict.LEAKED}
+    for report in reports
+)
+assert (found, checked) == ({native, left, opened}, {opened}), (found, checked)
+assert os.get_blocking(native)
+socket.setdefaulttimeout(1)
+cwg.scan()
+assert os.get_blocking(native)
+"""
+    python("-c", "import os\n" + LEAKY + source)
+
+
 REPORTED_EVERYWHERE = """
 import io, logging, time, warnings
 from closewait_guard import reporters

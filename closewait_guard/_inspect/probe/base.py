@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import socket
 import struct
@@ -162,8 +163,10 @@ def _address(address: object) -> str | None:
 def duplicate_fd(fd: int) -> Iterator[_socket.socket]:
     """A socket object on a copy of a descriptor; the copy is closed afterwards.
 
+    Where there is no room for a copy, the object is on the descriptor itself.
+
     Raises:
-        OSError: The descriptor is closed, is no socket, or there is no room for a copy.
+        OSError: The descriptor is closed, or is no socket.
     """
     with _on_copy(fd, socket.SOCK_STREAM) as sock:
         kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
@@ -179,18 +182,28 @@ def _on_copy(fd: int, kind: int) -> Iterator[_socket.socket]:
     # With a default timeout set, the constructor would make the shared description non-blocking,
     # unless it is given that it already is.
     flag = getattr(socket, "SOCK_NONBLOCK", 0)
-    copy = OwnedDescriptor(os.dup(fd))
+    copy = _copy_of(fd)
     try:
         # No keyword: Python 3.12 keeps the names of a C function's arguments for the whole process
         # where they are first used, and aborts at its end if that was an isolated interpreter.
-        sock = _socket.socket(-1, kind | flag, -1, copy.fileno())
+        sock = _socket.socket(-1, kind | flag, -1, fd if copy is None else copy.fileno())
         try:
             yield sock
         finally:
             # The object would close whatever has its number by now.
             sock.detach()
     finally:
-        copy.close()
+        if copy is not None:
+            copy.close()
+
+
+def _copy_of(fd: int) -> OwnedDescriptor | None:
+    try:
+        return OwnedDescriptor(os.dup(fd))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return None
 
 
 if TYPE_CHECKING:
