@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from closewait_guard._config import shown
 from closewait_guard._format import WIDTH, Layout
 from closewait_guard._render import render_report
-from closewait_guard._stream import layout_of, write_text
+from closewait_guard._stream import close_reporter, layout_of, reporter_name, write_text
 from closewait_guard._structlog import log_error, log_warning
 from closewait_guard._threads import CallThread, StillBusyError
 from closewait_guard.exceptions import ConfigurationError
-from closewait_guard.model import close_reporter, reporter_name
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report, Reporter

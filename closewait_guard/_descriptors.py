@@ -31,6 +31,7 @@ __all__ = [
     "inode_of",
     "is_listening",
     "is_socket_of",
+    "numbers_to_try",
     "own_socket",
     "owned_pipe",
     "socket_inode_of",
@@ -261,7 +262,6 @@ class _Used:
 
 
 fd_used = _Used()
-
 _EXHAUSTED = frozenset({errno.ENFILE, errno.EMFILE})
 _LONG, _MAX_SHARE = 0.001, 0.05
 
@@ -271,7 +271,7 @@ def _names() -> list[str]:
     return os.listdir(_FD_FOLDER)  # noqa: PTH208
 
 
-def _numbers() -> tuple[Iterable[int], int]:
+def numbers_to_try() -> tuple[Iterable[int], int]:
     """The numbers at which descriptors may be open, and at how many of them there are.
 
     Raises:
@@ -300,7 +300,7 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
     is no descriptor left for the listing, the numbers are tried until all are found.
     """
     try:
-        numbers, left = _numbers()
+        numbers, left = numbers_to_try()
     except Exception:
         return None
     found: dict[int, int] = {}

@@ -1,16 +1,18 @@
-"""The enumerations of a report: origins, states, evidence, verdicts, severities, alerts."""
+"""The enumerations of a report: origins, states, kinds, evidence, verdicts, severities, alerts."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 __all__ = [
+    "DESCRIPTOR_ALERTS",
     "LEAKS",
     "NOT_INSTALLED",
     "SURPLUS_CLIENTS",
     "AlertKind",
     "AlertStatus",
     "Connection",
+    "DescriptorKind",
     "Evidence",
     "FrameKind",
     "Origin",
@@ -95,6 +97,25 @@ class Evidence(Word):
     INODE = "inode"
 
 
+class DescriptorKind(Word):
+    """What a descriptor is open on."""
+
+    SOCKET = "socket"
+    PIPE = "pipe"
+    FILE = "file"
+    DIRECTORY = "directory"
+    DEVICE = "device"
+    EPOLL = "epoll"
+    EVENTFD = "eventfd"
+    TIMERFD = "timerfd"
+    SIGNALFD = "signalfd"
+    INOTIFY = "inotify"
+    PIDFD = "pidfd"
+    IO_URING = "io_uring"
+    MEMFD = "memfd"
+    OTHER = "other"
+
+
 class Verdict(Word):
     """What was found out about a socket; the first five are leaks."""
 
@@ -154,6 +175,9 @@ class AlertKind(Word):
     CHURN = "churn"
     FD_LIMIT = "fd_limit"
     FD_EXHAUSTED = "fd_exhausted"
+
+
+DESCRIPTOR_ALERTS = frozenset({AlertKind.FD_LIMIT, AlertKind.FD_EXHAUSTED})
 
 
 class AlertStatus(Word):

@@ -22,6 +22,7 @@ from closewait_guard._enums import LEAKS, NOT_INSTALLED
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
+    DescriptorCounter,
     Probe,
     ScanResult,
     SiteCount,
@@ -46,9 +47,7 @@ from closewait_guard._render import native_note
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
-__all__ = [
-    "Pipeline",
-]
+__all__ = ["Pipeline"]
 
 
 # The share of the time for searching that goes to running calls, and of all time to children.
@@ -92,6 +91,7 @@ class Pipeline:
         self.print_on_signal: Callable[[Report], None] = print_text
         self._series = _Series(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
+        self._descriptors = DescriptorCounter()
         self.children = _Children(registry, settings)
 
     def scan(self, *, full: bool = False, is_last: bool = False) -> Report:
@@ -102,8 +102,7 @@ class Pipeline:
             is_last: The process ends now, so that nothing is left to a later report.
         """
         report = self._scan(full=full, is_last=is_last)
-        report = replace(report, alerts=threshold_alerts(report, self._settings))
-        return self._redaction.report(report)
+        return self._finish(report)
 
     def next_in_series(
         self, times_exhausted: int, notes: Iterable[str] = (), *, is_last: bool = False
@@ -119,8 +118,9 @@ class Pipeline:
         seen = self._scan(is_paced=not is_last, is_last=is_last)
         report = self._series.advance(seen, began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
+        report = self._descriptors.name_if_exhausted(replace(report, coverage=coverage))
         # Last, because the series adds alerts and notes of its own.
-        return self._redaction.report(replace(report, coverage=coverage))
+        return self._redaction.report(report)
 
     def reported_leaks(self) -> frozenset[int]:
         """The serials of the leaks that the latest report of the series has."""
@@ -137,9 +137,11 @@ class Pipeline:
         observations = _observations_after(since, seen)
         findings = self._find(observations, settings, fd_limit, everything=True)
         findings += self.children.leaks(is_last=True) if is_last else ()
-        report = self._report(seen, findings, (), fd_limit)
+        return self._finish(self._report(seen, findings, (), fd_limit))
+
+    def _finish(self, report: Report) -> Report:
         report = replace(report, alerts=threshold_alerts(report, self._settings))
-        return self._redaction.report(report)
+        return self._redaction.report(self._descriptors.name_if_exhausted(report))
 
     def open_since(self, mark: int) -> tuple[Finding, ...]:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
@@ -160,6 +162,7 @@ class Pipeline:
         self.scanner.after_fork()
         self._series.after_fork()
         self.children = _Children(self._registry, self._settings)
+        self._descriptors = DescriptorCounter()
 
     def _scan(self, *, full: bool = False, is_paced: bool = False, is_last: bool = False) -> Report:
         """The report before alerts and redaction.
@@ -179,7 +182,7 @@ class Pipeline:
         findings += self.children.leaks(is_last=is_last)
         spared = (each.observation for each in all_findings if each.verdict is Verdict.OPEN)
         healthy = (*seen.healthy, *spared) if full else ()
-        return self._report(seen, findings, healthy, fd_limit)
+        return self._report(seen, findings, healthy, fd_limit, named=full)
 
     def _inspect(
         self, *, full: bool = False, opened_after: int | None = None, is_last: bool = False
@@ -238,8 +241,10 @@ class Pipeline:
         findings: tuple[Finding, ...],
         observations: tuple[Observation, ...],
         fd_limit: int | None,
+        *,
+        named: bool = False,
     ) -> Report:
-        return Report(
+        report = Report(
             schema=SCHEMA,
             taken_at=wall(),
             host=_host(),
@@ -247,12 +252,13 @@ class Pipeline:
             command=sys.argv[0] if sys.argv else "",
             python=sys.version.split()[0],
             open_sockets=seen.open_sockets,
-            fd_used=_descriptors.fd_used(),
+            fd_used=None,
             fd_limit=fd_limit,
             coverage=self._coverage(seen.undescribed),
             findings=findings,
             observations=observations,
         )
+        return self._descriptors.add_to(report, named=named, afresh=named)
 
     def _coverage(self, undescribed: int) -> Coverage:
         opened, dropped, failures = self._registry.totals()

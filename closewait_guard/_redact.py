@@ -8,7 +8,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 from closewait_guard._threads import CallThread
-from closewait_guard.model import Alert, Finding, Frame, Observation, Report, Scalar, SocketRecord
+from closewait_guard.model import (
+    Alert,
+    Descriptors,
+    Finding,
+    Frame,
+    Observation,
+    Report,
+    Scalar,
+    SocketRecord,
+)
 
 __all__ = [
     "Mask",
@@ -96,6 +105,7 @@ class Mask:
                 replace(each, finding=self.finding(each.finding)) for each in report.closed_late
             ),
             observations=tuple(self.observation(seen) for seen in report.observations),
+            descriptors=self._descriptors(report.descriptors),
         )
         notes = tuple(self.text(note) for note in report.coverage.notes)
         failed = self.failures - before
@@ -110,6 +120,12 @@ class Mask:
             shown = self.text(name)
             masked[shown] = masked.get(shown, 0) + number
         return masked
+
+    def _descriptors(self, found: Descriptors | None) -> Descriptors | None:
+        if found is None:
+            return None
+        names = {kind: self.counts(counts) for kind, counts in found.names.items()}
+        return replace(found, names=names)
 
     def observation(self, seen: Observation) -> Observation:
         """Redact an observation."""

@@ -1,4 +1,4 @@
-"""Write text to a stream: the one that was given, or the current stderr."""
+"""What reporters share: their names, their ends, and the stream that they write text to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from closewait_guard._format import WIDTH, Layout, escape_control
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
+    "close_reporter",
     "layout_of",
     "print_error",
+    "reporter_name",
     "require_stream",
     "write_if_possible",
     "write_text",
@@ -116,3 +118,19 @@ def _write_through(target: TextIO, data: bytes) -> None:
         if not written:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         rest = rest[written:]
+
+
+def reporter_name(reporter: object) -> str:
+    """The name of a reporter in a message."""
+    name = getattr(reporter, "__qualname__", None)
+    if isinstance(name, str):
+        return name
+    has_own_text = type(reporter).__repr__ is not object.__repr__
+    return repr(reporter) if has_own_text else type(reporter).__qualname__
+
+
+def close_reporter(reporter: object) -> None:
+    """Call the reporter's `close()`, if it has one."""
+    close = getattr(reporter, "close", None)
+    if callable(close):
+        close()

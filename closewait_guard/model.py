@@ -12,6 +12,7 @@ from closewait_guard._enums import (
     AlertKind,
     AlertStatus,
     Connection,
+    DescriptorKind,
     Evidence,
     FrameKind,
     Origin,
@@ -29,6 +30,8 @@ __all__ = [
     "ClosedLate",
     "Connection",
     "Coverage",
+    "DescriptorKind",
+    "Descriptors",
     "Evidence",
     "Finding",
     "Frame",
@@ -46,8 +49,7 @@ __all__ = [
 ]
 
 SCHEMA = "closewait-guard/1"
-# Of a line that the pytest plugin writes, which has a report in it.
-TEST_SCHEMA = "closewait-guard-pytest/1"
+TEST_SCHEMA = "closewait-guard-pytest/1"  # Of a line of the pytest plugin with a report in it.
 # The family of a socket that could not be probed.
 UNKNOWN_FAMILY = "unknown"
 
@@ -311,6 +313,25 @@ class Coverage:
 
 @refuse_changes
 @dataclass(frozen=True, slots=True)
+class Descriptors:
+    """All descriptors that a process has open, sockets or not.
+
+    Attributes:
+        total: How many there are: the sum of `by_kind`.
+        by_kind: How many of each `DescriptorKind`, the most frequent first.
+        names: By kind, what is open most often, with counts: paths, or `FOLDER/*` for several files
+            of one folder. Empty unless descriptors run out, or a full scan asks for it.
+        counted_for: Seconds since they were counted: very many are not counted at each scan.
+    """
+
+    total: int
+    by_kind: Mapping[str, int]
+    names: Mapping[str, Mapping[str, int]]
+    counted_for: float = 0.0
+
+
+@refuse_changes
+@dataclass(frozen=True, slots=True)
 class SiteGroup:
     """The findings with one verdict and one creation stack."""
 
@@ -362,6 +383,7 @@ class Report:
         closed_late: Leaks of the report before that have been closed since; none in a scan.
         omitted: Leaks that were left out: they were reported before, are less severe, or were too
             many to be remembered until the end of the program.
+        descriptors: What all descriptors are; None if that is unknown.
     """
 
     schema: str
@@ -379,6 +401,7 @@ class Report:
     observations: tuple[Observation, ...] = ()
     closed_late: tuple[ClosedLate, ...] = ()
     omitted: int = 0
+    descriptors: Descriptors | None = None
 
     def __str__(self) -> str:
         # Loaded with the first scan, so that there need be no descriptor left for it now.
@@ -425,19 +448,3 @@ class Reporter(Protocol):
 
     def __call__(self, report: Report, /) -> object:
         """Take a report. What it raises is logged and does not reach the program."""
-
-
-def reporter_name(reporter: object) -> str:
-    """The name of a reporter in a message."""
-    name = getattr(reporter, "__qualname__", None)
-    if isinstance(name, str):
-        return name
-    has_own_text = type(reporter).__repr__ is not object.__repr__
-    return repr(reporter) if has_own_text else type(reporter).__qualname__
-
-
-def close_reporter(reporter: object) -> None:
-    """Call the reporter's `close()`, if it has one."""
-    close = getattr(reporter, "close", None)
-    if callable(close):
-        close()

@@ -96,6 +96,15 @@ coverages = st.builds(
     notes=st.lists(texts, max_size=2).map(tuple),
 )
 
+named_counts = st.dictionaries(texts, st.integers(1, 10**9), max_size=3)
+descriptors = st.builds(
+    cwg.Descriptors,
+    total=counts,
+    by_kind=named_counts,
+    names=st.dictionaries(texts, named_counts, max_size=2),
+    counted_for=seconds,
+)
+
 reports = st.builds(
     cwg.Report,
     schema=st.just(SCHEMA),
@@ -115,6 +124,7 @@ reports = st.builds(
         tuple
     ),
     omitted=counts,
+    descriptors=st.none() | descriptors,
 )
 
 settings = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -44,6 +45,9 @@ for fd in files:
 [alert] = [each for each in report.alerts if each.kind == "fd_exhausted"]
 assert alert.severity == "critical" and alert.status == "raised"
 assert report.fd_used >= 199 and report.fd_limit == 200, report
+found = report.descriptors
+assert found.total == report.fd_used == sum(found.by_kind.values()), found
+assert found.by_kind["socket"] >= 6 and sum(found.names["device"].values()) > 100, found
 cwg.report()
 cwg.uninstall()
 with open(path) as lines:
@@ -67,4 +71,8 @@ def test_a_report_is_made_at_once_without_a_descriptor_and_once_a_minute(how, tm
     assert "as it should be 2" in done.stdout, done.stderr[-3000:]
     assert "socket_alert" in done.stdout
     assert "FD EXHAUSTED" in done.stderr
+    kinds = re.search(r"File descriptors: 200 of 200 \(100%\): \d+ .*?\.\n", done.stderr, re.DOTALL)
+    assert kinds is not None, done.stderr
+    assert re.search(r"devices \(.*/dev/null.*\), \d+ sockets", kinds[0], re.DOTALL), kinds[0]
+    assert re.search(r"descriptors='\d+ devices \(.*/dev/null", done.stdout), done.stdout
     assert "a reporter failed" not in done.stderr

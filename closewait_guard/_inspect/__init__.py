@@ -16,6 +16,7 @@ from closewait_guard._inspect.observation import (
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, has_sent, peer_of
 
 if TYPE_CHECKING:
+    from closewait_guard._inspect.descriptors import DescriptorCounter
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
     from closewait_guard._inspect.records import (
         count_as_own,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from closewait_guard._inspect.scanner import ScanResult, SocketScanner
 else:
     _HOMES = {
+        "DescriptorCounter": "descriptors",
         "ScanResult": "scanner",
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
@@ -44,6 +46,7 @@ else:
 
 
 __all__ = [
+    "DescriptorCounter",
     "Endpoint",
     "Probe",
     "ProbeResult",

@@ -66,7 +66,7 @@ def _to_plain(value: object) -> Any:
     if isinstance(value, tuple):
         return [_to_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return dict(value)
+        return {name: _to_plain(item) for name, item in value.items()}
     return value.value if isinstance(value, StrEnum) else value
 
 

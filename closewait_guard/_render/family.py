@@ -11,6 +11,7 @@ from typing import NamedTuple
 from closewait_guard._format import Layout, format_time, pluralize, unique
 from closewait_guard._render.text import (
     Scope,
+    descriptor_kinds,
     fd_numbers,
     is_fd_share_news,
     join_sections,
@@ -91,6 +92,7 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
         who=(f"pid {reports[0].pid}" if len(pids) == 1 else pluralize(len(pids), "process")) + host,
         where=_where_in(reports),
         descriptors=f"at most {descriptors}" if len(reports) > 1 else descriptors,
+        kinds=descriptor_kinds(fullest),
         is_descriptors_news=any(map(is_fd_share_news, reports)),
         where_of=where_of,
         is_complete=is_complete,

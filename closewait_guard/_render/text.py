@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._enums import NOT_INSTALLED, SURPLUS_CLIENTS
+from closewait_guard._enums import DESCRIPTOR_ALERTS, NOT_INSTALLED, SURPLUS_CLIENTS
 from closewait_guard._format import (
     Layout,
     Section,
@@ -16,6 +16,7 @@ from closewait_guard._format import (
     block_lines,
     escape_line,
     fit_path,
+    format_duration,
     format_duration_range,
     format_time,
     page_of,
@@ -28,9 +29,11 @@ from closewait_guard.model import (
     AlertStatus,
     ClosedLate,
     Coverage,
+    DescriptorKind,
     Report,
     Severity,
     SiteGroup,
+    State,
     Verdict,
 )
 
@@ -40,6 +43,7 @@ __all__ = [
     "alert_lines",
     "closed_late_lines",
     "codes_lines",
+    "descriptor_kinds",
     "fd_numbers",
     "is_fd_share_news",
     "is_quiet",
@@ -72,6 +76,7 @@ class Scope(NamedTuple):
         who: The processes, and where they run.
         where: In which of them there are leaks.
         descriptors: How many descriptors were in use, of how many.
+        kinds: What they are.
         is_descriptors_news: Whether they are so many, or so unknown, that it is worth a sentence.
         where_of: In which of them the sockets of a site are.
         is_complete: Whether all processes that may have leaked are among them.
@@ -80,6 +85,7 @@ class Scope(NamedTuple):
     who: str
     where: str
     descriptors: str
+    kinds: str
     is_descriptors_news: bool
     where_of: Callable[[SiteGroup], str]
     is_complete: bool = True
@@ -101,7 +107,8 @@ def sections(report: Report, layout: Layout) -> list[Section]:
 
 def _scope_of(report: Report) -> Scope:
     who = f"pid {report.pid}" + (f" on {report.host}" if report.host else "")
-    return Scope(who, "", fd_numbers(report), is_fd_share_news(report), lambda _: "")
+    numbers, kinds = fd_numbers(report), descriptor_kinds(report)
+    return Scope(who, "", numbers, kinds, is_fd_share_news(report), lambda _: "")
 
 
 def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
@@ -148,7 +155,9 @@ def _head_lines(
         yield StyledLine(text, Style.NOTE)
     sentences = list(_totals(report, groups, scope))
     if layout.verbose or scope.is_descriptors_news:
-        sentences.append(f"File descriptors: {scope.descriptors}.")
+        has_kinds = layout.verbose or _runs_out(report)
+        kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
+        sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
     for text in _pack(sentences, layout):
         yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
@@ -249,6 +258,50 @@ def fd_numbers(report: Report) -> str:
         return f"{used:,}"
     share = f" ({used / limit:.0%})" if is_fd_share_news(report) else ""
     return f"{used:,} of {limit:,}{share}"
+
+
+def _runs_out(report: Report) -> bool:
+    return any(alert.kind in DESCRIPTOR_ALERTS for alert in report.alerts)
+
+
+def descriptor_kinds(report: Report) -> str:
+    """What the descriptors are: `612 sockets (560 CLOSE_WAIT), 42 files (38 x /log/app.log)`."""
+    found = report.descriptors
+    if found is None:
+        return ""
+    waiting = sum(
+        finding.count
+        for finding in report.findings
+        if finding.observation.state is State.CLOSE_WAIT
+    )
+    details = {
+        kind: _names(names, found.by_kind.get(kind, 0)) for kind, names in found.names.items()
+    }
+    if waiting:
+        details[DescriptorKind.SOCKET] = f"{waiting:,} CLOSE_WAIT"
+    parts = [
+        _counted(kind, number) + (f" ({details[kind]})" if details.get(kind) else "")
+        for kind, number in found.by_kind.items()
+    ]
+    age = f" ({format_duration(found.counted_for)} ago)" if found.counted_for else ""
+    return ", ".join(parts) + age
+
+
+# Of the others, an "s" more.
+_PLURALS = {kind: kind for kind in ("epoll", "inotify", "io_uring", "other")}
+_PLURALS["directory"] = "directories"
+
+
+def _counted(kind: str, number: int) -> str:
+    kind = escape_line(kind)
+    return f"{number:,} {kind if number == 1 else _PLURALS.get(kind, f'{kind}s')}"
+
+
+def _names(counts: Mapping[str, int], total: int) -> str:
+    return ", ".join(
+        escape_line(name) if times in (1, total) else f"{times:,} x {escape_line(name)}"
+        for name, times in counts.items()
+    )
 
 
 def is_fd_share_news(report: Report) -> bool:

@@ -1,19 +1,31 @@
-"""The parser of the command line; of a command that is not called it knows only the name."""
+"""The parser of the command line, and what options of several commands share.
+
+Of a command that is not called it knows only the name. The settings of a command run no code that
+a file names, and say what they leave out.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from closewait_guard.commands._output import COMMANDS, USAGE, help_text, say
 
+if TYPE_CHECKING:
+    from closewait_guard.settings import Settings
+
 __all__ = [
+    "add_no_config",
     "is_completing",
+    "parse_argument",
     "parse_arguments",
+    "settings_of",
+    "split",
+    "variables_of",
 ]
 
 
@@ -38,8 +50,6 @@ def parse_arguments(given: list[str]) -> argparse.Namespace:
         if given[0] not in known:
             parser.error(_unknown(given[0], known))
     if given[0] == "run":
-        from closewait_guard.commands.run import split
-
         given, target = split(given)
     arguments, unknown = parser.parse_known_args(given)
     if unknown:
@@ -128,3 +138,64 @@ class _Version(argparse.Action):
 
         say(f"closewait-guard {version('closewait_guard')}")
         parser.exit()
+
+
+def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Our own options, and TARGET with all that follows: none of that is ours.
+
+    Example:
+        >>> split(["run", "--grace", "2", "app.py", "--grace", "3"])
+        (['run', '--grace', '2'], ['app.py', '--grace', '3'])
+        >>> split(["run", "-m", "http.server"]), split(["run", "--", "ls"])
+        ((['run'], ['-m', 'http.server']), (['run'], ['ls']))
+    """
+    place = 1
+    while place < len(given):
+        word = given[place]
+        if word == "--":
+            return list(given[:place]), list(given[place + 1 :])
+        if word == "-m" or not word.startswith("-"):
+            break
+        place += 1 if word in _SWITCHES or "=" in word else 2
+    return list(given[:place]), list(given[place:])
+
+
+_SWITCHES = frozenset(
+    {"-h", "--help", "--at-exit", "--no-at-exit", "--fail-on-leak", "--no-config"}
+)
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def parse_argument(parse: Callable[[object], _Number], text: str) -> _Number:
+    """The number that was typed, or what was expected."""
+    from closewait_guard._config import refusal
+
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(refusal(error, text)) from None
+
+
+def add_no_config(parser: argparse.ArgumentParser) -> None:
+    """The option that keeps project files out."""
+    parser.add_argument("--no-config", action="store_true", help="ignore pyproject.toml")
+
+
+def variables_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The option as a variable of the environment, for this process or another."""
+    from closewait_guard._config import NO_CONFIG
+
+    return {NO_CONFIG: "1"} if arguments.no_config else {}
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that count here."""
+    from closewait_guard._stream import print_error
+    from closewait_guard.settings import Settings
+
+    settings = Settings.load(environ=os.environ | variables_of(arguments), code_from_file=False)
+    for note in settings.notes:
+        print_error(note)
+    return settings

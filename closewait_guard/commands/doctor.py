@@ -22,8 +22,8 @@ from closewait_guard import _descriptors, _libraries
 from closewait_guard._capture import SOCKET, replacement_class, why_no_speedups
 from closewait_guard._libraries import NativeCode
 from closewait_guard._processes import how_to_be_permitted, kernel_answers
-from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FINE, USAGE, say
+from closewait_guard.commands._parser import add_no_config, variables_of
 from closewait_guard.commands.scan import pid
 from closewait_guard.exceptions import CloseWaitGuardError, ReportFormatError
 from closewait_guard.reporters.names import named

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from closewait_guard._config import ENVIRONMENT_PREFIX
 from closewait_guard._preload import ChildConfig, prints_json
 from closewait_guard._stream import print_error, write_text
-from closewait_guard.commands._configuration import add_no_config, variables_of
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
+from closewait_guard.commands._parser import add_no_config, variables_of
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
@@ -82,31 +82,6 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def split(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our own options, and TARGET with all that follows: none of that is ours.
-
-    Example:
-        >>> split(["run", "--grace", "2", "app.py", "--grace", "3"])
-        (['run', '--grace', '2'], ['app.py', '--grace', '3'])
-        >>> split(["run", "-m", "http.server"]), split(["run", "--", "ls"])
-        ((['run'], ['-m', 'http.server']), (['run'], ['ls']))
-    """
-    place = 1
-    while place < len(given):
-        word = given[place]
-        if word == "--":
-            return list(given[:place]), list(given[place + 1 :])
-        if word == "-m" or not word.startswith("-"):
-            break
-        place += 1 if word in _SWITCHES or "=" in word else 2
-    return list(given[:place]), list(given[place:])
-
-
-_SWITCHES = frozenset(
-    {"-h", "--help", "--at-exit", "--no-at-exit", "--fail-on-leak", "--no-config"}
-)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -281,7 +256,7 @@ def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = N
 
 def _checked(name: str) -> str:
     """A reporter that can be made; its file under a name that holds in every directory."""
-    from closewait_guard.model import close_reporter
+    from closewait_guard._stream import close_reporter
     from closewait_guard.reporters import named
 
     found = _WITH_PATH.fullmatch(name)

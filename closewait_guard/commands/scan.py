@@ -8,8 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from closewait_guard.commands._configuration import add_no_config, settings_of
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, flush_output, say
+from closewait_guard.commands._parser import add_no_config, settings_of
 
 if TYPE_CHECKING:
     from closewait_guard._processes import ProcessReport, ProcessScan, ProcessScanner

@@ -11,8 +11,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from closewait_guard._format import escape_line
-from closewait_guard.commands._configuration import add_no_config, parse_argument, settings_of
 from closewait_guard.commands._output import FINE, USAGE, say
+from closewait_guard.commands._parser import add_no_config, parse_argument, settings_of
 from closewait_guard.commands.scan import add_targets, pids_of, print_inaccessible
 
 if TYPE_CHECKING:

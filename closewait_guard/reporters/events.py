@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
+from closewait_guard._enums import DESCRIPTOR_ALERTS
 from closewait_guard._format import (
     escape_line,
     format_duration,
@@ -18,7 +19,7 @@ from closewait_guard._format import (
     summarize_addresses,
     unique,
 )
-from closewait_guard._render import verdict_name
+from closewait_guard._render import descriptor_kinds, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -52,7 +53,7 @@ def events(report: Report) -> Iterator[Event]:
 
 def _all_events(report: Report) -> Iterator[Event]:
     for alert in report.alerts:
-        yield _alert_event(alert, report.pid)
+        yield _alert_event(alert, report)
     for group in report.by_site():
         yield _site_event(group, report.pid)
     for fingerprint, closed in groupby(
@@ -61,17 +62,20 @@ def _all_events(report: Report) -> Iterator[Event]:
         yield _closed_late_event(list(closed), fingerprint, report.pid)
 
 
-def _alert_event(alert: Alert, pid: int) -> Event:
+def _alert_event(alert: Alert, report: Report) -> Event:
     resolved = alert.status is AlertStatus.RESOLVED
     own = {"kind": alert.kind, "status": alert.status, "severity": alert.severity}
     fields = {**alert.data, **own, **_code_fields(alert.code)}
     text = alert.message
+    if alert.kind in DESCRIPTOR_ALERTS and not resolved and (kinds := descriptor_kinds(report)):
+        fields["descriptors"] = kinds
+        text += f": {kinds}"
     return Event(
         Severity.INFO if resolved else alert.severity,
         True,  # noqa: FBT003 - an alert is always worth its severity's level
         "socket_alert",
         f"{alert.kind} {alert.status}: {text}",
-        {**fields, "text": text, "pid": pid},
+        {**fields, "text": text, "pid": report.pid},
     )
 
 

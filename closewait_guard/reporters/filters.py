@@ -10,6 +10,7 @@ from typing import NamedTuple
 from closewait_guard._clock import now
 from closewait_guard._config import require_number, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
+from closewait_guard._stream import close_reporter, reporter_name
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     Alert,
@@ -22,8 +23,6 @@ from closewait_guard.model import (
     Severity,
     SiteGroup,
     Verdict,
-    close_reporter,
-    reporter_name,
     site_key,
 )
 

@@ -7,16 +7,17 @@ from closewait_guard import model
 
 ROOT = (
     "Alert AlertKind AlertStatus CloseWaitGuardError ClosedLate ConfigurationError Connection "
-    "Coverage Evidence Finding Frame FrameKind Guard MissingExtraError Monitor NotLoadedError "
-    "Observation Origin Report ReportFormatError Reporter Settings Severity SiteGroup "
-    "SocketLeakError SocketRecord State UnsupportedPythonError Verdict __version__ attribute "
-    "from_dict install label no_leaks render_text report scan to_dict uninstall watch watch_async"
+    "Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind Guard MissingExtraError "
+    "Monitor NotLoadedError Observation Origin Report ReportFormatError Reporter Settings Severity "
+    "SiteGroup SocketLeakError SocketRecord State UnsupportedPythonError Verdict __version__ "
+    "attribute from_dict install label no_leaks render_text report scan to_dict uninstall watch "
+    "watch_async"
 )
 
 MODEL = (
-    "UNKNOWN_FAMILY Alert AlertKind AlertStatus ClosedLate Connection Coverage Evidence Finding "
-    "Frame FrameKind Observation Origin Report Reporter Scalar Severity SiteGroup SocketRecord "
-    "State Verdict"
+    "UNKNOWN_FAMILY Alert AlertKind AlertStatus ClosedLate Connection Coverage DescriptorKind "
+    "Descriptors Evidence Finding Frame FrameKind Observation Origin Report Reporter Scalar "
+    "Severity SiteGroup SocketRecord State Verdict"
 )
 
 GUARD = (

@@ -38,7 +38,7 @@ SEVERITIES = "Severities: info, warning, critical"
     ],
 )
 def test_a_name_makes_a_reporter(name, made):
-    from closewait_guard.model import reporter_name
+    from closewait_guard._stream import reporter_name
 
     assert reporter_name(reporters.named(name)) == made
 

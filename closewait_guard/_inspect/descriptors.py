@@ -1,0 +1,206 @@
+"""What every open descriptor is, socket or not: how many of each kind, and of what files.
+
+No descriptor is needed for it. Where none is left to list the others with, the numbers are asked
+one after another.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+from closewait_guard._clock import now
+from closewait_guard._descriptors import fd_used, numbers_to_try
+from closewait_guard._enums import DESCRIPTOR_ALERTS
+from closewait_guard._interruptions import refusals
+from closewait_guard.model import DescriptorKind, Descriptors, Report
+
+__all__ = [
+    "DescriptorCounter",
+    "count_descriptors",
+    "open_descriptors",
+]
+
+
+# The share of the time that counting may take where there are many, and where they run out.
+_MAX_SHARE, _MAX_SHARE_NAMED, _FEW = 0.001, 0.05, 1000
+
+
+class DescriptorCounter:
+    """Counts the descriptors of this process; a count that took long is good for a while."""
+
+    def __init__(self) -> None:
+        # With names, too, once there have been some.
+        self._last: dict[bool, _Count] = {}
+
+    def add_to(self, report: Report, *, named: bool = False, afresh: bool = False) -> Report:
+        """The report with all descriptors.
+
+        Args:
+            report: One that has none, or not their names.
+            named: Say what is open most often.
+            afresh: Count now, however many there are.
+        """
+        started, last = now(), self._last.get(named)
+        if last is not None and started < last.good_until and not afresh:
+            found = replace(last.found, counted_for=started - last.at)
+            return replace(report, fd_used=fd_used(), descriptors=found)
+        counted = count_descriptors(named=named)
+        if counted is None:
+            return _with_count_only(report)
+        done = now()
+        share = _MAX_SHARE_NAMED if named else _MAX_SHARE
+        pause = (done - started) / share if counted.total > _FEW else 0.0
+        self._last[named] = _Count(counted, started, done + pause)
+        return replace(report, fd_used=counted.total, descriptors=counted)
+
+    def name_if_exhausted(self, report: Report) -> Report:
+        """With what is open most often, where an alert says that descriptors run out."""
+        is_exhausted = any(alert.kind in DESCRIPTOR_ALERTS for alert in report.alerts)
+        return self.add_to(report, named=True) if is_exhausted else report
+
+
+class _Count(NamedTuple):
+    found: Descriptors
+    at: float
+    good_until: float
+
+
+def _with_count_only(report: Report) -> Report:
+    used, coverage = fd_used(), report.coverage
+    if used is not None:
+        note = f"what the {used:,} descriptors are, which cannot be listed"
+        coverage = replace(coverage, notes=(*coverage.notes, note))
+    return replace(report, fd_used=used, coverage=coverage)
+
+
+def count_descriptors(*, named: bool) -> Descriptors | None:
+    """All descriptors of this process; None where they cannot be found out."""
+    counts = dict.fromkeys((kind.value for kind in DescriptorKind), 0)
+    files: Counter[tuple[str, int, int]] = Counter()
+    example: dict[tuple[str, int, int], int] = {}
+    try:
+        for fd, status in open_descriptors():
+            kind = _BY_FORMAT.get(status.st_mode & _FORMAT)
+            # What is in memory only is a file without a name.
+            if kind is None or (kind is _FILE and not status.st_nlink):
+                kind = _kind_of_link(_link_of(fd), kind or _OTHER)
+            counts[kind] += 1
+            if named and kind in _NAMED:
+                key = kind, status.st_dev, fd if kind is _OTHER else status.st_ino
+                files[key] += 1
+                example[key] = fd
+    except Exception as error:
+        refusals.note(error)
+        return None
+    ordered = sorted(((kind, times) for kind, times in counts.items() if times), key=_most_first)
+    names = {
+        kind.value: most_frequent(
+            (_link_of(example[key]), times)
+            for key, times in islice(files.most_common(), _MAX_LINKS)
+            if key[0] is kind
+        )
+        for kind in DescriptorKind
+        if kind in _NAMED and counts[kind]
+    }
+    return Descriptors(sum(counts.values()), dict(ordered), names if named else {})
+
+
+def _most_first(counted: tuple[str, int]) -> int:
+    return -counted[1]
+
+
+def open_descriptors() -> Iterator[tuple[int, os.stat_result]]:
+    """Each number at which something is open, with what it is.
+
+    Raises:
+        Exception: They cannot be listed here.
+    """
+    numbers, left = numbers_to_try()
+    fstat = os.fstat
+    for fd in numbers:
+        try:
+            status = fstat(fd)
+        except OSError:
+            # The listing's own, one that has been closed since, or a number that is free.
+            continue
+        yield fd, status
+        left -= 1
+        if not left:
+            break
+
+
+_FILE, _OTHER, _FORMAT = DescriptorKind.FILE, DescriptorKind.OTHER, 0o170000
+_BY_FORMAT = {
+    stat.S_IFSOCK: DescriptorKind.SOCKET,
+    stat.S_IFIFO: DescriptorKind.PIPE,
+    stat.S_IFREG: _FILE,
+    stat.S_IFDIR: DescriptorKind.DIRECTORY,
+    stat.S_IFCHR: DescriptorKind.DEVICE,
+    stat.S_IFBLK: DescriptorKind.DEVICE,
+}
+# By what the kernel calls that which has no file, in `/proc/PID/fd`.
+_BY_LINK = {
+    "socket": DescriptorKind.SOCKET,
+    "pipe": DescriptorKind.PIPE,
+    "eventpoll": DescriptorKind.EPOLL,
+    "eventfd": DescriptorKind.EVENTFD,
+    "timerfd": DescriptorKind.TIMERFD,
+    "signalfd": DescriptorKind.SIGNALFD,
+    "inotify": DescriptorKind.INOTIFY,
+    "pidfd": DescriptorKind.PIDFD,
+    "io_uring": DescriptorKind.IO_URING,
+}
+# The others have no name, or one each.
+_NAMED = frozenset({_FILE, DescriptorKind.DIRECTORY, DescriptorKind.DEVICE, _OTHER})
+_MEMFD = "/memfd:"
+
+
+def _kind_of_link(link: str, otherwise: DescriptorKind) -> DescriptorKind:
+    """What `anon_inode:[eventpoll]`, `anon_inode:inotify`, `pipe:[123]`, `/memfd:name` are."""
+    if link.startswith(_MEMFD):
+        return DescriptorKind.MEMFD
+    first, _, second = link.partition(":")
+    return _BY_LINK.get(second.strip("[]") if first == "anon_inode" else first, otherwise)
+
+
+def _link_of(fd: int) -> str:
+    if sys.platform != "linux":
+        return ""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - it may be no path
+    except OSError:
+        return ""
+
+
+# Reading a link takes some microseconds.
+_MAX_LINKS = 2000
+_MAX_NAMES = 3
+
+
+def most_frequent(links: Iterable[tuple[str, int]]) -> Mapping[str, int]:
+    """What is open most often: a path with its count, or a folder with how many of its files are.
+
+    Example:
+        >>> most_frequent([("/log", 3), ("/up/1", 1), ("/up/2", 1), ("/up/3", 2), ("/etc/x", 1)])
+        {'/log': 3, '/up/3': 2, '/up/*': 2}
+    """
+    counts: Counter[str] = Counter()
+    for link, times in links:
+        counts[link] += times
+    del counts[""]
+    if len(counts) > _MAX_NAMES:
+        single = [link for link, times in counts.items() if times == 1]
+        folders = Counter(link.rpartition("/")[0] for link in single)
+        for link in single:
+            folder = link.rpartition("/")[0]
+            if folders[folder] > 1:
+                del counts[link]
+                counts[f"{folder}/*"] += 1
+    return dict(counts.most_common(_MAX_NAMES))
