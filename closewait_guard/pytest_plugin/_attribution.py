@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,17 +80,30 @@ class Owner:
         nodeid: The test, or where the fixture lives.
         mark: What was opened before is older than this mark of the guard's.
         fixture: Of a wider fixture, its name alone.
+        code: That of its function, where it was written as a fixture.
+        last_test: Of a wider fixture that is finalized, the test that used it last.
         finished: It is over, and has been checked.
         creation_context: What is recorded with each of its sockets.
     """
 
-    __slots__ = ("creation_context", "finished", "fixture", "mark", "name", "nodeid")
+    __slots__ = (
+        "code",
+        "creation_context",
+        "finished",
+        "fixture",
+        "last_test",
+        "mark",
+        "name",
+        "nodeid",
+    )
 
     def __init__(self, name: str, nodeid: str, mark: int) -> None:
         self.name = name
         self.nodeid = nodeid
         self.mark = mark
         self.fixture = ""
+        self.code: CodeType | None = None
+        self.last_test: str | None = None
         self.finished = False
         self.creation_context: CreationContext = {OPENED_IN: name}
 
@@ -274,6 +288,9 @@ class WiderFixture:
     ) -> None:
         self.owner = owner
         owner.fixture = _plain_name(fixturedef)
+        if owner.fixture == fixturedef.argname:
+            # Plugins wrap those that are coroutines.
+            owner.code = getattr(inspect.unwrap(fixturedef.func), "__code__", None)
         self.rank = _SCOPES.index(fixturedef.scope)
         self._fixturedef = fixturedef
         self._namespaces = [

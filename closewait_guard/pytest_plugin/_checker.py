@@ -43,6 +43,7 @@ from closewait_guard.pytest_plugin._findings import (
     Ends,
     Outcome,
     OwnerFinding,
+    definition_of,
     ends_of,
     in_default_pool,
     reason_of,
@@ -53,10 +54,7 @@ from closewait_guard.pytest_plugin._options import Mode, Plan
 if TYPE_CHECKING:
     from closewait_guard.model import Finding, Report
 
-__all__ = [
-    "CheckContext",
-    "LeakChecker",
-]
+__all__ = ["CheckContext", "LeakChecker"]
 
 
 class CheckContext(NamedTuple):
@@ -394,6 +392,8 @@ class LeakChecker:
             waited=waited,
             reason=plan.allow_reason,
             worker=self._worker,
+            defined_at=definition_of(context.owner.code),
+            last_test=context.owner.last_test,
         )
         if report is None:
             is_told = waited >= _MIN_SETTLE_REPORTED and not plan.allow_reason

@@ -74,7 +74,8 @@ class FindingCollector:
             if finding.is_failure:
                 from closewait_guard.pytest_plugin._failing import make_error_report
 
-                report = make_error_report(finding, finding.nodeid or finding.owner, self._config)
+                nodeid = finding.last_test or finding.nodeid or finding.owner
+                report = make_error_report(finding, nodeid, self._config)
                 self._config.hook.pytest_runtest_logreport(report=report)
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
@@ -97,7 +98,8 @@ class FindingCollector:
         if not self._findings:
             return
         from closewait_guard.pytest_plugin._failing import terminal_width
-        from closewait_guard.pytest_plugin._text import github_commands, summary_lines
+        from closewait_guard.pytest_plugin._findings import github_commands
+        from closewait_guard.pytest_plugin._text import summary_lines
 
         lines = summary_lines(
             self._findings,

@@ -58,10 +58,11 @@ class CurrentTest:
     def add_finding(self, finding: OwnerFinding) -> None:
         """Remember what to fail the test with; add what the XML file says of it."""
         from closewait_guard.pytest_plugin._failing import make_failure
-        from closewait_guard.pytest_plugin._text import junit_properties
+        from closewait_guard.pytest_plugin._findings import junit_properties
 
         if finding.report is not None and self.plan.allow_reason is None:
-            self.item.user_properties += junit_properties(finding)
+            root = self.item.config.rootpath
+            self.item.user_properties += junit_properties(finding, root)
         if finding.is_failure:
             self.failure = make_failure(finding, self.item.config)
 

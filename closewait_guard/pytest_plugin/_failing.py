@@ -24,8 +24,8 @@ from closewait_guard._live import locals_of
 from closewait_guard.model import Frame
 from closewait_guard.pytest_plugin._attribution import Owner
 from closewait_guard.pytest_plugin._excuses import nearest_target
-from closewait_guard.pytest_plugin._findings import OwnerFinding, group_by_site
-from closewait_guard.pytest_plugin._text import failure_text, headline, junit_properties
+from closewait_guard.pytest_plugin._findings import OwnerFinding, group_by_site, junit_properties
+from closewait_guard.pytest_plugin._text import failure_text, headline
 
 __all__ = [
     "Failure",
@@ -87,7 +87,7 @@ def make_error_report(
         outcome="failed",
         longrepr=error.getrepr(style="value"),
         when="teardown",
-        user_properties=junit_properties(finding),
+        user_properties=junit_properties(finding, config.rootpath),
     )
     set_crash_location(report, failure)
     return report

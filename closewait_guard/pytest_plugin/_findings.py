@@ -1,16 +1,20 @@
-"""What the check of a test or a fixture has found, as a value and a dict; groups by line."""
+"""What the check of a test or a fixture has found: a value, and for machines a dict and lines.
+
+Groups by line and cause; the properties in junit XML; the annotations of GitHub.
+"""
 
 from __future__ import annotations
 
 import linecache
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closewait_guard._format import pluralize
+from closewait_guard._format import escape_line, pluralize
 from closewait_guard.model import TEST_SCHEMA, Finding, Frame, FrameKind, SocketRecord
 
 if TYPE_CHECKING:
@@ -21,12 +25,16 @@ __all__ = [
     "Outcome",
     "OwnerFinding",
     "Site",
+    "definition_of",
     "ends_of",
     "find_declaration",
     "format_location",
+    "github_commands",
     "group_by_site",
     "in_default_pool",
+    "junit_properties",
     "own_frame",
+    "plain_name",
     "reason_of",
     "relative_path",
 ]
@@ -55,6 +63,8 @@ class OwnerFinding(NamedTuple):
         reason: Why it is allowed to leak, or what holds it: of a library's own pool, the variable.
         report: Has the leaks of this owner only.
         worker: The pytest-xdist worker that found it.
+        defined_at: The file and line of a fixture.
+        last_test: The id of the test that used a fixture last: `--lf` finds the fixture by that.
     """
 
     owner: str
@@ -65,6 +75,8 @@ class OwnerFinding(NamedTuple):
     reason: str | None = None
     report: Report | None = None
     worker: str | None = None
+    defined_at: str | None = None
+    last_test: str | None = None
 
     @property
     def is_failure(self) -> bool:
@@ -84,6 +96,8 @@ class OwnerFinding(NamedTuple):
             "waited": round(self.waited, 3),
             "reason": self.reason,
             "worker": self.worker,
+            "defined_at": self.defined_at,
+            "last_test": self.last_test,
             "report": to_dict(self.report) if self.report is not None else None,
         }
 
@@ -128,9 +142,10 @@ def own_frame(record: SocketRecord, folder: str | Path) -> Frame | None:
 
 def find_declaration(finding: OwnerFinding, root: Path) -> tuple[str, int] | None:
     """The file of a test or fixture and its line in it; the file's first if that is not found."""
+    if finding.defined_at is not None:
+        file, _, line = finding.defined_at.rpartition(":")
+        return file, int(line)
     path, *names = finding.nodeid.split("::")
-    if finding.kind == "fixture":
-        names += re.findall(r"fixture '(\w+)'", finding.owner)
     lines = linecache.getlines(str(root / path)) if path else []
     number = 0
     for name in names:
@@ -140,25 +155,46 @@ def find_declaration(finding: OwnerFinding, root: Path) -> tuple[str, int] | Non
     return (str(root / path), max(number, 1)) if lines else None
 
 
+def definition_of(code: CodeType | None) -> str | None:
+    """The file and line of a function, below its decorators."""
+    if code is None:
+        return None
+    lines = linecache.getlines(code.co_filename)
+    numbers = range(code.co_firstlineno, len(lines) + 1)
+    words = re.compile(rf"\s*(?:async )?def {re.escape(code.co_name)}\b")
+    number = next((each for each in numbers if words.match(lines[each - 1])), code.co_firstlineno)
+    return f"{code.co_filename}:{number}"
+
+
 def group_by_site(findings: Iterable[OwnerFinding], root: Path) -> list[Site]:
-    """Group leaks by line and outcome; those with the most owners first."""
-    groups: dict[tuple[Frame | None, Outcome], list[tuple[Finding, OwnerFinding]]] = {}
+    """Group leaks by line, outcome and cause; those with the most owners first.
+
+    What one fixture leaks is a group of its own: another place is to be changed.
+    """
+    groups: dict[object, list[tuple[Finding, OwnerFinding]]] = {}
     for finding in findings:
+        fixture = plain_name(finding.owner) if finding.kind == "fixture" else None
         for leak in finding.report.findings if finding.report is not None else ():
-            record = leak.observation.record
-            key = (own_frame(record, root) or record.site, finding.outcome)
-            groups.setdefault(key, []).append((leak, finding))
+            cause = leak.verdict, leak.hint, fixture, finding.defined_at
+            groups.setdefault((_place_of(leak, root), finding.outcome, cause), []).append(
+                (leak, finding)
+            )
     found = [
         Site(
-            frame,
-            outcome,
+            _place_of(group[0][0], root),
+            group[0][1].outcome,
             tuple(leak for leak, _ in group),
             tuple({id(owner): owner for _, owner in group}.values()),
         )
-        for (frame, outcome), group in groups.items()
+        for group in groups.values()
     ]
     order = list(Outcome)
     return sorted(found, key=lambda site: (order.index(site.outcome), -len(site.owners)))
+
+
+def _place_of(leak: Finding, root: Path) -> Frame | None:
+    record = leak.observation.record
+    return own_frame(record, root) or record.site
 
 
 Ends = tuple[str, str]
@@ -173,6 +209,12 @@ def ends_of(finding: Finding) -> Ends:
 
 def _plain_address(address: str) -> str:
     return address.replace("[::ffff:", "").replace("]", "")
+
+
+def plain_name(fixture: str) -> str:
+    """The name of a fixture without its scope and place, as a pattern has it."""
+    quoted = re.match(r"\w+ fixture '([^']+)'", fixture)
+    return quoted[1] if quoted is not None else fixture.partition(" ")[0]
 
 
 def reason_of(leaks: Iterable[Finding], reasons: dict[int, str]) -> str | None:
@@ -201,3 +243,54 @@ def relative_path(filename: str, folder: str | Path) -> str:
         # Without a name, or on another drive.
         return filename
     return filename if path.startswith("..") else path
+
+
+def junit_properties(finding: OwnerFinding, root: Path) -> list[tuple[str, object]]:
+    """What the XML file says of a leaking test: how many, and each verdict with its line."""
+    leaks = finding.report.findings if finding.report is not None else ()
+    found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
+    for leak in leaks:
+        frame = _place_of(leak, root)
+        place = f" opened at {format_location(frame, root)}" if frame is not None else ""
+        found.append(("socket_leak", escape_line(f"{leak.verdict}{place}")))
+    return found
+
+
+_GITHUB_LEVELS = {
+    Outcome.FAILED: "error",
+    Outcome.WARNED: "warning",
+    Outcome.STILL_RUNNING: "warning",
+}
+
+
+def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
+    """One command of GitHub Actions for each line that leaks."""
+    for site in group_by_site(findings, root):
+        level = _GITHUB_LEVELS.get(site.outcome)
+        if level is None:
+            continue
+        checkout = os.environ.get("GITHUB_WORKSPACE") or str(root)
+        frame = own_frame(site.leaks[0].observation.record, checkout)
+        # Of a file outside the checkout GitHub shows nothing.
+        own = find_declaration(site.owners[0], root)
+        place = (frame.filename, frame.lineno) if frame is not None else own
+        if place is not None:
+            path = relative_path(place[0], checkout)
+            path = path if path == place[0] else path.replace("\\", "/")
+            said = _message(site, root, is_here=frame is not None)
+            yield f"::{level} file={_escape(path, ',:')},line={place[1]}::{said}"
+
+
+def _message(site: Site, root: Path, *, is_here: bool) -> str:
+    sockets = pluralize(len(site.leaks), "socket") + (" opened here" if is_here else "")
+    defined_at = site.owners[0].defined_at
+    where = f" ({relative_path(defined_at, root)})" if defined_at is not None else ""
+    hint = site.leaks[0].hint
+    return _escape(f"{sockets} leaked by {site.describe_owners()}{where}; fix: {hint}")
+
+
+def _escape(text: str, others: str = "") -> str:
+    text = escape_line(text)
+    for character in "%\r\n" + others:
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text

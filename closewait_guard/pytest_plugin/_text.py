@@ -1,15 +1,13 @@
-"""What the plugin prints: errors, the summary, XML properties, GitHub annotations."""
+"""What the plugin prints: errors, their headlines and the summary."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path, PurePath
 
 from closewait_guard._format import (
@@ -23,6 +21,7 @@ from closewait_guard._format import (
     format_duration,
     pluralize,
     truncate,
+    unique,
 )
 from closewait_guard._render import describe_site, not_covered_lines, verdict_name
 from closewait_guard.model import (
@@ -39,24 +38,20 @@ from closewait_guard.pytest_plugin._findings import (
     Outcome,
     OwnerFinding,
     Site,
-    find_declaration,
     format_location,
     group_by_site,
-    own_frame,
+    plain_name,
     relative_path,
 )
 from closewait_guard.pytest_plugin._library_variables import find_definition
 
 __all__ = [
     "failure_text",
-    "github_commands",
     "headline",
-    "junit_properties",
     "summary_lines",
 ]
 
 _MAX_PLACES = 3
-_MAX_LOCATION = 30
 _MAX_OWNERS = 3
 _MAX_SETTLES = 3
 _MIN_SETTLE_SHOWN = 0.05
@@ -78,9 +73,9 @@ _OUTCOME_PHRASES = {
     Outcome.ALLOWED: "{}, allowed ({})",
 }
 _ENDS = {
-    Verdict.DROPPED: "dropped, ",
-    Verdict.LINGERING: "lingering, ",
-    Verdict.CLOSED_ELSEWHERE: "closed elsewhere, ",
+    Verdict.DROPPED: " (dropped)",
+    Verdict.LINGERING: " (lingering)",
+    Verdict.CLOSED_ELSEWHERE: " (closed elsewhere)",
 }
 # What a holder ends with where that is an object of a library.
 _CLIENT = re.compile(r": ((?:\w+\.)+[A-Z]\w*)(?=$|;| \()")
@@ -88,11 +83,6 @@ _GLOBAL = " (module global)"
 _NO_OWN_LINE = "; no line of your code on the stack"
 # In a test what holds the socket says more than how to close one.
 _KEYS = ("opened", "held by", "fix")
-_GITHUB_LEVELS = {
-    Outcome.FAILED: "error",
-    Outcome.WARNED: "warning",
-    Outcome.STILL_RUNNING: "warning",
-}
 
 
 def failure_text(
@@ -109,8 +99,9 @@ def failure_text(
     layout = _layout(root, width)
     blocks = _site_blocks(shown, layout, finding.owner, whole_stacks=whole_stacks)
     head = layout.wrap(_head(finding, report), "  ")
-    reason = layout.wrap(f"  {finding.reason}", "  ") if finding.reason is not None else ()
-    return "\n".join([*head, *reason, "", *blocks])
+    defined = f"defined at {finding.defined_at}" if finding.defined_at is not None else None
+    notes = [layout.wrap(f"  {each}", "  ") for each in (defined, finding.reason) if each]
+    return "\n".join([*head, *(line for lines in notes for line in lines), "", *blocks])
 
 
 def _head(finding: OwnerFinding, report: Report) -> str:
@@ -136,44 +127,46 @@ def _who(finding: OwnerFinding) -> str:
 
 
 def headline(finding: OwnerFinding, root: Path) -> str:
-    """The one line of it that pytest's short summary has room for."""
+    """The one line of it in pytest's short summary, which may be cut: places come first."""
     if finding.report is None:
         return ""
     found = group_by_site([finding], root)
-    leaks = []
-    for what, sites in groupby(found[:_MAX_PLACES], key=lambda site: _describe_end(site.leaks[0])):
-        leaks.append(what + ", ".join(_short_location(site.frame, root) for site in sites))
-    if len(found) > _MAX_PLACES:
-        leaks[-1] += f", {pluralize(len(found) - _MAX_PLACES, 'more line')}"
+    places = unique(
+        f"{_short_location(site.frame, finding, root)}{_describe_end(site.leaks[0])}"
+        for site in found
+    )
+    if len(places) > _MAX_PLACES:
+        more = pluralize(len(places) - _MAX_PLACES, "more line")
+        places = [*places[:_MAX_PLACES], more]
     leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
-    return escape_line(f"{_who(finding)}{leaked}: {'; '.join(leaks)}")
+    if finding.kind == "test":
+        return escape_line(f"{', '.join(places)}: {leaked}")
+    who = finding.owner
+    if finding.defined_at is not None:
+        who = f"{_without_folders(finding.defined_at)} fixture {plain_name(finding.owner)!r}"
+    return escape_line(f"{who} {leaked}: {', '.join(places)}")
 
 
 def _describe_end(leak: Finding) -> str:
-    """What comes before the line: which client was not closed, or what is special of a socket."""
+    """What comes after the line: which client was not closed, or what is special of a socket."""
     for holder in leak.holders:
         if leak.verdict not in _ENDS and (client := _CLIENT.search(holder)):
-            return f"{client[1]} never closed, "
+            return f" ({client[1]} never closed)"
     return _ENDS.get(leak.verdict, "")
 
 
-def _short_location(frame: Frame | None, root: Path) -> str:
-    """Without folders if it is long: pytest cuts the line at its end."""
-    location = format_location(frame, root)
-    if frame is None or len(location) <= _MAX_LOCATION:
-        return location
-    return f".../{PurePath(frame.filename).name}:{frame.lineno}"
+def _short_location(frame: Frame | None, finding: OwnerFinding, root: Path) -> str:
+    """Without folders, and without the file of the test itself: pytest cuts its line at the end."""
+    if frame is None:
+        return format_location(frame, root)
+    file = finding.nodeid.partition("::")[0]
+    if finding.kind == "test" and relative_path(frame.filename, root).replace("\\", "/") == file:
+        return f"line {frame.lineno}"
+    return _without_folders(f"{frame.filename}:{frame.lineno}")
 
 
-def junit_properties(finding: OwnerFinding) -> list[tuple[str, object]]:
-    """What the XML file says of a leaking test: how many, and each verdict with its line."""
-    leaks = finding.report.findings if finding.report is not None else ()
-    found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
-    for leak in leaks:
-        site = leak.observation.record.site
-        place = f" opened at {site.filename}:{site.lineno}" if site is not None else ""
-        found.append(("socket_leak", escape_line(f"{leak.verdict}{place}")))
-    return found
+def _without_folders(place: str) -> str:
+    return PurePath(place).name
 
 
 def summary_lines(
@@ -201,7 +194,10 @@ def _site_lines(site: Site, root: Path, layout: Layout, *, whole_stacks: bool) -
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
     said = _OUTCOME_PHRASES[site.outcome].format(_count_sockets(site.leaks), by)
     yield from layout.wrap(f"{format_location(site.frame, root)}: {said}", "    ")
-    yield from _owner_lines(site.owners)
+    if not whole_stacks and site.outcome is Outcome.WARNED:
+        # No error of a test says so.
+        yield from layout.wrap(f"fix: {site.leaks[0].hint}", " " * 9, "    ")
+    yield from _owner_lines(site.owners, root)
     first = site.owners[0].report
     if whole_stacks and first is not None:
         report = replace(first, findings=site.leaks)
@@ -211,13 +207,6 @@ def _site_lines(site: Site, root: Path, layout: Layout, *, whole_stacks: bool) -
 
 def _count_sockets(leaks: Sequence[Finding]) -> str:
     """How many, and of what kind, where they were not just left open."""
-    kinds = Counter(
-        verdict_name(each.verdict) if each.verdict in _REMARKABLE else "never closed"
-        for each in leaks
-    )
-    if len(kinds) > 1:
-        parts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
-        return f"{pluralize(len(leaks), 'socket')} ({parts})"
     kind = f"{leaks[0].verdict.replace('_', ' ')} " if leaks[0].verdict in _REMARKABLE else ""
     return pluralize(len(leaks), f"{kind}socket")
 
@@ -242,13 +231,14 @@ def _default_lines(owners: list[OwnerFinding], root: Path, layout: Layout) -> It
         "own pool, no leak of a test (socket_leaks_libraries=warn)",
         "    ",
     )
-    yield from _owner_lines(owners)
+    yield from _owner_lines(owners, root)
 
 
-def _owner_lines(owners: Sequence[OwnerFinding]) -> Iterator[str]:
+def _owner_lines(owners: Sequence[OwnerFinding], root: Path) -> Iterator[str]:
     for finding in owners[:_MAX_OWNERS]:
         reason = finding.reason if finding.outcome is not Outcome.LIBRARY_DEFAULT else None
-        notes = ", ".join(note for note in (finding.worker, reason) if note)
+        place = relative_path(finding.defined_at, root) if finding.defined_at is not None else None
+        notes = ", ".join(note for note in (place, finding.worker, reason) if note)
         yield f"    {finding.owner}" + (f" ({notes})" if notes else "")
     if len(owners) > _MAX_OWNERS:
         yield f"    and {len(owners) - _MAX_OWNERS} more"
@@ -264,7 +254,7 @@ def _waiver_sentences(findings: Sequence[OwnerFinding]) -> Iterator[str]:
             yield (
                 f"{finding.owner} is allowed to leak sockets ({finding.reason}), but the leak is "
                 f"of {name}, which the marker does not cover: use socket_leaks_ignore = "
-                f"fixture:{_plain_name(name)}"
+                f"fixture:{plain_name(name)}"
             )
         if not leaking:
             yield (
@@ -277,12 +267,6 @@ def _has_opened_in(finding: OwnerFinding, test: str) -> bool:
     """Whether a fixture has leaked a socket that a test has opened."""
     leaks = finding.report.findings if finding.report is not None else ()
     return any(leak.observation.record.context.get(OPENED_IN) == test for leak in leaks)
-
-
-def _plain_name(fixture: str) -> str:
-    """The name of a fixture without its scope and place, as a pattern has it."""
-    quoted = re.match(r"\w+ fixture '([^']+)'", fixture)
-    return quoted[1] if quoted is not None else fixture.partition(" ")[0]
 
 
 def _settle_lines(findings: Sequence[OwnerFinding], layout: Layout) -> Iterator[str]:
@@ -299,37 +283,6 @@ def _not_covered_lines(findings: Sequence[OwnerFinding], layout: Layout) -> Iter
         # What was open before the first test is no test's.
         coverage = replace(reports[-1].coverage, adopted=0)
         yield from (line.text for line in not_covered_lines(coverage, layout))
-
-
-def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
-    """One command of GitHub Actions for each line that leaks."""
-    for site in group_by_site(findings, root):
-        level = _GITHUB_LEVELS.get(site.outcome)
-        if level is None:
-            continue
-        checkout = os.environ.get("GITHUB_WORKSPACE") or str(root)
-        frame = own_frame(site.leaks[0].observation.record, checkout)
-        # Of a file outside the checkout GitHub shows nothing.
-        own = find_declaration(site.owners[0], root)
-        place = (frame.filename, frame.lineno) if frame is not None else own
-        if place is not None:
-            path = relative_path(place[0], checkout)
-            path = path if path == place[0] else path.replace("\\", "/")
-            said = _message(site, is_here=frame is not None)
-            yield f"::{level} file={_escape(path, ',:')},line={place[1]}::{said}"
-
-
-def _message(site: Site, *, is_here: bool) -> str:
-    sockets = pluralize(len(site.leaks), "socket") + (" opened here" if is_here else "")
-    hint = site.leaks[0].hint
-    return _escape(f"{sockets} leaked by {site.describe_owners()}; fix: {hint}")
-
-
-def _escape(text: str, others: str = "") -> str:
-    text = escape_line(text)
-    for character in "%\r\n" + others:
-        text = text.replace(character, f"%{ord(character):02X}")
-    return text
 
 
 def _layout(root: Path, width: int) -> Layout:

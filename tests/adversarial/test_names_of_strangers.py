@@ -260,13 +260,8 @@ def test_json_holds_the_true_names_in_valid_utf_8(report):
 def test_what_pytest_shows_is_harmless(found, owner, reason):
     from pathlib import Path
 
-    from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding
-    from closewait_guard.pytest_plugin._text import (
-        failure_text,
-        github_commands,
-        headline,
-        summary_lines,
-    )
+    from closewait_guard.pytest_plugin._findings import Outcome, OwnerFinding, github_commands
+    from closewait_guard.pytest_plugin._text import failure_text, headline, summary_lines
 
     findings = [
         OwnerFinding(owner, owner, "test", outcome, reason=reason, report=report, worker="gw0")

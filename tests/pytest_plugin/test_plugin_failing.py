@@ -191,7 +191,7 @@ def test_junit_xml_has_a_failure_and_the_properties(suite):
     assert [whole.get(name) for name in ("tests", "failures", "errors")] == ["2", "1", "0"]
     leaky, fine = root.iter("testcase")
     [failure] = leaky.findall("failure")
-    assert failure.get("message").strip('"').startswith("leaked 1 socket")
+    assert failure.get("message").strip('"').endswith(": leaked 1 socket")
     assert "socket_leaks" in {each.get("name") for each in leaky.iter("property")}
     assert not fine.findall("failure")
 

@@ -70,7 +70,7 @@ def test_it():
     result.stdout.fnmatch_lines(
         [
             "::error file=test_own.py,line=4::1 socket opened here leaked by *::test_it;*",
-            "ERROR *test_own.py::test_it - leaked 1 socket: test_own.py:4",
+            "ERROR *test_own.py::test_it - line 4: leaked 1 socket",
         ]
     )
 

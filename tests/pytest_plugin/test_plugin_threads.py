@@ -62,9 +62,7 @@ def test_a_socket_that_a_thread_closes_long_after_its_test_is_no_leak(suite):
 def test_a_socket_that_a_thread_drops_long_after_its_test_fails_that_test(suite):
     result = suite.fail(STARTING + ENDING.format(function="drop_later"), "-rE")
     result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(
-        ["ERROR test_it.py::test_it - leaked 1 socket: dropped, test_it.py:*"]
-    )
+    result.stdout.fnmatch_lines(["ERROR test_it.py::test_it - line * (dropped): leaked 1 socket"])
 
 
 def test_a_socket_that_a_running_thread_holds_is_warned_of(suite):
@@ -331,3 +329,37 @@ def test_a_search_in_the_variables_of_threads_keeps_none_of_them():
         assert found[0]() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("options", [(), ("-n1", "-p", "xdist")], ids=["alone", "xdist"])
+def test_what_a_fixtures_thread_keeps_is_an_error_with_the_id_of_the_test_that_used_it_last(
+    suite, options
+):
+    result = suite.fail(
+        """
+def hold(sock, end=threading.Event()):
+    end.wait(60)
+    keep(sock)
+
+@pytest.fixture(scope="class")
+def server():
+    threading.Thread(
+        target=hold, args=(socket.create_server(("127.0.0.1", 0)),), name="holder"
+    ).start()
+    yield
+
+class TestIt:
+    def test_first(self, server): pass
+    def test_second(self, server): pass
+
+def test_last():
+    [thread] = [each for each in threading.enumerate() if each.name == "holder"]
+    hold.__defaults__[0].set()
+    thread.join()
+""",
+        "-rE",
+        *options,
+        apart=bool(options),
+    )
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["ERROR test_it.py::TestIt::test_second - *fixture 'server'*"])
