@@ -16,7 +16,7 @@ from closewait_guard._inspect.observation import (
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, has_sent, peer_of
 
 if TYPE_CHECKING:
-    from closewait_guard._inspect.descriptors import DescriptorCounter
+    from closewait_guard._inspect.descriptors import DescriptorCounter, descriptors_of_process
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
     from closewait_guard._inspect.records import (
         count_as_own,
@@ -35,6 +35,7 @@ else:
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
         "attributed_module": "native",
+        "descriptors_of_process": "descriptors",
     }
 
     # Of recorded sockets: what looks at other processes records none, and loads nothing of it.
@@ -58,6 +59,7 @@ __all__ = [
     "attributed_module",
     "count_as_own",
     "count_by_site",
+    "descriptors_of_process",
     "has_sent",
     "is_ours",
     "is_unused_since",

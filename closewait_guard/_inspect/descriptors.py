@@ -10,13 +10,13 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._clock import now
-from closewait_guard._descriptors import fd_used, numbers_to_try
+from closewait_guard._descriptors import OwnedDescriptor, fd_used, numbers_to_try
 from closewait_guard._enums import DESCRIPTOR_ALERTS
 from closewait_guard._interruptions import refusals
 from closewait_guard.model import DescriptorKind, Descriptors, Report
@@ -24,6 +24,7 @@ from closewait_guard.model import DescriptorKind, Descriptors, Report
 __all__ = [
     "DescriptorCounter",
     "count_descriptors",
+    "descriptors_of_process",
     "open_descriptors",
 ]
 
@@ -82,38 +83,78 @@ def _with_count_only(report: Report) -> Report:
 
 def count_descriptors(*, named: bool) -> Descriptors | None:
     """All descriptors of this process; None where they cannot be found out."""
-    counts = dict.fromkeys((kind.value for kind in DescriptorKind), 0)
-    files: Counter[tuple[str, int, int]] = Counter()
-    example: dict[tuple[str, int, int], int] = {}
+    tally, by_format = _Tally(), _BY_FORMAT
     try:
         for fd, status in open_descriptors():
-            kind = _BY_FORMAT.get(status.st_mode & _FORMAT)
+            kind = by_format.get(status.st_mode & _FORMAT)
             # What is in memory only is a file without a name.
             if kind is None or (kind is _FILE and not status.st_nlink):
                 kind = _kind_of_link(_link_of(fd), kind or _OTHER)
-            counts[kind] += 1
+            tally.counts[kind] += 1
             if named and kind in _NAMED:
-                key = kind, status.st_dev, fd if kind is _OTHER else status.st_ino
-                files[key] += 1
-                example[key] = fd
+                tally.note(kind, status, fd)
     except Exception as error:
         refusals.note(error)
         return None
-    ordered = sorted(((kind, times) for kind, times in counts.items() if times), key=_most_first)
-    names = {
-        kind.value: most_frequent(
-            (_link_of(example[key]), times)
-            for key, times in islice(files.most_common(), _MAX_LINKS)
-            if key[0] is kind
-        )
-        for kind in DescriptorKind
-        if kind in _NAMED and counts[kind]
-    }
-    return Descriptors(sum(counts.values()), dict(ordered), names if named else {})
+    return tally.result(_link_of)
 
 
-def _most_first(counted: tuple[str, int]) -> int:
-    return -counted[1]
+def descriptors_of_process(pid: int) -> tuple[dict[int, int], Descriptors]:
+    """The inodes of the sockets of a process, and all that it has open. Linux only.
+
+    Raises:
+        OSError: It has ended, or may not be looked into.
+    """
+    sockets: dict[int, int] = {}
+    tally, links = _Tally(), dict[int, str]()
+    folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
+    try:
+        for name in os.listdir(folder.fileno()):  # noqa: PTH208 - pathlib reads no open folder
+            try:
+                link = os.readlink(name, dir_fd=folder.fileno())
+                kind = _kind_of_link(link, _OTHER)
+                if kind is DescriptorKind.SOCKET:
+                    sockets[int(name)] = int(link[8:-1])
+                elif kind is _OTHER:
+                    status = os.stat(name, dir_fd=folder.fileno())
+                    kind = _BY_FORMAT.get(status.st_mode & _FORMAT, _OTHER)
+                    links[int(name)] = link
+                    tally.note(kind, status, int(name))
+            except FileNotFoundError:
+                # It has been closed since the folder was read.
+                continue
+            tally.counts[kind] += 1
+    finally:
+        folder.close()
+    return sockets, tally.result(links.__getitem__)
+
+
+class _Tally:
+    """Descriptors by kind, and by file where there is one."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = dict.fromkeys((kind.value for kind in DescriptorKind), 0)
+        self._files: Counter[_File] = Counter()
+        self._examples: dict[_File, int] = {}
+
+    def note(self, kind: DescriptorKind, status: os.stat_result, fd: int) -> None:
+        """Count the file that is open at a number."""
+        # What has no file shares its inode with others.
+        file = kind, status.st_dev, fd if kind is _OTHER else status.st_ino
+        self._files[file] += 1
+        self._examples[file] = fd
+
+    def result(self, link_of: Callable[[int], str]) -> Descriptors:
+        """All that has been counted, with the links of what is open most often."""
+        links: dict[str, list[tuple[str, int]]] = {}
+        for file, times in islice(self._files.most_common(), _MAX_LINKS):
+            links.setdefault(file[0].value, []).append((link_of(self._examples[file]), times))
+        counts = Counter({kind: times for kind, times in self.counts.items() if times})
+        names = {kind: most_frequent(found) for kind, found in links.items()}
+        return Descriptors(counts.total(), dict(counts.most_common()), names)
+
+
+_File = tuple[DescriptorKind, int, int]
 
 
 def open_descriptors() -> Iterator[tuple[int, os.stat_result]]:
@@ -159,12 +200,12 @@ _BY_LINK = {
 }
 # The others have no name, or one each.
 _NAMED = frozenset({_FILE, DescriptorKind.DIRECTORY, DescriptorKind.DEVICE, _OTHER})
-_MEMFD = "/memfd:"
+_MEMFD, _DELETED = "/memfd:", " (deleted)"
 
 
 def _kind_of_link(link: str, otherwise: DescriptorKind) -> DescriptorKind:
     """What `anon_inode:[eventpoll]`, `anon_inode:inotify`, `pipe:[123]`, `/memfd:name` are."""
-    if link.startswith(_MEMFD):
+    if link.startswith(_MEMFD) and link.endswith(_DELETED):
         return DescriptorKind.MEMFD
     first, _, second = link.partition(":")
     return _BY_LINK.get(second.strip("[]") if first == "anon_inode" else first, otherwise)

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._inspect import Endpoint, ProbeResult, has_sent
-from closewait_guard.model import Connection, Evidence, Observation, Report, State
+from closewait_guard.model import Connection, Descriptors, Evidence, Observation, Report, State
 
 __all__ = [
     "CLOSE_WAIT",
@@ -43,6 +43,7 @@ class Process(NamedTuple):
         sockets: Inode by descriptor; 0 where the platform has none.
         started: Distinguishes it from the next process that gets its number; 0 where that is known
             otherwise.
+        descriptors: What all its descriptors are; None where the platform does not say.
     """
 
     pid: int
@@ -53,6 +54,7 @@ class Process(NamedTuple):
     fd_limit: int | None
     sockets: Mapping[int, int]
     started: int = 0
+    descriptors: Descriptors | None = None
 
     @property
     def owned(self) -> Set[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from closewait_guard._descriptors import sockets_of_process
+from closewait_guard._inspect import descriptors_of_process
 from closewait_guard._processes.model import Entry, Process, program_of
 
 __all__ = [
@@ -119,16 +120,17 @@ def read(pid: int) -> Process:
     try:
         status = _status(pid)
         _require_descriptors(status)
-        used, sockets = sockets_of_process(pid)
+        sockets, descriptors = descriptors_of_process(pid)
         process = Process(
             pid=pid,
             program=program(pid),
             python=_python(pid),
             parent=status.parent,
-            fd_used=used,
+            fd_used=descriptors.total,
             fd_limit=_fd_limit(pid),
             sockets=sockets,
             started=status.started,
+            descriptors=descriptors,
         )
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None

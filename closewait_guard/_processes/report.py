@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._descriptors import sockets_of_process
+from closewait_guard._enums import DESCRIPTOR_ALERTS
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import (
     ProbeResult,
@@ -114,7 +115,12 @@ def build_report(
         tuple(wrong),
         (*spared, *healthy) if everything else (),
     )
-    return replace(report, alerts=threshold_alerts(report, settings))
+    alerts = threshold_alerts(report, settings)
+    is_named = everything or any(alert.kind in DESCRIPTOR_ALERTS for alert in alerts)
+    found = snapshot.process.descriptors
+    if found is not None and not is_named:
+        found = replace(found, names={})
+    return replace(report, alerts=alerts, descriptors=found)
 
 
 def _observe_ended(

@@ -27,9 +27,11 @@ from closewait_guard._render import (
     alert_lines,
     codes_lines,
     connection_summary,
+    descriptor_kinds,
     fd_numbers,
     holder_facts,
     is_quiet,
+    runs_out_of_descriptors,
     socket_kind,
     verdict_name,
 )
@@ -350,7 +352,10 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         limit = process.report.fd_limit
         is_news = limit and waiting / limit >= SHARE_WORTH_A_SENTENCE
         share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.0%})" if limit and is_news else ""
-        text = f"File descriptors{which}: {fd_numbers(process.report)}{share}"
+        report = process.report
+        is_asked = layout.everything or runs_out_of_descriptors(report)
+        kinds = descriptor_kinds(report) if is_asked else ""
+        text = f"File descriptors{which}: {fd_numbers(report)}{share}{kinds and f': {kinds}'}"
         yield from layout.wrap(text, "  ")
 
 

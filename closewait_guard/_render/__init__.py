@@ -23,6 +23,7 @@ from closewait_guard._render.text import (
     not_covered_lines,
     program_name,
     render_report,
+    runs_out_of_descriptors,
     sections,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "program_name",
     "render_family",
     "render_report",
+    "runs_out_of_descriptors",
     "sections",
     "socket_kind",
     "sum_reports",

@@ -53,6 +53,7 @@ __all__ = [
     "not_covered_lines",
     "program_name",
     "render_report",
+    "runs_out_of_descriptors",
     "sections",
     "sections_in",
     "shows_block",
@@ -155,7 +156,7 @@ def _head_lines(
         yield StyledLine(text, Style.NOTE)
     sentences = list(_totals(report, groups, scope))
     if layout.verbose or scope.is_descriptors_news:
-        has_kinds = layout.verbose or _runs_out(report)
+        has_kinds = layout.verbose or runs_out_of_descriptors(report)
         kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
         sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
     for text in _pack(sentences, layout):
@@ -260,7 +261,8 @@ def fd_numbers(report: Report) -> str:
     return f"{used:,} of {limit:,}{share}"
 
 
-def _runs_out(report: Report) -> bool:
+def runs_out_of_descriptors(report: Report) -> bool:
+    """Whether an alert says so."""
     return any(alert.kind in DESCRIPTOR_ALERTS for alert in report.alerts)
 
 

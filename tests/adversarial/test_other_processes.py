@@ -126,13 +126,13 @@ def test_a_descriptor_that_is_another_socket_by_now_is_not_reported(monkeypatch)
     with socket.socket() as sock:
         [before] = look(os.getpid()).processes
         assert before.states["CLOSE"] >= 1
-        true = procfs.sockets_of_process
+        true = procfs.descriptors_of_process
 
-        def of_a_moment_ago(pid, likely=None):
-            many, sockets = true(pid, likely)
-            return many, {**sockets, sock.fileno(): 1}
+        def of_a_moment_ago(pid):
+            sockets, descriptors = true(pid)
+            return {**sockets, sock.fileno(): 1}, descriptors
 
-        monkeypatch.setattr(procfs, "sockets_of_process", of_a_moment_ago)
+        monkeypatch.setattr(procfs, "descriptors_of_process", of_a_moment_ago)
         [after] = look(os.getpid()).processes
     assert after.states.get("CLOSE", 0) == before.states["CLOSE"] - 1
 
@@ -242,14 +242,14 @@ def test_a_network_that_cannot_be_looked_at_reports_no_leak_and_is_said(monkeypa
 
 
 def test_a_process_that_fails_for_another_reason_than_rights_is_said(monkeypatch):
-    true = procfs.sockets_of_process
+    true = procfs.descriptors_of_process
 
-    def without_descriptors(pid, likely=None):
+    def without_descriptors(pid):
         if pid == os.getpid():
             raise OSError(errno.EMFILE, "Too many open files")
-        return true(pid, likely)
+        return true(pid)
 
-    monkeypatch.setattr(procfs, "sockets_of_process", without_descriptors)
+    monkeypatch.setattr(procfs, "descriptors_of_process", without_descriptors)
     text = " ".join(_processes.render_processes(look(), only=()).split())
     assert "Not looked into: 1 process that cannot be looked into: Too many open files." in text
 
