@@ -55,6 +55,16 @@ class CurrentTest:
         """The values of its fixtures and its instance: pytest keeps them for a while after it."""
         return [getattr(self.item, name, None) for name in ("funcargs", "_instance")]
 
+    def note_failure(self, finding: OwnerFinding) -> OwnerFinding:
+        """Have what its own ResourceWarning has failed the test for already fail it only once."""
+        from closewait_guard.pytest_plugin._failing import have_raised
+        from closewait_guard.pytest_plugin._findings import FAILED_ALREADY
+
+        leaks = finding.report.findings if finding.report is not None else ()
+        if finding.is_failure and have_raised(self.failures, leaks):
+            return finding._replace(reason=FAILED_ALREADY)
+        return finding
+
     def add_finding(self, finding: OwnerFinding) -> None:
         """Remember what to fail the test with; add what the XML file says of it."""
         from closewait_guard.pytest_plugin._failing import make_failure
@@ -63,7 +73,7 @@ class CurrentTest:
         if finding.report is not None and self.plan.allow_reason is None:
             root = self.item.config.rootpath
             self.item.user_properties += junit_properties(finding, root)
-        if finding.is_failure:
+        if finding.is_failure and not finding.has_failed_already:
             self.failure = make_failure(finding, self.item.config)
 
     def take_unraisable(self) -> Exception | None:
@@ -82,7 +92,9 @@ class CurrentTest:
             try:
                 collect(config)
             except Exception as error:
-                return error
+                from closewait_guard.pytest_plugin._failing import without_own_calls
+
+                return without_own_calls(error)
         return None
 
     def add_section(self, error: Exception | None) -> None:

@@ -11,8 +11,10 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -21,7 +23,7 @@ from closewait_guard._capture import Creation
 from closewait_guard._format import WIDTH, escape_line
 from closewait_guard._inspect import record_of
 from closewait_guard._live import locals_of
-from closewait_guard.model import Frame
+from closewait_guard.model import Finding, Frame, Verdict
 from closewait_guard.pytest_plugin._attribution import Owner
 from closewait_guard.pytest_plugin._excuses import nearest_target
 from closewait_guard.pytest_plugin._findings import OwnerFinding, group_by_site, junit_properties
@@ -33,10 +35,12 @@ __all__ = [
     "PendingFindings",
     "UnraisableOfOther",
     "UnraisablesOfOthers",
+    "have_raised",
     "make_error_report",
     "make_failure",
     "set_crash_location",
     "terminal_width",
+    "without_own_calls",
 ]
 
 
@@ -230,6 +234,45 @@ def _one_line(unraisable: sys.UnraisableHookArgs) -> str:
     return lines[-1].strip()
 
 
+def have_raised(failures: Iterable[BaseException], leaks: Iterable[Finding]) -> bool:
+    """Whether a test has failed for the warning of each of its dropped sockets already."""
+    warned = Counter(
+        int(descriptor)
+        for failure in failures
+        for error in _causes_of(failure)
+        if isinstance(error, ResourceWarning)
+        for descriptor in _UNCLOSED.findall(str(error))
+    )
+    leaks = tuple(leaks)
+    only_dropped = all(leak.verdict is Verdict.DROPPED for leak in leaks)
+    return only_dropped and Counter(leak.observation.fd for leak in leaks) <= warned
+
+
+_UNCLOSED = re.compile(r"unclosed .*?\bfd=(\d+)")
+
+
+def _causes_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception, those of a group, and what they were raised from."""
+    yield error
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for each in (*inner, *([error.__cause__] if error.__cause__ is not None else [])):
+        yield from _causes_of(each)
+
+
+def without_own_calls(error: Exception) -> Exception:
+    """What pytest raises in a check: the calls of that check are nothing to read for the user."""
+    for each in _causes_of(error):
+        trace = each.__traceback__
+        while trace is not None and _is_own(trace.tb_frame):
+            trace = trace.tb_next
+        each.__traceback__ = trace
+    return error
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("closewait_guard.")
+
+
 class FindingSink(Protocol):
     """Where findings go: to the collector of this process, or to that of the controller."""
 
@@ -266,14 +309,10 @@ class PendingFindings:
         if finding.is_failure and finding.kind == "fixture":
             self._late_failures.append(finding)
 
-    def fail_test(self, nodeid: str, failure: Failure) -> None:
-        """Fail the test of that name, which is being torn down.
-
-        Raises:
-            pytest.fail.Exception: Always.
-        """
+    def make_exception(self, nodeid: str, failure: Failure) -> BaseException:
+        """Make what fails the test of that name, which is being torn down."""
         self._failures_by_nodeid = {nodeid: failure}
-        pytest.fail(failure.text, pytrace=False)
+        return pytest.fail.Exception(failure.text, pytrace=False)
 
     def flush_late(self, session: pytest.Session, findings: list[OwnerFinding]) -> None:
         """Send what no report is left for, after what has not gone out."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from closewait_guard.model import Report
 
 __all__ = [
+    "FAILED_ALREADY",
     "Ends",
     "Outcome",
     "OwnerFinding",
@@ -50,6 +51,10 @@ class Outcome(StrEnum):
     ALLOWED = "allowed"
     UNUSED_WAIVER = "unused_waiver"
     SETTLED = "settled"
+
+
+# The reason of a finding where the warning of Python was an error.
+FAILED_ALREADY = "failed by its ResourceWarning"
 
 
 class OwnerFinding(NamedTuple):
@@ -82,6 +87,11 @@ class OwnerFinding(NamedTuple):
     def is_failure(self) -> bool:
         """Whether a test or a fixture fails for it."""
         return self.outcome is Outcome.FAILED
+
+    @property
+    def has_failed_already(self) -> bool:
+        """Whether the test has failed for it before it was checked."""
+        return self.reason == FAILED_ALREADY
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON and for pytest-xdist."""

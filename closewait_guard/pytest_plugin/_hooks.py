@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from closewait_guard._config import is_anything_given
 from closewait_guard._descriptors import SpareDescriptors
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
@@ -28,7 +26,14 @@ from closewait_guard.pytest_plugin._lazy_start import (
     IdlePlugin,
     note_variables_of_libraries,
 )
-from closewait_guard.pytest_plugin._options import Mode, Options, Plan, plan_for, read_options
+from closewait_guard.pytest_plugin._options import (
+    Mode,
+    Options,
+    Plan,
+    load_settings,
+    plan_for,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
@@ -163,7 +168,11 @@ class LeakHooks:
 
     def _make_recorder(self) -> RunRecorder:
         with self._spare_descriptors.lend():
-            from closewait_guard.pytest_plugin._recording import RunRecorder, own_files
+            from closewait_guard.pytest_plugin._recording import (
+                RunRecorder,
+                calling_code,
+                own_files,
+            )
 
         if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
@@ -175,7 +184,7 @@ class LeakHooks:
                 self._noted,
                 worker,
                 lambda unraisable: unraisable.warn(self._config),
-                _calling_code(self._config),
+                calling_code(self._config),
                 partial(own_files, self._config),
             )
         return self._recorder
@@ -201,31 +210,41 @@ class LeakHooks:
         if self.current_test is not None and call.excinfo is not None:
             self.current_test.failures += (call.excinfo.value,)
 
-    # Innermost, so that output is still captured while sockets settle.
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_teardown(self) -> Generator[None, None, None]:
+    # Innermost, so that output is still captured while sockets settle. An old-style wrapper leaves
+    # no call of ours in the traceback of what is raised below it.
+    @pytest.hookimpl(hookwrapper=True, trylast=True)
+    def pytest_runtest_teardown(self) -> Generator[None, Any, None]:
         if self.current_test is not None:
             self.current_test.in_teardown = True
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
-            raise
-        except BaseException as error:
-            if (test := self.current_test) is not None:
-                test.failures += (error,)
-                failure = self._finish_test(test)
-                if failure and not self._fail_body(test, failure):
-                    test.item.add_report_section("teardown", "socket leaks", failure.text)
-                test.add_section(test.take_unraisable())
-            raise
+        outcome = yield
+        stops = (KeyboardInterrupt, SystemExit, pytest.exit.Exception)
         # The check of a test may begin in its teardown.
-        if (test := self.current_test) is not None:
-            failure, unraisable = self._finish_test(test), test.take_unraisable()
-            if failure and not self._fail_body(test, failure):
-                test.add_section(unraisable)
-                self._ensure_pending().fail_test(test.item.nodeid, failure)
-            if unraisable is not None:
-                raise unraisable
+        if self.current_test is None or isinstance(outcome.exception, stops):
+            return
+        try:
+            self._end_teardown(self.current_test, outcome)
+        except BaseException as error:
+            outcome.force_exception(error)
+
+    def _end_teardown(self, test: CurrentTest, outcome: Any) -> None:
+        error = outcome.exception
+        if error is not None:
+            test.failures += (error,)
+        failure, unraisable = self._finish_test(test), test.take_unraisable()
+        if unraisable is not None and failure is None and error is None:
+            outcome.force_exception(unraisable)
+            return
+        has_failed_body = failure is not None and self._fail_body(test, failure)
+        # Only now: the report of the body would show it, too.
+        test.add_section(unraisable)
+        if failure is None or has_failed_body:
+            return
+        if error is not None:
+            test.item.add_report_section("teardown", "socket leaks", failure.text)
+        else:
+            outcome.force_exception(
+                self._ensure_pending().make_exception(test.item.nodeid, failure)
+            )
 
     def _fail_body(self, test: CurrentTest, failure: Failure) -> bool:
         """Have the test itself fail, if that is asked for and it has passed so far."""
@@ -254,7 +273,7 @@ class LeakHooks:
             test.may_have_collected = True
             findings = recorder.checker().check_test(test, self._wider_fixtures)
             self._have_deferred_checked(recorder)
-        for finding in findings:
+        for finding in map(test.note_failure, findings):
             self._ensure_pending().add(finding)
             test.add_finding(finding)
         if findings:
@@ -275,23 +294,25 @@ class LeakHooks:
             self._pending = PendingFindings(self._config, self._sink)
         return self._pending
 
-    @pytest.hookimpl(wrapper=True)
+    @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
-    ) -> Generator[None, object, object]:
+    ) -> Generator[None, Any, None]:
         if fixturedef.scope == "function" or not self._has_begun:
-            return (yield)
+            yield
+            return
         owner = self._new_owner(fixture_name(fixturedef, request), request.node.nodeid)
         fixture = WiderFixture(owner, fixturedef, request)
         finalizing = ExitStack()
         fixturedef.addfinalizer(partial(self._after_finalizers, fixture, finalizing))
         with self.ownership.owned_by(owner):
-            value = yield
+            outcome = yield
+        if outcome.exception is not None:
+            return
         fixture.note_assignments()
         self._wider_fixtures.append(fixture)
         self._wider_fixtures.sort(key=lambda each: each.rank)
         fixturedef.addfinalizer(partial(self._before_finalizers, fixture, finalizing))
-        return value
 
     def _before_finalizers(self, fixture: WiderFixture, finalizing: ExitStack) -> None:
         """The first of a fixture's finalizers: check a test that is over while it is there."""
@@ -333,14 +354,6 @@ class LeakHooks:
         if recorder.all_closed_since(recorder.first_mark):
             return ()
         return recorder.checker().check_leftovers(recorder.first_mark)
-
-
-def _calling_code(config: pytest.Config) -> list[Any]:
-    """The code that calls tests and fixtures: calls further out are pytest's own."""
-    hook = config.hook
-    callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
-    functions = (each.function for caller in callers for each in caller.get_hookimpls())
-    return [function.__code__ for function in functions if hasattr(function, "__code__")]
 
 
 class TestPhases:
@@ -410,7 +423,7 @@ def register_hooks(config: pytest.Config) -> LeakHooks:
     """Register the hooks of this run, once; return them."""
     if _HOOKS in config.stash:
         return config.stash[_HOOKS]
-    options, settings = read_options(config), _load_settings()
+    options, settings = read_options(config), load_settings()
     sink = _make_sink(config, options, settings.notes if settings is not None else ())
     hooks = config.stash[_HOOKS] = LeakHooks(config, options, settings, sink)
     config.add_cleanup(hooks.close)
@@ -428,20 +441,3 @@ def _make_sink(config: pytest.Config, options: Options, notes: tuple[str, ...]) 
     collector = FindingCollector(config, options, notes)
     config.pluginmanager.register(collector, "closewait_guard_collector")
     return collector
-
-
-def _load_settings() -> Settings | None:
-    """The settings, if any are given.
-
-    Raises:
-        pytest.UsageError: One cannot be used.
-    """
-    if not is_anything_given(os.environ):
-        return None
-    from closewait_guard.exceptions import ConfigurationError
-    from closewait_guard.settings import Settings
-
-    try:
-        return Settings.load()
-    except ConfigurationError as error:
-        raise pytest.UsageError(str(error)) from error

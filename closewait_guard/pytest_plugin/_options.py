@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from closewait_guard._config import refusal, seconds
+from closewait_guard._config import is_anything_given, refusal, seconds
+
+if TYPE_CHECKING:
+    from closewait_guard.settings import Settings
 
 __all__ = [
     "Mode",
     "Options",
     "Plan",
     "is_enabled",
+    "load_settings",
     "plan_for",
     "read_options",
 ]
@@ -200,3 +204,20 @@ def _as_written(mark: pytest.Mark) -> str:
     arguments = [repr(value) for value in mark.args]
     arguments += [f"{name}={value!r}" for name, value in mark.kwargs.items()]
     return f"{mark.name}({', '.join(arguments)})"
+
+
+def load_settings() -> Settings | None:
+    """The settings, if any are given.
+
+    Raises:
+        pytest.UsageError: One cannot be used.
+    """
+    if not is_anything_given(os.environ):
+        return None
+    from closewait_guard.exceptions import ConfigurationError
+    from closewait_guard.settings import Settings
+
+    try:
+        return Settings.load()
+    except ConfigurationError as error:
+        raise pytest.UsageError(str(error)) from error

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import UnraisableOfOther
     from closewait_guard.settings import Settings
 
-__all__ = ["RunRecorder"]
+__all__ = ["RunRecorder", "calling_code", "own_files"]
 
 
 # The records of dropped sockets must last until their owners are checked.
@@ -158,6 +158,14 @@ class RunRecorder:
             self._warn,
             has_paused=has_paused,
         )
+
+
+def calling_code(config: pytest.Config) -> list[CodeType]:
+    """The code that calls tests and fixtures: calls further out are pytest's own."""
+    hook = config.hook
+    callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
+    functions = (each.function for caller in callers for each in caller.get_hookimpls())
+    return [function.__code__ for function in functions if hasattr(function, "__code__")]
 
 
 def own_files(config: pytest.Config) -> set[str]:

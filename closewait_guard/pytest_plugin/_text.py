@@ -194,8 +194,8 @@ def _site_lines(site: Site, root: Path, layout: Layout, *, whole_stacks: bool) -
     by = " and ".join(pluralize(number, kind) for kind, number in kinds.items())
     said = _OUTCOME_PHRASES[site.outcome].format(_count_sockets(site.leaks), by)
     yield from layout.wrap(f"{format_location(site.frame, root)}: {said}", "    ")
-    if not whole_stacks and site.outcome is Outcome.WARNED:
-        # No error of a test says so.
+    if not whole_stacks and (site.outcome is Outcome.WARNED or site.owners[0].has_failed_already):
+        # No error of ours says so.
         yield from layout.wrap(f"fix: {site.leaks[0].hint}", " " * 9, "    ")
     yield from _owner_lines(site.owners, root)
     first = site.owners[0].report

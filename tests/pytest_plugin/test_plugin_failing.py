@@ -238,3 +238,56 @@ def test_pytest_is_left_as_it_was_found(suite, value):
     before = runner.call_and_report
     suite.fail(LEAKY, f"--socket-leaks-as={value}")
     assert runner.call_and_report is before
+
+
+DROPPED = """
+class Cycle:
+    def __init__(self):
+        self.me, self.sock = self, socket.create_server(("127.0.0.1", 0))
+
+def test_drops(): socket.create_server(("127.0.0.1", 0))
+def test_cycle(): Cycle()
+def test_last(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "outcomes"),
+    [
+        (["--socket-leaks=warn"], {"passed": 2, "failed": 1, "errors": 1}),
+        ([], {"passed": 2, "failed": 1, "errors": 1}),
+        (AS_FAIL.split(), {"passed": 1, "failed": 2}),
+    ],
+    ids=["warn", "error", "fail"],
+)
+def test_where_warnings_are_errors_a_leak_counts_once_and_shows_no_call_of_ours(
+    suite, options, outcomes
+):
+    result = suite.fail(DROPPED, *options, "-W", "error", "-v", apart=True)
+    result.assert_outcomes(**outcomes)
+    text = result.stdout.str()
+    assert "closewait_guard/pytest_plugin/_" not in text, text
+    assert text.count("Captured unraisable exceptions") <= 1
+    if options != ["--socket-leaks=warn"]:
+        result.stdout.fnmatch_lines(["*test_drops (failed by its ResourceWarning)"])
+
+
+FAILING = """
+@pytest.fixture(scope="module")
+def ended():
+    yield
+    raise ExceptionGroup("no", [ValueError("end")])
+
+@pytest.fixture(scope="module")
+def begun(): raise ValueError("begin")
+
+def test_first(): socket.socket().close()
+def test_begun(begun): pass
+def test_ended(ended): pass
+"""
+
+
+def test_a_fixture_that_raises_shows_no_call_of_ours(suite):
+    result = suite.fail(FAILING)
+    result.assert_outcomes(passed=2, errors=2)
+    assert "closewait_guard/pytest_plugin/_" not in result.stdout.str()

@@ -313,6 +313,6 @@ def test_innocent(wide): pass
         [
             "*PytestUnraisableExceptionWarning: ResourceWarning: unclosed *",
             "*(found by the socket check of *)",
-            "ERROR test_it.py::test_innocent - module fixture 'wide' of test_it.py leaked *",
+            "ERROR test_it.py::test_innocent - test_it.py:* fixture 'wide' leaked *",
         ]
     )
