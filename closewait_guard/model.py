@@ -220,10 +220,11 @@ class Finding:
     Attributes:
         holders: What keeps it open, as code that the reader recognises.
         hint: What to change.
-        replaced_by: The serial of a newer socket, which the same line has connected to the same
-            peer since the connection of this one ended.
-        code: The stable code of verdict and cause, such as CWG104; empty in a report that was
-            saved before there were codes.
+        replaced_by: The serial of a newer socket that the same line has connected to the same peer.
+        code: The stable code of verdict and cause, such as CWG104; empty in an older report.
+        package: Whose code opened it: a library, such as `httpx 0.28.1`, or else the `caller`.
+        via: The outermost library that the program called for it, if that is another.
+        caller: The program's own package that did so, to two levels.
         count: How many sockets it stands for: more than one in a saved report that keeps some
             examples of each site.
         closed_at_exit: It was closed only as the program ended.
@@ -236,6 +237,9 @@ class Finding:
     hint: str
     replaced_by: int | None = None
     code: str = ""
+    package: str = ""
+    via: str = ""
+    caller: str = ""
     count: int = 1
     closed_at_exit: bool = False
 
@@ -250,9 +254,8 @@ class Finding:
         record = self.observation.record
         calls = (f"{frame.module}:{frame.lineno}:{frame.function}" for frame in record.opener.stack)
         text = "|".join((self.verdict, record.origin, *calls))
-        return str(
-            sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:12]
-        )
+        digest = sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False)
+        return str(digest.hexdigest()[:12])
 
 
 @refuse_changes
@@ -375,8 +378,7 @@ class Report:
         open_sockets: Open sockets that the guard tracks.
         fd_used: Descriptors that the process has open, of any kind; None if that is unknown.
         fd_limit: The soft limit on descriptors; None if there is none.
-        findings: Suspects: leaks, and those with an explanation. Healthy sockets are not among
-            them.
+        findings: Suspects: leaks, and those with an explanation; no healthy sockets.
         alerts: In a series of reports, the alerts that begin, get worse or end; in a single scan,
             the thresholds that are exceeded at this moment.
         observations: The healthy sockets, of a full scan only.
@@ -431,9 +433,7 @@ def site_key(finding: Finding) -> object:
 def _make_group(findings: list[Finding]) -> SiteGroup:
     return SiteGroup(
         verdict=findings[0].verdict,
-        severity=max(
-            (finding.severity for finding in findings), key=lambda severity: severity.rank
-        ),
+        severity=max((each.severity for each in findings), key=lambda each: each.rank),
         site=findings[0].observation.record.site,
         findings=tuple(findings),
     )

@@ -51,6 +51,7 @@ _VARYING = (
     (r"\([\d,]+ library calls?\)", "(LIBRARY CALLS)"),
     (r"of [\d,]+ open sockets?|\([\d,]+ sockets?", "N sockets"),
     (r"\.py:\d+", ".py:LINE"),
+    (r"\b((?:by|via) [A-Za-z][\w.-]*) \d[\w.]*", r"\1 VERSION"),
     (r"0x[0-9a-f]+", "ADDRESS"),
     (r"Slowest to settle: .*\n", ""),
     (r"\n +\d+ of \d+ replaced by a newer connection from the same line", ""),

@@ -74,6 +74,9 @@ leaks = st.builds(
     holders=st.lists(texts, max_size=2).map(tuple),
     hint=texts,
     code=texts,
+    package=texts,
+    via=texts,
+    caller=texts,
 )
 
 alerts = st.builds(

@@ -27,7 +27,7 @@ from closewait_guard._holders.roots import Roots, describe_reuse, processes_shar
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import FindingText, cause_code, hint_for
-from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call
+from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call, packages_of
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
     Finding,
@@ -96,7 +96,7 @@ class Explainer:
         self._allowance = allowance
         self._hint_of_library = hints_of_libraries()
         self._explanations: dict[int, _Explanation] = {}
-        # By serial, the holders, hint, successor and code of each finding, and what they depend on.
+        # By serial, the text of each finding, and what it depends on.
         self.texts: dict[int, FindingText] = {}
         self._inputs: dict[int, tuple[object, ...]] = {}
         # The minimum time for a search in a large heap; raised when a shorter one was not enough.
@@ -341,7 +341,8 @@ class Explainer:
         if text is None or self._inputs.get(serial) != inputs:
             text = self._make_text(finding, explanation, pool, call, must_close=must_close)
             self.texts[serial], self._inputs[serial] = text, inputs
-        if finding.holders is text[0] and finding.hint is text[1] and finding.code is text[3]:
+        is_known = finding.holders is text[0] and finding.hint is text[1]
+        if is_known and finding.code is text[3] and finding.package is text[4]:
             return finding
         # replace() would take a tenth of a scan whose findings are all known.
         return Finding(observation, verdict, finding.severity, *text)
@@ -355,7 +356,7 @@ class Explainer:
         *,
         must_close: bool,
     ) -> FindingText:
-        """What holds the socket, the hint, and what has replaced it.
+        """What holds the socket, the hint, what has replaced it, and whose code opened it.
 
         Args:
             finding: Without them.
@@ -379,7 +380,8 @@ class Explainer:
         if call is not None:
             sentences = (call.sentence, *sentences)
             hint = hint if finding.is_leak else call.hint
-        return sentences, hint, explanation.successor, code
+        packages = packages_of(finding.observation.record)
+        return sentences, hint, explanation.successor, code, *packages
 
     def _hint_and_code(
         self,

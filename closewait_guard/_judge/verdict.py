@@ -68,9 +68,9 @@ _MAX_IDLE = 10
 _TICK = 0.02
 
 
-# The holders, the hint, the successor and the code of a finding.
-FindingText: TypeAlias = tuple[tuple[str, ...], str, int | None, str]
-_NO_TEXT: FindingText = (), "", None, ""
+# The holders, hint, successor, code and packages of a finding.
+FindingText: TypeAlias = tuple[tuple[str, ...], str, int | None, str, str, str, str]
+_NO_TEXT: FindingText = (), "", None, "", "", "", ""
 
 
 class CloseWaitLoad(NamedTuple):

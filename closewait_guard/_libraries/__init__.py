@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PoolUse,
         for_each_call,
     )
+    from closewait_guard._libraries.packages import Packages, packages_of
     from closewait_guard._libraries.stdlib import LOOP_WAKER, RUNNING_CALL
 
 __all__ = [
@@ -33,12 +34,20 @@ __all__ = [
     "Library",
     "NativeCode",
     "OwnerKind",
+    "Packages",
     "PoolKind",
     "PoolUse",
     "for_each_call",
+    "packages_of",
 ]
 
-_HOMES = {"LIBRARIES": "all", "LOOP_WAKER": "stdlib", "RUNNING_CALL": "stdlib"}
+_HOMES = {
+    "LIBRARIES": "all",
+    "LOOP_WAKER": "stdlib",
+    "Packages": "packages",
+    "RUNNING_CALL": "stdlib",
+    "packages_of": "packages",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -295,6 +295,9 @@ def find_copies_in_children(
             unread.append(pid)
             continue
         present |= {inode for fd, inode in sockets.items() if fds.get(inode) == fd}
+    # Known in the process that has opened them, and in no other.
+    from closewait_guard._libraries import packages_of
+
     leaks = {}
     for leak, program in _leaks_in(children, settings) if present else ():
         seen = leak.observation
@@ -305,6 +308,7 @@ def find_copies_in_children(
                 leak,
                 observation=replace(seen, record=record),
                 holders=(f"process {pid} ({program})",),
+                **packages_of(own)._asdict(),
             )
     notes = []
     if unreadable := len(set(unread) & set(children)):

@@ -6,7 +6,7 @@ Every output takes its words from here; `block_lines` lays them out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -38,6 +38,7 @@ __all__ = [
     "connection_summary",
     "describe_site",
     "holder_facts",
+    "package_totals",
     "socket_kind",
     "verdict_name",
 ]
@@ -45,18 +46,21 @@ __all__ = [
 
 _MAX_CALLERS = 3
 _MAX_HOLDERS = 4
+# From so many places on, leaks are added up by package.
+_FEWEST_PLACES = 3
+_MAX_PACKAGES = 5
 _MAIN_THREAD = "MainThread"
 
 
 def describe_site(
-    group: SiteGroup, where: str = "", opened_by: str = "", *, verbose: bool = False
+    group: SiteGroup, where: str = "", library_line: str = "", *, verbose: bool = False
 ) -> Block:
     """The facts of one site, in the order what, opened, fix, held by, state.
 
     Args:
         group: The findings of the site.
         where: In which processes they are, in a report of several.
-        opened_by: Which library has opened them.
+        library_line: Where a library has opened them, if that is to be shown.
         verbose: All calls, holders and threads.
     """
     observations = [finding.observation for finding in group.findings]
@@ -65,7 +69,7 @@ def describe_site(
             observations,
             len(group.findings[0].observation.record.blamed.stack) if verbose else _MAX_CALLERS,
         ),
-        *([Fact("opened", opened_by)] if opened_by else ()),
+        *_package_facts(group, library_line),
         *([Fact("fix", group.hint, Style.FIX)] if group.hint else ()),
         *holder_facts(group.findings, 100 if verbose else _MAX_HOLDERS),
         *_state_facts(group, observations),
@@ -104,6 +108,45 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
         yield from _caller_facts(_up_to_own_code(outer), most)
     if origin := _describe_origin(observations):
         yield Fact("opened", origin)
+
+
+def _package_facts(group: SiteGroup, line: str) -> Iterator[Fact]:
+    """Which library has opened it, unless the line above is of that library and says so."""
+    first = group.findings[0]
+    package, site = first.package, group.site
+    if not package or package == first.caller or site is None:
+        return
+    module = site.module.partition(".")[0].lower()
+    is_said = site.kind is not FrameKind.USER and package.lower().startswith(module)
+    if first.via or not is_said:
+        via = f" via {first.via}" if first.via else ""
+        yield Fact("opened", f"by {package}{via}{f' ({line})' if line else ''}")
+
+
+def package_totals(groups: Sequence[SiteGroup]) -> list[str]:
+    """How many leaks are whose, in phrases, where there are so many sites that one would add up."""
+    leaks = [group for group in groups if group.verdict.is_leak]
+    if len(leaks) < _FEWEST_PLACES:
+        return []
+    counts = _count(leaks, lambda each: each.caller or each.package)
+    if len(counts) == 1:
+        # All of one package of the program: by the library that it has called.
+        counts = _count(leaks, lambda each: each.via or each.package)
+    if len(counts) == 1:
+        return []
+    shown = counts.most_common(_MAX_PACKAGES)
+    others = counts.total() - sum(count for _, count in shown)
+    shown += [("others", others)] if others else []
+    *parts, last = [f"{package or 'unknown'} {count:,}" for package, count in shown]
+    return ["By package:", *(f"{part}," for part in parts), f"{last}."]
+
+
+def _count(groups: Iterable[SiteGroup], package_of: Callable[[Finding], str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for group in groups:
+        # One number beside another would be hard to read: without the version.
+        counts[package_of(group.findings[0]).partition(" ")[0]] += group.count
+    return counts
 
 
 def _up_to_own_code(stack: Sequence[Frame]) -> Sequence[Frame]:

@@ -23,7 +23,7 @@ from closewait_guard._format import (
     pluralize,
     unique,
 )
-from closewait_guard._render.site import describe_site, verdict_name
+from closewait_guard._render.site import describe_site, package_totals, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -159,24 +159,27 @@ def _head_lines(
         has_kinds = layout.verbose or runs_out_of_descriptors(report)
         kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
         sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
-    for text in _pack(sentences, layout):
+    for text in (*_pack(sentences, layout), *_pack(package_totals(groups), layout, "  ", " ")):
         yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
         yield from alert_lines(alert, layout)
 
 
-def _pack(sentences: Iterable[str], layout: Layout, indent: str = "") -> list[str]:
+def _pack(
+    sentences: Iterable[str], layout: Layout, indent: str = "", between: str = "  "
+) -> list[str]:
     """Sentences side by side as long as they fit, so that none is folded without need.
 
     Args:
         sentences: What to put there.
         layout: The width.
         indent: What each line but the first begins with.
+        between: What stands between two on one line.
     """
     lines: list[str] = []
     for sentence in sentences:
-        if lines and len(lines[-1]) + 2 + len(sentence) <= layout.width:
-            lines[-1] += f"  {sentence}"
+        if lines and len(lines[-1]) + len(between) + len(sentence) <= layout.width:
+            lines[-1] += f"{between}{sentence}"
         else:
             lines.append(f"{indent}{sentence}" if lines else sentence)
     return [text for line in lines for text in layout.wrap(line, "  ")]

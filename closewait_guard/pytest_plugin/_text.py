@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path, PurePath
 
 from closewait_guard._format import (
@@ -300,7 +298,7 @@ def _site_blocks(
 
 def _block(group: SiteGroup, layout: Layout, owner: str, *, whole_stacks: bool) -> Iterator[str]:
     record = group.findings[0].observation.record
-    block = describe_site(group, opened_by=_opened_by(record), verbose=whole_stacks)
+    block = describe_site(group, library_line=_library_line(record), verbose=whole_stacks)
     title = block.title
     if not group.verdict.is_leak and group.verdict is not Verdict.CLOSED_ELSEWHERE:
         # A program may leave it to a pool or a call; a test that has ended may not.
@@ -346,18 +344,12 @@ def _is_task(fact: Fact) -> bool:
     return fact.key == "context" and re.fullmatch(r"task [^ ,]+", fact.text) is not None
 
 
-def _opened_by(record: SocketRecord) -> str:
-    """Which library has opened the socket, if a test has only called that."""
-    site = record.site
+def _library_line(record: SocketRecord) -> str:
+    """The line of a library that has opened the socket."""
     inner = next((each for each in record.blamed.stack if each.kind is not FrameKind.STDLIB), None)
-    if site is None or inner is None or inner.kind is not FrameKind.LIBRARY or site is inner:
+    if inner is None or inner.kind is not FrameKind.LIBRARY:
         return ""
-    path = _path_in_library(inner.filename)
-    name = re.split(r"[/\\]|\.py$", path)[0]
-    with suppress(Exception):
-        # Not every library is distributed by its own name.
-        name = f"{name} {metadata.version(name)}"
-    return f"by {name} ({path}:{inner.lineno})"
+    return f"{_path_in_library(inner.filename)}:{inner.lineno}"
 
 
 def _path_in_library(filename: str) -> str:

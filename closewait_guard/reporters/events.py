@@ -24,6 +24,7 @@ from closewait_guard.model import (
     Alert,
     AlertStatus,
     ClosedLate,
+    Finding,
     Report,
     Scalar,
     Severity,
@@ -90,6 +91,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     fields: dict[str, Scalar] = {
         **_context_fields(group),
         **_code_fields(group.code),
+        **_package_fields(group.findings[0]),
         "verdict": group.verdict.value,
         "severity": level.value,
         "is_leak": group.verdict.is_leak,
@@ -131,6 +133,7 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
         f"after {_longest(longest, is_lower_bound)}",
         {
             **_code_fields(finding.code),
+            **_package_fields(finding),
             "verdict": finding.verdict.value,
             "count": count,
             "site": site.place if site is not None else None,
@@ -145,6 +148,12 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
 
 def _code_fields(code: str) -> dict[str, Scalar]:
     return {"code": code, "code_url": page_of(code)} if code else {}
+
+
+def _package_fields(finding: Finding) -> dict[str, Scalar]:
+    """Whose code opened them, as far as that is known."""
+    names = {"package": finding.package, "via": finding.via, "caller": finding.caller}
+    return {name: value for name, value in names.items() if value}
 
 
 def _context_fields(group: SiteGroup) -> dict[str, Scalar]:

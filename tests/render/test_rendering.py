@@ -135,6 +135,100 @@ def test_one_block_for_each_site_worst_first():
     assert blocks[3].splitlines()[-1].startswith("Codes: https://")
 
 
+def leaks_of(report, *packages):
+    """A report with a leak at a line for each of some packages: library, via, caller, how many."""
+    leak, site = report.leaks[0], report.leaks[0].observation.record.site
+    found = []
+    for line, (package, via, caller, count) in enumerate(packages):
+        record = replace(leak.observation.record, stack=(replace(site, lineno=line),))
+        seen = replace(leak.observation, record=record)
+        names = {"package": package, "via": via, "caller": caller}
+        found.append(replace(leak, observation=seen, count=count, **names))
+    return replace(report, findings=tuple(found))
+
+
+HTTPX, REDIS = "httpx 0.28.1", "redis 5.0.1"
+FOXESS, SOLAX = "custom_components.foxess", "custom_components.solax"
+
+
+def totals(text):
+    """All between the header and the first block."""
+    return text.partition("\n\n")[0].partition("leaked sockets from ")[2]
+
+
+@pytest.mark.parametrize(
+    ("packages", "line"),
+    [
+        # By the parts of the program that have called the libraries.
+        (
+            [(HTTPX, "", FOXESS, 500), (REDIS, "", FOXESS, 60), (HTTPX, "", SOLAX, 52)],
+            f"By package: {FOXESS} 560, {SOLAX} 52.",
+        ),
+        # All of one part: by what it has called, and by itself.
+        (
+            [(HTTPX, "litellm 1.80", "app", 40), (REDIS, "", "app", 3), ("app", "", "app", 2)],
+            "By package: litellm 40, redis 3, app 2.",
+        ),
+        # Not known of all.
+        ([("", "", "", 9), ("app", "", "app", 1), ("app", "", "app", 1)], "unknown 9, app 2."),
+        # Too many to name them all.
+        (
+            [("app", "", f"app.p{number}", 20 - number) for number in range(7)],
+            "app.p4 16, others 29.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_leaks_of_several_packages_at_many_places_are_added_up_by_package(packages, line, width):
+    text = cwg.render_text(leaks_of(leaky_report(), *packages), width=width)
+    assert line in " ".join(totals(text).split())
+    assert max(map(len, totals(text).splitlines())) <= width
+    # A name stays beside its number.
+    assert not re.search(r"[a-z]\n", totals(text).partition("By package:")[2])
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [
+        [(HTTPX, "", FOXESS, 500)],
+        [(HTTPX, "", FOXESS, 500), (HTTPX, "", SOLAX, 52)],
+        [(HTTPX, "", "app", 5), (HTTPX, "", "app", 4), (HTTPX, "", "app", 3)],
+        [("", "", "", 5), ("", "", "", 4), ("", "", "", 3)],
+    ],
+)
+def test_leaks_of_one_package_or_at_few_places_are_not_added_up(packages):
+    assert "By package" not in cwg.render_text(leaks_of(leaky_report(), *packages))
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ((HTTPX, "litellm 1.80", "app"), "by httpx 0.28.1 via litellm 1.80"),
+        ((HTTPX, "", "app"), "by httpx 0.28.1"),
+        (("app", "", "app"), None),
+        (("", "", ""), None),
+    ],
+)
+def test_a_library_that_opened_it_is_named_beneath_the_line_that_called_it(package, line):
+    text = cwg.render_text(leaks_of(leaky_report(), (*package, 1)))
+    found = re.findall(r"^ {13}(by .*)$", text, re.MULTILINE)
+    assert found == ([] if line is None else [line])
+
+
+def test_a_line_of_a_library_that_is_shown_names_it_and_no_second_line_does():
+    report = leaks_of(leaky_report(), ("urllib3 2.8.0", "", "", 1), ("urllib3 2.8.0", "x 1", "", 1))
+    ours, called = report.findings
+    frame = cwg.Frame("/site-packages/urllib3/a.py", 1, "f", "urllib3.a", cwg.FrameKind.LIBRARY)
+
+    def text_of(leak):
+        record = replace(leak.observation.record, stack=(frame,))
+        seen = replace(leak.observation, record=record)
+        return cwg.render_text(replace(report, findings=(replace(leak, observation=seen),)))
+
+    assert "by urllib3" not in text_of(ours)
+    assert "by urllib3 2.8.0 via x 1\n" in text_of(called)
+
+
 def test_library_calls_are_folded_with_a_count():
     def frame(kind, name):
         return cwg.Frame(f"/app/{name}.py", 1, name, name, kind, f"{name}()")

@@ -23,6 +23,8 @@ KEYS = {
     "code",
     "code_url",
     "held_by",
+    "package",
+    "caller",
     "thread_name",
     "verdict",
     "severity",
@@ -89,8 +91,20 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
     assert event["code"] == leak.code
     assert event["code_url"].endswith(f"/codes/#{leak.code.lower()}")
     assert event["held_by"] == leak.holders[0]
+    assert (event["package"], event["caller"]) == (leak.package, leak.caller) == ("leaking",) * 2
     assert event["fingerprint"] == report.by_site()[0].fingerprint
     assert event["request"] == "r7"
+
+
+def test_each_event_of_a_leak_names_the_packages_that_are_known(own_structlog):
+    report = report_leaks()
+    [leak] = report.findings
+    leak = replace(leak, package="httpx 0.28.1", via="litellm 1.80", caller="")
+    late = cwg.ClosedLate(leak, 9.5)
+    reporters.structlog()(replace(report, findings=(leak,), closed_late=(late,)))
+    for event in own_structlog():
+        assert (event["package"], event["via"]) == ("httpx 0.28.1", "litellm 1.80")
+        assert "caller" not in event
 
 
 def test_an_age_that_is_a_lower_bound_says_so_in_each_message(own_structlog, caplog):
