@@ -30,6 +30,7 @@ from closewait_guard._capture import (
 from closewait_guard._clock import now
 from closewait_guard._descriptors import inode_of, sockets_of_process
 from closewait_guard._format import pluralize
+from closewait_guard._inspect.native import SETTLED_AFTER
 from closewait_guard._inspect.observation import is_unused_since
 from closewait_guard._inspect.probe import (
     INVALID,
@@ -177,26 +178,37 @@ class ForkedCopies:
     In a process that was not forked it does nothing. A child that works on what its parent has
     accepted looks alike, so a copy counts only if the child shows no sign of use: no byte has been
     sent or received since the fork, no thread waits in the kernel for the descriptor, and no call
-    that has begun since the fork has the socket among its variables.
+    that has begun since the fork has the socket among its variables. A child that was forked just
+    now, or may wait for the first words of a client, may be about to use it: then a copy counts if
+    the next scan sees the same.
+
+    Args:
+        source: Where creations are known.
+        grace: Seconds that a child has to close its copies.
 
     Attributes:
-        is_last: This process ends now, so that what nothing has used since the fork counts at once.
+        is_last: This process ends now, so that no scan is the next.
         notes: What the latest scan could not tell.
+        unseen: Those of the notes that mean that a leak may be missing.
     """
 
-    def __init__(self, source: Forked) -> None:
+    def __init__(self, source: Forked, grace: float) -> None:
         self._source = source
+        self._settled_after = max(grace, SETTLED_AFTER)
+        # What counts, and what of it has been unused since the fork for all that is known.
         self._found: frozenset[int] = frozenset()
+        self._never_used: frozenset[int] = frozenset()
         self._candidates: frozenset[int] = frozenset()
         self._paused_until = 0.0
         self.is_last = False
         self.notes: tuple[str, ...] = ()
+        self.unseen: tuple[str, ...] = ()
 
     def after_fork(self) -> None:
         """In the child."""
-        self._found = self._candidates = frozenset()
+        self._found = self._never_used = self._candidates = frozenset()
         self._paused_until = 0.0
-        self.notes = ()
+        self.notes = self.unseen = ()
 
     def find(self, open_sockets: OpenSockets, own: int) -> dict[int, float]:
         """The descriptors of copies that only this process has open, and does not seem to use.
@@ -208,8 +220,18 @@ class ForkedCopies:
             own: The number of this process.
         """
         fork, started, is_last = self._source.fork, now(), self.is_last
-        if fork is None or (started < self._paused_until and not is_last):
-            return dict.fromkeys(self._found & open_sockets.creations.keys(), 0.0)
+        if fork is None:
+            return {}
+        if is_last or started >= self._paused_until:
+            self._look(fork, open_sockets, own)
+            self._paused_until = now() + (now() - started) / _MAX_CPU_SHARE
+        since_fork = started - fork.at
+        return {
+            fd: since_fork if fd in self._never_used else 0.0
+            for fd in self._found & open_sockets.creations.keys()
+        }
+
+    def _look(self, fork: ForkPoint, open_sockets: OpenSockets, own: int) -> None:
         inherited = {
             fd: creation
             for fd, creation in open_sockets.creations.items()
@@ -218,22 +240,20 @@ class ForkedCopies:
         kept = _kept_by(fork.parent, inherited) if inherited else set[int]()
         # Whoever is not the child of its parent any more was made to live on by itself.
         is_child = fork.parent == os.getppid()
-        unknown = _count(inherited.values(), _has_peer) if kept is None and is_child else 0
-        left = set() if kept is None else inherited.keys() - kept
-        if left and is_child:
+        left = inherited.keys() - kept if kept is not None and is_child else set[int]()
+        if left:
             used, waited_for = _objects_since(fork), _waited_for()
             left = {fd for fd in left - waited_for if id(inherited[fd][SOCK]()) not in used}
-        else:
-            left = set()
-        if is_last:
-            self.notes = _notes_on(unknown, 0)
-            return {fd: started - fork.at for fd in left if not _may_wait_for_first(inherited[fd])}
-        # Twice in a row: a call may have been about to use it the first time.
-        self._found, self._candidates, done = self._candidates & left, frozenset(left), now()
-        undecided = [inherited[fd] for fd in left - self._found]
-        self.notes = _notes_on(unknown, _count(undecided, _is_established))
-        self._paused_until = done + (done - started) / _MAX_CPU_SHARE
-        return dict.fromkeys(self._found, 0.0)
+        never_used = frozenset[int]()
+        if self.is_last or now() - fork.at >= self._settled_after:
+            never_used = frozenset(fd for fd in left if not _may_wait_for_first(inherited[fd]))
+        seen_twice = frozenset() if self.is_last else self._candidates & left
+        self._found, self._never_used = never_used | seen_twice, never_used
+        self._candidates = frozenset(left)
+        unknown = _count(inherited.values(), _has_peer) if kept is None and is_child else 0
+        undecided = [] if self.is_last else [inherited[fd] for fd in left - self._found]
+        self.unseen = _note_on_parent(unknown)
+        self.notes = (*self.unseen, *_note_on_use(_count(undecided, _is_established)))
 
     def is_unused(self, result: ProbeResult) -> bool:
         """Whether a connection is up, and no byte has been sent or received since the fork."""
@@ -260,26 +280,25 @@ def _kept_by(parent: int, fds: Collection[int]) -> set[int] | None:
 _ESTABLISHED = b"\x01"
 
 
-def _notes_on(unknown: int, undecided: int) -> tuple[str, ...]:
-    """What to say of connections from before the fork.
+def _note_on_parent(connections: int) -> tuple[str, ...]:
+    """What to say of a parent whose descriptors cannot be read."""
+    if not connections:
+        return ()
+    return (
+        f"whether the parent process, {os.getppid()}, has closed its copies of "
+        f"{pluralize(connections, 'connection')} from before the fork: its descriptors cannot be "
+        "read",
+    )
 
-    Args:
-        unknown: How many there are, of a parent whose descriptors cannot be read.
-        undecided: How many were seen for the first time that only this process has open.
-    """
-    notes = []
-    if unknown:
-        notes.append(
-            f"whether the parent process, {os.getppid()}, has closed its copies of "
-            f"{pluralize(unknown, 'connection')} from before the fork: its descriptors cannot be "
-            "read"
-        )
-    if undecided:
-        notes.append(
-            f"whether this process uses {pluralize(undecided, 'connection')} from before its fork, "
-            "which the parent has closed: a later scan shows it"
-        )
-    return tuple(notes)
+
+def _note_on_use(connections: int) -> tuple[str, ...]:
+    """What to say of those that were seen for the first time that only this process has open."""
+    if not connections:
+        return ()
+    return (
+        f"whether this process uses {pluralize(connections, 'connection')} from before its fork, "
+        "which the parent has closed: a later scan shows it",
+    )
 
 
 def _may_wait_for_first(creation: CreationTuple) -> bool:

@@ -128,14 +128,14 @@ class Scanner:
     taken: what is kept is written entry by entry, or replaced as a whole.
     """
 
-    def __init__(self, source: Source, probe: Probe, age_warning: float, since: float) -> None:
+    def __init__(self, source: Source, probe: Probe, settings: Settings, since: float) -> None:
         self._source = source
-        self._age_warning = age_warning
+        self._age_warning = settings.age_warning
         self._probe = probe
         self._known: dict[int, _Known] = {}
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
-        self.forked_copies = ForkedCopies(source)
+        self.forked_copies = ForkedCopies(source, settings.grace)
         self._last_scan = _ScanTime(since, -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -390,8 +390,8 @@ class SocketScanner:
         self.natives = NativeSockets(registry)
         self._depth = settings.stack_depth
         self.attribution = CallAttribution(self.natives, self._depth)
-        self._tracked_scanner = Scanner(registry, probe, settings.age_warning, registry.made_at)
-        self._native_scanner = Scanner(self.natives, probe, settings.age_warning, registry.made_at)
+        self._tracked_scanner = Scanner(registry, probe, settings, registry.made_at)
+        self._native_scanner = Scanner(self.natives, probe, settings, registry.made_at)
         self.forked_copies = self._tracked_scanner.forked_copies
 
     def share_natives(self, other: SocketScanner) -> None:

@@ -1,7 +1,6 @@
 """Linux: which process has which connection, from /proc and the kernel's tables.
 
-One network namespace is read at a time. Unconnected sockets, and those of other protocols than TCP,
-have no row in its table of connections.
+One network namespace is read at a time. Unconnected sockets, and those not of TCP, have no row.
 """
 
 from __future__ import annotations
@@ -108,11 +107,13 @@ class Network:
 
     Attributes:
         rows: Of the wanted sockets.
+        at: When those that are up were read, by the clock that dates the start of processes.
         others_in_close_wait: In CLOSE_WAIT, and not of the wanted.
     """
 
     def __init__(self, wanted: Set[int], *, dated: bool) -> None:
         self.rows: dict[int, Row] = {}
+        self.at = 0.0
         self.others_in_close_wait: list[Entry] = []
         self.dated = dated
         self._wanted = wanted
@@ -130,6 +131,7 @@ class Network:
                 self._listeners.setdefault((row[0], row[3]), []).append(Entry(*row))
             elif state == CLOSE_WAIT and inode not in wanted:
                 self.others_in_close_wait.append(Entry(*row))
+        self.at = self.at or procfs.seconds_since_boot()
 
     def is_complete(self) -> bool:
         """Whether each wanted socket has been seen."""
@@ -390,8 +392,7 @@ def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
 
 def _unused_copies(process: Process, parent: Process, network: Network) -> Iterator[UnusedCopy]:
     """What came over fork() and the parent has closed, as far as no byte has passed since."""
-    age, calls = procfs.age_of(process), None
-    kept = parent.owned
+    age, kept, calls = procfs.age_of(process, network.at), parent.owned, None
     for fd, inode in process.sockets.items():
         row = network.rows.get(inode)
         # A program that is started on a connection has it as 0, 1 or 2.

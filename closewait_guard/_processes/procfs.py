@@ -32,6 +32,7 @@ __all__ = [
     "parents",
     "protocol_of",
     "read",
+    "seconds_since_boot",
     "some_sockets_of",
     "table",
     "user_of",
@@ -158,9 +159,14 @@ def has_stayed(process: Process) -> bool:
         return False
 
 
-def age_of(process: Process) -> float:
-    """Seconds since the process was started or forked, which the kernel counts in ticks."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.started / os.sysconf("SC_CLK_TCK")
+def seconds_since_boot() -> float:
+    """The present, by the clock that dates the start of processes."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def age_of(process: Process, at: float) -> float:
+    """Seconds from its start, or the fork, which the kernel counts in ticks, to a moment."""
+    return at - process.started / os.sysconf("SC_CLK_TCK")
 
 
 def some_sockets_of(

@@ -327,6 +327,55 @@ assert succeeded(child)
     )
 
 
+def test_a_single_scan_finds_what_a_child_has_not_used_in_the_grace_time_since_its_fork():
+    run(
+        WATCH
+        + """
+guard = cwg.install(grace=0.5)
+ours, theirs = connect()
+ours.sendall(b"x")
+assert theirs.recv(1) == b"x"
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    def check():
+        time.sleep(1.2)
+        first, second = guard.scan(), guard.scan()
+        for report in (first, second):
+            [leak] = report.leaks
+            assert leak.verdict == "inherited"
+            assert leak.observation.suspect_for > 1
+            assert not any("later scan" in note for note in report.coverage.notes)
+    theirs.close()
+    end_by(check)
+ours.close()
+assert succeeded(child)
+"""
+    )
+
+
+def test_a_single_scan_right_after_the_fork_accuses_no_child_of_what_it_may_be_about_to_use():
+    run(
+        WATCH
+        + """
+guard = cwg.install(grace=0)
+ours, theirs = connect()
+ours.sendall(b"x")
+assert theirs.recv(1) == b"x"
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    def check():
+        report = guard.scan()
+        assert not report.leaks, report
+    theirs.close()
+    end_by(check)
+ours.close()
+assert succeeded(child)
+"""
+    )
+
+
 def test_a_worker_of_multiprocessing_reports_what_its_parent_has_closed_since_the_fork():
     run(
         WATCH
