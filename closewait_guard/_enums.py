@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 __all__ = [
-    "DESCRIPTOR_ALERTS",
+    "DESCRIPTOR_KIND",
     "LEAKS",
     "NOT_INSTALLED",
     "SURPLUS_CLIENTS",
@@ -21,6 +22,7 @@ __all__ = [
     "State",
     "Verdict",
     "Word",
+    "is_about_descriptors",
 ]
 
 
@@ -177,7 +179,13 @@ class AlertKind(Word):
     FD_EXHAUSTED = "fd_exhausted"
 
 
-DESCRIPTOR_ALERTS = frozenset({AlertKind.FD_LIMIT, AlertKind.FD_EXHAUSTED})
+# In the data of an alert on descriptors of one kind.
+DESCRIPTOR_KIND = "descriptor_kind"
+
+
+def is_about_descriptors(kind: AlertKind, data: Mapping[str, Scalar]) -> bool:
+    """Whether an alert is about descriptors of any kind, not about sockets only."""
+    return kind in (AlertKind.FD_LIMIT, AlertKind.FD_EXHAUSTED) or DESCRIPTOR_KIND in data
 
 
 class AlertStatus(Word):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from closewait_guard._clock import now
 from closewait_guard._descriptors import OwnedDescriptor, fd_used, numbers_to_try
-from closewait_guard._enums import DESCRIPTOR_ALERTS
+from closewait_guard._enums import is_about_descriptors
 from closewait_guard._interruptions import refusals
 from closewait_guard.model import DescriptorKind, Descriptors, Report
 
@@ -63,7 +63,7 @@ class DescriptorCounter:
 
     def name_if_exhausted(self, report: Report) -> Report:
         """With what is open most often, where an alert says that descriptors run out."""
-        is_exhausted = any(alert.kind in DESCRIPTOR_ALERTS for alert in report.alerts)
+        is_exhausted = any(is_about_descriptors(alert.kind, alert.data) for alert in report.alerts)
         return self.add_to(report, named=True) if is_exhausted else report
 
 

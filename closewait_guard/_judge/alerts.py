@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._enums import LEAKS
+from closewait_guard._enums import DESCRIPTOR_KIND, LEAKS, DescriptorKind
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.codes import ALERT_CODES
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 
-# In place of a site.
-TOTAL = ""
+# In place of a site: all leaks; and how the descriptors of a kind are called.
+TOTAL, _OF_KIND = "", "descriptors of kind "
 # An active alert ends only when its value is below this share of the limit, so that a value that
 # swings about the limit is reported once.
 _RESOLVED_SHARE = 0.9
-# Fewer healthy sockets than this come and go with the load.
+# Fewer healthy sockets, or files, than this come and go with the load.
 _MIN_CHURN = 10
 _MIN_SHARE_STILL_OPEN = 0.8
 _CRITICAL_TIME_LEFT = 3600.0
@@ -159,35 +159,48 @@ def _seconds_in_close_wait(finding: Finding) -> float:
 
 
 def growth_alerts(leaked: Mapping[str, Series], point: SeriesPoint) -> Iterator[ActiveAlert]:
-    """Yield alerts for sites, or the total, whose count of leaks keeps growing."""
-    sites = {site: series.growth for site, series in leaked.items() if series.growth}
-    # The total is reported only if no site of its own explains it.
-    for site, growth in sites.items():
-        if growth is not None and (site != TOTAL or len(sites) == 1):
+    """Yield alerts for sites, or the total, whose leaks keep growing, and for kinds that do."""
+    growths = {site: growth for site, each in leaked.items() if (growth := each.growth)}
+    kinds = {site for site in growths if site.startswith(_OF_KIND)}
+    for site, growth in growths.items():
+        if site in kinds:
+            is_news = growth.risen >= _MIN_CHURN
+        else:
+            # The total is reported only if no site of its own explains it.
+            is_news = site != TOTAL or growths.keys() - kinds == {TOTAL}
+        if is_news:
             yield _make_growth_alert(site, growth, leaked[site].last, point.report)
 
 
 def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) -> ActiveAlert:
     left = _seconds_left(growth, report)
-    where = f"of {site} " if site else ""
+    kind = site.removeprefix(_OF_KIND)
     message = (
-        f"leaked sockets {where}keep growing: {count:,} now, {growth.risen:,} more than "
+        f"{_what_grows(site)} keep growing: {count:,} now, {growth.risen:,} more than "
         f"{format_duration(growth.seconds)} ago, {_rate(growth)} a minute"
     )
     if left is not None:
         message += f"; at this rate the descriptor limit is reached in {format_duration(left)}"
     data: dict[str, Scalar] = {
-        "site": site or None,
+        "site": (site or None) if kind == site else None,
         "count": count,
         "per_minute": round(growth.per_minute, 4),
         "risen": growth.risen,
         "seconds": round(growth.seconds, 1),
         "limit_reached_in_s": None if left is None else round(left),
     }
+    if kind != site:
+        data[DESCRIPTOR_KIND] = kind
     is_near = left is not None and left < _CRITICAL_TIME_LEFT
     severity = Severity.CRITICAL if is_near else Severity.WARNING
     alert = _make_alert(AlertKind.GROWTH, severity, message, data)
     return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
+
+
+def _what_grows(site: str) -> str:
+    if site.startswith(_OF_KIND):
+        return site
+    return f"leaked sockets of {site}" if site else "leaked sockets"
 
 
 def _rate(growth: Growth) -> str:
@@ -263,7 +276,12 @@ class _ReportedAlert(NamedTuple):
 
 
 class AlertState(NamedTuple):
-    """The state from one report to the next: series by site, active alerts, known leaks."""
+    """The state from one report to the next: series by site, active alerts, known leaks.
+
+    Attributes:
+        leaked: How many have leaked; beside the sites, how many descriptors there are of each kind.
+        opened: How many are open and have not leaked.
+    """
 
     leaked: Mapping[str, Series] = {}
     opened: Mapping[str, Series] = {}
@@ -278,7 +296,8 @@ def update_alerts(
 ) -> tuple[AlertState, tuple[Alert, ...], tuple[ClosedLate, ...]]:
     """Add one report: return the new state, the alerts to report, and the leaks closed late."""
     leaks = _leaks_by_site(point.report)
-    leaked = _extend_series(state.leaked, leaks, point.at, settings)
+    kinds = _count_other_kinds(point.report, state.leaked)
+    leaked = _extend_series(state.leaked, leaks | kinds, point.at, settings)
     # Growth is about those that have leaked.
     counts = {
         site: max(0, number.open - leaks.get(site, 0))
@@ -314,6 +333,14 @@ def _leaks_by_site(report: Report) -> dict[str, int]:
         if site is not None:
             counts[site.call] += 1
     return counts
+
+
+def _count_other_kinds(report: Report, before: Mapping[str, Series]) -> dict[str, int]:
+    """How many descriptors there are of each kind; sockets are followed by site."""
+    if report.descriptors is None:
+        return {site: each.last for site, each in before.items() if site.startswith(_OF_KIND)}
+    counts = report.descriptors.by_kind.items()
+    return {f"{_OF_KIND}{kind}": n for kind, n in counts if kind != DescriptorKind.SOCKET}
 
 
 def _extend_series(
@@ -359,7 +386,7 @@ def _end(key: str, alert: Alert, state: AlertState, report: Report) -> Alert:
     match alert.kind:
         case AlertKind.GROWTH:
             count = _last(state.leaked, site)
-            message = f"leaked sockets{of_site} no longer increase: {count:,} now"
+            message = f"{_what_grows(site)} no longer increase: {count:,} now"
         case AlertKind.CHURN:
             count, leaks = _last(state.opened, site), _last(state.leaked, site)
             message = (

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from closewait_guard._descriptors import sockets_of_process
-from closewait_guard._enums import DESCRIPTOR_ALERTS
+from closewait_guard._enums import is_about_descriptors
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import (
     ProbeResult,
@@ -116,7 +116,7 @@ def build_report(
         (*spared, *healthy) if everything else (),
     )
     alerts = threshold_alerts(report, settings)
-    is_named = everything or any(alert.kind in DESCRIPTOR_ALERTS for alert in alerts)
+    is_named = everything or any(is_about_descriptors(alert.kind, alert.data) for alert in alerts)
     found = snapshot.process.descriptors
     if found is not None and not is_named:
         found = replace(found, names={})

@@ -29,9 +29,9 @@ from closewait_guard._render import (
     connection_summary,
     descriptor_kinds,
     fd_numbers,
+    has_descriptor_alert,
     holder_facts,
     is_quiet,
-    runs_out_of_descriptors,
     socket_kind,
     verdict_name,
 )
@@ -353,7 +353,7 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
         is_news = limit and waiting / limit >= SHARE_WORTH_A_SENTENCE
         share = f", CLOSE_WAIT: {waiting:,} ({waiting / limit:.0%})" if limit and is_news else ""
         report = process.report
-        is_asked = layout.everything or runs_out_of_descriptors(report)
+        is_asked = layout.everything or has_descriptor_alert(report)
         kinds = descriptor_kinds(report) if is_asked else ""
         text = f"File descriptors{which}: {fd_numbers(report)}{share}{kinds and f': {kinds}'}"
         yield from layout.wrap(text, "  ")

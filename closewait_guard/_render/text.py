@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._enums import DESCRIPTOR_ALERTS, NOT_INSTALLED, SURPLUS_CLIENTS
+from closewait_guard._enums import NOT_INSTALLED, SURPLUS_CLIENTS, is_about_descriptors
 from closewait_guard._format import (
     Layout,
     Section,
@@ -45,6 +45,7 @@ __all__ = [
     "codes_lines",
     "descriptor_kinds",
     "fd_numbers",
+    "has_descriptor_alert",
     "is_fd_share_news",
     "is_quiet",
     "join_sections",
@@ -53,7 +54,6 @@ __all__ = [
     "not_covered_lines",
     "program_name",
     "render_report",
-    "runs_out_of_descriptors",
     "sections",
     "sections_in",
     "shows_block",
@@ -155,8 +155,8 @@ def _head_lines(
     for text in [f"{name}  {about}"] if fits else [name, *layout.wrap(about, "  ", "  ")]:
         yield StyledLine(text, Style.NOTE)
     sentences = list(_totals(report, groups, scope))
-    if layout.verbose or scope.is_descriptors_news:
-        has_kinds = layout.verbose or runs_out_of_descriptors(report)
+    has_kinds = layout.verbose or has_descriptor_alert(report)
+    if has_kinds or scope.is_descriptors_news:
         kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
         sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
     for text in (*_pack(sentences, layout), *_pack(package_totals(groups), layout, "  ", " ")):
@@ -264,9 +264,9 @@ def fd_numbers(report: Report) -> str:
     return f"{used:,} of {limit:,}{share}"
 
 
-def runs_out_of_descriptors(report: Report) -> bool:
-    """Whether an alert says so."""
-    return any(alert.kind in DESCRIPTOR_ALERTS for alert in report.alerts)
+def has_descriptor_alert(report: Report) -> bool:
+    """Whether an alert is about descriptors of any kind."""
+    return any(is_about_descriptors(alert.kind, alert.data) for alert in report.alerts)
 
 
 def descriptor_kinds(report: Report) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._enums import DESCRIPTOR_ALERTS
+from closewait_guard._enums import is_about_descriptors
 from closewait_guard._format import (
     escape_line,
     format_duration,
@@ -68,7 +68,11 @@ def _alert_event(alert: Alert, report: Report) -> Event:
     own = {"kind": alert.kind, "status": alert.status, "severity": alert.severity}
     fields = {**alert.data, **own, **_code_fields(alert.code)}
     text = alert.message
-    if alert.kind in DESCRIPTOR_ALERTS and not resolved and (kinds := descriptor_kinds(report)):
+    if (
+        is_about_descriptors(alert.kind, alert.data)
+        and not resolved
+        and (kinds := descriptor_kinds(report))
+    ):
         fields["descriptors"] = kinds
         text += f": {kinds}"
     return Event(

@@ -150,6 +150,29 @@ def test_a_count_of_very_many_is_good_for_a_while_and_says_its_age(monkeypatch):
         assert counter.add_to(report, named=True).descriptors.total == first.total + 1
 
 
+@linux_only
+def test_a_kind_that_keeps_growing_is_reported_with_what_is_open_most_often(tmp_path):
+    reports, times = [], iter(range(0, 10_000, 60))
+    settings = cwg.Settings(growth_window=10)
+    guard = cwg.Guard(settings, [reports.append], clock=lambda: next(times))
+    log = tmp_path / "app.log"
+    with ExitStack() as stack:
+        for _ in range(25):
+            for _ in range(2):
+                stack.enter_context(log.open("a"))
+            guard.report()
+    [(report, alert)] = [
+        (report, alert)
+        for report in reports
+        for alert in report.alerts
+        if alert.kind == "growth" and alert.status == "raised"
+    ]
+    assert alert.data["descriptor_kind"] == "file"
+    assert report.descriptors.names["file"][str(log)] >= 10
+    text = cwg.render_text(report)
+    assert f"x {log}" in " ".join(text.split())
+
+
 ABOVE_THE_LIMIT = """
 import os, resource, sys
 import closewait_guard as cwg

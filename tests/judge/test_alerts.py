@@ -296,6 +296,49 @@ def test_growth_says_when_the_limit_will_be_reached_and_is_critical_if_that_is_s
     assert near.severity is cwg.Severity.CRITICAL
 
 
+def descriptors(counted_for=0.0, **by_kind):
+    return cwg.Descriptors(sum(by_kind.values()), by_kind, {}, counted_for)
+
+
+def with_kinds(series, reports):
+    return [series.next(replace(report_of(), descriptors=found)) for found in reports]
+
+
+def test_a_kind_of_descriptors_that_keeps_growing_is_raised_and_resolved(make_series):
+    series = make_series()
+    counts = [*range(10, 110), *[3] * 10]
+    with_kinds(series, [descriptors(epoll=count, file=5, socket=count) for count in counts])
+    raised, changed, resolved = series.of("growth")
+    assert [each.status.value for each in series.alerts] == ["raised", "changed", "resolved"]
+    assert raised.data["descriptor_kind"] == changed.data["descriptor_kind"] == "epoll"
+    assert raised.data["site"] is None
+    assert raised.message.startswith("descriptors of kind epoll keep growing: 40 now, 29 more than")
+    assert resolved.message == "descriptors of kind epoll no longer increase: 3 now"
+
+
+def test_few_more_descriptors_and_those_that_level_off_raise_nothing(make_series):
+    for counts in ([10 + number // 8 for number in range(70)], [*range(20), *[20] * 100]):
+        series = make_series()
+        with_kinds(series, [descriptors(file=count) for count in counts])
+        assert series.alerts == []
+
+
+def test_descriptors_that_were_not_counted_end_no_growth(make_series):
+    series = make_series()
+    with_kinds(series, [descriptors(pipe=count) for count in range(10, 50)])
+    with_kinds(series, [None] * 3)
+    assert [each.status.value for each in series.alerts] == ["raised"]
+
+
+def test_growth_of_a_kind_hides_no_growth_of_leaks_in_total(make_series):
+    series = make_series()
+    for number in range(40):
+        leaks = [leak(each, site="") for each in range(number)]
+        found = descriptors(file=10 + number)
+        series.next(replace(report_of(leaks), descriptors=found))
+    assert [each.data.get("descriptor_kind") for each in series.of("growth")] == ["file", None]
+
+
 def test_growth_without_a_limit_projects_nothing(make_series):
     series = make_series()
     grow(series, range(40), fd_limit=None)
