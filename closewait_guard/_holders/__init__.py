@@ -5,17 +5,17 @@ from __future__ import annotations
 from closewait_guard._holders.explain import Explainer
 from closewait_guard._holders.libraries import (
     Pools,
-    default_pools,
     idle_pools,
     owners_of_descriptors,
 )
+from closewait_guard._holders.roots import modules_of
 from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
     "Explainer",
     "Pools",
     "RunningCalls",
-    "default_pools",
     "idle_pools",
+    "modules_of",
     "owners_of_descriptors",
 ]

@@ -24,21 +24,17 @@ from closewait_guard._cpython import (
 )
 from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
-from closewait_guard._holders.roots import Roots, modules_of_libraries
+from closewait_guard._holders.roots import Roots
 from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
 from closewait_guard._live import (
-    attributes_of,
     derives_from,
-    elements_of,
     field,
     find_classes,
     instances_of,
     is_a,
     is_too_large,
-    items_of,
     kinds_of,
     loaded,
-    module_name,
     text_of,
 )
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
@@ -47,7 +43,6 @@ __all__ = [
     "Pools",
     "all_instances",
     "calls_of_libraries",
-    "default_pools",
     "hints_of_libraries",
     "idle_pools",
     "owners_of_descriptors",
@@ -335,63 +330,6 @@ def idle_pools(observations: Iterable[Observation]) -> dict[int, tuple[set[int],
         if serials := {by_fd[fd] for fd, (use, _) in uses.items() if use.is_idle}:
             found[id(pool)] = serials, kind
     return found
-
-
-def default_pools(
-    observations: Iterable[Observation], is_own: Callable[[str, dict[str, Any], str], bool]
-) -> dict[int, str]:
-    """The global variable of a library that keeps idle connections in a pool of its own.
-
-    By the serial of their records.
-
-    Args:
-        observations: Of open sockets.
-        is_own: Whether a module gives one of its variables its value itself.
-    """
-    idle = {key: serials for key, (serials, _) in idle_pools(observations).items()}
-    found: dict[int, str] = {}
-    modules = modules_of_libraries() if idle else {}
-    without = set[int]()
-    for module, variables in modules.items():
-        for name, value in items_of(variables):
-            parts = _parts_of_client(value, modules.keys(), without)
-            kept = [idle[key] for key in parts & idle.keys()]
-            if not kept:
-                without |= parts
-            elif is_own(module, variables, name):
-                found = dict.fromkeys(set().union(*kept), f"{module}.{name}") | found
-    return found
-
-
-def _parts_of_client(value: object, libraries: Set[str], without: Set[int]) -> set[int]:
-    """The identities of a client of a library, and of its parts that are objects of libraries.
-
-    What such an object has in a list or a dict may be the program's: only libraries that are known
-    have their own there. What is `without` any pool is passed by.
-    """
-    waiting, seen = deque([value]), set[int]()
-    for _ in range(_MAX_PARTS):
-        if not waiting:
-            break
-        thing = waiting.popleft()
-        if id(thing) in seen or id(thing) in without:
-            continue
-        if module_name(type(thing)) not in libraries:
-            continue
-        seen.add(id(thing))
-        parts = [part for _, part in attributes_of(thing)]
-        if (module_name(type(thing)) or "").partition(".")[0] in _KNOWN:
-            parts += [part for each in parts for part in _items_in(each)]
-        waiting += parts
-    return seen
-
-
-_MAX_PARTS = 20_000
-_KNOWN = frozenset(library.name for library in _libraries.LIBRARIES)
-
-
-def _items_in(thing: object) -> list[object]:
-    return [value for _, value in items_of(thing)] or elements_of(thing)
 
 
 def owners_of_descriptors(

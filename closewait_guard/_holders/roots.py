@@ -62,7 +62,7 @@ __all__ = [
     "Root",
     "Roots",
     "describe_reuse",
-    "modules_of_libraries",
+    "modules_of",
     "processes_sharing",
     "suspended_calls",
 ]
@@ -188,13 +188,13 @@ def _root_of_local(local: Local) -> Root:
     return Root(rank, local.name, template + ": {}", local.thread, is_barrier=not local.is_library)
 
 
-def modules_of_libraries() -> dict[str, dict[str, Any]]:
-    """The variables of each module of installed libraries."""
+def modules_of(kind: FrameKind) -> dict[str, dict[str, Any]]:
+    """The variables of each module that is a library's, or the program's own."""
     return {
         module: variables
         for module, variables in loaded_modules()
         if (filename := text_of(value_at(variables, "__file__"))) is not None
-        and kind_of(filename) is FrameKind.LIBRARY
+        and kind_of(filename) is kind
     }
 
 

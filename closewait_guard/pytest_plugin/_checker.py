@@ -7,16 +7,14 @@ close.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._capture import Creation
 from closewait_guard._clock import now, pause
 from closewait_guard._enums import Connection, Origin
 from closewait_guard._guard import Guard
-from closewait_guard._holders import default_pools
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
 from closewait_guard.model import Verdict
@@ -45,14 +43,14 @@ from closewait_guard.pytest_plugin._findings import (
     OwnerFinding,
     definition_of,
     ends_of,
-    in_default_pool,
-    reason_of,
+    merge_by_variable,
+    split_by_outcome,
 )
-from closewait_guard.pytest_plugin._library_variables import is_own_variable
+from closewait_guard.pytest_plugin._module_variables import ModuleVariables, Variable
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
 if TYPE_CHECKING:
-    from closewait_guard.model import Finding, Report
+    from closewait_guard.model import Finding, Observation, Report
 
 __all__ = ["CheckContext", "LeakChecker"]
 
@@ -89,7 +87,7 @@ class LeakChecker:
         guard: Knows the sockets.
         ownership: Who owns what.
         plan: That of fixtures, and of tests that are over.
-        noted: What libraries had in their variables before the first test.
+        variables: Finds those that keep idle connections in a pool.
         worker: The name of this process, if it is one of pytest-xdist's.
         warn: Takes what finalizers raise over a socket of another owner than the test.
         has_paused: Automatic collections are off until the first check.
@@ -100,7 +98,7 @@ class LeakChecker:
         guard: Guard,
         ownership: Ownership,
         plan: Plan,
-        noted: Mapping[str, Mapping[str, int]],
+        variables: ModuleVariables,
         worker: str | None,
         warn: Callable[[UnraisableOfOther], None],
         *,
@@ -109,7 +107,7 @@ class LeakChecker:
         self._guard = guard
         self._ownership = ownership
         self._plan = plan
-        self._is_own_variable = partial(is_own_variable, noted)
+        self._variables = variables
         self._worker = worker
         self._warn = warn
         self._has_paused = has_paused
@@ -166,11 +164,14 @@ class LeakChecker:
             yield from self._check(context)
         self._deferred = []
 
-    def check_leftovers(self, since: int) -> Iterator[OwnerFinding]:
+    def check_leftovers(self, since: int) -> list[OwnerFinding]:
         """Check what was opened after a mark and left behind, or deferred, since the last check.
 
         All of it is given the grace time together.
         """
+        return merge_by_variable(self._check_leftovers(since))
+
+    def _check_leftovers(self, since: int) -> Iterator[OwnerFinding]:
         self._is_last = True
         left, began = self._creations_since(since), now()
         for owner in dict.fromkeys(map(self._owner_of, left)):
@@ -201,17 +202,17 @@ class LeakChecker:
         suspects = self._without_excused(creations, context)
         if not suspects:
             return []
-        defaults: dict[int, str] = {}
-        waited, is_open = self._settle(creations, suspects, context, defaults)
+        variables: dict[int, Variable] = {}
+        waited, is_open = self._settle(creations, suspects, context, variables)
         running = self._find_running(creations, suspects, context) if is_open else {}
-        suspects |= defaults.keys()
+        suspects |= variables.keys()
         # Only now are their holders searched for, through the whole heap.
-        report = self._report(suspects, context) if is_open or defaults else None
+        report = self._report(suspects, context) if is_open or variables else None
         self._settled |= suspects
         if report is not None:
             self._settle_as(report.findings)
             report = replace(report, findings=self._without_other_ends(report.findings))
-        return self._findings(context, waited, report, running, defaults)
+        return self._findings(context, waited, report, running, variables)
 
     def _unraisables_of_others(self, context: CheckContext) -> UnraisablesOfOthers:
         creations, owner = self._guard._open_creations(0), context.owner
@@ -302,17 +303,17 @@ class LeakChecker:
         creations: list[Creation],
         suspects: set[int],
         context: CheckContext,
-        defaults: dict[int, str],
+        variables: dict[int, Variable],
     ) -> tuple[float, bool]:
         """Give the suspects time to close: how long it took, and whether any is still open.
 
-        What a library keeps in its own pool is not waited for, and noted in `defaults`.
+        What a module keeps in a pool of its own is not waited for, and noted in `variables`.
         """
         began = now()
         settling = Settling(
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
-            lambda: self._collect(creations, suspects, context, defaults),
+            lambda: self._collect(creations, suspects, context, variables),
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
@@ -325,9 +326,9 @@ class LeakChecker:
         creations: list[Creation],
         suspects: set[int],
         context: CheckContext,
-        defaults: dict[int, str],
+        variables: dict[int, Variable],
     ) -> None:
-        """Collect garbage; leave out what a library keeps for itself, and what only pytest keeps.
+        """Collect garbage; leave out what a module keeps for itself, and what only pytest keeps.
 
         Whether that is a leak shows when pytest has let go of it.
         """
@@ -335,13 +336,29 @@ class LeakChecker:
         found = self._find_open(suspects, context.owner)
         open_ones = [each.observation for each in found if each.verdict is not Verdict.DROPPED]
         if context.plan.allow_reason is None:
-            defaults |= default_pools(open_ones, self._is_own_variable)
-            suspects.difference_update(defaults)
+            variables |= self._take_out_kept(open_ones, suspects, context)
         targets = self._targets(each for each in creations if each.serial in suspects)
         records = set[int]() if self._is_last else kept_by_records(targets)
         if kept := records | (kept_by_responses(context.kept(), open_ones) & suspects):
             self._leave_to_the_end(kept, suspects, context)
             self._deferred.append(self._contexts[context.owner.name])
+
+    def _take_out_kept(
+        self, open_ones: list[Observation], suspects: set[int], context: CheckContext
+    ) -> dict[int, Variable]:
+        """Take out of the suspects what a module keeps in a pool; by serial, what to report now.
+
+        What a module of the project keeps may be closed until the end of the run.
+        """
+        kept = self._variables.find_keeping(open_ones)
+        ignored = {serial for serial in kept if kept[serial].is_ignored(context.plan.ignore)}
+        self._settle_as(self._find_open(ignored, context.owner))
+        self._settled |= ignored
+        later = set() if self._is_last else {key for key in kept if not kept[key].is_of_library}
+        if left := later - ignored:
+            self._leave_to_the_end(left, suspects, context)
+        suspects.difference_update(kept)
+        return {serial: kept[serial] for serial in kept.keys() - ignored - later}
 
     def _leave_to_the_end(
         self, serials: set[int], suspects: set[int], context: CheckContext
@@ -381,7 +398,7 @@ class LeakChecker:
         waited: float,
         report: Report | None,
         running: dict[int, str],
-        defaults: dict[int, str],
+        variables: dict[int, Variable],
     ) -> list[OwnerFinding]:
         plan = context.plan
         finding = OwnerFinding(
@@ -398,22 +415,7 @@ class LeakChecker:
         if report is None:
             is_told = waited >= _MIN_SETTLE_REPORTED and not plan.allow_reason
             return [finding] if is_told else []
-        found: dict[tuple[Outcome, str | None], list[Finding]] = {}
-        for each in report.findings:
-            serial = each.observation.record.serial
-            outcome = _outcome(plan, is_running=serial in running, is_default=serial in defaults)
-            # Each variable of a library is explained by itself.
-            variable = defaults.get(serial) if outcome is Outcome.LIBRARY_DEFAULT else None
-            found.setdefault((outcome, variable), []).append(each)
-        reasons = running | {serial: in_default_pool(name) for serial, name in defaults.items()}
-        return [
-            finding._replace(
-                outcome=outcome,
-                reason=variable or reason_of(leaks, reasons) or plan.allow_reason,
-                report=replace(report, findings=tuple(leaks)),
-            )
-            for (outcome, variable), leaks in found.items()
-        ]
+        return split_by_outcome(finding, plan, report, running, variables)
 
 
 def _serials(creations: Iterable[Creation]) -> set[int]:
@@ -438,13 +440,3 @@ def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool
     return bool(functions) and any(
         (frame.filename, frame.function) in functions for frame in resolve(creation.stack)
     )
-
-
-def _outcome(plan: Plan, *, is_running: bool, is_default: bool) -> Outcome:
-    if plan.allow_reason is not None:
-        return Outcome.ALLOWED
-    if is_default and plan.libraries is not Mode.FAIL:
-        return Outcome.LIBRARY_DEFAULT
-    if is_running and plan.threads is not Mode.FAIL:
-        return Outcome.STILL_RUNNING
-    return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED

@@ -58,6 +58,7 @@ __all__ = [
     "kept_by_responses",
     "nearest_target",
     "note_on_searches",
+    "note_unfinished_search",
     "reachable",
 ]
 
@@ -199,6 +200,11 @@ def _nearest(
 _unfinished: list[None] = []
 
 
+def note_unfinished_search() -> None:
+    """A limit has ended a search: `note_on_searches` is to say so."""
+    _unfinished.append(None)
+
+
 def note_on_searches() -> tuple[str, ...]:
     """What to say of the searches that a limit has ended since this was last asked."""
     if not _unfinished:
@@ -218,7 +224,7 @@ def _walk(groups: Sequence[_Group], without: Sequence[type]) -> Iterator[tuple[s
             return
         is_over = count % _OBJECTS_PER_CLOCK_READING == 0 and limit.is_over()
         if is_over or count >= _MAX_OBJECTS * len(groups):
-            _unfinished.append(None)
+            note_unfinished_search()
             return
         name, thing = queue.popleft()
         yield name, thing

@@ -8,7 +8,9 @@ from __future__ import annotations
 import linecache
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import CodeType
@@ -16,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._format import escape_line, pluralize
 from closewait_guard.model import TEST_SCHEMA, Finding, Frame, FrameKind, SocketRecord
+from closewait_guard.pytest_plugin._options import Mode, Plan
 
 if TYPE_CHECKING:
     from closewait_guard.model import Report
+    from closewait_guard.pytest_plugin._module_variables import Variable
 
 __all__ = [
     "FAILED_ALREADY",
@@ -32,12 +36,12 @@ __all__ = [
     "format_location",
     "github_commands",
     "group_by_site",
-    "in_default_pool",
     "junit_properties",
+    "merge_by_variable",
     "own_frame",
     "plain_name",
-    "reason_of",
     "relative_path",
+    "split_by_outcome",
 ]
 
 
@@ -61,14 +65,15 @@ class OwnerFinding(NamedTuple):
     """What the check of one owner has found: its leaks, or that a marker is not needed any more.
 
     Attributes:
-        owner: The test's id, or the fixture's name and place.
-        nodeid: The test, or the module or class of the fixture; empty for the whole session.
-        kind: `test` or `fixture`.
+        owner: The test's id, or the fixture's name and place, or the variable.
+        nodeid: The test, or the module or class of the fixture; empty for the whole session. Of a
+            variable, what has used it first.
+        kind: `test`, `fixture`, or `variable` for one of a module of the project.
         waited: Seconds that the sockets were given to settle.
         reason: Why it is allowed to leak, or what holds it: of a library's own pool, the variable.
         report: Has the leaks of this owner only.
         worker: The pytest-xdist worker that found it.
-        defined_at: The file and line of a fixture.
+        defined_at: The file and line of a fixture or variable.
         last_test: The id of the test that used a fixture last: `--lf` finds the fixture by that.
     """
 
@@ -135,10 +140,8 @@ class Site(NamedTuple):
         """The only owner, or how many tests and fixtures."""
         if len(self.owners) == 1:
             return self.owners[0].owner
-        kinds = [owner.kind for owner in self.owners]
-        return " and ".join(
-            pluralize(kinds.count(kind), kind) for kind in ("test", "fixture") if kind in kinds
-        )
+        kinds = Counter(owner.kind for owner in self.owners)
+        return " and ".join(pluralize(number, kind) for kind, number in kinds.items())
 
 
 def own_frame(record: SocketRecord, folder: str | Path) -> Frame | None:
@@ -179,13 +182,13 @@ def definition_of(code: CodeType | None) -> str | None:
 def group_by_site(findings: Iterable[OwnerFinding], root: Path) -> list[Site]:
     """Group leaks by line, outcome and cause; those with the most owners first.
 
-    What one fixture leaks is a group of its own: another place is to be changed.
+    What one fixture or variable leaks is a group of its own: another place is to be changed.
     """
     groups: dict[object, list[tuple[Finding, OwnerFinding]]] = {}
     for finding in findings:
-        fixture = plain_name(finding.owner) if finding.kind == "fixture" else None
+        wider = plain_name(finding.owner) if finding.kind != "test" else None
         for leak in finding.report.findings if finding.report is not None else ():
-            cause = leak.verdict, leak.hint, fixture, finding.defined_at
+            cause = leak.verdict, leak.hint, wider, finding.defined_at
             groups.setdefault((_place_of(leak, root), finding.outcome, cause), []).append(
                 (leak, finding)
             )
@@ -221,21 +224,114 @@ def _plain_address(address: str) -> str:
     return address.replace("[::ffff:", "").replace("]", "")
 
 
-def plain_name(fixture: str) -> str:
-    """The name of a fixture without its scope and place, as a pattern has it."""
-    quoted = re.match(r"\w+ fixture '([^']+)'", fixture)
-    return quoted[1] if quoted is not None else fixture.partition(" ")[0]
+def plain_name(owner: str) -> str:
+    """The name of a fixture without its scope and place, or of a variable, as a pattern has it."""
+    quoted = re.match(r"\w+ (?:fixture|variable) '([^']+)'", owner)
+    return quoted[1] if quoted is not None else owner.partition(" ")[0]
 
 
-def reason_of(leaks: Iterable[Finding], reasons: dict[int, str]) -> str | None:
+def split_by_outcome(
+    finding: OwnerFinding,
+    plan: Plan,
+    report: Report,
+    running: Mapping[int, str],
+    variables: Mapping[int, Variable],
+) -> list[OwnerFinding]:
+    """What the check of an owner has found, one finding for each outcome.
+
+    Args:
+        finding: What they have in common.
+        plan: How the owner was checked.
+        report: All that was left open.
+        running: By serial, what still runs and holds it.
+        variables: By serial, the global variable that keeps it in a pool.
+    """
+    found: dict[tuple[Outcome, Variable | None], list[Finding]] = {}
+    for each in report.findings:
+        serial = each.observation.record.serial
+        variable = variables.get(serial)
+        outcome = _outcome(plan, variable, is_running=serial in running)
+        # Each variable is explained by itself.
+        is_of_library = variable is not None and variable.is_of_library
+        if is_of_library and outcome is not Outcome.LIBRARY_DEFAULT:
+            variable = None
+        found.setdefault((outcome, variable), []).append(each)
+    reasons = {
+        key: f"a library's own pool keeps it, {each.name}" for key, each in variables.items()
+    }
+    reasons |= running
+    findings = []
+    for (outcome, variable), leaks in found.items():
+        part = finding._replace(outcome=outcome, report=replace(report, findings=tuple(leaks)))
+        if variable is None:
+            reason = _reason_of(leaks, reasons) or plan.allow_reason
+            findings.append(part._replace(reason=reason))
+        elif variable.is_of_library:
+            findings.append(part._replace(reason=variable.name))
+        else:
+            findings.append(_of_variable(part, variable.name))
+    return findings
+
+
+def _outcome(plan: Plan, variable: Variable | None, *, is_running: bool) -> Outcome:
+    if plan.allow_reason is not None:
+        return Outcome.ALLOWED
+    if variable is not None and variable.is_of_library and plan.libraries is not Mode.FAIL:
+        return Outcome.LIBRARY_DEFAULT
+    if is_running and plan.threads is not Mode.FAIL:
+        return Outcome.STILL_RUNNING
+    return Outcome.FAILED if plan.mode is Mode.FAIL else Outcome.WARNED
+
+
+def _reason_of(leaks: Iterable[Finding], reasons: Mapping[int, str]) -> str | None:
     """What holds some of them, each once."""
     found = (reasons.get(each.observation.record.serial) for each in leaks)
     return "; ".join(dict.fromkeys(filter(None, found))) or None
 
 
-def in_default_pool(variable: str) -> str:
-    """The sentence for what the global variable of a library keeps."""
-    return f"a library's own pool keeps it, {variable}"
+_CLOSE_AT_THE_END = "close it at the end of the run: in a session fixture, after its `yield`"
+
+
+def _of_variable(finding: OwnerFinding, name: str) -> OwnerFinding:
+    """A finding of what a module of the project keeps; the reason names who opened it."""
+    from closewait_guard.pytest_plugin._module_variables import find_definition
+
+    place = find_definition(name)
+    leaks = finding.report.findings if finding.report is not None else ()
+    advised = tuple(replace(each, hint=_CLOSE_AT_THE_END) for each in leaks)
+    return finding._replace(
+        owner=f"module variable {name!r}",
+        kind="variable",
+        reason=finding.owner,
+        defined_at=None if place is None else f"{place[0]}:{place[1]}",
+        report=finding.report and replace(finding.report, findings=advised),
+    )
+
+
+def merge_by_variable(findings: Iterable[OwnerFinding]) -> list[OwnerFinding]:
+    """Those of one variable of the project as one, however many tests have used its pool.
+
+    Its id is that of the first test, with which it can be repeated.
+    """
+    merged: list[OwnerFinding] = []
+    groups: dict[tuple[str, Outcome], list[OwnerFinding]] = {}
+    for finding in findings:
+        if finding.kind == "variable":
+            groups.setdefault((finding.owner, finding.outcome), []).append(finding)
+        else:
+            merged.append(finding)
+    for first, *others in groups.values():
+        users = list(dict.fromkeys(str(each.reason) for each in (first, *others)))
+        reports = [each.report for each in (first, *others) if each.report is not None]
+        leaks = tuple(leak for report in reports for leak in report.findings)
+        more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+        merged.append(
+            first._replace(
+                reason=f"first used by {users[0]}{more}",
+                report=replace(reports[0], findings=leaks),
+            )
+        )
+    return merged
 
 
 def format_location(frame: Frame | None, root: Path) -> str:

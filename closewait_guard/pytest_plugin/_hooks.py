@@ -24,7 +24,7 @@ from closewait_guard.pytest_plugin._lazy_start import (
     TEARDOWN,
     FirstSocketHook,
     IdlePlugin,
-    note_variables_of_libraries,
+    note_variables,
 )
 from closewait_guard.pytest_plugin._options import (
     Mode,
@@ -138,7 +138,7 @@ class LeakHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
-        self._noted |= note_variables_of_libraries()
+        self._noted |= note_variables()
 
     def _wake(self) -> None:
         """With the first socket, thread or marker: from now on the owner matters."""
@@ -168,11 +168,7 @@ class LeakHooks:
 
     def _make_recorder(self) -> RunRecorder:
         with self._spare_descriptors.lend():
-            from closewait_guard.pytest_plugin._recording import (
-                RunRecorder,
-                calling_code,
-                own_files,
-            )
+            from closewait_guard.pytest_plugin._recording import RunRecorder
 
         if self._recorder is None:
             worker = getattr(self._config, "workerinput", {}).get("workerid")
@@ -184,8 +180,7 @@ class LeakHooks:
                 self._noted,
                 worker,
                 lambda unraisable: unraisable.warn(self._config),
-                calling_code(self._config),
-                partial(own_files, self._config),
+                self._config,
             )
         return self._recorder
 

@@ -7,6 +7,7 @@ socket or thread.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -25,7 +26,7 @@ __all__ = [
     "TEARDOWN",
     "FirstSocketHook",
     "IdlePlugin",
-    "note_variables_of_libraries",
+    "note_variables",
 ]
 
 
@@ -160,7 +161,7 @@ class IdlePlugin:
         return None
 
 
-# By identity, the types of most variables, through which no pool is reached.
+# By identity, the types of most variables, through which no pool of a library is reached.
 _PLAIN = frozenset(
     id(each)
     for each in (
@@ -168,15 +169,24 @@ _PLAIN = frozenset(
         *(FunctionType, BuiltinFunctionType, ModuleType),
     )
 )
+_STDLIB = str(getattr(os, "__file__", "")).removesuffix("os.py")
 
 
-def note_variables_of_libraries() -> dict[str, dict[str, int]]:
-    """By module and name, the identities of what libraries have in their global variables."""
+def note_variables() -> dict[str, dict[str, int]]:
+    """By module and name, the identities of what is in global variables.
+
+    Not of the standard library's. This cannot wait for the first socket: the test that opens it may
+    have stored its client by then.
+    """
     found: dict[str, dict[str, int]] = {}
     for name, module in sys.modules.copy().items():
         variables = module.__dict__.copy() if type(module) is ModuleType else {}
         filename = variables.get("__file__")
-        if type(filename) is str and "-packages" in filename:
+        if type(filename) is not str:
+            continue
+        if "-packages" in filename:
             values = variables.items()
             found[name] = {key: id(value) for key, value in values if id(type(value)) not in _PLAIN}
+        elif not filename.startswith(_STDLIB):
+            found[name] = {key: id(value) for key, value in variables.items()}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import UnraisableOfOther
     from closewait_guard.settings import Settings
 
-__all__ = ["RunRecorder", "calling_code", "own_files"]
+__all__ = ["RunRecorder"]
 
 
 # The records of dropped sockets must last until their owners are checked.
@@ -63,11 +63,11 @@ class RunRecorder:
         settings: Those that are given, if any are.
         ownership: Who owns what.
         spare_descriptors: Released as soon as there is something to check.
-        noted: What libraries had in their variables before the first test.
+        noted: What modules had in their variables before the first test.
         worker: The name of this process, if it is one of pytest-xdist's.
         warn: Takes what finalizers raise over a socket of another owner than the test.
-        callers: Where pytest calls tests and fixtures: stacks end there.
-        find_own_files: Finds the files of tests, and of what is tested, which may be installed.
+        config: That of the run. It knows where pytest calls tests and fixtures, which files have
+            tests, and what is tested.
     """
 
     def __init__(
@@ -79,8 +79,7 @@ class RunRecorder:
         noted: Mapping[str, Mapping[str, int]],
         worker: str | None,
         warn: Callable[[UnraisableOfOther], None],
-        callers: Iterable[CodeType],
-        find_own_files: Callable[[], Iterable[str]],
+        config: pytest.Config,
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -88,11 +87,11 @@ class RunRecorder:
         self._spare_descriptors = spare_descriptors
         self._noted = noted
         self._worker = worker
-        self._find_own_files = find_own_files
+        self._config = config
         self._warn = warn
         recording = settings or RECORDING_DEFAULTS
         self._registry = Registry(
-            Recording(recording.stack_depth, tuple(callers), recording.speedups),
+            Recording(recording.stack_depth, _calling_code(config), recording.speedups),
             _OwnerContext(ownership, PlainContext.of(recording.context)),
             max(recording.dropped_kept, _MIN_DROPPED_RECORDS),
         )
@@ -124,7 +123,7 @@ class RunRecorder:
             from closewait_guard._inspect import count_as_own
             from closewait_guard.settings import Settings
 
-            count_as_own(self._find_own_files())
+            count_as_own(_own_files(self._config))
 
             # The program's own reporters and its signal are for its own guard.
             settings = (self._settings or Settings()).with_overrides(reporters=(), signal=None)
@@ -148,27 +147,30 @@ class RunRecorder:
 
     def _make_checker(self, *, has_paused: bool) -> LeakChecker:
         from closewait_guard.pytest_plugin._checker import LeakChecker
+        from closewait_guard.pytest_plugin._module_variables import ModuleVariables
 
         return LeakChecker(
             self.guard(),
             self._ownership,
             self._plan,
-            self._noted,
+            ModuleVariables(
+                self._noted, _files_of_tests(self._config) | _files_of_plugins(self._config)
+            ),
             self._worker,
             self._warn,
             has_paused=has_paused,
         )
 
 
-def calling_code(config: pytest.Config) -> list[CodeType]:
+def _calling_code(config: pytest.Config) -> tuple[CodeType, ...]:
     """The code that calls tests and fixtures: calls further out are pytest's own."""
     hook = config.hook
     callers = (hook.pytest_pyfunc_call, hook.pytest_fixture_setup, hook.pytest_runtest_call)
     functions = (each.function for caller in callers for each in caller.get_hookimpls())
-    return [function.__code__ for function in functions if hasattr(function, "__code__")]
+    return tuple(function.__code__ for function in functions if hasattr(function, "__code__"))
 
 
-def own_files(config: pytest.Config) -> set[str]:
+def _own_files(config: pytest.Config) -> set[str]:
     """What is the program's own though it may be installed: tests, fixtures, and what is tested."""
     return _files_of_tests(config) | _files_of_project(config.rootpath)
 
@@ -204,6 +206,16 @@ def _files_of_tests(config: pytest.Config) -> set[str]:
     items = getattr(plugins.get_plugin("session"), "items", ())
     modules = {id(module): module for item in items if (module := getattr(item, "module", None))}
     files = {getattr(module, "__file__", None) for module in modules.values()}
-    others = {getattr(plugin, "__file__", None) for plugin in plugins.get_plugins()}
-    files |= {name for name in others if name and Path(name).name == "conftest.py"}
+    return {name for name in files if name} | {
+        name for name in _files_of_plugins(config) if Path(name).name == "conftest.py"
+    }
+
+
+def _test_files(config: pytest.Config) -> set[str]:
+    """The files of tests and of fixtures; in a plugin, those may have any name."""
+    return _files_of_tests(config) | _files_of_plugins(config)
+
+
+def _files_of_plugins(config: pytest.Config) -> set[str]:
+    files = {getattr(each, "__file__", None) for each in config.pluginmanager.get_plugins()}
     return {name for name in files if name}

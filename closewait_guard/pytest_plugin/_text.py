@@ -41,7 +41,7 @@ from closewait_guard.pytest_plugin._findings import (
     plain_name,
     relative_path,
 )
-from closewait_guard.pytest_plugin._library_variables import find_definition
+from closewait_guard.pytest_plugin._module_variables import find_definition
 
 __all__ = [
     "failure_text",
@@ -109,9 +109,9 @@ def _head(finding: OwnerFinding, report: Report) -> str:
     waited = ""
     if finding.waited >= _MIN_SETTLE_SHOWN:
         waited = f"{format_duration(finding.waited)} "
-    after = "the test" if finding.kind == "test" else "its teardown"
+    when = {"test": f"{waited}after the test", "fixture": f"{waited}after its teardown"}
     ends = {
-        f"still open {waited}after {after}": number - dropped,
+        f"still open {when.get(finding.kind, 'at the end of the run')}": number - dropped,
         "garbage-collected while open": dropped,
     }
     found = {end: count for end, count in ends.items() if count}
@@ -141,7 +141,8 @@ def headline(finding: OwnerFinding, root: Path) -> str:
         return escape_line(f"{', '.join(places)}: {leaked}")
     who = finding.owner
     if finding.defined_at is not None:
-        who = f"{_without_folders(finding.defined_at)} fixture {plain_name(finding.owner)!r}"
+        name = f"{finding.kind} {plain_name(finding.owner)!r}"
+        who = f"{_without_folders(finding.defined_at)} {name}"
     return escape_line(f"{who} {leaked}: {', '.join(places)}")
 
 
