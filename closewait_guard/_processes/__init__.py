@@ -10,7 +10,6 @@ from closewait_guard._processes.report import (
     find_copies_in_children,
 )
 from closewait_guard._processes.text import (
-    group_by_peer,
     how_to_be_permitted,
     render_inaccessible,
     render_processes,
@@ -24,7 +23,6 @@ __all__ = [
     "ProcessScan",
     "ProcessScanner",
     "find_copies_in_children",
-    "group_by_peer",
     "how_to_be_permitted",
     "kernel_answers",
     "render_inaccessible",

@@ -29,20 +29,20 @@ from closewait_guard._render import (
     connection_summary,
     descriptor_kinds,
     fd_numbers,
+    group_by_peer,
     has_descriptor_alert,
     holder_facts,
     is_quiet,
+    peer_phrase,
     socket_kind,
     verdict_name,
 )
-from closewait_guard.model import Finding, Observation, Origin, Severity, State, Verdict
+from closewait_guard.model import Finding, Observation, Severity, State, Verdict
 
 __all__ = [
-    "group_by_peer",
     "healthy_lines",
     "how_to_be_permitted",
     "join_paragraphs",
-    "peer_phrase",
     "render_inaccessible",
     "render_processes",
     "user",
@@ -52,15 +52,6 @@ __all__ = [
 _MAX_NUMBERS = 10
 _MAX_PEERS = 12
 _MAX_PROCESSES = 8
-
-
-def group_by_peer(findings: Iterable[Finding]) -> dict[tuple[Verdict, str], list[Finding]]:
-    """Group findings by verdict and peer, in the order of their first appearance."""
-    groups: dict[tuple[Verdict, str], list[Finding]] = {}
-    for finding in findings:
-        key = finding.verdict, peer_phrase(finding.observation)
-        groups.setdefault(key, []).append(finding)
-    return groups
 
 
 def _split(group: Sequence[Finding]) -> Iterator[Sequence[Finding]]:
@@ -76,29 +67,6 @@ def _weight(group: Sequence[Finding]) -> tuple[int, int, int]:
 
 def _severity(group: Sequence[Finding]) -> Severity:
     return max({leak.severity for leak in group}, key=attrgetter("rank"))
-
-
-def peer_phrase(seen: Observation) -> str:
-    """What the socket is connected to; the port of a client says nothing."""
-    if seen.peer is None:
-        return f"at {seen.local}" if seen.local else ""
-    return f"from {_host_of(seen.peer)}" if _came_to_us(seen) else f"to {seen.peer}"
-
-
-def _came_to_us(seen: Observation) -> bool:
-    """Whether the other end has made the connection."""
-    record = seen.record
-    return Origin.ACCEPTED in (record.origin, record.parent.origin if record.parent else None)
-
-
-def _host_of(address: str) -> str:
-    """An address without its port.
-
-    Example:
-        >>> _host_of("[::1]:80"), _host_of("10.0.0.1:80")
-        ('[::1]', '10.0.0.1')
-    """
-    return address.rpartition(":")[0] or address
 
 
 def _group_lines(group: Sequence[Finding], layout: Layout, *, several: bool) -> Iterator[str]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from closewait_guard._render.dicts import from_dict, to_dict, with_examples
-from closewait_guard._render.family import LastReport, render_family, sum_reports
+from closewait_guard._render.family import (
+    LastReport,
+    difference,
+    group_by_peer,
+    has_more,
+    peer_phrase,
+    render_family,
+    sum_reports,
+)
 from closewait_guard._render.site import (
     connection_summary,
     describe_site,
@@ -35,14 +43,18 @@ __all__ = [
     "connection_summary",
     "describe_site",
     "descriptor_kinds",
+    "difference",
     "fd_numbers",
     "from_dict",
+    "group_by_peer",
     "has_descriptor_alert",
+    "has_more",
     "holder_facts",
     "is_quiet",
     "native_note",
     "no_news_line",
     "not_covered_lines",
+    "peer_phrase",
     "program_name",
     "render_family",
     "render_report",

@@ -1,14 +1,18 @@
-"""Render the last reports of a program's processes as one, merged by site. Pure."""
+"""Render several reports: those of a program's processes as one, and what changed since another.
+
+Both compare what different processes have found, site by site. Pure.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from typing import NamedTuple
 
-from closewait_guard._format import Layout, format_time, pluralize, unique
+from closewait_guard._format import Layout, block_lines, format_time, pluralize, unique
+from closewait_guard._render.site import describe_site
 from closewait_guard._render.text import (
     Scope,
     descriptor_kinds,
@@ -19,10 +23,15 @@ from closewait_guard._render.text import (
     render_report,
     sections_in,
 )
-from closewait_guard.model import Coverage, Finding, Origin, Report, SiteGroup
+from closewait_guard.model import Coverage, Finding, Observation, Origin, Report, SiteGroup, Verdict
 
 __all__ = [
     "LastReport",
+    "ToLines",
+    "difference",
+    "group_by_peer",
+    "has_more",
+    "peer_phrase",
     "render_family",
     "sum_reports",
 ]
@@ -244,3 +253,123 @@ def _notes(members: Sequence[LastReport], layout: Layout) -> str:
                 f"as of {at}."
             )
     return "".join(f"{line}\n" for note in notes.values() for line in layout.wrap(note, "  "))
+
+
+# From one report to another.
+
+
+ToLines = Callable[[SiteGroup, Layout], Iterable[str]]
+
+
+def difference(
+    before: Report,
+    after: Report,
+    layout: Layout | None = None,
+    lines_of_test: ToLines | None = None,
+) -> Iterator[str]:
+    """Lines: how many sites are new, growing, shrinking and gone, then each of them.
+
+    Args:
+        before: What was found first.
+        after: What was found later, in whatever process.
+        layout: The width.
+        lines_of_test: Renders a site, if the reports are the findings of test runs.
+    """
+    of_tests = lines_of_test is not None
+    layout = layout or Layout()
+    old, new = _by_name(before, of_tests=of_tests), _by_name(after, of_tests=of_tests)
+    changes = {name: new[name].count - old[name].count for name in new if name in old}
+    kinds = {
+        "NEW": [name for name in new if name not in old],
+        "GROWING": [name for name, change in changes.items() if change > 0],
+        "SHRINKING": [name for name, change in changes.items() if change < 0],
+        "GONE": [name for name in old if name not in new],
+        "UNCHANGED": [name for name, change in changes.items() if not change],
+    }
+    parts = [f"{len(names)} {kind.lower()}" for kind, names in kinds.items() if names]
+    sockets = f"{before.open_sockets:,} open sockets then, {after.open_sockets:,} now"
+    descriptors = f"{_used(before)} descriptors then, {_used(after)} now"
+    # Those of a test run are only of the moment of its first finding.
+    counts = [] if of_tests else [sockets, descriptors]
+    sites = f"Sites: {', '.join(parts) or 'none'}"
+    yield from layout.wrap("; ".join([sites, *counts]), "  ")
+    to_lines = lines_of_test or _site_lines
+    for kind, names in kinds.items():
+        for name in names if kind != "UNCHANGED" else ():
+            yield ""
+            yield f"{_describe_change(kind, old.get(name), new.get(name))}:"
+            yield from to_lines(new.get(name) or old[name], layout)
+
+
+def has_more(before: Report, after: Report, *, of_tests: bool = False) -> bool:
+    """Whether any site has more of what a difference compares."""
+    old, new = (_by_name(report, of_tests=of_tests) for report in (before, after))
+    return any(name not in old or group.count > old[name].count for name, group in new.items())
+
+
+def _describe_change(kind: str, old: SiteGroup | None, new: SiteGroup | None) -> str:
+    if old is None or new is None:
+        return kind
+    return f"{kind}, from {old.count:,} to {new.count:,} ({new.count - old.count:+,})"
+
+
+def _site_lines(group: SiteGroup, layout: Layout) -> Iterator[str]:
+    block = describe_site(group, verbose=layout.verbose)
+    yield from (line.text for line in block_lines(block, layout))
+
+
+def _by_name(report: Report, *, of_tests: bool) -> dict[str, SiteGroup]:
+    """By what names a site in whatever process; without a stack, the peers distinguish sites."""
+    groups: dict[str, SiteGroup] = {}
+    for group in report.by_site():
+        if of_tests:
+            # Whether the peer has closed before the check is a matter of time, and no news.
+            name = replace(group.findings[0], verdict=Verdict.OPEN).fingerprint
+            earlier = groups[name].findings if name in groups else ()
+            groups[name] = replace(group, findings=(*earlier, *group.findings))
+        elif not group.verdict.is_leak:
+            # What is closing at one moment is gone at the next, and no news.
+            continue
+        elif group.site is None:
+            for (_, peer), findings in group_by_peer(group.findings).items():
+                name = f"{group.fingerprint} {peer}"
+                groups[name] = replace(group, findings=tuple(findings))
+        else:
+            groups[group.fingerprint] = group
+    return groups
+
+
+def _used(report: Report) -> str:
+    return "an unknown number of" if report.fd_used is None else f"{report.fd_used:,}"
+
+
+def group_by_peer(findings: Iterable[Finding]) -> dict[tuple[Verdict, str], list[Finding]]:
+    """Group findings by verdict and peer, in the order of their first appearance."""
+    groups: dict[tuple[Verdict, str], list[Finding]] = {}
+    for finding in findings:
+        key = finding.verdict, peer_phrase(finding.observation)
+        groups.setdefault(key, []).append(finding)
+    return groups
+
+
+def peer_phrase(seen: Observation) -> str:
+    """What the socket is connected to; the port of a client says nothing."""
+    if seen.peer is None:
+        return f"at {seen.local}" if seen.local else ""
+    return f"from {_host_of(seen.peer)}" if _came_to_us(seen) else f"to {seen.peer}"
+
+
+def _came_to_us(seen: Observation) -> bool:
+    """Whether the other end has made the connection."""
+    record = seen.record
+    return Origin.ACCEPTED in (record.origin, record.parent.origin if record.parent else None)
+
+
+def _host_of(address: str) -> str:
+    """An address without its port.
+
+    Example:
+        >>> _host_of("[::1]:80"), _host_of("10.0.0.1:80")
+        ('[::1]', '10.0.0.1')
+    """
+    return address.rpartition(":")[0] or address

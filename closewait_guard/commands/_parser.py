@@ -1,4 +1,4 @@
-"""The parser of the command line, and what options of several commands share.
+"""The parser of the command line, what options of several commands share, numbers of reports.
 
 Of a command that is not called it knows only the name. The settings of a command run no code that
 a file names, and say what they leave out.
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from closewait_guard.settings import Settings
 
 __all__ = [
+    "Selection",
     "add_no_config",
     "is_completing",
+    "number",
     "parse_argument",
     "parse_arguments",
     "settings_of",
@@ -199,3 +201,40 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     for note in settings.notes:
         print_error(note)
     return settings
+
+
+class Selection:
+    """`3`, `-1`, `2:5`, `-3:` as places in a sequence: from 1, or from the end, ends included."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        first, colon, last = text.partition(":")
+        self._first = number(first or "1", "--range")
+        self._last = number(last or "-1", "--range") if colon else self._first
+
+    def of(self, many: int, where: str) -> range:
+        """The places, from 0, in so many."""
+        first, last = _place(self._first, many), _place(self._last, many)
+        chosen = range(max(first, 0), min(last, many - 1) + 1)
+        if not chosen:
+            from closewait_guard.exceptions import ReportFormatError
+
+            raise ReportFormatError(f"{where} has {many} reports, and none at {self._text}")
+        return chosen
+
+
+def number(text: str, option: str) -> int:
+    """A place as it is typed."""
+    from closewait_guard._config import refusal, whole_number_parser
+
+    what = "the number of a report, from 1, or from -1 backwards"
+    try:
+        return whole_number_parser(what, bool)(text)
+    except ValueError as error:
+        from closewait_guard.exceptions import ReportFormatError
+
+        raise ReportFormatError(f"{option}: {refusal(error, text)}") from None
+
+
+def _place(typed: int, many: int) -> int:
+    return typed - 1 if typed > 0 else many + typed

@@ -6,7 +6,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from closewait_guard._processes import ProcessScan, group_by_peer
+from closewait_guard._processes import ProcessScan
+from closewait_guard._render import group_by_peer
 from closewait_guard.model import Finding, Severity, Verdict
 
 __all__ = [

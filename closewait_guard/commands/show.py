@@ -9,38 +9,36 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from closewait_guard._config import refusal, whole_number_parser
-from closewait_guard._format import Layout, block_lines, escape_line
-from closewait_guard._processes import group_by_peer
+from closewait_guard._format import Layout, escape_line, pluralize
 from closewait_guard._render import (
     LastReport,
-    describe_site,
+    difference,
     from_dict,
+    has_more,
+    not_covered_lines,
     program_name,
     render_family,
     render_report,
     sum_reports,
 )
 from closewait_guard._stream import layout_of, print_error
-from closewait_guard.commands._output import FINE, LEAKS_FOUND, say
-from closewait_guard.exceptions import ReportFormatError
-from closewait_guard.model import TEST_SCHEMA, Report, SiteGroup, Verdict
-
-if TYPE_CHECKING:
-    from closewait_guard.model import Report
+from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+from closewait_guard.commands._parser import Selection, number
+from closewait_guard.exceptions import MissingExtraError, ReportFormatError
+from closewait_guard.model import TEST_SCHEMA, Finding, Report
 
 __all__ = [
     "Saved",
+    "SavedOwner",
     "SavedReport",
-    "Selection",
-    "difference",
-    "number",
 ]
 
 
@@ -49,7 +47,8 @@ Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
 json_lines reporter, or pytest's --socket-leaks-json. By default print the last
 report of each process, those of one program merged, and all of a pytest run."""
 _EPILOG = """\
-exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
+exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error, no report, or
+             one that cannot be read (--fail-on-leak)
 examples:    closewait-guard show leaks.jsonl --range 3:5
              closewait-guard show --diff monday.json friday.json
              closewait-guard show leaks.jsonl --diff 1 -1    # first, last"""
@@ -78,7 +77,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-leak",
         action="store_true",
-        help="exit with status 1 if a printed report has leaks",
+        help="exit with status 1 if a printed report has leaks; with --diff, new ones",
     )
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 
@@ -87,18 +86,29 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and print."""
     if arguments.file is None and not arguments.diff:
         parser.error("missing FILE (or use --diff A B)")
-    shown = _print_difference(arguments) if arguments.diff else _print_saved(arguments)
-    leaks = any(saved.has_leaks for saved in shown)
-    return LEAKS_FOUND if arguments.fail_on_leak and leaks else FINE
+    show = _print_difference if arguments.diff else _print_saved
+    verdict = show(arguments)
+    return verdict if arguments.fail_on_leak else FINE
 
 
-def _print_saved(arguments: argparse.Namespace) -> list[SavedReport]:
+def _print_saved(arguments: argparse.Namespace) -> int:
     saved = Saved(arguments.file)
     is_default = not (arguments.range or arguments.all or arguments.last or saved.is_of_tests)
     chosen = saved.latest_of_each_process() if is_default else _choose(arguments, saved)
-    print_chosen = _print_merged if is_default and len(chosen) > 1 else _print_reports
-    print_chosen(chosen, len(saved), arguments)
-    return chosen
+    if saved.is_of_tests:
+        _print_tests(chosen, len(saved), arguments)
+    elif is_default and len(chosen) > 1:
+        _print_merged(chosen, len(saved), arguments)
+    else:
+        _print_reports(chosen, len(saved), arguments)
+    return _exit_status(any(each.leaks for each in chosen), saved)
+
+
+def _exit_status(has_leaks: bool, *files: Saved) -> int:
+    """What could not be read may have had leaks."""
+    if has_leaks:
+        return LEAKS_FOUND
+    return USAGE if any(each.has_unreadable for each in files) else FINE
 
 
 def _print_merged(of_each: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
@@ -130,11 +140,54 @@ def _print_reports(chosen: list[SavedReport], many: int, arguments: argparse.Nam
             say("")
         if many > 1:
             say(f"Report {each.number} of {many}")
-        if each.owner:
-            say(escape_line(each.owner))
-        # What a test has left open is its leak, whatever it would be of a program.
-        layout = layout._replace(everything=arguments.verbose or bool(each.owner))
         say(render_report(each.report, layout), end="")
+
+
+def _print_tests(chosen: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
+    layout = layout_of(sys.stdout, verbose=arguments.verbose)
+    outcomes = Counter(each.owner.outcome_in_words for each in chosen if each.owner)
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    say(f"{len(chosen)} of {pluralize(many, 'report')} of a test run: {counts}")
+    for each in chosen:
+        say(f"\nReport {each.number} of {many}")
+        if each.owner is None:
+            say(render_report(each.report, layout), end="")
+        else:
+            say(f"{each.owner.title}\n{_failure_text(each.report, each.owner, layout)}")
+    # What was open before the first test is no test's.
+    coverage = replace(chosen[-1].report.coverage, adopted=0)
+    for line in not_covered_lines(coverage, layout):
+        say(f"\n{line.text}")
+
+
+def _failure_text(report: Report, owner: SavedOwner, layout: Layout) -> str:
+    """As pytest shows it: what a test has left open is its leak, whatever it is of a program."""
+    plugin = _texts_of_plugin()
+    # The text is the same for each outcome.
+    finding = plugin.OwnerFinding(
+        owner=owner.name,
+        nodeid="",
+        kind=owner.kind,
+        outcome="failed",
+        waited=owner.waited,
+        reason=owner.reason,
+        report=report,
+        defined_at=owner.defined_at,
+    )
+    root = Path(layout.directory or "/")
+    text: str = plugin.failure_text(finding, root, width=layout.width, whole_stacks=layout.verbose)
+    return text
+
+
+def _texts_of_plugin() -> ModuleType:
+    """What words pytest's errors: loaded, as pytest is, for a file of tests only."""
+    try:
+        from closewait_guard.pytest_plugin import _text
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            f"the reports of a test run need pytest: pip install pytest ({missing})"
+        ) from missing
+    return _text
 
 
 def _choose(arguments: argparse.Namespace, saved: Saved) -> list[SavedReport]:
@@ -145,21 +198,25 @@ def _choose(arguments: argparse.Namespace, saved: Saved) -> list[SavedReport]:
     return saved.latest(abs(number(arguments.last or "1", "--last")))
 
 
-def _print_difference(arguments: argparse.Namespace) -> list[SavedReport]:
+def _print_difference(arguments: argparse.Namespace) -> int:
     if arguments.file is None:
-        before, after = (Saved(path).whole() for path in arguments.diff)
+        files = [Saved(path) for path in arguments.diff]
+        before, after = (saved.whole() for saved in files)
     else:
-        saved = Saved(arguments.file)
-        before, after = (saved.one(number(text, "--diff")) for text in arguments.diff)
+        files = [Saved(arguments.file)]
+        before, after = (files[0].one(number(text, "--diff")) for text in arguments.diff)
     names = [_program(each.report) for each in (before, after)]
     if names[0] != names[1]:
         print_error(f"warning: the reports are of different programs, {' and '.join(names)}")
     say(f"From {_heading(before)}")
     say(f"to   {_heading(after)}\n")
     layout = layout_of(sys.stdout, everything=True, verbose=arguments.verbose)
-    for line in difference(before.report, after.report, layout):
+    of_tests = files[-1].is_of_tests
+    lines_of_test = _texts_of_plugin().leak_lines if of_tests else None
+    for line in difference(before.report, after.report, layout, lines_of_test):
         say(line)
-    return [after]
+    old, new = (replace(each.report, findings=each.leaks) for each in (before, after))
+    return _exit_status(has_more(old, new, of_tests=of_tests), *files)
 
 
 def _program(report: Report) -> str:
@@ -176,7 +233,7 @@ def _heading(saved: SavedReport) -> str:
     who = f"process {report.pid}" if saved.processes == 1 else f"{saved.processes} processes"
     when = format_time(report.taken_at, " %Z")
     heading = truncate(f"{when}, {name}, {who} on {report.host}")
-    return f"{heading}\n{escape_line(owner)}" if owner else heading
+    return f"{heading}\n{owner.title}" if owner else heading
 
 
 _MAX_BYTES = 1 << 29
@@ -184,35 +241,31 @@ _MAX_BYTES = 1 << 29
 _MAX_PREFIX = 100
 
 
-class Selection:
-    """`3`, `-1`, `2:5`, `-3:` as places in a sequence: from 1, or from the end, ends included."""
+class SavedOwner(NamedTuple):
+    """The test or fixture that a report is of, as the pytest plugin has saved it.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        first, colon, last = text.partition(":")
-        self._first = number(first or "1", "--range")
-        self._last = number(last or "-1", "--range") if colon else self._first
+    Attributes:
+        outcome: What became of its leaks.
+        waited: Seconds that its sockets were given to close.
+        reason: Why they are excused, or what holds them.
+        defined_at: Of a fixture, where it is defined.
+    """
 
-    def of(self, many: int, where: str) -> range:
-        """The places, from 0, in so many."""
-        first, last = _place(self._first, many), _place(self._last, many)
-        chosen = range(max(first, 0), min(last, many - 1) + 1)
-        if not chosen:
-            raise ReportFormatError(f"{where} has {many} reports, and none at {self._text}")
-        return chosen
+    name: str
+    kind: str
+    outcome: str
+    waited: float
+    reason: str | None
+    defined_at: str | None
 
+    @property
+    def outcome_in_words(self) -> str:
+        return escape_line(self.outcome.replace("_", " "))
 
-def number(text: str, option: str) -> int:
-    """A place as it is typed."""
-    what = "the number of a report, from 1, or from -1 backwards"
-    try:
-        return whole_number_parser(what, bool)(text)
-    except ValueError as error:
-        raise ReportFormatError(f"{option}: {refusal(error, text)}") from None
-
-
-def _place(typed: int, many: int) -> int:
-    return typed - 1 if typed > 0 else many + typed
+    @property
+    def title(self) -> str:
+        """Its name, and the outcome."""
+        return f"{escape_line(self.name)} ({self.outcome_in_words})"
 
 
 class SavedReport(NamedTuple):
@@ -220,15 +273,15 @@ class SavedReport(NamedTuple):
 
     Attributes:
         number: Its place there, from 1.
-        owner: The test or fixture that it is of, and what became of that; empty for others.
-        has_leaks: Whether anything in it is a leak; of a test, whether that was not allowed to.
+        leaks: Those of its findings that are leaks: of a test all, unless it was allowed to leak.
+        owner: The test or fixture that it is of, if it is of one.
         processes: Of how many it is the sum.
     """
 
     number: int
     report: Report
-    owner: str
-    has_leaks: bool
+    leaks: tuple[Finding, ...]
+    owner: SavedOwner | None = None
     processes: int = 1
 
 
@@ -238,12 +291,16 @@ class Saved:
     Args:
         path: The file; `-` is stdin.
 
+    Attributes:
+        has_unreadable: Whether a line that was asked for is no report.
+
     Raises:
         ReportFormatError: The file cannot be read, or holds no report.
     """
 
     def __init__(self, path: str) -> None:
         self.name = "stdin" if path == "-" else path
+        self.has_unreadable = False
         try:
             self._documents = list(_split(self._read(path)))
         except ReportFormatError:
@@ -277,8 +334,13 @@ class Saved:
         _, text = self._documents[0]
         return TEST_SCHEMA.encode() in text[:_MAX_PREFIX]
 
-    def at(self, places: Iterable[int], most: int | None = None) -> list[SavedReport]:
-        """The reports at some places; no more than `most`.
+    def at(
+        self,
+        places: Iterable[int],
+        most: int | None = None,
+        is_wanted: Callable[[Any], bool] = lambda _: True,
+    ) -> list[SavedReport]:
+        """The reports at some places, of those that are wanted; no more than `most`.
 
         Raises:
             ReportFormatError: There is none at any of the places.
@@ -289,12 +351,13 @@ class Saved:
             if len(found) == most:
                 break
             try:
-                found.append(self._parse(place))
+                found += self._parse(place, is_wanted)
             except ReportFormatError as error:
                 failures.append(error)
         if not found:
             raise failures[0]
         for failure in failures:
+            self.has_unreadable = True
             print_error(str(failure))
         return found
 
@@ -304,13 +367,15 @@ class Saved:
 
     def latest_of_each_process(self) -> list[SavedReport]:
         """Of each process the last report that can be read, the latest first."""
-        known, places = set[object](), list[int]()
-        for place in reversed(range(len(self))):
-            process = _process_in(self._documents[place][1])
-            if process is None or process not in known:
-                places.append(place)
-                known.add(process)
-        return self.at(places)
+        known = set[object]()
+
+        def is_last(data: Any) -> bool:
+            process = _process_of(data)
+            is_new = process is None or process not in known
+            known.add(process)
+            return is_new
+
+        return self.at(reversed(range(len(self))), is_wanted=is_last)
 
     def one(self, typed: int) -> SavedReport:
         """The report of a number as it is typed."""
@@ -322,45 +387,53 @@ class Saved:
         if not self.is_of_tests:
             each = self.latest_of_each_process()
             report = sum_reports([saved.report for saved in each]) if each[1:] else each[0].report
-            has_leaks = any(saved.has_leaks for saved in each)
-            return SavedReport(each[0].number, report, "", has_leaks, len(each))
+            return SavedReport(each[0].number, report, report.leaks, processes=len(each))
         every = self.at(range(len(self)))
         findings = tuple(finding for each in every for finding in each.report.findings)
-        has_leaks = any(each.has_leaks for each in every)
-        return SavedReport(1, replace(every[0].report, findings=findings), "", has_leaks)
+        leaks = tuple(leak for each in every for leak in each.leaks)
+        return SavedReport(1, replace(every[0].report, findings=findings), leaks)
 
-    def _parse(self, place: int) -> SavedReport:
+    def _parse(self, place: int, is_wanted: Callable[[Any], bool]) -> Iterator[SavedReport]:
+        """The report at a place, if it is wanted."""
         line, text = self._documents[place]
         where = self.name if len(self) == 1 else f"{self.name}, line {line}"
         try:
-            return _to_saved(place + 1, json.loads(text))
+            data = json.loads(text)
+            if is_wanted(data):
+                yield _to_saved(place + 1, data)
         except ReportFormatError as error:
             raise ReportFormatError(f"{where}: {error}") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise ReportFormatError(f"{where}: not JSON: {error}") from None
 
 
-def _process_in(text: bytes) -> tuple[object, ...] | None:
+def _process_of(data: Any) -> tuple[str, ...] | None:
     """Whose report it is; None for what is no report."""
     try:
-        data = json.loads(text)
         return str(data["host"]), str(data["pid"]), str(data["command"])
-    except (ValueError, TypeError, LookupError, RecursionError, MemoryError):
+    except (TypeError, LookupError):
         return None
 
 
 def _to_saved(number: int, data: Any) -> SavedReport:
     if not isinstance(data, dict) or data.get("schema") != TEST_SCHEMA:
         report = from_dict(data)
-        return SavedReport(number, report, "", bool(report.leaks))
-    report, outcome, reason = (
-        from_dict(data.get("report", {})),
-        data.get("outcome"),
-        data.get("reason"),
+        return SavedReport(number, report, report.leaks)
+    report = from_dict(data.get("report", {}))
+    owner = SavedOwner(
+        name=str(data.get("owner")),
+        kind=str(data.get("kind")),
+        outcome=str(data.get("outcome")),
+        waited=seconds if isinstance(seconds := data.get("waited"), float) else 0.0,
+        reason=str(reason) if (reason := data.get("reason")) else None,
+        defined_at=str(place) if (place := data.get("defined_at")) else None,
     )
-    title = f"{data.get('owner')} ({outcome}{f': {reason}' if reason else ''})"
     # What a test has left open is its leak, even if the connection is a healthy one.
-    return SavedReport(number, report, title, outcome not in ("allowed", "library_default"))
+    return SavedReport(number, report, () if owner.outcome in _EXCUSED else report.findings, owner)
+
+
+# For these pytest fails nothing.
+_EXCUSED = ("allowed", "library_default", "still_running")
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -372,60 +445,3 @@ def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield from lines
     else:
         yield 1, data
-
-
-def difference(before: Report, after: Report, layout: Layout | None = None) -> Iterator[str]:
-    """Lines: how many sites are new, growing, shrinking and gone, then each of them."""
-    layout = layout or Layout()
-    old, new = _by_name(before), _by_name(after)
-    changes = {name: new[name].count - old[name].count for name in new if name in old}
-    kinds = {
-        "NEW": [name for name in new if name not in old],
-        "GROWING": [name for name, change in changes.items() if change > 0],
-        "SHRINKING": [name for name, change in changes.items() if change < 0],
-        "GONE": [name for name in old if name not in new],
-        "UNCHANGED": [name for name, change in changes.items() if not change],
-    }
-    parts = [f"{len(names)} {kind.lower()}" for kind, names in kinds.items() if names]
-    sockets = f"{before.open_sockets:,} open sockets then, {after.open_sockets:,} now"
-    descriptors = f"{_used(before)} descriptors then, {_used(after)} now"
-    yield from layout.wrap(f"Sites: {', '.join(parts) or 'none'}; {sockets}; {descriptors}", "  ")
-    for kind, names in kinds.items():
-        for name in names if kind != "UNCHANGED" else ():
-            yield ""
-            yield from _site_change(kind, old.get(name), new.get(name), layout)
-
-
-def _site_change(
-    kind: str, old: SiteGroup | None, new: SiteGroup | None, layout: Layout
-) -> Iterator[str]:
-    group = new or old
-    if group is None:
-        return
-    if old and new:
-        change = new.count - old.count
-        kind += f", from {old.count:,} to {new.count:,} ({change:+,})"
-    yield f"{kind}:"
-    block = describe_site(group, verbose=layout.verbose)
-    yield from (line.text for line in block_lines(block, layout))
-
-
-def _by_name(report: Report) -> dict[str, SiteGroup]:
-    """By what names a site in whatever process; without a stack, the peers distinguish sites."""
-    groups: dict[str, SiteGroup] = {}
-    for group in report.by_site():
-        if not group.verdict.is_leak and group.verdict is not Verdict.OPEN:
-            # What is closing at one moment is gone at the next, and no news. What is open is in the
-            # reports of tests only, for which it is a leak.
-            continue
-        if group.site is None:
-            for (_, peer), findings in group_by_peer(group.findings).items():
-                name = f"{group.fingerprint} {peer}"
-                groups[name] = replace(group, findings=tuple(findings))
-        else:
-            groups[group.fingerprint] = group
-    return groups
-
-
-def _used(report: Report) -> str:
-    return "an unknown number of" if report.fd_used is None else f"{report.fd_used:,}"

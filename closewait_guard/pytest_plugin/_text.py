@@ -46,6 +46,7 @@ from closewait_guard.pytest_plugin._module_variables import find_definition
 __all__ = [
     "failure_text",
     "headline",
+    "leak_lines",
     "summary_lines",
 ]
 
@@ -293,11 +294,15 @@ def _site_blocks(
     report: Report, layout: Layout, owner: str = "", *, whole_stacks: bool = False
 ) -> list[str]:
     """The lines of a report that show its leaks; with whole stacks, every call of each."""
-    sites = [_block(group, layout, owner, whole_stacks=whole_stacks) for group in report.by_site()]
+    groups = report.by_site()
+    sites = [leak_lines(group, layout, owner, whole_stacks=whole_stacks) for group in groups]
     return [line for site in sites for line in ("", *site)][1:]
 
 
-def _block(group: SiteGroup, layout: Layout, owner: str, *, whole_stacks: bool) -> Iterator[str]:
+def leak_lines(
+    group: SiteGroup, layout: Layout, owner: str = "", *, whole_stacks: bool = False
+) -> Iterator[str]:
+    """The block of one site."""
     record = group.findings[0].observation.record
     block = describe_site(group, library_line=_library_line(record), verbose=whole_stacks)
     title = block.title

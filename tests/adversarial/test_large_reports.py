@@ -10,7 +10,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
-from closewait_guard.commands.show import difference
+from closewait_guard._render import difference
 from leaking import report_leaks
 from schema import SCHEMA
 

@@ -17,8 +17,9 @@ import closewait_guard as cwg
 import strategies
 from closewait_guard import reporters
 from closewait_guard._format import escape_control, fit_path, truncate, wrap_text
+from closewait_guard._render import difference
 from closewait_guard._render.site import _without_keys
-from closewait_guard.commands.show import Saved, SavedReport, _heading, difference
+from closewait_guard.commands.show import Saved, SavedReport, _heading
 from command_line import call
 from leaking import report_leaks
 
@@ -75,7 +76,7 @@ def assert_one_sentence_or_a_report(data):
     if isinstance(report, str):
         assert len(report) < 1000
         return None
-    heading = _heading(SavedReport(1, report, "", has_leaks=False))
+    heading = _heading(SavedReport(1, report, report.leaks))
     for text in (cwg.render_text(report), heading, *difference(report, report)):
         text.encode()
         assert len(text) < 1_000_000

@@ -83,7 +83,24 @@ def test_stdin_is_read(saved, reports):
 def test_leaks_fail_only_when_that_is_asked_for(saved):
     assert call("show", saved, "--fail-on-leak").returncode == 1
     assert call("show", saved, "--range", "1", "--fail-on-leak").returncode == 0
-    assert call("show", saved, "--diff", "2", "1", "--fail-on-leak").returncode == 0
+
+
+def test_only_more_leaks_at_a_site_fail_a_difference(saved):
+    def status(before, after):
+        return call("show", saved, "--diff", before, after, "--fail-on-leak").returncode
+
+    assert [status("1", "2"), status("2", "3")] == [1, 1]
+    assert [status("3", "3"), status("3", "2"), status("2", "1")] == [0, 0, 0]
+    call("show", saved, "--diff", "1", "2", code=0)
+
+
+@pytest.mark.parametrize("option", [["--last", "1"], ["--all"], []])
+def test_a_gate_does_not_pass_over_what_cannot_be_read(tmp_path, reports, option):
+    path = tmp_path / "leaks.jsonl"
+    path.write_text(json.dumps(cwg.to_dict(reports[0])) + '\n{"schema": "closewait-guard/1", "ta')
+    call("show", path, *option, code=0)
+    assert "line 2: not JSON" in call("show", path, *option, "--fail-on-leak", code=2).stderr
+    assert call("show", "--diff", path, path, "--fail-on-leak").returncode == 2
 
 
 def test_a_difference_reports_what_is_new_and_what_is_gone(saved):
@@ -285,19 +302,29 @@ def of_tests(tmp_path, reports):
     """What the pytest plugin writes, of two leaking owners and one that is allowed to."""
     path = tmp_path / "tests.jsonl"
     owners = [("test_a.py::test_one", "failed"), ("fixture 'x'", "warned"), ("b", "allowed")]
-    lines = [
-        {"schema": "closewait-guard-pytest/1", "owner": owner, "outcome": outcome, "report": report}
-        for (owner, outcome), report in zip(
-            owners, map(cwg.to_dict, (reports[1], reports[2], reports[1])), strict=True
-        )
-    ]
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = zip(owners, (reports[1], reports[2], reports[1]), strict=True)
+    lines = [line_of_test(*owner, report) for owner, report in found]
+    path.write_text("".join(lines))
     return path
+
+
+def line_of_test(owner, outcome, report):
+    data = {
+        "schema": "closewait-guard-pytest/1",
+        "owner": owner,
+        "kind": "fixture" if "fixture" in owner else "test",
+        "outcome": outcome,
+        "waited": 0.5,
+        "report": cwg.to_dict(report),
+    }
+    return f"{json.dumps(data)}\n"
 
 
 def test_of_tests_every_report_is_printed_with_its_owner(of_tests, reports):
     done = call("show", of_tests, code=0)
-    assert "(failed)\n" + cwg.render_text(reports[1]) in done.stdout
+    assert done.stdout.startswith("3 of 3 reports of a test run: 1 failed, 1 warned, 1 allowed\n")
+    assert "(failed)\nleaked 1 socket (still open 0.5 s after the test)\n\nLEAKED  " in done.stdout
+    assert "fixture 'x' leaked 3 sockets (still open 0.5 s after its teardown)\n" in done.stdout
     headings = [line for line in done.stdout.splitlines() if line.endswith("ed)")]
     assert headings == ["test_a.py::test_one (failed)", "fixture 'x' (warned)", "b (allowed)"]
 
@@ -310,6 +337,25 @@ def test_of_tests_some_can_be_chosen(of_tests):
 def test_a_test_that_is_allowed_to_leak_does_not_fail(of_tests):
     call("show", of_tests, "--fail-on-leak", code=1)
     call("show", of_tests, "--last", "1", "--fail-on-leak", code=0)
+
+
+@pytest.mark.parametrize("outcome", ["allowed", "library_default", "still_running"])
+def test_what_pytest_does_not_fail_for_is_no_new_leak(of_tests, tmp_path, reports, outcome):
+    after = tmp_path / "after.jsonl"
+    after.write_text(of_tests.read_text() + line_of_test("c", outcome, reports[2]))
+    call("show", "--diff", of_tests, after, "--fail-on-leak", code=0)
+    after.write_text(of_tests.read_text() + line_of_test("c", "failed", reports[2]))
+    call("show", "--diff", of_tests, after, "--fail-on-leak", code=1)
+
+
+def test_a_leak_of_a_test_is_the_same_whether_or_not_its_peer_has_closed_by_then(tmp_path, reports):
+    paths = [tmp_path / "before.jsonl", tmp_path / "after.jsonl"]
+    [leak] = reports[1].findings
+    still_open = replace(leak, verdict=cwg.Verdict.OPEN)
+    for path, finding in zip(paths, (leak, still_open), strict=True):
+        path.write_text(line_of_test("a", "failed", replace(reports[1], findings=(finding,))))
+    done = call("show", "--diff", *paths, "--fail-on-leak", code=0)
+    assert "Sites: 1 unchanged" in done.stdout
 
 
 def test_a_difference_between_two_runs_of_tests_is_that_of_all_their_reports(of_tests, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
-from closewait_guard._processes.text import group_by_peer, peer_phrase
+from closewait_guard._render import group_by_peer, peer_phrase
 
 
 @given(st.lists(strategies.leaks))

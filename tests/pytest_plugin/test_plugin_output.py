@@ -346,8 +346,29 @@ def test_show_prints_what_was_written_as_json_lines(suite):
     done = call("show", suite.pytester.path / "leaks.jsonl", "--fail-on-leak", code=1)
     for owner in ("test_one", "test_two", "test_three"):
         assert f"\ntest_it.py::{owner} (failed)\n" in done.stdout
-    assert done.stdout.count("STILL OPEN") + done.stdout.count(" DEAD ") == 2
+    assert done.stdout.count("NEVER CLOSED") + done.stdout.count("\nDEAD ") == 2
     assert done.stdout.count("DROPPED") == 1
+
+
+def test_show_says_of_a_test_what_pytest_has_said(suite):
+    source = """
+def test_one(): keep(socket.create_connection(LISTENER.getsockname()))
+def test_two(): socket.socket()
+LISTENER = listener()
+"""
+    printed = suite.fail(source, "--socket-leaks-json=leaks.jsonl").stdout.str()
+    shown = call("show", "leaks.jsonl", cwd=suite.pytester.path, code=0).stdout
+    assert shown.startswith("2 of 2 reports of a test run: 2 failed\n")
+    for name in ("one", "two"):
+        _, _, text = shown.partition(f"test_it.py::test_{name} (failed)\n")
+        head, _, block = text.partition("\n\nReport ")[0].partition("\n\n")
+        assert f"{head}\n\n" in printed
+        [title, *facts] = block.splitlines()
+        assert title.startswith(("NEVER CLOSED  ", "DROPPED  "))
+        # Only pytest has the module at hand, and says where its global variable is defined.
+        assert [
+            line for line in facts if "(module global)" not in line and line not in printed
+        ] == []
 
 
 LIBRARY = """
