@@ -1,4 +1,4 @@
-"""The only importer of rich, for output in colour; import this module when it is needed."""
+"""The only importer of rich, for output in color; import this module when it is needed."""
 
 from __future__ import annotations
 

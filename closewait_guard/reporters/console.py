@@ -1,4 +1,4 @@
-"""The reporter `console`: the text of a report in colour, with a table of the peers."""
+"""The reporter `console`: the text of a report in color, with a table of the peers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MAX_PEERS = 10
 
 
 def console(stream: TextIO | None = None, *, everything: bool = False) -> Reporter:
-    """Write each report in colour; plain where that is no terminal, or `NO_COLOR` is set.
+    """Write each report in color; plain where that is no terminal, or `NO_COLOR` is set.
 
     Of the reports of a monitor it writes only what has changed, as `text` does.
 
