@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from closewait_guard._enums import SURPLUS_CLIENTS
-from closewait_guard._libraries import LOOP_WAKER, RUNNING_CALL
 from closewait_guard.model import AlertKind, Connection, Evidence, Origin, Verdict
 
 __all__ = [
@@ -157,7 +156,12 @@ def cause_code(
 
 def _kind_of(owners: tuple[str, ...]) -> str:
     """What kind of object holds a socket, by the names that hints have for holders."""
-    if not owners or LOOP_WAKER in owners:
+    if not owners:
+        return ""
+    # From outside nothing is known of libraries, and nothing of theirs is loaded.
+    from closewait_guard._libraries import LOOP_WAKER, RUNNING_CALL
+
+    if LOOP_WAKER in owners:
         return ""
     if "traceback" in owners:
         return _EXCEPTION

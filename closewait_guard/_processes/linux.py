@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
-from functools import cached_property
+from itertools import chain
 
 from closewait_guard._inspect import Endpoint, ProbeResult, is_unused_since
 from closewait_guard._inspect.probe import linux as probe
@@ -17,6 +17,7 @@ from closewait_guard._processes import netlink, procfs
 from closewait_guard._processes.model import (
     CLOSE_WAIT,
     ESTABLISHED,
+    KEEPALIVE,
     LISTEN,
     Descriptor,
     Entry,
@@ -28,7 +29,6 @@ from closewait_guard._processes.model import (
     Snapshot,
     UnownedSocket,
     UnusedCopy,
-    view_of,
 )
 from closewait_guard._processes.procfs import namespace_of
 from closewait_guard._threads import WaitingCalls, waiting_calls_of
@@ -36,60 +36,11 @@ from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
     "Network",
-    "SocketsWithoutRow",
     "descendants",
     "network_of",
     "take_snapshot",
+    "view_of",
 ]
-
-
-_TCP = {"TCP": "AF_INET", "TCPv6": "AF_INET6", "MPTCP": "AF_INET", "MPTCPv6": "AF_INET6"}
-_KINDS = {
-    "UDP": ("AF_INET", "SOCK_DGRAM"),
-    "UDPv6": ("AF_INET6", "SOCK_DGRAM"),
-    "RAW": ("AF_INET", "SOCK_RAW"),
-    "RAWv6": ("AF_INET6", "SOCK_RAW"),
-    "UNIX": ("AF_UNIX", "SOCK_DGRAM"),
-    "UNIX-STREAM": ("AF_UNIX", "SOCK_STREAM"),
-}
-
-# Never connected, refused, or reset: the kernel does not say which, nor since when.
-_CLOSED = ProbeResult(State.CLOSE, Evidence.TABLE, Connection.UNCONNECTED)
-
-
-class SocketsWithoutRow:
-    """What is known of such sockets of one process."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-
-    def protocol(self, fd: int, inode: int) -> str | None:
-        """The protocol as the kernel names it; None if the descriptor was closed meanwhile."""
-        return procfs.protocol_of(self._process.pid, fd, inode)
-
-    def unconnected(self, fd: int, inode: int, protocol: str) -> Descriptor | None:
-        """A TCP socket without a connection; None for one of another protocol."""
-        family = _TCP.get(protocol)
-        if family is None:
-            return None
-        endpoint = Endpoint(family, "SOCK_STREAM", None, None, inode)
-        return Descriptor(fd, endpoint, _CLOSED, accepted=False)
-
-    def describe(self, fd: int, inode: int, protocol: str) -> Descriptor:
-        """A socket of another protocol, with its addresses as far as there are any."""
-        family, kind = _KINDS.get(protocol, (f"AF_{protocol}", "SOCK_RAW"))
-        state = State.UNIX if family == "AF_UNIX" else State.NONE
-        view = ProbeResult(state, Evidence.TABLE, Connection.NOT_APPLICABLE)
-        local, peer = self._addresses.get(inode, (None, None))
-        return Descriptor(fd, Endpoint(family, kind, local, peer, inode), view, accepted=False)
-
-    @cached_property
-    def _addresses(self) -> dict[int, tuple[str | None, str | None]]:
-        try:
-            return procfs.local_addresses(self._process.pid)
-        except OSError:
-            # It has ended meanwhile.
-            return {}
 
 
 # All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
@@ -139,7 +90,9 @@ class Network:
 
     def is_accepted(self, entry: Entry) -> bool:
         """Whether a listener has a connection's address, so that it must have come from one."""
-        return bool(self._listeners_of(entry))
+        # Of a client's connections, which may be many, none has a port of a listener.
+        key = entry.family, entry.local_port
+        return key in self._listeners and bool(self._listeners_of(entry))
 
     def listeners_for(self, entry: Entry) -> set[int]:
         """The inodes of those listeners that a connection may wait at to be accepted.
@@ -334,21 +287,24 @@ class _ProcessSockets:
         self.copies: list[UnusedCopy] = []
         self.process = process
         self._network = network
-        without_row = SocketsWithoutRow(process)
+        without_row, rows = procfs.SocketsWithoutRow(process), network.rows
+        numbers = Counter[int]()
         for fd, inode in process.sockets.items():
-            row = network.rows.get(inode)
+            row = rows.get(inode)
             if row is None:
                 self._take_without_row(without_row, fd, inode, everything)
                 continue
             state = row[1]
-            self.states[probe.STATES[state] if state < len(probe.STATES) else State.NONE] += 1
+            numbers[state] += 1
             if state == CLOSE_WAIT:
                 self.ended.append(_descriptor(fd, Entry(*row), network))
             elif everything:
                 self._others.append(_descriptor(fd, Entry(*row), network))
+        for number, times in numbers.items():
+            self.states[_state_of(number)] += times
 
     def _take_without_row(
-        self, without_row: SocketsWithoutRow, fd: int, inode: int, everything: bool
+        self, without_row: procfs.SocketsWithoutRow, fd: int, inode: int, everything: bool
     ) -> None:
         protocol = without_row.protocol(fd, inode)
         if protocol is None:
@@ -384,10 +340,35 @@ class _ProcessSockets:
         return certain, uncertain
 
 
+def _state_of(number: int) -> State:
+    return probe.STATES[number] if number < len(probe.STATES) else State.NONE
+
+
 def _descriptor(fd: int, entry: Entry, network: Network) -> Descriptor:
     """A table's entry as one process has it."""
     endpoint = Endpoint(entry.family_name, "SOCK_STREAM", entry.local, entry.peer, entry.inode)
     return Descriptor(fd, endpoint, view_of(entry), network.is_accepted(entry))
+
+
+# The shortest time after which a probe is sent: the one that was chosen does not show.
+_MIN_KEEPALIVE_IDLE = 1.0
+
+
+def view_of(entry: Entry) -> ProbeResult:
+    """The entry as a probe would have seen it."""
+    if entry.info is not None:
+        result = probe.tcp_result(entry.info, lambda: entry.unread, lambda: entry.unsent)
+        if entry.timer == KEEPALIVE:
+            return probe.bounded_by_keepalive(result, _MIN_KEEPALIVE_IDLE)
+        return result
+    state = _state_of(entry.state)
+    return ProbeResult(
+        state,
+        Evidence.TABLE,
+        probe.CONNECTIONS.get(state, Connection.LIVE),
+        unread=entry.unread,
+        unsent=entry.unsent,
+    )
 
 
 def _unused_copies(process: Process, parent: Process, network: Network) -> Iterator[UnusedCopy]:
@@ -422,13 +403,15 @@ def _find_shared(
     ended = [each for one in inspected for each in one.ended]
     if not ended:
         return {}
-    inodes = {each.endpoint.inode for each in ended}
-    known = {process.pid: process.sockets for process in processes}
     # A fork's copy keeps the number; a program that is started on a socket has it as 0, 1 or 2.
     likely = frozenset({0, 1, 2, *(each.fd for each in ended)})
-    others = [] if complete else set(procfs.all_pids()) - known.keys()
+    open_in: dict[int, Mapping[int, int]] = {process.pid: process.sockets for process in processes}
+    if not complete:
+        open_in |= procfs.some_sockets_of(set(procfs.all_pids()) - open_in.keys(), likely)
+    times = Counter(chain.from_iterable(sockets.values() for sockets in open_in.values()))
+    inodes = {inode for each in ended if times[inode := each.endpoint.inode or 0] > 1}
     found: dict[int, list[SharedBy]] = {}
-    for pid, sockets in (*known.items(), *procfs.some_sockets_of(others, likely)):
+    for pid, sockets in open_in.items() if inodes else ():
         matching = {fd: inode for fd, inode in sockets.items() if inode in inodes}
         with suppress(OSError):
             program = procfs.program(pid) if matching else ""

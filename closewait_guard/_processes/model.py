@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._inspect import Endpoint, ProbeResult, has_sent
-from closewait_guard.model import Connection, Descriptors, Evidence, Observation, Report, State
+from closewait_guard.model import Descriptors, Observation, Report
 
 __all__ = [
     "CLOSE_WAIT",
     "ESTABLISHED",
+    "KEEPALIVE",
     "LISTEN",
     "Backend",
     "Descriptor",
@@ -30,7 +31,6 @@ __all__ = [
     "UnownedSocket",
     "UnusedCopy",
     "program_of",
-    "view_of",
 ]
 
 
@@ -81,10 +81,14 @@ def program_of(command: Sequence[str]) -> str:
     if len(command) == 1 and " " in command[0]:
         # The program has renamed itself.
         return command[0].strip()[:_MAX_NAME]
-    name = PurePath(command[0]).name
+    name = _file_name(command[0])
     if not name.startswith("python"):
         return name[:_MAX_NAME]
     return " ".join([name, *_script(command[1:])])[:_MAX_NAME]
+
+
+def _file_name(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))
 
 
 def _script(arguments: Sequence[str]) -> list[str]:
@@ -96,7 +100,7 @@ def _script(arguments: Sequence[str]) -> list[str]:
         if argument == "-c":
             return [argument]
         if not argument.startswith("-") and not takes_value:
-            return [PurePath(argument).name]
+            return [_file_name(argument)]
         takes_value = argument in ("-W", "-X")
     return []
 
@@ -259,9 +263,8 @@ class Backend(Protocol):
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10
 
-# The kernel's number of the timer that runs until the next keepalive probe, and the shortest time
-# after which a probe is sent: the one that was chosen does not show from outside.
-KEEPALIVE, _MIN_KEEPALIVE_IDLE = 2, 1.0
+# The kernel's number of the timer that runs until the next keepalive probe.
+KEEPALIVE = 2
 
 
 # The same as an Entry: of the many that are only counted, none is made.
@@ -330,22 +333,3 @@ def _host(family: int, raw: bytes) -> str:
     if family == socket.AF_INET6:
         return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]"
     return socket.inet_ntop(socket.AF_INET, raw[:4])
-
-
-def view_of(entry: Entry) -> ProbeResult:
-    """The entry as a probe would have seen it."""
-    from closewait_guard._inspect.probe import linux
-
-    if entry.info is not None:
-        result = linux.tcp_result(entry.info, lambda: entry.unread, lambda: entry.unsent)
-        if entry.timer == KEEPALIVE:
-            return linux.bounded_by_keepalive(result, _MIN_KEEPALIVE_IDLE)
-        return result
-    state = linux.STATES[entry.state] if entry.state < len(linux.STATES) else State.NONE
-    return ProbeResult(
-        state,
-        Evidence.TABLE,
-        linux.CONNECTIONS.get(state, Connection.LIVE),
-        unread=entry.unread,
-        unsent=entry.unsent,
-    )

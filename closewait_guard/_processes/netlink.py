@@ -35,9 +35,9 @@ _CLONE_NEWNET = 0x40000000
 _HEADER = struct.Struct("=IHHII")
 # struct inet_diag_req_v2: family, protocol, wanted attributes, padding, states, any address.
 _REQUEST = struct.Struct("=BBBxI48x")
-# The header's length and type, then of struct inet_diag_msg: family, state, timer, ports,
-# addresses, queues, user, inode.
-_MESSAGE = struct.Struct("=IH10x BBBx 2s2s 16s16s 12x 4x IIII")
+# The header, then of struct inet_diag_msg: family, state, timer, ports, addresses, queues, user,
+# inode.
+_MESSAGE = struct.Struct("=16x BBBx 2s2s 16s16s 12x 4x IIII")
 _START = struct.Struct("=IH")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVED_AT_ONCE = 1 << 20
@@ -156,9 +156,8 @@ def _malformed() -> OSError:
 def _rows_without_info(data: bytes) -> Iterable[Row]:
     """Most often all messages are of one length: then one call of C takes them apart."""
     length = _first_length(data)
-    found = _uniform(data, length, f"{length - _MESSAGE.size}x")
-    if found is not None:
-        return (row[2:] for row in found)
+    if _is_uniform(data, length):
+        return _fields(f"{length - _MESSAGE.size}x").iter_unpack(data)
     return (row for row, _ in _one_by_one(data))
 
 
@@ -166,12 +165,14 @@ def _rows_with_info(data: bytes) -> Iterable[Row]:
     """The same, with `struct tcp_info` in the same place of each."""
     length = _first_length(data)
     start, end = _attribute(data, _MESSAGE.size, length)
-    header = _ATTRIBUTE.size
-    shape = f"{start - header - _MESSAGE.size}x HH {end - start}s {length - end}x"
-    found = _uniform(data, length, shape) if start else None
-    if found is not None and all(row[-2] == _INET_DIAG_INFO for row in found):
-        return ((*row[2:-3], row[-1]) for row in found)
+    header = start - _ATTRIBUTE.size
+    if start and _is_uniform(data, length) and _is_repeated(data, length, header, start):
+        return _fields(f"{start - _MESSAGE.size}x {end - start}s {length - end}x").iter_unpack(data)
     return ((*row, _info(data, *place)) for row, place in _one_by_one(data))
+
+
+def _fields(rest: str) -> struct.Struct:
+    return struct.Struct(f"{_MESSAGE.format} {rest}")
 
 
 def _first_length(data: bytes) -> int:
@@ -181,12 +182,18 @@ def _first_length(data: bytes) -> int:
     return length
 
 
-def _uniform(data: bytes, length: int, rest: str) -> list[Row] | None:
+def _is_uniform(data: bytes, length: int) -> bool:
+    """Whether all messages are connections, and of one length."""
     if len(data) % length or length % 4:
-        return None
-    found = list(struct.Struct(f"{_MESSAGE.format} {rest}").iter_unpack(data))
-    expected = length, _SOCK_DIAG_BY_FAMILY
-    return found if all(row[:2] == expected for row in found) else None
+        return False
+    _, kind = _START.unpack_from(data)
+    return kind == _SOCK_DIAG_BY_FAMILY and _is_repeated(data, length, 0, _START.size)
+
+
+def _is_repeated(data: bytes, length: int, start: int, end: int) -> bool:
+    """Whether some bytes of the first message are those of each."""
+    times = len(data) // length
+    return all(data[at::length] == data[at : at + 1] * times for at in range(start, end))
 
 
 def _one_by_one(data: bytes) -> Iterator[tuple[Row, tuple[int, int]]]:
@@ -197,8 +204,7 @@ def _one_by_one(data: bytes) -> Iterator[tuple[Row, tuple[int, int]]]:
         if not _HEADER.size <= length <= len(data) - offset:
             raise _malformed()
         if kind == _SOCK_DIAG_BY_FAMILY:
-            _, _, *fields = _MESSAGE.unpack_from(data, offset)
-            yield tuple(fields), (offset + _MESSAGE.size, offset + length)
+            yield _MESSAGE.unpack_from(data, offset), (offset + _MESSAGE.size, offset + length)
         offset += (length + 3) & ~3
 
 

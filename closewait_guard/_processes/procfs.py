@@ -13,15 +13,17 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
-from pathlib import Path
+from functools import cached_property
 from typing import NamedTuple, TextIO
 
 from closewait_guard._descriptors import sockets_of_process
-from closewait_guard._inspect import descriptors_of_process
-from closewait_guard._processes.model import Entry, Process, program_of
+from closewait_guard._inspect import Endpoint, ProbeResult, descriptors_of_process
+from closewait_guard._processes.model import Descriptor, Entry, Process, program_of
+from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
     "HasNoDescriptorsError",
+    "SocketsWithoutRow",
     "age_of",
     "all_pids",
     "are_hidden",
@@ -51,13 +53,13 @@ class HasNoDescriptorsError(Exception):
 
 def all_pids() -> list[int]:
     """Of all processes that this one can see."""
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def are_hidden() -> bool:
     """Whether /proc may leave out the processes of other users, and shows none of them."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        mounts = _text_of("/proc/self/mountinfo")
     except OSError:
         return False
     here = [line for line in mounts.splitlines() if line.split(" ")[4:5] == ["/proc"]]
@@ -82,10 +84,15 @@ def is_hidden(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return not Path(f"/proc/{pid}").exists()
+        return not os.path.exists(f"/proc/{pid}")
     except OSError:
         return False
     return False
+
+
+def _text_of(path: str) -> str:
+    with open(path, encoding="utf-8", errors="backslashreplace") as file:
+        return file.read()
 
 
 class _Status(NamedTuple):
@@ -105,8 +112,7 @@ class _Status(NamedTuple):
 
 def _status(pid: int) -> _Status:
     # The program's name stands in brackets before the rest, and may hold anything.
-    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="backslashreplace")
-    words = text.rpartition(")")[2].split()
+    words = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return _Status(words[0], int(words[1]), int(words[6]), int(words[17]), int(words[19]))
 
 
@@ -183,7 +189,7 @@ def protocol_of(pid: int, fd: int, inode: int) -> str | None:
     path = f"/proc/{pid}/fd/{fd}"
     try:
         name = os.getxattr(path, "system.sockprotoname")
-        if os.readlink(path) != f"socket:[{inode}]":  # noqa: PTH115 - it is no path
+        if os.readlink(path) != f"socket:[{inode}]":
             return None
     except OSError:
         return None
@@ -192,27 +198,26 @@ def protocol_of(pid: int, fd: int, inode: int) -> str | None:
 
 def program(pid: int) -> str:
     """What the process is called: without its arguments, which may hold secrets."""
-    with Path(f"/proc/{pid}/cmdline").open("rb") as file:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read(_MAX_COMMAND).rstrip(b"\0").split(b"\0")
     name = program_of([word.decode(errors="backslashreplace") for word in words])
-    return name or Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").strip()
+    return name or _text_of(f"/proc/{pid}/comm").strip()
 
 
 def _python(pid: int) -> str:
     """The version of the interpreter by its file's name; empty for other programs."""
     try:
-        found = _PYTHON.search(Path(f"/proc/{pid}/exe").readlink().name)
+        found = _PYTHON.search(os.path.basename(os.readlink(f"/proc/{pid}/exe")))
     except OSError:
         return ""
     return found[1] if found else ""
 
 
 def _fd_limit(pid: int) -> int | None:
-    with Path(f"/proc/{pid}/limits").open(encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("Max open files"):
-                with suppress(ValueError, IndexError):
-                    return int(line.split()[3])
+    for line in _text_of(f"/proc/{pid}/limits").splitlines():
+        if line.startswith("Max open files"):
+            with suppress(ValueError, IndexError):
+                return int(line.split()[3])
     return None
 
 
@@ -225,13 +230,13 @@ def parents() -> Iterator[tuple[int, int]]:
 
 def user_of(pid: int) -> int:
     """The number of the user that the process runs as."""
-    return Path(f"/proc/{pid}").stat().st_uid
+    return os.stat(f"/proc/{pid}").st_uid
 
 
 def namespace_of(pid: int | str) -> int | None:
     """What identifies a network; None where it may not be read."""
     try:
-        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:
         return None
 
@@ -309,5 +314,54 @@ def _lines(pid: int | str, files: Mapping[str, int]) -> Iterator[tuple[int, str]
 
 
 def _open_table(pid: int | str, name: str) -> TextIO:
-    path = Path(f"/proc/{pid}/net/{name}")
-    return path.open(encoding="utf-8", errors="backslashreplace", newline="\n")
+    path = f"/proc/{pid}/net/{name}"
+    return open(path, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+_TCP = {"TCP": "AF_INET", "TCPv6": "AF_INET6", "MPTCP": "AF_INET", "MPTCPv6": "AF_INET6"}
+_KINDS = {
+    "UDP": ("AF_INET", "SOCK_DGRAM"),
+    "UDPv6": ("AF_INET6", "SOCK_DGRAM"),
+    "RAW": ("AF_INET", "SOCK_RAW"),
+    "RAWv6": ("AF_INET6", "SOCK_RAW"),
+    "UNIX": ("AF_UNIX", "SOCK_DGRAM"),
+    "UNIX-STREAM": ("AF_UNIX", "SOCK_STREAM"),
+}
+
+# Never connected, refused, or reset: the kernel does not say which, nor since when.
+_CLOSED = ProbeResult(State.CLOSE, Evidence.TABLE, Connection.UNCONNECTED)
+
+
+class SocketsWithoutRow:
+    """What is known of the sockets of one process that no table of connections has."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def protocol(self, fd: int, inode: int) -> str | None:
+        """The protocol as the kernel names it; None if the descriptor was closed meanwhile."""
+        return protocol_of(self._process.pid, fd, inode)
+
+    def unconnected(self, fd: int, inode: int, protocol: str) -> Descriptor | None:
+        """A TCP socket without a connection; None for one of another protocol."""
+        family = _TCP.get(protocol)
+        if family is None:
+            return None
+        endpoint = Endpoint(family, "SOCK_STREAM", None, None, inode)
+        return Descriptor(fd, endpoint, _CLOSED, accepted=False)
+
+    def describe(self, fd: int, inode: int, protocol: str) -> Descriptor:
+        """A socket of another protocol, with its addresses as far as there are any."""
+        family, kind = _KINDS.get(protocol, (f"AF_{protocol}", "SOCK_RAW"))
+        state = State.UNIX if family == "AF_UNIX" else State.NONE
+        view = ProbeResult(state, Evidence.TABLE, Connection.NOT_APPLICABLE)
+        local, peer = self._addresses.get(inode, (None, None))
+        return Descriptor(fd, Endpoint(family, kind, local, peer, inode), view, accepted=False)
+
+    @cached_property
+    def _addresses(self) -> dict[int, tuple[str | None, str | None]]:
+        try:
+            return local_addresses(self._process.pid)
+        except OSError:
+            # It has ended meanwhile.
+            return {}

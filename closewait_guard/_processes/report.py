@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -109,10 +109,9 @@ def build_report(
         for each in snapshot.others
         if each.fd not in copies
     ]
-    wrong = [_explain(leak, snapshot) for leak in leaks if leak.verdict is not Verdict.OPEN]
     report = _report(
         snapshot,
-        tuple(wrong),
+        tuple(_explain((leak for leak in leaks if leak.verdict is not Verdict.OPEN), snapshot)),
         (*spared, *healthy) if everything else (),
     )
     alerts = threshold_alerts(report, settings)
@@ -188,22 +187,31 @@ class _Records:
         return self._inherited[each.accepted]
 
 
-def _explain(finding: Finding, snapshot: ProcessSnapshot) -> Finding:
-    """With a hint, and who else has the same socket open: it ends when all have closed it."""
-    seen, own = finding.observation, snapshot.process.pid
-    others = snapshot.shared_by.get(seen.inode or 0, ())
-    others = [holder for holder in others if (holder.pid, holder.fd) != (own, seen.fd)]
-    # A program in C has no `with`, and no lines to find.
-    origin = seen.record.origin if snapshot.process.python else Origin.NATIVE
-    facts = finding.verdict, origin, seen.evidence, seen.connection
-    return replace(
-        finding,
-        holders=tuple(_describe_sharing(holder, own) for holder in others),
-        hint=_FIND_LINE if facts[:2] == (Verdict.LEAKED, Origin.ADOPTED) else hint_for(*facts),
-        code=cause_code(*facts),
-    )
+def _explain(findings: Iterable[Finding], snapshot: ProcessSnapshot) -> Iterator[Finding]:
+    """With hints, and who else has the same socket open: it ends when all have closed it."""
+    own, shared_by = snapshot.process.pid, snapshot.shared_by
+    holders: tuple[str, ...] = ()
+    for finding in findings:
+        seen = finding.observation
+        # A program in C has no `with`, and no lines to find.
+        origin = seen.record.origin if snapshot.process.python else Origin.NATIVE
+        facts = finding.verdict, origin, seen.evidence, seen.connection
+        has_line = finding.verdict is _LEAKED and origin is _ADOPTED
+        hint = _FIND_LINE if has_line else hint_for(*facts)
+        if shared_by:
+            others = shared_by.get(seen.inode or 0, ())
+            holders = tuple(
+                _describe_sharing(holder, own)
+                for holder in others
+                if (holder.pid, holder.fd) != (own, seen.fd)
+            )
+        # Not by replace(), which takes five times as long: there may be many thousands.
+        code = cause_code(*facts)
+        yield Finding(seen, finding.verdict, finding.severity, holders, hint, code=code)
 
 
+# Python 3.11 takes long to find a member by its name.
+_LEAKED, _ADOPTED = Verdict.LEAKED, Origin.ADOPTED
 _FIND_LINE = "find its line: restart it with `closewait-guard run --interval 60 -- COMMAND`"
 
 

@@ -240,10 +240,11 @@ def holder_facts(findings: Sequence[Finding], most: int = _MAX_HOLDERS) -> Itera
     """
     alike: dict[str, dict[str, None]] = {}
     held: Counter[str] = Counter()
-    for finding in findings:
-        for holder in finding.holders:
+    known = [finding.holders for finding in findings if finding.holders]
+    for holders in known:
+        for holder in holders:
             alike.setdefault(_without_keys(holder), {})[holder] = None
-        held.update(set(map(_without_keys, finding.holders)))
+        held.update(set(map(_without_keys, holders)))
     total = len(findings)
     for key, (first, *others) in list(alike.items())[:most]:
         more = f", and {len(others):,} more like it" if others else ""
@@ -251,7 +252,7 @@ def holder_facts(findings: Sequence[Finding], most: int = _MAX_HOLDERS) -> Itera
         yield Fact("held by", f"{first}{more}{of}")
     if len(alike) > most:
         yield Fact("held by", f"(and {len(alike) - most:,} more)", Style.NOTE)
-    unknown = sum(not finding.holders for finding in findings)
+    unknown = total - len(known)
     if alike and unknown:
         text = f"(not known of {unknown:,}: not found, or no time to search)"
         yield Fact("held by", text, Style.NOTE)

@@ -160,7 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(render_processes(found, only=chosen, layout=layout), end="")
         if children:
             say(children)
-    if any(process.report.leaks for process in chosen):
+    if any(finding.is_leak for process in chosen for finding in process.report.findings):
         return LEAKS_FOUND
     return USAGE if missed else FINE
 

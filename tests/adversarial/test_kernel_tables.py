@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from closewait_guard._processes import linux, netlink, procfs
-from closewait_guard._processes.model import Entry, view_of
+from closewait_guard._processes.linux import view_of
+from closewait_guard._processes.model import Entry
 
 fuzzed = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -202,11 +203,12 @@ class ReplacedProcess:
         self._folder = folder
 
     def __enter__(self):
-        self._before = procfs.Path
-        procfs.Path = lambda path: self._before(path.replace("/proc/1", str(self._folder)))
+        procfs.open = lambda path, *mode, **how: open(
+            path.replace("/proc/1", str(self._folder)), *mode, **how
+        )
 
     def __exit__(self, *failure):
-        procfs.Path = self._before
+        del procfs.open
 
 
 def test_a_table_without_line_ends_takes_bounded_memory():
