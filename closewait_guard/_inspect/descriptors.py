@@ -109,14 +109,17 @@ def descriptors_of_process(pid: int) -> tuple[dict[int, int], Descriptors]:
     tally, links = _Tally(), dict[int, str]()
     folder = OwnedDescriptor(os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY))
     try:
-        for name in os.listdir(folder.fileno()):  # noqa: PTH208 - pathlib reads no open folder
+        fd, readlink = folder.fileno(), os.readlink
+        for name in os.listdir(fd):  # noqa: PTH208 - pathlib reads no open folder
             try:
-                link = os.readlink(name, dir_fd=folder.fileno())
-                kind = _kind_of_link(link, _OTHER)
-                if kind is DescriptorKind.SOCKET:
+                link = readlink(name, dir_fd=fd)
+                # Before all other kinds: there may be many thousands.
+                if link.startswith("socket:["):
                     sockets[int(name)] = int(link[8:-1])
-                elif kind is _OTHER:
-                    status = os.stat(name, dir_fd=folder.fileno())
+                    continue
+                kind = _kind_of_link(link, _OTHER)
+                if kind is _OTHER:
+                    status = os.stat(name, dir_fd=fd)
                     kind = _BY_FORMAT.get(status.st_mode & _FORMAT, _OTHER)
                     links[int(name)] = link
                     tally.note(kind, status, int(name))
@@ -126,6 +129,7 @@ def descriptors_of_process(pid: int) -> tuple[dict[int, int], Descriptors]:
             tally.counts[kind] += 1
     finally:
         folder.close()
+    tally.counts[DescriptorKind.SOCKET] = len(sockets)
     return sockets, tally.result(links.__getitem__)
 
 
