@@ -247,7 +247,7 @@ def _install_and_add(
     return guard
 
 
-def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
+def no_leaks(grace: float = 1.0, *, allow_open: bool = False, descriptors: bool = False) -> NoLeaks:
     """Check that a block leaves no socket behind: `with`, `async with`, or a decorator.
 
     Sockets that were open before do not count. Waits up to `grace` seconds for sockets that are
@@ -256,6 +256,7 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
     Args:
         grace: Seconds that sockets have to close after the block.
         allow_open: Accept sockets that are open and healthy, such as those of a pool that stays.
+        descriptors: Refuse everything else that is left open, too: files, pipes, epoll and so on.
 
     Raises:
         SocketLeakError: Sockets were leaked; the text is the report.
@@ -271,7 +272,7 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
         guard._load()
     from closewait_guard._no_leaks import NoLeaks
 
-    return NoLeaks(_current, grace, allow_open=allow_open)
+    return NoLeaks(_current, grace, allow_open=allow_open, descriptors=descriptors)
 
 
 def _current() -> Guard:

@@ -30,6 +30,7 @@ __all__ = [
     "identity_of",
     "inode_of",
     "is_listening",
+    "is_owned",
     "is_socket_of",
     "numbers_to_try",
     "own_socket",
@@ -99,6 +100,8 @@ class OwnedDescriptor:
     def __init__(self, fd: int, at_least: int = _FIRST_AFTER_STANDARD_STREAMS) -> None:
         self._fd = _moved(fd, at_least)
         self._identity = identity_of(self._fd)
+        if self._identity is not None:
+            _owned[self._fd] = self._identity
 
     def fileno(self) -> int:
         """Its number; -1, which every call refuses, as soon as the program has closed it."""
@@ -111,8 +114,18 @@ class OwnedDescriptor:
         fd = self.fileno()
         self._fd = -1
         if fd >= 0:
+            _owned.pop(fd, None)
             with suppress(OSError):
                 _close(fd)
+
+
+# Those that have not been closed, as they were when they were opened.
+_owned: dict[int, Identity] = {}
+
+
+def is_owned(fd: int, identity: Identity) -> bool:
+    """Whether the guard has opened for itself what is open at a number."""
+    return identity in (_owned.get(fd), own_socket)
 
 
 def owned_pipe(

@@ -283,9 +283,7 @@ class Guard:
         return self._registry.mark()
 
     def check(self, since: int) -> Report:
-        """Scan only the sockets opened after a mark: the leaks, and all that are still open.
-
-        There is no grace time: who calls this has waited.
+        """Scan the sockets opened after a mark without a grace time: leaks, and all still open.
 
         Example:
             >>> with Guard() as guard:
@@ -299,12 +297,14 @@ class Guard:
         """
         return self._pipeline.check(since)
 
-    def no_leaks(self, grace: float = 1.0, *, allow_open: bool = False) -> NoLeaks:
+    def no_leaks(
+        self, grace: float = 1.0, *, allow_open: bool = False, descriptors: bool = False
+    ) -> NoLeaks:
         """Check that a block leaves no socket behind; see `closewait_guard.no_leaks`."""
         self._load()
         from closewait_guard._no_leaks import NoLeaks
 
-        return NoLeaks(lambda: self, grace, allow_open=allow_open)
+        return NoLeaks(lambda: self, grace, allow_open=allow_open, descriptors=descriptors)
 
     def _next_in_series(self, notes: Iterable[str] = (), *, is_last: bool = False) -> Report:
         return self._pipeline.next_in_series(self._fd_exhaustion.count, notes, is_last=is_last)

@@ -1,4 +1,4 @@
-"""`no_leaks`: a block, or a function, must leave no socket behind.
+"""`no_leaks`: a block, or a function, must leave no socket behind, or no descriptor at all.
 
 Before anything counts as a leak, sockets that are about to close get the time to do so.
 """
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from closewait_guard._capture import around
 from closewait_guard._clock import nap, now, pause
@@ -19,10 +19,16 @@ from closewait_guard._config import require_number
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._cpython import running_loop
 from closewait_guard._enums import Verdict
-from closewait_guard._render import render_report
+from closewait_guard._format import pluralize
+from closewait_guard._inspect import DescriptorsOfBlock
+from closewait_guard._redact import Redaction
+from closewait_guard._render import list_kinds, render_report
 from closewait_guard._stream import layout_of
 from closewait_guard.exceptions import ConfigurationError, SocketLeakError
-from closewait_guard.model import Finding, Report
+from closewait_guard.model import Descriptors, Finding, Report
+
+if TYPE_CHECKING:
+    from closewait_guard.settings import Settings
 
 __all__ = [
     "NoLeaks",
@@ -43,6 +49,7 @@ class Settling:
         find_open: Finds the sockets that are still open, or were dropped.
         grace: Seconds that the waits may take together.
         collect_garbage: Called once, to do so.
+        leaves_more: Whether something else is to be waited for, with these findings.
     """
 
     def __init__(
@@ -50,9 +57,11 @@ class Settling:
         find_open: Callable[[], Sequence[Finding]],
         grace: float,
         collect_garbage: Callable[[], object] = gc.collect,
+        leaves_more: Callable[[Sequence[Finding]], bool] = lambda _: False,
     ) -> None:
         self._find_open = find_open
         self._collect_garbage = collect_garbage
+        self._leaves_more = leaves_more
         self._left = grace
         self._deadline = now() + grace
         self.findings: Sequence[Finding] = ()
@@ -75,7 +84,8 @@ class Settling:
     def _has_settled(self) -> bool:
         """Whether waiting can change nothing: all are closed, or were dropped."""
         self.findings = self._find_open()
-        return all(each.verdict is Verdict.DROPPED for each in self.findings)
+        leaves_more = self._leaves_more(self.findings)
+        return not leaves_more and all(each.verdict is Verdict.DROPPED for each in self.findings)
 
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -89,11 +99,29 @@ class _Guard(Protocol):
 
     @property
     def installed(self) -> bool: ...
+    @property
+    def settings(self) -> Settings: ...
     def install(self) -> object: ...
     def uninstall(self) -> None: ...
     def mark(self) -> int: ...
     def check(self, since: int) -> Report: ...
     def _open_since(self, mark: int) -> Sequence[Finding]: ...
+
+
+class _Block(NamedTuple):
+    """A block that has been entered.
+
+    Attributes:
+        guard: The guard that is used.
+        is_ours: It was installed for the block.
+        mark: The sockets that are opened in the block come after it.
+        opened: All descriptors that are, where they count.
+    """
+
+    guard: _Guard
+    is_ours: bool
+    mark: int
+    opened: DescriptorsOfBlock | None
 
 
 class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
@@ -108,23 +136,38 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         grace: Seconds that sockets have to close after the block.
         allow_open: Accept sockets that are open and healthy, such as those of a pool that stays;
             not those that could not be described.
+        descriptors: Refuse everything else that is left open, too: files, pipes, epoll and so on.
 
     Raises:
         SocketLeakError: Sockets were leaked; the text is the report.
     """
 
-    def __init__(self, guard: Callable[[], _Guard], grace: float, *, allow_open: bool) -> None:
+    def __init__(
+        self,
+        guard: Callable[[], _Guard],
+        grace: float,
+        *,
+        allow_open: bool,
+        descriptors: bool = False,
+    ) -> None:
         if callable(grace):
             raise ConfigurationError("no_leaks needs parentheses as a decorator: @no_leaks()")
         grace = require_number(parse_seconds, grace, "no_leaks(grace=...)")
         self._get_guard = guard
         self._grace = grace
         self._allow_open = allow_open
-        self._entered: list[tuple[_Guard, bool, int]] = []
+        self._descriptors = descriptors
+        self._entered: list[_Block] = []
 
     def __call__(self, function: _F) -> _F:
         return around(
-            function, lambda: NoLeaks(self._get_guard, self._grace, allow_open=self._allow_open)
+            function,
+            lambda: NoLeaks(
+                self._get_guard,
+                self._grace,
+                allow_open=self._allow_open,
+                descriptors=self._descriptors,
+            ),
         )
 
     def __enter__(self) -> None:
@@ -132,7 +175,14 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         is_ours = not guard.installed
         if is_ours:
             guard.install()
-        self._entered.append((guard, is_ours, guard.mark()))
+        try:
+            mark = guard.mark()
+            opened = DescriptorsOfBlock() if self._descriptors else None
+        except BaseException:
+            if is_ours:
+                guard.uninstall()
+            raise
+        self._entered.append(_Block(guard, is_ours, mark, opened))
 
     def __exit__(
         self,
@@ -160,24 +210,53 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     @contextmanager
     def _ending(self, error: BaseException | None) -> Iterator[Iterable[float]]:
         """Provide the waits at the end of the block; fail after the last if sockets are left."""
-        guard, is_ours, mark = self._entered.pop()
+        guard, is_ours, mark, opened = self._entered.pop()
+        left: Descriptors | None = None
+
+        def leaves_more(findings: Sequence[Finding]) -> bool:
+            nonlocal left
+            left = None if opened is None else self._left_open(opened, findings)
+            return left is not None
+
         try:
             if error is not None:
                 yield ()
                 return
-            settling = Settling(lambda: guard._open_since(mark), self._grace)
+            settling = Settling(
+                lambda: guard._open_since(mark), self._grace, leaves_more=leaves_more
+            )
             yield settling
-            if self._refused(settling.findings):
+            if left is not None or self._refused(settling.findings):
                 # Now with the holders of what is still open.
-                self._raise_if_leaky(guard.check(mark))
+                redaction = Redaction(guard.settings.redact)
+                shown = redaction.apply(lambda mask: mask.descriptors(left), left)
+                self._raise_if_leaky(guard.check(mark), shown)
         finally:
             if is_ours:
                 guard.uninstall()
 
-    def _raise_if_leaky(self, report: Report) -> None:
-        if refused := self._refused(report.findings):
-            report = replace(report, findings=refused)
-            raise SocketLeakError(render_report(report, layout_of(everything=True)), report)
+    def _left_open(
+        self, opened: DescriptorsOfBlock, findings: Sequence[Finding]
+    ) -> Descriptors | None:
+        """The other descriptors that the block has left open, if there are any."""
+        judged = {each.observation.fd for each in findings}
+        found = opened.still_open(judged, sockets=not self._allow_open)
+        return found if found.total else None
+
+    def _raise_if_leaky(self, report: Report, left: Descriptors | None) -> None:
+        refused = self._refused(report.findings)
+        if not refused and left is None:
+            return
+        report, layout = replace(report, findings=refused), layout_of(everything=True)
+        paragraphs = [render_report(report, layout)] if refused else []
+        if left is not None:
+            text = (
+                f"{pluralize(left.total, 'descriptor')} left open by the block: "
+                f"{list_kinds(left)}. Close them by `with`, or in a `finally` block; which line "
+                "opened them is not recorded."
+            )
+            paragraphs.insert(0, "".join(f"{line}\n" for line in layout.wrap(text, "  ")))
+        raise SocketLeakError("\n".join(paragraphs), report, left)
 
     def _refused(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         return tuple(

@@ -105,7 +105,7 @@ class Mask:
                 replace(each, finding=self.finding(each.finding)) for each in report.closed_late
             ),
             observations=tuple(self.observation(seen) for seen in report.observations),
-            descriptors=self._descriptors(report.descriptors),
+            descriptors=self.descriptors(report.descriptors),
         )
         notes = tuple(self.text(note) for note in report.coverage.notes)
         failed = self.failures - before
@@ -121,7 +121,8 @@ class Mask:
             masked[shown] = masked.get(shown, 0) + number
         return masked
 
-    def _descriptors(self, found: Descriptors | None) -> Descriptors | None:
+    def descriptors(self, found: Descriptors | None) -> Descriptors | None:
+        """Redact the names of what is open."""
         if found is None:
             return None
         names = {kind: self.counts(counts) for kind, counts in found.names.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from closewait_guard.model import Report
+    from closewait_guard.model import Descriptors, Report
 
 __all__ = [
     "CloseWaitGuardError",
@@ -47,11 +47,12 @@ class SocketLeakError(CloseWaitGuardError, AssertionError):
 
     Attributes:
         report: The `Report` that names the leaked sockets.
+        descriptors: Other descriptors that were left open, where they were asked for.
     """
 
-    def __init__(self, text: str, report: Report) -> None:
-        super().__init__(text, report)
-        self.report = report
+    def __init__(self, text: str, report: Report, descriptors: Descriptors | None = None) -> None:
+        super().__init__(text, report, descriptors)
+        self.report, self.descriptors = report, descriptors
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -16,7 +16,11 @@ from closewait_guard._inspect.observation import (
 from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, has_sent, peer_of
 
 if TYPE_CHECKING:
-    from closewait_guard._inspect.descriptors import DescriptorCounter, descriptors_of_process
+    from closewait_guard._inspect.descriptors import (
+        DescriptorCounter,
+        DescriptorsOfBlock,
+        descriptors_of_process,
+    )
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
     from closewait_guard._inspect.records import (
         count_as_own,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "DescriptorCounter": "descriptors",
+        "DescriptorsOfBlock": "descriptors",
         "ScanResult": "scanner",
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
@@ -48,6 +53,7 @@ else:
 
 __all__ = [
     "DescriptorCounter",
+    "DescriptorsOfBlock",
     "Endpoint",
     "Probe",
     "ProbeResult",

@@ -10,19 +10,27 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._clock import now
-from closewait_guard._descriptors import OwnedDescriptor, fd_used, numbers_to_try
+from closewait_guard._descriptors import (
+    Identity,
+    OwnedDescriptor,
+    fd_used,
+    is_owned,
+    numbers_to_try,
+)
 from closewait_guard._enums import is_about_descriptors
 from closewait_guard._interruptions import refusals
+from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import DescriptorKind, Descriptors, Report
 
 __all__ = [
     "DescriptorCounter",
+    "DescriptorsOfBlock",
     "count_descriptors",
     "descriptors_of_process",
     "open_descriptors",
@@ -83,16 +91,10 @@ def _with_count_only(report: Report) -> Report:
 
 def count_descriptors(*, named: bool) -> Descriptors | None:
     """All descriptors of this process; None where they cannot be found out."""
-    tally, by_format = _Tally(), _BY_FORMAT
+    tally = _Tally()
     try:
         for fd, status in open_descriptors():
-            kind = by_format.get(status.st_mode & _FORMAT)
-            # What is in memory only is a file without a name.
-            if kind is None or (kind is _FILE and not status.st_nlink):
-                kind = _kind_of_link(_link_of(fd), kind or _OTHER)
-            tally.counts[kind] += 1
-            if named and kind in _NAMED:
-                tally.note(kind, status, fd)
+            tally.add(fd, status, named=named)
     except Exception as error:
         refusals.note(error)
         return None
@@ -141,6 +143,16 @@ class _Tally:
         self._files: Counter[_File] = Counter()
         self._examples: dict[_File, int] = {}
 
+    def add(self, fd: int, status: os.stat_result, *, named: bool) -> None:
+        """Count what is open at a number of this process."""
+        kind = _BY_FORMAT.get(status.st_mode & _FORMAT)
+        # What is in memory only is a file without a name.
+        if kind is None or (kind is _FILE and not status.st_nlink):
+            kind = _kind_of_link(_link_of(fd), kind or _OTHER)
+        self.counts[kind] += 1
+        if named and kind in _NAMED:
+            self.note(kind, status, fd)
+
     def note(self, kind: DescriptorKind, status: os.stat_result, fd: int) -> None:
         """Count the file that is open at a number."""
         # What has no file shares its inode with others.
@@ -159,6 +171,70 @@ class _Tally:
 
 
 _File = tuple[DescriptorKind, int, int]
+
+
+class DescriptorsOfBlock:
+    """Those that a block has opened, from the moment that this is made.
+
+    Raises:
+        ConfigurationError: Descriptors cannot be listed here.
+    """
+
+    def __init__(self) -> None:
+        self._before = {fd: _identity(status) for fd, status in _listed()}
+        self._candidates: dict[int, Identity] | None = None
+
+    def still_open(self, judged: Container[int], *, sockets: bool) -> Descriptors:
+        """Those that were open when this was first asked, and have been each time since.
+
+        Args:
+            judged: The numbers of the sockets on which there is a finding.
+            sockets: Whether other sockets count, which native code has opened.
+        """
+        tally, found = _Tally(), dict[int, Identity]()
+        for fd, status in _listed():
+            identity = _identity(status)
+            known = self._before if self._candidates is None else self._candidates
+            is_same = known.get(fd) == identity
+            # What is opened after the block is not the block's.
+            if is_same == (self._candidates is None) or is_owned(fd, identity):
+                continue
+            found[fd] = identity
+            is_accepted = not sockets and identity[2] == stat.S_IFSOCK
+            if fd not in judged and not is_accepted and not _is_of_process(fd):
+                tally.add(fd, status, named=True)
+        self._candidates = found
+        return tally.result(_link_of)
+
+
+def _listed() -> Iterator[tuple[int, os.stat_result]]:
+    try:
+        yield from open_descriptors()
+    except Exception as error:
+        refusals.note(error)
+        raise ConfigurationError(
+            f"no_leaks(descriptors=True): the open descriptors cannot be listed here ({error})"
+        ) from error
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_mode & _FORMAT
+
+
+# Opened once in a process, by whatever needs it first, and kept to its end.
+_KEPT_LINKS = frozenset({"/dev/random", "/dev/urandom"})
+_KEPT_BY = (
+    ("multiprocessing.resource_tracker", "_resource_tracker", "_fd"),
+    ("multiprocessing.forkserver", "_forkserver", "_forkserver_alive_fd"),
+)
+
+
+def _is_of_process(fd: int) -> bool:
+    """Whether Python itself keeps it for the whole process."""
+    for home, name, field in _KEPT_BY:
+        if getattr(getattr(sys.modules.get(home), name, None), field, None) == fd:
+            return True
+    return _link_of(fd) in _KEPT_LINKS
 
 
 def open_descriptors() -> Iterator[tuple[int, os.stat_result]]:

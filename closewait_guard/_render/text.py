@@ -30,6 +30,7 @@ from closewait_guard.model import (
     ClosedLate,
     Coverage,
     DescriptorKind,
+    Descriptors,
     Report,
     Severity,
     SiteGroup,
@@ -49,6 +50,7 @@ __all__ = [
     "is_fd_share_news",
     "is_quiet",
     "join_sections",
+    "list_kinds",
     "native_note",
     "no_news_line",
     "not_covered_lines",
@@ -271,14 +273,16 @@ def has_descriptor_alert(report: Report) -> bool:
 
 def descriptor_kinds(report: Report) -> str:
     """What the descriptors are: `612 sockets (560 CLOSE_WAIT), 42 files (38 x /log/app.log)`."""
-    found = report.descriptors
-    if found is None:
-        return ""
     waiting = sum(
         finding.count
         for finding in report.findings
         if finding.observation.state is State.CLOSE_WAIT
     )
+    return list_kinds(report.descriptors, waiting) if report.descriptors else ""
+
+
+def list_kinds(found: Descriptors, waiting: int = 0) -> str:
+    """The same of any descriptors, with so many sockets among them in CLOSE_WAIT."""
     details = {
         kind: _names(names, found.by_kind.get(kind, 0)) for kind, names in found.names.items()
     }
