@@ -16,7 +16,6 @@ from functools import partial
 from closewait_guard import _descriptors
 from closewait_guard._capture import CreationTuple, Registry, patch
 from closewait_guard._clock import Allowance, now, thread_time, wall
-from closewait_guard._cpython import has_gil
 from closewait_guard._delivery import print_text
 from closewait_guard._enums import LEAKS, NOT_INSTALLED
 from closewait_guard._format import pluralize
@@ -41,7 +40,7 @@ from closewait_guard._judge import (
     threshold_alerts,
     update_alerts,
 )
-from closewait_guard._live import sees_all_threads, shows_other_threads
+from closewait_guard._live import hidden_by_interpreter
 from closewait_guard._redact import Redaction
 from closewait_guard._render import native_note
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
@@ -87,7 +86,7 @@ class Pipeline:
         self._calls = RunningCalls(registry)
         self._allowance = Allowance(now())
         self._explainer = Explainer(registry, self._allowance)
-        self.holders_seconds = 0.0
+        self.holders_seconds, self._undescribed = 0.0, 0
         self.print_on_signal: Callable[[Report], None] = print_text
         self._series = _Series(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
@@ -142,6 +141,19 @@ class Pipeline:
     def _finish(self, report: Report) -> Report:
         report = replace(report, alerts=threshold_alerts(report, self._settings))
         return self._redaction.report(self._descriptors.name_if_exhausted(report))
+
+    def unseen(self) -> Iterator[str]:
+        """Why leaks may be missing from the latest report: no gate must pass then."""
+        if self._undescribed:
+            yield f"looking at {pluralize(self._undescribed, 'socket')} has failed"
+        if failures := self._registry.totals()[2]:
+            yield f"recording sockets has failed ({pluralize(failures, 'time')})"
+        if self.scanner.natives.count is None:
+            yield "the open descriptors could not be listed"
+        yield from self.scanner.forked_copies.unseen
+        yield from self._pools.failures
+        if self.children.failure:
+            yield self.children.failure
 
     def open_since(self, mark: int) -> tuple[Finding, ...]:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
@@ -244,6 +256,7 @@ class Pipeline:
         *,
         named: bool = False,
     ) -> Report:
+        self._undescribed = seen.undescribed
         report = Report(
             schema=SCHEMA,
             taken_at=wall(),
@@ -281,7 +294,7 @@ class Pipeline:
         context = self._registry.context
         if context is not None and context.failure is not None:
             yield context.failure
-        yield from _not_covered_of_threads()
+        yield from hidden_by_interpreter()
         if not self._explainer.has_seen_all_calls:
             yield "what some of the running calls have in their variables: there are too many"
         yield from _not_covered_of_sockets(
@@ -310,17 +323,19 @@ class _Children:
         self._paused_until = 0.0
         self.notes: tuple[str, ...] = ()
         self.unread: tuple[int, ...] = ()
+        self.failure = ""  # Of the latest search.
 
     def leaks(self, *, is_last: bool) -> tuple[Finding, ...]:
         """Those that a child has open unused, with the record that they had at the fork."""
-        closed, started = self._registry.closed_since_fork(), now()
+        closed, started, self.failure = self._registry.closed_since_fork(), now(), ""
         if not closed:
             self.notes = self.unread = ()
         elif is_last or started >= self._paused_until:
             try:
                 self._look(closed)
             except Exception as error:
-                self.notes = (f"what child processes keep open: the search failed ({error})",)
+                self.failure = f"what child processes keep open: the search failed ({error})"
+                self.notes = (self.failure,)
             self._paused_until = now() + (now() - started) / _SHARE_OF_CHILDREN
         return tuple(
             leak
@@ -424,21 +439,6 @@ def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator
     replacement = patch.replacement_class()
     if replacement is not None:
         yield f"sockets of {replacement}, which has taken the place of socket.socket"
-
-
-def _not_covered_of_threads() -> Iterator[str]:
-    if not has_gil():
-        yield (
-            "what holds sockets, which pools and other threads use them, and the objects of those "
-            "older than the guard: without the GIL that cannot be read safely"
-        )
-    elif not sees_all_threads():
-        yield (
-            "what other threads do, have in their variables or read of closed sockets, because "
-            "this process has several interpreters"
-        )
-    elif not shows_other_threads():
-        yield "what other threads have in their variables: this Python does not show it safely"
 
 
 def _not_covered_of_sockets(failed: int, unsearched: int, undescribed: int) -> Iterator[str]:

@@ -232,14 +232,21 @@ _INIT = 1
 
 
 def descendants_of(pid: int, at_most: int) -> list[int]:
-    """The running children of a process, and theirs; where there are more, some. Linux only."""
+    """The running children of a process, and theirs; where there are more, some. Linux only.
+
+    Raises:
+        OSError: They cannot be read, as without a descriptor.
+    """
     pids = [pid]
     for parent in pids:
         if len(pids) > at_most or pid == _INIT:
             break
-        with suppress(OSError, ValueError):
-            folder = f"/proc/{parent}/task"
-            for task in os.listdir(folder):  # noqa: PTH208
+        folder, tasks = f"/proc/{parent}/task", list[str]()
+        # It may have ended meanwhile, or a thread of it.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            tasks = os.listdir(folder)  # noqa: PTH208
+        for task in tasks:
+            with suppress(FileNotFoundError, ProcessLookupError):
                 pids += map(int, _text_of(f"{folder}/{task}/children").split())
     return pids[1:]
 

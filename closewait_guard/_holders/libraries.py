@@ -95,7 +95,7 @@ class Pools:
     """Knows the pools of the process by weak reference; looks for new ones when there is reason.
 
     Attributes:
-        notes: What could not be found out the last time.
+        notes: What could not be found out the last time; the `failures` are those for an error.
     """
 
     def __init__(self) -> None:
@@ -104,6 +104,7 @@ class Pools:
         # By the identity of the reference to a pool.
         self._answers: dict[int, _UseAnswer] = {}
         self.notes: tuple[str, ...] = ()
+        self.failures: tuple[str, ...] = ()
 
     def uses(
         self, suspects: Iterable[Observation], limit: TimeLimit, *, afresh: bool = False
@@ -115,13 +116,13 @@ class Pools:
             limit: How long to look for new pools where the heap is large, and for what uses them.
             afresh: Search again for what uses them, however lately that was done.
         """
-        self.notes = ()
+        self.notes = self.failures = ()
         if not has_gil():
             return {}
         try:
             return self._uses(suspects, limit, afresh=afresh)
         except Exception:
-            self.notes = ("what waits in pools: asking them has failed",)
+            self.notes = self.failures = ("what waits in pools: asking them has failed",)
             return {}
 
     def _uses(

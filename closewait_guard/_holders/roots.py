@@ -319,8 +319,10 @@ def processes_sharing(observations: Collection[Observation]) -> dict[int, list[s
     inodes = {each.inode for each in observations if each.inode}
     found: dict[int, list[str]] = {}
     parent = os.getppid()
-    processes = [parent, *descendants_of(parent, _MAX_PROCESSES)] if of_parent else []
-    processes += descendants_of(os.getpid(), _MAX_PROCESSES)
+    processes = [parent] if of_parent else []
+    with suppress(OSError):
+        for each in (*processes, os.getpid()):
+            processes += descendants_of(each, _MAX_PROCESSES)
     for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
         if pid != os.getpid():
             for inode in inodes & _sockets_of(pid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from closewait_guard._live.frames import (
+    hidden_by_interpreter,
     load_frame_copy,
     locals_of,
     locals_of_other_thread,
@@ -69,6 +70,7 @@ __all__ = [
     "exact_text",
     "field",
     "find_classes",
+    "hidden_by_interpreter",
     "instances_of",
     "is_a",
     "is_any_of",

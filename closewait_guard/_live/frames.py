@@ -25,7 +25,7 @@ import gc
 import operator
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import compress
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
@@ -36,6 +36,7 @@ from closewait_guard._live.gc_objects import without_collection
 from closewait_guard._live.objects import is_exactly, module_name, type_qualname
 
 __all__ = [
+    "hidden_by_interpreter",
     "load_frame_copy",
     "locals_of",
     "locals_of_other_thread",
@@ -127,6 +128,22 @@ def locals_of_other_thread(frame: FrameType) -> dict[str, Any]:
 def shows_other_threads() -> bool:
     """Whether the variables of calls in other threads can be read at all."""
     return has_gil() and (_read_of_others is _by_view or _frame_copy() is not None)
+
+
+def hidden_by_interpreter() -> Iterator[str]:
+    """What cannot be read of this process's objects and threads, as notes of a report."""
+    if not has_gil():
+        yield (
+            "what holds sockets, which pools and other threads use them, and the objects of those "
+            "older than the guard: without the GIL that cannot be read safely"
+        )
+    elif not sees_all_threads():
+        yield (
+            "what other threads do, have in their variables or read of closed sockets, because "
+            "this process has several interpreters"
+        )
+    elif not shows_other_threads():
+        yield "what other threads have in their variables: this Python does not show it safely"
 
 
 def unnamed_values_of(frame: FrameType) -> list[object]:

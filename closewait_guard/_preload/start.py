@@ -20,7 +20,7 @@ from closewait_guard import _api
 from closewait_guard._capture import patch
 from closewait_guard._clock import now
 from closewait_guard._delivery import print_text
-from closewait_guard._format import escape_control, pluralize
+from closewait_guard._format import escape_control
 from closewait_guard._guard import Guard
 from closewait_guard._preload.status import MAX_REPORT, ChildConfig, Line, prints_json
 from closewait_guard._render import render_report, to_dict, with_examples
@@ -168,8 +168,10 @@ class _Ending:
         is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not is_silent)
         shown = _without_open(report)
         text = as_text(shown) if is_wanted else ""
-        self._status.note_unread(self._guard._pipeline.children.unread)
-        is_printed = self._status.end(_verdict(report), text, is_exec=is_exec)
+        pipeline = self._guard._pipeline
+        self._status.note_unread(pipeline.children.unread)
+        unseen = (*pipeline.unseen(), *self._looks.failures)
+        is_printed = self._status.end(_verdict(report, unseen), text, is_exec=is_exec)
         if is_wanted and self._prints_text and not is_printed:
             with suppress(Exception):
                 _print_report(shown)
@@ -190,14 +192,13 @@ class _Ending:
         return self._pid != os.getpid() and not self._status.has_opened
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: Report, unseen: Iterable[str]) -> str:
     """What is reported to the launcher: what could not be looked at may have leaked."""
-    if report.leaks:
+    # Of those that were dropped, no record may be left.
+    if report.leaks or report.coverage.forgotten:
         return "leaked"
-    undescribed = sum(not leak.observation.is_described for leak in report.findings)
-    if undescribed:
-        return f"failed looking at {pluralize(undescribed, 'socket')} has failed"
-    return "clean"
+    why = "; ".join(unseen)
+    return f"failed {escape_control(why)}" if why else "clean"
 
 
 def _without_open(report: Report) -> Report:

@@ -14,7 +14,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
 from types import FunctionType, MethodType, ModuleType
@@ -52,10 +52,14 @@ class EarlyLooks:
 
     Args:
         guard: What scans.
+
+    Attributes:
+        failures: Why leaks that the end has closed may be missing.
     """
 
     def __init__(self, guard: _Guard) -> None:
         self._guard = guard
+        self.failures: tuple[str, ...] = ()
         # By process, because a forked child has its own, and serial.
         self._leaks: dict[int, dict[int, Finding]] = {}
         self._left_out: dict[int, set[int]] = {}
@@ -81,6 +85,15 @@ class EarlyLooks:
     def stop(self) -> None:
         """Look no more; the last to stop restores what was wrapped. Idempotent."""
         _hooks.discard(self)
+
+    @contextmanager
+    def noting_failures(self) -> Iterator[None]:
+        """Let no failure reach the program, which does not know of the scan."""
+        try:
+            yield
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self.failures = (f"what the end of the program has closed: a scan failed ({why})",)
 
     def before_close(self, loop: Any) -> Callable[[], None]:
         """Look before a loop is closed; returns what is to be called when it is."""
@@ -210,18 +223,22 @@ class _Hooks:
         close(runner)
 
     def _close_loop(self, close: Callable[[Any], None], loop: Any) -> None:
-        closed: list[Callable[[], None]] = []
+        looking: list[EarlyLooks] = []
         with suppress(Exception):
             if not loop.is_closed() and not loop.is_running():
-                closed += [looks.before_close(loop) for looks in self._looks.copy()]
+                looking += self._looks
+        closed: list[tuple[EarlyLooks, Callable[[], None]]] = []
+        for looks in looking:
+            with looks.noting_failures():
+                closed.append((looks, looks.before_close(loop)))
         close(loop)
-        for call in closed:
-            with suppress(Exception):
+        for looks, call in closed:
+            with looks.noting_failures():
                 call()
 
     def _before_exit_functions(self) -> None:
         for looks in self._looks.copy():
-            with suppress(Exception):
+            with looks.noting_failures():
                 looks.before_exit_functions()
         # The newest runs first. Without others, none closes anything.
         if self.functions_after_finalizers() is not None:
@@ -229,7 +246,7 @@ class _Hooks:
 
     def _before_finalizers(self) -> None:
         for looks in self._looks.copy():
-            with suppress(Exception):
+            with looks.noting_failures():
                 looks.before_finalizers()
 
 

@@ -101,6 +101,66 @@ def test_whether_a_socket_that_cannot_be_looked_at_has_leaked_is_unknown(run):
     run(UNDESCRIBABLE + "leak()", code=LEAKED)
 
 
+FAILS = """
+def fails(*_, **__):
+    raise RuntimeError("broken")
+"""
+# A copy that a child keeps open, so that there is something to look for in it.
+COPY = """
+server = socket.create_server(("127.0.0.1", 0))
+kept = socket.create_connection(server.getsockname())
+child = os.fork()
+if child == 0:
+    time.sleep(0.3)
+    os._exit(0)
+kept.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        pytest.param(
+            "import closewait_guard._processes as p; p.find_copies_in_children = fails" + COPY,
+            "what child processes keep open: the search failed (broken)",
+            id="children",
+            marks=linux,
+        ),
+        pytest.param(
+            "import closewait_guard._descriptors as d; d.sockets_besides = lambda _: None",
+            "the open descriptors could not be listed",
+            id="descriptors",
+        ),
+        pytest.param(
+            "import closewait_guard._holders.libraries as l; l.Pools._uses = fails",
+            "what waits in pools: asking them has failed",
+            id="pools",
+        ),
+        pytest.param(
+            "from closewait_guard import _api; _api._launched._registry.on_error()",
+            "recording sockets has failed (1 time)",
+            id="records",
+        ),
+        pytest.param(
+            "import closewait_guard._signal.early_looks as l; l.EarlyLooks.before_exit_functions = "
+            "fails",
+            "what the end of the program has closed: a scan failed (RuntimeError: broken)",
+            id="early looks",
+        ),
+    ],
+)
+def test_what_could_not_be_looked_at_may_have_leaked(run, source, why):
+    program = f"{FAILS}{source}"
+    done = run(program, code=UNKNOWN)
+    assert f"could not report: {why}\n" in done.stderr
+    run(f"{program}\nleak()", code=LEAKED)
+
+
+def test_dropped_sockets_of_which_no_record_is_kept_have_leaked(run):
+    run("socket.socket()", code=LEAKED)
+    run("socket.socket()", "--dropped-kept", "0", code=LEAKED)
+
+
 @pytest.mark.parametrize(
     "start",
     [
