@@ -44,6 +44,8 @@ def test_a_socket_left_open_fails_with_the_rendered_report(depth):
     assert str(caught.value) == cwg.render_text(caught.value.report)
     [leak] = caught.value.report.findings
     assert leak.verdict is cwg.Verdict.OPEN
+    assert "1 socket still open." in str(caught.value)
+    assert "No leaks" not in str(caught.value)
     assert ("kept.append(socket.socket(" in str(caught.value)) == bool(depth)
 
 

@@ -195,7 +195,7 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
         places = len({group.site.place if group.site else group.fingerprint for group in leaks})
         text = f"{count:,} leaked {'socket' if count == 1 else 'sockets'}"
         yield f"{text} from {pluralize(places, 'place')}{scope.where}."
-    elif any(group.verdict is Verdict.IDLE_OR_LEAKED for group in groups):
+    elif any(group.verdict in _NO_ALL_CLEAR for group in groups):
         pass
     elif report.omitted:
         yield f"Nothing new{scope.where}."
@@ -211,6 +211,8 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
 
 # What is counted on its own: no leak, or none for certain.
 _NEITHER = (Verdict.OPEN, Verdict.CLOSED_ELSEWHERE, Verdict.IDLE_OR_LEAKED)
+# What is open is a finding only of a block or a test that should have closed it.
+_NO_ALL_CLEAR = (Verdict.OPEN, Verdict.IDLE_OR_LEAKED)
 _UNKNOWN = "Leaks unknown in some processes; none found"
 
 

@@ -7,6 +7,7 @@ import gc
 import threading
 import warnings
 import weakref
+from contextlib import contextmanager
 
 import aiohttp
 import botocore.config
@@ -182,29 +183,37 @@ def test_a_few_clients_that_one_could_replace_are_no_leak_and_are_said_to_be_mor
             client.close()
 
 
+@contextmanager
+def one_client_a_thread(make_client, server, many, name=None):
+    """Threads that have each made a call with a client of their own, and keep it."""
+    done, stop = threading.Semaphore(0), threading.Event()
+
+    def work():
+        with make_client() as client:
+            client.get(server.url)
+            done.release()
+            stop.wait()
+
+    threads = [threading.Thread(target=work, name=name) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in threads:
+            assert done.acquire(timeout=30)
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 @pytest.mark.parametrize("name", [None, "worker"])
 def test_clients_are_not_said_to_be_more_than_needed_where_each_is_a_threads_own(guard, name):
-    with web() as server:
-        done, stop = threading.Semaphore(0), threading.Event()
-
-        def work():
-            with httpx.Client() as client:
-                client.get(server.url)
-                done.release()
-                stop.wait()
-
-        threads = [threading.Thread(target=work, name=name) for _ in range(9)]
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            done.acquire()
+    with web() as server, one_client_a_thread(httpx.Client, server, 9, name):
         server.hang_up()
         stale = findings_of(guard, cwg.Verdict.STALE_POOL, 9)
         assert {each.code for each in stale} == {"CWG701"}
         assert guard.scan().leaks == ()
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_clients_are_not_said_to_be_more_than_needed_where_each_has_an_address_of_its_own(guard):
@@ -278,26 +287,10 @@ def test_an_asynchronous_client_for_each_call_is_leaked(guard, library):
 
 
 def test_a_session_for_each_thread_is_explained(guard):
-    with web() as server:
-        done, stop = threading.Semaphore(0), threading.Event()
-
-        def work():
-            with requests.Session() as session:
-                session.get(server.url)
-                done.release()
-                stop.wait()
-
-        threads = [threading.Thread(target=work) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            done.acquire()
+    with web() as server, one_client_a_thread(requests.Session, server, 20):
         server.hang_up()
         findings_of(guard, cwg.Verdict.STALE_POOL, 20)
         assert guard.scan().leaks == ()
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_httpx_idle_is_stale_and_a_stream_never_closed_is_leaked(guard):
