@@ -152,9 +152,17 @@ class Roots:
 
     def _class(self, cls: type) -> Root:
         module = module_name(cls) or "?"
+        if module == "weakref" and type_qualname(cls) == "finalize":
+            return _FINALIZER
         variables = module_dict(sys.modules.get(module))
         rank = OWN if variables is None else _rank_at(module, variables)
         return Root(rank, f"{module}.{type_qualname(cls)}", "{} (class attribute)")
+
+
+# What weakref keeps in a table of its own says nothing of who waits for whom.
+_FINALIZER = Root(
+    FALLBACK, "", "only a weakref.finalize() callback, which waits for another object to go"
+)
 
 
 def _rank_at(name: str, variables: dict[str, Any]) -> int:

@@ -723,6 +723,41 @@ def test_what_holds_a_log_record_is_named_where_it_is_known(guard, module):
     assert finding.holders == ("app.prices.records[0].args[0] (module global)",)
 
 
+WITH_CALLBACK = """
+import json, socket, threading, weakref
+import closewait_guard as cwg
+
+cwg.install(grace=0)
+owner = threading.Event()
+
+def keep():
+    sock, other = socket.socketpair()
+    other.close()
+    weakref.finalize(owner, print, [sock])
+    {besides}
+
+keep()
+[finding] = cwg.scan().leaks
+print(*finding.holders, sep="; ")
+weakref.finalize._registry.clear()
+"""
+
+
+@pytest.mark.parametrize(
+    ("besides", "held"),
+    [
+        ("pass", "only a weakref.finalize() callback, which waits for another object to go"),
+        ("json.kept = [[[[sock]]]]", "json.kept[0][0][0][0] (module global)"),
+    ],
+)
+def test_a_callback_of_weakref_is_named_in_words_and_only_where_nothing_else_holds_the_socket(
+    besides, held
+):
+    command = [sys.executable, "-c", WITH_CALLBACK.format(besides=besides)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == held, done.stderr
+
+
 def test_a_report_says_that_there_were_too_many_calls_to_look_at(guard, monkeypatch):
     def notes_of_a_search():
         with half_closed_pair():
