@@ -355,6 +355,7 @@ class Block(NamedTuple):
     Attributes:
         sockets: How many they are; None where that goes without saying.
         severity: None where all is as severe.
+        is_leak: Whether a warning goes without saying.
     """
 
     sockets: int | None
@@ -362,6 +363,7 @@ class Block(NamedTuple):
     code: str
     severity: Severity | None
     facts: tuple[Fact, ...]
+    is_leak: bool = False
 
 
 class Section(NamedTuple):
@@ -383,8 +385,9 @@ def block_lines(
         digits: The width of the count.
     """
     style = Style(block.severity.value) if block.severity is not None else Style.TITLE
-    # Of what is young and few, the verdict says it all: "leaked, info" would contradict itself.
-    is_worth_noting = block.severity is not None and block.severity.rank > 0
+    # Of a leak that is young and few, and of what is none, the verdict says it all.
+    usual = Severity.WARNING if block.is_leak else Severity.INFO
+    is_worth_noting = block.severity is not None and block.severity.rank > usual.rank
     severity = style.value if is_worth_noting else ""
     count = f"{block.sockets:>{digits},}" if block.sockets is not None else ""
     left = " ".join(filter(None, (number, count, block.title)))

@@ -235,8 +235,8 @@ class Pipeline:
             findings = leave_to_pools(findings, idle, settings, fd_limit)
             # A test or a block is not to wait for the end of a call.
             part = limit.part(_SHARE_OF_CALLS)
-            calls = {} if everything else self._calls.uses(findings, part)
-            findings = leave_to_calls(findings, calls.keys(), settings, fd_limit)
+            calls = {} if everything else self._calls.uses(findings, settings, fd_limit, part)
+            findings = leave_to_calls(findings, calls.keys())
             return self._explainer.explain(findings, pools, calls, limit, everything=everything)
 
     @contextmanager

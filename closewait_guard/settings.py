@@ -109,13 +109,13 @@ class Settings(_Provenance):
         "closed its side counts as serving a half-closed connection.",
     )
     count_warning: int = _setting(
-        100, parse.count, "More sockets than this in CLOSE_WAIT make each a warning."
+        100, parse.count, "More sockets than this in CLOSE_WAIT raise the alert `count`."
     )
     fd_share_critical: float = _setting(
         0.5, parse.share, "A larger share of the descriptor limit in CLOSE_WAIT is critical."
     )
     age_warning: float = _setting(
-        300.0, parse.seconds, "Seconds in CLOSE_WAIT that make a warning."
+        300.0, parse.seconds, "Seconds in CLOSE_WAIT that raise the alert `age`."
     )
     age_critical: float = _setting(
         1800.0, parse.seconds, "Seconds in CLOSE_WAIT that are critical."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import (
     BuiltinFunctionType,
@@ -31,6 +31,7 @@ from closewait_guard._cpython import (
 )
 from closewait_guard._format import format_duration
 from closewait_guard._inspect import is_ours, kind_of
+from closewait_guard._judge import excusable_by_calls
 from closewait_guard._live import (
     attribute_dict,
     elements_of,
@@ -51,7 +52,8 @@ from closewait_guard._live import (
     value_at,
 )
 from closewait_guard._threads import get_ident
-from closewait_guard.model import Finding, FrameKind, Observation, Origin, Severity, Verdict
+from closewait_guard.model import Finding, FrameKind, Observation, Origin, Verdict
+from closewait_guard.settings import Settings
 
 __all__ = [
     "Call",
@@ -81,7 +83,6 @@ _GREENLET, _GEVENT = "greenlet:greenlet", "gevent:Greenlet"
 
 # Where servers store the connection that they serve, and HTTP libraries the one that they read.
 _WRAPPED = ("connection", "request", "socket", "sock", "channel", "raw", "_fp", "fp", FILE_SOCKET)
-_UNFINISHED = (Verdict.LEAKED, Verdict.DEAD, Verdict.LINGERING)
 _EVENT_READ = 1
 # By identity, the types of most variables, which wrap nothing.
 _PLAIN = frozenset(
@@ -281,26 +282,29 @@ class RunningCalls:
         self._registry = registry
         self.notes: tuple[str, ...] = ()
 
-    def uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
+    def uses(
+        self,
+        findings: tuple[Finding, ...],
+        settings: Settings,
+        fd_limit: int | None,
+        limit: TimeLimit,
+    ) -> dict[int, CallUse]:
         """By serial, the connections that are in use.
 
         Args:
             findings: What was found. Beyond a threshold a call excuses nothing.
+            settings: The thresholds.
+            fd_limit: How many descriptors the process may have.
             limit: Of the time; calls that are not searched use nothing.
         """
         self.notes = ()
         try:
-            return self._uses(findings, limit)
+            return self._uses(excusable_by_calls(findings, settings, fd_limit), limit)
         except Exception:
             self.notes = ("what running calls do with connections: looking at them has failed",)
             return {}
 
-    def _uses(self, findings: Iterable[Finding], limit: TimeLimit) -> dict[int, CallUse]:
-        ended = [
-            each
-            for each in findings
-            if each.verdict in _UNFINISHED and each.severity is Severity.INFO
-        ]
+    def _uses(self, ended: tuple[Finding, ...], limit: TimeLimit) -> dict[int, CallUse]:
         by_fd = {each.observation.fd: each.observation for each in ended}
         by_object: dict[int, Finding] = {}
         for each in ended:

@@ -12,6 +12,7 @@ from closewait_guard._judge.codes import ALERT_CODES, CODES, cause_code
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import (
     FindingText,
+    excusable_by_calls,
     judge,
     leave_to_calls,
     leave_to_pools,
@@ -25,6 +26,7 @@ __all__ = [
     "FindingText",
     "SeriesPoint",
     "cause_code",
+    "excusable_by_calls",
     "hint_for",
     "judge",
     "leave_to_calls",

@@ -22,6 +22,7 @@ from closewait_guard.settings import Settings
 
 __all__ = [
     "FindingText",
+    "excusable_by_calls",
     "judge",
     "leave_to_calls",
     "leave_to_pools",
@@ -43,7 +44,7 @@ _PEER_CLOSED, _INHERITED, _CLOSE_WAIT = (
     Origin.INHERITED,
     State.CLOSE_WAIT,
 )
-_LEAKED, _INFO = Verdict.LEAKED, Severity.INFO
+_LEAKED, _INFO, _WARNING = Verdict.LEAKED, Severity.INFO, Severity.WARNING
 
 # Evidence that leaves nothing to judge.
 _BY_EVIDENCE = {
@@ -166,27 +167,41 @@ def _may_be_idle(finding: Finding) -> bool:
     return finding.verdict is _LEAKED and is_client and not seen.unread
 
 
-def leave_to_calls(
-    findings: tuple[Finding, ...], used: Collection[int], settings: Settings, fd_limit: int | None
+def excusable_by_calls(
+    findings: tuple[Finding, ...], settings: Settings, fd_limit: int | None
 ) -> tuple[Finding, ...]:
-    """The findings, where those that a running call has not done with are no leaks yet.
+    """The findings that are no leaks yet if a running call has not done with the connection.
 
-    They are as soon as a threshold is crossed: the call may never end.
+    Beyond a threshold a call excuses nothing: it may never end.
 
     Args:
         findings: All of a report.
-        used: The serials of the sockets that running calls use.
         settings: The thresholds.
         fd_limit: As for `judge`.
     """
-    if not used:
-        return findings
     load = _close_wait_load([each.observation for each in findings], settings, fd_limit)
     return tuple(
-        _make_finding(each.observation, _IN_CALLS[each.verdict], settings, load)
+        each
+        for each in findings
         if each.verdict in _IN_CALLS
-        and each.observation.record.serial in used
-        and _severity(each.verdict, each.observation, settings, load) is Severity.INFO
+        # Cheap first: there may be very many.
+        and not (load.is_large and each.observation.state is _CLOSE_WAIT)
+        and _exceeded(each.observation, each.observation.ended_for, settings, load) is None
+    )
+
+
+def leave_to_calls(findings: tuple[Finding, ...], used: Collection[int]) -> tuple[Finding, ...]:
+    """The findings, where those that a running call has not done with are no leaks yet.
+
+    Args:
+        findings: All of a report.
+        used: The serials of the sockets that running calls use, of those that they may excuse.
+    """
+    if not used:
+        return findings
+    return tuple(
+        Finding(each.observation, _IN_CALLS[each.verdict], _INFO, *_NO_TEXT)
+        if each.observation.record.serial in used
         else each
         for each in findings
     )
@@ -275,16 +290,20 @@ def _severity(
     verdict: Verdict, observation: Observation, settings: Settings, load: CloseWaitLoad
 ) -> Severity:
     if verdict in LEAKS:
-        age = observation.ended_for
-    elif verdict is Verdict.STALE_POOL:
+        return _exceeded(observation, observation.ended_for, settings, load) or _WARNING
+    if verdict is Verdict.STALE_POOL:
         # A pool may keep a connection for any time, so age does not matter; their number does.
-        age = 0.0
-    else:
-        return Severity.WARNING if verdict is Verdict.CLOSED_ELSEWHERE else _INFO
+        return _exceeded(observation, 0.0, settings, load) or _INFO
+    return _WARNING if verdict is Verdict.CLOSED_ELSEWHERE else _INFO
+
+
+def _exceeded(
+    observation: Observation, age: float, settings: Settings, load: CloseWaitLoad
+) -> Severity | None:
+    """The severity that the thresholds give, if one is exceeded."""
     in_close_wait = observation.state is _CLOSE_WAIT
     if age > settings.age_critical or (in_close_wait and load.is_critical):
         return Severity.CRITICAL
     if age > settings.age_warning or (in_close_wait and load.is_large):
-        return Severity.WARNING
-    # A dropped socket is certainly a leak, and its age no longer changes: do not wait.
-    return _INFO if verdict is not Verdict.DROPPED else Severity.WARNING
+        return _WARNING
+    return None

@@ -95,7 +95,14 @@ def _group_lines(group: Sequence[Finding], layout: Layout, *, several: bool) -> 
         facts.append(_processes(unique(str(each.record.pid) for each in seen)))
     elif len(seen) <= _MAX_NUMBERS:
         facts.append(Fact("fds", ", ".join(str(each.fd) for each in seen), Style.NOTE))
-    block = Block(len(group), title.rstrip(), first.code, _severity(group), tuple(facts))
+    block = Block(
+        len(group),
+        title.rstrip(),
+        first.code,
+        _severity(group),
+        tuple(facts),
+        is_leak=first.is_leak,
+    )
     yield from (line.text for line in block_lines(block, layout))
 
 

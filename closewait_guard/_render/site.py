@@ -77,7 +77,8 @@ def describe_site(
         *_context_facts([seen.record for seen in observations], verbose=verbose),
     ]
     title = _describe_sockets(group, observations)
-    return Block(group.count, title, group.code, group.severity, tuple(facts))
+    is_leak = group.verdict.is_leak
+    return Block(group.count, title, group.code, group.severity, tuple(facts), is_leak)
 
 
 # Where it was opened.

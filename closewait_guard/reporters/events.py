@@ -89,15 +89,12 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     oldest = max(each.ended_for for each in observations)
     is_lower_bound = any(each.is_lower_bound for each in observations)
     peers = summarize_addresses(each.peer for each in observations if each.peer)
-    # What the program should have closed is worth a warning, however young it is.
-    is_low = group.verdict.is_leak and group.severity is Severity.INFO
-    level = Severity.WARNING if is_low else group.severity
     fields: dict[str, Scalar] = {
         **_context_fields(group),
         **_code_fields(group.code),
         **_package_fields(group.findings[0]),
         "verdict": group.verdict.value,
-        "severity": level.value,
+        "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
         "count": group.count,
         "site": group.site.place if group.site is not None else None,
@@ -118,8 +115,8 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     )
     name = "socket_leak" if group.verdict.is_leak else "socket_finding"
     # Few idle connections in pools, and what is closing, are nothing to read of in a log.
-    is_news = level is not Severity.INFO
-    return Event(level, is_news, name, message, fields)
+    is_news = group.severity is not Severity.INFO
+    return Event(group.severity, is_news, name, message, fields)
 
 
 def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> Event:

@@ -99,14 +99,12 @@ def test_the_first_five_verdicts_are_leaks():
 @pytest.mark.parametrize(
     ("given", "severity"),
     [
-        ({}, "info"),
-        ({"count": 100}, "info"),
+        ({}, "warning"),
         ({"count": 101}, "warning"),
-        ({"count": 50, "limit": 100}, "info"),
+        ({"count": 50, "limit": 100}, "warning"),
         ({"count": 51, "limit": 100}, "critical"),
         ({"count": 101, "limit": None}, "warning"),
-        ({"peer_closed_for": 300.0}, "info"),
-        ({"peer_closed_for": 301.0}, "warning"),
+        ({"peer_closed_for": 1800.0}, "warning"),
         ({"peer_closed_for": 1801.0}, "critical"),
         ({"evidence": cwg.Evidence.FINALIZED}, "warning"),
         ({"suspect_for": 0.1, "count": 500}, "info"),
@@ -147,7 +145,10 @@ def test_every_observation_gets_one_verdict_and_a_hint(seen, settings, limit):
         assert hint_for(leak.verdict, seen.record.origin, seen.evidence, seen.connection)
         assert leak.is_leak == leak.verdict.is_leak
         is_explained = leak.verdict in (cwg.Verdict.CLOSED_ELSEWHERE, cwg.Verdict.STALE_POOL)
-        assert leak.is_leak or is_explained or leak.severity is cwg.Severity.INFO
+        if leak.is_leak:
+            assert leak.severity is not cwg.Severity.INFO
+        else:
+            assert is_explained or leak.severity is cwg.Severity.INFO
 
 
 def test_every_hint_can_be_reached():

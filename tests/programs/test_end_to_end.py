@@ -127,7 +127,7 @@ def assert_the_site_is_reported_again_only_when_it_has_doubled_or_gets_worse(rep
     assert steps[-1][0] > 10
     for (before, severity), (count, next_severity) in pairwise(steps):
         assert count >= 2 * before or next_severity.rank > severity.rank
-    assert [steps[0][1], steps[-1][1]] == ["info", "critical"]
+    assert [steps[0][1], steps[-1][1]] == ["warning", "critical"]
 
 
 def assert_growth_is_reported_with_its_site(reports):

@@ -81,12 +81,12 @@ def test_identifiers_paths_and_code_are_not_folded(report, width):
 
 
 @WIDTHS
-def test_verdict_and_code_are_in_the_first_line_and_severity_last_from_warning_on(report, width):
+def test_verdict_and_code_are_in_the_first_line_and_what_is_critical_last(report, width):
     text = cwg.render_text(report, width=width)
     for finding in report.findings:
         assert finding.code.startswith("CWG")
         verdict = finding.verdict.value.upper()
-        severity = "" if finding.severity is cwg.Severity.INFO else f"  {finding.severity}"
+        severity = "  critical" if finding.severity is cwg.Severity.CRITICAL else ""
         title = rf"^\[\d\] \d {verdict}  [^[]*?{finding.code}{severity}$"
         assert re.search(title, text, re.MULTILINE), text
 
@@ -147,7 +147,7 @@ def test_a_share_of_the_descriptors_below_a_percent_is_shown_only_with_all_detai
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_line_that_there_is_no_leak_is_folded_between_its_parts(report, width):
-    idle = replace(report.findings[0], verdict=cwg.Verdict.STALE_POOL)
+    idle = replace(report.findings[0], verdict=cwg.Verdict.STALE_POOL, severity=cwg.Severity.INFO)
     quiet = replace(report, findings=(idle,), fd_used=15, fd_limit=20_000)
     lines = render_report(quiet, Layout(width)).splitlines()
     assert all(len(line) <= width for line in lines)

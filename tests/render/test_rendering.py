@@ -76,7 +76,8 @@ def test_without_a_leak_a_report_is_one_line():
 
 def test_what_is_no_leak_is_one_line_for_all_unless_it_is_asked_for():
     report = leaky_report()
-    idle = replace(report.findings[3], verdict=cwg.Verdict.STALE_POOL)
+    kind = {"verdict": cwg.Verdict.STALE_POOL, "severity": cwg.Severity.INFO}
+    idle = replace(report.findings[3], **kind)
     text = cwg.render_text(replace(report, findings=(*report.findings[:3], idle)))
     assert "STALE POOL" not in text
     assert "\n1 idle pooled connection closed by the server (not a leak).\n" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -82,8 +83,10 @@ def test_changes_reports_a_new_site_and_counts_the_known_ones_that_it_leaves_out
 
 
 def test_changes_reports_when_it_got_worse_and_not_when_it_got_better_again(watched):
-    it = watched(reporters.changes, count_warning=2)
-    for more, severity in ((2, "info"), (1, "warning")):
+    # The share of the limit at which three sockets in CLOSE_WAIT are critical, and two are not.
+    share = 2.2 / resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    it = watched(reporters.changes, fd_share_critical=share)
+    for more, severity in ((2, "warning"), (1, "critical")):
         [*_, last] = it.leak(more)
         assert {leak.severity for leak in it.report().findings} == {severity}
     last.close()
@@ -167,8 +170,7 @@ def test_a_leak_whose_reporter_raised_is_in_the_next_report_again(watched):
     ("severity", "settings", "expected"),
     [
         ("info", {}, 2),
-        ("warning", {}, None),
-        ("warning", {"count_warning": 1}, 2),
+        ("warning", {}, 2),
         (Severity.CRITICAL, {"count_warning": 1}, None),
         ("critical", {"age_critical": 0}, 2),
     ],
@@ -181,27 +183,29 @@ def test_at_least_reports_what_is_severe_enough_or_nothing(watched, severity, se
 
 
 def test_at_least_counts_what_it_leaves_out(watched):
-    it = watched(lambda reporter: reporters.at_least("warning", reporter), age_warning=0.15)
+    it = watched(lambda reporter: reporters.at_least("critical", reporter), age_critical=0.15)
     it.leak(1)
     time.sleep(0.2)
     it.leak(1)
     report = it.report()
-    assert ([leak.severity for leak in report.findings], report.omitted) == (["warning"], 1)
+    assert ([leak.severity for leak in report.findings], report.omitted) == (["critical"], 1)
 
 
 def test_at_least_reports_the_end_of_what_it_reported_even_if_it_was_better_by_then(watched):
-    it = watched(lambda reporter: reporters.at_least("warning", reporter), count_warning=1)
+    # The share of the limit at which two sockets in CLOSE_WAIT are critical, and one is not.
+    share = 1.5 / resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    it = watched(lambda reporter: reporters.at_least("critical", reporter), fd_share_critical=share)
     first, second = it.leak(2)
     assert len(it.report().findings) == 2
     first.close()
     assert len(it.report().closed_late) == 1
-    assert it.report() is None, "one socket is no warning"
+    assert it.report() is None, "one socket is not critical"
     second.close()
     assert len(it.report().closed_late) == 1
 
 
 def test_at_least_does_not_report_the_end_of_what_it_never_reported(watched):
-    it = watched(lambda reporter: reporters.at_least("warning", reporter))
+    it = watched(lambda reporter: reporters.at_least("critical", reporter))
     [sock] = it.leak(1)
     assert it.report() is None
     sock.close()

@@ -114,14 +114,13 @@ def test_console_writes_the_same_in_colour_on_a_terminal():
 def test_console_shows_how_bad_a_site_is_by_its_colour():
     starts = {}
     for severity, settings in {
-        "INFO": {},
-        "WARNING": {"age_warning": 0},
+        "WARNING": {},
         "CRITICAL": {"age_critical": 0},
     }.items():
         with terminal() as (stream, shown):
             report_leaks(reporters.console(stream), **settings)
         [starts[severity]] = re.findall(r"\x1b\[([0-9;]*)m\[1\] 1 LEAKED", shown())
-    assert starts == {"INFO": "36", "WARNING": "33", "CRITICAL": "1;31"}
+    assert starts == {"WARNING": "33", "CRITICAL": "1;31"}
 
 
 def test_console_folds_library_calls_and_dims_them():
