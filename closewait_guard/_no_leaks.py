@@ -248,7 +248,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         if not refused and left is None:
             return
         report, layout = replace(report, findings=refused), layout_of(everything=True)
-        paragraphs = [render_report(report, layout)] if refused else []
+        shown = replace(report, findings=tuple(map(_as_left_open, refused)))
+        paragraphs = [render_report(shown, layout)] if refused else []
         if left is not None:
             text = (
                 f"{pluralize(left.total, 'descriptor')} left open by the block: "
@@ -265,6 +266,12 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             # What could not be described is not known to be healthy.
             if each.is_leak or not self._allow_open or not each.observation.is_described
         )
+
+
+def _as_left_open(finding: Finding) -> Finding:
+    """As a block's error shows it: what a program may leave to a pool or its peer, no block may."""
+    is_open = finding.verdict is not Verdict.CLOSED_ELSEWHERE
+    return finding if finding.is_leak or not is_open else replace(finding, verdict=Verdict.OPEN)
 
 
 async def _sleep(seconds: float) -> None:

@@ -43,7 +43,7 @@ class ReportFormatError(CloseWaitGuardError, ValueError):
 
 
 class SocketLeakError(CloseWaitGuardError, AssertionError):
-    """Sockets were leaked; the text is the rendered report.
+    """Sockets were leaked; the text is the rendered report, with no leak as still open.
 
     Attributes:
         report: The `Report` that names the leaked sockets.

@@ -183,6 +183,19 @@ def test_a_few_clients_that_one_could_replace_are_no_leak_and_are_said_to_be_mor
             client.close()
 
 
+def test_an_idle_connection_that_a_block_has_left_in_a_pool_is_still_open_and_no_all_clear(guard):
+    with web() as server, httpx.Client() as client:
+        with pytest.raises(cwg.SocketLeakError) as caught, guard.no_leaks(grace=0):
+            client.get(server.url)
+            server.hang_up()
+            findings_of(guard, cwg.Verdict.STALE_POOL)
+    assert cwg.Verdict.STALE_POOL in {each.verdict for each in caught.value.report.findings}
+    text = str(caught.value)
+    assert "1 STILL OPEN  TCP to " in text
+    assert "No leaks" not in text
+    assert "STALE POOL" not in text
+
+
 @contextmanager
 def one_client_a_thread(make_client, server, many, name=None):
     """Threads that have each made a call with a client of their own, and keep it."""
