@@ -254,6 +254,39 @@ def test_what_pip_has_written_is_read_for_findings_only_and_importlib_metadata_n
     assert done.returncode == 0, done.stderr
 
 
+FORKS = """
+import os, signal, time
+import closewait_guard as cwg
+from closewait_guard.testing import connected_pair
+
+with cwg.Guard(cwg.Settings(grace=0.1)) as guard, connected_pair() as (ours, theirs):
+    ours.sendall(b"x")
+    theirs.recv(1)
+    time.sleep(0.2)
+    child = os.fork()
+    if not child:
+        theirs.close()
+        time.sleep(60)
+    guard.scan()
+    ours.close()
+    end = time.monotonic() + 20
+    found = []
+    while not found and time.monotonic() < end:
+        time.sleep(0.1)
+        found = [each for each in guard.scan().leaks if each.verdict == "inherited"]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print([(each.package, each.via, each.caller) for each in found])
+"""
+
+
+def test_what_only_a_child_keeps_open_is_of_the_package_that_opened_it(tmp_path):
+    program = tmp_path / "forking.py"
+    program.write_text(FORKS, encoding="utf-8")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[('forking', '', 'forking')]\n", done.stderr
+
+
 def test_names_of_packages_are_names_of_code_and_are_not_redacted():
     settings = cwg.Settings(grace=0.05, redact=lambda _: "x")
     with cwg.Guard(settings) as guard, half_closed_pair():
