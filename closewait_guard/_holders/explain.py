@@ -324,8 +324,6 @@ class Explainer:
         if verdict is _CLOSED_ELSEWHERE:
             reuse = Holders((describe_reuse(observation.fd),))
             explanation, pool = _NO_EXPLANATION._replace(holders=reuse), None
-        if verdict is Verdict.OPEN and pool is not None and not pool.is_out_of_use:
-            pool = None
         inputs = (
             verdict,
             explanation,
@@ -367,9 +365,11 @@ class Explainer:
         """
         verdict = finding.verdict
         sentences, owners, _ = explanation.holders
-        if pool is not None:
+        if pool is not None and (pool.is_out_of_use or verdict is not Verdict.OPEN):
             sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
         wanted = Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict
+        if pool is not None and wanted is Verdict.OPEN:
+            owners = pool.without_read_responses(owners)
         is_replaced = explanation.successor is not None
         surplus = pool.surplus if pool is not None and wanted is Verdict.STALE_POOL else ""
         if pool is not None and surplus:

@@ -118,8 +118,6 @@ ALERT_CODES = {
     AlertKind.FD_EXHAUSTED: "CWG806",
 }
 
-_RESPONSES = ("Response", "StreamingBody", "requests.api", "urllib.request")
-
 
 @lru_cache(4096)
 def cause_code(
@@ -159,7 +157,7 @@ def _kind_of(owners: tuple[str, ...]) -> str:
     if not owners:
         return ""
     # From outside nothing is known of libraries, and nothing of theirs is loaded.
-    from closewait_guard._libraries import LOOP_WAKER, RUNNING_CALL
+    from closewait_guard._libraries import LOOP_WAKER, RESPONSES, RUNNING_CALL
 
     if LOOP_WAKER in owners:
         return ""
@@ -167,7 +165,7 @@ def _kind_of(owners: tuple[str, ...]) -> str:
         return _EXCEPTION
     if RUNNING_CALL in owners:
         return _CALL
-    if any(name.endswith(_RESPONSES) for name in owners):
+    if any(name.endswith(RESPONSES) for name in owners):
         return _RESPONSE
     if any(name.endswith((" for each call", " out of use")) for name in owners):
         return _EACH_CALL

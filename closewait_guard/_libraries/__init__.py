@@ -13,6 +13,7 @@ from closewait_guard._libraries.green import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
 if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
     from closewait_guard._libraries.kinds import (
+        RESPONSES,
         HolderHint,
         Library,
         NativeCode,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "RESPONSES",
     "RUNNING_CALL",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call
+from closewait_guard._libraries.kinds import (
+    HolderHint,
+    Library,
+    PoolKind,
+    for_each_call,
+    read_response,
+)
 from closewait_guard._live import elements_of, field, items_of, number_of, type_qualname
 from closewait_guard.model import Verdict
 
@@ -43,6 +49,12 @@ LIBRARIES = (
             ),
         ),
         hints=(
+            HolderHint(
+                read_response("aiohttp"),
+                "`await session.close()` when you are done, or use `async with "
+                "aiohttp.ClientSession() as session:`; the response was read, and its session "
+                "keeps the idle connection",
+            ),
             HolderHint(
                 "aiohttp.client_reqrep.ClientResponse",
                 "use `async with session.get(...) as response:`, or call response.release()",

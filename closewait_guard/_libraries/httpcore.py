@@ -11,6 +11,7 @@ from closewait_guard._libraries.kinds import (
     Library,
     PoolKind,
     for_each_call,
+    read_response,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of
 from closewait_guard.model import Verdict
@@ -51,6 +52,12 @@ LIBRARIES = (
     Library(
         "httpx",
         hints=(
+            HolderHint(
+                read_response("httpcore"),
+                "close the client when you are done: `with httpx.Client() as client:` (`async "
+                "with` for AsyncClient); the response was read, and its client keeps the idle "
+                "connection",
+            ),
             HolderHint(
                 "httpx.Response",
                 "use `with client.stream(...) as response:` (`async with` for AsyncClient), or "

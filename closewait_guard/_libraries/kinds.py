@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from closewait_guard.model import Origin, Verdict
 
 __all__ = [
+    "RESPONSES",
     "UNBOUNDED",
     "HolderHint",
     "Library",
@@ -19,11 +20,15 @@ __all__ = [
     "for_each_call",
     "nothing",
     "out_of_use",
+    "read_response",
 ]
 
 
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
+
+# How the names end of what has a connection until it was read or closed.
+RESPONSES = ("Response", "StreamingBody", "requests.api", "urllib.request")
 
 # Of sockets that should have been closed by means of the library.
 _NOT_CLOSED = (
@@ -43,6 +48,11 @@ def for_each_call(library: str) -> str:
 def out_of_use(library: str) -> str:
     """The holder of connections in a pool of a library that nothing can use any more."""
     return f"{library} out of use"
+
+
+def read_response(library: str) -> str:
+    """The holder of an idle connection that a response keeps which was read: by its open client."""
+    return f"{library} after a response was read"
 
 
 def nothing(_: Any) -> Iterable[object]:
@@ -199,6 +209,13 @@ class PoolUse(NamedTuple):
         if self.is_out_of_use:
             return out_of_use(self.library), for_each_call(self.library)
         return (for_each_call(self.library) if self.too_many_pools else self.library,)
+
+    def without_read_responses(self, owners: tuple[str, ...]) -> tuple[str, ...]:
+        """The names of what holds the connection: if it is idle, no response has yet to be read."""
+        others = tuple(name for name in owners if not name.endswith(RESPONSES))
+        if not self.is_idle or self.is_out_of_use or len(others) == len(owners):
+            return owners
+        return *others, read_response(self.library)
 
     @property
     def sentence(self) -> str:

@@ -12,6 +12,7 @@ from closewait_guard._libraries.kinds import (
     for_each_call,
     nothing,
     out_of_use,
+    read_response,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of
 from closewait_guard.model import Verdict
@@ -39,16 +40,18 @@ def _checked_out(response: Any) -> Iterable[object]:
     return [field(response, "_connection")]
 
 
+_KEEP_THE_CONTENT = (
+    "close the session or client when you are done, and keep response.content or "
+    "response.json() instead of the response: also one that was read and closed keeps "
+    "its pool, and the idle connection in that"
+)
+
 LIBRARIES = (
     Library(
         "requests",
         hints=(
-            HolderHint(
-                out_of_use("urllib3"),
-                "close the session or client when you are done, and keep response.content or "
-                "response.json() instead of the response: also one that was read and closed keeps "
-                "its pool, and the idle connection in that",
-            ),
+            HolderHint(out_of_use("urllib3"), _KEEP_THE_CONTENT),
+            HolderHint(read_response("urllib3"), _KEEP_THE_CONTENT),
             HolderHint(
                 "requests.models.Response",
                 "close the streamed response: use `with session.get(..., stream=True) as "

@@ -174,6 +174,33 @@ def test_other(url): pass
     assert "close the streamed response" not in text
 
 
+@pytest.mark.parametrize(
+    ("library", "kept", "fix"),
+    [
+        ("requests", "requests.Session().get(url)", "close the session or client when you are"),
+        ("requests", "requests.Session().get(url, stream=True)", "close the streamed response"),
+        ("httpx", "httpx.Client().get(url)", "close the client when you are done: `with"),
+        ("aiohttp", "asyncio.run(ask(url))", "`await session.close()` when you are done"),
+    ],
+)
+def test_the_fix_for_a_kept_response_of_an_open_client_goes_by_whether_it_was_read(
+    suite, library, kept, fix
+):
+    pytest.importorskip(library)
+    source = f"""
+import {library}
+{LIBRARY}
+async def ask(url):
+    async with (session := aiohttp.ClientSession()).get(url) as response:
+        await response.read()
+    return response, session
+def test_it(url): keep({kept})
+def test_other(url): pass
+"""
+    text = " ".join(suite.fail(source, apart=True).stdout.str().split())
+    assert f"fix {fix}" in text
+
+
 LOGGED = """
 import logging
 
