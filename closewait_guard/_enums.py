@@ -97,6 +97,7 @@ class Evidence(Word):
     FINALIZED = "finalized"
     COLLECTED = "collected"
     INODE = "inode"
+    OWNER = "owner"
 
 
 class DescriptorKind(Word):
@@ -119,13 +120,15 @@ class DescriptorKind(Word):
 
 
 class Verdict(Word):
-    """What was found out about a socket; the first five are leaks."""
+    """What was found out about a socket, or an owner of sockets; the first seven are leaks."""
 
     LEAKED = "leaked"
     DEAD = "dead"
     DROPPED = "dropped"
     LINGERING = "lingering"
     INHERITED = "inherited"
+    UNCLOSED = "unclosed"
+    SURPLUS = "surplus"
     CLOSED_ELSEWHERE = "closed_elsewhere"
     IDLE_OR_LEAKED = "idle_or_leaked"
     STALE_POOL = "stale_pool"
@@ -145,7 +148,7 @@ class Verdict(Word):
 
 
 _VERDICTS = tuple(Verdict)
-LEAKS = frozenset(_VERDICTS[:5])
+LEAKS = frozenset(_VERDICTS[:7])
 # The code of idle connections in more clients of one line than it needs.
 SURPLUS_CLIENTS = "CWG705"
 # The note of a coverage that covers every socket that is older than the guard.

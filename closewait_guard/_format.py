@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from itertools import groupby
 from textwrap import wrap
@@ -25,11 +25,13 @@ __all__ = [
     "block_lines",
     "escape_control",
     "escape_line",
+    "first_few",
     "fit_path",
     "format_bytes",
     "format_duration",
     "format_duration_range",
     "format_time",
+    "join_counts",
     "page_of",
     "pluralize",
     "summarize_addresses",
@@ -425,3 +427,19 @@ def _place_lines(before: str, frame: Frame, later: str, layout: Layout) -> list[
     if len(before) + len(place) + 1 + len(function) <= layout.width:
         return [f"{before}{place} {function}"]
     return [fit_path(before, place, "", layout.width), *layout.wrap(function, later, later)]
+
+
+def join_counts(counts: Mapping[str, int]) -> str:
+    """How many of each thing, by its name; nothing that is zero.
+
+    Example:
+        >>> join_counts({"leaked socket": 2, "unclosed object": 1})
+        '2 leaked sockets and 1 unclosed object'
+    """
+    return " and ".join(pluralize(number, what) for what, number in counts.items() if number)
+
+
+def first_few(values: Sequence[str], limit: int = 3) -> str:
+    """The first of some values, and how many more there are."""
+    shown = ", ".join(values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -25,7 +25,6 @@ from closewait_guard._clock import now
 from closewait_guard._config import RECORDING_DEFAULTS, is_anything_given
 from closewait_guard._descriptors import NativeListing, SpareDescriptors
 from closewait_guard._interruptions import loading_late, restore_late
-from closewait_guard._libraries import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
 from closewait_guard._threads import before_fork, in_child
 from closewait_guard.exceptions import ConfigurationError
 
@@ -201,8 +200,6 @@ class Guard:
                 self._installed = True
                 self._registry.alarms.append(self._fd_exhaustion)
                 self._registry.subscribe()
-                modules = {name: name.partition(":")[0] for name in SOCKET_CLASSES}
-                self._call_on_import(self._patch_class, modules)
                 self._registry.adopt()
                 if is_late:
                     self._census = NativeListing.take(self._registry)
@@ -238,14 +235,8 @@ class Guard:
         """The same when the program imports a known library, or the module of a name."""
         from closewait_guard._inspect import attributed_libraries, attributed_module
 
-        modules = {name: attributed_module(name) for name in (*attributed_libraries(), *names)}
-        self._call_on_import(self._pipeline.scanner.attribution.wrap_or_note, modules)
-
-    def _patch_class(self, name: str) -> None:
-        self._registry.patch_class(name, SOCKET_CONSTRUCTORS)
-
-    def _call_on_import(self, call: Callable[[str], object], modules: dict[str, str]) -> None:
-        on_import = patch.CallOnImport(call, modules)
+        wrap = self._pipeline.scanner.attribution.wrap_or_note
+        on_import = patch.CallOnImport(wrap, (*attributed_libraries(), *names), attributed_module)
         self._on_uninstall(on_import.remove)
         on_import.install()
 
@@ -321,6 +312,11 @@ class Guard:
         from closewait_guard._capture import open_creations
 
         return open_creations(self._registry, since)
+
+    def _sockets_of_ended(self) -> dict[int, frozenset[int]]:
+        """The serials of the sockets of each owner that has ended unclosed, by its own."""
+        table = self._registry.owners
+        return {} if table is None else {each.serial: each.serials for each in table.ended.copy()}
 
     def _owners(self, serials: Set[int]) -> dict[int, int]:
         """By `id()` of what has a descriptor that left its socket object, the socket's serial."""

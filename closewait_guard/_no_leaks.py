@@ -85,7 +85,7 @@ class Settling:
         """Whether waiting can change nothing: all are closed, or were dropped."""
         self.findings = self._find_open()
         leaves_more = self._leaves_more(self.findings)
-        return not leaves_more and all(each.verdict is Verdict.DROPPED for each in self.findings)
+        return not leaves_more and all(each.is_gone for each in self.findings)
 
 
 _F = TypeVar("_F", bound=Callable[..., object])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,27 +19,24 @@ from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
     DescriptorCounter,
+    OwnerScanner,
     Probe,
     ScanResult,
-    SiteCount,
     SocketScanner,
-    count_by_site,
     record_of,
     retry_sources,
 )
 from closewait_guard._interruptions import refusals
 from closewait_guard._judge import (
-    AlertState,
-    SeriesPoint,
     judge,
     leave_to_calls,
     leave_to_pools,
     threshold_alerts,
-    update_alerts,
 )
 from closewait_guard._live import hidden_by_interpreter
 from closewait_guard._redact import Redaction
 from closewait_guard._render import native_note
+from closewait_guard._series import ReportSeries
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
@@ -51,7 +45,7 @@ __all__ = ["Pipeline"]
 
 # The share of the time for searching that goes to running calls, and of all time to children.
 _SHARE_OF_CALLS, _SHARE_OF_CHILDREN = 0.3, 0.002
-_OPEN_LEAKS = LEAKS - {Verdict.DROPPED}
+_OPEN_LEAKS = LEAKS - {Verdict.DROPPED, Verdict.UNCLOSED, Verdict.SURPLUS}
 
 
 class Pipeline:
@@ -82,13 +76,14 @@ class Pipeline:
         self._settings = settings
         self._is_installed = is_installed
         self.scanner = SocketScanner(registry, probe, settings)
+        self._owners = OwnerScanner(registry)
         self._pools = Pools()
         self._calls = RunningCalls(registry)
         self._allowance = Allowance(now())
         self._explainer = Explainer(registry, self._allowance)
         self.holders_seconds, self._undescribed = 0.0, 0
         self.print_on_signal: Callable[[Report], None] = print_text
-        self._series = _Series(registry, settings, clock)
+        self._series = ReportSeries(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
         self._descriptors = DescriptorCounter()
         self.children = _Children(registry, settings)
@@ -203,7 +198,8 @@ class Pipeline:
             self._registry.adopt()
         retry_sources()
         self.scanner.forked_copies.is_last = is_last
-        return self.scanner.scan(full=full, opened_after=opened_after)
+        seen = self.scanner.scan(full=full, opened_after=opened_after)
+        return self._owners.scan(seen, opened_after, may_stay_open=opened_after is None or is_last)
 
     def _find(
         self,
@@ -307,7 +303,7 @@ class Pipeline:
                 f"what child processes keep open of {pluralize(forgotten, 'socket')} that were "
                 "closed long ago"
             )
-        yield from self._pools.notes
+        yield from (*self._owners.notes, *self._pools.notes)
         yield from (*self._calls.notes, *self.scanner.natives.notes)
         if refusals.total:
             questions = pluralize(refusals.total, "question")
@@ -368,65 +364,6 @@ def _host() -> str:
     except Exception as error:
         refusals.note(error)
         return ""
-
-
-class _Series:
-    """Adds to each report of a series its alerts, and what was closed late since the last."""
-
-    def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float]) -> None:
-        self._registry = registry
-        self._settings = settings
-        self._clock = clock
-        self._state = AlertState()
-        self._size = (0, 0)
-        self._open_by_site: dict[str, SiteCount] = {}
-        # One for each of the last reports: the oldest lies half a window back.
-        self._marks: deque[int] = deque(maxlen=max(1, settings.growth_window // 2))
-        # When the scan of the latest report began.
-        self._latest = -math.inf
-        self._one_at_a_time = threading.RLock()
-
-    def advance(self, report: Report, began: float, times_exhausted: int) -> Report:
-        """The report as the next of the series.
-
-        One whose scan began before that of the latest has no news: the latest has all of it.
-        """
-        with self._one_at_a_time:
-            if began < self._latest:
-                return report
-            self._latest = began
-            still_open = frozenset(
-                serial
-                for serial, (leak, _) in self._state.leaks.items()
-                if self._registry.is_open(leak.observation.fd, serial)
-            )
-            point = SeriesPoint(
-                self._clock(), report, self._count_by_site(report), times_exhausted, still_open
-            )
-            self._state, alerts, closed_late = update_alerts(self._state, point, self._settings)
-            return replace(report, alerts=alerts, closed_late=closed_late)
-
-    def reported_leaks(self) -> frozenset[int]:
-        """The serials of the leaks that the latest report has."""
-        return frozenset(self._state.leaks)
-
-    def after_fork(self) -> None:
-        """In the child: the leaks were the parent's, and the lock may never be released."""
-        self._state = AlertState()
-        self._marks.clear()
-        self._one_at_a_time = threading.RLock()
-
-    def _count_by_site(self, report: Report) -> dict[str, SiteCount]:
-        if not self._settings.growth_window:
-            return {}
-        self._marks.append(self._registry.mark())
-        # Counting touches every socket; where none was opened or closed there is nothing new.
-        size = report.coverage.opened, report.open_sockets
-        if size != self._size:
-            self._size = size
-            registry = self._registry
-            self._open_by_site = count_by_site(registry.last_open(), self._marks[0], registry.pid)
-        return self._open_by_site
 
 
 def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator[str]:

@@ -21,6 +21,7 @@ from closewait_guard._enums import (
     State,
     Verdict,
 )
+from closewait_guard._record import Frame, SocketRecord
 
 __all__ = [
     "UNKNOWN_FAMILY",
@@ -43,6 +44,7 @@ __all__ = [
     "Scalar",
     "Severity",
     "SiteGroup",
+    "SocketOwner",
     "SocketRecord",
     "State",
     "Verdict",
@@ -56,112 +58,27 @@ UNKNOWN_FAMILY = "unknown"
 
 @refuse_changes
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One call of a creation stack, with its source line if that could be read.
+class SocketOwner:
+    """An object that has connections and was meant to be closed: a session, a client, a loop.
 
     Attributes:
-        is_awaiting: It waits for the task of the calls before it, instead of making them.
+        name: What its users call it, such as `aiohttp.ClientSession`.
+        sockets: How many it had when it was seen last.
+        peers: To which addresses, each once.
+        is_surplus: It can be used and closed, but its line has made more than the program needs.
     """
 
-    filename: str
-    lineno: int
-    function: str
-    module: str
-    kind: FrameKind = FrameKind.USER
-    source: str | None = None
-    is_awaiting: bool = False
-
-    @property
-    def place(self) -> str:
-        """The file and line."""
-        return f"{self.filename}:{self.lineno}"
-
-    @property
-    def call(self) -> str:
-        """The place and the function."""
-        return f"{self.place} in {self.function}()".replace(">()", ">")
-
-
-@refuse_changes
-@dataclass(frozen=True, slots=True)
-class SocketRecord:
-    """How a socket was opened.
-
-    Attributes:
-        serial: The number of the socket among those of one guard.
-        opened_at: Seconds since the epoch; None for a socket older than the guard.
-        context: What `Settings.context` returned then. Treat it as read-only.
-        parent: The record this descriptor had before (TLS, dup, detach, fork), or the listener's.
-        stack: The innermost call first; empty with depth 0 and for adopted sockets.
-    """
-
-    serial: int
-    pid: int
-    opened_at: float | None
-    thread: str
-    task: str | None
-    labels: tuple[str, ...]
-    context: Mapping[str, Scalar]
-    origin: Origin
-    parent: SocketRecord | None
-    stack: tuple[Frame, ...]
-
-    @property
-    def opener(self) -> SocketRecord:
-        """The record of the call that opened the descriptor, before any TLS wrapping or fork."""
-        record = self
-        while record.origin in _SAME_DESCRIPTOR and record.parent and record.parent.stack:
-            record = record.parent
-        return record
-
-    @property
-    def blamed(self) -> SocketRecord:
-        """The record whose code opened it: the opener's, or the listener's.
-
-        A server of a library, or an event loop, accepts for the program: no line of the program
-        called `accept()`, so the line that opened the listener says more.
-        """
-        opener = self.opener
-        if opener.origin is Origin.ACCEPTED and opener.parent and not _user_accepts(opener.stack):
-            return opener.parent.blamed if opener.parent.stack else opener
-        return opener
-
-    @property
-    def site(self) -> Frame | None:
-        """The line to show: the innermost user frame, else the innermost outside the stdlib.
-
-        Where a task of the standard library opened it for no call of others, the innermost.
-        """
-        kinds = (FrameKind.USER, FrameKind.LIBRARY)
-        for kind in kinds if self.task is None else (*kinds, FrameKind.STDLIB):
-            for frame in self.blamed.stack:
-                if frame.kind is kind:
-                    return frame
-        return None
-
-
-_SAME_DESCRIPTOR = frozenset({Origin.WRAPPED, Origin.DETACHED, Origin.INHERITED})
-
-
-def _user_accepts(stack: tuple[Frame, ...]) -> bool:
-    """Whether a line of the program called `accept()`, directly or through a library's wrapper.
-
-    What runs a whole server has another name, and accepts out of the program's sight.
-    """
-    callers = [frame for frame in stack if frame.module not in ("socket", "ssl")]
-    called = ""
-    for number, frame in enumerate(callers):
-        if frame.kind is FrameKind.USER:
-            return not number or "accept" in f"{called} {frame.source}"
-        called = frame.function.rpartition(".")[2]
-    return False
+    name: str
+    sockets: int
+    peers: tuple[str, ...]
+    is_surplus: bool = False
 
 
 @refuse_changes
 @store_by_slot
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one probe of the kernel showed of one socket.
+    """What one probe of the kernel showed of one socket, or what was seen of an owner of sockets.
 
     Attributes:
         peer_closed_for: Seconds since the peer's FIN; None if it has not closed or that is unknown.
@@ -174,6 +91,8 @@ class Observation:
         in_use: The file object of a closed socket is read at this moment, or was between two scans.
         is_lower_bound: The peer closed at least `peer_closed_for` ago, or earlier: the kernel does
             not date the end, or not since the connection has answered keepalive probes.
+        owner: The object that was not closed; None for a socket. It has no descriptor itself: the
+            number is -1.
     """
 
     record: SocketRecord
@@ -196,6 +115,7 @@ class Observation:
     unsent: int | None = None
     in_use: bool = False
     is_lower_bound: bool = False
+    owner: SocketOwner | None = None
 
     @property
     def ended_for(self) -> float:
@@ -249,6 +169,11 @@ class Finding:
         return self.verdict in LEAKS
 
     @property
+    def is_gone(self) -> bool:
+        """Whether it was collected or lost its last reference, so that nothing can close it now."""
+        return self.observation.evidence in _OF_GONE
+
+    @property
     def fingerprint(self) -> str:
         """A hash of verdict and creation stack: the same in every process with the same code."""
         record = self.observation.record
@@ -256,6 +181,9 @@ class Finding:
         text = "|".join((self.verdict, record.origin, *calls))
         digest = sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         return str(digest.hexdigest()[:12])
+
+
+_OF_GONE = frozenset({Evidence.FINALIZED, Evidence.COLLECTED})
 
 
 @refuse_changes

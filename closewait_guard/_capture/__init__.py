@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         STACK,
         Creation,
         CreationTuple,
+        OpenSockets,
         pop_if_same,
         still_owns,
     )
@@ -31,10 +32,15 @@ if TYPE_CHECKING:
         Probing,
     )
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
+    from closewait_guard._capture.owners import (
+        EndedOwner,
+        OpenOwner,
+        OwnerTable,
+        sockets_of,
+    )
     from closewait_guard._capture.patch import replacement_class
     from closewait_guard._capture.recorder import Recording, note_task
     from closewait_guard._capture.registry import (
-        OpenSockets,
         Registry,
         open_creations,
         open_without_socket,
@@ -64,10 +70,13 @@ __all__ = [
     "Creation",
     "CreationTuple",
     "DroppedSocket",
+    "EndedOwner",
     "FdExhaustionAlarm",
     "FinalSnapshot",
     "LockFreeCounter",
+    "OpenOwner",
     "OpenSockets",
+    "OwnerTable",
     "PlainContext",
     "Probing",
     "Recording",
@@ -87,6 +96,7 @@ __all__ = [
     "open_without_socket",
     "pop_if_same",
     "replacement_class",
+    "sockets_of",
     "still_owns",
     "why_no_speedups",
 ]
@@ -107,6 +117,7 @@ _HOMES = {
         "STACK",
         "Creation",
         "CreationTuple",
+        "OpenSockets",
         "pop_if_same",
         "still_owns",
     ),
@@ -122,13 +133,18 @@ _HOMES = {
         "SocketEvents",
         "as_function",
     ),
+    "owners": (
+        "EndedOwner",
+        "OpenOwner",
+        "OwnerTable",
+        "sockets_of",
+    ),
     "patch": ("replacement_class",),
     "recorder": (
         "Recording",
         "note_task",
     ),
     "registry": (
-        "OpenSockets",
         "Registry",
         "open_creations",
         "open_without_socket",

@@ -7,12 +7,13 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import compress
 from operator import is_
 from types import FrameType
 from typing import Any, NamedTuple
 
+from closewait_guard._capture import patch
 from closewait_guard._capture.hooks import SOCKET, code_of, listener_in_accept_by_thread
 from closewait_guard._capture.stack import NO_STACK, CapturedStack
 from closewait_guard._cpython import (
@@ -23,7 +24,15 @@ from closewait_guard._cpython import (
 )
 from closewait_guard._descriptors import inode_of, socket_inode_of
 from closewait_guard._enums import Origin, Scalar
-from closewait_guard._live import field, is_a, text_of, value_at, variable_of
+from closewait_guard._live import (
+    field,
+    is_a,
+    kinds_of,
+    text_of,
+    value_at,
+    variable_of,
+    weak_instances_of,
+)
 
 __all__ = [
     "NO_CONTEXT",
@@ -36,6 +45,7 @@ __all__ = [
     "STACK",
     "Creation",
     "CreationTuple",
+    "OpenSockets",
     "as_parent",
     "closed_among",
     "count_files",
@@ -46,6 +56,7 @@ __all__ = [
     "pop_if_same",
     "still_owns",
     "unknown_creation",
+    "untracked_sockets",
     "was_closed",
 ]
 
@@ -166,6 +177,47 @@ class Creation(NamedTuple):
     origin: Origin
     parent: CreationTuple | None
     stack: CapturedStack
+
+
+def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int, socket.socket]]:
+    """The open sockets whose creation is not known, by descriptor.
+
+    The creation of the socket that had the descriptor before is removed.
+    """
+    classes = [kind for cls in patch.patched_classes() for kind in kinds_of(cls)]
+    for reference in weak_instances_of(classes):
+        fd = _fd_of(reference)
+        known = creations.get(fd)
+        if fd < 0 or (known is not None and still_owns(known, fd)):
+            continue
+        if known is not None:
+            pop_if_same(creations, fd, known)
+        if (sock := reference()) is not None:
+            yield fd, sock
+
+
+def _fd_of(reference: weakref.ref[socket.socket]) -> int:
+    try:
+        return _fileno(reference())  # type: ignore[arg-type]
+    except Exception:
+        # It is gone, or not initialized: made by __new__ alone.
+        return -1
+
+
+class OpenSockets:
+    """One moment's open sockets, by descriptor."""
+
+    __slots__ = ("close_called", "creations", "detached")
+
+    def __init__(
+        self, creations: dict[int, CreationTuple], close_called: set[int], detached: set[int]
+    ) -> None:
+        self.creations, self.close_called = creations, close_called
+        self.detached = detached
+
+    def opened_after(self, mark: int) -> set[int]:
+        """Those that were opened after a mark."""
+        return {fd for fd, creation in self.creations.items() if creation[SERIAL] > mark}
 
 
 # Which function of the standard library makes a socket of a descriptor, and which of its local

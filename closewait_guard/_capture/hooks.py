@@ -32,6 +32,7 @@ __all__ = [
     "caller_of_hooks",
     "code_of",
     "listener_in_accept_by_thread",
+    "method_object",
     "wrap_close",
 ]
 
@@ -327,17 +328,17 @@ def wrap_del(original: Callable[[Any], Any], subscribers: Subscribers) -> Any:
 
         if (found := find_speedups()) is not None:
             return found.finalizer(_fileno, notify, original, is_for_open_only=original is _IN_C)
-    calls = [_with_method("__eq__", each) for each in (_is_closed, dropping_errors(notify))]
+    calls = [method_object("__eq__", each) for each in (_is_closed, dropping_errors(notify))]
     if original is not _IN_C:
         # That of a closed socket is to be called too.
-        calls = [_with_method("__eq__", dropping_errors(calls.__contains__))]
-    calls.append(_with_method("__eq__", original))
+        calls = [method_object("__eq__", dropping_errors(calls.__contains__))]
+    calls.append(method_object("__eq__", original))
     finalize: Any = lru_cache(0)(calls.__contains__)
     finalize.__wrapped__ = original
     return finalize
 
 
-def _with_method(name: str, function: Callable[[Any], Any]) -> object:
+def method_object(name: str, function: Callable[[Any], Any]) -> object:
     """An object that calls a function with the other operand."""
     return type("Calling", (), {name: staticmethod(function)})()
 
@@ -346,7 +347,7 @@ def _with_method(name: str, function: Callable[[Any], Any]) -> object:
 # added to anything, then to its number.
 _is_closed: Any = partial(
     sum,
-    (_with_method("__radd__", _fileno), _with_method("__radd__", frozenset({-1}).__contains__)),
+    (method_object("__radd__", _fileno), method_object("__radd__", frozenset({-1}).__contains__)),
 )
 
 
@@ -363,7 +364,7 @@ def wrap_close(original: Callable[[Any], Any], subscribers: Subscribers) -> Call
             )
 
     deferred = DeferredErrors((notify.__code__,))
-    calls = [_with_method("__eq__", each) for each in (dropping_errors(notify), original)]
+    calls = [method_object("__eq__", each) for each in (dropping_errors(notify), original)]
     return calls.__contains__
 
 

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard._capture.hooks import (
@@ -28,6 +28,9 @@ from closewait_guard._cpython import close_in_collections_by
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
+    from closewait_guard._capture.owner_hooks import OwnerEvents
+    from closewait_guard._libraries import OwnerKind
+
 __all__ = [
     "CallOnImport",
     "after_fork",
@@ -35,11 +38,14 @@ __all__ = [
     "is_patched",
     "overriding_module",
     "patch_class",
+    "patch_owner",
     "patched_classes",
     "replacement_class",
     "subscribe",
+    "subscribe_owners",
     "try_unsubscribe",
     "unsubscribe",
+    "unsubscribe_owners",
     "wrap_callable",
 ]
 
@@ -48,6 +54,7 @@ __all__ = [
 _MAX_WAIT = 1.0
 
 _subscribers: list[SocketEvents] = []
+_owner_subscribers: list[OwnerEvents] = []
 _lock = threading.RLock()
 
 
@@ -121,6 +128,43 @@ def patch_class(cls: type, module: str, *, speedups: bool = True) -> None:
         lock.release()
 
 
+def subscribe_owners(subscriber: OwnerEvents) -> None:
+    """Call `subscriber` for what happens to owners from now on."""
+    with install_lock():
+        if subscriber not in _owner_subscribers:
+            _owner_subscribers.append(subscriber)
+        _update_owner_methods()
+
+
+def unsubscribe_owners(subscriber: OwnerEvents) -> None:
+    """Stop calling `subscriber`; the last one to go leaves the classes as they were found."""
+    with install_lock():
+        if subscriber in _owner_subscribers:
+            _owner_subscribers.remove(subscriber)
+        _update_owner_methods()
+
+
+def patch_owner(cls: type, kind: OwnerKind) -> None:
+    """Call the subscribers for the objects of a class that is meant to be closed, from now on."""
+    from closewait_guard._capture.owner_hooks import OwnerSubscribers, owner_wrappers
+
+    lock = install_lock()
+    if not lock.acquire(timeout=_MAX_WAIT):
+        return
+    try:
+        if not any(method.cls is cls for method in _owner_methods):
+            wrappers = owner_wrappers(kind).items()
+            _owner_methods.extend(_Method(cls, *each, OwnerSubscribers) for each in wrappers)
+            _update_owner_methods()
+    finally:
+        lock.release()
+
+
+def _update_owner_methods() -> None:
+    for method in _owner_methods:
+        method.set_subscribers(tuple(_owner_subscribers), speedups=False)
+
+
 def patched_classes() -> list[type]:
     """The socket class, and those of libraries that take its place."""
     return list({id(method.cls): method.cls for method in _methods}.values())
@@ -133,8 +177,8 @@ def _update_methods(*, speedups: bool = False) -> None:
 
 
 def is_patched() -> bool:
-    """Whether a wrapper of ours is on the socket class, even one that calls no subscriber."""
-    return any(method.top() is not None for method in _methods)
+    """Whether a wrapper of ours is on a class, even one that calls no subscriber."""
+    return any(method.top() is not None for method in (*_methods, *_owner_methods))
 
 
 def overriding_module() -> str | None:
@@ -190,14 +234,20 @@ class CallOnImport:
 
     Args:
         call: Called with the name of each when its module has been imported.
-        modules: The module of each, by its name.
+        names: What to wait for.
+        module_of: The module of a name; of `module:name`, that before the colon.
     """
 
-    def __init__(self, call: Callable[[str], object], modules: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        call: Callable[[str], object],
+        names: Iterable[str],
+        module_of: Callable[[str], str] = lambda name: name.partition(":")[0],
+    ) -> None:
         self._call = call
         self._awaited: dict[str, list[str]] = {}
-        for name, module in modules.items():
-            self._awaited.setdefault(module, []).append(name)
+        for name in names:
+            self._awaited.setdefault(module_of(name), []).append(name)
 
     def install(self) -> None:
         """Wait from now on; for what is imported already, call at once."""
@@ -250,7 +300,7 @@ class InstalledWrapper:
 
     __slots__ = ("found", "ours", "subscribers", "was_own")
 
-    def __init__(self, ours: Any, found: Any, subscribers: Subscribers, *, was_own: bool) -> None:
+    def __init__(self, ours: Any, found: Any, subscribers: Any, *, was_own: bool) -> None:
         self.ours = ours
         self.found = found
         self.subscribers = subscribers
@@ -258,16 +308,23 @@ class InstalledWrapper:
 
 
 class _Method:
-    """One method of a class of sockets, patched in place and restored exactly.
+    """One method of a class, patched in place and restored exactly.
 
     A wrapper that another library has wrapped cannot be taken out. It stays, without subscribers:
     as soon as it is on top again, it is used again, or removed.
     """
 
-    def __init__(self, cls: type, name: str, wrap: Callable[[Any, Subscribers], Any]) -> None:
+    def __init__(
+        self,
+        cls: type,
+        name: str,
+        wrap: Callable[[Any, Any], Any],
+        make_subscribers: Callable[..., Any] = Subscribers,
+    ) -> None:
         self.cls = cls
         self.name = name
         self._wrap = wrap
+        self._make_subscribers = make_subscribers
         self._layers: list[InstalledWrapper] = []
 
     @property
@@ -283,7 +340,7 @@ class _Method:
         """Whether subscribers are called through the wrapper of another library, if at all."""
         return self.top() is None and any(layer.subscribers.current for layer in self._layers)
 
-    def set_subscribers(self, subscribers: tuple[SocketEvents, ...], *, speedups: bool) -> None:
+    def set_subscribers(self, subscribers: tuple[object, ...], *, speedups: bool) -> None:
         """Call these and no others; take our wrapper out if there are none."""
         layer = self._layer_in_use() or (self._add_layer(speedups) if subscribers else None)
         if layer is not None:
@@ -300,17 +357,20 @@ class _Method:
         # Not through wrapt, which brings asyncio and ssl into every program: 10 MB that most do
         # not need, for what is one assignment here.
         subscribers, found, was_own = (
-            Subscribers(speedups=speedups),
+            self._make_subscribers(speedups=speedups),
             self.present,
             self.name in vars(self.cls),
         )
-        original = as_function(self._original())
+        original = self._original()
+        original = None if original is None else as_function(original)
         setattr(self.cls, self.name, self._wrap(original, subscribers))
         self._layers.append(InstalledWrapper(self.present, found, subscribers, was_own=was_own))
         return self._layers[-1]
 
     def _original(self) -> Any:
-        return next(vars(cls)[self.name] for cls in self.cls.__mro__ if self.name in vars(cls))
+        """None for a finalizer where the class has none."""
+        found = (vars(cls)[self.name] for cls in self.cls.__mro__ if self.name in vars(cls))
+        return next(found, None)
 
     def _remove(self) -> None:
         while (layer := self.top()) is not None:
@@ -325,6 +385,7 @@ class _Method:
 # Those of further classes stay here without subscribers, for the next that subscribes.
 _replacing_modules = set[str]()
 _methods = [_Method(SOCKET, *each) for each in WRAPPERS.items()]
+_owner_methods: list[_Method] = []
 
 
 class _Collections:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture.context import LABELS, PlainContext
 from closewait_guard._capture.creation import (
@@ -179,6 +179,7 @@ def make_recorder(
     detached: dict[int, tuple[CreationTuple, int]],
     context: PlainContext | None,
     recording: Recording,
+    identify: Callable[[Any], int] = _socket.socket.fileno,
 ) -> CreationRecorder:
     """What records each creation by its descriptor.
 
@@ -187,11 +188,12 @@ def make_recorder(
         detached: Those whose sockets were detached from the descriptor.
         context: Calls the program's context provider, if it has one.
         recording: How to record.
+        identify: The number by which to record what was made: its descriptor, if it is a socket.
     """
     speedups = find_speedups() if recording.speedups else None
     if speedups is None:
-        return PythonRecorder(creations, detached, context, recording)
-    return _make_c_recorder(speedups.recorder, creations, detached, context, recording)
+        return PythonRecorder(creations, detached, context, recording, identify)
+    return _make_c_recorder(speedups.recorder, creations, detached, context, recording, identify)
 
 
 def _make_c_recorder(
@@ -200,6 +202,7 @@ def _make_c_recorder(
     detached: dict[int, tuple[CreationTuple, int]],
     context: PlainContext | None,
     recording: Recording,
+    identify: Callable[[Any], int],
 ) -> Recorder:
     depth, capture = recording.stack_depth, _capture_for(recording)
 
@@ -218,7 +221,7 @@ def _make_c_recorder(
         threads=threads,
         modules=sys.modules,
         ends=recording.ends,
-        fileno=_socket.socket.fileno,
+        fileno=identify,
         reference_callback=REFERENCE_CALLBACK,
         labels=LABELS,
         provider=provider,
@@ -264,11 +267,12 @@ class PythonRecorder:
         detached: dict[int, tuple[CreationTuple, int]],
         context: PlainContext | None,
         recording: Recording,
+        identify: Callable[[Any], int] = _socket.socket.fileno,
     ) -> None:
         self.pid = os.getpid()
         self.last_serial = 0
         self.count = itertools.count(1).__next__
-        self.on_create = _on_create(self, creations, detached, context, recording)
+        self.on_create = _on_create(self, creations, detached, context, recording, identify)
         self._intern_at = _INTERN_AFTER
 
     def intern_if_due(self, creations: dict[int, CreationTuple], serial: int) -> None:
@@ -285,9 +289,10 @@ def _on_create(
     detached: dict[int, tuple[CreationTuple, int]],
     context: PlainContext | None,
     recording: Recording,
+    fileno: Callable[[Any], int],
 ) -> OnCreate:
     caller, count, created = FRAMES_TO_CALLER, recorder.count, Origin.CREATED
-    fileno, reference, now = _socket.socket.fileno, weak_reference, wall
+    reference, now = weak_reference, wall
     frame, thread_id, by_number = current_frame, threading.get_ident, threads
     modules, module, labels = sys.modules, sys.modules.get, LABELS.get
     provider, fallback_provider = _providers(context)

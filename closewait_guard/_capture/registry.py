@@ -14,9 +14,9 @@ import math
 import os
 import socket
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._capture import patch
 from closewait_guard._capture.context import PlainContext
@@ -28,6 +28,7 @@ from closewait_guard._capture.creation import (
     SOCK,
     Creation,
     CreationTuple,
+    OpenSockets,
     closed_among,
     count_files,
     is_made_by,
@@ -36,6 +37,7 @@ from closewait_guard._capture.creation import (
     pop_if_same,
     still_owns,
     unknown_creation,
+    untracked_sockets,
     was_closed,
 )
 from closewait_guard._capture.dropped import (
@@ -50,15 +52,22 @@ from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._clock import now
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
-from closewait_guard._live import find_classes, kinds_of, weak_instances_of
+from closewait_guard._libraries import (
+    OWNER_CLASSES,
+    SOCKET_CLASSES,
+    SOCKET_CONSTRUCTORS,
+    kind_of_owner,
+)
+from closewait_guard._live import find_classes
 from closewait_guard._threads import ForkPoint, in_child, in_parent
 
+if TYPE_CHECKING:
+    from closewait_guard._capture.owners import OwnerTable
+
 __all__ = [
-    "OpenSockets",
     "Registry",
     "open_creations",
     "open_without_socket",
-    "untracked_sockets",
 ]
 
 
@@ -67,22 +76,6 @@ __all__ = [
 _MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
 
 _fileno = _socket.socket.fileno
-
-
-class OpenSockets:
-    """One moment's open sockets, by descriptor."""
-
-    __slots__ = ("close_called", "creations", "detached")
-
-    def __init__(
-        self, creations: dict[int, CreationTuple], close_called: set[int], detached: set[int]
-    ) -> None:
-        self.creations, self.close_called = creations, close_called
-        self.detached = detached
-
-    def opened_after(self, mark: int) -> set[int]:
-        """Those that were opened after a mark."""
-        return {fd for fd, creation in self.creations.items() if creation[SERIAL] > mark}
 
 
 class _Sweep(NamedTuple):
@@ -98,6 +91,7 @@ class Registry:
     Attributes:
         context: What calls the program's context provider, if it has one.
         alarms: What to call when there is no descriptor left.
+        owners: Records owners of sockets, if a library that has such is loaded.
         forgotten_copies: How many sockets a child may have a copy of that are remembered no more.
         fork: Where this process was forked, if it was while sockets were recorded.
         made_at: When it was made, by `now()`; it may be scanned much later.
@@ -120,7 +114,6 @@ class Registry:
         self._changed = object()
         self._recorder = make_recorder(self._creations, self._detached, context, recording)
         self.on_create = self._recorder.on_create
-        self._speedups = recording.speedups
         self._opened, self._failures = LockFreeCounter(self._recorder.count), LockFreeCounter()
         self._dropped = DroppedSockets(max_dropped)
         self._last = _Sweep(object(), {})
@@ -131,6 +124,9 @@ class Registry:
         # By serial, what was open at a fork: descriptor, inode and creation.
         self._forked: dict[int, tuple[int, int | None, CreationTuple]] = {}
         self.forgotten_copies = 0
+        self.owners: OwnerTable | None = None
+        self._on_import: tuple[patch.CallOnImport, ...] = ()
+        self._recording, self._max_dropped = recording, max_dropped
         # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._opened.mark
 
@@ -138,24 +134,42 @@ class Registry:
         """Record from now on. Idempotent."""
         with patch.install_lock():
             _subscribed.add(self)
-            patch.subscribe(self, speedups=self._speedups)
+            patch.subscribe(self, speedups=self._recording.speedups)
+            if not self._on_import:
+                self._on_import = (
+                    patch.CallOnImport(self.patch_class, SOCKET_CLASSES),
+                    patch.CallOnImport(self.patch_owner_class, OWNER_CLASSES),
+                )
+                for each in self._on_import:
+                    each.install()
 
-    def patch_class(self, name: str, constructors: dict[str, tuple[Origin, str]]) -> None:
-        """Record the sockets of a library's own class too, `module:name`, if it is loaded.
-
-        Args:
-            name: The class.
-            constructors: What makes such sockets of descriptors, as `library_constructors` has it.
-        """
-        library_constructors.update(constructors)
+    def patch_class(self, name: str) -> None:
+        """Record the sockets of a library's own class too, `module:name`, if it is loaded."""
+        library_constructors.update(SOCKET_CONSTRUCTORS)
         for cls in find_classes([name]).values():
-            patch.patch_class(cls, name.partition(":")[0], speedups=self._speedups)
+            patch.patch_class(cls, name.partition(":")[0], speedups=self._recording.speedups)
+
+    def patch_owner_class(self, name: str) -> None:
+        """Record the owners of a class, `module:name`, if it is loaded."""
+        for cls in find_classes([name]).values():
+            # Most programs have none: what records them is loaded with the first such library.
+            from closewait_guard._capture.owners import OwnerTable
+
+            if self.owners is None:
+                self.owners = OwnerTable(self._recording, self.context, self._max_dropped, self)
+            patch.subscribe_owners(self.owners)
+            patch.patch_owner(cls, kind_of_owner(name))
 
     def unsubscribe(self) -> None:
         """Record no more."""
         with patch.install_lock():
             _subscribed.discard(self)
+            for each in self._on_import:
+                each.remove()
+            self._on_import = ()
             patch.unsubscribe(self)
+            if self.owners is not None:
+                patch.unsubscribe_owners(self.owners)
 
     # Called by the patched methods.
 
@@ -273,7 +287,7 @@ class Registry:
             if creation[SERIAL] > since and may_be_open(fd, creation):
                 return False
         # Last, for what another thread's collection drops meanwhile.
-        return not self._dropped.recent
+        return not self._dropped.recent and not (self.owners and self.owners.ended)
 
     def last_serial(self) -> int:
         """The serial of the latest creation: a mark for `all_closed_since` that takes no lock.
@@ -286,6 +300,11 @@ class Registry:
         """The socket of a record, if it is still there."""
         creation = self._creations.get(fd)
         return None if creation is None or creation[SERIAL] != serial else creation[SOCK]()
+
+    def serial_at(self, fd: int) -> int | None:
+        """The serial of the latest socket with a descriptor; None if none is recorded."""
+        creation = self._creations.get(fd)
+        return None if creation is None else creation[SERIAL]
 
     def is_tracked(self, fd: int, since: float = math.inf) -> bool:
         """Whether a number is that of a socket object, has left one, or was one's after a mark."""
@@ -384,31 +403,8 @@ class Registry:
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
         self._forked, self.forgotten_copies = {}, 0
-
-
-def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int, socket.socket]]:
-    """The open sockets whose creation is not known, by descriptor.
-
-    The creation of the socket that had the descriptor before is removed.
-    """
-    classes = [kind for cls in patch.patched_classes() for kind in kinds_of(cls)]
-    for reference in weak_instances_of(classes):
-        fd = _fd_of(reference)
-        known = creations.get(fd)
-        if fd < 0 or (known is not None and still_owns(known, fd)):
-            continue
-        if known is not None:
-            pop_if_same(creations, fd, known)
-        if (sock := reference()) is not None:
-            yield fd, sock
-
-
-def _fd_of(reference: weakref.ref[socket.socket]) -> int:
-    try:
-        return _fileno(reference())  # type: ignore[arg-type]
-    except Exception:
-        # It is gone, or not initialized: made by __new__ alone.
-        return -1
+        if self.owners is not None:
+            self.owners.after_fork()
 
 
 _subscribed: weakref.WeakSet[Registry] = weakref.WeakSet()
@@ -444,7 +440,9 @@ def open_creations(registry: Registry, since: int) -> list[Creation]:
     Cheap, because nothing asks the kernel.
     """
     still_open = registry.open_sockets(thorough=True).creations.values()
-    dropped = (drop.creation for drop in registry.dropped())
+    dropped = [each.creation for each in registry.dropped()]
+    if registry.owners is not None:
+        dropped += [each.creation for each in registry.owners.ended.copy()]
     return [
         Creation._make(creation) for creation in (*still_open, *dropped) if creation[SERIAL] > since
     ]

@@ -62,7 +62,9 @@ __all__ = [
     "LOOP_OF",
     "LOOP_SELECTOR",
     "LOOP_SOCKETS",
+    "LOOP_THREAD",
     "LOOP_TRANSPORTS",
+    "LOOP_WAKERS",
     "NSIG",
     "QUEUE_OF_DONE",
     "QUEUE_WAITERS",
@@ -111,6 +113,8 @@ TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without the
 TASK_STATE = "_state"  # Else it counts as unfinished.
 HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
 LOOP_CLOSED = "_closed"  # Else each loop counts as open, and as one that may use a pool.
+LOOP_WAKERS = "_ssock", "_csock"  # Else a loop has no sockets, and is not missed.
+LOOP_THREAD = "_thread_id"  # Else each loop counts as one that does not run.
 LOOP_OF = "_loop"  # Of a transport or lock. Else no pool belongs to a loop.
 LOOP_CALLS = ("_ready", "_scheduled")  # Else what a loop has yet to close is its test's leak.
 LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.

@@ -7,11 +7,9 @@ remembered from scan to scan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from heapq import nlargest
-from operator import itemgetter
 from typing import NamedTuple
 
-from closewait_guard._capture import SERIAL, SOCK, Registry
+from closewait_guard._capture import Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._cpython import has_gil
 from closewait_guard._enums import LEAKS
@@ -23,9 +21,13 @@ from closewait_guard._holders.libraries import (
     owners_of_descriptors,
 )
 from closewait_guard._holders.references import reachable_instances
-from closewait_guard._holders.roots import Roots, describe_reuse, processes_sharing
+from closewait_guard._holders.roots import (
+    Roots,
+    describe_reuse,
+    find_successors,
+    processes_sharing,
+)
 from closewait_guard._holders.threads import CallUse
-from closewait_guard._inspect import peer_of, record_of
 from closewait_guard._judge import FindingText, cause_code, hint_for
 from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call, packages_of
 from closewait_guard._live import is_too_large
@@ -53,12 +55,6 @@ _MAX_AT_ONCE_FORWARD = 500
 _MIN_SECONDS_FORWARD, _MAX_SECONDS_FORWARD = 0.005, 0.35
 _NATIVE_OWNERS_SHARE = 0.3
 _REFRESH_AFTER = 30.0
-# Of all sockets opened since, only the newest are compared.
-_MAX_NEWER_SOCKETS = 200
-# A successor is opened at least so long after the end: calls in quick succession do not replace
-# each other, and the time of the end depends on kernel ticks and on an earlier probe.
-_MIN_GAP = 0.1
-
 # Findings that need nothing done while a program runs; a test or a block has to close them.
 _NOTHING_TO_DO = frozenset({Verdict.STALE_POOL, Verdict.HALF_CLOSED, Verdict.CLOSING})
 
@@ -84,7 +80,7 @@ def _search_nowhere(_: list[Finding], __: TimeLimit) -> dict[int, Holders | None
 
 _FAILED = Holders(has_failed=True)
 # Python 3.11 takes long to find a member by its name.
-_DROPPED, _CLOSED_ELSEWHERE = Verdict.DROPPED, Verdict.CLOSED_ELSEWHERE
+_CLOSED_ELSEWHERE = Verdict.CLOSED_ELSEWHERE
 _NO_EXPLANATION = _Explanation((Verdict.OPEN, None), Holders(), 0.0, None)
 
 
@@ -143,7 +139,7 @@ class Explainer:
         wanted = [
             finding
             for finding in findings
-            if (everything or finding.verdict in LEAKS) and finding.verdict is not _DROPPED
+            if (everything or finding.verdict in LEAKS) and not finding.is_gone
         ]
         self._explanations = self._recall(wanted) | self._explain_dropped(findings)
         is_paused = self._allowance.balance(now()) < 0 and not everything
@@ -191,10 +187,10 @@ class Explainer:
         """Of what held a dropped socket, only the calls that have opened it are known."""
         found: dict[int, _Explanation] = {}
         for finding in findings:
-            if finding.verdict is _DROPPED:
+            if finding.is_gone:
                 record = finding.observation.record
                 known = self._explanations.get(record.serial)
-                if known is None or known.site[0] is not _DROPPED:
+                if known is None or known.site[0] is not finding.verdict:
                     holders = Holders(owners=calls_of_libraries(record))
                     known = _Explanation(_site_of(finding), holders, now(), None)
                 found[record.serial] = known
@@ -237,7 +233,7 @@ class Explainer:
             known = search(findings, limit)
             observations = [finding.observation for finding in findings]
             sharing = processes_sharing(observations)
-            successors = _find_successors(observations, self._registry, wall)
+            successors = find_successors(observations, self._registry, wall)
         except Exception:
             # Report the findings without holders, and do not search again at once.
             serials = (finding.observation.record.serial for finding in findings)
@@ -306,7 +302,12 @@ class Explainer:
         return found, objects
 
     def _socket_of(self, finding: Finding) -> object | None:
-        return self._registry.socket_of(finding.observation.fd, finding.observation.record.serial)
+        """The socket of a finding, or its owner."""
+        serial = finding.observation.record.serial
+        if finding.observation.owner is not None:
+            table = self._registry.owners
+            return None if table is None else table.owner_of(serial)
+        return self._registry.socket_of(finding.observation.fd, serial)
 
     def _add_explanation(
         self,
@@ -394,7 +395,9 @@ class Explainer:
     ) -> tuple[str, str]:
         record = observation.record
         opener = record.opener.origin
-        if observation.state is State.LISTEN:
+        if observation.owner is not None:
+            owners = (observation.type,)
+        elif observation.state is State.LISTEN:
             # What libraries say is of connections.
             owners = ()
         elif verdict is Verdict.OPEN and LOOP_WAKER in calls_of_libraries(record):
@@ -415,36 +418,3 @@ class Explainer:
 
 def _site_of(finding: Finding) -> _Site:
     return finding.verdict, finding.observation.record.site
-
-
-def _find_successors(
-    ended: Iterable[Observation], registry: Registry, wall: float
-) -> dict[int, int]:
-    """By serial, the newest socket that the same line has connected to the same peer since the end.
-
-    Args:
-        ended: Sockets whose connections have ended.
-        registry: Has the sockets opened since.
-        wall: The time of the observations, in seconds since the epoch.
-    """
-    old = {
-        observation.record.serial: (
-            wall - observation.ended_for + _MIN_GAP,
-            observation.peer,
-            observation.record.site,
-        )
-        for observation in ended
-        if observation.record.origin is Origin.CREATED and observation.peer
-    }
-    if not old:
-        return {}
-    found: dict[int, int] = {}
-    open_sockets = registry.open_sockets().creations.values()
-    for creation in nlargest(_MAX_NEWER_SOCKETS, open_sockets, key=itemgetter(SERIAL)):
-        sock, record = creation[SOCK](), record_of(creation, registry.pid)
-        peer, opened_at = peer_of(sock) if sock is not None else None, record.opened_at or 0.0
-        for serial, (end, to, site) in old.items():
-            is_newer = record.serial > serial and opened_at > end
-            if is_newer and peer == to and record.site == site:
-                found.setdefault(serial, record.serial)
-    return found

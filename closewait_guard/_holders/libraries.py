@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import weakref
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import islice
@@ -25,7 +25,7 @@ from closewait_guard._cpython import (
 from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
 from closewait_guard._holders.roots import Roots
-from closewait_guard._libraries import Library, OwnerKind, PoolKind, PoolUse
+from closewait_guard._libraries import HandleKind, Library, PoolKind, PoolUse
 from closewait_guard._live import (
     derives_from,
     field,
@@ -34,6 +34,7 @@ from closewait_guard._live import (
     is_a,
     is_too_large,
     kinds_of,
+    layers_of,
     loaded,
     text_of,
 )
@@ -56,7 +57,7 @@ _Target = tuple[str, str, str | None, Frame | None]
 # What may need a pool of its own: a thread, and an event loop by identity.
 _User = tuple[str, int | None]
 # By the identity of a class, which a class with an odd metaclass has too.
-_OwnerClasses = Mapping[int, tuple[type, OwnerKind]]
+_HandleClasses = Mapping[int, tuple[type, HandleKind]]
 _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 
 # Besides one for each thread and event loop: clients of one line with different settings.
@@ -70,25 +71,6 @@ _SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
 # How many pools one search for uses may have, and the share of all time that searches may take.
 _MAX_AT_ONCE = 20
 _SHARE_OF_TIME = 0.01
-_MAX_WRAPPERS = 40
-
-# Where libraries store what they wrap, from the outermost to the socket.
-_WRAPPED = (
-    "_sock",
-    "sock",
-    "socket",
-    "_raw_socket",
-    "_writer",
-    "_transport",
-    "transport",
-    "_ssl_protocol",
-    "_stream",
-    "transport_stream",
-    "_network_stream",
-    "dbapi_connection",
-    "_connection",
-    "pgconn",
-)
 
 
 class Pools:
@@ -206,12 +188,12 @@ class Pools:
         pool_of: dict[int, _Pool] = {}
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
-        owners = _owner_classes(with_inner=True) if self._pools and by_fd else {}
+        handles = _handle_classes(with_inner=True) if self._pools and by_fd else {}
         # Several may have one name.
         alive = Counter(text_of(field(each, THREAD_NAME)) for each in threads.copy().values())
         for ref, library, kind in self._pools:
             pool = ref()
-            found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), owners)
+            found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), handles)
             uses |= {fd: use for fd, (use, _) in found.items()}
             pool_of |= dict.fromkeys(found, (ref, library, kind))
             idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle}
@@ -270,15 +252,15 @@ def _pool_classes() -> _PoolClasses:
 
 
 def _uses_of(
-    pool: Any, library: Library, kind: PoolKind, fds: Set[int], owners: _OwnerClasses
+    pool: Any, library: Library, kind: PoolKind, fds: Set[int], handles: _HandleClasses
 ) -> dict[int, tuple[PoolUse, Any]]:
     """How the pool uses each descriptor, and the event loop that drives its connection.
 
     Nothing, where the pool is closed or not made as its kind says.
     """
     try:
-        idle = dict(_descriptor_of(each, owners) for each in kind.idle(pool))
-        checked_out = dict(_descriptor_of(each, owners) for each in kind.checked_out(pool))
+        idle = dict(_descriptor_of(each, handles) for each in kind.idle(pool))
+        checked_out = dict(_descriptor_of(each, handles) for each in kind.checked_out(pool))
         loops = {fd: loop for fd, loop in (checked_out | idle).items() if fd in fds}
         if not loops:
             return {}
@@ -292,7 +274,7 @@ def _uses_of(
     }
 
 
-def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
+def _descriptor_of(thing: Any, handles: _HandleClasses) -> tuple[int | None, Any]:
     """That of a socket, or of the socket beneath a connection, and the event loop it is used by.
 
     Each is None where there is none.
@@ -300,19 +282,13 @@ def _descriptor_of(thing: Any, owners: _OwnerClasses) -> tuple[int | None, Any]:
     if type(thing) is int:
         return thing, None
     loop = None
-    waiting = deque([thing])
-    for _ in range(_MAX_WRAPPERS):
-        if not waiting:
-            break
-        inner = waiting.popleft()
+    for inner in layers_of(thing):
         if is_a(inner, _socket.socket):
             return _socket.socket.fileno(inner), loop
         loop = field(inner, LOOP_OF, loop)
-        owner = owners.get(id(type(inner)))
-        for fd in owner[1].descriptors(inner) if owner is not None else ():
+        handle = handles.get(id(type(inner)))
+        for fd in handle[1].descriptors(inner) if handle is not None else ():
             return fd, loop
-        further = (field(inner, name) for name in _WRAPPED)
-        waiting += [each for each in further if each is not None]
     return None, loop
 
 
@@ -323,11 +299,11 @@ def all_instances(classes: dict[int, type]) -> Iterable[object]:
 def idle_pools(observations: Iterable[Observation]) -> dict[int, tuple[set[int], PoolKind]]:
     """By the identity of each pool: the serials of the sockets that wait in it, and its kind."""
     by_fd = {seen.fd: seen.record.serial for seen in observations}
-    classes, owners = _pool_classes(), _owner_classes(with_inner=True)
+    classes, handles = _pool_classes(), _handle_classes(with_inner=True)
     found: dict[int, tuple[set[int], PoolKind]] = {}
     for pool in instances_of([cls for cls, *_ in classes.values()]) if by_fd else ():
         _, library, kind = classes[id(type(pool))]
-        uses = _uses_of(pool, library, kind, by_fd.keys(), owners)
+        uses = _uses_of(pool, library, kind, by_fd.keys(), handles)
         if serials := {by_fd[fd] for fd, (use, _) in uses.items() if use.is_idle}:
             found[id(pool)] = serials, kind
     return found
@@ -342,7 +318,7 @@ def owners_of_descriptors(
         fds: The descriptors.
         find: The objects of some classes, which are given by their identity.
     """
-    classes = _owner_classes()
+    classes = _handle_classes()
     found: dict[int, Any] = {}
     for owner in find({key: cls for key, (cls, _) in classes.items()}) if fds and classes else ():
         # It may be closed, or busy with something that does not allow to be asked.
@@ -354,9 +330,9 @@ def owners_of_descriptors(
     return found
 
 
-def _owner_classes(*, with_inner: bool = False) -> _OwnerClasses:
-    """The classes of owners that are loaded, with what is known of them."""
-    kinds = [kind for library in _libraries.LIBRARIES for kind in library.owners]
+def _handle_classes(*, with_inner: bool = False) -> _HandleClasses:
+    """The classes of handles that are loaded, with what is known of them."""
+    kinds = [kind for library in _libraries.LIBRARIES for kind in library.handles]
     if with_inner:
         kinds += [kind for library in _libraries.LIBRARIES for kind in library.inner]
     loaded = find_classes(name for kind in kinds for name in kind.classes)

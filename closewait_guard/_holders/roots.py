@@ -8,13 +8,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from functools import partial
+from heapq import nlargest
 from itertools import islice
+from operator import itemgetter
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
+from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._cpython import (
     HANDLE_CALLBACK,
     LOOP_SOCKETS,
@@ -36,7 +39,7 @@ from closewait_guard._holders.threads import (
     make_call,
     running_locals,
 )
-from closewait_guard._inspect import kind_of
+from closewait_guard._inspect import kind_of, peer_of, record_of
 from closewait_guard._live import (
     call_native,
     field,
@@ -62,6 +65,7 @@ __all__ = [
     "Root",
     "Roots",
     "describe_reuse",
+    "find_successors",
     "modules_of",
     "processes_sharing",
     "suspended_calls",
@@ -351,3 +355,43 @@ def _command(pid: int) -> str:
     with suppress(OSError), io.open(f"/proc/{pid}/comm", "rb") as file:  # noqa: UP020
         return file.read().decode(errors="replace").strip()
     return "gone"
+
+
+# Of all sockets opened since, only the newest are compared.
+_MAX_NEWER_SOCKETS = 200
+# A successor is opened at least so long after the end: calls in quick succession do not replace
+# each other, and the time of the end depends on kernel ticks and on an earlier probe.
+_MIN_GAP = 0.1
+
+
+def find_successors(
+    ended: Iterable[Observation], registry: Registry, wall: float
+) -> dict[int, int]:
+    """By serial, the newest socket that the same line has connected to the same peer since the end.
+
+    Args:
+        ended: Sockets whose connections have ended.
+        registry: Has the sockets opened since.
+        wall: The time of the observations, in seconds since the epoch.
+    """
+    old = {
+        observation.record.serial: (
+            wall - observation.ended_for + _MIN_GAP,
+            observation.peer,
+            observation.record.site,
+        )
+        for observation in ended
+        if observation.record.origin is Origin.CREATED and observation.peer
+    }
+    if not old:
+        return {}
+    found: dict[int, int] = {}
+    open_sockets = registry.open_sockets().creations.values()
+    for creation in nlargest(_MAX_NEWER_SOCKETS, open_sockets, key=itemgetter(SERIAL)):
+        sock, record = creation[SOCK](), record_of(creation, registry.pid)
+        peer, opened_at = peer_of(sock) if sock is not None else None, record.opened_at or 0.0
+        for serial, (end, to, site) in old.items():
+            is_newer = record.serial > serial and opened_at > end
+            if is_newer and peer == to and record.site == site:
+                found.setdefault(serial, record.serial)
+    return found

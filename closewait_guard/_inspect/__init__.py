@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from closewait_guard._inspect.observation import (
+    ScanResult,
     SiteCount,
     SuspectAge,
     is_unused_since,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         descriptors_of_process,
     )
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
+    from closewait_guard._inspect.owners import OwnerScanner
     from closewait_guard._inspect.records import (
         count_as_own,
         count_by_site,
@@ -31,12 +33,12 @@ if TYPE_CHECKING:
         resolve,
         retry_sources,
     )
-    from closewait_guard._inspect.scanner import ScanResult, SocketScanner
+    from closewait_guard._inspect.scanner import SocketScanner
 else:
     _HOMES = {
         "DescriptorCounter": "descriptors",
         "DescriptorsOfBlock": "descriptors",
-        "ScanResult": "scanner",
+        "OwnerScanner": "owners",
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
         "attributed_module": "native",
@@ -55,6 +57,7 @@ __all__ = [
     "DescriptorCounter",
     "DescriptorsOfBlock",
     "Endpoint",
+    "OwnerScanner",
     "Probe",
     "ProbeResult",
     "ScanResult",

@@ -40,7 +40,7 @@ from closewait_guard._config import did_you_mean, shown
 from closewait_guard._cpython import current_frame
 from closewait_guard._descriptors import NativeListing, inode_of, sockets_besides
 from closewait_guard._interruptions import interrupts
-from closewait_guard._libraries import OwnerKind
+from closewait_guard._libraries import HandleKind
 from closewait_guard._live import is_any_of, loaded
 from closewait_guard._threads import ForkPoint
 from closewait_guard.exceptions import ConfigurationError
@@ -419,17 +419,17 @@ def _attributed_callables() -> dict[str, tuple[str, ...]]:
 
 
 # By the identity of a class: what it was found to be, while so many modules were loaded.
-_kinds: dict[int, tuple[weakref.ref[type], OwnerKind | None, int]] = {}
+_kinds: dict[int, tuple[weakref.ref[type], HandleKind | None, int]] = {}
 _MAX_KINDS = 1000
 
 
-def _kind_of(owner: object) -> OwnerKind | None:
+def _kind_of(owner: object) -> HandleKind | None:
     """What is known of the class of an object, which takes a look at all modules to find out."""
     cls, modules = type(owner), len(sys.modules)
     known = _kinds.get(id(cls))
     if known is not None and known[0]() is cls and (known[1] is not None or known[2] == modules):
         return known[1]
-    kinds = (kind for library in _libraries.LIBRARIES for kind in library.owners)
+    kinds = (kind for library in _libraries.LIBRARIES for kind in library.handles)
     found = next((kind for kind in kinds if is_any_of(owner, loaded(kind.classes))), None)
     if len(_kinds) >= _MAX_KINDS:
         _kinds.clear()

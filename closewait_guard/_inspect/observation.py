@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from closewait_guard._live import field, is_a, running_frames, variable_of
 from closewait_guard.model import Connection, Observation, SocketRecord, State
 
 __all__ = [
+    "ScanResult",
+    "SeenOwner",
     "SiteCount",
     "SuspectAge",
     "fds_being_read",
@@ -256,3 +258,56 @@ class SiteCount(NamedTuple):
 
     open: int
     old: int
+
+
+class SeenOwner(NamedTuple):
+    """An owner that should have been closed.
+
+    Attributes:
+        sockets: The serials of its sockets, for whose state it is the cause.
+    """
+
+    observation: Observation
+    sockets: frozenset[int]
+
+    @property
+    def serial(self) -> int:
+        """Its own."""
+        return self.observation.record.serial
+
+
+class ScanResult(NamedTuple):
+    """What one scan saw; of the undescribed, only the creation is known."""
+
+    open_sockets: int
+    suspects: tuple[Observation, ...]
+    dropped: tuple[Observation, ...]
+    healthy: tuple[Observation, ...]
+    undescribed: int = 0
+
+    def only(self, wanted: Callable[[Observation], bool]) -> ScanResult:
+        """Without what is not wanted."""
+        return self._replace(
+            suspects=tuple(filter(wanted, self.suspects)),
+            healthy=tuple(filter(wanted, self.healthy)),
+        )
+
+    def with_owners(self, owners: list[SeenOwner]) -> ScanResult:
+        """Owners among the dropped, in place of their own sockets."""
+        if not owners:
+            return self
+        theirs = frozenset[int]().union(*(each.sockets for each in owners))
+        suspects, dropped, healthy = (
+            tuple(each for each in seen if each.record.serial not in theirs)
+            for seen in (self.suspects, self.dropped, self.healthy)
+        )
+        dropped += tuple(each.observation for each in owners)
+        return self._replace(suspects=suspects, dropped=dropped, healthy=healthy)
+
+    def with_natives(self, natives: ScanResult) -> ScanResult:
+        """Both together; the count remains that of tracked sockets."""
+        return self._replace(
+            suspects=self.suspects + natives.suspects,
+            healthy=self.healthy + natives.healthy,
+            undescribed=self.undescribed + natives.undescribed,
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from closewait_guard._clock import now, pause, wall
 from closewait_guard._inspect.closed_elsewhere import ClosedElsewhere, Forked, ForkedCopies
 from closewait_guard._inspect.native import SETTLED_AFTER, CallAttribution, NativeSockets
 from closewait_guard._inspect.observation import (
+    ScanResult,
     SuspectAge,
     fds_being_read,
     longest_possible,
@@ -57,35 +58,9 @@ from closewait_guard.model import (
 from closewait_guard.settings import Settings
 
 __all__ = [
-    "ScanResult",
     "Scanner",
     "SocketScanner",
 ]
-
-
-class ScanResult(NamedTuple):
-    """What one scan saw; of the undescribed, only the creation is known."""
-
-    open_sockets: int
-    suspects: tuple[Observation, ...]
-    dropped: tuple[Observation, ...]
-    healthy: tuple[Observation, ...]
-    undescribed: int = 0
-
-    def only(self, wanted: Callable[[Observation], bool]) -> ScanResult:
-        """Without what is not wanted."""
-        return self._replace(
-            suspects=tuple(filter(wanted, self.suspects)),
-            healthy=tuple(filter(wanted, self.healthy)),
-        )
-
-    def with_natives(self, natives: ScanResult) -> ScanResult:
-        """Both together; the count remains that of tracked sockets."""
-        return self._replace(
-            suspects=self.suspects + natives.suspects,
-            healthy=self.healthy + natives.healthy,
-            undescribed=self.undescribed + natives.undescribed,
-        )
 
 
 class _Known(NamedTuple):

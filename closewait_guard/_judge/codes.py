@@ -1,6 +1,6 @@
 """The code of each verdict, cause and alert, such as CWG104. A code never changes its meaning.
 
-The first digit is the verdict, or 8 for alerts; `docs/codes.md` has a section for each.
+The first digit is the verdict, 8 for alerts, 9 for owners. `docs/codes.md` has them all.
 """
 
 from __future__ import annotations
@@ -96,6 +96,14 @@ CODES: tuple[Code, ...] = (
     Code("CWG301", Verdict.DROPPED, "the last reference went away without close()"),
     Code("CWG401", Verdict.LINGERING, "close() was called, a file object keeps it open"),
     Code("CWG501", Verdict.INHERITED, "a copy inherited through fork() is not closed"),
+    Code(
+        "CWG902",
+        Verdict.UNCLOSED,
+        "a client or event loop is kept, stopped and not closed",
+        evidence=Evidence.OWNER,
+    ),
+    Code("CWG903", Verdict.SURPLUS, "a new client for each call, all of them kept"),
+    Code("CWG901", Verdict.UNCLOSED, "a client or event loop was collected without its close"),
     Code("CWG601", Verdict.CLOSED_ELSEWHERE, "the descriptor was closed and reused"),
     Code(
         SURPLUS_CLIENTS, Verdict.STALE_POOL, "more clients than needed, each idle", owner=_EACH_CALL

@@ -144,6 +144,14 @@ HINTS: tuple[Hint, ...] = (
         "close it in the child, or open it after forking: it was inherited through fork()",
     ),
     Hint(
+        Verdict.SURPLUS,
+        "make one and use it for all calls, or close each after use",
+    ),
+    Hint(
+        Verdict.UNCLOSED,
+        "call its close() in a `finally` block, or use it in a `with` block",
+    ),
+    Hint(
         Verdict.CLOSED_ELSEWHERE,
         "let exactly one owner close it, and transfer ownership with sock.detach(): its "
         "descriptor was closed with os.close() or by another object, and calling close() on "

@@ -229,7 +229,9 @@ def _make_finding(
 
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
-    """The verdict on one socket."""
+    """The verdict on one socket, or on an owner that should have been closed."""
+    if observation.owner is not None:
+        return Verdict.SURPLUS if observation.owner.is_surplus else Verdict.UNCLOSED
     if observation.evidence in _BY_EVIDENCE:
         return _BY_EVIDENCE[observation.evidence]
     if observation.connection in _ENDED and not observation.close_called:

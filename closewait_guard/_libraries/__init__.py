@@ -1,6 +1,6 @@
 """What is known of foreign libraries: one file each. None of them is imported for it.
 
-All but the classes of sockets is loaded when it is first used.
+All but the names of what is patched is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -8,12 +8,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from closewait_guard._libraries.green import SOCKET_CLASSES, SOCKET_CONSTRUCTORS
+from closewait_guard._libraries.green import (
+    OWNER_CLASSES,
+    SOCKET_CLASSES,
+    SOCKET_CONSTRUCTORS,
+)
 
 if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
     from closewait_guard._libraries.kinds import (
         RESPONSES,
+        HandleKind,
         HolderHint,
         Library,
         NativeCode,
@@ -28,10 +33,12 @@ if TYPE_CHECKING:
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "OWNER_CLASSES",
     "RESPONSES",
     "RUNNING_CALL",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
+    "HandleKind",
     "HolderHint",
     "Library",
     "NativeCode",
@@ -40,6 +47,7 @@ __all__ = [
     "PoolKind",
     "PoolUse",
     "for_each_call",
+    "kind_of_owner",
     "packages_of",
 ]
 
@@ -50,6 +58,13 @@ _HOMES = {
     "RUNNING_CALL": "stdlib",
     "packages_of": "packages",
 }
+
+
+def kind_of_owner(name: str) -> OwnerKind:
+    """What is known of a class of owners, `module:name`, from the file of its library alone."""
+    home = import_module(f"{__name__}.{OWNER_CLASSES[name]}")
+    kinds: list[OwnerKind] = [kind for library in home.LIBRARIES for kind in library.owners]
+    return next(kind for kind in kinds if kind.owner_class == name)
 
 
 def __getattr__(name: str) -> object:

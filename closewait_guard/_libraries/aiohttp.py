@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     HolderHint,
     Library,
+    OwnerKind,
     PoolKind,
     for_each_call,
     read_response,
 )
 from closewait_guard._live import elements_of, field, items_of, number_of, type_qualname
-from closewait_guard.model import Verdict
 
 __all__ = [
     "LIBRARIES",
@@ -31,6 +32,16 @@ def _checked_out(connector: Any) -> Iterable[object]:
     return [field(protocol, "transport") for protocol in acquired]
 
 
+def _is_closed(session: Any) -> bool:
+    connector = field(session, "_connector")
+    return connector is None or field(session, "_connector_owner") is False
+
+
+def _connections(session: Any) -> Iterable[object]:
+    connector = field(session, "_connector")
+    return [*_idle(connector), *_checked_out(connector)]
+
+
 _ONE_SESSION = (
     "reuse one ClientSession and `await session.close()` on shutdown, or use `async with "
     "aiohttp.ClientSession() as session:`"
@@ -46,6 +57,15 @@ LIBRARIES = (
                 lambda connector: number_of(field(connector, "_limit")) or None,
                 _idle,
                 _checked_out,
+            ),
+        ),
+        owners=(
+            OwnerKind(
+                "aiohttp.client:ClientSession",
+                "aiohttp.ClientSession",
+                _is_closed,
+                _connections,
+                loop=lambda session: field(session, "_loop"),
             ),
         ),
         hints=(

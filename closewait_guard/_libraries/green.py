@@ -1,6 +1,7 @@
-"""gevent and eventlet: the classes that they have in the place of the socket class.
+"""What a guard patches as soon as it is installed, and where more is known of it.
 
-They are patched like that, as soon as a guard is installed: this loads nothing else.
+The classes that gevent and eventlet have in the place of the socket class, and those of owners.
+This loads nothing else.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from closewait_guard._enums import Origin
 
 __all__ = [
+    "OWNER_CLASSES",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
 ]
@@ -29,4 +31,13 @@ SOCKET_CONSTRUCTORS = {
     "gevent.server:StreamServer.do_read": (Origin.ACCEPTED, "sock"),
     "socket:socket.accept": (Origin.ACCEPTED, "self"),
     "socket:socket.dup": (Origin.DUPLICATED, "self"),
+}
+
+# The classes of owners, and the file of this folder that knows their kinds.
+OWNER_CLASSES = {
+    "aiohttp.client:ClientSession": "aiohttp",
+    "asyncio.base_events:BaseEventLoop": "stdlib",
+    "httpx:AsyncClient": "httpcore",
+    "httpx:Client": "httpcore",
+    "redis.asyncio.client:Redis": "redis",
 }

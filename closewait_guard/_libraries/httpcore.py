@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     UNBOUNDED,
     HolderHint,
     Library,
+    OwnerKind,
     PoolKind,
     for_each_call,
     read_response,
 )
-from closewait_guard._live import elements_of, field, number_of, text_of
-from closewait_guard.model import Verdict
+from closewait_guard._live import elements_of, field, items_of, number_of, text_of
 
 __all__ = [
     "LIBRARIES",
@@ -44,6 +45,17 @@ def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
                 break
 
 
+def _is_closed(client: Any) -> bool:
+    return text_of(field(field(client, "_state"), "_name_")) == "CLOSED"
+
+
+def _connections_of_client(client: Any) -> Iterable[object]:
+    transports = [field(client, "_transport")]
+    transports += [transport for _, transport in items_of(field(client, "_mounts"))]
+    for transport in transports:
+        yield from elements_of(field(field(transport, "_pool"), "_connections"))
+
+
 _ONE_CLIENT = (
     "reuse one client, or use `with httpx.Client() as client:` (`async with` for AsyncClient)"
 )
@@ -51,6 +63,10 @@ _ONE_CLIENT = (
 LIBRARIES = (
     Library(
         "httpx",
+        owners=tuple(
+            OwnerKind(f"httpx:{name}", f"httpx.{name}", _is_closed, _connections_of_client)
+            for name in ("Client", "AsyncClient")
+        ),
         hints=(
             HolderHint(
                 read_response("httpcore"),

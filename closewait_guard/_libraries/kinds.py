@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from closewait_guard.model import Origin, Verdict
+from closewait_guard._enums import Origin, Verdict
 
 __all__ = [
     "RESPONSES",
     "UNBOUNDED",
+    "HandleKind",
     "HolderHint",
     "Library",
     "NativeCode",
-    "OwnerKind",
     "PoolKind",
     "PoolUse",
+    "always",
     "for_each_call",
     "nothing",
     "out_of_use",
@@ -36,6 +37,8 @@ _NOT_CLOSED = (
     Verdict.DEAD,
     Verdict.LINGERING,
     Verdict.DROPPED,
+    Verdict.UNCLOSED,
+    Verdict.SURPLUS,
     Verdict.OPEN,
 )
 
@@ -60,6 +63,11 @@ def nothing(_: Any) -> Iterable[object]:
     return ()
 
 
+def always(_: Any) -> bool:
+    """For a kind whose objects do nothing between two calls that show on their connections."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class PoolKind:
     """One kind of pool. Each callable is given the pool, and may raise: then it is passed over.
@@ -82,7 +90,7 @@ class PoolKind:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnerKind:
+class HandleKind:
     """One kind of object that has a descriptor for which there is no socket object.
 
     Attributes:
@@ -92,6 +100,41 @@ class OwnerKind:
 
     classes: tuple[str, ...]
     descriptors: Callable[[Any], Iterable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerKind:
+    """One kind of object that has connections and is meant to be closed: a session, a client.
+
+    Each callable is given the object, runs in finalizers too, and may raise: then the object is
+    passed over.
+
+    Attributes:
+        owner_class: Its class, as `module:name`; subclasses are found by themselves.
+        name: What its users call it.
+        is_closed: Whether it was closed, or need not be.
+        connections: Its connections: sockets, or what wraps one.
+        closes: Its methods after whose call it counts as closed, where it does not say that itself.
+        loop: The event loop without which it cannot be closed any more.
+        is_idle: Whether it does nothing at this moment.
+        is_surplus: What too many of one line are: more than needed, or not closed as they should.
+        has_finalizer: Its library closes its connections when it is collected, and says nothing.
+    """
+
+    owner_class: str
+    name: str
+    is_closed: Callable[[Any], bool]
+    connections: Callable[[Any], Iterable[object]]
+    closes: tuple[str, ...] = ()
+    loop: Callable[[Any], object] = nothing
+    is_idle: Callable[[Any], bool] = always
+    is_surplus: bool = True
+    has_finalizer: bool = False
+
+    @property
+    def holder(self) -> str:
+        """The name by which hints know it."""
+        return self.owner_class.replace(":", ".")
 
 
 class HolderHint(NamedTuple):
@@ -145,7 +188,8 @@ class Library:
     Attributes:
         name: Its package, and what its pools are called in hints.
         pools: Its pools, and what is checked out of them.
-        owners: Its objects that have descriptors of their own, and that a program holds.
+        owners: Its objects that are meant to be closed, and whose creation is recorded.
+        handles: Its objects that have descriptors of their own, and that a program holds.
         inner: Further such objects, which are only asked where something else wraps them.
         attributed: What `attribute(name)` wraps, to know where its sockets are opened.
         hints: What to change; the first that fits is taken.
@@ -155,7 +199,8 @@ class Library:
     name: str
     pools: tuple[PoolKind, ...] = ()
     owners: tuple[OwnerKind, ...] = ()
-    inner: tuple[OwnerKind, ...] = ()
+    handles: tuple[HandleKind, ...] = ()
+    inner: tuple[HandleKind, ...] = ()
     attributed: tuple[str, ...] = ()
     hints: tuple[HolderHint, ...] = ()
     native: tuple[NativeCode, ...] = ()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
+from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, NativeCode
 from closewait_guard._live import call_native, find_classes, module_dict, value_at
 from closewait_guard.model import Origin
 
@@ -34,7 +34,7 @@ LIBRARIES = (
     # A handle keeps its connection for the next request.
     Library(
         "pycurl",
-        owners=(OwnerKind(_CURL, _descriptors),),
+        handles=(HandleKind(_CURL, _descriptors),),
         attributed=_CURL,
         hints=(HolderHint("pycurl.Curl", "call curl.close() when you are done with the handle"),),
         native=(NativeCode("pycurl", "pycurl", "libcurl", "libcurl"),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
+from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, NativeCode
 from closewait_guard._live import call_native, field, find_classes, is_a, is_exactly
 
 __all__ = [
@@ -35,7 +35,7 @@ def _of_psycopg2(connection: Any) -> Iterable[int]:
 LIBRARIES = (
     Library(
         "psycopg2",
-        owners=(OwnerKind(_PSYCOPG2, _of_psycopg2),),
+        handles=(HandleKind(_PSYCOPG2, _of_psycopg2),),
         attributed=("psycopg2:connect",),
         hints=(
             HolderHint(
@@ -49,8 +49,8 @@ LIBRARIES = (
     ),
     Library(
         "psycopg",
-        owners=(OwnerKind(("psycopg:Connection", "psycopg:AsyncConnection"), _of_connection),),
-        inner=(OwnerKind(_LIBPQ, _of_libpq),),
+        handles=(HandleKind(("psycopg:Connection", "psycopg:AsyncConnection"), _of_connection),),
+        inner=(HandleKind(_LIBPQ, _of_libpq),),
         attributed=(
             "psycopg:connect",
             "psycopg:Connection.connect",

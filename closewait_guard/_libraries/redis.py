@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     UNBOUNDED,
     HolderHint,
     Library,
+    OwnerKind,
     PoolKind,
     for_each_call,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
-from closewait_guard.model import Verdict
 
 __all__ = [
     "LIBRARIES",
@@ -43,6 +44,16 @@ def _checked_out(pool: Any) -> Iterable[object]:
     return elements_of(field(pool, "_in_use_connections"))
 
 
+def _is_closed(client: Any) -> bool:
+    # A pool that was given to it is closed by what has made that.
+    return field(client, "auto_close_connection_pool") is False
+
+
+def _connections(client: Any) -> Iterable[object]:
+    pool = field(client, "connection_pool")
+    return [*_idle(pool), *_checked_out(pool)]
+
+
 LIBRARIES = (
     Library(
         "redis",
@@ -53,6 +64,11 @@ LIBRARIES = (
                 _max_size,
                 _idle,
                 _checked_out,
+            ),
+        ),
+        owners=(
+            OwnerKind(
+                "redis.asyncio.client:Redis", "redis.asyncio.Redis", _is_closed, _connections
             ),
         ),
         hints=(

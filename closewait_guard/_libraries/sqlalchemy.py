@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
 from closewait_guard._live import elements_of, field, number_of, type_qualname
-from closewait_guard.model import Verdict
 
 __all__ = [
     "LIBRARIES",

@@ -6,10 +6,10 @@ import _socket
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._cpython import CONNECTION_HANDLE
-from closewait_guard._libraries.kinds import HolderHint, Library, OwnerKind
+from closewait_guard._cpython import CONNECTION_HANDLE, LOOP_CLOSED, LOOP_THREAD, LOOP_WAKERS
+from closewait_guard._enums import Origin, Verdict
+from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, OwnerKind
 from closewait_guard._live import field, number_of
-from closewait_guard.model import Origin, Verdict
 
 __all__ = [
     "LIBRARIES",
@@ -27,6 +27,10 @@ def _fileno(sock: Any) -> Iterable[int]:
 def _handle(connection: Any) -> Iterable[int]:
     fd = number_of(field(connection, CONNECTION_HANDLE))
     return () if fd is None else (fd,)
+
+
+def _wakers(loop: Any) -> Iterable[object]:
+    return [field(loop, name) for name in LOOP_WAKERS]
 
 
 # Its hint comes before those of all libraries: no close() is reached while the exception is kept.
@@ -62,10 +66,10 @@ LOOP_WAKER = "asyncio.selector_events.BaseSelectorEventLoop._make_self_pipe"
 
 LIBRARIES = (
     # Among the objects of these classes are those of gevent's socket class.
-    Library("_socket", owners=(OwnerKind(("_socket:socket",), _fileno),)),
+    Library("_socket", handles=(HandleKind(("_socket:socket",), _fileno),)),
     Library(
         "multiprocessing",
-        owners=(OwnerKind(("multiprocessing.connection:Connection",), _handle),),
+        handles=(HandleKind(("multiprocessing.connection:Connection",), _handle),),
     ),
     Library(
         "urllib",
@@ -94,7 +98,23 @@ LIBRARIES = (
     ),
     Library(
         "asyncio",
+        owners=(
+            OwnerKind(
+                "asyncio.base_events:BaseEventLoop",
+                "asyncio event loop",
+                lambda loop: field(loop, LOOP_CLOSED) is True,
+                _wakers,
+                is_idle=lambda loop: field(loop, LOOP_THREAD) is None,
+                is_surplus=False,
+            ),
+        ),
         hints=(
+            HolderHint(
+                "asyncio.base_events.BaseEventLoop",
+                "close the event loop: use asyncio.run(), or call loop.close() in a `finally` "
+                "block",
+                (Verdict.UNCLOSED,),
+            ),
             HolderHint(
                 LOOP_WAKER,
                 "close the event loop: use asyncio.run(), or call loop.close() in a `finally` "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     HolderHint,
     Library,
@@ -15,7 +16,6 @@ from closewait_guard._libraries.kinds import (
     read_response,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of
-from closewait_guard.model import Verdict
 
 __all__ = [
     "LIBRARIES",

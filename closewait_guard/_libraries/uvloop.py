@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, NativeCode, OwnerKind
+from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, NativeCode
 from closewait_guard._live import find_classes, is_exactly
 
 __all__ = [
@@ -32,8 +32,8 @@ def _descriptors(transport: Any) -> Iterable[int]:
 LIBRARIES = (
     Library(
         "uvloop",
-        owners=(OwnerKind(_TRANSPORTS, _descriptors),),
-        inner=(OwnerKind(_TLS, _descriptors),),
+        handles=(HandleKind(_TRANSPORTS, _descriptors),),
+        inner=(HandleKind(_TLS, _descriptors),),
         attributed=(
             "uvloop:Loop.create_connection",
             "uvloop:Loop.create_unix_connection",

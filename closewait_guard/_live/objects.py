@@ -44,6 +44,7 @@ __all__ = [
     "is_exactly",
     "is_tls",
     "items_of",
+    "layers_of",
     "loaded_modules",
     "module_dict",
     "module_name",
@@ -356,3 +357,35 @@ def call_native(thing: object, cls: type, name: str, *args: object) -> Any:
     """What a method that a class has in C returns for an object of it; None without one."""
     method = class_value(cls, name)
     return method(thing, *args) if is_a(thing, cls) and is_exactly(method, _METHODS) else None
+
+
+# Where libraries store what they wrap, from the outermost to the socket.
+_WRAPPED = (
+    "_sock",
+    "sock",
+    "socket",
+    "_raw_socket",
+    "_writer",
+    "_transport",
+    "transport",
+    "_ssl_protocol",
+    "_stream",
+    "transport_stream",
+    "_network_stream",
+    "dbapi_connection",
+    "_connection",
+    "pgconn",
+)
+_MAX_LAYERS = 40
+
+
+def layers_of(connection: object) -> Iterator[Any]:
+    """A connection, what it wraps, and so on: the socket comes last, if there is one."""
+    waiting = deque([connection])
+    for _ in range(_MAX_LAYERS):
+        if not waiting:
+            break
+        thing = waiting.popleft()
+        yield thing
+        further = (field(thing, name) for name in _WRAPPED)
+        waiting += [each for each in further if each is not None]

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from closewait_guard._render.descriptors import (
+    SHARE_WORTH_A_SENTENCE,
+    descriptor_kinds,
+    fd_numbers,
+    has_descriptor_alert,
+    list_kinds,
+)
 from closewait_guard._render.dicts import from_dict, to_dict, with_examples
 from closewait_guard._render.family import (
     LastReport,
@@ -20,14 +27,9 @@ from closewait_guard._render.site import (
     verdict_name,
 )
 from closewait_guard._render.text import (
-    SHARE_WORTH_A_SENTENCE,
     alert_lines,
     codes_lines,
-    descriptor_kinds,
-    fd_numbers,
-    has_descriptor_alert,
     is_quiet,
-    list_kinds,
     native_note,
     no_news_line,
     not_covered_lines,

@@ -12,12 +12,14 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from closewait_guard._format import Layout, block_lines, format_time, pluralize, unique
-from closewait_guard._render.site import describe_site
-from closewait_guard._render.text import (
-    Scope,
+from closewait_guard._render.descriptors import (
     descriptor_kinds,
     fd_numbers,
     is_fd_share_news,
+)
+from closewait_guard._render.site import describe_site
+from closewait_guard._render.text import (
+    Scope,
     join_sections,
     native_note,
     render_report,

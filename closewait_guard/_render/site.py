@@ -14,6 +14,7 @@ from closewait_guard._format import (
     Block,
     Fact,
     Style,
+    first_few,
     format_bytes,
     format_duration_range,
     pluralize,
@@ -297,6 +298,8 @@ def _state_facts(group: SiteGroup, observations: Sequence[Observation]) -> Itera
 
 def connection_summary(observations: Sequence[Observation]) -> str:
     """What happened to the connection, how long ago, and how much is unread."""
+    if (owner := observations[0].owner) is not None:
+        return "" if owner.is_surplus else _END_OF_OWNER.get(observations[0].evidence, "")
     parts = [_describe_ends(observations)]
     traffic = [
         seconds for each in observations if (seconds := _seconds_since_traffic(each)) is not None
@@ -330,6 +333,11 @@ def _describe_ends(observations: Sequence[Observation]) -> str:
     return end
 
 
+_END_OF_OWNER = {
+    Evidence.FINALIZED: "its last reference went away without its close",
+    Evidence.COLLECTED: "collected without its close, in a reference cycle",
+    Evidence.OWNER: "out of use, and not closed",
+}
 _ENDS = {
     Connection.NEVER_CONNECTED: "never connected",
     Connection.UNCONNECTED: "refused, or never connected",
@@ -374,6 +382,8 @@ def verdict_name(verdict: Verdict) -> str:
 def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> str:
     """Verdict, kind of socket and peers."""
     first = observations[0]
+    if first.owner is not None:
+        return f"{verdict_name(group.verdict).upper()}  {_describe_owners(group, observations)}"
     kinds = unique(socket_kind(observation) for observation in observations)
     what = f"{verdict_name(group.verdict).upper()}  {', '.join(kinds)}"
     peers = [observation.peer for observation in observations if observation.peer]
@@ -386,6 +396,17 @@ def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> 
         if observation.local and not observation.local.endswith(":0")
     ]
     return f"{what} at {_list_addresses(local)}" if local else what
+
+
+def _describe_owners(group: SiteGroup, observations: Sequence[Observation]) -> str:
+    """What was not closed, how many sockets that had, and to whom."""
+    owners = [seen.owner for seen in observations if seen.owner is not None]
+    counts = [owner.sockets for owner in owners]
+    each = " each" if group.count > 1 and len(set(counts)) == 1 else ""
+    peers = [peer for owner in owners for peer in owner.peers]
+    number = pluralize(counts[0] if each else sum(counts), "socket")
+    what = f"{owners[0].name} with {number}{each}"
+    return f"{what} to {_list_addresses(peers)}" if peers else what
 
 
 def _list_addresses(addresses: Sequence[str]) -> str:
@@ -420,14 +441,9 @@ def _context_facts(records: Iterable[SocketRecord], *, verbose: bool) -> Iterato
         "task": unique(record.task for record in openers if record.task),
         "label": unique(label for record in openers for label in record.labels),
     }
-    parts = [f"{name} {_first_few(values)}" for name, values in values_by_name.items() if values]
+    parts = [f"{name} {first_few(values)}" for name, values in values_by_name.items() if values]
     for name in unique(name for record in openers for name in record.context):
         values = unique(str(record.context[name]) for record in openers if name in record.context)
-        parts.append(f"{name}={_first_few(values)}")
+        parts.append(f"{name}={first_few(values)}")
     if parts:
         yield Fact("context", ", ".join(parts))
-
-
-def _first_few(values: Sequence[str], limit: int = 3) -> str:
-    shown = ", ".join(values[:limit])
-    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

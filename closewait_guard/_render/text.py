@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from closewait_guard._enums import NOT_INSTALLED, SURPLUS_CLIENTS, is_about_descriptors
+from closewait_guard._enums import NOT_INSTALLED, SURPLUS_CLIENTS
 from closewait_guard._format import (
     Layout,
     Section,
@@ -16,12 +16,18 @@ from closewait_guard._format import (
     block_lines,
     escape_line,
     fit_path,
-    format_duration,
     format_duration_range,
     format_time,
+    join_counts,
     page_of,
     pluralize,
     unique,
+)
+from closewait_guard._render.descriptors import (
+    descriptor_kinds,
+    fd_numbers,
+    has_descriptor_alert,
+    is_fd_share_news,
 )
 from closewait_guard._render.site import describe_site, package_totals, verdict_name
 from closewait_guard.model import (
@@ -29,28 +35,19 @@ from closewait_guard.model import (
     AlertStatus,
     ClosedLate,
     Coverage,
-    DescriptorKind,
-    Descriptors,
     Report,
     Severity,
     SiteGroup,
-    State,
     Verdict,
 )
 
 __all__ = [
-    "SHARE_WORTH_A_SENTENCE",
     "Scope",
     "alert_lines",
     "closed_late_lines",
     "codes_lines",
-    "descriptor_kinds",
-    "fd_numbers",
-    "has_descriptor_alert",
-    "is_fd_share_news",
     "is_quiet",
     "join_sections",
-    "list_kinds",
     "native_note",
     "no_news_line",
     "not_covered_lines",
@@ -62,8 +59,6 @@ __all__ = [
 ]
 
 
-# Of the descriptors: what is less is nothing to worry about.
-SHARE_WORTH_A_SENTENCE = 0.01
 # Nothing to do about them while they are few: one line for all.
 _QUIET = {
     Verdict.STALE_POOL: "idle pooled {connections} closed by the server",
@@ -191,10 +186,8 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
     """How many leaks there are of how many causes, and what else there is."""
     leaks = [group for group in groups if group.verdict.is_leak]
     if leaks:
-        count = sum(group.count for group in leaks)
         places = len({group.site.place if group.site else group.fingerprint for group in leaks})
-        text = f"{count:,} leaked {'socket' if count == 1 else 'sockets'}"
-        yield f"{text} from {pluralize(places, 'place')}{scope.where}."
+        yield f"{count_leaks(leaks)} from {pluralize(places, 'place')}{scope.where}."
     elif any(group.verdict in _NO_ALL_CLEAR for group in groups):
         pass
     elif report.omitted:
@@ -209,6 +202,14 @@ def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterat
         yield f"{pluralize(report.omitted, 'leak')} left out."
 
 
+def count_leaks(groups: Sequence[SiteGroup]) -> str:
+    """How many sockets have leaked, and how many owners of sockets were not closed."""
+    unclosed = sum(group.count for group in groups if group.verdict in _OWNERS)
+    leaked = sum(group.count for group in groups) - unclosed
+    return join_counts({"leaked socket": leaked, "unclosed object": unclosed})
+
+
+_OWNERS = (Verdict.UNCLOSED, Verdict.SURPLUS)
 # What is counted on its own: no leak, or none for certain.
 _NEITHER = (Verdict.OPEN, Verdict.CLOSED_ELSEWHERE, Verdict.IDLE_OR_LEAKED)
 # What is open is a finding only of a block or a test that should have closed it.
@@ -224,9 +225,8 @@ def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[StyledLi
 
 def no_news_line(report: Report, layout: Layout) -> str:
     """That nothing has changed since the report before, for a log of many reports."""
-    leaks = sum(finding.count for finding in report.leaks)
-    places = sum(group.verdict.is_leak for group in report.by_site())
-    found = f"{pluralize(leaks, 'leaked socket')} from {pluralize(places, 'place')}, nothing new"
+    leaks = [group for group in report.by_site() if group.verdict.is_leak]
+    found = f"{count_leaks(leaks)} from {pluralize(len(leaks), 'place')}, nothing new"
     lines = _summary_line(report, layout, _scope_of(report), found if leaks else "no leaks")
     return "".join(f"{line.text}\n" for line in lines)
 
@@ -255,70 +255,6 @@ def program_name(command: str, layout: Layout) -> str:
         return f"python -m {escape_line(parts[-2])}"
     is_installed = len(parts) > 1 and parts[-2] in ("bin", "Scripts")
     return escape_line(parts[-1] if is_installed else layout.relative(command))
-
-
-def fd_numbers(report: Report) -> str:
-    """How many descriptors are in use, of how many."""
-    used, limit = report.fd_used, report.fd_limit
-    if used is None:
-        return "unknown"
-    if not limit:
-        return f"{used:,}"
-    share = f" ({used / limit:.0%})" if is_fd_share_news(report) else ""
-    return f"{used:,} of {limit:,}{share}"
-
-
-def has_descriptor_alert(report: Report) -> bool:
-    """Whether an alert is about descriptors of any kind."""
-    return any(is_about_descriptors(alert.kind, alert.data) for alert in report.alerts)
-
-
-def descriptor_kinds(report: Report) -> str:
-    """What the descriptors are: `612 sockets (560 CLOSE_WAIT), 42 files (38 x /log/app.log)`."""
-    waiting = sum(
-        finding.count
-        for finding in report.findings
-        if finding.observation.state is State.CLOSE_WAIT
-    )
-    return list_kinds(report.descriptors, waiting) if report.descriptors else ""
-
-
-def list_kinds(found: Descriptors, waiting: int = 0) -> str:
-    """The same of any descriptors, with so many sockets among them in CLOSE_WAIT."""
-    details = {
-        kind: _names(names, found.by_kind.get(kind, 0)) for kind, names in found.names.items()
-    }
-    if waiting:
-        details[DescriptorKind.SOCKET] = f"{waiting:,} CLOSE_WAIT"
-    parts = [
-        _counted(kind, number) + (f" ({details[kind]})" if details.get(kind) else "")
-        for kind, number in found.by_kind.items()
-    ]
-    age = f" ({format_duration(found.counted_for)} ago)" if found.counted_for else ""
-    return ", ".join(parts) + age
-
-
-# Of the others, an "s" more.
-_PLURALS = {kind: kind for kind in ("epoll", "inotify", "io_uring", "other")}
-_PLURALS["directory"] = "directories"
-
-
-def _counted(kind: str, number: int) -> str:
-    kind = escape_line(kind)
-    return f"{number:,} {kind if number == 1 else _PLURALS.get(kind, f'{kind}s')}"
-
-
-def _names(counts: Mapping[str, int], total: int) -> str:
-    return ", ".join(
-        escape_line(name) if times in (1, total) else f"{times:,} x {escape_line(name)}"
-        for name, times in counts.items()
-    )
-
-
-def is_fd_share_news(report: Report) -> bool:
-    """Whether it is a percent of the descriptors or more, or nothing is known of that."""
-    used, limit = report.fd_used, report.fd_limit
-    return used is None or not limit or used / limit >= SHARE_WORTH_A_SENTENCE
 
 
 # Alerts, and what has ended.

@@ -17,7 +17,6 @@ from closewait_guard._enums import Connection, Origin
 from closewait_guard._guard import Guard
 from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
-from closewait_guard.model import Verdict
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
     OPENED_IN,
@@ -208,7 +207,7 @@ class LeakChecker:
         suspects |= variables.keys()
         # Only now are their holders searched for, through the whole heap.
         report = self._report(suspects, context) if is_open or variables else None
-        self._settled |= suspects
+        self._settled |= self._with_owners(suspects)
         if report is not None:
             self._settle_as(report.findings)
             report = replace(report, findings=self._without_other_ends(report.findings))
@@ -231,6 +230,10 @@ class LeakChecker:
 
     def _creations_since(self, mark: int) -> list[Creation]:
         creations = self._guard._open_creations(mark)
+        # What was said of all its sockets was said of their owner.
+        for serial, sockets in self._guard._sockets_of_ended().items():
+            if sockets and sockets <= self._settled:
+                self._settled.add(serial)
         return [each for each in creations if each.serial not in self._settled]
 
     def _targets(self, creations: Iterable[Creation]) -> dict[int, int]:
@@ -334,7 +337,7 @@ class LeakChecker:
         """
         gc.collect()
         found = self._find_open(suspects, context.owner)
-        open_ones = [each.observation for each in found if each.verdict is not Verdict.DROPPED]
+        open_ones = [each.observation for each in found if not each.is_gone]
         if context.plan.allow_reason is None:
             variables |= self._take_out_kept(open_ones, suspects, context)
         targets = self._targets(each for each in creations if each.serial in suspects)
@@ -383,12 +386,17 @@ class LeakChecker:
         self._leave_to_the_end(set(running), suspects, context)
         return {}
 
+    def _with_owners(self, suspects: set[int]) -> set[int]:
+        """The same, and what has ended unclosed meanwhile and stands for some of them."""
+        ended = self._guard._sockets_of_ended().items()
+        return suspects | {serial for serial, sockets in ended if sockets & suspects}
+
     def _find_open(self, suspects: set[int], owner: Owner) -> tuple[Finding, ...]:
-        return _only(suspects, self._guard._open_since(owner.mark))
+        return _only(self._with_owners(suspects), self._guard._open_since(owner.mark))
 
     def _report(self, suspects: set[int], context: CheckContext) -> Report | None:
         report = self._guard.check(context.owner.mark)
-        findings, coverage = _only(suspects, report.findings), report.coverage
+        findings, coverage = _only(self._with_owners(suspects), report.findings), report.coverage
         coverage = replace(coverage, notes=(*coverage.notes, *note_on_searches()))
         return replace(report, findings=findings, coverage=coverage) if findings else None
 

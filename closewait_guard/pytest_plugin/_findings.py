@@ -9,14 +9,14 @@ import linecache
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from closewait_guard._format import escape_line, pluralize
+from closewait_guard._format import escape_line, join_counts, pluralize
 from closewait_guard.model import TEST_SCHEMA, Finding, Frame, FrameKind, SocketRecord
 from closewait_guard.pytest_plugin._options import Mode, Plan
 
@@ -30,6 +30,7 @@ __all__ = [
     "Outcome",
     "OwnerFinding",
     "Site",
+    "count_leaked",
     "definition_of",
     "ends_of",
     "find_declaration",
@@ -351,6 +352,12 @@ def relative_path(filename: str, folder: str | Path) -> str:
     return filename if path.startswith("..") else path
 
 
+def count_leaked(leaks: Sequence[Finding], kind: str = "") -> str:
+    """How many sockets, of one kind, and how many clients and event loops were not closed."""
+    owners = sum(leak.observation.owner is not None for leak in leaks)
+    return join_counts({f"{kind}socket": len(leaks) - owners, "unclosed object": owners})
+
+
 def junit_properties(finding: OwnerFinding, root: Path) -> list[tuple[str, object]]:
     """What the XML file says of a leaking test: how many, and each verdict with its line."""
     leaks = finding.report.findings if finding.report is not None else ()
@@ -388,7 +395,7 @@ def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[st
 
 
 def _message(site: Site, root: Path, *, is_here: bool) -> str:
-    sockets = pluralize(len(site.leaks), "socket") + (" opened here" if is_here else "")
+    sockets = count_leaked(site.leaks) + (" opened here" if is_here else "")
     defined_at = site.owners[0].defined_at
     where = f" ({relative_path(defined_at, root)})" if defined_at is not None else ""
     hint = site.leaks[0].hint

@@ -36,6 +36,7 @@ from closewait_guard.pytest_plugin._findings import (
     Outcome,
     OwnerFinding,
     Site,
+    count_leaked,
     format_location,
     group_by_site,
     plain_name,
@@ -106,7 +107,7 @@ def failure_text(
 def _head(finding: OwnerFinding, report: Report) -> str:
     """How many sockets, and what became of them."""
     number = len(report.findings)
-    dropped = sum(each.verdict is Verdict.DROPPED for each in report.findings)
+    dropped = sum(each.is_gone for each in report.findings)
     waited = ""
     if finding.waited >= _MIN_SETTLE_SHOWN:
         waited = f"{format_duration(finding.waited)} "
@@ -117,7 +118,7 @@ def _head(finding: OwnerFinding, report: Report) -> str:
     }
     found = {end: count for end, count in ends.items() if count}
     what = ", ".join(end if len(found) == 1 else f"{each} {end}" for end, each in found.items())
-    return f"{_who(finding)}leaked {pluralize(number, 'socket')} ({what})"
+    return f"{_who(finding)}leaked {count_leaked(report.findings)} ({what})"
 
 
 def _who(finding: OwnerFinding) -> str:
@@ -137,7 +138,7 @@ def headline(finding: OwnerFinding, root: Path) -> str:
     if len(places) > _MAX_PLACES:
         more = pluralize(len(places) - _MAX_PLACES, "more line")
         places = [*places[:_MAX_PLACES], more]
-    leaked = f"leaked {pluralize(len(finding.report.findings), 'socket')}"
+    leaked = f"leaked {count_leaked(finding.report.findings)}"
     if finding.kind == "test":
         return escape_line(f"{', '.join(places)}: {leaked}")
     who = finding.owner
@@ -149,6 +150,8 @@ def headline(finding: OwnerFinding, root: Path) -> str:
 
 def _describe_end(leak: Finding) -> str:
     """What comes after the line: which client was not closed, or what is special of a socket."""
+    if (owner := leak.observation.owner) is not None:
+        return f" ({owner.name} never closed)"
     for holder in leak.holders:
         if leak.verdict not in _ENDS and (client := _CLIENT.search(holder)):
             return f" ({client[1]} never closed)"
@@ -208,7 +211,7 @@ def _site_lines(site: Site, root: Path, layout: Layout, *, whole_stacks: bool) -
 def _count_sockets(leaks: Sequence[Finding]) -> str:
     """How many, and of what kind, where they were not just left open."""
     kind = f"{leaks[0].verdict.replace('_', ' ')} " if leaks[0].verdict in _REMARKABLE else ""
-    return pluralize(len(leaks), f"{kind}socket")
+    return count_leaked(leaks, kind)
 
 
 # A socket of these was not just left open.

@@ -22,10 +22,10 @@ import closewait_guard as cwg
 from closewait_guard import _libraries
 from closewait_guard._holders.libraries import hints_of_libraries
 from closewait_guard._libraries import (
+    HandleKind,
     HolderHint,
     Library,
     NativeCode,
-    OwnerKind,
     PoolKind,
     kinds,
 )
@@ -77,7 +77,7 @@ EXAMPLE = Library(
             checked_out=lambda pool: elements_of(field(pool, "in_use")),
         ),
     ),
-    owners=(OwnerKind(("example.links:Link",), lambda link: (number_of(field(link, "fd")),)),),
+    owners=(HandleKind(("example.links:Link",), lambda link: (number_of(field(link, "fd")),)),),
     attributed=("example.links:connect",),
     hints=(
         HolderHint("example.links.Link", "call link.close()"),

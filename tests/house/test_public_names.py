@@ -17,7 +17,7 @@ ROOT = (
 MODEL = (
     "UNKNOWN_FAMILY Alert AlertKind AlertStatus ClosedLate Connection Coverage DescriptorKind "
     "Descriptors Evidence Finding Frame FrameKind Observation Origin Report Reporter Scalar "
-    "Severity SiteGroup SocketRecord State Verdict"
+    "Severity SiteGroup SocketOwner SocketRecord State Verdict"
 )
 
 GUARD = (

@@ -86,13 +86,15 @@ def test_the_verdicts_of_the_contract(changes, verdict):
     assert judged(**changes).verdict is verdict
 
 
-def test_the_first_five_verdicts_are_leaks():
+def test_the_first_seven_verdicts_are_leaks():
     assert [verdict for verdict in cwg.Verdict if verdict.is_leak] == [
         "leaked",
         "dead",
         "dropped",
         "lingering",
         "inherited",
+        "unclosed",
+        "surplus",
     ]
 
 

@@ -179,7 +179,7 @@ def test_other(url): pass
     [
         ("requests", "requests.Session().get(url)", "close the session or client when you are"),
         ("requests", "requests.Session().get(url, stream=True)", "close the streamed response"),
-        ("httpx", "httpx.Client().get(url)", "close the client when you are done: `with"),
+        ("httpx", "httpx.Client().get(url)", "reuse one Client, or use `with httpx.Client() as"),
         ("aiohttp", "asyncio.run(ask(url))", "`await session.close()` when you are done"),
     ],
 )

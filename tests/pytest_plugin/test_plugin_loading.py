@@ -87,7 +87,7 @@ import sys
 
 def test_it():
     socket.socket().close()
-    ours = [each for each in sys.meta_path if "closewait" in type(each).__module__]
+    ours = [each for each in sys.meta_path if type(each).__name__ == "_PlainFinder"]
     assert len(ours) == (sys.argv[1] == "rewrite")
 """
     )

@@ -10,6 +10,7 @@ import pytest
 
 from closewait_guard import _clock
 from closewait_guard.pytest_plugin import _attribution
+from servers import web
 
 
 def test_a_socket_that_another_thread_closes_in_time_is_none(suite):
@@ -177,7 +178,10 @@ def test_closes():
 """
     )
     result.assert_outcomes(passed=21, errors=20)
-    result.stdout.fnmatch_lines(["test_it.py:*: 40 dropped sockets leaked by 20 tests"])
+    # The guard is installed with the first socket, when the first of the loops had been made.
+    lines = ["test_it.py:*: 19 unclosed objects leaked by 19 tests", "*: 2 dropped sockets *"]
+    result.stdout.fnmatch_lines_random(lines)
+    assert "leaked 1 unclosed object (garbage-collected while open)" in result.stdout.str()
 
 
 UNCLOSED_LOOP = """
@@ -314,5 +318,59 @@ def test_innocent(wide): pass
             "*PytestUnraisableExceptionWarning: ResourceWarning: unclosed *",
             "*(found by the socket check of *)",
             "ERROR test_it.py::test_innocent - test_it.py:* fixture 'wide' leaked *",
+        ]
+    )
+
+
+OWNERS = """
+import aiohttp, httpx
+
+@pytest.fixture
+def url():
+    return "URL"
+
+async def get(url, is_closed):
+    session = aiohttp.ClientSession()
+    async with session.get(url) as response:
+        await response.read()
+    if is_closed:
+        await session.close()
+
+def test_closes(url):
+    asyncio.run(get(url, True))
+    with httpx.Client() as client:
+        client.get(url)
+
+def test_forgets_a_session(url):
+    asyncio.run(get(url, False))
+
+def test_innocent(url):
+    asyncio.run(get(url, True))
+    gc.collect()
+
+def test_forgets_a_client(url):
+    httpx.Client().get(url)
+
+def test_innocent_too(url):
+    gc.collect()
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1", "-p", "xdist")], ids=["alone", "xdist"])
+def test_a_session_that_a_test_forgets_fails_it_though_the_library_closes_its_sockets(
+    suite, workers
+):
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("httpx")
+    with web() as server:
+        result = suite.fail(OWNERS.replace("URL", server.url), "-rE", *workers, apart=True)
+    result.assert_outcomes(passed=5, errors=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "ERROR test_it.py::test_forgets_a_session - line * (aiohttp.ClientSession nev*",
+            "ERROR test_it.py::test_forgets_a_client - line * (httpx.Client nev*",
+            "*UNCLOSED  aiohttp.ClientSession with 1 socket to 127.0.0.1:*",
+            "*session = aiohttp.ClientSession()",
+            "*httpx.Client().get(url)",
         ]
     )

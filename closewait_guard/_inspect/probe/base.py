@@ -24,6 +24,7 @@ __all__ = [
     "Poller",
     "Probe",
     "ProbeResult",
+    "address_text",
     "duplicate_fd",
     "endpoint_of",
     "endpoint_of_snapshot",
@@ -125,7 +126,7 @@ def endpoint_of(sock: _socket.socket, fd: int) -> Endpoint:
     return Endpoint(
         _family_name(_FAMILY(sock)),
         _kind_name(_TYPE(sock)),
-        _address(ask_or_none(_socket.socket.getsockname, sock)),
+        address_text(ask_or_none(_socket.socket.getsockname, sock)),
         peer_of(sock),
         inode_of(fd),
         is_tls(sock),
@@ -137,8 +138,8 @@ def endpoint_of_snapshot(snapshot: FinalSnapshot) -> Endpoint:
     return Endpoint(
         _family_name(snapshot.family),
         _kind_name(snapshot.type),
-        _address(snapshot.local),
-        _address(snapshot.peer),
+        address_text(snapshot.local),
+        address_text(snapshot.peer),
         snapshot.inode,
         snapshot.tls,
     )
@@ -146,10 +147,11 @@ def endpoint_of_snapshot(snapshot: FinalSnapshot) -> Endpoint:
 
 def peer_of(sock: _socket.socket) -> str | None:
     """The address of the other end, if there is one."""
-    return _address(ask_or_none(_socket.socket.getpeername, sock))
+    return address_text(ask_or_none(_socket.socket.getpeername, sock))
 
 
-def _address(address: object) -> str | None:
+def address_text(address: object) -> str | None:
+    """An address as the kernel gives it, in the form in which reports show it."""
     if isinstance(address, tuple) and len(address) >= 2:
         host = f"[{address[0]}]" if ":" in str(address[0]) else address[0]
         return f"{host}:{address[1]}"

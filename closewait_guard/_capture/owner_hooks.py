@@ -1,0 +1,120 @@
+"""The wrappers of the methods of owners: of sessions, clients and loops that are to be closed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from closewait_guard._capture.hooks import method_object
+from closewait_guard._cpython import dropping_errors
+from closewait_guard._interruptions import DeferredErrors, interrupts
+
+if TYPE_CHECKING:
+    from closewait_guard._libraries import OwnerKind
+
+__all__ = [
+    "OwnerEvents",
+    "OwnerSubscribers",
+    "owner_wrappers",
+]
+
+
+class OwnerEvents(Protocol):
+    """What a subscriber is called for. Nothing that it raises reaches the program."""
+
+    @property
+    def on_make(self) -> Callable[[Any, object], None]:
+        """Record an owner that was made, by its caller; the second argument is None."""
+
+    def on_made(self, owner: object, kind: OwnerKind, /) -> None:
+        """Called next, with its kind."""
+
+    def on_close(self, owner: object, /) -> None:
+        """Its close is being called, for a kind that does not say whether it is closed."""
+
+    def on_finalize(self, owner: object, /) -> None:
+        """An owner is being finalized. Take no lock here."""
+
+    def on_error(self) -> None:
+        """One of the calls above raised."""
+
+
+class OwnerSubscribers:
+    """What to call. Replaced as a whole, so that a loop in another thread misses none."""
+
+    __slots__ = ("current", "speedups")
+
+    def __init__(self, *, speedups: bool = False) -> None:
+        self.speedups = speedups
+        self.current: tuple[OwnerEvents, ...] = ()
+
+    def replace(self, subscribers: tuple[OwnerEvents, ...]) -> None:
+        """Call these from now on, and no others."""
+        self.current = subscribers
+
+
+_Wrap = Callable[[Any, OwnerSubscribers], Any]
+
+
+def owner_wrappers(kind: OwnerKind) -> dict[str, _Wrap]:
+    """What to wrap of the class of a kind, by the name of the method."""
+    closes = dict.fromkeys(kind.closes, _wrap_close)
+    return {"__init__": functools.partial(_wrap_init, kind), "__del__": _wrap_del, **closes}
+
+
+def _wrap_init(kind: OwnerKind, original: Any, subscribers: OwnerSubscribers) -> Any:
+    @functools.wraps(original)
+    def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        for each in subscribers.current:
+            try:
+                # From here, because it counts the calls up to that of the program.
+                each.on_make(self, None)
+                each.on_made(self, kind)
+            except BaseException as error:
+                if interrupts(error):
+                    raise
+                each.on_error()
+
+    return __init__
+
+
+def _wrap_close(original: Any, subscribers: OwnerSubscribers) -> Any:
+    @functools.wraps(original)
+    def close(self: object, *args: Any, **kwargs: Any) -> Any:
+        for each in subscribers.current:
+            each.on_close(self)
+        return original(self, *args, **kwargs)
+
+    return close
+
+
+def _wrap_del(original: Any, subscribers: OwnerSubscribers) -> Any:
+    """Notifies of owners that are finalized; then calls the finalizer that was there, if any.
+
+    Where there was none, all that calls is in C, as for sockets: see `hooks.wrap_del`. Else what is
+    raised is reported of a function with the name that it has without us.
+    """
+
+    def notify(owner: object) -> None:
+        for subscriber in subscribers.current:
+            try:
+                subscriber.on_finalize(owner)
+            except BaseException as error:
+                if interrupts(error):
+                    deferred.raise_later(error)
+                else:
+                    subscriber.on_error()
+
+    deferred = DeferredErrors((notify.__code__,))
+    notify_quietly = dropping_errors(notify)
+    if original is None:
+        return functools.lru_cache(0)([method_object("__eq__", notify_quietly)].__contains__)
+
+    @functools.wraps(original)
+    def __del__(self: object) -> None:  # noqa: N807
+        notify_quietly(self)
+        original(self)
+
+    return __del__

@@ -1,0 +1,86 @@
+"""The descriptors of a process in words: how many of how many, and what they are. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from closewait_guard._enums import is_about_descriptors
+from closewait_guard._format import escape_line, format_duration
+from closewait_guard.model import DescriptorKind, Descriptors, Report, State
+
+__all__ = [
+    "SHARE_WORTH_A_SENTENCE",
+    "descriptor_kinds",
+    "fd_numbers",
+    "has_descriptor_alert",
+    "is_fd_share_news",
+    "list_kinds",
+]
+
+
+# Of the descriptors: what is less is nothing to worry about.
+SHARE_WORTH_A_SENTENCE = 0.01
+
+
+def fd_numbers(report: Report) -> str:
+    """How many descriptors are in use, of how many."""
+    used, limit = report.fd_used, report.fd_limit
+    if used is None:
+        return "unknown"
+    if not limit:
+        return f"{used:,}"
+    share = f" ({used / limit:.0%})" if is_fd_share_news(report) else ""
+    return f"{used:,} of {limit:,}{share}"
+
+
+def has_descriptor_alert(report: Report) -> bool:
+    """Whether an alert is about descriptors of any kind."""
+    return any(is_about_descriptors(alert.kind, alert.data) for alert in report.alerts)
+
+
+def descriptor_kinds(report: Report) -> str:
+    """What the descriptors are: `612 sockets (560 CLOSE_WAIT), 42 files (38 x /log/app.log)`."""
+    waiting = sum(
+        finding.count
+        for finding in report.findings
+        if finding.observation.state is State.CLOSE_WAIT
+    )
+    return list_kinds(report.descriptors, waiting) if report.descriptors else ""
+
+
+def list_kinds(found: Descriptors, waiting: int = 0) -> str:
+    """The same of any descriptors, with so many sockets among them in CLOSE_WAIT."""
+    details = {
+        kind: _names(names, found.by_kind.get(kind, 0)) for kind, names in found.names.items()
+    }
+    if waiting:
+        details[DescriptorKind.SOCKET] = f"{waiting:,} CLOSE_WAIT"
+    parts = [
+        _counted(kind, number) + (f" ({details[kind]})" if details.get(kind) else "")
+        for kind, number in found.by_kind.items()
+    ]
+    age = f" ({format_duration(found.counted_for)} ago)" if found.counted_for else ""
+    return ", ".join(parts) + age
+
+
+# Of the others, an "s" more.
+_PLURALS = {kind: kind for kind in ("epoll", "inotify", "io_uring", "other")}
+_PLURALS["directory"] = "directories"
+
+
+def _counted(kind: str, number: int) -> str:
+    kind = escape_line(kind)
+    return f"{number:,} {kind if number == 1 else _PLURALS.get(kind, f'{kind}s')}"
+
+
+def _names(counts: Mapping[str, int], total: int) -> str:
+    return ", ".join(
+        escape_line(name) if times in (1, total) else f"{times:,} x {escape_line(name)}"
+        for name, times in counts.items()
+    )
+
+
+def is_fd_share_news(report: Report) -> bool:
+    """Whether it is a percent of the descriptors or more, or nothing is known of that."""
+    used, limit = report.fd_used, report.fd_limit
+    return used is None or not limit or used / limit >= SHARE_WORTH_A_SENTENCE
