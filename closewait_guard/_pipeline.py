@@ -267,7 +267,9 @@ class Pipeline:
             findings=findings,
             observations=observations,
         )
-        return self._descriptors.add_to(report, named=named, afresh=named)
+        report = self._descriptors.add_to(report, named=named, afresh=named)
+        # Last, because the descriptors are questions too.
+        return _with_refusals(report)
 
     def _coverage(self, undescribed: int) -> Coverage:
         opened, dropped, failures = self._registry.totals()
@@ -305,9 +307,6 @@ class Pipeline:
             )
         yield from (*self._owners.notes, *self._pools.notes)
         yield from (*self._calls.notes, *self.scanner.natives.notes)
-        if refusals.total:
-            questions = pluralize(refusals.total, "question")
-            yield f"what an audit hook has kept from being asked: {questions}"
 
 
 class _Children:
@@ -364,6 +363,15 @@ def _host() -> str:
     except Exception as error:
         refusals.note(error)
         return ""
+
+
+def _with_refusals(report: Report) -> Report:
+    """Say what an audit hook has kept from being asked, if it has."""
+    if not refusals.total:
+        return report
+    questions = pluralize(refusals.total, "question")
+    notes = *report.coverage.notes, f"what an audit hook has kept from being asked: {questions}"
+    return replace(report, coverage=replace(report.coverage, notes=notes))
 
 
 def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator[str]:
