@@ -25,6 +25,7 @@ from benchmarks import (
     http_workload,
     importing,
     monitoring,
+    owners,
     plugin,
     scanning,
     stops,
@@ -37,6 +38,7 @@ _BENCHMARKS = {
         importing,
         footprint,
         hot_path,
+        owners,
         # Before what leaves thousands of connections in TIME_WAIT: psutil reads those too.
         scanning,
         http_workload,

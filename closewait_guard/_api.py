@@ -23,6 +23,7 @@ __all__ = [
     "read_records_of",
     "report",
     "scan",
+    "track",
     "uninstall",
     "watch",
     "watch_async",
@@ -139,6 +140,32 @@ def attribute(*names: str) -> None:
     if guard is None:
         raise ConfigurationError("attribute(): call install() first")
     guard.attribute(*names)
+
+
+def track(cls: type, *, close: str | Iterable[str] = "close") -> None:
+    """Report the objects of a class that are collected without their close, until `uninstall()`.
+
+    For a session or client of your own, or of a library that is not known: what is reported is the
+    line that made it. Sockets among its attributes are counted, and not reported beside it.
+
+    Args:
+        cls: The class. Objects of its subclasses are tracked too.
+        close: The name of the method that closes one, or several names.
+
+    Raises:
+        ConfigurationError: The guard is not installed, the class has no such method, or its
+            objects cannot be tracked.
+
+    Example:
+        >>> import http.client
+        >>> guard = install()
+        >>> track(http.client.HTTPConnection, close="close")
+        >>> uninstall()
+    """
+    guard = _guard or _launched
+    if guard is None:
+        raise ConfigurationError("track(): call install() first")
+    guard.track(cls, close=close)
 
 
 def scan(*, full: bool = False) -> Report:

@@ -19,6 +19,8 @@ from closewait_guard._capture import (
     PlainContext,
     Recording,
     Registry,
+    open_creations,
+    open_without_socket,
     patch,
 )
 from closewait_guard._clock import now
@@ -231,14 +233,19 @@ class Guard:
         """Record where native code opens sockets; see `closewait_guard.attribute`."""
         self._pipeline.scanner.attribution.wrap(*names)
 
+    def track(self, cls: type, *, close: str | Iterable[str] = "close") -> None:
+        """Record where the objects of a class are made; see `closewait_guard.track`."""
+        from closewait_guard._capture import tracked_kind
+
+        self._registry.track(cls, tracked_kind(cls, close))
+
     def _attribute_on_import(self, names: Iterable[str]) -> None:
         """The same when the program imports a known library, or the module of a name."""
         from closewait_guard._inspect import attributed_libraries, attributed_module
 
         wrap = self._pipeline.scanner.attribution.wrap_or_note
-        on_import = patch.CallOnImport(wrap, (*attributed_libraries(), *names), attributed_module)
-        self._on_uninstall(on_import.remove)
-        on_import.install()
+        wanted = (*attributed_libraries(), *names)
+        self._on_uninstall(patch.CallOnImport(wrap, wanted, attributed_module).install().remove)
 
     def __enter__(self) -> Self:
         return self.install()
@@ -309,8 +316,6 @@ class Guard:
 
     def _open_creations(self, since: int) -> list[Creation]:
         """The sockets opened after a mark that are open or were dropped, without a scan."""
-        from closewait_guard._capture import open_creations
-
         return open_creations(self._registry, since)
 
     def _sockets_of_ended(self) -> dict[int, frozenset[int]]:
@@ -320,7 +325,6 @@ class Guard:
 
     def _owners(self, serials: Set[int]) -> dict[int, int]:
         """By `id()` of what has a descriptor that left its socket object, the socket's serial."""
-        from closewait_guard._capture import open_without_socket
         from closewait_guard._holders import owners_of_descriptors
 
         left = open_without_socket(self._registry, serials)

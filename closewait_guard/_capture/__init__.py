@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OpenOwner,
         OwnerTable,
         sockets_of,
+        tracked_kind,
     )
     from closewait_guard._capture.patch import replacement_class
     from closewait_guard._capture.recorder import Recording, note_task
@@ -98,6 +99,7 @@ __all__ = [
     "replacement_class",
     "sockets_of",
     "still_owns",
+    "tracked_kind",
     "why_no_speedups",
 ]
 
@@ -138,6 +140,7 @@ _HOMES = {
         "OpenOwner",
         "OwnerTable",
         "sockets_of",
+        "tracked_kind",
     ),
     "patch": ("replacement_class",),
     "recorder": (

@@ -16,6 +16,7 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 
+# Of those that one collection drops.
+_MAX_LATEST = 1000
 # More than any kernel's has.
 _TCP_INFO_SIZE = 512
 _TCP_INFO = getattr(socket, "TCP_INFO", 0) if sys.platform == "linux" else 0
@@ -193,6 +196,11 @@ class DroppedSockets:
         """Take a snapshot of a socket that is being finalized, or closed by what is."""
         self.recent.append(DroppedSocket(creation, sock, fd))
         self.counter.count()
+
+    def find_recent(self, sock: _socket.socket) -> DroppedSocket | None:
+        """That of a socket which was dropped a moment ago, and is there still."""
+        latest = islice(reversed(self.recent.copy()), _MAX_LATEST)
+        return next((each for each in latest if each.creation[OBJECT_ID] == id(sock)), None)
 
     def as_tuple(self) -> tuple[DroppedSocket, ...]:
         """Those that are kept."""

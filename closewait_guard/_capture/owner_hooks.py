@@ -41,17 +41,27 @@ class OwnerEvents(Protocol):
 
 
 class OwnerSubscribers:
-    """What to call. Replaced as a whole, so that a loop in another thread misses none."""
+    """What to call. Replaced as a whole, so that a loop in another thread misses none.
 
-    __slots__ = ("current", "speedups")
+    Attributes:
+        making_calls: What to call for an owner that was made, and when that raises.
+        close_calls: What to call for one that is being closed.
+    """
+
+    __slots__ = ("close_calls", "current", "making_calls", "speedups")
 
     def __init__(self, *, speedups: bool = False) -> None:
         self.speedups = speedups
-        self.current: tuple[OwnerEvents, ...] = ()
+        self.replace(())
 
     def replace(self, subscribers: tuple[OwnerEvents, ...]) -> None:
         """Call these from now on, and no others."""
         self.current = subscribers
+        # To look the methods up takes longer than to call them.
+        self.making_calls = tuple(
+            (each.on_make, each.on_made, each.on_error) for each in subscribers
+        )
+        self.close_calls = tuple(each.on_close for each in subscribers)
 
 
 _Wrap = Callable[[Any, OwnerSubscribers], Any]
@@ -67,15 +77,15 @@ def _wrap_init(kind: OwnerKind, original: Any, subscribers: OwnerSubscribers) ->
     @functools.wraps(original)
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
-        for each in subscribers.current:
+        for on_make, on_made, on_error in subscribers.making_calls:
             try:
                 # From here, because it counts the calls up to that of the program.
-                each.on_make(self, None)
-                each.on_made(self, kind)
+                on_make(self, None)
+                on_made(self, kind)
             except BaseException as error:
                 if interrupts(error):
                     raise
-                each.on_error()
+                on_error()
 
     return __init__
 
@@ -83,8 +93,8 @@ def _wrap_init(kind: OwnerKind, original: Any, subscribers: OwnerSubscribers) ->
 def _wrap_close(original: Any, subscribers: OwnerSubscribers) -> Any:
     @functools.wraps(original)
     def close(self: object, *args: Any, **kwargs: Any) -> Any:
-        for each in subscribers.current:
-            each.on_close(self)
+        for on_close in subscribers.close_calls:
+            on_close(self)
         return original(self, *args, **kwargs)
 
     return close

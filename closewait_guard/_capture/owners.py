@@ -8,17 +8,18 @@ from __future__ import annotations
 import _socket
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture.context import PlainContext
-from closewait_guard._capture.creation import OBJECT_ID, SERIAL, SOCK, CreationTuple
-from closewait_guard._capture.dropped import DroppedSocket
+from closewait_guard._capture.creation import SERIAL, SOCK, CreationTuple
+from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
 from closewait_guard._capture.owner_hooks import OwnerEvents
 from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._descriptors import ask_or_none
-from closewait_guard._live import is_a, layers_of
+from closewait_guard._live import attributes_of, is_a, layers_of
+from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from closewait_guard._libraries import OwnerKind
@@ -28,6 +29,7 @@ __all__ = [
     "OpenOwner",
     "OwnerTable",
     "sockets_of",
+    "tracked_kind",
 ]
 
 
@@ -35,6 +37,8 @@ __all__ = [
 _MAX_CONNECTIONS = 1000
 
 _fileno = _socket.socket.fileno
+# The flag of a type whose attributes cannot be set.
+_IMMUTABLE = 1 << 8
 
 
 class OpenOwner(NamedTuple):
@@ -75,9 +79,9 @@ class _Sockets(Protocol):
     """What is needed of the registry."""
 
     @property
-    def mark(self) -> Callable[[], int]: ...
+    def next_serial(self) -> Callable[[], int]: ...
     def serial_at(self, fd: int) -> int | None: ...
-    def dropped(self) -> tuple[DroppedSocket, ...]: ...
+    def dropped_just_now(self, sock: _socket.socket) -> DroppedSocket | None: ...
     def on_error(self) -> None: ...
 
 
@@ -92,6 +96,7 @@ class OwnerTable(OwnerEvents):
 
     Attributes:
         ended: The latest of those that were finalized without their close.
+        counter: Counts those that were made.
     """
 
     def __init__(
@@ -102,42 +107,48 @@ class OwnerTable(OwnerEvents):
         sockets: _Sockets,
     ) -> None:
         self.ended: deque[EndedOwner] = deque(maxlen=most)
-        self._open: dict[int, OpenOwner] = {}
+        self.counter = LockFreeCounter()
         self._sockets = sockets
-        # By identity, until they have their number.
-        self._new: dict[int, CreationTuple] = {}
-        self._recorder = make_recorder(self._new, {}, context, recording, id)
+        # By identity, how each was made; and its number and kind.
+        self._creations: dict[int, CreationTuple] = {}
+        self._made: dict[int, tuple[int, OwnerKind]] = {}
+        self._recorder = make_recorder(self._creations, {}, context, recording, id)
         self._record = self._recorder.on_create
+        self._next_serial, self._count = sockets.next_serial, self.counter.count
 
     @property
     def on_make(self) -> Callable[[Any, object], None]:
         return self._record
 
     def on_made(self, owner: object, kind: OwnerKind) -> None:
-        creation = self._new.pop(id(owner))
-        numbered = (*creation[:SERIAL], self._sockets.mark(), *creation[SERIAL + 1 :])
-        self._open[id(owner)] = OpenOwner(numbered, kind)
+        self._made[id(owner)] = self._next_serial(), kind
+        self._count()
 
     def on_close(self, owner: object) -> None:
-        self._open.pop(id(owner), None)
+        self._pop(id(owner))
 
     def on_finalize(self, owner: object) -> None:
-        entry = self._open.pop(id(owner), None)
+        if id(owner) not in self._made:
+            return
+        entry = self._pop(id(owner))
         if entry is None or entry.kind.has_finalizer or entry.kind.is_closed(owner):
             return
-        # The collector may have finalized some of its sockets just before it.
-        dropped = {each.creation[OBJECT_ID]: each for each in self._sockets.dropped()}
         sockets, peers = [], []
         for sock in _sockets_in(owner, entry.kind):
             if _fileno(sock) >= 0:
                 sockets.append(self._sockets.serial_at(_fileno(sock)))
                 peers.append(ask_or_none(_socket.socket.getpeername, sock))
-            elif (drop := dropped.get(id(sock))) is not None:
+            elif (drop := self._sockets.dropped_just_now(sock)) is not None:
+                # The collector has finalized it before its owner.
                 sockets.append(drop.creation[SERIAL])
                 peers.append(drop.snapshot.peer)
-        if sockets:
+        if sockets or not entry.kind.needs_connections:
             collected = entry.creation[SOCK]() is None
             self.ended.append(EndedOwner(*entry, collected, tuple(sockets), tuple(peers)))
+
+    def _pop(self, key: int) -> OpenOwner | None:
+        creation, made = self._creations.pop(key, None), self._made.pop(key, None)
+        return None if creation is None or made is None else _numbered(creation, *made)
 
     def on_error(self) -> None:
         self._sockets.on_error()
@@ -145,26 +156,38 @@ class OwnerTable(OwnerEvents):
     def open_owners(self) -> list[tuple[object, OpenOwner]]:
         """Those that were not closed yet, as far as is known. The caller lets go of them soon."""
         found = []
-        for key, entry in self._open.copy().items():
+        for key, entry in self._entries():
             owner = entry.creation[SOCK]()
             if owner is None:
                 # A subclass has a finalizer of its own, which is asked for nothing here.
-                self._open.pop(key, None)
+                self._pop(key)
             elif not _answer(entry.kind.is_closed, owner, otherwise=True):
                 found.append((owner, entry))
         return found
 
     def owner_of(self, serial: int) -> Any:
         """The owner with a number, if it is still there."""
-        for entry in self._open.copy().values():
+        for _, entry in self._entries():
             if entry.creation[SERIAL] == serial:
                 return entry.creation[SOCK]()
         return None
 
+    def _entries(self) -> Iterator[tuple[int, OpenOwner]]:
+        made = self._made.copy()
+        for key, creation in self._creations.copy().items():
+            if key in made:
+                yield key, _numbered(creation, *made[key])
+
     def after_fork(self) -> None:
         """In the child: those that have ended are the parent's."""
         self._recorder.pid = os.getpid()
+        self.counter.after_fork()
         self.ended.clear()
+
+
+def _numbered(creation: CreationTuple, serial: int, kind: OwnerKind) -> OpenOwner:
+    """With its number in the series of the sockets."""
+    return OpenOwner((*creation[:SERIAL], serial, *creation[SERIAL + 1 :]), kind)
 
 
 def sockets_of(owner: object, kind: OwnerKind) -> Iterator[_socket.socket]:
@@ -185,3 +208,38 @@ def _answer(ask: Callable[[Any], Any], owner: object, otherwise: Any) -> Any:
         return ask(owner)
     except Exception:
         return otherwise
+
+
+def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:
+    """The kind of a class that a program wants to have tracked.
+
+    Args:
+        cls: The class.
+        close: The method that closes an object of it, or several.
+
+    Raises:
+        ConfigurationError: It is no class, lacks one of the methods, or cannot be tracked.
+    """
+    from closewait_guard._libraries import OwnerKind, never
+
+    if not is_a(cls, type):
+        raise ConfigurationError(f"track(): expected a class, got {cls!r}")
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    closes = (close,) if type(close) is str else tuple(close)
+    for each in closes:
+        if not callable(getattr(cls, each, None)):
+            raise ConfigurationError(f"track(): {name} has no method {each!r}: give close=...")
+    if cls.__flags__ & _IMMUTABLE:
+        raise ConfigurationError(f"track(): {name} is written in C and cannot be changed")
+    if not cls.__weakrefoffset__:
+        raise ConfigurationError(
+            f"track(): {name} allows no weak references: add '__weakref__' to its __slots__"
+        )
+    return OwnerKind(
+        f"{cls.__module__}:{cls.__qualname__}",
+        name,
+        never,
+        lambda owner: [value for _, value in attributes_of(owner)],
+        closes,
+        needs_connections=False,
+    )

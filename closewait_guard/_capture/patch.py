@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from closewait_guard._capture.hooks import (
     SOCKET,
@@ -142,6 +142,8 @@ def unsubscribe_owners(subscriber: OwnerEvents) -> None:
         if subscriber in _owner_subscribers:
             _owner_subscribers.remove(subscriber)
         _update_owner_methods()
+        # Those that cannot be taken out are needed for the next that subscribes.
+        _owner_methods[:] = [method for method in _owner_methods if method.is_wrapped]
 
 
 def patch_owner(cls: type, kind: OwnerKind) -> None:
@@ -249,11 +251,12 @@ class CallOnImport:
         for name in names:
             self._awaited.setdefault(module_of(name), []).append(name)
 
-    def install(self) -> None:
+    def install(self) -> Self:
         """Wait from now on; for what is imported already, call at once."""
         sys.meta_path.insert(0, self)
         for name in self._awaited.keys() & sys.modules.keys():
             self._imported(name)
+        return self
 
     def remove(self) -> None:
         """Wait no more. Idempotent."""
@@ -331,6 +334,11 @@ class _Method:
     def present(self) -> Any:
         """What the class itself has there, not what it inherits."""
         return vars(self.cls).get(self.name)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether a wrapper of ours is there, on top or below those of others."""
+        return bool(self._layers)
 
     def top(self) -> InstalledWrapper | None:
         """Our wrapper, if it is what the class has there now."""

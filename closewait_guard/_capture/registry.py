@@ -63,6 +63,7 @@ from closewait_guard._threads import ForkPoint, in_child, in_parent
 
 if TYPE_CHECKING:
     from closewait_guard._capture.owners import OwnerTable
+    from closewait_guard._libraries import OwnerKind
 
 __all__ = [
     "Registry",
@@ -98,10 +99,7 @@ class Registry:
     """
 
     def __init__(
-        self,
-        recording: Recording,
-        context: PlainContext | None,
-        max_dropped: int,
+        self, recording: Recording, context: PlainContext | None, max_dropped: int
     ) -> None:
         self.context = context
         self.made_at = now()
@@ -129,6 +127,7 @@ class Registry:
         self._recording, self._max_dropped = recording, max_dropped
         # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._opened.mark
+        self.next_serial, self.dropped_just_now = self._recorder.count, self._dropped.find_recent
 
     def subscribe(self) -> None:
         """Record from now on. Idempotent."""
@@ -136,12 +135,8 @@ class Registry:
             _subscribed.add(self)
             patch.subscribe(self, speedups=self._recording.speedups)
             if not self._on_import:
-                self._on_import = (
-                    patch.CallOnImport(self.patch_class, SOCKET_CLASSES),
-                    patch.CallOnImport(self.patch_owner_class, OWNER_CLASSES),
-                )
-                for each in self._on_import:
-                    each.install()
+                calls = (self.patch_class, SOCKET_CLASSES), (self.patch_owner_class, OWNER_CLASSES)
+                self._on_import = tuple(patch.CallOnImport(*each).install() for each in calls)
 
     def patch_class(self, name: str) -> None:
         """Record the sockets of a library's own class too, `module:name`, if it is loaded."""
@@ -152,13 +147,17 @@ class Registry:
     def patch_owner_class(self, name: str) -> None:
         """Record the owners of a class, `module:name`, if it is loaded."""
         for cls in find_classes([name]).values():
-            # Most programs have none: what records them is loaded with the first such library.
-            from closewait_guard._capture.owners import OwnerTable
+            self.track(cls, kind_of_owner(name))
 
-            if self.owners is None:
-                self.owners = OwnerTable(self._recording, self.context, self._max_dropped, self)
-            patch.subscribe_owners(self.owners)
-            patch.patch_owner(cls, kind_of_owner(name))
+    def track(self, cls: type, kind: OwnerKind) -> None:
+        """Record the owners of a class from now on."""
+        # Most programs have none: what records them is loaded with the first such class.
+        from closewait_guard._capture.owners import OwnerTable
+
+        if self.owners is None:
+            self.owners = OwnerTable(self._recording, self.context, self._max_dropped, self)
+        patch.subscribe_owners(self.owners)
+        patch.patch_owner(cls, kind)
 
     def unsubscribe(self) -> None:
         """Record no more."""
@@ -319,7 +318,8 @@ class Registry:
 
     def totals(self) -> tuple[int, int, int]:
         """How many were recorded when opened, how many dropped, and how many records failed."""
-        return self._opened.total(), self._dropped.counter.total(), self._failures.total()
+        opened = self._opened.total() - (self.owners.counter.total() if self.owners else 0)
+        return opened, self._dropped.counter.total(), self._failures.total()
 
     def is_open(self, fd: int, serial: int) -> bool:
         """Whether the socket of a creation is still open."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         PoolKind,
         PoolUse,
         for_each_call,
+        never,
     )
     from closewait_guard._libraries.packages import Packages, packages_of
     from closewait_guard._libraries.stdlib import LOOP_WAKER, RUNNING_CALL
@@ -48,6 +49,7 @@ __all__ = [
     "PoolUse",
     "for_each_call",
     "kind_of_owner",
+    "never",
     "packages_of",
 ]
 

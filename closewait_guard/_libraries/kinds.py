@@ -19,6 +19,7 @@ __all__ = [
     "PoolUse",
     "always",
     "for_each_call",
+    "never",
     "nothing",
     "out_of_use",
     "read_response",
@@ -61,6 +62,11 @@ def read_response(library: str) -> str:
 def nothing(_: Any) -> Iterable[object]:
     """For a kind whose pool does not know what is checked out of it, or what is idle."""
     return ()
+
+
+def never(_: Any) -> bool:
+    """For a kind whose objects do not say that they are closed: the call of their close does."""
+    return False
 
 
 def always(_: Any) -> bool:
@@ -118,6 +124,7 @@ class OwnerKind:
         loop: The event loop without which it cannot be closed any more.
         is_idle: Whether it does nothing at this moment.
         is_surplus: What too many of one line are: more than needed, or not closed as they should.
+        needs_connections: One without connections is not missed.
         has_finalizer: Its library closes its connections when it is collected, and says nothing.
     """
 
@@ -129,6 +136,7 @@ class OwnerKind:
     loop: Callable[[Any], object] = nothing
     is_idle: Callable[[Any], bool] = always
     is_surplus: bool = True
+    needs_connections: bool = True
     has_finalizer: bool = False
 
     @property

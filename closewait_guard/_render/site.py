@@ -404,8 +404,8 @@ def _describe_owners(group: SiteGroup, observations: Sequence[Observation]) -> s
     counts = [owner.sockets for owner in owners]
     each = " each" if group.count > 1 and len(set(counts)) == 1 else ""
     peers = [peer for owner in owners for peer in owner.peers]
-    number = pluralize(counts[0] if each else sum(counts), "socket")
-    what = f"{owners[0].name} with {number}{each}"
+    number = counts[0] if each else sum(counts)
+    what = owners[0].name + (f" with {pluralize(number, 'socket')}{each}" if number else "")
     return f"{what} to {_list_addresses(peers)}" if peers else what
 
 

@@ -7,6 +7,8 @@ import gc
 import inspect
 import logging
 import operator
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -425,3 +427,78 @@ def test_a_library_that_is_imported_later_is_patched_then_and_none_is_imported()
         [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "_lru_cache_wrapper\nFalse False\n"
+
+
+# Classes of the program.
+
+
+class Session:
+    def __init__(self, sock=None):
+        self.sock = sock
+
+    def close(self):
+        if self.sock is not None:
+            self.sock.close()
+
+
+class AsyncSession(Session):
+    async def aclose(self):
+        self.close()
+
+
+def test_a_class_of_the_program_is_tracked_until_the_guard_is_uninstalled():
+    before = dict(vars(Session))
+    with cwg.Guard(cwg.Settings(grace=0.05)) as guard:
+        guard.track(Session)
+        ours, theirs = socket.socketpair()
+        session = Session(ours)
+        del ours
+        with quietly():
+            del session
+        (found,) = guard.scan().leaks
+        assert found.observation.owner.name == f"{__name__}.Session"
+        assert found.observation.owner.sockets == 1
+        assert found.observation.record.site.source == "session = Session(ours)"
+        assert "close()" in found.hint
+        Session().close()
+        Session()
+        text = cwg.render_text(guard.scan())
+        assert "1 UNCLOSED  test_owners.Session with 1 socket" in text
+        assert "1 UNCLOSED  test_owners.Session  " in text
+        theirs.close()
+    assert dict(vars(Session)) == before
+
+
+def test_the_close_of_a_class_may_have_any_name(guard):
+    guard.track(AsyncSession, close=["aclose"])
+    asyncio.run(AsyncSession().aclose())
+    assert guard.scan().findings == ()
+    AsyncSession().close()
+    assert [found.verdict for found in guard.scan().findings] == [Verdict.UNCLOSED]
+
+
+class Rigid:
+    __slots__ = ()
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "close", "message"),
+    [
+        ("Session", "close", "expected a class, got 'Session'"),
+        (Session, "shut", "has no method 'shut': give close=..."),
+        (Session, ["close", "shut"], "has no method 'shut'"),
+        (set, "clear", "builtins.set is written in C and cannot be changed"),
+        (Rigid, "close", "add '__weakref__' to its __slots__"),
+    ],
+)
+def test_what_cannot_be_tracked_is_refused_in_one_sentence(guard, cls, close, message):
+    with pytest.raises(cwg.ConfigurationError, match=re.escape(message)):
+        guard.track(cls, close=close)
+
+
+def test_tracking_needs_an_installed_guard():
+    with pytest.raises(cwg.ConfigurationError, match=r"call install\(\) first"):
+        cwg.track(Session)

@@ -9,9 +9,9 @@ ROOT = (
     "Alert AlertKind AlertStatus CloseWaitGuardError ClosedLate ConfigurationError Connection "
     "Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind Guard MissingExtraError "
     "Monitor NotLoadedError Observation Origin Report ReportFormatError Reporter Settings Severity "
-    "SiteGroup SocketLeakError SocketRecord State UnsupportedPythonError Verdict __version__ "
-    "attribute from_dict install label no_leaks render_text report scan to_dict uninstall watch "
-    "watch_async"
+    "SiteGroup SocketLeakError SocketOwner SocketRecord State UnsupportedPythonError Verdict "
+    "__version__ attribute from_dict install label no_leaks render_text report scan to_dict track "
+    "uninstall watch watch_async"
 )
 
 MODEL = (
@@ -21,7 +21,8 @@ MODEL = (
 )
 
 GUARD = (
-    "attribute check failed_reports install installed mark no_leaks report scan settings uninstall"
+    "attribute check failed_reports install installed mark no_leaks report scan settings track "
+    "uninstall"
 )
 
 
