@@ -7,6 +7,7 @@ from enum import StrEnum
 
 __all__ = [
     "DESCRIPTOR_KIND",
+    "GONE",
     "LEAKS",
     "NOT_INSTALLED",
     "SURPLUS_CLIENTS",
@@ -117,6 +118,10 @@ class DescriptorKind(Word):
     IO_URING = "io_uring"
     MEMFD = "memfd"
     OTHER = "other"
+
+
+# That of what was collected, or lost its last reference: nothing can close it any more.
+GONE = frozenset({Evidence.FINALIZED, Evidence.COLLECTED})
 
 
 class Verdict(Word):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from closewait_guard._cpython import refuse_changes, sha1, store_by_slot
 from closewait_guard._enums import (
+    GONE,
     LEAKS,
     AlertKind,
     AlertStatus,
@@ -171,7 +172,7 @@ class Finding:
     @property
     def is_gone(self) -> bool:
         """Whether it was collected or lost its last reference, so that nothing can close it now."""
-        return self.observation.evidence in _OF_GONE
+        return self.observation.evidence in GONE
 
     @property
     def fingerprint(self) -> str:
@@ -181,9 +182,6 @@ class Finding:
         text = "|".join((self.verdict, record.origin, *calls))
         digest = sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False)
         return str(digest.hexdigest()[:12])
-
-
-_OF_GONE = frozenset({Evidence.FINALIZED, Evidence.COLLECTED})
 
 
 @refuse_changes

@@ -358,6 +358,6 @@ def test_without_the_gil_a_run_of_pytest_finds_its_leaks_and_reads_nothing_unsaf
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "--socket-leaks=fail"]
     code = f"{WITHOUT_GIL}\nimport pytest; pytest.main({options})\nprint('used', used)"
     output = run_code(code, tmp_path)
-    assert "ERROR test_it.py::test_leaking - leaked 1 socket" in output
+    assert "ERROR test_it.py::test_leaking - line 7: leaked 1 socket" in output
     assert "1 failed, 2 passed, 1 error" in output
     assert "used set()" in output

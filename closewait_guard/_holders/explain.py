@@ -12,7 +12,7 @@ from typing import NamedTuple
 from closewait_guard._capture import Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._cpython import has_gil
-from closewait_guard._enums import LEAKS
+from closewait_guard._enums import GONE, LEAKS
 from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
     all_instances,
@@ -139,7 +139,7 @@ class Explainer:
         wanted = [
             finding
             for finding in findings
-            if (everything or finding.verdict in LEAKS) and not finding.is_gone
+            if (everything or finding.verdict in LEAKS) and finding.observation.evidence not in GONE
         ]
         self._explanations = self._recall(wanted) | self._explain_dropped(findings)
         is_paused = self._allowance.balance(now()) < 0 and not everything
@@ -187,7 +187,7 @@ class Explainer:
         """Of what held a dropped socket, only the calls that have opened it are known."""
         found: dict[int, _Explanation] = {}
         for finding in findings:
-            if finding.is_gone:
+            if finding.observation.evidence in GONE:
                 record = finding.observation.record
                 known = self._explanations.get(record.serial)
                 if known is None or known.site[0] is not finding.verdict:
