@@ -28,7 +28,7 @@ from closewait_guard._holders.references import (
     find_paths,
     find_paths_forward,
 )
-from closewait_guard._holders.roots import FOREIGN, OWN, Roots, suspended_calls
+from closewait_guard._holders.roots import FALLBACK, FOREIGN, OWN, Roots, suspended_calls
 from closewait_guard._holders.threads import (
     current_calls,
     describe_call,
@@ -129,6 +129,8 @@ def _describe_or_fail(paths: list[HolderPath]) -> Holders:
 
 
 def _describe(paths: list[HolderPath]) -> Holders:
+    # An event loop is an end of paths, and may be what is asked for.
+    paths = [path for path in paths if path.rank != FALLBACK or len(path.things) > 1]
     best = [path for path in paths if path.rank == paths[0].rank]
     sentences = dict.fromkeys([*map(sentence_of, best), *threads_using(paths)])
     owners = dict.fromkeys(owner for path in paths for owner in owners_of(path))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._enums import DESCRIPTOR_KIND, LEAKS, DescriptorKind
+from closewait_guard._enums import DESCRIPTOR_KIND, GONE, LEAKS, DescriptorKind
 from closewait_guard._format import format_duration, pluralize
 from closewait_guard._inspect import SiteCount
 from closewait_guard._judge.codes import ALERT_CODES
@@ -311,7 +311,7 @@ def update_alerts(
         leaks={
             finding.observation.record.serial: (finding, point.at)
             for finding in point.report.leaks
-            if finding.verdict is not Verdict.DROPPED
+            if finding.observation.evidence not in GONE
         },
         exhausted=point.exhausted,
         exhausted_at=point.at if is_new else state.exhausted_at,

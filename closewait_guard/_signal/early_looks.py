@@ -24,7 +24,7 @@ from closewait_guard._capture import SocketEvents, patch
 from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import LOOP_TRANSPORTS, before_exit_functions, finalizers_at_exit
 from closewait_guard._live import Walk
-from closewait_guard.model import Finding, Report, Verdict
+from closewait_guard.model import Finding, Report
 
 __all__ = [
     "EarlyLooks",
@@ -321,7 +321,7 @@ def _is_ours(function: object) -> bool:
 
 
 def _still_open(report: Report) -> tuple[Finding, ...]:
-    return tuple(leak for leak in report.leaks if leak.verdict is not Verdict.DROPPED)
+    return tuple(leak for leak in report.leaks if not leak.is_gone)
 
 
 def _serials(findings: Iterable[Finding]) -> set[int]:

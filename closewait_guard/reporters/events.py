@@ -88,11 +88,18 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     observations = [finding.observation for finding in group.findings]
     oldest = max(each.ended_for for each in observations)
     is_lower_bound = any(each.is_lower_bound for each in observations)
-    peers = summarize_addresses(each.peer for each in observations if each.peer)
+    owner = observations[0].owner
+    peers = summarize_addresses(
+        peer
+        for each in observations
+        for peer in (each.owner.peers if each.owner is not None else (each.peer,))
+        if peer
+    )
     fields: dict[str, Scalar] = {
         **_context_fields(group),
         **_code_fields(group.code),
         **_package_fields(group.findings[0]),
+        **({"owner": owner.name} if owner is not None else {}),
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
@@ -108,9 +115,11 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         "pid": pid,
     }
     where = fields["site"] or "an unknown place"
+    what = pluralize(group.count, "socket" if owner is None else owner.name)
+    age = f", for {_longest(oldest, is_lower_bound)}" if owner is None else ""
     message = (
-        f"{pluralize(group.count, 'socket')} {verdict_name(group.verdict)}, opened at {where}"
-        f"{f' to {peers}' if peers else ''}, for {_longest(oldest, is_lower_bound)}: {group.hint}"
+        f"{what} {verdict_name(group.verdict)}, opened at {where}"
+        f"{f' to {peers}' if peers else ''}{age}: {group.hint}"
         f"{f' ({group.code})' if group.code else ''}"
     )
     name = "socket_leak" if group.verdict.is_leak else "socket_finding"

@@ -83,4 +83,6 @@ def _message(group: SiteGroup) -> str:
     """Without counts, times and peers, which differ from report to report."""
     opened = f", opened in {group.site.function}()" if group.site is not None else ""
     code = f" ({group.code}, {page_of(group.code)})" if group.code else ""
-    return f"{verdict_name(group.verdict)} socket{opened.replace('>()', '>')}: {group.hint}{code}"
+    owner = group.findings[0].observation.owner
+    what = "socket" if owner is None else owner.name
+    return f"{verdict_name(group.verdict)} {what}{opened.replace('>()', '>')}: {group.hint}{code}"

@@ -252,6 +252,7 @@ def test_event_loops_of_one_line_that_are_stopped_and_kept_are_found(guard):
     assert found[0].observation.owner.name == "asyncio event loop"
     assert found[0].observation.record.site.function == "run_loop"
     assert "loop.close()" in found[0].hint
+    assert found[0].holders == (), "the loop does not hold itself"
     for loop in loops:
         loop.close()
     assert guard.scan().findings == ()

@@ -550,8 +550,11 @@ def test_a_finding_that_is_no_leak_any_more_is_not_reported_as_closed():
     assert series.closed == ()
 
 
-def test_a_dropped_socket_is_never_reported_as_closed():
+@pytest.mark.parametrize("verdict", [cwg.Verdict.DROPPED, cwg.Verdict.UNCLOSED])
+def test_what_was_collected_is_never_reported_as_closed(verdict):
     series = AlertSeries()
-    series.next(report_of([leak(1, verdict=cwg.Verdict.DROPPED)]))
+    gone = leak(1, verdict=verdict)
+    seen = replace(gone.observation, evidence=cwg.Evidence.COLLECTED)
+    series.next(report_of([replace(gone, observation=seen)]))
     series.next(report_of())
     assert series.closed == ()

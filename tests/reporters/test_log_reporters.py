@@ -16,7 +16,8 @@ import structlog
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard._judge import threshold_alerts
-from closewait_guard.testing import CapturingReporter, half_closed_pair
+from closewait_guard.reporters import SocketLeakWarning
+from closewait_guard.testing import CapturingReporter, connected_pair, half_closed_pair
 from leaking import fetch, leaking_guard, report_leaks, run
 
 KEYS = {
@@ -321,3 +322,24 @@ def test_fields_never_clash_with_attributes_of_a_log_record(caplog):
         assert guard.failed_reports == 0
     kinds = {record.kind for record in caplog.records if record.event == "socket_alert"}
     assert kinds == {"count", "age", "fd_limit", "growth"}
+
+
+def test_an_owner_of_sockets_is_named_in_messages_and_has_no_age(caplog):
+    class Client:
+        def __init__(self, sock):
+            self.sock = sock
+
+        def close(self):
+            self.sock.close()
+
+    with cwg.Guard(cwg.Settings(grace=0), reporters=["logging", "warn"]) as guard:
+        guard.track(Client)
+        with connected_pair() as (ours, theirs):
+            peer = "{}:{}".format(*theirs.getsockname())
+            Client(ours)
+            with pytest.warns(SocketLeakWarning, match="unclosed .*Client, opened in "):
+                guard.report()
+    (message,) = [each for each in caplog.messages if "unclosed" in each]
+    name = f"{__name__}.{Client.__qualname__}"
+    assert message.startswith(f"1 {name} unclosed, opened at {__file__}:")
+    assert f" to {peer}: call its close() in a `finally` block" in message
