@@ -47,8 +47,7 @@ Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
 json_lines reporter, or pytest's --socket-leaks-json. By default print the last
 report of each process, those of one program merged, and all of a pytest run."""
 _EPILOG = """\
-exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error, no report, or
-             one that cannot be read (--fail-on-leak)
+exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or unreadable
 examples:    closewait-guard show leaks.jsonl --range 3:5
              closewait-guard show --diff monday.json friday.json
              closewait-guard show leaks.jsonl --diff 1 -1    # first, last"""
@@ -77,7 +76,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-leak",
         action="store_true",
-        help="exit with status 1 if a printed report has leaks; with --diff, new ones",
+        help="exit with status 1 for leaks; with --diff, for new ones",
     )
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 

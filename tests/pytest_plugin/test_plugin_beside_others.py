@@ -75,7 +75,7 @@ async def test_it(client): pass
         apart=True,
     )
     result.assert_outcomes(passed=1, errors=1)
-    assert reported(result) == ["module fixture 'client' of test_it.py"]
+    assert reported(result) == ["module fixture 'client' of test_it.py (test_it.py:35)"]
 
 
 @pytest.mark.parametrize("scope", ["function", "module"])
@@ -271,7 +271,10 @@ def test_never(client): pass
         "-x",
     )
     result.assert_outcomes(passed=1, errors=2)
-    assert sorted(reported(result)) == ["session fixture 'client'", "test_it.py::test_leaks"]
+    assert sorted(reported(result)) == [
+        "session fixture 'client' (test_it.py:33)",
+        "test_it.py::test_leaks",
+    ]
 
 
 def test_pytest_exit_ends_the_run_without_reporting_leaks(suite):
