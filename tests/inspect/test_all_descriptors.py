@@ -201,6 +201,7 @@ def test_without_a_descriptor_left_those_above_the_limit_are_found_too():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_child_counts_its_own():
     guard = cwg.Guard()
     guard.scan()
