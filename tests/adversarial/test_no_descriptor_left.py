@@ -148,7 +148,8 @@ assert report.coverage.native == 1, report
 os.close(number)
 """
     text = python("-c", LEAKY + source).stdout
-    assert text.count("No leaks.  File descriptors: 6") == 2
+    # How it is folded depends on how many the interpreter itself has open.
+    assert " ".join(text.split()).count("No leaks. File descriptors: 6") == 2
     assert "C extensions" not in text
     assert before == "cwg.scan()" or "Not covered" not in text
 
