@@ -131,7 +131,7 @@ class OwnerTable(OwnerEvents):
         if id(owner) not in self._made:
             return
         entry = self._pop(id(owner))
-        if entry is None or entry.kind.has_finalizer or entry.kind.is_closed(owner):
+        if entry is None or entry.kind.is_closed(owner):
             return
         sockets, peers = [], []
         for sock in _sockets_in(owner, entry.kind):

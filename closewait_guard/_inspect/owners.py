@@ -14,7 +14,6 @@ from closewait_guard._capture import (
     STACK,
     EndedOwner,
     OpenOwner,
-    OwnerTable,
     Registry,
     intern,
     sockets_of,
@@ -78,7 +77,8 @@ class OwnerScanner:
         }
         found = [*self._ended.values()]
         if may_stay_open:
-            found += [*self._unusable(table), *self._surplus(table, seen)]
+            owners = table.open_owners()
+            found += [*self._unusable(owners), *self._surplus(owners, seen)]
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after]
         )
@@ -90,20 +90,22 @@ class OwnerScanner:
         observation = _observe(record, ended, peers, len(ended.sockets), evidence)
         return SeenOwner(observation, ended.serials)
 
-    def _unusable(self, table: OwnerTable) -> Iterator[SeenOwner]:
+    def _unusable(self, owners: Iterable[tuple[object, OpenOwner]]) -> Iterator[SeenOwner]:
         """Those whose event loop is closed."""
-        for owner, entry in table.open_owners():
+        for owner, entry in owners:
             # One may be in the middle of something; it is asked again the next time.
             with suppress(Exception):
                 if field(entry.kind.loop(owner), LOOP_CLOSED) is True:
                     found = self._describe_open(owner, entry)
                     yield from [found] if found.sockets else ()
 
-    def _surplus(self, table: OwnerTable, seen: ScanResult) -> Iterator[SeenOwner]:
+    def _surplus(
+        self, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
+    ) -> Iterator[SeenOwner]:
         """Those that one line has made beyond what can use them, and that do nothing now."""
         self.notes = ()
         alike: dict[object, list[tuple[object, OpenOwner]]] = defaultdict(list)
-        for owner, entry in table.open_owners():
+        for owner, entry in owners:
             intern(entry.creation[STACK])
             alike[entry.kind, *map(id, entry.creation[STACK])].append((owner, entry))
         needed = len(threads) + _FEW

@@ -125,7 +125,6 @@ class OwnerKind:
         is_idle: Whether it does nothing at this moment.
         is_surplus: What too many of one line are: more than needed, or not closed as they should.
         needs_connections: One without connections is not missed.
-        has_finalizer: Its library closes its connections when it is collected, and says nothing.
     """
 
     owner_class: str
@@ -137,7 +136,6 @@ class OwnerKind:
     is_idle: Callable[[Any], bool] = always
     is_surplus: bool = True
     needs_connections: bool = True
-    has_finalizer: bool = False
 
     @property
     def holder(self) -> str:
