@@ -146,6 +146,8 @@ class Pipeline:
         if self.scanner.natives.count is None:
             yield "the open descriptors could not be listed"
         yield from self.scanner.forked_copies.unseen
+        if self._owners.lost:
+            yield self._owners.lost
         yield from self._pools.failures
         if self.children.failure:
             yield self.children.failure

@@ -107,7 +107,7 @@ class OwnerTable(OwnerEvents):
         sockets: _Sockets,
     ) -> None:
         self.ended: deque[EndedOwner] = deque(maxlen=most)
-        self.counter = LockFreeCounter()
+        self.counter, self._count_ended = LockFreeCounter(), LockFreeCounter()
         self._sockets = sockets
         # By identity, how each was made; and its number and kind.
         self._creations: dict[int, CreationTuple] = {}
@@ -145,10 +145,16 @@ class OwnerTable(OwnerEvents):
         if sockets or not entry.kind.needs_connections:
             collected = entry.creation[SOCK]() is None
             self.ended.append(EndedOwner(*entry, collected, tuple(sockets), tuple(peers)))
+            self._count_ended.count()
 
     def _pop(self, key: int) -> OpenOwner | None:
         creation, made = self._creations.pop(key, None), self._made.pop(key, None)
         return None if creation is None or made is None else _numbered(creation, *made)
+
+    @property
+    def forgotten(self) -> int:
+        """How many of those that ended without their close had to make room for later ones."""
+        return self._count_ended.total() - len(self.ended)
 
     def on_error(self) -> None:
         self._sockets.on_error()
@@ -182,6 +188,7 @@ class OwnerTable(OwnerEvents):
         """In the child: those that have ended are the parent's."""
         self._recorder.pid = os.getpid()
         self.counter.after_fork()
+        self._count_ended.after_fork()
         self.ended.clear()
 
 

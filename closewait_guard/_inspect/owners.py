@@ -19,6 +19,7 @@ from closewait_guard._capture import (
     sockets_of,
 )
 from closewait_guard._cpython import LOOP_CLOSED, threads
+from closewait_guard._format import pluralize
 from closewait_guard._inspect.observation import ScanResult, SeenOwner
 from closewait_guard._inspect.probe import address_text, peer_of
 from closewait_guard._inspect.records import record_of
@@ -48,12 +49,14 @@ class OwnerScanner:
 
     Attributes:
         notes: What could not be found out the last time.
+        lost: How many were not closed whose records are gone; empty if there are none.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._ended: dict[int, SeenOwner] = {}
         self.notes: tuple[str, ...] = ()
+        self.lost = ""
 
     def scan(
         self, seen: ScanResult, opened_after: int | None, *, may_stay_open: bool
@@ -75,6 +78,8 @@ class OwnerScanner:
             serial: known.get(serial) or self._describe_ended(each)
             for serial, each in ended.items()
         }
+        self.lost = _describe_lost(table.forgotten)
+        self.notes = (self.lost,) if self.lost else ()
         found = [*self._ended.values()]
         if may_stay_open:
             owners = table.open_owners()
@@ -103,7 +108,6 @@ class OwnerScanner:
         self, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
     ) -> Iterator[SeenOwner]:
         """Those that one line has made beyond what can use them, and that do nothing now."""
-        self.notes = ()
         alike: dict[object, list[tuple[object, OpenOwner]]] = defaultdict(list)
         for owner, entry in owners:
             intern(entry.creation[STACK])
@@ -113,7 +117,7 @@ class OwnerScanner:
         if not many:
             return
         if is_too_large():
-            self.notes = (_TOO_LARGE,)
+            self.notes += (_TOO_LARGE,)
             return
         needed += len(instances_of(find_classes(_TASKS).values()))
         suspects = {each.record.serial for each in seen.suspects}
@@ -145,6 +149,13 @@ class OwnerScanner:
             record, entry, peers, len(sockets), Evidence.OWNER, is_surplus=is_surplus
         )
         return SeenOwner(observation, frozenset(each for each in serials if each is not None))
+
+
+def _describe_lost(number: int) -> str:
+    if not number:
+        return ""
+    which = f"{pluralize(number, 'unclosed object')} {'was' if number == 1 else 'were'}"
+    return f"where {which} made: no record is left"
 
 
 def _peers_of(found: SeenOwner) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ import closewait_guard as cwg
 import servers
 from closewait_guard import Evidence, Verdict
 from closewait_guard._capture import patch
+from command_line import call as call_command
 from command_line import environment
 from schema import SCHEMA
 from servers import redis_server, web
@@ -503,3 +504,27 @@ def test_what_cannot_be_tracked_is_refused_in_one_sentence(guard, cls, close, me
 def test_tracking_needs_an_installed_guard():
     with pytest.raises(cwg.ConfigurationError, match=r"call install\(\) first"):
         cwg.track(Session)
+
+
+FORGETTING = """
+import asyncio, sys
+import aiohttp
+
+async def ask():
+    session = aiohttp.ClientSession()
+    async with session.get(sys.argv[1]) as response:
+        await response.read()
+
+asyncio.run(ask())
+"""
+
+
+def test_a_gate_does_not_pass_where_no_record_of_what_was_not_closed_is_kept(tmp_path, url):
+    """aiohttp has closed the socket of the session: nothing else is left of it."""
+    (tmp_path / "program.py").write_text(FORGETTING)
+    done = call_command(
+        *("run", "--fail-on-leak", tmp_path / "program.py", url), CLOSEWAIT_GUARD_DROPPED_KEPT="0"
+    )
+    assert done.returncode == 87, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "where 1 unclosed object was made: no record is left" in said
