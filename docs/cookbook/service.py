@@ -1,6 +1,7 @@
 """What the programs of the cookbook talk to: an HTTP service in a process of its own.
 
 It keeps a connection for the next request, and closes it when none has come for a while.
+`python service.py 18001` starts it by hand, on that port.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.close()
 
 
-async def _serve() -> None:
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+async def _serve(port: int) -> None:
+    server = await asyncio.start_server(_answer, "127.0.0.1", port)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))

@@ -1,15 +1,15 @@
 """Start a server, ask it for a path a few times, and end it: how the pages get their reports.
 
-python visit.py PATH TIMES COMMAND...
+python visit.py PROGRAM PATH TIMES COMMAND...
 
-`{socket}` in COMMAND is where the server is to listen, and `PRICES` in its environment the
-address of a service that it may ask. It is ended by SIGTERM.
+PROGRAM asks the service at port 18001, which may be taken here: the service gets a free port, and
+PROGRAM and the output are changed accordingly. `{socket}` in COMMAND is where the server is to
+listen. It is ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -23,24 +23,29 @@ import service
 # A server with the guard takes a second to start, and minutes where the machine is busy.
 _START_SECONDS, _STOP_SECONDS = 120, 60
 _NO_SERVER = 75  # EX_TEMPFAIL: `page_programs.py` writes no such output into a page.
+_PORT = ":18001"
 
 
-def main(path: str, times: str, *command: str) -> int:
-    with tempfile.TemporaryDirectory() as folder, service.running() as (host, port):
-        os.environ["PRICES"] = f"http://{host}:{port}/"
-        address = str(Path(folder, "http"))
-        words = [word.format(socket=address) for word in command]
-        with subprocess.Popen(words) as server:
-            try:
-                for _ in range(int(times)):
-                    ask(address, path)
-                time.sleep(1.5)  # More than the grace time.
-            except TimeoutError as error:
-                print(error, file=sys.stderr)
-                return _NO_SERVER
-            finally:
-                server.send_signal(signal.SIGTERM)
-                server.wait(_STOP_SECONDS)
+def main(program: str, path: str, times: str, *command: str) -> int:
+    with tempfile.TemporaryFile("w+") as output:
+        with tempfile.TemporaryDirectory() as folder, service.running() as (_, port):
+            source = Path(program)
+            source.write_text(source.read_text().replace(_PORT, f":{port}"))
+            address = str(Path(folder, "http"))
+            words = [word.format(socket=address) for word in command]
+            with subprocess.Popen(words, stdout=output, stderr=output) as server:
+                try:
+                    for _ in range(int(times)):
+                        ask(address, path)
+                    time.sleep(1.5)  # More than the grace time.
+                except TimeoutError as error:
+                    print(error, file=sys.stderr)
+                    return _NO_SERVER
+                finally:
+                    server.send_signal(signal.SIGTERM)
+                    server.wait(_STOP_SECONDS)
+        output.seek(0)
+        print(output.read().replace(f":{port}", _PORT), end="")
     return 0
 
 

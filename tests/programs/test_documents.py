@@ -7,6 +7,7 @@ import importlib
 import os
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import fields
@@ -25,6 +26,7 @@ DOCUMENTS = [
 WITH_OUTPUT = [path for path in DOCUMENTS if "<!-- output: " in path.read_text(encoding="utf-8")]
 # A program with a name is run by the command whose output the page shows, and only there.
 PLAIN_CODE = re.compile(r"(?<!-->\n)```python\n(.*?)```", re.DOTALL)
+PROGRAM = re.compile(r"<!-- program: (\S+) -->\n+```python\n(.*?)```", re.DOTALL)
 WITH_CODE = [path for path in DOCUMENTS if PLAIN_CODE.search(path.read_text(encoding="utf-8"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What each is there to show.
@@ -66,6 +68,21 @@ def test_every_program_of_a_page_is_run_by_a_command_of_the_page():
             module = name.removesuffix(".py")
             used = rf"\b(import|from) {module}\b|\b{module}:app\b"
             assert name in commands or re.search(used, text), (document, name)
+
+
+def test_the_site_names_each_program_and_has_all_that_it_needs():
+    pytest.importorskip("sphinx")
+    show_names = runpy.run_path(str(ROOT / "docs" / "conf.py"))["show_names_of_programs"]
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        shown = [page.read_text(encoding="utf-8")]
+        show_names(str(page.relative_to(ROOT / "docs").with_suffix("")), shown)
+        for name, code in re.findall(PROGRAM, page.read_text(encoding="utf-8")):
+            assert f"\n:caption: {name}" in shown[0], page
+            assert "os.environ[" not in code, (page, "a reader has no such variable")
+            if "import service" in code or "127.0.0.1:18001" in code:
+                links = re.findall(r"\[service\.py\]\((.+?)\)", shown[0])
+                assert links, page
+                assert all((page.parent / link).is_file() for link in links), page
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
