@@ -52,7 +52,7 @@ def install(
             (`CLOSEWAIT_GUARD_*`) and from `[tool.closewait_guard]` in the nearest `pyproject.toml`.
         reporters: What `report()` reports to: anything that can be called with a `Report`, or the
             name of a reporter, such as "structlog" or "json_lines:/var/log/leaks.jsonl".
-        **overrides: Single settings that win over all other sources; `signal=SIGUSR1`, for one,
+        **overrides: Single settings that win over all other sources; `signal=SIGPROF`, for one,
             prints a report to stderr on that signal, before the handler that was there.
 
     Raises:

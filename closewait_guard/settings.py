@@ -71,7 +71,7 @@ class _Provenance:
 @refuse_changes
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(_Provenance):
-    """How a guard looks and judges. Immutable; every field has a default.
+    """How a guard scans and judges. Immutable; every field has a default.
 
     Example:
         >>> Settings(grace=2, stack_depth=0).grace

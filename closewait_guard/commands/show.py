@@ -58,7 +58,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     parser.add_argument("file", nargs="?", metavar="FILE", help="file with reports, - for stdin")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--last", metavar="N", help="print the last N reports (default: 1)")
+    which.add_argument("--last", metavar="N", help="print the last N reports, not merged")
     which.add_argument("--range", metavar="N[:M]", help="print reports N to M, counting from 1")
     which.add_argument("--all", action="store_true", help="print every report")
     which.add_argument(

@@ -22,7 +22,7 @@ _NOWHERE = Frame("<unknown>", 0, "<unknown>", "<unknown>")
 class SocketLeakWarning(RuntimeWarning):
     """A socket was leaked; the warning is attributed to the line that opened it.
 
-    No `ResourceWarning`, which Python ignores by default: who has sockets watched is to see this.
+    It is a `RuntimeWarning`, because Python ignores `ResourceWarning` by default.
     """
 
 

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import service
 
@@ -27,26 +29,34 @@ _PORT = ":18001"
 
 
 def main(program: str, path: str, times: str, *command: str) -> int:
-    with tempfile.TemporaryFile("w+") as output:
-        with tempfile.TemporaryDirectory() as folder, service.running() as (_, port):
-            source = Path(program)
-            source.write_text(source.read_text().replace(_PORT, f":{port}"))
-            address = str(Path(folder, "http"))
-            words = [word.format(socket=address) for word in command]
-            with subprocess.Popen(words, stdout=output, stderr=output) as server:
-                try:
-                    for _ in range(int(times)):
-                        ask(address, path)
-                    time.sleep(1.5)  # More than the grace time.
-                except TimeoutError as error:
-                    print(error, file=sys.stderr)
-                    return _NO_SERVER
-                finally:
-                    server.send_signal(signal.SIGTERM)
-                    server.wait(_STOP_SECONDS)
+    source = Path(program)
+    code = source.read_text()
+    with tempfile.TemporaryFile("w+") as output, service.running() as (_, port):
+        source.write_text(code.replace(_PORT, f":{port}"))
+        try:
+            visit(path, int(times), command, output)
+        except TimeoutError as error:
+            print(error, file=sys.stderr)
+            return _NO_SERVER
+        finally:
+            source.write_text(code)
         output.seek(0)
         print(output.read().replace(f":{port}", _PORT), end="")
     return 0
+
+
+def visit(path: str, times: int, command: Sequence[str], output: IO[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        address = str(Path(folder, "http"))
+        words = [word.format(socket=address) for word in command]
+        with subprocess.Popen(words, stdout=output, stderr=output) as server:
+            try:
+                for _ in range(times):
+                    ask(address, path)
+                time.sleep(1.5)  # More than the grace time.
+            finally:
+                server.send_signal(signal.SIGTERM)
+                server.wait(_STOP_SECONDS)
 
 
 def ask(address: str, path: str) -> None:

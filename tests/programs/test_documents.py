@@ -66,7 +66,7 @@ def test_every_program_of_a_page_is_run_by_a_command_of_the_page():
         commands = " ".join(re.findall(r"<!-- output: (.*?) -->", text))
         for name in re.findall(r"<!-- program: (\S+) -->", text):
             module = name.removesuffix(".py")
-            used = rf"\b(import|from) {module}\b|\b{module}:app\b"
+            used = rf"\b(import|from) {module}\b|\b{module}:(make_)?app\b"
             assert name in commands or re.search(used, text), (document, name)
 
 
