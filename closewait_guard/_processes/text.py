@@ -213,7 +213,9 @@ def render_processes(
     """Everything that is to be printed, of some of the processes that were found."""
     layout = layout or Layout()
     programs = sorted(_by_program(found, only), key=_severity_and_count, reverse=True)
-    blocks = ["\n".join(_program(processes, layout)) for processes in programs]
+    blocks = [
+        "\n".join(_program(processes, layout, _starter(found, processes))) for processes in programs
+    ]
     codes = [finding.code for process in only for finding in process.report.findings]
     notes = [*_unseen(only, layout), *(line.text for line in codes_lines(codes))]
     blocks += ["\n".join(lines) for lines in (notes, _rest(found, only, layout))]
@@ -256,14 +258,27 @@ def _severity_and_count(processes: Sequence[ProcessReport]) -> tuple[int, int]:
     return max((severity.rank for severity in severities), default=-1), len(leaks)
 
 
-def _program(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[str]:
+def _starter(found: ProcessScan, processes: Sequence[ProcessReport]) -> str:
+    """What has started a program that has no name of its own, as a worker of uvicorn has none."""
+    if not processes[0].report.command.endswith(" -c"):
+        return ""
+    known = {process.report.pid: process for process in found.processes}
+    parent = known.get(_oldest(processes[0], known).parent)
+    if parent is None or not parent.report.command:
+        return ""
+    return f", started by {escape_line(parent.report.command)} (pid {parent.report.pid})"
+
+
+def _program(
+    processes: Sequence[ProcessReport], layout: Layout, starter: str = ""
+) -> Iterator[str]:
     reports = [process.report for process in processes]
     name = escape_line(reports[0].command) or "a process without a name"
     pids = ", ".join(str(report.pid) for report in reports[:_MAX_PROCESSES])
     more = len(reports) - _MAX_PROCESSES
     many = "pid" if len(reports) == 1 else f"{len(reports)} processes:"
     which = f"({many} {pids}" + (f" and {more} more)" if more > 0 else ")")
-    yield from layout.wrap(f"{name}  {which}", "  ")
+    yield from layout.wrap(f"{name}  {which}{starter}", "  ")
     yield from _fd_numbers(processes, layout)
     for alert in (alert for report in reports for alert in report.alerts):
         yield from (line.text for line in alert_lines(alert, layout))

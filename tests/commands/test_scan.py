@@ -279,6 +279,20 @@ def test_processes_of_one_name_are_shown_together_where_one_process_has_started_
 
 
 @needs_linux
+def test_what_has_no_name_of_its_own_is_shown_with_what_has_started_it(tmp_path):
+    script = tmp_path / "master.py"
+    script.write_text(MASTER)
+    command = [sys.executable, str(script)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as master:
+        children = ", ".join(master.stdout.readline().split())
+        text = unfolded(call("scan", master.pid, "--tree", code=1, **AT_ONCE).stdout)
+        master.stdin.close()
+    started = f"(2 processes: {children}), started by python master.py (pid {master.pid})"
+    assert started in text.replace("python3", "python")
+
+
+@needs_linux
 def test_a_process_and_the_children_of_its_name_are_shown_together():
     source = LEAKY + "if not os.fork():\n    sys.stdin.read()\n    os._exit(0)\n" + WAIT
     with program(source) as running:
