@@ -17,6 +17,7 @@ import pytest
 from closewait_guard._cpython import THREAD_TARGET, threads
 
 if TYPE_CHECKING:
+    from closewait_guard._capture import Creation
     from closewait_guard._enums import Scalar
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "WiderFixture",
     "add_thread_start_callback",
     "fixture_name",
+    "opened_in",
     "remove_thread_start_callback",
 ]
 
@@ -70,6 +72,15 @@ def remove_thread_start_callback(callback: StartCallback) -> None:
 OPENED_IN = "opened_in"
 
 CreationContext = dict[str, "Scalar"]
+
+_SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
+
+
+def opened_in(creation: Creation) -> object:
+    """The name of its owner; that of the descriptor, where it was wrapped later."""
+    while creation.parent is not None and creation.origin in _SAME_DESCRIPTOR:
+        creation = type(creation)._make(creation.parent)
+    return creation.context.get(OPENED_IN)
 
 
 class Owner:

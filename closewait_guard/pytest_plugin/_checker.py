@@ -19,10 +19,10 @@ from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
-    OPENED_IN,
     Owner,
     Ownership,
     WiderFixture,
+    opened_in,
 )
 from closewait_guard.pytest_plugin._current_test import CurrentTest
 from closewait_guard.pytest_plugin._excuses import (
@@ -243,7 +243,7 @@ class LeakChecker:
         return sockets | self._guard._owners(_serials(creations))
 
     def _owner_of(self, creation: Creation) -> Owner:
-        return self._moved.get(creation.serial) or self._ownership.by_name(_opened_in(creation))
+        return self._moved.get(creation.serial) or self._ownership.by_name(opened_in(creation))
 
     def _hand_over(
         self, creations: list[Creation], wider_fixtures: Iterable[WiderFixture]
@@ -310,19 +310,21 @@ class LeakChecker:
     ) -> tuple[float, bool]:
         """Give the suspects time to close: how long it took, and whether any is still open.
 
-        What a module keeps in a pool of its own is not waited for, and noted in `variables`.
+        What a module keeps in a pool of its own is not waited for, and noted in `variables`; nor is
+        what a record keeps at the end of the run.
         """
-        began = now()
+        began, recorded = now(), set[int]()
         settling = Settling(
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
-            lambda: self._collect(creations, suspects, context, variables),
+            lambda: recorded.update(self._collect(creations, suspects, context, variables)),
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
             loops.run_once()
             pause(wait)
-        return now() - began, bool(settling.findings)
+        suspects |= recorded
+        return now() - began, bool(recorded or settling.findings)
 
     def _collect(
         self,
@@ -330,10 +332,11 @@ class LeakChecker:
         suspects: set[int],
         context: CheckContext,
         variables: dict[int, Variable],
-    ) -> None:
+    ) -> set[int]:
         """Collect garbage; leave out what a module keeps for itself, and what only pytest keeps.
 
-        Whether that is a leak shows when pytest has let go of it.
+        Whether that is a leak shows when pytest has let go of it. At the end of the run: what
+        records keep even then.
         """
         gc.collect()
         found = self._find_open(suspects, context.owner)
@@ -341,10 +344,13 @@ class LeakChecker:
         if context.plan.allow_reason is None:
             variables |= self._take_out_kept(open_ones, suspects, context)
         targets = self._targets(each for each in creations if each.serial in suspects)
-        records = set[int]() if self._is_last else kept_by_records(targets)
-        if kept := records | (kept_by_responses(context.kept(), open_ones) & suspects):
+        records = kept_by_records(targets)
+        suspects -= records
+        recorded = records if self._is_last else set[int]()
+        if kept := (records - recorded) | kept_by_responses(context.kept(), open_ones) & suspects:
             self._leave_to_the_end(kept, suspects, context)
             self._deferred.append(self._contexts[context.owner.name])
+        return recorded
 
     def _take_out_kept(
         self, open_ones: list[Observation], suspects: set[int], context: CheckContext
@@ -432,16 +438,6 @@ def _serials(creations: Iterable[Creation]) -> set[int]:
 
 def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(each for each in findings if each.observation.record.serial in suspects)
-
-
-_SAME_DESCRIPTOR = frozenset({"wrapped", "detached", "inherited"})
-
-
-def _opened_in(creation: Creation) -> object:
-    """The owner's name; that of the descriptor, where it was wrapped later."""
-    while creation.parent is not None and creation.origin in _SAME_DESCRIPTOR:
-        creation = Creation._make(creation.parent)
-    return creation.context.get(OPENED_IN)
 
 
 def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool:

@@ -265,6 +265,7 @@ def test_what_a_record_keeps_is_not_waited_for(suite):
     source = LIBRARY + f"def test_it(url): {body}"
     result = suite.run(source, "--socket-leaks=fail", "--socket-leaks-grace=60")
     result.assert_outcomes(passed=1)
+    assert result.duration < 30
 
 
 FAILURES = {
