@@ -176,7 +176,7 @@ def render_text(
     Args:
         report: The report.
         width: Columns of the text. A longer identifier is not cut.
-        everything: Show a block for what is no leak, too.
+        everything: Show a block for what is not a leak, too.
         verbose: Show all calls, threads and holders.
 
     Example:

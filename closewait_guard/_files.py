@@ -52,7 +52,7 @@ def read_trusted(path: str) -> bytes:
         path: Absolute.
 
     Raises:
-        UntrustedFileError: Another user may have changed it, or it is no file of usual size.
+        UntrustedFileError: Another user may have changed it, or it is not a file of usual size.
         OSError: It cannot be read.
     """
     # Windows has neither these owners nor these modes.
@@ -74,7 +74,7 @@ def read_untrusted(path: str) -> bytes:
     """Read a regular file, trusted or not: search its content, never act on it.
 
     Raises:
-        UntrustedFileError: It is no regular file of usual size.
+        UntrustedFileError: It is not a regular file of usual size.
         OSError: It cannot be read.
     """
     # Opening a device can have side effects. O_PATH has none, and pins the file that was checked.
@@ -188,7 +188,7 @@ class OutputFile:
     The program may close our descriptor, and its number may then stand for a file of its own.
 
     A regular file is opened by its name, and created with mode 0600. It is refused if it is a
-    link, if another user's link leads to it, or if others may write to its folder and it may be
+    link, if another user's link leads to it, or if others may write to its directory and it may be
     one of theirs. `/dev/stdout`, `/dev/stderr` and `/dev/fd/N` are descriptors of this process,
     whatever they lead to; pipes and devices with names of their own are refused, because opening
     them may block.
@@ -381,7 +381,7 @@ def _refuse_if_foreign(status: os.stat_result, path: str) -> None:
         reason = "it has another hard link"
     else:
         return
-    raise PermissionError(errno.EPERM, f"{reason}, and others may write to its folder", path)
+    raise PermissionError(errno.EPERM, f"{reason}, and others may write to its directory", path)
 
 
 def _wait_for_reader(fd: int) -> None:

@@ -70,7 +70,7 @@ class Layout(NamedTuple):
     Attributes:
         width: Columns. A longer identifier stands on a line of its own rather than being cut.
         directory: Paths below it are shown relative to it; empty for absolute paths.
-        everything: Show a block for what is no leak, too.
+        everything: Show a block for what is not a leak, too.
         verbose: Show all calls, threads and holders.
         indent: How far the facts of a block are indented.
     """

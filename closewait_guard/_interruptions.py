@@ -264,5 +264,5 @@ def _use_originals(names: dict[str, object]) -> None:
             names[original.__name__] = original
 
 
-# A test that replaces whole modules would have what is loaded meanwhile use its own for ever.
+# A test that replaces whole modules would have what is loaded meanwhile use its own forever.
 _ORIGINALS = (gc, io, os, socket, sys, threading, time)

@@ -219,7 +219,7 @@ class Pipeline:
             observations: All that was seen in one scan.
             settings: The thresholds.
             fd_limit: How many descriptors the process may have.
-            everything: Say who holds what is no leak too.
+            everything: Say who holds what is not a leak too.
             is_paced: Take no more than the share of the time that a series may take.
             is_last: Ask now what uses each pool; what is not known excuses nothing.
         """

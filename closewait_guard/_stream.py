@@ -34,7 +34,7 @@ def layout_of(
 
     Args:
         stream: Where it goes; stderr by default.
-        everything: Show a block for what is no leak, too.
+        everything: Show a block for what is not a leak, too.
         verbose: Show all calls, threads and holders.
     """
     try:

@@ -117,7 +117,7 @@ def judge(
 def leave_to_pools(
     findings: tuple[Finding, ...], idle: Collection[int], settings: Settings, fd_limit: int | None
 ) -> tuple[Finding, ...]:
-    """The findings, where those that are idle in a pool are no leaks: the pool will close them.
+    """The findings, where those that are idle in a pool are not leaks: the pool will close them.
 
     Args:
         findings: All of a report.
@@ -170,7 +170,7 @@ def _may_be_idle(finding: Finding) -> bool:
 def excusable_by_calls(
     findings: tuple[Finding, ...], settings: Settings, fd_limit: int | None
 ) -> tuple[Finding, ...]:
-    """The findings that are no leaks yet if a running call has not done with the connection.
+    """The findings that are not leaks yet if a running call has not done with the connection.
 
     Beyond a threshold a call excuses nothing: it may never end.
 
@@ -191,7 +191,7 @@ def excusable_by_calls(
 
 
 def leave_to_calls(findings: tuple[Finding, ...], used: Collection[int]) -> tuple[Finding, ...]:
-    """The findings, where those that a running call has not done with are no leaks yet.
+    """The findings, where those that a running call has not done with are not leaks yet.
 
     Args:
         findings: All of a report.

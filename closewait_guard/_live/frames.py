@@ -6,7 +6,7 @@ called only where there is one interpreter.
 
 It allocates with a lock held that each new thread takes. Before Python 3.12 a collection may begin
 there, and if it runs code of the program, which waits for another thread, and that waits for the
-lock, all wait for ever. So the collector is off meanwhile.
+lock, all wait forever. So the collector is off meanwhile.
 
 Without the GIL other threads go on meanwhile, and their calls end: of those nothing is read there.
 

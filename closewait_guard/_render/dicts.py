@@ -46,7 +46,7 @@ def from_dict(data: Mapping[str, Any]) -> Report:
     """Make a report of what `to_dict` has returned.
 
     Raises:
-        ReportFormatError: The data is no report, or has another schema.
+        ReportFormatError: The data is not a report, or has another schema.
     """
     schema = data.get("schema") if isinstance(data, Mapping) else None
     if schema != SCHEMA:

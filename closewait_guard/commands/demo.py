@@ -28,7 +28,7 @@ __all__ = [
 _DESCRIPTION = """\
 Leak sockets in common ways against a local server and print the report. With
 requests installed, the report shows its connection pool: responses that were
-not read, and an idle connection that is no leak. Takes about three seconds."""
+not read, and an idle connection that is not a leak. Takes about three seconds."""
 _EPILOG = """\
 exit status: 0 printed, 2 usage error
 example:     closewait-guard demo"""
@@ -155,7 +155,7 @@ def _answer(connection: socket.socket) -> None:
     try:
         request = connection.recv(4096)
     except OSError:
-        # It asks nothing: like any server, this one does not wait for ever.
+        # It asks nothing: like any server, this one does not wait forever.
         return
     body = _CATALOGUE if b"/catalogue" in request else b"42"
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)

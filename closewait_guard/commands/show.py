@@ -71,7 +71,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="print all calls, threads and holders, and what is no leak",
+        help="print all calls, threads and holders, and what is not a leak",
     )
     parser.add_argument(
         "--fail-on-leak",
@@ -291,7 +291,7 @@ class Saved:
         path: The file; `-` is stdin.
 
     Attributes:
-        has_unreadable: Whether a line that was asked for is no report.
+        has_unreadable: Whether a line that was asked for is not a report.
 
     Raises:
         ReportFormatError: The file cannot be read, or holds no report.
@@ -407,7 +407,7 @@ class Saved:
 
 
 def _process_of(data: Any) -> tuple[str, ...] | None:
-    """Whose report it is; None for what is no report."""
+    """Whose report it is; None for what is not a report."""
     try:
         return str(data["host"]), str(data["pid"]), str(data["command"])
     except (TypeError, LookupError):

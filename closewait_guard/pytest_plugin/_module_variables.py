@@ -1,8 +1,8 @@
 """Global variables of modules: which keep idle connections in a pool, and where one is defined.
 
-A pool that a library has made itself, or a module of the project, is no leak of the test in which
-it was first used. The source says so, and whether the value is the one from before the first test:
-a client that a test has stored there is its leak.
+A pool that a library has made itself, or a module of the project, is not a leak of the test in
+which it was first used. The source says so, and whether the value is the one from before the first
+test: a client that a test has stored there is its leak.
 """
 
 from __future__ import annotations

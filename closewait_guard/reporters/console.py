@@ -41,7 +41,7 @@ def console(stream: TextIO | None = None, *, everything: bool = False) -> Report
 
     Args:
         stream: Where to write; stderr by default.
-        everything: Show a block for what is no leak, too.
+        everything: Show a block for what is not a leak, too.
 
     Raises:
         MissingExtraError: rich is not installed.

@@ -121,7 +121,7 @@ def changes(reporter: Reporter) -> Reporter:
 
     What counts are sites, not single sockets. A site is reported when it first leaks, when the
     number of its leaks has doubled or their severity rises, and, with all that were closed late,
-    when none is left. A site of findings that are no leaks comes along once, but does not cause a
+    when none is left. A site of findings that are not leaks comes along once, but does not cause a
     report; connections that are closing at this moment never do. What is left out is counted in
     `Report.omitted`. If the reporter raises, the sites of that report are in the next one again.
 

@@ -27,7 +27,7 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
     """Log one message for each site and each alert, with the fields as `extra`.
 
     No handler is added and no level changed. A leak is logged at least as a warning; findings that
-    are no leaks are the event `socket_finding`, at debug level where their severity is info.
+    are not leaks are the event `socket_finding`, at debug level where their severity is info.
 
     Args:
         logger: A logger, or its name; `closewait_guard` by default.

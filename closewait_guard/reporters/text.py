@@ -23,7 +23,7 @@ def text(stream: TextIO | None = None, *, everything: bool = False) -> Reporter:
 
     Args:
         stream: Where to write; as wide as it is, if it is a terminal.
-        everything: Show a block for what is no leak, too: stale pools, closing and half-closed
+        everything: Show a block for what is not a leak, too: stale pools, closing and half-closed
             connections.
 
     Example:

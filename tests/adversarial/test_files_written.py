@@ -71,7 +71,7 @@ def test_a_hard_link_in_a_folder_where_others_may_write_is_refused(shared, tmp_p
     victim = tmp_path / "victim"
     victim.write_text("mine")
     os.link(victim, shared / "leaks.jsonl")
-    assert "hard link, and others may write to its folder" in refusal(shared / "leaks.jsonl")
+    assert "hard link, and others may write to its directory" in refusal(shared / "leaks.jsonl")
     assert victim.read_text() == "mine"
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_all_users_may_write_is_refused_in_such_a_folder(shared, ref
     path = shared / "leaks.jsonl"
     path.touch()
     path.chmod(0o666)
-    assert "it is world-writable, and others may write to its folder" in refusal(path)
+    assert "it is world-writable, and others may write to its directory" in refusal(path)
 
 
 @needs_root
@@ -87,7 +87,8 @@ def test_a_file_of_another_user_is_refused_in_such_a_folder(shared, refusal):
     path = shared / "leaks.jsonl"
     path.write_text("theirs")
     os.chown(path, OTHER_USER, OTHER_USER)
-    assert f"it belongs to user {OTHER_USER}, and others may write to its folder" in refusal(path)
+    reason = f"it belongs to user {OTHER_USER}, and others may write to its directory"
+    assert reason in refusal(path)
     assert path.read_text() == "theirs"
 
 

@@ -34,6 +34,8 @@ DENIED = {
     r"census": "full listing of descriptors",
     r"waivers?": "allow marker",
     r"used up": "done, no longer needed",
+    r"for ever": "forever",
+    r"(?:is|are|was|were) no (?:leaks?|files?)(?! (?:is|are|at all)\b)": "is not a leak",
     r"closed after all": "closed late",
     r"peers? (?:has|have|had) (?:left|gone|been gone)": "the peer has closed",
     r"(?:a|each|every|one|two|first|last|next|second|third|this|that|the) looks?": "scan, check",

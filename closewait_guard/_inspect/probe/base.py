@@ -168,7 +168,7 @@ def duplicate_fd(fd: int) -> Iterator[_socket.socket]:
     Where there is no room for a copy, the object is on the descriptor itself.
 
     Raises:
-        OSError: The descriptor is closed, or is no socket.
+        OSError: The descriptor is closed, or is not a socket.
     """
     with _on_copy(fd, socket.SOCK_STREAM) as sock:
         kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
