@@ -1,4 +1,4 @@
-"""What the guard adds to an owner of sockets, from its making to its close.
+"""What the guard adds to an owner of sockets, from its making to its close, and to a check-out.
 
 Many short rounds, in each of which all take their turns in another order, as for sockets. The time
 is what a turn takes more than the bare one of the same round.
@@ -6,10 +6,14 @@ is what a turn takes more than the bare one of the same round.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+
+import sqlalchemy
 
 import closewait_guard as cwg
 from benchmarks.result import Result
@@ -18,6 +22,8 @@ _DEPTH = 20
 _TIMES = 1000
 _VARIANTS = ("bare", "tracked")
 _MOST_ADDED = 3.0
+# SQLAlchemy itself takes a part of it to call its listeners.
+_MOST_ADDED_TO_CHECKOUT = 8.0
 
 
 class _Session:
@@ -38,26 +44,53 @@ def run(*, quick: bool) -> list[Result]:
     return [
         Result("an owner, made and closed, bare", bare, "us"),
         Result("an owner, made and closed, what tracking adds", added, "us", None, _MOST_ADDED),
+        *_checkouts(rounds),
     ]
+
+
+def _checkouts(rounds: int) -> list[Result]:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = sqlalchemy.create_engine(f"sqlite:///{folder}/pool.db")
+        found = [
+            {each: _turn_of_pool(each, engine) for each in random.sample(_VARIANTS, len(_VARIANTS))}
+            for _ in range(rounds)
+        ]
+        engine.dispose()
+    bare = statistics.median(each["bare"] for each in found)
+    added = statistics.median(each["tracked"] - each["bare"] for each in found)
+    what = "a connection of SQLAlchemy, taken and given back"
+    most = _MOST_ADDED_TO_CHECKOUT
+    return [
+        Result(f"{what}, bare", bare, "us"),
+        Result(f"{what}, what recording adds", added, "us", None, most),
+    ]
+
+
+def _turn_of_pool(variant: str, engine: sqlalchemy.Engine) -> float:
+    def take_and_give_back() -> None:
+        engine.raw_connection().close()
+
+    with contextlib.ExitStack() as stack:
+        if variant == "tracked":
+            stack.enter_context(cwg.Guard())
+        return _deep(_DEPTH, lambda: _time(take_and_give_back))
 
 
 def _turn(variant: str) -> float:
     with cwg.Guard() as guard:
         if variant == "tracked":
             guard.track(_Session)
-        return _deep(_DEPTH, _measure)
+        return _deep(_DEPTH, lambda: _time(lambda: _Session().close()))
 
 
-def _measure() -> float:
-    _make_and_close(_TIMES // 5)
+def _time(work: Callable[[], object]) -> float:
+    """Microseconds of one of many calls."""
+    for _ in range(_TIMES // 5):
+        work()
     started = time.perf_counter()
-    _make_and_close(_TIMES)
+    for _ in range(_TIMES):
+        work()
     return (time.perf_counter() - started) / _TIMES * 1e6
-
-
-def _make_and_close(times: int) -> None:
-    for _ in range(times):
-        _Session().close()
 
 
 def _deep(depth: int, work: Callable[[], float]) -> float:

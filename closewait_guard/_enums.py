@@ -7,6 +7,7 @@ from enum import StrEnum
 
 __all__ = [
     "DESCRIPTOR_KIND",
+    "FOLLOWED",
     "GONE",
     "LEAKS",
     "NOT_INSTALLED",
@@ -44,6 +45,7 @@ class Origin(Word):
     ADOPTED = "adopted"
     INHERITED = "inherited"
     NATIVE = "native"
+    CHECKED_OUT = "checked_out"
 
 
 # What a context, the data of an alert or a setting consists of once it is plain.
@@ -135,6 +137,7 @@ class Verdict(Word):
     UNCLOSED = "unclosed"
     SURPLUS = "surplus"
     CLOSED_ELSEWHERE = "closed_elsewhere"
+    CHECKED_OUT = "checked_out"
     IDLE_OR_LEAKED = "idle_or_leaked"
     STALE_POOL = "stale_pool"
     HALF_CLOSED = "half_closed"
@@ -154,6 +157,8 @@ class Verdict(Word):
 
 _VERDICTS = tuple(Verdict)
 LEAKS = frozenset(_VERDICTS[:7])
+# What is news when it is found, and when it is over.
+FOLLOWED = LEAKS | {Verdict.CHECKED_OUT}
 # The code of idle connections in more clients of one line than it needs.
 SURPLUS_CLIENTS = "CWG705"
 # The note of a coverage that covers every socket that is older than the guard.
@@ -185,6 +190,7 @@ class AlertKind(Word):
     CHURN = "churn"
     FD_LIMIT = "fd_limit"
     FD_EXHAUSTED = "fd_exhausted"
+    POOL_EXHAUSTED = "pool_exhausted"
 
 
 # In the data of an alert on descriptors of one kind.

@@ -18,7 +18,7 @@ from closewait_guard._clock import nap, now, pause
 from closewait_guard._config import require_number
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._cpython import running_loop
-from closewait_guard._enums import Verdict
+from closewait_guard._enums import FOLLOWED, Verdict
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import DescriptorsOfBlock
 from closewait_guard._redact import Redaction
@@ -135,7 +135,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         guard: Returns the guard to use. One that is not installed is installed for the block.
         grace: Seconds that sockets have to close after the block.
         allow_open: Accept sockets that are open and healthy, such as those of a pool that stays;
-            not those that could not be described.
+            not those that could not be described, nor a connection that was not given back.
         descriptors: Refuse everything else that is left open, too: files, pipes, epoll and so on.
 
     Raises:
@@ -264,13 +264,13 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             each
             for each in findings
             # What could not be described is not known to be healthy.
-            if each.is_leak or not self._allow_open or not each.observation.is_described
+            if not self._allow_open or each.verdict in FOLLOWED or not each.observation.is_described
         )
 
 
 def _as_left_open(finding: Finding) -> Finding:
     """As a block's error shows it: what a program may leave to a pool or its peer, no block may."""
-    is_open = finding.verdict is not Verdict.CLOSED_ELSEWHERE
+    is_open = finding.verdict not in (Verdict.CLOSED_ELSEWHERE, Verdict.CHECKED_OUT)
     return finding if finding.is_leak or not is_open else replace(finding, verdict=Verdict.OPEN)
 
 

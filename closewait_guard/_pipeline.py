@@ -18,6 +18,7 @@ from closewait_guard._enums import LEAKS, NOT_INSTALLED
 from closewait_guard._format import pluralize
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
+    CheckoutScanner,
     DescriptorCounter,
     OwnerScanner,
     Probe,
@@ -77,6 +78,7 @@ class Pipeline:
         self._is_installed = is_installed
         self.scanner = SocketScanner(registry, probe, settings)
         self._owners = OwnerScanner(registry)
+        self._checkouts = CheckoutScanner(registry, probe, settings)
         self._pools = Pools()
         self._calls = RunningCalls(registry)
         self._allowance = Allowance(now())
@@ -201,6 +203,7 @@ class Pipeline:
         retry_sources()
         self.scanner.forked_copies.is_last = is_last
         seen = self.scanner.scan(full=full, opened_after=opened_after)
+        seen = self._checkouts.scan(seen, opened_after)
         return self._owners.scan(seen, opened_after, may_stay_open=opened_after is None or is_last)
 
     def _find(
@@ -268,6 +271,7 @@ class Pipeline:
             coverage=self._coverage(seen.undescribed),
             findings=findings,
             observations=observations,
+            full_pools=self._checkouts.full_pools,
         )
         report = self._descriptors.add_to(report, named=named, afresh=named)
         # Last, because the descriptors are questions too.
@@ -302,7 +306,7 @@ class Pipeline:
         )
         yield from self.scanner.forked_copies.notes
         yield from self.children.notes
-        if forgotten := self._registry.forgotten_copies:
+        if forgotten := self._registry.at_fork.forgotten:
             yield (
                 f"what child processes keep open of {pluralize(forgotten, 'socket')} that were "
                 "closed long ago"
@@ -324,7 +328,7 @@ class _Children:
 
     def leaks(self, *, is_last: bool) -> tuple[Finding, ...]:
         """Those that a child has open unused, with the record that they had at the fork."""
-        closed, started, self.failure = self._registry.closed_since_fork(), now(), ""
+        closed, started, self.failure = self._registry.at_fork.closed(), now(), ""
         if not closed:
             self.notes = self.unread = ()
         elif is_last or started >= self._paused_until:
@@ -350,7 +354,7 @@ class _Children:
         }
         found = find_copies_in_children(records, self._settings)
         self._found, gone, self.notes, self.unread = found
-        self._registry.forget_forked(gone)
+        self._registry.at_fork.forget(gone)
 
 
 def _observations_after(mark: int, seen: ScanResult) -> tuple[Observation, ...]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from closewait_guard._threads import CallThread
 from closewait_guard.model import (
     Alert,
+    Checkout,
     Descriptors,
     Finding,
     Frame,
@@ -106,6 +107,9 @@ class Mask:
             ),
             observations=tuple(self.observation(seen) for seen in report.observations),
             descriptors=self.descriptors(report.descriptors),
+            full_pools=tuple(
+                replace(pool, name=self.text(pool.name)) for pool in report.full_pools
+            ),
         )
         notes = tuple(self.text(note) for note in report.coverage.notes)
         failed = self.failures - before
@@ -135,7 +139,11 @@ class Mask:
             record=self._record(seen.record),
             local=self._optional(seen.local),
             peer=self._optional(seen.peer),
+            checkout=self._checkout(seen.checkout),
         )
+
+    def _checkout(self, checkout: Checkout | None) -> Checkout | None:
+        return None if checkout is None else replace(checkout, pool=self.text(checkout.pool))
 
     def finding(self, finding: Finding) -> Finding:
         """Redact a finding."""

@@ -29,6 +29,7 @@ __all__ = [
     "Alert",
     "AlertKind",
     "AlertStatus",
+    "Checkout",
     "ClosedLate",
     "Connection",
     "Coverage",
@@ -38,6 +39,7 @@ __all__ = [
     "Finding",
     "Frame",
     "FrameKind",
+    "FullPool",
     "Observation",
     "Origin",
     "Report",
@@ -76,6 +78,26 @@ class SocketOwner:
 
 
 @refuse_changes
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A connection that was taken from a pool and not given back; its record says where.
+
+    Attributes:
+        library: The library of the pool.
+        pool: What its users call the pool, and where its connections lead.
+        out: How many of its connections are out.
+        max_size: How many it hands out at most; None where there is no bound.
+        seconds: How long ago it was taken.
+    """
+
+    library: str
+    pool: str
+    out: int
+    max_size: int | None
+    seconds: float
+
+
+@refuse_changes
 @store_by_slot
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -94,6 +116,8 @@ class Observation:
             not date the end, or not since the connection has answered keepalive probes.
         owner: The object that was not closed; None for a socket. It has no descriptor itself: the
             number is -1.
+        checkout: The pool that it was taken from and not given back to. Then `record` says where it
+            was taken, and its parent where the pool has opened it.
     """
 
     record: SocketRecord
@@ -117,6 +141,7 @@ class Observation:
     in_use: bool = False
     is_lower_bound: bool = False
     owner: SocketOwner | None = None
+    checkout: Checkout | None = None
 
     @property
     def ended_for(self) -> float:
@@ -261,6 +286,26 @@ class Descriptors:
 
 @refuse_changes
 @dataclass(frozen=True, slots=True)
+class FullPool:
+    """A pool that has no connection left to hand out.
+
+    Attributes:
+        name: What its users call it, and where its connections lead.
+        max_size: How many it hands out at most.
+        full_for: Seconds since the last of them was taken.
+        oldest_for: Seconds since the first of them was taken.
+        sites: Where they were taken, and how many at each place, the most first.
+    """
+
+    name: str
+    max_size: int
+    full_for: float
+    oldest_for: float
+    sites: Mapping[str, int]
+
+
+@refuse_changes
+@dataclass(frozen=True, slots=True)
 class SiteGroup:
     """The findings with one verdict and one creation stack."""
 
@@ -312,6 +357,7 @@ class Report:
         omitted: Leaks that were left out: they were reported before, are less severe, or were too
             many to be remembered until the end of the program.
         descriptors: What all descriptors are; None if that is unknown.
+        full_pools: The pools that have no connection left to hand out.
     """
 
     schema: str
@@ -330,6 +376,7 @@ class Report:
     closed_late: tuple[ClosedLate, ...] = ()
     omitted: int = 0
     descriptors: Descriptors | None = None
+    full_pools: tuple[FullPool, ...] = ()
 
     def __str__(self) -> str:
         # Loaded with the first scan, so that there need be no descriptor left for it now.

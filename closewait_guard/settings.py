@@ -120,6 +120,11 @@ class Settings(_Provenance):
     age_critical: float = _setting(
         1800.0, parse.seconds, "Seconds in CLOSE_WAIT that are critical."
     )
+    checkout_grace: float = _setting(
+        300.0,
+        parse.seconds,
+        "Seconds that a connection may be out of its pool before it is reported as not given back.",
+    )
     fd_used_critical: float = _setting(
         0.8,
         parse.share,

@@ -64,6 +64,15 @@ observations = st.builds(
     suspect_for=maybe_seconds,
     unsent=st.none() | counts,
     in_use=st.booleans(),
+    checkout=st.none()
+    | st.builds(
+        cwg.Checkout,
+        library=texts,
+        pool=texts,
+        out=st.integers(1, 10**9),
+        max_size=st.none() | counts,
+        seconds=seconds,
+    ),
 )
 
 leaks = st.builds(
@@ -128,6 +137,17 @@ reports = st.builds(
     ),
     omitted=counts,
     descriptors=st.none() | descriptors,
+    full_pools=st.lists(
+        st.builds(
+            cwg.FullPool,
+            name=texts,
+            max_size=counts,
+            full_for=seconds,
+            oldest_for=seconds,
+            sites=named_counts,
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 
 settings = st.builds(

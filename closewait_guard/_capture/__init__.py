@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.owners import (
         EndedOwner,
+        OpenCheckout,
         OpenOwner,
         OwnerTable,
         sockets_of,
@@ -75,6 +76,7 @@ __all__ = [
     "FdExhaustionAlarm",
     "FinalSnapshot",
     "LockFreeCounter",
+    "OpenCheckout",
     "OpenOwner",
     "OpenSockets",
     "OwnerTable",
@@ -137,6 +139,7 @@ _HOMES = {
     ),
     "owners": (
         "EndedOwner",
+        "OpenCheckout",
         "OpenOwner",
         "OwnerTable",
         "sockets_of",

@@ -7,7 +7,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import compress
 from operator import is_
 from types import FrameType
@@ -46,6 +46,7 @@ __all__ = [
     "Creation",
     "CreationTuple",
     "OpenSockets",
+    "SocketsAtFork",
     "as_parent",
     "closed_among",
     "count_files",
@@ -311,3 +312,57 @@ def _creation_in_variable(
         return None
     creation = creations.get(fd)
     return as_parent(creation) if creation is not None and still_owns(creation, fd) else None
+
+
+# How many of those that were open at a fork, and are closed by now, are remembered between two
+# scans; of more, so many are forgotten at once.
+_MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
+
+
+class SocketsAtFork:
+    """What was open at a fork: children may have copies of it.
+
+    Args:
+        creations: The table of those that are open.
+
+    Attributes:
+        forgotten: How many a child may have a copy of that are remembered no more.
+    """
+
+    def __init__(self, creations: dict[int, CreationTuple]) -> None:
+        self._creations = creations
+        # By serial: descriptor, inode and creation.
+        self._known: dict[int, tuple[int, int | None, CreationTuple]] = {}
+        self.forgotten = 0
+
+    def note(self) -> None:
+        """In the parent: the child has a copy of all that is open.
+
+        Each socket is looked at once, at the first fork: what a server closes right after a fork
+        has no inode later.
+        """
+        known, creations = self._known, self._creations.copy()
+        for fd, creation in creations.items():
+            if creation[SERIAL] not in known and still_owns(creation, fd):
+                known[creation[SERIAL]] = fd, inode_of(fd), creation
+        if len(known) > len(creations) + _MAX_CLOSED_SINCE_FORK:
+            oldest = set(list(self.closed())[:_FORGOTTEN_AT_ONCE])
+            self.forgotten += len(oldest)
+            self.forget(oldest)
+
+    def closed(self) -> dict[int, tuple[int, CreationTuple]]:
+        """By inode, what children may have copies of and this process has not any more.
+
+        Each with its descriptor, which is that of the copy too.
+        """
+        return {
+            inode: (fd, creation)
+            for fd, inode, creation in self._known.copy().values()
+            if inode is not None and not still_owns(creation, fd) and inode_of(fd) != inode
+        }
+
+    def forget(self, inodes: Set[int]) -> None:
+        """No child has these any more."""
+        for serial, (_, inode, _) in self._known.copy().items():
+            if inode in inodes:
+                self._known.pop(serial, None)

@@ -1,31 +1,46 @@
-"""The weak table of owners: which sessions, clients and loops were made, and which ended unclosed.
+"""The weak tables of what libraries have: owners of sockets, and connections taken from pools.
 
-Nothing here takes a lock: an owner may be made and finalized anywhere, as a socket may be.
+Which sessions, clients and loops were made, and which ended unclosed; which connections were taken
+and not given back. Nothing here takes a lock: an owner may be made and finalized anywhere, as a
+socket may be.
 """
 
 from __future__ import annotations
 
 import _socket
 import os
+import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture.context import PlainContext
-from closewait_guard._capture.creation import SERIAL, SOCK, CreationTuple
+from closewait_guard._capture.creation import (
+    ORIGIN,
+    SERIAL,
+    SOCK,
+    STACK,
+    Creation,
+    CreationTuple,
+)
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
 from closewait_guard._capture.owner_hooks import OwnerEvents
 from closewait_guard._capture.recorder import Recording, make_recorder
+from closewait_guard._capture.stack import PROGRAM, CapturedStack, capture, owner_of
 from closewait_guard._descriptors import ask_or_none
+from closewait_guard._enums import Origin
+from closewait_guard._interruptions import interrupts
 from closewait_guard._live import attributes_of, is_a, layers_of
 from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from closewait_guard._libraries import OwnerKind
+    from closewait_guard._libraries import CheckoutKind, OwnerKind
 
 __all__ = [
     "EndedOwner",
+    "OpenCheckout",
     "OpenOwner",
     "OwnerTable",
     "sockets_of",
@@ -96,7 +111,8 @@ class OwnerTable(OwnerEvents):
 
     Attributes:
         ended: The latest of those that were finalized without their close.
-        counter: Counts those that were made.
+        counter: Counts those that were made, and what was taken from pools.
+        checkouts: Records what is taken from pools.
     """
 
     def __init__(
@@ -115,6 +131,7 @@ class OwnerTable(OwnerEvents):
         self._recorder = make_recorder(self._creations, {}, context, recording, id)
         self._record = self._recorder.on_create
         self._next_serial, self._count = sockets.next_serial, self.counter.count
+        self.checkouts = CheckoutTable(recording, context, self.counter, sockets)
 
     @property
     def on_make(self) -> Callable[[Any, object], None]:
@@ -178,6 +195,15 @@ class OwnerTable(OwnerEvents):
                 return entry.creation[SOCK]()
         return None
 
+    def has_left_any(self, since: int) -> bool:
+        """Whether an owner has ended unclosed, or a connection taken after a mark is out."""
+        return bool(self.ended) or self.checkouts.has_any_out(since)
+
+    def creations_left(self) -> list[CreationTuple]:
+        """Of the owners that have ended unclosed, and the connections that are out of a pool."""
+        ended = [each.creation for each in self.ended.copy()]
+        return ended + [each.creation for each in self.checkouts.open_checkouts()]
+
     def _entries(self) -> Iterator[tuple[int, OpenOwner]]:
         made = self._made.copy()
         for key, creation in self._creations.copy().items():
@@ -190,11 +216,174 @@ class OwnerTable(OwnerEvents):
         self.counter.after_fork()
         self._count_ended.after_fork()
         self.ended.clear()
+        self.checkouts.after_fork()
 
 
 def _numbered(creation: CreationTuple, serial: int, kind: OwnerKind) -> OpenOwner:
+    return OpenOwner(_with_serial(creation, serial), kind)
+
+
+def _with_serial(creation: CreationTuple, serial: int) -> CreationTuple:
     """With its number in the series of the sockets."""
-    return OpenOwner((*creation[:SERIAL], serial, *creation[SERIAL + 1 :]), kind)
+    return (*creation[:SERIAL], serial, *creation[SERIAL + 1 :])
+
+
+class OpenCheckout(NamedTuple):
+    """A connection that is out of its pool: where it was taken, by weak reference, and its kind."""
+
+    creation: CreationTuple
+    pool: Any
+    kind: CheckoutKind
+
+    @property
+    def serial(self) -> int:
+        """Its own."""
+        serial: int = self.creation[SERIAL]
+        return serial
+
+    @property
+    def taken_at(self) -> float:
+        """Seconds since the epoch."""
+        return Creation._make(self.creation).opened_at or 0.0
+
+
+class _Taken(NamedTuple):
+    """The number of a check-out, the pool by weak reference, and its kind."""
+
+    serial: int
+    pool: weakref.ref[Any]
+    kind: CheckoutKind
+
+
+class CheckoutTable:
+    """Records what pools hand out, until it is given back.
+
+    Args:
+        recording: How to record.
+        context: Calls the program's context provider, if it has one.
+        counter: Counts what takes a number in the series of the sockets and is none.
+        sockets: Have that series.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        context: PlainContext | None,
+        counter: LockFreeCounter,
+        sockets: _Sockets,
+    ) -> None:
+        # By identity of the connection, where it was taken; and what else is known of that.
+        self._creations: dict[int, CreationTuple] = {}
+        self._taken: dict[int, _Taken] = {}
+        self._recorder = make_recorder(self._creations, {}, context, recording, id)
+        self._record, self._depth = self._recorder.on_create, recording.stack_depth
+        self._next_serial, self._count = sockets.next_serial, counter.count
+        self._on_error = sockets.on_error
+        self._stops: dict[type, Callable[[], None]] = {}
+
+    def listen(self, pool_class: type, kind: CheckoutKind) -> None:
+        """Record what the pools of a class hand out, from now on. Idempotent."""
+        if pool_class not in self._stops:
+            self._stops[pool_class] = kind.listen(pool_class, _PoolEvents(self, kind))
+
+    def stop(self) -> None:
+        """Record no more, and forget what is out: that it is given back would not be seen."""
+        while self._stops:
+            self._stops.popitem()[1]()
+        self._forget()
+
+    def take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
+        """Record that a connection was taken, by the caller of the pool."""
+        try:
+            key = id(connection)
+            self._record(connection, None)  # type: ignore[arg-type]
+            if "greenlet" in sys.modules:
+                _continue_stack(self._creations[key][STACK], self._depth)
+            self._taken[key] = _Taken(self._next_serial(), weakref.ref(pool), kind)
+            self._count()
+        except BaseException as error:
+            if interrupts(error):
+                raise
+            self._on_error()
+
+    def give_back(self, connection: object) -> None:
+        """Forget a connection that was given back, or has left its pool."""
+        self._pop(id(connection))
+
+    def _pop(self, key: int) -> None:
+        self._taken.pop(key, None)
+        self._creations.pop(key, None)
+
+    def has_any_out(self, since: int) -> bool:
+        """Whether a connection that was taken after a mark is out. True may be wrong."""
+        return any(taken.serial > since for taken in self._taken.copy().values())
+
+    def is_out(self, serial: int) -> bool:
+        """Whether the connection of a check-out is out still."""
+        return any(each.serial == serial for each in self.open_checkouts())
+
+    def borrowed(self, serial: int) -> object:
+        """What the program has of a connection that it has taken, if it is out still."""
+        for each in self.open_checkouts():
+            connection = each.creation[SOCK]()
+            if each.serial == serial and connection is not None:
+                return _answer(each.kind.borrowed, connection, otherwise=None)
+        return None
+
+    def open_checkouts(self) -> list[OpenCheckout]:
+        """What is out at this moment, the oldest first."""
+        found = []
+        for key, taken in self._taken.copy().items():
+            creation = self._creations.get(key)
+            connection = None if creation is None else creation[SOCK]()
+            pool = taken.pool()
+            if creation is None or connection is None or pool is None:
+                self._pop(key)
+            elif _answer(taken.kind.is_out, connection, otherwise=False):
+                known = _with_serial(creation, taken.serial)
+                known = (*known[:ORIGIN], Origin.CHECKED_OUT, *known[ORIGIN + 1 :])
+                found.append(OpenCheckout(known, pool, taken.kind))
+        return sorted(found, key=lambda each: each.serial)
+
+    def _forget(self) -> None:
+        self._taken.clear()
+        self._creations.clear()
+
+    def after_fork(self) -> None:
+        """In the child: what is out is the parent's."""
+        self._recorder.pid = os.getpid()
+        self._forget()
+
+
+class _PoolEvents:
+    """What a kind of pool calls."""
+
+    def __init__(self, table: CheckoutTable, kind: CheckoutKind) -> None:
+        self._table, self._kind = table, kind
+        self.on_give_back = table.give_back
+
+    def on_take(self, pool: object, connection: object) -> None:
+        self._table.take(pool, connection, self._kind)
+
+
+def _continue_stack(stack: CapturedStack, depth: int) -> None:
+    """Go on in the greenlets that wait for this one, to a line of the program.
+
+    The calls of a greenlet end where it was started: SQLAlchemy runs its synchronous part in one.
+    """
+    if len(stack) == 1:  # It shares its calls already.
+        stack[:] = [
+            each for call in zip(stack[0].codes, stack[0].offsets, strict=True) for each in call
+        ]
+    greenlet = sys.modules["greenlet"].getcurrent().parent
+    while (
+        greenlet is not None
+        and 0 < len(stack) < depth * 2
+        and not any(owner_of(code.co_filename) is PROGRAM for code in stack[::2])
+    ):
+        if greenlet.gr_frame is not None:
+            stack += capture(greenlet.gr_frame, depth - len(stack) // 2)
+        greenlet = greenlet.parent
 
 
 def sockets_of(owner: object, kind: OwnerKind) -> Iterator[_socket.socket]:

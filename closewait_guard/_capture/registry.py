@@ -29,6 +29,7 @@ from closewait_guard._capture.creation import (
     Creation,
     CreationTuple,
     OpenSockets,
+    SocketsAtFork,
     closed_among,
     count_files,
     is_made_by,
@@ -54,9 +55,11 @@ from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import Origin
 from closewait_guard._libraries import (
     OWNER_CLASSES,
+    POOL_CLASSES,
     SOCKET_CLASSES,
     SOCKET_CONSTRUCTORS,
     kind_of_owner,
+    kind_of_pool,
 )
 from closewait_guard._live import find_classes
 from closewait_guard._threads import ForkPoint, in_child, in_parent
@@ -71,10 +74,6 @@ __all__ = [
     "open_without_socket",
 ]
 
-
-# How many of those that were open at a fork, and are closed by now, are remembered between two
-# scans; of more, so many are forgotten at once.
-_MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
 
 _fileno = _socket.socket.fileno
 
@@ -92,8 +91,8 @@ class Registry:
     Attributes:
         context: What calls the program's context provider, if it has one.
         alarms: What to call when there is no descriptor left.
-        owners: Records owners of sockets, if a library that has such is loaded.
-        forgotten_copies: How many sockets a child may have a copy of that are remembered no more.
+        owners: Records owners of sockets and what pools hand out, if a library has such.
+        at_fork: Those that children may have copies of.
         fork: Where this process was forked, if it was while sockets were recorded.
         made_at: When it was made, by `now()`; it may be scanned much later.
     """
@@ -119,9 +118,7 @@ class Registry:
         self._has_adopted = False
         self._with_files: set[int] = set()
         self._next_adopted = itertools.count(-1, -1).__next__
-        # By serial, what was open at a fork: descriptor, inode and creation.
-        self._forked: dict[int, tuple[int, int | None, CreationTuple]] = {}
-        self.forgotten_copies = 0
+        self.at_fork = SocketsAtFork(self._creations)
         self.owners: OwnerTable | None = None
         self._on_import: tuple[patch.CallOnImport, ...] = ()
         self._recording, self._max_dropped = recording, max_dropped
@@ -135,7 +132,11 @@ class Registry:
             _subscribed.add(self)
             patch.subscribe(self, speedups=self._recording.speedups)
             if not self._on_import:
-                calls = (self.patch_class, SOCKET_CLASSES), (self.patch_owner_class, OWNER_CLASSES)
+                calls = (
+                    (self.patch_class, SOCKET_CLASSES),
+                    (self.patch_owner_class, OWNER_CLASSES),
+                    (self.listen_to_pools, POOL_CLASSES),
+                )
                 self._on_import = tuple(patch.CallOnImport(*each).install() for each in calls)
 
     def patch_class(self, name: str) -> None:
@@ -151,13 +152,21 @@ class Registry:
 
     def track(self, cls: type, kind: OwnerKind) -> None:
         """Record the owners of a class from now on."""
+        patch.subscribe_owners(self._load_owners())
+        patch.patch_owner(cls, kind)
+
+    def listen_to_pools(self, name: str) -> None:
+        """Record what the pools of a class, `module:name`, hand out, if it is loaded."""
+        for cls in find_classes([name]).values():
+            self._load_owners().checkouts.listen(cls, kind_of_pool(name))
+
+    def _load_owners(self) -> OwnerTable:
         # Most programs have none: what records them is loaded with the first such class.
         from closewait_guard._capture.owners import OwnerTable
 
         if self.owners is None:
             self.owners = OwnerTable(self._recording, self.context, self._max_dropped, self)
-        patch.subscribe_owners(self.owners)
-        patch.patch_owner(cls, kind)
+        return self.owners
 
     def unsubscribe(self) -> None:
         """Record no more."""
@@ -169,6 +178,7 @@ class Registry:
             patch.unsubscribe(self)
             if self.owners is not None:
                 patch.unsubscribe_owners(self.owners)
+                self.owners.checkouts.stop()
 
     # Called by the patched methods.
 
@@ -286,7 +296,7 @@ class Registry:
             if creation[SERIAL] > since and may_be_open(fd, creation):
                 return False
         # Last, for what another thread's collection drops meanwhile.
-        return not self._dropped.recent and not (self.owners and self.owners.ended)
+        return not self._dropped.recent and not (self.owners and self.owners.has_left_any(since))
 
     def last_serial(self) -> int:
         """The serial of the latest creation: a mark for `all_closed_since` that takes no lock.
@@ -322,9 +332,11 @@ class Registry:
         return opened, self._dropped.counter.total(), self._failures.total()
 
     def is_open(self, fd: int, serial: int) -> bool:
-        """Whether the socket of a creation is still open."""
+        """Whether the socket of a creation is still open, or a connection still out of its pool."""
         creation = self._creations.get(fd)
-        return creation is not None and creation[SERIAL] == serial and fd in self._last.creations
+        if creation is not None and creation[SERIAL] == serial:
+            return fd in self._last.creations
+        return self.owners is not None and self.owners.checkouts.is_out(serial)
 
     @property
     def pid(self) -> int:
@@ -362,38 +374,6 @@ class Registry:
         # Below zero: older than every mark, and never the serial of a recorded creation.
         return unknown_creation(sock, self._next_adopted(), self._recorder.pid)
 
-    def note_fork(self) -> None:
-        """In the parent: the child has a copy of all that is open.
-
-        Each socket is looked at once, at the first fork: what a server closes right after a fork
-        has no inode later.
-        """
-        forked, creations = self._forked, self._creations.copy()
-        for fd, creation in creations.items():
-            if creation[SERIAL] not in forked and still_owns(creation, fd):
-                forked[creation[SERIAL]] = fd, inode_of(fd), creation
-        if len(forked) > len(creations) + _MAX_CLOSED_SINCE_FORK:
-            oldest = set(list(self.closed_since_fork())[:_FORGOTTEN_AT_ONCE])
-            self.forgotten_copies += len(oldest)
-            self.forget_forked(oldest)
-
-    def closed_since_fork(self) -> dict[int, tuple[int, CreationTuple]]:
-        """By inode, what children may have copies of and this process has not any more.
-
-        Each with its descriptor, which is that of the copy too.
-        """
-        return {
-            inode: (fd, creation)
-            for fd, inode, creation in self._forked.copy().values()
-            if inode is not None and not still_owns(creation, fd) and inode_of(fd) != inode
-        }
-
-    def forget_forked(self, inodes: Set[int]) -> None:
-        """No child has these any more."""
-        for serial, (_, inode, _) in self._forked.copy().items():
-            if inode in inodes:
-                self._forked.pop(serial, None)
-
     def after_fork(self) -> None:
         """In the child: sockets opened from now on are our own, those before are inherited."""
         self._recorder.pid = os.getpid()
@@ -402,7 +382,7 @@ class Registry:
         self._changed = object()
         for counter in (self._opened, self._dropped, self._failures):
             counter.after_fork()
-        self._forked, self.forgotten_copies = {}, 0
+        self.at_fork = SocketsAtFork(self._creations)
         if self.owners is not None:
             self.owners.after_fork()
 
@@ -422,7 +402,7 @@ def _after_fork_in_parent() -> None:
     for registry in list(_subscribed):
         # In the middle of the program's own call.
         with suppress(Exception):
-            registry.note_fork()
+            registry.at_fork.note()
 
 
 def open_without_socket(registry: Registry, serials: Set[int]) -> dict[int, int]:
@@ -442,7 +422,7 @@ def open_creations(registry: Registry, since: int) -> list[Creation]:
     still_open = registry.open_sockets(thorough=True).creations.values()
     dropped = [each.creation for each in registry.dropped()]
     if registry.owners is not None:
-        dropped += [each.creation for each in registry.owners.ended.copy()]
+        dropped += registry.owners.creations_left()
     return [
         Creation._make(creation) for creation in (*still_open, *dropped) if creation[SERIAL] > since
     ]

@@ -133,7 +133,7 @@ def owner_of(filename: str) -> frozenset[str] | None:
 def kind_of_file(filename: str) -> FrameKind:
     """Whose code a file is, by where it lies."""
     path = normal_path(filename)
-    if "/site-packages/" in path or "/dist-packages/" in path:
+    if "/site-packages/" in path or "/dist-packages/" in path or path.startswith(_GENERATED):
         return FrameKind.LIBRARY
     if path.startswith(_STDLIB):
         return FrameKind.STDLIB
@@ -147,6 +147,8 @@ def normal_path(filename: str) -> str:
 
 # Not from sysconfig, which reads how Python was built, and takes longer than all the rest.
 _STDLIB = ("<frozen ", normal_path(socket.__file__).rpartition("/")[0] + "/")
+# Code that libraries make at runtime, for the functions that they decorate.
+_GENERATED = ("<sqlalchemy generated ", "<attrs generated ")
 _RUNNERS = {
     "/asyncio/events.py": frozenset({"_run"}),
     "/asyncio/runners.py": frozenset({"run"}),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from closewait_guard._capture import Registry
 from closewait_guard._clock import Allowance, TimeLimit, now, wall
 from closewait_guard._cpython import has_gil
-from closewait_guard._enums import GONE, LEAKS
+from closewait_guard._enums import FOLLOWED, GONE
 from closewait_guard._holders.describe import Holders, find_holders, find_holders_forward
 from closewait_guard._holders.libraries import (
     all_instances,
@@ -139,7 +139,8 @@ class Explainer:
         wanted = [
             finding
             for finding in findings
-            if (everything or finding.verdict in LEAKS) and finding.observation.evidence not in GONE
+            if (everything or finding.verdict in FOLLOWED)
+            and finding.observation.evidence not in GONE
         ]
         self._explanations = self._recall(wanted) | self._explain_dropped(findings)
         is_paused = self._allowance.balance(now()) < 0 and not everything
@@ -302,11 +303,14 @@ class Explainer:
         return found, objects
 
     def _socket_of(self, finding: Finding) -> object | None:
-        """The socket of a finding, or its owner."""
-        serial = finding.observation.record.serial
+        """The socket of a finding, or its owner, or what the program has taken from a pool."""
+        serial, table = finding.observation.record.serial, self._registry.owners
         if finding.observation.owner is not None:
-            table = self._registry.owners
             return None if table is None else table.owner_of(serial)
+        if finding.observation.checkout is not None and table is not None:
+            borrowed = table.checkouts.borrowed(serial)
+            if borrowed is not None:
+                return borrowed
         return self._registry.socket_of(finding.observation.fd, serial)
 
     def _add_explanation(
@@ -366,7 +370,9 @@ class Explainer:
         """
         verdict = finding.verdict
         sentences, owners, _ = explanation.holders
-        if pool is not None and (pool.is_out_of_use or verdict is not Verdict.OPEN):
+        if (checkout := finding.observation.checkout) is not None:
+            owners = (*owners, checkout.library)
+        elif pool is not None and (pool.is_out_of_use or verdict is not Verdict.OPEN):
             sentences, owners = (*sentences, pool.sentence), (*owners, *pool.holders)
         wanted = Verdict.OPEN if must_close and verdict in _NOTHING_TO_DO else verdict
         if pool is not None and wanted is Verdict.OPEN:

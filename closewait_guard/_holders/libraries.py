@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _socket
 import contextlib
 import weakref
 from collections import Counter, defaultdict
@@ -12,12 +11,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from closewait_guard import _libraries
-from closewait_guard._capture import SOCKET
 from closewait_guard._clock import TimeLimit, now, thread_time
 from closewait_guard._cpython import (
     FINALIZER_ENTRIES,
     LOOP_CLOSED,
-    LOOP_OF,
     THREAD_NAME,
     has_gil,
     threads,
@@ -25,16 +22,14 @@ from closewait_guard._cpython import (
 from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
 from closewait_guard._holders.roots import Roots
-from closewait_guard._libraries import HandleKind, Library, PoolKind, PoolUse
+from closewait_guard._inspect import HandleClasses, descriptor_of, handle_classes
+from closewait_guard._libraries import Library, PoolKind, PoolUse
 from closewait_guard._live import (
-    derives_from,
     field,
     find_classes,
     instances_of,
-    is_a,
     is_too_large,
     kinds_of,
-    layers_of,
     loaded,
     text_of,
 )
@@ -57,7 +52,6 @@ _Target = tuple[str, str, str | None, Frame | None]
 # What may need a pool of its own: a thread, and an event loop by identity.
 _User = tuple[str, int | None]
 # By the identity of a class, which a class with an odd metaclass has too.
-_HandleClasses = Mapping[int, tuple[type, HandleKind]]
 _PoolClasses = Mapping[int, tuple[type, Library, PoolKind]]
 
 # Besides one for each thread and event loop: clients of one line with different settings.
@@ -188,7 +182,7 @@ class Pools:
         pool_of: dict[int, _Pool] = {}
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
-        handles = _handle_classes(with_inner=True) if self._pools and by_fd else {}
+        handles = handle_classes(with_inner=True) if self._pools and by_fd else {}
         # Several may have one name.
         alive = Counter(text_of(field(each, THREAD_NAME)) for each in threads.copy().values())
         for ref, library, kind in self._pools:
@@ -252,15 +246,15 @@ def _pool_classes() -> _PoolClasses:
 
 
 def _uses_of(
-    pool: Any, library: Library, kind: PoolKind, fds: Set[int], handles: _HandleClasses
+    pool: Any, library: Library, kind: PoolKind, fds: Set[int], handles: HandleClasses
 ) -> dict[int, tuple[PoolUse, Any]]:
     """How the pool uses each descriptor, and the event loop that drives its connection.
 
     Nothing, where the pool is closed or not made as its kind says.
     """
     try:
-        idle = dict(_descriptor_of(each, handles) for each in kind.idle(pool))
-        checked_out = dict(_descriptor_of(each, handles) for each in kind.checked_out(pool))
+        idle = dict(descriptor_of(each, handles) for each in kind.idle(pool))
+        checked_out = dict(descriptor_of(each, handles) for each in kind.checked_out(pool))
         loops = {fd: loop for fd, loop in (checked_out | idle).items() if fd in fds}
         if not loops:
             return {}
@@ -274,24 +268,6 @@ def _uses_of(
     }
 
 
-def _descriptor_of(thing: Any, handles: _HandleClasses) -> tuple[int | None, Any]:
-    """That of a socket, or of the socket beneath a connection, and the event loop it is used by.
-
-    Each is None where there is none.
-    """
-    if type(thing) is int:
-        return thing, None
-    loop = None
-    for inner in layers_of(thing):
-        if is_a(inner, _socket.socket):
-            return _socket.socket.fileno(inner), loop
-        loop = field(inner, LOOP_OF, loop)
-        handle = handles.get(id(type(inner)))
-        for fd in handle[1].descriptors(inner) if handle is not None else ():
-            return fd, loop
-    return None, loop
-
-
 def all_instances(classes: dict[int, type]) -> Iterable[object]:
     return instances_of(classes.values())
 
@@ -299,7 +275,7 @@ def all_instances(classes: dict[int, type]) -> Iterable[object]:
 def idle_pools(observations: Iterable[Observation]) -> dict[int, tuple[set[int], PoolKind]]:
     """By the identity of each pool: the serials of the sockets that wait in it, and its kind."""
     by_fd = {seen.fd: seen.record.serial for seen in observations}
-    classes, handles = _pool_classes(), _handle_classes(with_inner=True)
+    classes, handles = _pool_classes(), handle_classes(with_inner=True)
     found: dict[int, tuple[set[int], PoolKind]] = {}
     for pool in instances_of([cls for cls, *_ in classes.values()]) if by_fd else ():
         _, library, kind = classes[id(type(pool))]
@@ -318,7 +294,7 @@ def owners_of_descriptors(
         fds: The descriptors.
         find: The objects of some classes, which are given by their identity.
     """
-    classes = _handle_classes()
+    classes = handle_classes()
     found: dict[int, Any] = {}
     for owner in find({key: cls for key, (cls, _) in classes.items()}) if fds and classes else ():
         # It may be closed, or busy with something that does not allow to be asked.
@@ -328,22 +304,6 @@ def owners_of_descriptors(
         if not fds - found.keys():
             break
     return found
-
-
-def _handle_classes(*, with_inner: bool = False) -> _HandleClasses:
-    """The classes of handles that are loaded, with what is known of them."""
-    kinds = [kind for library in _libraries.LIBRARIES for kind in library.handles]
-    if with_inner:
-        kinds += [kind for library in _libraries.LIBRARIES for kind in library.inner]
-    loaded = find_classes(name for kind in kinds for name in kind.classes)
-    return {
-        id(cls): (cls, kind)
-        for kind in reversed(kinds)
-        for name in kind.classes
-        if name in loaded
-        for cls in kinds_of(loaded[name])
-        if not derives_from(cls, [SOCKET])
-    }
 
 
 def calls_of_libraries(record: SocketRecord) -> tuple[str, ...]:

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
         descriptors_of_process,
     )
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
-    from closewait_guard._inspect.owners import OwnerScanner
+    from closewait_guard._inspect.owners import (
+        CheckoutScanner,
+        HandleClasses,
+        OwnerScanner,
+        descriptor_of,
+        handle_classes,
+    )
     from closewait_guard._inspect.records import (
         count_as_own,
         count_by_site,
@@ -36,13 +42,17 @@ if TYPE_CHECKING:
     from closewait_guard._inspect.scanner import SocketScanner
 else:
     _HOMES = {
+        "CheckoutScanner": "owners",
         "DescriptorCounter": "descriptors",
         "DescriptorsOfBlock": "descriptors",
+        "HandleClasses": "owners",
         "OwnerScanner": "owners",
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
         "attributed_module": "native",
+        "descriptor_of": "owners",
         "descriptors_of_process": "descriptors",
+        "handle_classes": "owners",
     }
 
     # Of recorded sockets: what looks at other processes records none, and loads nothing of it.
@@ -54,9 +64,11 @@ else:
 
 
 __all__ = [
+    "CheckoutScanner",
     "DescriptorCounter",
     "DescriptorsOfBlock",
     "Endpoint",
+    "HandleClasses",
     "OwnerScanner",
     "Probe",
     "ProbeResult",
@@ -68,7 +80,9 @@ __all__ = [
     "attributed_module",
     "count_as_own",
     "count_by_site",
+    "descriptor_of",
     "descriptors_of_process",
+    "handle_classes",
     "has_sent",
     "is_ours",
     "is_unused_since",

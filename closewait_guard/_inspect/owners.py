@@ -1,4 +1,4 @@
-"""What is seen of owners: those that ended without their close, and those that nothing can close.
+"""What is seen of owners that should have been closed, and of connections not given back to a pool.
 
 Owners are sessions, clients and event loops: what is meant to be closed and has sockets.
 """
@@ -6,37 +6,73 @@ Owners are sessions, clients and event loops: what is meant to be closed and has
 from __future__ import annotations
 
 import _socket
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+from closewait_guard import _libraries
 from closewait_guard._capture import (
+    SOCK,
+    SOCKET,
     STACK,
     EndedOwner,
+    OpenCheckout,
     OpenOwner,
     Registry,
     intern,
     sockets_of,
 )
-from closewait_guard._cpython import LOOP_CLOSED, threads
+from closewait_guard._clock import wall
+from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, threads
 from closewait_guard._format import pluralize
-from closewait_guard._inspect.observation import ScanResult, SeenOwner
-from closewait_guard._inspect.probe import address_text, peer_of
+from closewait_guard._inspect.observation import ScanResult, SeenOwner, make_observation
+from closewait_guard._inspect.probe import (
+    Endpoint,
+    Probe,
+    ProbeResult,
+    address_text,
+    duplicate_fd,
+    endpoint_of,
+    peer_of,
+)
 from closewait_guard._inspect.records import record_of
-from closewait_guard._live import field, find_classes, instances_of, is_too_large
+from closewait_guard._libraries import HandleKind
+from closewait_guard._live import (
+    derives_from,
+    field,
+    find_classes,
+    instances_of,
+    is_a,
+    is_too_large,
+    kinds_of,
+    layers_of,
+)
 from closewait_guard.model import (
+    Checkout,
     Connection,
     Evidence,
+    FullPool,
     Observation,
+    Origin,
     SocketOwner,
     SocketRecord,
     State,
 )
+from closewait_guard.settings import Settings
 
 __all__ = [
+    "CheckoutScanner",
+    "HandleClasses",
     "OwnerScanner",
+    "descriptor_of",
+    "handle_classes",
 ]
 
+
+# By the identity of a class, which a class with an odd metaclass has too.
+HandleClasses = Mapping[int, tuple[type, HandleKind]]
 
 # Besides one for each thread and each task.
 _FEW = 4
@@ -190,3 +226,178 @@ def _observe(
         connection=Connection.NOT_APPLICABLE,
         owner=SocketOwner(entry.kind.name, sockets, tuple(dict.fromkeys(peers)), is_surplus),
     )
+
+
+class _Out(NamedTuple):
+    """A connection that is out of its pool: where it was taken, and its descriptor, if any."""
+
+    record: SocketRecord
+    checkout: Checkout
+    fd: int | None
+
+
+class CheckoutScanner:
+    """Describes the connections that were taken from pools and not given back.
+
+    Attributes:
+        full_pools: The pools that had no connection left at the latest scan.
+    """
+
+    def __init__(self, registry: Registry, probe: Probe, settings: Settings) -> None:
+        self._registry = registry
+        self._probe = probe
+        self._grace = settings.checkout_grace
+        self.full_pools: tuple[FullPool, ...] = ()
+
+    def scan(self, seen: ScanResult, opened_after: int | None) -> ScanResult:
+        """What was seen of the sockets, with where they were taken; and what is out for too long.
+
+        Args:
+            seen: What was seen of the sockets.
+            opened_after: A mark: all that was taken after it counts as out for too long.
+        """
+        table = self._registry.owners
+        taken = [] if table is None else table.checkouts.open_checkouts()
+        self.full_pools = ()
+        if not taken:
+            return seen
+        pools = defaultdict[int, list[OpenCheckout]](list)
+        for each in taken:
+            pools[id(each.pool)].append(each)
+        groups = list(pools.values())
+        if opened_after is None and not seen.suspects:
+            # Of a pool of which nothing is to be said, no connection is looked at.
+            groups = [group for group in groups if self._is_of_interest(group)]
+        handles = handle_classes(with_inner=True) if groups else {}
+        out = [found for group in groups for found in self._describe(group, handles)]
+        seen = seen._replace(suspects=tuple(_taken_from(out, seen.suspects)))
+        found = {
+            each.fd
+            for each in seen.suspects
+            if each.checkout is not None
+            and (opened_after is None or each.record.serial > opened_after)
+        }
+        left = [each for each in out if each.fd is None or each.fd not in found]
+        left = [each for each in left if self._is_out_too_long(each, opened_after)]
+        observed = [each for each in map(self._observe, left) if each is not None]
+        theirs = {each.fd for each in observed if each.fd >= 0}
+        return seen._replace(
+            suspects=tuple(each for each in seen.suspects if each.fd not in theirs)
+            + tuple(observed),
+            healthy=tuple(each for each in seen.healthy if each.fd not in theirs),
+        )
+
+    def _is_of_interest(self, taken: list[OpenCheckout]) -> bool:
+        """Whether one is out for too long, or all that there may be are out."""
+        with suppress(Exception):
+            most = taken[0].kind.max_size(taken[0].pool)
+            is_full = most is not None and len(taken) >= most
+            return is_full or wall() - taken[0].taken_at >= self._grace
+        return False
+
+    def _is_out_too_long(self, out: _Out, opened_after: int | None) -> bool:
+        if opened_after is None:
+            return out.checkout.seconds >= self._grace
+        # What has no socket is not the concern of a block or a test.
+        return out.record.serial > opened_after and out.fd is not None
+
+    def _describe(self, taken: list[OpenCheckout], handles: HandleClasses) -> Iterator[_Out]:
+        """What is out of one pool. One may be in the middle of something: it is passed over."""
+        at, pool, kind = wall(), taken[0].pool, taken[0].kind
+        with suppress(Exception):
+            name, most = kind.name(pool), kind.max_size(pool)
+            found = []
+            for each in taken:
+                record = record_of(each.creation, self._registry.pid)
+                seconds = max(0.0, at - each.taken_at)
+                checkout = Checkout(kind.library, name, len(taken), most, seconds)
+                entry = each.creation[SOCK]()
+                connection = None if entry is None else kind.connection(entry)
+                fd = None if connection is None else descriptor_of(connection, handles)[0]
+                found.append(_Out(record, checkout, None if fd is None or fd < 0 else fd))
+            if most is not None and len(taken) >= most:
+                self.full_pools += (_full_pool(name, most, found),)
+            yield from found
+
+    def _observe(self, out: _Out) -> Observation | None:
+        """One that was not seen among the suspects; None if it is closed by now."""
+        endpoint, result, fd = Endpoint("pool", "", None, None), _NO_SOCKET, -1
+        if out.fd is not None:
+            try:
+                with duplicate_fd(out.fd) as sock:
+                    copy = sock.fileno()
+                    endpoint = endpoint_of(sock, copy)
+                    result = self._probe.probe_socket(sock, copy, 0) or _NO_SOCKET
+                    fd = out.fd
+            except OSError:
+                return None
+        seen = make_observation(
+            out.record, fd, endpoint, result, result.fin_for, out.checkout.seconds
+        )
+        return replace(seen, checkout=out.checkout)
+
+
+_NO_SOCKET = ProbeResult(State.NONE, Evidence.POLL, Connection.NOT_APPLICABLE)
+_ENDED = (Connection.PEER_CLOSED, Connection.GONE)
+
+
+def _taken_from(out: Iterable[_Out], suspects: Iterable[Observation]) -> Iterator[Observation]:
+    """Connections that have ended, each with where it was taken from its pool, if it was."""
+    by_fd = {each.fd: each for each in out}
+    for seen in suspects:
+        taken = by_fd.get(seen.fd)
+        is_inherited = seen.record.origin is Origin.INHERITED
+        if taken is None or seen.connection not in _ENDED or is_inherited or seen.close_called:
+            yield seen
+        else:
+            record = replace(taken.record, serial=seen.record.serial, parent=seen.record)
+            yield replace(seen, record=record, checkout=taken.checkout)
+
+
+def _full_pool(name: str, most: int, out: list[_Out]) -> FullPool:
+    ages = [each.checkout.seconds for each in out]
+    sites = [each.record.site for each in out]
+    places = Counter(site.place if site is not None else "an unknown place" for site in sites)
+    peers = {peer for each in out if each.fd is not None and (peer := _peer_at(each.fd))}
+    where = f" to {peers.pop()}" if len(peers) == 1 else ""
+    return FullPool(f"{name}{where}", most, min(ages), max(ages), dict(places.most_common()))
+
+
+def _peer_at(fd: int) -> str | None:
+    with suppress(OSError), duplicate_fd(fd) as sock:
+        return peer_of(sock)
+    return None
+
+
+def handle_classes(*, with_inner: bool = False) -> HandleClasses:
+    """The classes of handles that are loaded, with what is known of them."""
+    kinds = [kind for library in _libraries.LIBRARIES for kind in library.handles]
+    if with_inner:
+        kinds += [kind for library in _libraries.LIBRARIES for kind in library.inner]
+    loaded = find_classes(name for kind in kinds for name in kind.classes)
+    return {
+        id(cls): (cls, kind)
+        for kind in reversed(kinds)
+        for name in kind.classes
+        if name in loaded
+        for cls in kinds_of(loaded[name])
+        if not derives_from(cls, [SOCKET])
+    }
+
+
+def descriptor_of(thing: Any, handles: HandleClasses) -> tuple[int | None, Any]:
+    """That of a socket, or of the socket beneath a connection, and the event loop it is used by.
+
+    Each is None where there is none.
+    """
+    if type(thing) is int:
+        return thing, None
+    loop = None
+    for inner in layers_of(thing):
+        if is_a(inner, _socket.socket):
+            return _socket.socket.fileno(inner), loop
+        loop = field(inner, LOOP_OF, loop)
+        handle = handles.get(id(type(inner)))
+        for fd in handle[1].descriptors(inner) if handle is not None else ():
+            return fd, loop
+    return None, loop

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from closewait_guard._judge.alerts import (
     AlertState,
-    SeriesPoint,
     threshold_alerts,
     update_alerts,
 )
 from closewait_guard._judge.codes import ALERT_CODES, CODES, cause_code
+from closewait_guard._judge.growth import SeriesPoint
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import (
     FindingText,

@@ -7,17 +7,27 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from closewait_guard._enums import DESCRIPTOR_KIND, GONE, LEAKS, DescriptorKind
+from closewait_guard._enums import FOLLOWED, GONE, LEAKS, DescriptorKind
 from closewait_guard._format import format_duration, pluralize
-from closewait_guard._inspect import SiteCount
-from closewait_guard._judge.codes import ALERT_CODES
-from closewait_guard._judge.growth import Growth, Series
+from closewait_guard._judge.growth import (
+    OF_KIND,
+    TOTAL,
+    ActiveAlert,
+    Series,
+    SeriesPoint,
+    churn_alerts,
+    growth_alerts,
+    last_count,
+    make_alert,
+    what_grows,
+)
 from closewait_guard.model import (
     Alert,
     AlertKind,
     AlertStatus,
     ClosedLate,
     Finding,
+    FullPool,
     Report,
     Scalar,
     Severity,
@@ -28,49 +38,21 @@ from closewait_guard.settings import Settings
 
 __all__ = [
     "AlertState",
-    "SeriesPoint",
     "threshold_alerts",
     "update_alerts",
 ]
 
 
-# In place of a site: all leaks; and how the descriptors of a kind are called.
-TOTAL, _OF_KIND = "", "descriptors of kind "
 # An active alert ends only when its value is below this share of the limit, so that a value that
 # swings about the limit is reported once.
 _RESOLVED_SHARE = 0.9
-# Fewer healthy sockets, or files, than this come and go with the load.
-_MIN_CHURN = 10
-_MIN_SHARE_STILL_OPEN = 0.8
-_CRITICAL_TIME_LEFT = 3600.0
 _EXHAUSTION_LASTS = 60.0
+# By then SQLAlchemy and psycopg_pool fail who waits for a connection, unless told otherwise.
+_MAX_FULL = 30.0
+# How many places an alert names.
+_MAX_PLACES = 3
 # Python 3.11 takes long to find a member by its name.
 _CLOSE_WAIT, _CLOSING = State.CLOSE_WAIT, Verdict.CLOSING
-
-
-class ActiveAlert(NamedTuple):
-    """An alert whose condition holds now: its kind and site, and the value that triggered it."""
-
-    key: str
-    size: float
-    alert: Alert
-
-
-class SeriesPoint(NamedTuple):
-    """One report of a series, and what else is known at its time.
-
-    Attributes:
-        at: By a monotonic clock.
-        open_by_site: Healthy sockets too; `old` counts those opened over half a window ago.
-        exhausted: How often no descriptor was left to create or accept a socket, so far.
-        still_open: Serials of leaks of the report before that are still open.
-    """
-
-    at: float
-    report: Report
-    open_by_site: Mapping[str, SiteCount]
-    exhausted: int
-    still_open: frozenset[int]
 
 
 def threshold_alerts(report: Report, settings: Settings) -> tuple[Alert, ...]:
@@ -86,12 +68,9 @@ def active_thresholds(
     yield from _count_alert(waiting, settings, active)
     yield from _fd_limit_alert(report, len(waiting), settings, active)
     yield from _age_alert(waiting, settings)
-
-
-def _make_alert(
-    kind: AlertKind, severity: Severity, message: str, data: Mapping[str, Scalar]
-) -> Alert:
-    return Alert(kind, severity, message, data, code=ALERT_CODES[kind])
+    for pool in report.full_pools:
+        if pool.full_for > _MAX_FULL:
+            yield _pool_alert(pool, settings)
 
 
 def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
@@ -108,7 +87,7 @@ def _count_alert(
             f"{pluralize(count, 'socket')} in CLOSE_WAIT, more than {settings.count_warning:,}"
         )
         data = {"count": count, "limit": settings.count_warning}
-        alert = _make_alert(AlertKind.COUNT, Severity.WARNING, message, data)
+        alert = make_alert(AlertKind.COUNT, Severity.WARNING, message, data)
         yield ActiveAlert(AlertKind.COUNT, count, alert)
 
 
@@ -126,7 +105,7 @@ def _fd_limit_alert(
             in_use_now = f"the limit is {limit:,} descriptors"
         message = f"{in_use_now}, {count:,} of them in CLOSE_WAIT"
         data = {"fd_used": report.fd_used, "fd_limit": limit, "count": count}
-        alert = _make_alert(AlertKind.FD_LIMIT, Severity.CRITICAL, message, data)
+        alert = make_alert(AlertKind.FD_LIMIT, Severity.CRITICAL, message, data)
         yield ActiveAlert(AlertKind.FD_LIMIT, max(used, count), alert)
 
 
@@ -151,100 +130,37 @@ def _age_alert(findings: Iterable[Finding], settings: Settings) -> Iterator[Acti
     data = {"count": count, "oldest_s": round(age, 3), "site": site.place if site else None}
     severity = Severity.CRITICAL if is_critical else Severity.WARNING
     # Its size is the count: it is reported again when there are many more, not as time passes.
-    yield ActiveAlert(AlertKind.AGE, count, _make_alert(AlertKind.AGE, severity, message, data))
+    yield ActiveAlert(AlertKind.AGE, count, make_alert(AlertKind.AGE, severity, message, data))
 
 
 def _seconds_in_close_wait(finding: Finding) -> float:
     return finding.observation.peer_closed_for or 0.0
 
 
-def growth_alerts(leaked: Mapping[str, Series], point: SeriesPoint) -> Iterator[ActiveAlert]:
-    """Yield alerts for sites, or the total, whose leaks keep growing, and for kinds that do."""
-    growths = {site: growth for site, each in leaked.items() if (growth := each.growth)}
-    kinds = {site for site in growths if site.startswith(_OF_KIND)}
-    for site, growth in growths.items():
-        if site in kinds:
-            is_news = growth.risen >= _MIN_CHURN
-        else:
-            # The total is reported only if no site of its own explains it.
-            is_news = site != TOTAL or growths.keys() - kinds == {TOTAL}
-        if is_news:
-            yield _make_growth_alert(site, growth, leaked[site].last, point.report)
-
-
-def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) -> ActiveAlert:
-    left = _seconds_left(growth, report)
-    kind = site.removeprefix(_OF_KIND)
+def _pool_alert(pool: FullPool, settings: Settings) -> ActiveAlert:
+    """No connection of a pool was given back, or taken, for as long as who waits will wait."""
+    taken = list(pool.sites.items())
+    where = [f"{count:,} at {place}" for place, count in taken[:_MAX_PLACES]]
+    if others := sum(count for _, count in taken[_MAX_PLACES:]):
+        where.append(f"{others:,} elsewhere")
+    count = sum(pool.sites.values())
     message = (
-        f"{_what_grows(site)} keep growing: {count:,} now, {growth.risen:,} more than "
-        f"{format_duration(growth.seconds)} ago, {_rate(growth)} a minute"
+        f"{count:,} of {pool.max_size:,} connections of {pool.name} are checked out, and none was "
+        f"given back for {format_duration(pool.full_for)}: {', '.join(where)}; the oldest "
+        f"{format_duration(pool.oldest_for)} ago"
     )
-    if left is not None:
-        message += f"; at this rate the descriptor limit is reached in {format_duration(left)}"
     data: dict[str, Scalar] = {
-        "site": (site or None) if kind == site else None,
+        "pool": pool.name,
         "count": count,
-        "per_minute": round(growth.per_minute, 4),
-        "risen": growth.risen,
-        "seconds": round(growth.seconds, 1),
-        "limit_reached_in_s": None if left is None else round(left),
+        "limit": pool.max_size,
+        "full_for_s": round(pool.full_for, 3),
+        "oldest_s": round(pool.oldest_for, 3),
+        "site": taken[0][0] if taken else None,
     }
-    if kind != site:
-        data[DESCRIPTOR_KIND] = kind
-    is_near = left is not None and left < _CRITICAL_TIME_LEFT
-    severity = Severity.CRITICAL if is_near else Severity.WARNING
-    alert = _make_alert(AlertKind.GROWTH, severity, message, data)
-    return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
-
-
-def _what_grows(site: str) -> str:
-    if site.startswith(_OF_KIND):
-        return site
-    return f"leaked sockets of {site}" if site else "leaked sockets"
-
-
-def _rate(growth: Growth) -> str:
-    return f"{growth.per_minute:,.0f}" if growth.per_minute >= 10 else f"{growth.per_minute:.2g}"
-
-
-def _seconds_left(growth: Growth, report: Report) -> float | None:
-    if not report.fd_limit or report.fd_used is None or growth.per_minute <= 0:
-        return None
-    return max(0, report.fd_limit - report.fd_used) / growth.per_minute * 60
-
-
-def churn_alerts(
-    opened: Mapping[str, Series], leaked: Mapping[str, Series], point: SeriesPoint
-) -> Iterator[ActiveAlert]:
-    """Yield alerts for sites that open sockets faster than they close them, without a leak."""
-    for site, series in opened.items():
-        growth, leaking = series.growth, leaked.get(site)
-        if growth is None or growth.risen < _MIN_CHURN or (leaking is not None and leaking.growth):
-            continue
-        count, before = series.last, series.count_half_window_ago
-        # Those that have leaked may all be old.
-        old = point.open_by_site.get(site, SiteCount(0, 0)).old - _last(leaked, site)
-        # Many short connections also make many open sockets, but never the same ones.
-        if not count or old < before * _MIN_SHARE_STILL_OPEN:
-            continue
-        message = (
-            f"sockets of {site} are made faster than they are closed: {count:,} are open, "
-            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {old:,} of "
-            f"the {before:,} that were open half-way are open still"
-        )
-        data: dict[str, Scalar] = {
-            "site": site,
-            "count": count,
-            "per_minute": round(growth.per_minute, 4),
-            "risen": growth.risen,
-            "seconds": round(growth.seconds, 1),
-        }
-        alert = _make_alert(AlertKind.CHURN, Severity.WARNING, message, data)
-        yield ActiveAlert(f"{AlertKind.CHURN}:{site}", count, alert)
-
-
-def _last(counts: Mapping[str, Series], site: str) -> int:
-    return counts[site].last if site in counts else 0
+    is_critical = pool.full_for > settings.checkout_grace
+    severity = Severity.CRITICAL if is_critical else Severity.WARNING
+    alert = make_alert(AlertKind.POOL_EXHAUSTED, severity, message, data)
+    return ActiveAlert(f"{AlertKind.POOL_EXHAUSTED}:{pool.name}", count, alert)
 
 
 def exhaustion_alerts(
@@ -260,7 +176,7 @@ def exhaustion_alerts(
         f"{report.fd_used or 0:,} of {report.fd_limit or 0:,} are in use"
     )
     data = {"count": failed, "fd_used": report.fd_used, "fd_limit": report.fd_limit}
-    alert = _make_alert(AlertKind.FD_EXHAUSTED, Severity.CRITICAL, message, data)
+    alert = make_alert(AlertKind.FD_EXHAUSTED, Severity.CRITICAL, message, data)
     yield ActiveAlert(AlertKind.FD_EXHAUSTED, 1, alert)
 
 
@@ -310,8 +226,8 @@ def update_alerts(
         opened=opened,
         leaks={
             finding.observation.record.serial: (finding, point.at)
-            for finding in point.report.leaks
-            if finding.observation.evidence not in GONE
+            for finding in point.report.findings
+            if finding.verdict in FOLLOWED and finding.observation.evidence not in GONE
         },
         exhausted=point.exhausted,
         exhausted_at=point.at if is_new else state.exhausted_at,
@@ -338,9 +254,9 @@ def _leaks_by_site(report: Report) -> dict[str, int]:
 def _count_other_kinds(report: Report, before: Mapping[str, Series]) -> dict[str, int]:
     """How many descriptors there are of each kind; sockets are followed by site."""
     if report.descriptors is None:
-        return {site: each.last for site, each in before.items() if site.startswith(_OF_KIND)}
+        return {site: each.last for site, each in before.items() if site.startswith(OF_KIND)}
     counts = report.descriptors.by_kind.items()
-    return {f"{_OF_KIND}{kind}": n for kind, n in counts if kind != DescriptorKind.SOCKET}
+    return {f"{OF_KIND}{kind}": n for kind, n in counts if kind != DescriptorKind.SOCKET}
 
 
 def _extend_series(
@@ -385,15 +301,17 @@ def _end(key: str, alert: Alert, state: AlertState, report: Report) -> Alert:
     of_site = f" of {site}" if site else ""
     match alert.kind:
         case AlertKind.GROWTH:
-            count = _last(state.leaked, site)
-            message = f"{_what_grows(site)} no longer increase: {count:,} now"
+            count = last_count(state.leaked, site)
+            message = f"{what_grows(site)} no longer increase: {count:,} now"
         case AlertKind.CHURN:
-            count, leaks = _last(state.opened, site), _last(state.leaked, site)
+            count, leaks = last_count(state.opened, site), last_count(state.leaked, site)
             message = (
                 f"open sockets{of_site} no longer increase: {count:,} now, and {leaks:,} leaked"
             )
         case AlertKind.FD_EXHAUSTED:
             count, message = 0, "file descriptors are available again"
+        case AlertKind.POOL_EXHAUSTED:
+            count, message = 0, f"connections of {site} are given back again"
         case _:
             count = sum(each.observation.state is _CLOSE_WAIT for each in report.findings)
             message = f"{_AT_THE_END[alert.kind]}: {count:,} in CLOSE_WAIT"

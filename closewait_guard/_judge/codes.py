@@ -78,6 +78,12 @@ CODES: tuple[Code, ...] = (
     Code("CWG105", Verdict.LEAKED, "a stored exception keeps the socket", owner=_EXCEPTION),
     Code("CWG111", Verdict.LEAKED, "a call that has not ended holds the socket", owner=_CALL),
     Code(
+        "CWG112",
+        Verdict.LEAKED,
+        "taken from a pool and not given back",
+        origin=Origin.CHECKED_OUT,
+    ),
+    Code(
         "CWG106", Verdict.LEAKED, "a handler does not close its connection", origin=Origin.ACCEPTED
     ),
     Code("CWG102", Verdict.LEAKED, "a client or connection is not closed", owner=_CLIENT),
@@ -104,6 +110,7 @@ CODES: tuple[Code, ...] = (
     ),
     Code("CWG903", Verdict.SURPLUS, "a new client for each call, all of them kept"),
     Code("CWG901", Verdict.UNCLOSED, "a client or event loop was collected without its close"),
+    Code("CWG904", Verdict.CHECKED_OUT, "taken from a pool and not given back for long"),
     Code("CWG601", Verdict.CLOSED_ELSEWHERE, "the descriptor was closed and reused"),
     Code(
         SURPLUS_CLIENTS, Verdict.STALE_POOL, "more clients than needed, each idle", owner=_EACH_CALL
@@ -124,6 +131,7 @@ ALERT_CODES = {
     AlertKind.CHURN: "CWG804",
     AlertKind.FD_LIMIT: "CWG805",
     AlertKind.FD_EXHAUSTED: "CWG806",
+    AlertKind.POOL_EXHAUSTED: "CWG807",
 }
 
 

@@ -8,19 +8,36 @@ level above all counts before the window. The slope is the median of all slopes 
 
 Slow growth needs a long window. Two points make one of the next tier, so that each tier looks twice
 as far back at half the resolution, and a few dozen points cover any length of time.
+
+The alerts on growth are here too, and the values of which all alerts are made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, combinations, pairwise
 from typing import NamedTuple
 
+from closewait_guard._enums import DESCRIPTOR_KIND
+from closewait_guard._format import format_duration
+from closewait_guard._inspect import SiteCount
+from closewait_guard._judge.codes import ALERT_CODES
+from closewait_guard.model import Alert, AlertKind, Report, Scalar, Severity
+
 __all__ = [
+    "OF_KIND",
+    "TOTAL",
+    "ActiveAlert",
     "Growth",
     "Point",
     "Series",
+    "SeriesPoint",
+    "churn_alerts",
+    "growth_alerts",
+    "last_count",
+    "make_alert",
+    "what_grows",
 ]
 
 
@@ -191,3 +208,134 @@ def _kendall(counts: Sequence[int]) -> float:
 
 def _spread(size: int) -> int:
     return size * (size - 1) * (2 * size + 5)
+
+
+# In place of a site: all leaks; and how the descriptors of a kind are called.
+TOTAL, OF_KIND = "", "descriptors of kind "
+# Fewer healthy sockets, or files, than this come and go with the load.
+_MIN_CHURN = 10
+_MIN_SHARE_STILL_OPEN = 0.8
+_CRITICAL_TIME_LEFT = 3600.0
+
+
+class ActiveAlert(NamedTuple):
+    """An alert whose condition holds now: its kind and site, and the value that triggered it."""
+
+    key: str
+    size: float
+    alert: Alert
+
+
+class SeriesPoint(NamedTuple):
+    """One report of a series, and what else is known at its time.
+
+    Attributes:
+        at: By a monotonic clock.
+        open_by_site: Healthy sockets too; `old` counts those opened over half a window ago.
+        exhausted: How often no descriptor was left to create or accept a socket, so far.
+        still_open: Serials of leaks of the report before that are still open.
+    """
+
+    at: float
+    report: Report
+    open_by_site: Mapping[str, SiteCount]
+    exhausted: int
+    still_open: frozenset[int]
+
+
+def make_alert(
+    kind: AlertKind, severity: Severity, message: str, data: Mapping[str, Scalar]
+) -> Alert:
+    """An alert with its code."""
+    return Alert(kind, severity, message, data, code=ALERT_CODES[kind])
+
+
+def growth_alerts(leaked: Mapping[str, Series], point: SeriesPoint) -> Iterator[ActiveAlert]:
+    """Yield alerts for sites, or the total, whose leaks keep growing, and for kinds that do."""
+    growths = {site: growth for site, each in leaked.items() if (growth := each.growth)}
+    kinds = {site for site in growths if site.startswith(OF_KIND)}
+    for site, growth in growths.items():
+        if site in kinds:
+            is_news = growth.risen >= _MIN_CHURN
+        else:
+            # The total is reported only if no site of its own explains it.
+            is_news = site != TOTAL or growths.keys() - kinds == {TOTAL}
+        if is_news:
+            yield _make_growth_alert(site, growth, leaked[site].last, point.report)
+
+
+def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) -> ActiveAlert:
+    left = _seconds_left(growth, report)
+    kind = site.removeprefix(OF_KIND)
+    message = (
+        f"{what_grows(site)} keep growing: {count:,} now, {growth.risen:,} more than "
+        f"{format_duration(growth.seconds)} ago, {_rate(growth)} a minute"
+    )
+    if left is not None:
+        message += f"; at this rate the descriptor limit is reached in {format_duration(left)}"
+    data: dict[str, Scalar] = {
+        "site": (site or None) if kind == site else None,
+        "count": count,
+        "per_minute": round(growth.per_minute, 4),
+        "risen": growth.risen,
+        "seconds": round(growth.seconds, 1),
+        "limit_reached_in_s": None if left is None else round(left),
+    }
+    if kind != site:
+        data[DESCRIPTOR_KIND] = kind
+    is_near = left is not None and left < _CRITICAL_TIME_LEFT
+    severity = Severity.CRITICAL if is_near else Severity.WARNING
+    alert = make_alert(AlertKind.GROWTH, severity, message, data)
+    return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
+
+
+def what_grows(site: str) -> str:
+    """Of what there are more and more, by the key of their series."""
+    if site.startswith(OF_KIND):
+        return site
+    return f"leaked sockets of {site}" if site else "leaked sockets"
+
+
+def _rate(growth: Growth) -> str:
+    return f"{growth.per_minute:,.0f}" if growth.per_minute >= 10 else f"{growth.per_minute:.2g}"
+
+
+def _seconds_left(growth: Growth, report: Report) -> float | None:
+    if not report.fd_limit or report.fd_used is None or growth.per_minute <= 0:
+        return None
+    return max(0, report.fd_limit - report.fd_used) / growth.per_minute * 60
+
+
+def churn_alerts(
+    opened: Mapping[str, Series], leaked: Mapping[str, Series], point: SeriesPoint
+) -> Iterator[ActiveAlert]:
+    """Yield alerts for sites that open sockets faster than they close them, without a leak."""
+    for site, series in opened.items():
+        growth, leaking = series.growth, leaked.get(site)
+        if growth is None or growth.risen < _MIN_CHURN or (leaking is not None and leaking.growth):
+            continue
+        count, before = series.last, series.count_half_window_ago
+        # Those that have leaked may all be old.
+        old = point.open_by_site.get(site, SiteCount(0, 0)).old - last_count(leaked, site)
+        # Many short connections also make many open sockets, but never the same ones.
+        if not count or old < before * _MIN_SHARE_STILL_OPEN:
+            continue
+        message = (
+            f"sockets of {site} are made faster than they are closed: {count:,} are open, "
+            f"{growth.risen:,} more than {format_duration(growth.seconds)} ago, and {old:,} of "
+            f"the {before:,} that were open half-way are open still"
+        )
+        data: dict[str, Scalar] = {
+            "site": site,
+            "count": count,
+            "per_minute": round(growth.per_minute, 4),
+            "risen": growth.risen,
+            "seconds": round(growth.seconds, 1),
+        }
+        alert = make_alert(AlertKind.CHURN, Severity.WARNING, message, data)
+        yield ActiveAlert(f"{AlertKind.CHURN}:{site}", count, alert)
+
+
+def last_count(counts: Mapping[str, Series], site: str) -> int:
+    """The latest count of a site."""
+    return counts[site].last if site in counts else 0

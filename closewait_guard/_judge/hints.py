@@ -152,6 +152,10 @@ HINTS: tuple[Hint, ...] = (
         "call its close() in a `finally` block, or use it in a `with` block",
     ),
     Hint(
+        Verdict.CHECKED_OUT,
+        "give it back to its pool: use `with`, or close it in a `finally` block",
+    ),
+    Hint(
         Verdict.CLOSED_ELSEWHERE,
         "let exactly one owner close it, and transfer ownership with sock.detach(): its "
         "descriptor was closed with os.close() or by another object, and calling close() on "

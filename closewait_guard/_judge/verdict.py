@@ -236,6 +236,8 @@ def verdict_of(observation: Observation, settings: Settings) -> Verdict:
         return _BY_EVIDENCE[observation.evidence]
     if observation.connection in _ENDED and not observation.close_called:
         return _verdict_of_ended(observation, settings)
+    if observation.checkout is not None:
+        return Verdict.CHECKED_OUT
     if observation.connection is Connection.NOT_APPLICABLE:
         return Verdict.OPEN
     if observation.close_called:

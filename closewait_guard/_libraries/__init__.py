@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from closewait_guard._libraries.green import (
     OWNER_CLASSES,
+    POOL_CLASSES,
     SOCKET_CLASSES,
     SOCKET_CONSTRUCTORS,
 )
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
     from closewait_guard._libraries.kinds import (
         RESPONSES,
+        CheckoutEvents,
+        CheckoutKind,
         HandleKind,
         HolderHint,
         Library,
@@ -35,10 +38,13 @@ __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
     "OWNER_CLASSES",
+    "POOL_CLASSES",
     "RESPONSES",
     "RUNNING_CALL",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
+    "CheckoutEvents",
+    "CheckoutKind",
     "HandleKind",
     "HolderHint",
     "Library",
@@ -49,6 +55,7 @@ __all__ = [
     "PoolUse",
     "for_each_call",
     "kind_of_owner",
+    "kind_of_pool",
     "never",
     "packages_of",
 ]
@@ -67,6 +74,13 @@ def kind_of_owner(name: str) -> OwnerKind:
     home = import_module(f"{__name__}.{OWNER_CLASSES[name]}")
     kinds: list[OwnerKind] = [kind for library in home.LIBRARIES for kind in library.owners]
     return next(kind for kind in kinds if kind.owner_class == name)
+
+
+def kind_of_pool(name: str) -> CheckoutKind:
+    """The same of a class of pools."""
+    home = import_module(f"{__name__}.{POOL_CLASSES[name]}")
+    kinds: list[CheckoutKind] = [kind for library in home.LIBRARIES for kind in library.checkouts]
+    return next(kind for kind in kinds if kind.pool_class == name)
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
 """What a guard patches as soon as it is installed, and where more is known of it.
 
-The classes that gevent and eventlet have in the place of the socket class, and those of owners.
+The classes that gevent and eventlet have in the place of the socket class, those of owners, and
+those of pools that hand out connections.
 This loads nothing else.
 """
 
@@ -10,6 +11,7 @@ from closewait_guard._enums import Origin
 
 __all__ = [
     "OWNER_CLASSES",
+    "POOL_CLASSES",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
 ]
@@ -40,4 +42,9 @@ OWNER_CLASSES = {
     "httpx:AsyncClient": "httpcore",
     "httpx:Client": "httpcore",
     "redis.asyncio.client:Redis": "redis",
+}
+
+# The classes of pools of which is recorded what they hand out, and the file that knows them.
+POOL_CLASSES = {
+    "sqlalchemy:Pool": "sqlalchemy",
 }

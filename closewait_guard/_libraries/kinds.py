@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._enums import Origin, Verdict
 
 __all__ = [
     "RESPONSES",
     "UNBOUNDED",
+    "CheckoutEvents",
+    "CheckoutKind",
     "HandleKind",
     "HolderHint",
     "Library",
@@ -143,6 +145,41 @@ class OwnerKind:
         return self.owner_class.replace(":", ".")
 
 
+class CheckoutEvents(Protocol):
+    """What is called when a pool hands out a connection, and takes it back. Neither raises."""
+
+    def on_take(self, pool: Any, connection: Any, /) -> None: ...
+    def on_give_back(self, connection: Any, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutKind:
+    """How one kind of pool hands out its connections.
+
+    All but `listen` are given the pool or a connection of it, as `listen` does, and may raise: then
+    it is passed over.
+
+    Attributes:
+        library: The name of the library, by which hints know it.
+        pool_class: Its class, as `module:name`; subclasses are found by themselves.
+        name: What its users call a pool.
+        max_size: How many connections it hands out at most; None where there is no bound.
+        is_out: Whether a connection is out of its pool.
+        connection: What has the descriptor of it: a socket, or what wraps one.
+        borrowed: What the program has of it, by which holders are found.
+        listen: Begins to call for what is taken and given back; returns what ends that.
+    """
+
+    library: str
+    pool_class: str
+    name: Callable[[Any], str]
+    max_size: Callable[[Any], int | None]
+    is_out: Callable[[Any], bool]
+    connection: Callable[[Any], object]
+    borrowed: Callable[[Any], object]
+    listen: Callable[[type, CheckoutEvents], Callable[[], None]]
+
+
 class HolderHint(NamedTuple):
     """What to change in a program where an object of a library holds the socket.
 
@@ -195,6 +232,7 @@ class Library:
         name: Its package, and what its pools are called in hints.
         pools: Its pools, and what is checked out of them.
         owners: Its objects that are meant to be closed, and whose creation is recorded.
+        checkouts: Its pools of which is recorded what they hand out.
         handles: Its objects that have descriptors of their own, and that a program holds.
         inner: Further such objects, which are only asked where something else wraps them.
         attributed: What `attribute(name)` wraps, to know where its sockets are opened.
@@ -205,6 +243,7 @@ class Library:
     name: str
     pools: tuple[PoolKind, ...] = ()
     owners: tuple[OwnerKind, ...] = ()
+    checkouts: tuple[CheckoutKind, ...] = ()
     handles: tuple[HandleKind, ...] = ()
     inner: tuple[HandleKind, ...] = ()
     attributed: tuple[str, ...] = ()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from closewait_guard._enums import Verdict
-from closewait_guard._libraries.kinds import HolderHint, Library, PoolKind, for_each_call, nothing
+from closewait_guard._enums import Origin, Verdict
+from closewait_guard._libraries.kinds import (
+    CheckoutEvents,
+    CheckoutKind,
+    HolderHint,
+    Library,
+    PoolKind,
+    for_each_call,
+    nothing,
+)
 from closewait_guard._live import elements_of, field, number_of, type_qualname
 
 __all__ = [
@@ -37,9 +46,64 @@ def _checked_out(fairy: Any) -> Iterable[object]:
     return [field(fairy, "dbapi_connection")]
 
 
+def _is_out(record: Any) -> bool:
+    return record.fairy_ref is not None and _borrowed(record) is not None
+
+
+def _connection(record: Any) -> object:
+    return record.dbapi_connection
+
+
+def _borrowed(record: Any) -> object:
+    """What the program has while it has the connection."""
+    return record.fairy_ref()
+
+
+def _listen(pool_class: type, events: CheckoutEvents) -> Callable[[], None]:
+    """By the events of its pools: those of the class are those of all pools, also of earlier ones.
+
+    What was handed out is known by its record in the pool, of which there is one for each
+    connection.
+    """
+    event = sys.modules["sqlalchemy.event"]
+
+    def on_checkout(_: object, record: Any, fairy: Any) -> None:
+        try:
+            # No public name has it, and `field` would take ten times as long as all the rest.
+            pool = fairy._pool
+        except AttributeError:
+            return
+        events.on_take(pool, record)
+
+    def on_end(_: object, record: Any) -> None:
+        events.on_give_back(record)
+
+    listeners = {"checkout": on_checkout, "checkin": on_end, "detach": on_end}
+    for name, listener in listeners.items():
+        event.listen(pool_class, name, listener)
+
+    def stop() -> None:
+        for name, listener in listeners.items():
+            event.remove(pool_class, name, listener)
+
+    return stop
+
+
 LIBRARIES = (
     Library(
         "sqlalchemy",
+        checkouts=(
+            CheckoutKind(
+                "sqlalchemy",
+                "sqlalchemy:Pool",
+                _name,
+                _max_size,
+                _is_out,
+                _connection,
+                _borrowed,
+                _listen,
+            ),
+        ),
         pools=(
             PoolKind(("sqlalchemy.pool.impl:QueuePool",), _name, _max_size, _idle),
             PoolKind(
@@ -51,6 +115,14 @@ LIBRARIES = (
             ),
         ),
         hints=(
+            HolderHint(
+                "sqlalchemy",
+                "give it back: `with Session() as session:` or `with engine.connect() as "
+                "connection:` (`async with` for asynchronous ones), or close() in a `finally` "
+                "block",
+                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
+                Origin.CHECKED_OUT,
+            ),
             HolderHint(
                 "sqlalchemy.engine.base.Connection",
                 "use `with engine.connect() as connection:`, or call connection.close(), which "

@@ -6,7 +6,7 @@ Every output takes its words from here; `block_lines` lays them out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -39,7 +39,6 @@ __all__ = [
     "connection_summary",
     "describe_site",
     "holder_facts",
-    "package_totals",
     "socket_kind",
     "verdict_name",
 ]
@@ -47,9 +46,6 @@ __all__ = [
 
 _MAX_CALLERS = 3
 _MAX_HOLDERS = 4
-# From so many places on, leaks are added up by package.
-_FEWEST_PLACES = 3
-_MAX_PACKAGES = 5
 _MAIN_THREAD = "MainThread"
 
 
@@ -65,12 +61,12 @@ def describe_site(
         verbose: All calls, holders and threads.
     """
     observations = [finding.observation for finding in group.findings]
+    depth = len(observations[0].record.blamed.stack) if verbose else _MAX_CALLERS
     facts = [
-        *_opened_facts(
-            observations,
-            len(group.findings[0].observation.record.blamed.stack) if verbose else _MAX_CALLERS,
+        *_as_taken(
+            observations[0],
+            [*_opened_facts(observations, depth), *_package_facts(group, library_line)],
         ),
-        *_package_facts(group, library_line),
         *([Fact("fix", group.hint, Style.FIX)] if group.hint else ()),
         *holder_facts(group.findings, 100 if verbose else _MAX_HOLDERS),
         *_state_facts(group, observations),
@@ -112,6 +108,12 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
         yield Fact("opened", origin)
 
 
+def _as_taken(seen: Observation, facts: Iterable[Fact]) -> Iterator[Fact]:
+    """Where it was opened, of one that the program has taken from a pool: where it did that."""
+    for fact in facts:
+        yield fact if seen.checkout is None else fact._replace(key="taken")
+
+
 def _package_facts(group: SiteGroup, line: str) -> Iterator[Fact]:
     """Which library has opened it, unless the line above is of that library and says so."""
     first = group.findings[0]
@@ -123,32 +125,6 @@ def _package_facts(group: SiteGroup, line: str) -> Iterator[Fact]:
     if first.via or not is_said:
         via = f" via {first.via}" if first.via else ""
         yield Fact("opened", f"by {package}{via}{f' ({line})' if line else ''}")
-
-
-def package_totals(groups: Sequence[SiteGroup]) -> list[str]:
-    """How many leaks are whose, in phrases, where there are so many sites that one would add up."""
-    leaks = [group for group in groups if group.verdict.is_leak]
-    if len(leaks) < _FEWEST_PLACES:
-        return []
-    counts = _count(leaks, lambda each: each.caller or each.package)
-    if len(counts) == 1:
-        # All of one package of the program: by the library that it has called.
-        counts = _count(leaks, lambda each: each.via or each.package)
-    if len(counts) == 1:
-        return []
-    shown = counts.most_common(_MAX_PACKAGES)
-    others = counts.total() - sum(count for _, count in shown)
-    shown += [("others", others)] if others else []
-    *parts, last = [f"{package or 'unknown'} {count:,}" for package, count in shown]
-    return ["By package:", *(f"{part}," for part in parts), f"{last}."]
-
-
-def _count(groups: Iterable[SiteGroup], package_of: Callable[[Finding], str]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for group in groups:
-        # One number beside another would be hard to read: without the version.
-        counts[package_of(group.findings[0]).partition(" ")[0]] += group.count
-    return counts
 
 
 def _up_to_own_code(stack: Sequence[Frame]) -> Sequence[Frame]:
@@ -194,6 +170,8 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
             if record.blamed is not record.opener:
                 return f"accepted by library code{_describe_maker(record.blamed)}"
             return f"accepted by the listener opened{where}" if where else ""
+        case _, Origin.CHECKED_OUT:
+            return f"opened by the pool{where}" if where else ""
         case _, Origin.DUPLICATED:
             return f"duplicated from the socket opened{where}" if where else ""
         case _, Origin.DETACHED:
@@ -280,6 +258,7 @@ def _up_to_bracket(part: str) -> str:
 
 
 def _state_facts(group: SiteGroup, observations: Sequence[Observation]) -> Iterator[Fact]:
+    yield from _pool_facts(observations)
     if summary := connection_summary(observations):
         yield Fact("state", summary)
     newer = sum(finding.replaced_by is not None for finding in group.findings)
@@ -294,6 +273,21 @@ def _state_facts(group: SiteGroup, observations: Sequence[Observation]) -> Itera
     if group.count > len(observations):
         shown = f"the facts are those of {len(observations):,} of them"
         yield Fact("state", f"({shown}; the others are only counted here)", Style.NOTE)
+
+
+def _pool_facts(observations: Sequence[Observation]) -> Iterator[Fact]:
+    """How many of the connections of a pool are out, and since when these are."""
+    checkouts = [seen.checkout for seen in observations if seen.checkout is not None]
+    ages = [each.seconds for each in checkouts]
+    for pool in unique(each.pool for each in checkouts):
+        newest = min(
+            (each for each in checkouts if each.pool == pool), key=lambda each: each.seconds
+        )
+        of = "" if newest.max_size is None else f" of {newest.max_size:,}"
+        yield Fact("pool", f"{pool}: {newest.out:,}{of} checked out")
+    if ages:
+        since = format_duration_range(min(ages), max(ages))
+        yield Fact("state", f"checked out {since} ago, and not given back")
 
 
 def connection_summary(observations: Sequence[Observation]) -> str:
@@ -382,6 +376,8 @@ def verdict_name(verdict: Verdict) -> str:
 def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> str:
     """Verdict, kind of socket and peers."""
     first = observations[0]
+    if first.checkout is not None and first.fd < 0:
+        return f"{verdict_name(group.verdict).upper()}  {first.checkout.pool}"
     if first.owner is not None:
         return f"{verdict_name(group.verdict).upper()}  {_describe_owners(group, observations)}"
     kinds = unique(socket_kind(observation) for observation in observations)

@@ -29,12 +29,13 @@ from closewait_guard._render.descriptors import (
     has_descriptor_alert,
     is_fd_share_news,
 )
-from closewait_guard._render.site import describe_site, package_totals, verdict_name
+from closewait_guard._render.site import describe_site, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
     ClosedLate,
     Coverage,
+    Finding,
     Report,
     Severity,
     SiteGroup,
@@ -65,6 +66,11 @@ _QUIET = {
     Verdict.HALF_CLOSED: "half-closed {connections}",
     Verdict.CLOSING: "closing {connections}",
 }
+
+
+# From so many places on, leaks are added up by package.
+_FEWEST_PLACES = 3
+_MAX_PACKAGES = 5
 
 
 class Scope(NamedTuple):
@@ -156,7 +162,7 @@ def _head_lines(
     if has_kinds or scope.is_descriptors_news:
         kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
         sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
-    for text in (*_pack(sentences, layout), *_pack(package_totals(groups), layout, "  ", " ")):
+    for text in (*_pack(sentences, layout), *_pack(_package_totals(groups), layout, "  ", " ")):
         yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
         yield from alert_lines(alert, layout)
@@ -211,10 +217,41 @@ def count_leaks(groups: Sequence[SiteGroup]) -> str:
 
 _OWNERS = (Verdict.UNCLOSED, Verdict.SURPLUS)
 # What is counted on its own: no leak, or none for certain.
-_NEITHER = (Verdict.OPEN, Verdict.CLOSED_ELSEWHERE, Verdict.IDLE_OR_LEAKED)
+_NEITHER = (
+    Verdict.OPEN,
+    Verdict.CLOSED_ELSEWHERE,
+    Verdict.CHECKED_OUT,
+    Verdict.IDLE_OR_LEAKED,
+)
 # What is open is a finding only of a block or a test that should have closed it.
 _NO_ALL_CLEAR = (Verdict.OPEN, Verdict.IDLE_OR_LEAKED)
 _UNKNOWN = "Leaks unknown in some processes; none found"
+
+
+def _package_totals(groups: Sequence[SiteGroup]) -> list[str]:
+    """How many leaks are whose, in phrases, where there are so many sites that one would add up."""
+    leaks = [group for group in groups if group.verdict.is_leak]
+    if len(leaks) < _FEWEST_PLACES:
+        return []
+    counts = _count(leaks, lambda each: each.caller or each.package)
+    if len(counts) == 1:
+        # All of one package of the program: by the library that it has called.
+        counts = _count(leaks, lambda each: each.via or each.package)
+    if len(counts) == 1:
+        return []
+    shown = counts.most_common(_MAX_PACKAGES)
+    others = counts.total() - sum(count for _, count in shown)
+    shown += [("others", others)] if others else []
+    *parts, last = [f"{package or 'unknown'} {count:,}" for package, count in shown]
+    return ["By package:", *(f"{part}," for part in parts), f"{last}."]
+
+
+def _count(groups: Iterable[SiteGroup], package_of: Callable[[Finding], str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for group in groups:
+        # One number beside another would be hard to read: without the version.
+        counts[package_of(group.findings[0]).partition(" ")[0]] += group.count
+    return counts
 
 
 def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[StyledLine]:
@@ -276,21 +313,26 @@ def alert_lines(alert: Alert, layout: Layout) -> Iterator[StyledLine]:
 
 def closed_late_lines(closed: Sequence[ClosedLate], layout: Layout) -> Iterator[StyledLine]:
     """One paragraph for each site."""
-    for place, group in groupby(sorted(closed, key=_place), key=_place):
+    for (end, place), group in groupby(sorted(closed, key=_end_and_place), key=_end_and_place):
         members = list(group)
         durations = [each.after for each in members]
         at_least = any(each.finding.observation.is_lower_bound for each in members)
         after = format_duration_range(min(durations), max(durations), at_least=at_least)
         count = pluralize(sum(each.finding.count for each in members), "socket")
         code = members[0].finding.code
-        text = f"CLOSED LATE, after {after}: {count} opened at {place}"
+        text = f"{end}, after {after}: {count} {place}"
         for line in layout.wrap(f"{text}  ({code})" if code else text, "  "):
             yield StyledLine(line, Style.NOTE)
 
 
-def _place(closed: ClosedLate) -> str:
-    site = closed.finding.observation.record.site
-    return site.place if site is not None else "an unknown place"
+def _end_and_place(closed: ClosedLate) -> tuple[str, str]:
+    """What has ended late, and where that had begun."""
+    finding = closed.finding
+    site = finding.observation.record.site
+    place = site.place if site is not None else "an unknown place"
+    if finding.verdict is Verdict.CHECKED_OUT:
+        return "GIVEN BACK LATE", f"checked out at {place}"
+    return "CLOSED LATE", f"opened at {place}"
 
 
 # What has no block, and what is not covered.

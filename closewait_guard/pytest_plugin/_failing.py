@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from closewait_guard._capture import Creation
+from closewait_guard._enums import Origin
 from closewait_guard._format import WIDTH, escape_line
 from closewait_guard._inspect import record_of
 from closewait_guard._live import locals_of
@@ -161,7 +162,12 @@ class UnraisablesOfOthers(AbstractContextManager[None]):
         *,
         booked: bool,
     ) -> None:
-        alive = {each.serial: each for each in creations if each.sock() is not None}
+        # Not what a pool has handed out: that is no socket object.
+        alive = {
+            each.serial: each
+            for each in creations
+            if each.sock() is not None and each.origin is not Origin.CHECKED_OUT
+        }
         self._sockets = {serial: (each, owner_of(each)) for serial, each in alive.items()}
         self._targets = {each.object_id: serial for serial, each in alive.items()}
         self._numbers: dict[int | None, int] = {

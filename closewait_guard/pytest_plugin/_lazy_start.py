@@ -33,13 +33,15 @@ __all__ = [
 # How long a socket of another thread waits for what records it to be loaded: that thread may be
 # importing what is loaded.
 _MAX_SECONDS_TO_LOAD = 5.0
+# What opens sockets in C, which pools hand out: no socket object is made for them.
+_NATIVE_DRIVERS = ("psycopg", "psycopg2")
 
 
 class FirstSocketHook:
     """Calls `load` and `begin` before the next socket is made, and is gone between them.
 
     Sockets of other threads wait meanwhile. What is raised stays here, and so does the hook: the
-    next socket is another try.
+    next socket is another try. The import of a driver whose sockets are made in C counts as one.
     """
 
     def __init__(self, load: Callable[[], object], begin: Callable[[], object]) -> None:
@@ -56,10 +58,20 @@ class FirstSocketHook:
         self._is_installed = True
         self._found = vars(SOCKET)["__init__"]
         self._ours = SOCKET.__init__ = _wrap_init(self._found, self._load_and_begin)
+        sys.meta_path.insert(0, self)
+        if any(name in sys.modules for name in _NATIVE_DRIVERS):
+            self._load_and_begin()
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:  # noqa: ARG002
+        """Called by the interpreter for every module that is imported; it is found by others."""
+        if name in _NATIVE_DRIVERS:
+            self._load_and_begin()
 
     def remove(self) -> None:
         """Wait no more. Below a patch of another library the hook stays, and does nothing."""
         self._is_installed = False
+        # By identity: others may compare as they like.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         if self._is_on_top():
             SOCKET.__init__ = self._found
 

@@ -76,13 +76,14 @@ _ENDS = {
     Verdict.DROPPED: " (dropped)",
     Verdict.LINGERING: " (lingering)",
     Verdict.CLOSED_ELSEWHERE: " (closed elsewhere)",
+    Verdict.CHECKED_OUT: " (not given back)",
 }
 # What a holder ends with where that is an object of a library.
 _CLIENT = re.compile(r": ((?:\w+\.)+[A-Z]\w*)(?=$|;| \()")
 _GLOBAL = " (module global)"
 _NO_OWN_LINE = "; no line of your code on the stack"
 # In a test what holds the socket says more than how to close one.
-_KEYS = ("opened", "held by", "fix")
+_KEYS = ("opened", "taken", "held by", "fix")
 
 
 def failure_text(
@@ -311,7 +312,8 @@ def leak_lines(
     title = block.title
     if not group.verdict.is_leak and group.verdict is not Verdict.CLOSED_ELSEWHERE:
         # A program may leave it to a pool or a call; a test that has ended may not.
-        title = f"NEVER CLOSED{title.removeprefix(verdict_name(group.verdict).upper())}"
+        end = "NOT GIVEN BACK" if group.verdict is Verdict.CHECKED_OUT else "NEVER CLOSED"
+        title = f"{end}{title.removeprefix(verdict_name(group.verdict).upper())}"
     facts = [said for fact in block.facts for said in _for_a_test(fact, owner, layout)]
     order = {key: place for place, key in enumerate(_KEYS)}
     facts.sort(key=lambda fact: order.get(fact.key, len(order)))

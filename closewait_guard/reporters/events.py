@@ -29,6 +29,7 @@ from closewait_guard.model import (
     Scalar,
     Severity,
     SiteGroup,
+    Verdict,
 )
 
 __all__ = [
@@ -100,6 +101,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         **_code_fields(group.code),
         **_package_fields(group.findings[0]),
         **({"owner": owner.name} if owner is not None else {}),
+        **_checkout_fields(group),
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
@@ -118,7 +120,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
     what = pluralize(group.count, "socket" if owner is None else owner.name)
     age = f", for {_longest(oldest, is_lower_bound)}" if owner is None else ""
     message = (
-        f"{what} {verdict_name(group.verdict)}, opened at {where}"
+        f"{what} {verdict_name(group.verdict)}, {_how_opened(group.findings[0])} at {where}"
         f"{f' to {peers}' if peers else ''}{age}: {group.hint}"
         f"{f' ({group.code})' if group.code else ''}"
     )
@@ -139,7 +141,8 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
         Severity.INFO,
         True,  # noqa: FBT003 - it was reported as a leak
         "socket_closed_late",
-        f"{pluralize(count, 'socket')} opened at {where} closed late, "
+        f"{pluralize(count, 'socket')} {_how_opened(finding)} at {where} "
+        f"{'given back' if finding.verdict is Verdict.CHECKED_OUT else 'closed'} late, "
         f"after {_longest(longest, is_lower_bound)}",
         {
             **_code_fields(finding.code),
@@ -154,6 +157,24 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
             "pid": pid,
         },
     )
+
+
+def _how_opened(finding: Finding) -> str:
+    return "opened" if finding.observation.checkout is None else "checked out"
+
+
+def _checkout_fields(group: SiteGroup) -> dict[str, Scalar]:
+    """The pool that they were taken from, of the one that was taken first."""
+    checkouts = [seen for each in group.findings if (seen := each.observation.checkout) is not None]
+    if not checkouts:
+        return {}
+    oldest = max(checkouts, key=lambda each: each.seconds)
+    return {
+        "pool": oldest.pool,
+        "pool_out": oldest.out,
+        "pool_max_size": oldest.max_size,
+        "checked_out_s": round(oldest.seconds, 3),
+    }
 
 
 def _code_fields(code: str) -> dict[str, Scalar]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from closewait_guard._clock import now
 from closewait_guard._config import require_number, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
+from closewait_guard._enums import FOLLOWED
 from closewait_guard._stream import close_reporter, reporter_name
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 _MAX_WAITING = 1000
+# Of which alerts there may be several at a time, and what in their data each is about.
+_SUBJECTS = {AlertKind.GROWTH: "site", AlertKind.CHURN: "site", AlertKind.POOL_EXHAUSTED: "pool"}
 
 
 class _Wrapping:
@@ -103,8 +106,7 @@ class _AtLeast(_Wrapping):
             )
 
     def _should_report(self, alert: Alert) -> bool:
-        is_of_site = alert.kind in (AlertKind.GROWTH, AlertKind.CHURN)
-        key = (alert.kind, alert.data.get("site") if is_of_site else None)
+        key = (alert.kind, alert.data.get(_SUBJECTS.get(alert.kind, "")))
         was_reported, matters = key in self._alerts, self._matters(alert.severity)
         if matters and alert.status is not AlertStatus.RESOLVED:
             self._alerts.add(key)
@@ -173,7 +175,7 @@ class _Changes(_Wrapping):
         # Before the reporter is called, which may raise.
         self._closed = tuple(each for _, each in closed)[-_MAX_WAITING:]
         ended = tuple(each for site, each in closed if site not in sites)
-        if ended or report.alerts or any(group.verdict.is_leak for group in changed.values()):
+        if ended or report.alerts or any(group.verdict in FOLLOWED for group in changed.values()):
             self._reporter(_only(report, changed.values(), ended))
             self._reported |= {
                 site: _Reported(group.count, group.severity) for site, group in changed.items()

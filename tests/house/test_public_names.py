@@ -6,18 +6,18 @@ import closewait_guard as cwg
 from closewait_guard import model
 
 ROOT = (
-    "Alert AlertKind AlertStatus CloseWaitGuardError ClosedLate ConfigurationError Connection "
-    "Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind Guard MissingExtraError "
-    "Monitor NotLoadedError Observation Origin Report ReportFormatError Reporter Settings Severity "
-    "SiteGroup SocketLeakError SocketOwner SocketRecord State UnsupportedPythonError Verdict "
-    "__version__ attribute from_dict install label no_leaks render_text report scan to_dict track "
-    "uninstall watch watch_async"
+    "Alert AlertKind AlertStatus Checkout CloseWaitGuardError ClosedLate ConfigurationError "
+    "Connection Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool "
+    "Guard MissingExtraError Monitor NotLoadedError Observation Origin Report ReportFormatError "
+    "Reporter Settings Severity SiteGroup SocketLeakError SocketOwner SocketRecord State "
+    "UnsupportedPythonError Verdict __version__ attribute from_dict install label no_leaks "
+    "render_text report scan to_dict track uninstall watch watch_async"
 )
 
 MODEL = (
-    "UNKNOWN_FAMILY Alert AlertKind AlertStatus ClosedLate Connection Coverage DescriptorKind "
-    "Descriptors Evidence Finding Frame FrameKind Observation Origin Report Reporter Scalar "
-    "Severity SiteGroup SocketOwner SocketRecord State Verdict"
+    "UNKNOWN_FAMILY Alert AlertKind AlertStatus Checkout ClosedLate Connection Coverage "
+    "DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool Observation Origin "
+    "Report Reporter Scalar Severity SiteGroup SocketOwner SocketRecord State Verdict"
 )
 
 GUARD = (
