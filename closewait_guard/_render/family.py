@@ -5,6 +5,7 @@ Both compare what different processes have found, site by site. Pure.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -225,10 +226,22 @@ def _native_note_of(reports: Sequence[Report], total: Coverage) -> str:
     return f"{known}{', and ' if known else ''}{native_note(coverage)} in {named}"
 
 
+_WITHOUT_HOLDERS = re.compile(r"what holds ([\d,]+) sockets? (.*)")
+
+
 def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
-    return unique(
-        note for coverage in coverages for note in coverage.notes if note != native_note(coverage)
-    )
+    """Each of all processes once; the sockets without known holders are added up."""
+    notes: list[str] = []
+    unsearched: dict[str, int] = {}
+    for coverage in coverages:
+        for note in coverage.notes:
+            if found := _WITHOUT_HOLDERS.fullmatch(note):
+                reason, many = found[2], int(found[1].replace(",", ""))
+                unsearched[reason] = unsearched.get(reason, 0) + many
+            elif note != native_note(coverage):
+                notes.append(note)
+    notes += [f"what holds {pluralize(many, 'socket')} {why}" for why, many in unsearched.items()]
+    return unique(notes)
 
 
 def _notes(members: Sequence[LastReport], layout: Layout) -> str:

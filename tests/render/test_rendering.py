@@ -467,6 +467,16 @@ def test_the_sum_of_native_sockets_names_the_process_of_which_they_are_unknown()
     assert "Not covered: sockets that C extensions" in text
 
 
+def test_the_sockets_without_known_holders_are_added_up_over_all_processes():
+    members = []
+    for pid, note in enumerate(("what holds 1,200 sockets (why)", "what holds 1 socket (why)"), 1):
+        report = member(pid).report
+        coverage = replace(report.coverage, notes=(note, "something else"))
+        members.append(LastReport(replace(report, coverage=coverage)))
+    text = " ".join(render_family(members).split())
+    assert "Not covered: something else; what holds 1,201 sockets (why)." in text
+
+
 def test_two_reports_of_one_process_are_of_one_process():
     before = [member(1, is_before_exec=True), member(1, is_before_exec=True)]
     text = " ".join(render_family([*before, member(1), member(2)]).split())
