@@ -35,6 +35,7 @@ __all__ = [
     "numbers_to_try",
     "own_socket",
     "owned_pipe",
+    "peer_at",
     "socket_inode_of",
     "sockets_besides",
     "sockets_of_process",
@@ -226,6 +227,25 @@ def ask_or_none(ask: Callable[..., Any], *question: object) -> Any:
         if interrupts(error):
             raise
         return None
+
+
+def peer_at(fd: int) -> object:
+    """The address to which a socket without an object is connected; None if it has none.
+
+    A copy is asked: the object that it needs would close the number itself if it were interrupted.
+    """
+    copy = ask_or_none(os.dup, fd)
+    if copy is None:
+        return None
+    try:
+        sock = _socket.socket(fileno=copy)
+    except OSError:
+        _close(copy)
+        return None
+    try:
+        return ask_or_none(_socket.socket.getpeername, sock)
+    finally:
+        sock.close()
 
 
 def is_listening(sock: _socket.socket) -> bool:

@@ -235,7 +235,7 @@ class Guard:
 
     def track(self, cls: type, *, close: str | Iterable[str] = "close") -> None:
         """Record where the objects of a class are made; see `closewait_guard.track`."""
-        from closewait_guard._capture import tracked_kind
+        from closewait_guard._libraries import tracked_kind
 
         self._registry.track(cls, tracked_kind(cls, close))
 

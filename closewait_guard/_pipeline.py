@@ -87,7 +87,7 @@ class Pipeline:
         self.print_on_signal: Callable[[Report], None] = print_text
         self._series = ReportSeries(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
-        self._descriptors = DescriptorCounter()
+        self._descriptors = DescriptorCounter(self._registry)
         self.children = _Children(registry, settings)
 
     def scan(self, *, full: bool = False, is_last: bool = False) -> Report:
@@ -173,7 +173,7 @@ class Pipeline:
         self.scanner.after_fork()
         self._series.after_fork()
         self.children = _Children(self._registry, self._settings)
-        self._descriptors = DescriptorCounter()
+        self._descriptors = DescriptorCounter(self._registry)
 
     def _scan(self, *, full: bool = False, is_paced: bool = False, is_last: bool = False) -> Report:
         """The report before alerts and redaction.

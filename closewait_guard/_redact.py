@@ -129,8 +129,11 @@ class Mask:
         """Redact the names of what is open."""
         if found is None:
             return None
-        names = {kind: self.counts(counts) for kind, counts in found.names.items()}
-        return replace(found, names=names)
+        names, owners = (
+            {kind: self.counts(counts) for kind, counts in by_kind.items()}
+            for by_kind in (found.names, found.owners)
+        )
+        return replace(found, names=names, owners=owners)
 
     def observation(self, seen: Observation) -> Observation:
         """Redact an observation."""

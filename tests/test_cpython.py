@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,7 @@ def test_the_running_loop_is_that_of_this_thread():
 def test_this_python_has_each_attribute_that_is_read():
     loop = asyncio.SelectorEventLoop()
     ours, theirs = multiprocessing.Pipe()
+    pool, executor = ThreadPool(1), ProcessPoolExecutor(1)
     with socket.socket() as sock, sock.makefile("rb", buffering=0) as file, ours, theirs:
         task = partial(asyncio.tasks._PyTask, loop=loop)
         coroutine = asyncio.sleep(0)
@@ -192,11 +195,19 @@ def test_this_python_has_each_attribute_that_is_read():
             (asyncio.StreamReader(loop=loop), (names.LOOP_OF,)),
             (file, (names.FILE_SOCKET,)),
             (ours, (names.CONNECTION_HANDLE,)),
+            (pool, (names.POOL_STATE, names.POOL_TASKS[0])),
+            (pool, (*names.POOL_QUEUES, *names.POOL_THREADS)),
+            (executor, (names.EXECUTOR_CLOSED, names.EXECUTOR_THREAD, names.POOL_TASKS[1])),
+            (executor, names.EXECUTOR_QUEUES),
+            (executor._call_queue, (*names.QUEUE_ENDS, names.QUEUE_THREAD)),
         ]
         for owner, attributes in expected:
             assert [name for name in attributes if not hasattr(owner, name)] == [], owner
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
+    executor.shutdown()
+    pool.close()
+    pool.join()
 
 
 def private_names_of_others(tree):

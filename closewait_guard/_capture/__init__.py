@@ -36,9 +36,8 @@ if TYPE_CHECKING:
         EndedOwner,
         OpenCheckout,
         OpenOwner,
+        OwnedSocket,
         OwnerTable,
-        sockets_of,
-        tracked_kind,
     )
     from closewait_guard._capture.patch import replacement_class
     from closewait_guard._capture.recorder import Recording, note_task
@@ -79,6 +78,7 @@ __all__ = [
     "OpenCheckout",
     "OpenOwner",
     "OpenSockets",
+    "OwnedSocket",
     "OwnerTable",
     "PlainContext",
     "Probing",
@@ -99,9 +99,7 @@ __all__ = [
     "open_without_socket",
     "pop_if_same",
     "replacement_class",
-    "sockets_of",
     "still_owns",
-    "tracked_kind",
     "why_no_speedups",
 ]
 
@@ -141,9 +139,8 @@ _HOMES = {
         "EndedOwner",
         "OpenCheckout",
         "OpenOwner",
+        "OwnedSocket",
         "OwnerTable",
-        "sockets_of",
-        "tracked_kind",
     ),
     "patch": ("replacement_class",),
     "recorder": (

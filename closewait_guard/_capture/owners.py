@@ -11,14 +11,15 @@ import _socket
 import os
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture.context import PlainContext
 from closewait_guard._capture.creation import (
     ORIGIN,
+    PID,
     SERIAL,
     SOCK,
     STACK,
@@ -28,12 +29,11 @@ from closewait_guard._capture.creation import (
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
 from closewait_guard._capture.owner_hooks import OwnerEvents
 from closewait_guard._capture.recorder import Recording, make_recorder
-from closewait_guard._capture.stack import PROGRAM, CapturedStack, capture, owner_of
-from closewait_guard._descriptors import ask_or_none
+from closewait_guard._capture.stack import PROGRAM, CapturedStack, capture, is_within, owner_of
+from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
-from closewait_guard._live import attributes_of, is_a, layers_of
-from closewait_guard.exceptions import ConfigurationError
+from closewait_guard._live import is_a, layers_of
 
 if TYPE_CHECKING:
     from closewait_guard._libraries import CheckoutKind, OwnerKind
@@ -42,9 +42,8 @@ __all__ = [
     "EndedOwner",
     "OpenCheckout",
     "OpenOwner",
+    "OwnedSocket",
     "OwnerTable",
-    "sockets_of",
-    "tracked_kind",
 ]
 
 
@@ -52,8 +51,6 @@ __all__ = [
 _MAX_CONNECTIONS = 1000
 
 _fileno = _socket.socket.fileno
-# The flag of a type whose attributes cannot be set.
-_IMMUTABLE = 1 << 8
 
 
 class OpenOwner(NamedTuple):
@@ -62,21 +59,40 @@ class OpenOwner(NamedTuple):
     creation: CreationTuple
     kind: OwnerKind
 
+    @property
+    def is_part(self) -> bool:
+        """Whether another owner has made it for itself, such as a pool, and stands for it."""
+        return is_within(self.creation[STACK], self.kind.part_of)
+
+
+class OwnedSocket(NamedTuple):
+    """An open socket of an owner.
+
+    Attributes:
+        fd: Its number; -1 if the collector has closed it just before.
+        serial: That of its record; None where it has none, as those that C code has opened.
+        peer: The address that it was connected to, as the kernel gives it.
+    """
+
+    fd: int
+    serial: int | None
+    peer: object
+
 
 class EndedOwner(NamedTuple):
     """An owner that was finalized without its close.
 
     Attributes:
         collected: The collector found it, rather than its last reference going away.
-        sockets: The serials of its open sockets; None for one that is not recorded.
-        peers: The addresses that they were connected to, as the kernel gives them.
+        sockets: Its open sockets.
+        descriptors: How many others it had, by kind.
     """
 
     creation: CreationTuple
     kind: OwnerKind
     collected: bool
-    sockets: tuple[int | None, ...]
-    peers: tuple[object, ...]
+    sockets: tuple[OwnedSocket, ...]
+    descriptors: Mapping[str, int]
 
     @property
     def serial(self) -> int:
@@ -87,7 +103,7 @@ class EndedOwner(NamedTuple):
     @property
     def serials(self) -> frozenset[int]:
         """Those of its sockets that are recorded."""
-        return frozenset(each for each in self.sockets if each is not None)
+        return frozenset(each.serial for each in self.sockets if each.serial is not None)
 
 
 class _Sockets(Protocol):
@@ -142,27 +158,47 @@ class OwnerTable(OwnerEvents):
         self._count()
 
     def on_close(self, owner: object) -> None:
-        self._pop(id(owner))
+        key = id(owner)
+        self._made.pop(key, None)
+        self._creations.pop(key, None)
 
     def on_finalize(self, owner: object) -> None:
         if id(owner) not in self._made:
             return
         entry = self._pop(id(owner))
-        if entry is None or entry.kind.is_closed(owner):
+        if entry is None or entry.kind.closes_itself or not self._is_own(entry):
             return
-        sockets, peers = [], []
-        for sock in _sockets_in(owner, entry.kind):
-            if _fileno(sock) >= 0:
-                sockets.append(self._sockets.serial_at(_fileno(sock)))
-                peers.append(ask_or_none(_socket.socket.getpeername, sock))
-            elif (drop := self._sockets.dropped_just_now(sock)) is not None:
-                # The collector has finalized it before its owner.
-                sockets.append(drop.creation[SERIAL])
-                peers.append(drop.snapshot.peer)
-        if sockets or not entry.kind.needs_connections:
+        if entry.kind.is_closed(owner):
+            return
+        sockets = tuple(self.sockets_of(owner, entry.kind, just_dropped=True))
+        descriptors = Counter(kind.value for kind, _ in entry.kind.descriptors(owner))
+        if sockets or descriptors or not entry.kind.needs_connections:
             collected = entry.creation[SOCK]() is None
-            self.ended.append(EndedOwner(*entry, collected, tuple(sockets), tuple(peers)))
+            self.ended.append(EndedOwner(*entry, collected, sockets, descriptors))
             self._count_ended.count()
+
+    def sockets_of(
+        self, owner: object, kind: OwnerKind, *, just_dropped: bool = False
+    ) -> Iterator[OwnedSocket]:
+        """The open sockets of an owner.
+
+        Args:
+            owner: The owner.
+            kind: What is known of it.
+            just_dropped: Also those that the collector has finalized before their owner.
+        """
+        for fd, sock in _connections_of(owner, kind):
+            if sock is None:
+                yield OwnedSocket(fd, None, peer_at(fd))
+            elif fd >= 0:
+                peer = ask_or_none(_socket.socket.getpeername, sock)
+                yield OwnedSocket(fd, self._sockets.serial_at(fd), peer)
+            elif just_dropped and (drop := self._sockets.dropped_just_now(sock)) is not None:
+                yield OwnedSocket(fd, drop.creation[SERIAL], drop.snapshot.peer)
+
+    def _is_own(self, entry: OpenOwner) -> bool:
+        """Whether it is to be closed by itself, and here: a fork has copied those of the parent."""
+        return entry.creation[PID] == self._recorder.pid and not entry.is_part
 
     def _pop(self, key: int) -> OpenOwner | None:
         creation, made = self._creations.pop(key, None), self._made.pop(key, None)
@@ -177,14 +213,17 @@ class OwnerTable(OwnerEvents):
         self._sockets.on_error()
 
     def open_owners(self) -> list[tuple[object, OpenOwner]]:
-        """Those that were not closed yet, as far as is known. The caller lets go of them soon."""
+        """Those that were not closed yet, as far as is known, and are not a part of another.
+
+        The caller lets go of them soon.
+        """
         found = []
         for key, entry in self._entries():
             owner = entry.creation[SOCK]()
             if owner is None:
                 # A subclass has a finalizer of its own, which is asked for nothing here.
                 self._pop(key)
-            elif not _answer(entry.kind.is_closed, owner, otherwise=True):
+            elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=True):
                 found.append((owner, entry))
         return found
 
@@ -386,16 +425,15 @@ def _continue_stack(stack: CapturedStack, depth: int) -> None:
         greenlet = greenlet.parent
 
 
-def sockets_of(owner: object, kind: OwnerKind) -> Iterator[_socket.socket]:
-    """The open sockets of an owner."""
-    return (sock for sock in _sockets_in(owner, kind) if _fileno(sock) >= 0)
-
-
-def _sockets_in(owner: object, kind: OwnerKind) -> Iterator[_socket.socket]:
+def _connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _socket.socket | None]]:
+    """The descriptors of its connections, -1 for one that is closed, and their socket objects."""
     for connection in islice(kind.connections(owner), _MAX_CONNECTIONS):
+        if type(connection) is int:
+            yield connection, None
+            continue
         for layer in layers_of(connection):
             if is_a(layer, _socket.socket):
-                yield layer
+                yield _fileno(layer), layer
                 break
 
 
@@ -404,38 +442,3 @@ def _answer(ask: Callable[[Any], Any], owner: object, otherwise: Any) -> Any:
         return ask(owner)
     except Exception:
         return otherwise
-
-
-def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:
-    """The kind of a class that a program wants to have tracked.
-
-    Args:
-        cls: The class.
-        close: The method that closes an object of it, or several.
-
-    Raises:
-        ConfigurationError: It is no class, lacks one of the methods, or cannot be tracked.
-    """
-    from closewait_guard._libraries import OwnerKind, never
-
-    if not is_a(cls, type):
-        raise ConfigurationError(f"track(): expected a class, got {cls!r}")
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    closes = (close,) if type(close) is str else tuple(close)
-    for each in closes:
-        if not callable(getattr(cls, each, None)):
-            raise ConfigurationError(f"track(): {name} has no method {each!r}: give close=...")
-    if cls.__flags__ & _IMMUTABLE:
-        raise ConfigurationError(f"track(): {name} is written in C and cannot be changed")
-    if not cls.__weakrefoffset__:
-        raise ConfigurationError(
-            f"track(): {name} allows no weak references: add '__weakref__' to its __slots__"
-        )
-    return OwnerKind(
-        f"{cls.__module__}:{cls.__qualname__}",
-        name,
-        never,
-        lambda owner: [value for _, value in attributes_of(owner)],
-        closes,
-        needs_connections=False,
-    )

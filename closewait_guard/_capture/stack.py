@@ -23,6 +23,7 @@ __all__ = [
     "capture",
     "capture_up_to",
     "intern",
+    "is_within",
     "kind_of_file",
     "normal_path",
     "owner_of",
@@ -109,6 +110,17 @@ def intern(stack: CapturedStack) -> None:
     stack[:] = [known]
 
 
+def is_within(stack: CapturedStack, packages: Iterable[str]) -> bool:
+    """Whether one of the calls is of some packages or modules, which are not the program's own."""
+    ends = [f"/{name.replace('.', '/')}{end}" for name in packages for end in ("/", ".py")]
+    first = stack[:1]
+    codes = first[0].codes if first and type(first[0]) is SharedStack else stack[::2]
+    paths = [normal_path(code.co_filename) for code in codes] if ends else []
+    return any(
+        end in path and kind_of_file(path) is not FrameKind.USER for path in paths for end in ends
+    )
+
+
 def uncaptured(_: FrameType, __: int) -> CapturedStack:
     """In place of `capture` where no calls are wanted."""
     return NO_STACK
@@ -137,6 +149,9 @@ def kind_of_file(filename: str) -> FrameKind:
         return FrameKind.LIBRARY
     if path.startswith(_STDLIB):
         return FrameKind.STDLIB
+    # Code that a library makes for its decorators and classes, as SQLAlchemy and attrs call it.
+    if path.startswith("<") and " generated " in path:
+        return FrameKind.LIBRARY
     return FrameKind.USER
 
 

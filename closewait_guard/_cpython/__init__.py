@@ -53,6 +53,9 @@ __all__ = [
     "AWAITED_BY",
     "CONNECTION_HANDLE",
     "DONE_CALLBACKS",
+    "EXECUTOR_CLOSED",
+    "EXECUTOR_QUEUES",
+    "EXECUTOR_THREAD",
     "FILE_SOCKET",
     "FINALIZER_ENTRIES",
     "GROUP_TASK",
@@ -66,7 +69,13 @@ __all__ = [
     "LOOP_TRANSPORTS",
     "LOOP_WAKERS",
     "NSIG",
+    "POOL_QUEUES",
+    "POOL_STATE",
+    "POOL_TASKS",
+    "POOL_THREADS",
+    "QUEUE_ENDS",
     "QUEUE_OF_DONE",
+    "QUEUE_THREAD",
     "QUEUE_WAITERS",
     "RACING_TASKS",
     "REFERENCE_CALLBACK",
@@ -76,6 +85,8 @@ __all__ = [
     "TASK_STATE",
     "THREAD_NAME",
     "THREAD_TARGET",
+    "TRANSPORT_CLOSED",
+    "TRANSPORT_PROCESS",
     "before_exit_functions",
     "close_in_collections_by",
     "compare_digest",
@@ -117,10 +128,11 @@ LOOP_WAKERS = "_ssock", "_csock"  # Else a loop has no sockets, and is not misse
 LOOP_THREAD = "_thread_id"  # Else each loop counts as one that does not run.
 LOOP_OF = "_loop"  # Of a transport or lock. Else no pool belongs to a loop.
 LOOP_CALLS = ("_ready", "_scheduled")  # Else what a loop has yet to close is its test's leak.
-LOOP_SELECTOR = "_selector"  # Else a loop knows none but the sockets in the loop itself.
+LOOP_SELECTOR = "_selector"  # And of that the epoll. Else a loop knows no sockets but its own.
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
 LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
 LOOP_TRANSPORTS = "_transports"  # Else what a closed loop leaves open is not reported.
+TRANSPORT_CLOSED, TRANSPORT_PROCESS = "_closed", "_proc"  # Else a subprocess is not missed.
 INNER_SOCKET = "_sock"  # In C, of a library's own class; else the object counts as no socket.
 FILE_SOCKET = "_sock"  # Of the file of `makefile()`; else it counts as not being read.
 # Else a socket that a library opens in a task of its own has no line of the program.
@@ -130,6 +142,15 @@ GROUP_TASK = "_parent_task"  # Of asyncio.TaskGroup.
 RACING_TASKS = "running_tasks"  # A variable of `staggered_race`, until Python 3.13.
 QUEUE_OF_DONE, QUEUE_WAITERS = "_done", "_getters"  # Of `as_completed`, and of that queue.
 CONNECTION_HANDLE = "_handle"  # Of multiprocessing; else its descriptor has no known owner.
+# Of its pools, and of the executor. Else such a pool is not missed, or counts as one at work.
+POOL_STATE, EXECUTOR_CLOSED = "_state", "_shutdown_thread"
+POOL_TASKS = "_cache", "_pending_work_items"
+POOL_QUEUES = "_inqueue", "_outqueue", "_change_notifier"
+EXECUTOR_QUEUES = "_call_queue", "_result_queue", "_executor_manager_thread_wakeup"
+QUEUE_ENDS = "_reader", "_writer"
+# Else its threads count as some that may need pools.
+POOL_THREADS = "_worker_handler", "_task_handler", "_result_handler"
+EXECUTOR_THREAD, QUEUE_THREAD = "_executor_manager_thread", "_thread"
 
 # The classes of what `weakref.finalize` keeps until an object ends; else that counts as its use.
 FINALIZER_ENTRIES: tuple[type, ...] = tuple(

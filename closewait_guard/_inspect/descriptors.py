@@ -11,9 +11,10 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from closewait_guard._clock import now
 from closewait_guard._descriptors import (
@@ -24,9 +25,14 @@ from closewait_guard._descriptors import (
     numbers_to_try,
 )
 from closewait_guard._enums import is_about_descriptors
+from closewait_guard._format import pluralize
 from closewait_guard._interruptions import refusals
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import DescriptorKind, Descriptors, Report
+
+if TYPE_CHECKING:
+    from closewait_guard._capture import CreationTuple, Registry
+    from closewait_guard._libraries import OwnerKind
 
 __all__ = [
     "DescriptorCounter",
@@ -42,9 +48,14 @@ _MAX_SHARE, _MAX_SHARE_NAMED, _FEW = 0.001, 0.05, 1000
 
 
 class DescriptorCounter:
-    """Counts the descriptors of this process; a count that took long is good for a while."""
+    """Counts the descriptors of this process; a count that took long is good for a while.
 
-    def __init__(self) -> None:
+    Args:
+        registry: Knows what has most of them.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         # With names, too, once there have been some.
         self._last: dict[bool, _Count] = {}
 
@@ -63,6 +74,8 @@ class DescriptorCounter:
         counted = count_descriptors(named=named)
         if counted is None:
             return _with_count_only(report)
+        if named:
+            counted = replace(counted, owners=_owners_by_kind(self._registry))
         done = now()
         share = _MAX_SHARE_NAMED if named else _MAX_SHARE
         pause = (done - started) / share if counted.total > _FEW else 0.0
@@ -73,6 +86,48 @@ class DescriptorCounter:
         """With what is open most often, where an alert says that descriptors run out."""
         is_exhausted = any(is_about_descriptors(alert.kind, alert.data) for alert in report.alerts)
         return self.add_to(report, named=True) if is_exhausted else report
+
+
+class _Alike(NamedTuple):
+    """Owners of one kind and line: how one was made, how many there are, and what they have."""
+
+    creation: CreationTuple
+    kind: OwnerKind
+    serials: list[int]
+    held: Counter[str]
+
+
+def _owners_by_kind(registry: Registry) -> dict[str, dict[str, int]]:
+    """By kind, what has most of the descriptors that are not sockets, and how many."""
+    # From outside, nothing that records is loaded.
+    from closewait_guard._capture import SERIAL, STACK, intern
+
+    table, alike = registry.owners, dict[object, _Alike]()
+    for owner, (creation, kind) in table.open_owners() if table is not None else ():
+        with suppress(Exception):
+            held = Counter(each.value for each, _ in kind.descriptors(owner))
+            intern(creation[STACK])
+            key = kind, *map(id, creation[STACK])
+            group = alike.setdefault(key, _Alike(creation, kind, [], Counter()))
+            group.serials.append(creation[SERIAL])
+            group.held.update(held)
+    found: dict[str, dict[str, int]] = {}
+    for group in sorted(alike.values(), key=lambda each: -each.held.total()):
+        for each, number in group.held.items():
+            if len(named := found.setdefault(each, {})) < _MAX_NAMES:
+                named[_name_of(group, registry.pid)] = number
+    return found
+
+
+def _name_of(group: _Alike, pid: int) -> str:
+    """`30 subprocess.Popen opened at run.py:9`."""
+    from closewait_guard._inspect.records import record_of
+
+    name, number = group.kind.name, len(group.serials)
+    # A phrase has a plural, a class has not.
+    what = pluralize(number, name) if " " in name else f"{number:,} {name}"
+    site = record_of(group.creation, pid).site
+    return what if site is None else f"{what} opened at {site.place}"
 
 
 class _Count(NamedTuple):

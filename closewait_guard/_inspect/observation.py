@@ -264,11 +264,19 @@ class SeenOwner(NamedTuple):
     """An owner that should have been closed.
 
     Attributes:
-        sockets: The serials of its sockets, for whose state it is the cause.
+        sockets: The serials of its sockets, for whose state it is the cause, as far as recorded.
+        fds: The descriptors of all its sockets.
     """
 
     observation: Observation
     sockets: frozenset[int]
+    fds: frozenset[int]
+
+    @property
+    def has_any(self) -> bool:
+        """Whether it has a descriptor."""
+        owner = self.observation.owner
+        return owner is not None and bool(owner.sockets or owner.descriptors)
 
     @property
     def serial(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import _socket
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from closewait_guard._capture import (
     EndedOwner,
     OpenCheckout,
     OpenOwner,
+    OwnedSocket,
+    OwnerTable,
     Registry,
     intern,
-    sockets_of,
 )
 from closewait_guard._clock import wall
 from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, threads
@@ -38,7 +39,7 @@ from closewait_guard._inspect.probe import (
     peer_of,
 )
 from closewait_guard._inspect.records import record_of
-from closewait_guard._libraries import HandleKind
+from closewait_guard._libraries import HandleKind, OwnerKind
 from closewait_guard._live import (
     derives_from,
     field,
@@ -119,72 +120,104 @@ class OwnerScanner:
         found = [*self._ended.values()]
         if may_stay_open:
             owners = table.open_owners()
-            found += [*self._unusable(owners), *self._surplus(owners, seen)]
+            found += [*self._unusable(table, owners), *self._surplus(table, owners, seen)]
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after]
         )
 
     def _describe_ended(self, ended: EndedOwner) -> SeenOwner:
         evidence = Evidence.COLLECTED if ended.collected else Evidence.FINALIZED
-        record = record_of(ended.creation, self._registry.pid)
-        peers = [text for each in ended.peers if (text := address_text(each))]
-        observation = _observe(record, ended, peers, len(ended.sockets), evidence)
-        return SeenOwner(observation, ended.serials)
+        return self._describe(ended, ended.sockets, ended.descriptors, evidence)
 
-    def _unusable(self, owners: Iterable[tuple[object, OpenOwner]]) -> Iterator[SeenOwner]:
+    def _unusable(
+        self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]]
+    ) -> Iterator[SeenOwner]:
         """Those whose event loop is closed."""
         for owner, entry in owners:
             # One may be in the middle of something; it is asked again the next time.
             with suppress(Exception):
                 if field(entry.kind.loop(owner), LOOP_CLOSED) is True:
-                    found = self._describe_open(owner, entry)
-                    yield from [found] if found.sockets else ()
+                    found = self._describe_open(table, owner, entry)
+                    yield from [found] if found.has_any else ()
 
     def _surplus(
-        self, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
+        self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
     ) -> Iterator[SeenOwner]:
         """Those that one line has made beyond what can use them, and that do nothing now."""
         alike: dict[object, list[tuple[object, OpenOwner]]] = defaultdict(list)
         for owner, entry in owners:
-            intern(entry.creation[STACK])
-            alike[entry.kind, *map(id, entry.creation[STACK])].append((owner, entry))
-        needed = len(threads) + _FEW
-        many = [group for group in alike.values() if len(group) > needed]
+            # Without a line, nothing shows that they have one in common.
+            if entry.creation[STACK]:
+                intern(entry.creation[STACK])
+                alike[entry.kind, *map(id, entry.creation[STACK])].append((owner, entry))
+        many = [group for group in alike.values() if len(group) > _FEW]
         if not many:
             return
-        if is_too_large():
+        busy = _threads_besides(owners)
+        many = [group for group in many if len(group) > busy + _FEW]
+        if many and is_too_large():
             self.notes += (_TOO_LARGE,)
-            return
-        needed += len(instances_of(find_classes(_TASKS).values()))
-        suspects = {each.record.serial for each in seen.suspects}
-        for group in many:
-            yield from self._surplus_in(group, needed, suspects)
+        elif many:
+            needed = busy + _FEW + len(instances_of(find_classes(_TASKS).values()))
+            suspects = {each.fd for each in seen.suspects}
+            for group in many:
+                yield from self._surplus_in(table, group, needed, suspects)
 
     def _surplus_in(
-        self, group: list[tuple[object, OpenOwner]], needed: int, suspects: Set[int]
+        self,
+        table: OwnerTable,
+        group: list[tuple[object, OpenOwner]],
+        needed: int,
+        suspects: Set[int],
     ) -> Iterator[SeenOwner]:
         """Of those that one line has made: they may be for one address each."""
         by_peers: dict[tuple[str, ...], list[SeenOwner]] = defaultdict(list)
         for owner, entry in group:
             with suppress(Exception):
-                found = self._describe_open(owner, entry, is_surplus=entry.kind.is_surplus)
+                is_surplus = entry.kind.is_surplus
+                found = self._describe_open(table, owner, entry, is_surplus=is_surplus)
                 # A connection whose peer has closed is reported for that.
-                is_own_cause = bool(found.sockets) and found.sockets.isdisjoint(suspects)
-                if is_own_cause and entry.kind.is_idle(owner):
+                is_own_cause = found.fds.isdisjoint(suspects)
+                has_reason = found.has_any or not is_surplus
+                if is_own_cause and has_reason and entry.kind.is_idle(owner):
                     by_peers[_peers_of(found)].append(found)
         yield from (each for found in by_peers.values() if len(found) > needed for each in found)
 
     def _describe_open(
-        self, owner: object, entry: OpenOwner, *, is_surplus: bool = False
+        self, table: OwnerTable, owner: object, entry: OpenOwner, *, is_surplus: bool = False
     ) -> SeenOwner:
-        sockets = list(sockets_of(owner, entry.kind))
-        record = record_of(entry.creation, self._registry.pid)
-        serials = (self._registry.serial_at(_socket.socket.fileno(sock)) for sock in sockets)
-        peers = [text for sock in sockets if (text := peer_of(sock))]
-        observation = _observe(
-            record, entry, peers, len(sockets), Evidence.OWNER, is_surplus=is_surplus
+        sockets = list(table.sockets_of(owner, entry.kind))
+        descriptors = Counter(kind.value for kind, _ in entry.kind.descriptors(owner))
+        return self._describe(entry, sockets, descriptors, Evidence.OWNER, is_surplus=is_surplus)
+
+    def _describe(
+        self,
+        entry: OpenOwner | EndedOwner,
+        sockets: Sequence[OwnedSocket],
+        descriptors: Mapping[str, int],
+        evidence: Evidence,
+        *,
+        is_surplus: bool = False,
+    ) -> SeenOwner:
+        peers = dict.fromkeys(text for each in sockets if (text := address_text(each.peer)))
+        owner = SocketOwner(
+            entry.kind.name, len(sockets), tuple(peers), is_surplus, dict(descriptors)
         )
-        return SeenOwner(observation, frozenset(each for each in serials if each is not None))
+        record = record_of(entry.creation, self._registry.pid)
+        return SeenOwner(
+            _observe(record, entry.kind, owner, evidence),
+            frozenset(each.serial for each in sockets if each.serial is not None),
+            frozenset(each.fd for each in sockets),
+        )
+
+
+def _threads_besides(owners: Iterable[tuple[object, OpenOwner]]) -> int:
+    """How many threads there are that are not an owner's own."""
+    alive = set(map(id, threads.copy().values()))
+    for owner, entry in owners:
+        with suppress(Exception):
+            alive -= set(map(id, entry.kind.threads(owner)))
+    return len(alive)
 
 
 def _describe_lost(number: int) -> str:
@@ -199,20 +232,14 @@ def _peers_of(found: SeenOwner) -> tuple[str, ...]:
 
 
 def _observe(
-    record: SocketRecord,
-    entry: OpenOwner | EndedOwner,
-    peers: Iterable[str],
-    sockets: int,
-    evidence: Evidence,
-    *,
-    is_surplus: bool = False,
+    record: SocketRecord, kind: OwnerKind, owner: SocketOwner, evidence: Evidence
 ) -> Observation:
     return Observation(
         record=record,
         fd=-1,
         inode=None,
         family="owner",
-        type=entry.kind.holder,
+        type=kind.holder,
         local=None,
         peer=None,
         state=State.NONE,
@@ -224,7 +251,7 @@ def _observe(
         tls=False,
         close_called=False,
         connection=Connection.NOT_APPLICABLE,
-        owner=SocketOwner(entry.kind.name, sockets, tuple(dict.fromkeys(peers)), is_surplus),
+        owner=owner,
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         PoolUse,
         for_each_call,
         never,
+        tracked_kind,
     )
     from closewait_guard._libraries.packages import Packages, packages_of
     from closewait_guard._libraries.stdlib import LOOP_WAKER, RUNNING_CALL
@@ -58,6 +59,7 @@ __all__ = [
     "kind_of_pool",
     "never",
     "packages_of",
+    "tracked_kind",
 ]
 
 _HOMES = {

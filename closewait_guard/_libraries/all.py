@@ -6,6 +6,7 @@ from closewait_guard._libraries import (
     aiohttp,
     httpcore,
     others,
+    processes,
     psycopg,
     redis,
     sqlalchemy,
@@ -30,6 +31,7 @@ LIBRARIES: tuple[Library, ...] = (
     *sqlalchemy.LIBRARIES,
     *psycopg.LIBRARIES,
     *others.LIBRARIES,
+    *processes.LIBRARIES,
     *stdlib.LIBRARIES,
     *uvloop.LIBRARIES,
 )

@@ -39,9 +39,14 @@ SOCKET_CONSTRUCTORS = {
 OWNER_CLASSES = {
     "aiohttp.client:ClientSession": "aiohttp",
     "asyncio.base_events:BaseEventLoop": "stdlib",
+    "asyncio.base_subprocess:BaseSubprocessTransport": "processes",
+    "concurrent.futures.process:ProcessPoolExecutor": "processes",
     "httpx:AsyncClient": "httpcore",
     "httpx:Client": "httpcore",
+    "multiprocessing.pool:Pool": "processes",
+    "multiprocessing.pool:ThreadPool": "processes",
     "redis.asyncio.client:Redis": "redis",
+    "subprocess:Popen": "processes",
 }
 
 # The classes of pools of which is recorded what they hand out, and the file that knows them.

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from closewait_guard._enums import Origin, Verdict
+from closewait_guard._enums import DescriptorKind, Origin, Verdict
+from closewait_guard._live import attributes_of, class_value, is_a, mro_of
+from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
     "RESPONSES",
@@ -22,14 +24,19 @@ __all__ = [
     "always",
     "for_each_call",
     "never",
+    "no_descriptors",
     "nothing",
     "out_of_use",
     "read_response",
+    "tracked_kind",
 ]
 
 
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
+
+# The flag of a type whose attributes cannot be set.
+_IMMUTABLE = 1 << 8
 
 # How the names end of what has a connection until it was read or closed.
 RESPONSES = ("Response", "StreamingBody", "requests.api", "urllib.request")
@@ -63,6 +70,11 @@ def read_response(library: str) -> str:
 
 def nothing(_: Any) -> Iterable[object]:
     """For a kind whose pool does not know what is checked out of it, or what is idle."""
+    return ()
+
+
+def no_descriptors(_: Any) -> Iterable[tuple[DescriptorKind, int]]:
+    """For a kind that has no others than its sockets, or does not show them."""
     return ()
 
 
@@ -121,23 +133,31 @@ class OwnerKind:
         owner_class: Its class, as `module:name`; subclasses are found by themselves.
         name: What its users call it.
         is_closed: Whether it was closed, or need not be.
-        connections: Its connections: sockets, or what wraps one.
+        connections: Its connections: sockets, what wraps one, or descriptors of sockets.
         closes: Its methods after whose call it counts as closed, where it does not say that itself.
+        closes_itself: It is closed by its library when it is collected.
+        descriptors: Its other descriptors, each with its kind.
         loop: The event loop without which it cannot be closed any more.
+        threads: Its own threads, which need no further such object.
         is_idle: Whether it does nothing at this moment.
         is_surplus: What too many of one line are: more than needed, or not closed as they should.
-        needs_connections: One without connections is not missed.
+        needs_connections: One without connections and other descriptors is not missed.
+        part_of: Packages and modules that make one for a pool of their own, which stands for it.
     """
 
     owner_class: str
     name: str
     is_closed: Callable[[Any], bool]
-    connections: Callable[[Any], Iterable[object]]
+    connections: Callable[[Any], Iterable[object]] = nothing
     closes: tuple[str, ...] = ()
+    closes_itself: bool = False
+    descriptors: Callable[[Any], Iterable[tuple[DescriptorKind, int]]] = no_descriptors
     loop: Callable[[Any], object] = nothing
+    threads: Callable[[Any], Iterable[object]] = nothing
     is_idle: Callable[[Any], bool] = always
     is_surplus: bool = True
     needs_connections: bool = True
+    part_of: tuple[str, ...] = ()
 
     @property
     def holder(self) -> str:
@@ -178,6 +198,39 @@ class CheckoutKind:
     connection: Callable[[Any], object]
     borrowed: Callable[[Any], object]
     listen: Callable[[type, CheckoutEvents], Callable[[], None]]
+
+
+def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:
+    """The kind of a class that a program wants to have tracked.
+
+    Args:
+        cls: The class.
+        close: The method that closes an object of it, or several.
+
+    Raises:
+        ConfigurationError: It is no class, lacks one of the methods, or cannot be tracked.
+    """
+    if not is_a(cls, type):
+        raise ConfigurationError(f"track(): expected a class, got {cls!r}")
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    closes = (close,) if type(close) is str else tuple(close)
+    for each in closes:
+        if not any(callable(class_value(base, each)) for base in mro_of(cls)):
+            raise ConfigurationError(f"track(): {name} has no method {each!r}: give close=...")
+    if cls.__flags__ & _IMMUTABLE:
+        raise ConfigurationError(f"track(): {name} is written in C and cannot be changed")
+    if not cls.__weakrefoffset__:
+        raise ConfigurationError(
+            f"track(): {name} allows no weak references: add '__weakref__' to its __slots__"
+        )
+    return OwnerKind(
+        f"{cls.__module__}:{cls.__qualname__}",
+        name,
+        never,
+        lambda owner: [value for _, value in attributes_of(owner)],
+        closes,
+        needs_connections=False,
+    )
 
 
 class HolderHint(NamedTuple):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import _socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from closewait_guard._cpython import CONNECTION_HANDLE, LOOP_CLOSED, LOOP_THREAD, LOOP_WAKERS
-from closewait_guard._enums import Origin, Verdict
+from closewait_guard._cpython import (
+    CONNECTION_HANDLE,
+    LOOP_CLOSED,
+    LOOP_SELECTOR,
+    LOOP_THREAD,
+    LOOP_WAKERS,
+)
+from closewait_guard._enums import DescriptorKind, Origin, Verdict
 from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, OwnerKind
-from closewait_guard._live import field, number_of
+from closewait_guard._live import call_native, field, number_of, type_name
 
 __all__ = [
     "LIBRARIES",
@@ -31,6 +37,12 @@ def _handle(connection: Any) -> Iterable[int]:
 
 def _wakers(loop: Any) -> Iterable[object]:
     return [field(loop, name) for name in LOOP_WAKERS]
+
+
+def _selector_of(loop: Any) -> Iterator[tuple[DescriptorKind, int]]:
+    epoll = field(field(loop, LOOP_SELECTOR), LOOP_SELECTOR)
+    if type_name(epoll) == "select.epoll":
+        yield DescriptorKind.EPOLL, call_native(epoll, type(epoll), "fileno")
 
 
 # Its hint comes before those of all libraries: no close() is reached while the exception is kept.
@@ -104,6 +116,7 @@ LIBRARIES = (
                 "asyncio event loop",
                 lambda loop: field(loop, LOOP_CLOSED) is True,
                 _wakers,
+                descriptors=_selector_of,
                 is_idle=lambda loop: field(loop, LOOP_THREAD) is None,
                 is_surplus=False,
             ),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from closewait_guard._enums import is_about_descriptors
 from closewait_guard._format import escape_line, format_duration
-from closewait_guard.model import DescriptorKind, Descriptors, Report, State
+from closewait_guard.model import DescriptorKind, Descriptors, Report, SocketOwner, State
 
 __all__ = [
     "SHARE_WORTH_A_SENTENCE",
@@ -14,6 +15,7 @@ __all__ = [
     "fd_numbers",
     "has_descriptor_alert",
     "is_fd_share_news",
+    "list_descriptors_of",
     "list_kinds",
 ]
 
@@ -53,6 +55,7 @@ def list_kinds(found: Descriptors, waiting: int = 0) -> str:
     details = {
         kind: _names(names, found.by_kind.get(kind, 0)) for kind, names in found.names.items()
     }
+    details |= {kind: ", ".join(map(escape_line, owners)) for kind, owners in found.owners.items()}
     if waiting:
         details[DescriptorKind.SOCKET] = f"{waiting:,} CLOSE_WAIT"
     parts = [
@@ -61,6 +64,15 @@ def list_kinds(found: Descriptors, waiting: int = 0) -> str:
     ]
     age = f" ({format_duration(found.counted_for)} ago)" if found.counted_for else ""
     return ", ".join(parts) + age
+
+
+def list_descriptors_of(owners: Sequence[SocketOwner], count: int) -> str:
+    """What some owners have open: `2 pipes each`, or of unlike ones all together."""
+    each_has = [Counter({"socket": owner.sockets, **owner.descriptors}) for owner in owners]
+    are_alike = count > 1 and all(found == each_has[0] for found in each_has)
+    total = each_has[0] if are_alike else sum(each_has, Counter[str]())
+    listed = " and ".join(_counted(kind, number) for kind, number in total.items() if number)
+    return f"{listed} each" if listed and are_alike else listed
 
 
 # Of the others, an "s" more.

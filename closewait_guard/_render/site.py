@@ -21,6 +21,7 @@ from closewait_guard._format import (
     summarize_addresses,
     unique,
 )
+from closewait_guard._render.descriptors import list_descriptors_of
 from closewait_guard.model import (
     Connection,
     Evidence,
@@ -395,13 +396,10 @@ def _describe_sockets(group: SiteGroup, observations: Sequence[Observation]) -> 
 
 
 def _describe_owners(group: SiteGroup, observations: Sequence[Observation]) -> str:
-    """What was not closed, how many sockets that had, and to whom."""
+    """What was not closed, what it had, and to whom."""
     owners = [seen.owner for seen in observations if seen.owner is not None]
-    counts = [owner.sockets for owner in owners]
-    each = " each" if group.count > 1 and len(set(counts)) == 1 else ""
-    peers = [peer for owner in owners for peer in owner.peers]
-    number = counts[0] if each else sum(counts)
-    what = owners[0].name + (f" with {pluralize(number, 'socket')}{each}" if number else "")
+    held, peers = list_descriptors_of(owners, group.count), [p for o in owners for p in o.peers]
+    what = owners[0].name + (f" with {held}" if held else "")
     return f"{what} to {_list_addresses(peers)}" if peers else what
 
 

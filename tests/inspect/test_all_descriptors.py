@@ -139,7 +139,7 @@ def test_descriptors_that_cannot_be_listed_are_not_covered(monkeypatch):
 def test_a_count_of_very_many_is_good_for_a_while_and_says_its_age(monkeypatch):
     monkeypatch.setattr(descriptors, "_FEW", 0)
     monkeypatch.setattr(descriptors, "_MAX_SHARE", 1e-9)
-    counter, report = DescriptorCounter(), cwg.Guard().scan()
+    counter, report = DescriptorCounter(cwg.Guard()._registry), cwg.Guard().scan()
     first = counter.add_to(report).descriptors
     with Path(__file__).open():
         second = counter.add_to(report)
