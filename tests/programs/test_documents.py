@@ -64,9 +64,9 @@ def test_every_program_of_a_page_is_run_by_a_command_of_the_page():
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         commands = " ".join(re.findall(r"<!-- output: (.*?) -->", text))
-        for name in re.findall(r"<!-- program: (\S+) -->", text):
+        for name, _ in re.findall(PROGRAM, text):
             module = name.removesuffix(".py")
-            used = rf"\b(import|from) {module}\b|\b{module}:(make_)?app\b"
+            used = rf"\b(import|from) {module}\b|\b{module}:(make_)?app\b|\"{module}\.\w+\""
             assert name in commands or re.search(used, text), (document, name)
 
 
