@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from closewait_guard._libraries import (
     aiohttp,
+    asyncpg,
     httpcore,
     others,
     processes,
     psycopg,
+    pymongo,
     redis,
     sqlalchemy,
     stdlib,
@@ -29,7 +31,9 @@ LIBRARIES: tuple[Library, ...] = (
     *aiohttp.LIBRARIES,
     *redis.LIBRARIES,
     *sqlalchemy.LIBRARIES,
+    *asyncpg.LIBRARIES,
     *psycopg.LIBRARIES,
+    *pymongo.LIBRARIES,
     *others.LIBRARIES,
     *processes.LIBRARIES,
     *stdlib.LIBRARIES,

@@ -1,25 +1,95 @@
-"""psycopg and psycopg2: connections whose sockets libpq has opened."""
+"""psycopg, psycopg_pool and psycopg2: connections whose sockets libpq has opened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, NativeCode
-from closewait_guard._live import call_native, field, find_classes, is_a, is_exactly
+from closewait_guard._libraries.kinds import (
+    HandleKind,
+    HolderHint,
+    Library,
+    NativeCode,
+    OwnerKind,
+)
+from closewait_guard._live import (
+    MISSING,
+    call_native,
+    elements_of,
+    field,
+    find_classes,
+    is_a,
+    is_exactly,
+    layers_of,
+)
 
 __all__ = [
     "LIBRARIES",
+    "libpq_descriptor",
 ]
 
 
 _LIBPQ = ("psycopg_binary.pq:PGconn", "psycopg_c.pq:PGconn", "psycopg.pq.pq_ctypes:PGconn")
 _PSYCOPG2 = ("psycopg2.extensions:connection",)
+_FUTURES = ("_asyncio:Future",)
+# As libpq numbers them: PQTRANS_IDLE.
+_IDLE = 0
 
 
 def _of_libpq(pgconn: Any) -> Iterable[int]:
     if is_exactly(pgconn, find_classes(_LIBPQ).values()):
         yield int(pgconn.socket)
+
+
+def libpq_descriptor(connection: Any) -> int | None:
+    """That of a connection of psycopg or psycopg2, or of what wraps one; None if it has none."""
+    classes = find_classes((*_LIBPQ, *_PSYCOPG2))
+    psycopg2 = classes.pop(_PSYCOPG2[0], None)
+    for layer in layers_of(connection) if classes or psycopg2 is not None else ():
+        # What is closed refuses to answer.
+        with suppress(Exception):
+            if is_exactly(layer, classes.values()):
+                return int(layer.socket)
+            if psycopg2 is not None and is_a(layer, psycopg2):
+                return int(call_native(layer, psycopg2, "fileno"))
+    return None
+
+
+def _connections(connection: Any) -> Iterable[object]:
+    fd = libpq_descriptor(connection)
+    return () if fd is None else (fd,)
+
+
+def _is_closed(connection: Any) -> bool:
+    # Those of a pool, which have the attribute, are closed by that.
+    is_of_pool = field(connection, "_pool", MISSING) is not MISSING
+    return is_of_pool or field(connection, "_closed") is not False
+
+
+def _is_idle(connection: Any) -> bool:
+    """Whether no transaction is under way, nor a query."""
+    pgconn = field(connection, "pgconn")
+    known = is_exactly(pgconn, find_classes(_LIBPQ).values())
+    return known and int(pgconn.transaction_status) == _IDLE
+
+
+def _waiting_in(pool: Any) -> Iterable[object]:
+    found = (libpq_descriptor(each) for each in elements_of(field(pool, "_pool")))
+    return [fd for fd in found if fd is not None]
+
+
+def _workers(pool: Any) -> Iterable[object]:
+    return [*elements_of(field(pool, "_workers")), field(pool, "_sched_runner")]
+
+
+def _loop_of(pool: Any) -> object:
+    """The event loop of its tasks, if it is asynchronous."""
+    task = field(pool, "_sched_runner")
+    for cls in find_classes(_FUTURES).values():
+        if is_a(task, cls):
+            return call_native(task, cls, "get_loop")
+    return None
 
 
 def _of_connection(connection: Any) -> Iterable[int]:
@@ -48,6 +118,27 @@ LIBRARIES = (
         native=(NativeCode("psycopg2", "psycopg2", "libpq", "libpq"),),
     ),
     Library(
+        "psycopg_pool",
+        owners=tuple(
+            OwnerKind(
+                f"psycopg_pool:{name}",
+                f"psycopg_pool.{name}",
+                lambda pool: field(pool, "_closed") is not False,
+                _waiting_in,
+                loop=_loop_of,
+                threads=_workers,
+            )
+            for name in ("ConnectionPool", "AsyncConnectionPool")
+        ),
+        hints=(
+            HolderHint(
+                "psycopg_pool",
+                "use one pool for all calls, and `with ConnectionPool(...) as pool:` (`async with` "
+                "for AsyncConnectionPool), or call pool.close() when the program ends",
+            ),
+        ),
+    ),
+    Library(
         "psycopg",
         handles=(HandleKind(("psycopg:Connection", "psycopg:AsyncConnection"), _of_connection),),
         inner=(HandleKind(_LIBPQ, _of_libpq),),
@@ -61,6 +152,17 @@ LIBRARIES = (
                 "psycopg",
                 "use `with psycopg.connect(...) as connection:`, or call connection.close()",
             ),
+        ),
+        owners=tuple(
+            OwnerKind(
+                f"psycopg:{name}",
+                f"psycopg.{name}",
+                _is_closed,
+                _connections,
+                is_idle=_is_idle,
+                part_of=("sqlalchemy",),
+            )
+            for name in ("Connection", "AsyncConnection")
         ),
         native=(
             NativeCode("psycopg_c", "psycopg-c", "libpq", "libpq"),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from closewait_guard._cpython import LOOP_OF
 from closewait_guard._enums import Origin, Verdict
 from closewait_guard._libraries.kinds import (
     CheckoutEvents,
     CheckoutKind,
     HolderHint,
     Library,
+    OwnerKind,
     PoolKind,
     for_each_call,
+    never,
     nothing,
 )
-from closewait_guard._live import elements_of, field, number_of, type_qualname
+from closewait_guard._libraries.psycopg import libpq_descriptor
+from closewait_guard._live import elements_of, field, layers_of, number_of, type_qualname
 
 __all__ = [
     "LIBRARIES",
@@ -40,6 +44,21 @@ def _idle(pool: Any) -> Iterable[object]:
         # That of an asynchronous engine: around a queue of asyncio, which is around a deque.
         records = field(field(queue, "_queue"), "_queue")
     return [field(record, "dbapi_connection") for record in elements_of(records)]
+
+
+def _connections(engine: Any) -> Iterator[object]:
+    for connection in _idle(field(engine, "pool")):
+        fd = libpq_descriptor(connection)
+        yield connection if fd is None else fd
+
+
+def _loop_of(engine: Any) -> object:
+    """The event loop of its connections, if it is asynchronous."""
+    for connection in _idle(field(engine, "pool")):
+        for layer in layers_of(connection):
+            if (loop := field(layer, LOOP_OF)) is not None:
+                return loop
+    return None
 
 
 def _checked_out(fairy: Any) -> Iterable[object]:
@@ -114,6 +133,15 @@ LIBRARIES = (
                 _checked_out,
             ),
         ),
+        owners=(
+            OwnerKind(
+                "sqlalchemy.engine.base:Engine",
+                "sqlalchemy.Engine",
+                never,
+                _connections,
+                loop=_loop_of,
+            ),
+        ),
         hints=(
             HolderHint(
                 "sqlalchemy",
@@ -122,6 +150,11 @@ LIBRARIES = (
                 "block",
                 (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
                 Origin.CHECKED_OUT,
+            ),
+            HolderHint(
+                "sqlalchemy.engine.base.Engine",
+                "use one Engine for all calls, or call engine.dispose() when you are done (`await "
+                "engine.dispose()` for AsyncEngine)",
             ),
             HolderHint(
                 "sqlalchemy.engine.base.Connection",

@@ -1,0 +1,278 @@
+"""Engines, pools and connections of databases that are not closed are found, with their line."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_owners import owners_in, quietly
+
+import closewait_guard as cwg
+import fake_mongo
+from closewait_guard import Verdict
+from servers import free_port, postgres
+
+psycopg = pytest.importorskip("psycopg")
+psycopg_pool = pytest.importorskip("psycopg_pool")
+asyncpg = pytest.importorskip("asyncpg")
+sqlalchemy = pytest.importorskip("sqlalchemy")
+pymongo = pytest.importorskip("pymongo")
+from sqlalchemy.ext.asyncio import create_async_engine  # noqa: E402
+
+# More than `surplus` allows in a program with one thread and one task.
+MANY = 7
+
+
+@pytest.fixture(scope="module")
+def postgres_port(tmp_path_factory):
+    with postgres(tmp_path_factory.mktemp("postgres")) as port:
+        yield port
+
+
+@pytest.fixture
+def guard():
+    gc.collect()
+    with cwg.Guard(cwg.Settings(grace=0.05)) as installed:
+        yield installed
+
+
+def dsn(port):
+    return f"host=127.0.0.1 port={port} user=postgres"
+
+
+def connect_psycopg(port):
+    return psycopg.connect(dsn(port))
+
+
+def open_pool(port):
+    pool = psycopg_pool.ConnectionPool(dsn(port), min_size=1, open=False)
+    pool.open(wait=True)
+    return pool
+
+
+def make_engine(port, driver="psycopg"):
+    engine = sqlalchemy.create_engine(f"postgresql+{driver}://postgres@127.0.0.1:{port}/postgres")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("select 1")
+    return engine
+
+
+def make_engine_of_psycopg2(port):
+    pytest.importorskip("psycopg2")
+    return make_engine(port, "psycopg2")
+
+
+async def connect_psycopg_async(port):
+    return await psycopg.AsyncConnection.connect(dsn(port))
+
+
+async def open_pool_async(port):
+    pool = psycopg_pool.AsyncConnectionPool(dsn(port), min_size=1, open=False)
+    await pool.open(wait=True)
+    return pool
+
+
+async def connect_asyncpg(port):
+    return await asyncpg.connect(host="127.0.0.1", port=port, user="postgres")
+
+
+async def open_pool_of_asyncpg(port):
+    return await asyncpg.create_pool(host="127.0.0.1", port=port, user="postgres", min_size=1)
+
+
+async def make_engine_async(port):
+    engine = create_async_engine(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres")
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("select 1")
+    return engine
+
+
+SYNC = {
+    connect_psycopg: ("psycopg.Connection", "close", "psycopg.connect(...) as connection"),
+    open_pool: ("psycopg_pool.ConnectionPool", "close", "pool.close()"),
+    make_engine: ("sqlalchemy.Engine", "dispose", "engine.dispose()"),
+    make_engine_of_psycopg2: ("sqlalchemy.Engine", "dispose", "engine.dispose()"),
+}
+ASYNC = {
+    connect_psycopg_async: ("psycopg.AsyncConnection", "close", "connection.close()"),
+    open_pool_async: ("psycopg_pool.AsyncConnectionPool", "close", "pool.close()"),
+    connect_asyncpg: ("asyncpg.Connection", "close", "connection.close()"),
+    open_pool_of_asyncpg: ("asyncpg.Connection", "close", "pool.close()"),
+    make_engine_async: ("sqlalchemy.Engine", "dispose", "engine.dispose()"),
+}
+
+
+def named(makers):
+    return pytest.mark.parametrize("make", makers, ids=lambda function: function.__name__)
+
+
+def call(make, port):
+    """Make it, and run what it needs, if that is asynchronous."""
+    made = make(port)
+    return asyncio.run(made) if inspect.isawaitable(made) else made
+
+
+@named(SYNC | ASYNC)
+def test_what_is_collected_without_its_close_is_found_once_with_its_line(
+    guard, postgres_port, make
+):
+    with quietly():
+        call(make, postgres_port)
+    name, _, fix = (SYNC | ASYNC)[make]
+    report = guard.scan()
+    (found,) = report.findings
+    assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG901")
+    owner, record = found.observation.owner, found.observation.record
+    assert (owner.name, owner.sockets) == (name, 1)
+    assert owner.peers == (f"127.0.0.1:{postgres_port}",)
+    assert record.site.function in (make.__name__, "make_engine")
+    assert fix in found.hint
+    assert report.coverage.failures == 0
+
+
+@named(SYNC)
+def test_what_is_closed_is_not(guard, postgres_port, make):
+    for _ in range(3):
+        made = make(postgres_port)
+        getattr(made, SYNC[make][1])()
+    with psycopg.connect(dsn(postgres_port)), open_pool(postgres_port) as pool:
+        with pool.connection() as connection:
+            connection.execute("select 1")
+    del made
+    gc.collect()
+    assert guard.scan().findings == ()
+
+
+@named(ASYNC)
+def test_what_is_closed_in_its_event_loop_is_not(guard, postgres_port, make):
+    async def run():
+        made = await make(postgres_port)
+        await getattr(made, ASYNC[make][1])()
+
+    with quietly():
+        asyncio.run(run())
+    assert guard.scan().findings == ()
+
+
+@named(SYNC)
+def test_one_for_each_call_that_is_kept_is_more_than_is_needed(guard, postgres_port, make):
+    kept = [make(postgres_port) for _ in range(MANY)]
+    found = owners_in(guard.scan())
+    assert [(each.verdict, each.code) for each in found] == [(Verdict.SURPLUS, "CWG903")] * MANY
+    assert {each.observation.owner.name for each in found} == {SYNC[make][0]}
+    for each in kept:
+        getattr(each, SYNC[make][1])()
+    kept.clear()
+    gc.collect()
+    assert guard.scan().findings == ()
+
+
+@named(ASYNC)
+def test_what_outlives_its_event_loop_is_found_while_it_is_kept(guard, postgres_port, make):
+    with quietly():
+        kept = call(make, postgres_port)
+    found = owners_in(guard.scan())
+    if make is connect_psycopg_async:
+        # It does not show its loop.
+        assert found == []
+    else:
+        (only,) = found
+        assert (only.verdict, only.code) == (Verdict.UNCLOSED, "CWG902")
+        assert only.observation.owner.name == ASYNC[make][0]
+    with quietly():
+        del kept
+
+
+def test_the_connections_that_a_pool_or_an_engine_has_made_are_its_own(guard, postgres_port):
+    """However many: they are what it was asked for."""
+    with psycopg_pool.ConnectionPool(dsn(postgres_port), min_size=MANY, open=True) as pool:
+        pool.wait()
+        assert guard.scan().findings == ()
+    engine = make_engine(postgres_port)
+    connections = [engine.connect() for _ in range(MANY)]
+    assert guard.scan().findings == ()
+    for connection in connections:
+        connection.close()
+    engine.dispose()
+
+
+def test_the_connections_of_a_pool_of_asyncpg_are_not_too_many(guard, postgres_port):
+    async def run():
+        options = {"host": "127.0.0.1", "port": postgres_port, "user": "postgres"}
+        async with asyncpg.create_pool(min_size=MANY + 3, max_size=MANY + 3, **options):
+            return await asyncio.to_thread(guard.scan)
+
+    assert asyncio.run(run()).findings == ()
+
+
+def test_connections_in_a_transaction_are_at_work(guard, postgres_port):
+    kept = [connect_psycopg(postgres_port) for _ in range(MANY)]
+    for connection in kept:
+        connection.execute("select 1")
+    assert guard.scan().findings == ()
+    for connection in kept:
+        connection.close()
+
+
+# MongoDB.
+
+
+@pytest.fixture
+def mongo_port():
+    """Of a server in another process: its threads might need clients of their own here."""
+    command = [sys.executable, fake_mongo.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield int(process.stdout.readline())
+        process.stdin.close()
+    deadline = time.monotonic() + 30
+    for thread in threading.enumerate():
+        if thread.name.startswith("pymongo_"):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def ping(port):
+    client = pymongo.MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=30_000)
+    client.admin.command("ping")
+    return client
+
+
+def test_a_client_of_mongodb_that_is_collected_is_found(guard, mongo_port):
+    with quietly():
+        ping(mongo_port)
+    (found,) = owners_in(guard.scan())
+    assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG901")
+    owner = found.observation.owner
+    assert owner.name == "pymongo.MongoClient"
+    assert owner.sockets >= 1
+    assert owner.peers == (f"127.0.0.1:{mongo_port}",)
+    assert found.observation.record.site.function == "ping"
+    assert "client.close()" in found.hint
+
+
+def test_a_client_of_mongodb_that_is_closed_or_has_never_connected_is_not(guard, mongo_port):
+    ping(mongo_port).close()
+    with ping(mongo_port):
+        pass
+    with quietly():
+        refused = pymongo.MongoClient("127.0.0.1", free_port(), serverSelectionTimeoutMS=100)
+        with pytest.raises(pymongo.errors.ServerSelectionTimeoutError):
+            refused.admin.command("ping")
+        del refused
+        pymongo.MongoClient("127.0.0.1", mongo_port, connect=False)
+    assert owners_in(guard.scan()) == []
+
+
+def test_a_client_of_mongodb_for_each_call_that_is_kept_is_more_than_is_needed(guard, mongo_port):
+    """Their own threads do not count as some that may need one."""
+    kept = [ping(mongo_port) for _ in range(MANY)]
+    found = owners_in(guard.scan())
+    for each in kept:
+        each.close()
+    assert [each.verdict for each in found] == [Verdict.SURPLUS] * MANY
+    assert owners_in(guard.scan()) == []
