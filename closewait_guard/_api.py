@@ -44,8 +44,8 @@ def install(
 ) -> Guard:
     """Begin to record where sockets are opened. Idempotent; returns the process-wide guard.
 
-    Call it early: where sockets were opened that are open already is not known. Under `run` it is:
-    the guard then reads the records of the one that is there, and reports by its own settings.
+    Call it early: sockets that are already open have no stack. Under `run` they do: the guard
+    then reads the records of the one that is there, and reports by its own settings.
 
     Args:
         settings: How to scan and judge. Left out, the settings are read from the environment
