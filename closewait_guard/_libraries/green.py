@@ -41,6 +41,7 @@ OWNER_CLASSES = {
     "asyncio.base_events:BaseEventLoop": "stdlib",
     "asyncio.base_subprocess:BaseSubprocessTransport": "processes",
     "asyncpg.connection:Connection": "asyncpg",
+    "botocore.client:BaseClient": "urllib3",
     "concurrent.futures.process:ProcessPoolExecutor": "processes",
     "httpx:AsyncClient": "httpcore",
     "httpx:Client": "httpcore",
@@ -53,8 +54,14 @@ OWNER_CLASSES = {
     "pymongo.asynchronous.mongo_client:AsyncMongoClient": "pymongo",
     "pymongo.synchronous.mongo_client:MongoClient": "pymongo",
     "redis.asyncio.client:Redis": "redis",
+    "redis.client:Redis": "redis",
+    "redis.connection:ConnectionPool": "redis",
+    "requests.sessions:Session": "urllib3",
     "sqlalchemy.engine.base:Engine": "sqlalchemy",
     "subprocess:Popen": "processes",
+    "urllib3.connectionpool:HTTPConnectionPool": "urllib3",
+    "urllib3.poolmanager:PoolManager": "urllib3",
+    "websockets.asyncio.client:ClientConnection": "others",
 }
 
 # The classes of pools of which is recorded what they hand out, and the file that knows them.

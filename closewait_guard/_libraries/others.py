@@ -6,8 +6,15 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, NativeCode
-from closewait_guard._live import call_native, find_classes, module_dict, value_at
+from closewait_guard._libraries.kinds import (
+    HandleKind,
+    HolderHint,
+    Library,
+    NativeCode,
+    OwnerKind,
+    never,
+)
+from closewait_guard._live import call_native, field, find_classes, module_dict, value_at
 from closewait_guard.model import Origin
 
 __all__ = [
@@ -49,6 +56,18 @@ LIBRARIES = (
     _native("pymssql", "pymssql", "libsybdb", "FreeTDS"),
     Library(
         "websockets",
+        # One of the threaded client is kept by its thread as long as it is open.
+        owners=(
+            OwnerKind(
+                "websockets.asyncio.client:ClientConnection",
+                "websockets connection",
+                never,
+                lambda connection: [field(connection, "transport")],
+                loop=lambda connection: field(connection, "loop"),
+                # Each is a stream of its own.
+                is_idle=never,
+            ),
+        ),
         hints=(
             HolderHint(
                 "websockets",

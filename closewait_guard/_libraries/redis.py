@@ -13,6 +13,7 @@ from closewait_guard._libraries.kinds import (
     OwnerKind,
     PoolKind,
     for_each_call,
+    never,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
 
@@ -70,8 +71,25 @@ LIBRARIES = (
             OwnerKind(
                 "redis.asyncio.client:Redis", "redis.asyncio.Redis", _is_closed, _connections
             ),
+            # Such a client closes its own pool when it is collected.
+            OwnerKind(
+                "redis.client:Redis", "redis.Redis", _is_closed, _connections, closes_itself=True
+            ),
+            OwnerKind(
+                "redis.connection:ConnectionPool",
+                "redis.ConnectionPool",
+                never,
+                lambda pool: [*_idle(pool), *_checked_out(pool)],
+                part_of=("redis.client",),
+            ),
         ),
         hints=(
+            HolderHint(
+                "redis.connection.ConnectionPool",
+                "reuse one pool, and call pool.disconnect() when you are done: no client closes a "
+                "pool that was given to it",
+                (Verdict.UNCLOSED, Verdict.SURPLUS),
+            ),
             HolderHint(
                 for_each_call("redis"),
                 "reuse one client, which has a connection pool, or call client.close() (`await "

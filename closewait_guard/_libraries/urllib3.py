@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     HolderHint,
     Library,
+    OwnerKind,
     PoolKind,
     for_each_call,
+    never,
     nothing,
     out_of_use,
     read_response,
 )
-from closewait_guard._live import elements_of, field, number_of, text_of
+from closewait_guard._live import elements_of, field, items_of, number_of, text_of
 
 __all__ = [
     "LIBRARIES",
@@ -40,6 +42,30 @@ def _checked_out(response: Any) -> Iterable[object]:
     return [field(response, "_connection")]
 
 
+def _idle_of_manager(manager: Any) -> Iterator[object]:
+    for _, pool in items_of(field(field(manager, "pools"), "_container")):
+        yield from _idle(pool)
+
+
+def _idle_of_session(session: Any) -> Iterator[object]:
+    for _, adapter in items_of(field(session, "adapters")):
+        yield from _idle_of_manager(field(adapter, "poolmanager"))
+
+
+def _idle_of_botocore(client: Any) -> Iterator[object]:
+    return _idle_of_manager(field(field(field(client, "_endpoint"), "http_session"), "_manager"))
+
+
+def _kind(
+    owner_class: str,
+    name: str,
+    idle: Callable[[Any], Iterable[object]],
+    part_of: tuple[str, ...] = (),
+) -> OwnerKind:
+    # Pools of urllib3 close their connections when they are collected.
+    return OwnerKind(owner_class, name, never, idle, closes_itself=True, part_of=part_of)
+
+
 _KEEP_THE_CONTENT = (
     "close the session or client when you are done, and keep response.content or "
     "response.json() instead of the response: also one that was read and closed keeps "
@@ -49,6 +75,7 @@ _KEEP_THE_CONTENT = (
 LIBRARIES = (
     Library(
         "requests",
+        owners=(_kind("requests.sessions:Session", "requests.Session", _idle_of_session),),
         hints=(
             HolderHint(out_of_use("urllib3"), _KEEP_THE_CONTENT),
             HolderHint(read_response("urllib3"), _KEEP_THE_CONTENT),
@@ -71,7 +98,13 @@ LIBRARIES = (
     ),
     Library(
         "botocore",
+        owners=(_kind("botocore.client:BaseClient", "botocore client", _idle_of_botocore),),
         hints=(
+            HolderHint(
+                "botocore.client.BaseClient",
+                "reuse one client, or call client.close() after use",
+                (Verdict.SURPLUS,),
+            ),
             HolderHint(
                 "botocore.response.StreamingBody",
                 'close the body: use `with contextlib.closing(response["Body"]) as body:`, call '
@@ -99,7 +132,26 @@ LIBRARIES = (
                 _checked_out,
             ),
         ),
+        owners=(
+            _kind(
+                "urllib3.poolmanager:PoolManager",
+                "urllib3.PoolManager",
+                _idle_of_manager,
+                ("requests", "botocore"),
+            ),
+            _kind(
+                "urllib3.connectionpool:HTTPConnectionPool",
+                "urllib3.HTTPConnectionPool",
+                _idle,
+                ("urllib3.poolmanager",),
+            ),
+        ),
         hints=(
+            HolderHint(
+                "urllib3.connectionpool.HTTPConnectionPool",
+                "reuse one pool, or use `with urllib3.HTTPConnectionPool(...) as pool:`",
+                (Verdict.SURPLUS,),
+            ),
             HolderHint(
                 "urllib3.response.HTTPResponse",
                 "read the response to the end and call response.release_conn(), or call "

@@ -1,0 +1,190 @@
+"""A client for each call that is kept, of libraries that close what is collected by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+from test_owners import owners_in, quietly, url
+
+import closewait_guard as cwg
+from closewait_guard import Verdict
+from servers import redis_server
+
+botocore_session = pytest.importorskip("botocore.session")
+botocore_config = pytest.importorskip("botocore.config")
+redis = pytest.importorskip("redis")
+requests = pytest.importorskip("requests")
+urllib3 = pytest.importorskip("urllib3")
+websockets = pytest.importorskip("websockets.asyncio.client")
+servers_of_websockets = pytest.importorskip("websockets.sync.server")
+
+# More than `surplus` allows in a program with one thread.
+MANY = 7
+# A fixture, which must have a name here.
+url = url
+
+
+@pytest.fixture
+def guard():
+    gc.collect()
+    with cwg.Guard(cwg.Settings(grace=0.05)) as installed:
+        yield installed
+
+
+@pytest.fixture(scope="module")
+def redis_port():
+    with redis_server() as port:
+        yield port
+
+
+@pytest.fixture
+def address(request, url, redis_port):
+    return redis_port if "redis" in request.node.callspec.id else url
+
+
+def get_by_session(url):
+    session = requests.Session()
+    session.get(url, timeout=9)
+    return session
+
+
+def get_by_manager(url):
+    manager = urllib3.PoolManager()
+    manager.request("GET", url)
+    return manager
+
+
+def get_by_pool(url):
+    parts = urlsplit(url)
+    pool = urllib3.HTTPConnectionPool(parts.hostname, parts.port)
+    pool.request("GET", "/")
+    return pool
+
+
+def get_by_botocore(url):
+    config = botocore_config.Config(
+        s3={"addressing_style": "path"}, response_checksum_validation="when_required"
+    )
+    client = botocore_session.Session().create_client(
+        "s3",
+        "us-east-1",
+        endpoint_url=url,
+        config=config,
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+    )
+    client.get_object(Bucket="bucket", Key="key")["Body"].read()
+    return client
+
+
+def ask_redis(port):
+    client = redis.Redis(port=port)
+    client.ping()
+    return client
+
+
+def ask_redis_by_pool(port):
+    pool = redis.ConnectionPool(port=port)
+    redis.Redis(connection_pool=pool).ping()
+    return pool
+
+
+CLIENTS = {
+    get_by_session: ("requests.Session", "close"),
+    get_by_manager: ("urllib3.PoolManager", "clear"),
+    get_by_pool: ("urllib3.HTTPConnectionPool", "close"),
+    get_by_botocore: ("botocore client", "close"),
+    ask_redis: ("redis.Redis", "close"),
+    ask_redis_by_pool: ("redis.ConnectionPool", "disconnect"),
+}
+each_client = pytest.mark.parametrize("make", CLIENTS, ids=lambda function: function.__name__)
+
+
+@each_client
+def test_those_that_are_kept_are_more_than_are_needed_and_counted_once(guard, address, make):
+    kept = [make(address) for _ in range(MANY)]
+    found = owners_in(guard.scan())
+    for each in kept:
+        getattr(each, CLIENTS[make][1])()
+    assert [(each.verdict, each.code) for each in found] == [(Verdict.SURPLUS, "CWG903")] * MANY
+    assert {each.observation.owner.name for each in found} == {CLIENTS[make][0]}
+    assert {each.observation.owner.sockets for each in found} == {1}
+    assert found[0].observation.record.site.function == make.__name__
+    assert "reuse one" in found[0].hint or "with redis.Redis" in found[0].hint
+    assert guard.scan().findings == ()
+
+
+@each_client
+def test_few_and_those_that_are_collected_or_closed_are_not(guard, address, make):
+    kept = [make(address) for _ in range(4)]
+    for _ in range(MANY if make is not ask_redis_by_pool else 0):
+        make(address)
+    for _ in range(MANY):
+        getattr(make(address), CLIENTS[make][1])()
+    gc.collect()
+    assert guard.scan().findings == ()
+    for each in kept:
+        getattr(each, CLIENTS[make][1])()
+
+
+# Connections of websockets.
+
+
+@pytest.fixture
+def websocket_port():
+    def echo(connection):
+        for message in connection:
+            connection.send(message)
+
+    with servers_of_websockets.serve(echo, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        before = set(threading.enumerate())
+        yield server.socket.getsockname()[1]
+        server.shutdown()
+        for each in (*(set(threading.enumerate()) - before), thread):
+            each.join(30)
+
+
+async def talk(port, *, close=False):
+    connection = await websockets.connect(f"ws://127.0.0.1:{port}")
+    await connection.send("x")
+    await connection.recv()
+    if close:
+        await connection.close()
+    return connection
+
+
+def test_a_connection_of_websockets_that_outlives_its_event_loop_is_found(guard, websocket_port):
+    with quietly():
+        asyncio.run(talk(websocket_port))
+        kept = asyncio.run(talk(websocket_port))
+    found = owners_in(guard.scan())
+    assert {(each.verdict, each.code) for each in found} == {
+        (Verdict.UNCLOSED, "CWG901"),
+        (Verdict.UNCLOSED, "CWG902"),
+    }
+    assert {each.observation.owner.name for each in found} == {"websockets connection"}
+    assert found[0].observation.record.site.function == "talk"
+    assert "async with connect(...)" in found[0].hint
+    with quietly():
+        del kept
+
+
+def test_a_connection_of_websockets_that_is_closed_is_not(guard, websocket_port):
+    kept = asyncio.run(talk(websocket_port, close=True))
+    assert owners_in(guard.scan()) == []
+    del kept
+
+
+def test_a_pool_of_redis_that_was_given_to_a_client_and_is_collected_is_found(guard, redis_port):
+    with quietly():
+        ask_redis_by_pool(redis_port)
+    (found,) = guard.scan().findings
+    assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG901")
+    assert found.observation.owner.name == "redis.ConnectionPool"
+    assert "pool.disconnect()" in found.hint
