@@ -19,7 +19,7 @@ from operator import attrgetter, methodcaller
 from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from closewait_guard._capture.stack import PROGRAM, Capture, CapturedStack, owner_of
+from closewait_guard._capture.stack import PROGRAM, Capture, CapturedStack, capture, owner_of
 from closewait_guard._cpython import (
     AWAITED_BY,
     DONE_CALLBACKS,
@@ -31,6 +31,7 @@ from closewait_guard._cpython import (
 from closewait_guard._live import field, is_a, suspended_frames, type_qualname, variable_of
 
 __all__ = [
+    "continue_in_greenlets",
     "continue_stack",
 ]
 
@@ -65,6 +66,26 @@ def continue_stack(
             return
         if _add_suspended(stack, library.coroutine(task), depth):
             return
+
+
+def continue_in_greenlets(stack: CapturedStack, depth: int) -> None:
+    """Go on in the greenlets that wait for this one, to a line of the program.
+
+    The calls of a greenlet end where it was started: SQLAlchemy runs its synchronous part in one.
+    """
+    if len(stack) == 1:  # It shares its calls already.
+        stack[:] = [
+            each for call in zip(stack[0].codes, stack[0].offsets, strict=True) for each in call
+        ]
+    greenlet = sys.modules["greenlet"].getcurrent().parent
+    while (
+        greenlet is not None
+        and 0 < len(stack) < depth * 2
+        and not any(owner_of(code.co_filename) is PROGRAM for code in stack[::2])
+    ):
+        if greenlet.gr_frame is not None:
+            stack += capture(greenlet.gr_frame, depth - len(stack) // 2)
+        greenlet = greenlet.parent
 
 
 def _add_callers(

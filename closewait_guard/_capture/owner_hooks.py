@@ -1,4 +1,4 @@
-"""The wrappers of the methods of owners: of sessions, clients and loops that are to be closed."""
+"""The wrappers of the methods of owners, which are to be closed, and of pools of connections."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from closewait_guard._cpython import dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
 
 if TYPE_CHECKING:
-    from closewait_guard._libraries import OwnerKind
+    from closewait_guard._libraries import CheckoutKind, OwnerKind
 
 __all__ = [
     "OwnerEvents",
     "OwnerSubscribers",
     "owner_wrappers",
+    "pool_wrappers",
 ]
+
+
+# The flag of a coroutine function, as in `inspect`, which takes long to import.
+_COROUTINE = 0x80
 
 
 class OwnerEvents(Protocol):
@@ -38,6 +43,12 @@ class OwnerEvents(Protocol):
 
     def on_error(self) -> None:
         """One of the calls above raised."""
+
+    def on_take(self, pool: object, connection: object, kind: CheckoutKind, /) -> None:
+        """A pool has handed out a connection. Does not raise."""
+
+    def on_give_back(self, connection: object, kind: CheckoutKind, /) -> None:
+        """A connection is about to be given back to its pool. Does not raise."""
 
 
 class OwnerSubscribers:
@@ -128,3 +139,54 @@ def _wrap_del(original: Any, subscribers: OwnerSubscribers) -> Any:
         original(self)
 
     return __del__
+
+
+def pool_wrappers(kind: CheckoutKind) -> dict[str, _Wrap]:
+    """What to wrap of the class of a kind of pools, by the name of the method."""
+    return {
+        kind.takes: functools.partial(_wrap_take, kind),
+        kind.gives_back: functools.partial(_wrap_give_back, kind),
+    }
+
+
+def _wrap_take(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
+    def note(pool: Any, connection: Any) -> None:
+        for subscriber in subscribers.current:
+            subscriber.on_take(pool, connection, kind)
+
+    @functools.wraps(original)
+    def take(self: Any, *args: Any, **kwargs: Any) -> Any:
+        connection = original(self, *args, **kwargs)
+        note(self, connection)
+        return connection
+
+    @functools.wraps(original)
+    async def take_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        connection = await original(self, *args, **kwargs)
+        note(self, connection)
+        return connection
+
+    return take_async if _is_async(original) else take
+
+
+def _wrap_give_back(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
+    def note(connection: Any) -> None:
+        # Before the call: after it, another thread may have taken it.
+        for subscriber in subscribers.current:
+            subscriber.on_give_back(connection, kind)
+
+    @functools.wraps(original)
+    def give_back(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
+        note(connection)
+        return original(self, connection, *args, **kwargs)
+
+    @functools.wraps(original)
+    async def give_back_async(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
+        note(connection)
+        return await original(self, connection, *args, **kwargs)
+
+    return give_back_async if _is_async(original) else give_back
+
+
+def _is_async(function: Any) -> bool:
+    return bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & _COROUTINE)

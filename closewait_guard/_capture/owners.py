@@ -29,7 +29,7 @@ from closewait_guard._capture.creation import (
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
 from closewait_guard._capture.owner_hooks import OwnerEvents
 from closewait_guard._capture.recorder import Recording, make_recorder
-from closewait_guard._capture.stack import PROGRAM, CapturedStack, capture, is_within, owner_of
+from closewait_guard._capture.stack import is_within
 from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
@@ -204,6 +204,12 @@ class OwnerTable(OwnerEvents):
         creation, made = self._creations.pop(key, None), self._made.pop(key, None)
         return None if creation is None or made is None else _numbered(creation, *made)
 
+    def on_take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
+        self.checkouts.take(pool, connection, kind)
+
+    def on_give_back(self, connection: object, kind: CheckoutKind) -> None:
+        self.checkouts.give_back(connection, kind)
+
     @property
     def forgotten(self) -> int:
         """How many of those that ended without their close had to make room for later ones."""
@@ -267,6 +273,13 @@ def _with_serial(creation: CreationTuple, serial: int) -> CreationTuple:
     return (*creation[:SERIAL], serial, *creation[SERIAL + 1 :])
 
 
+def _answer(ask: Callable[[Any], Any], thing: object, otherwise: Any) -> Any:
+    try:
+        return ask(thing)
+    except Exception:
+        return otherwise
+
+
 class OpenCheckout(NamedTuple):
     """A connection that is out of its pool: where it was taken, by weak reference, and its kind."""
 
@@ -287,11 +300,17 @@ class OpenCheckout(NamedTuple):
 
 
 class _Taken(NamedTuple):
-    """The number of a check-out, the pool by weak reference, and its kind."""
+    """The number of a check-out, the pool by weak reference if there can be one, and its kind."""
 
     serial: int
-    pool: weakref.ref[Any]
+    pool: weakref.ref[Any] | None
     kind: CheckoutKind
+
+    def find_pool(self, connection: object) -> Any:
+        """The pool, if it is still there."""
+        if self.pool is not None:
+            return self.pool()
+        return self.kind.pool_of and _answer(self.kind.pool_of, connection, otherwise=None)
 
 
 class CheckoutTable:
@@ -321,8 +340,8 @@ class CheckoutTable:
         self._stops: dict[type, Callable[[], None]] = {}
 
     def listen(self, pool_class: type, kind: CheckoutKind) -> None:
-        """Record what the pools of a class hand out, from now on. Idempotent."""
-        if pool_class not in self._stops:
+        """Record what the pools of a class hand out, by their events, from now on. Idempotent."""
+        if pool_class not in self._stops and kind.listen is not None:
             self._stops[pool_class] = kind.listen(pool_class, _PoolEvents(self, kind))
 
     def stop(self) -> None:
@@ -334,20 +353,29 @@ class CheckoutTable:
     def take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
         """Record that a connection was taken, by the caller of the pool."""
         try:
-            key = id(connection)
-            self._record(connection, None)  # type: ignore[arg-type]
+            entry: Any = kind.entry(connection)
+            key = id(entry)
+            self._record(entry, None)
             if "greenlet" in sys.modules:
-                _continue_stack(self._creations[key][STACK], self._depth)
-            self._taken[key] = _Taken(self._next_serial(), weakref.ref(pool), kind)
+                # Not before it is needed, as for tasks.
+                from closewait_guard._capture.awaiting import continue_in_greenlets
+
+                continue_in_greenlets(self._creations[key][STACK], self._depth)
+            ref = weakref.ref(pool) if kind.pool_of is None else None
+            self._taken[key] = _Taken(self._next_serial(), ref, kind)
             self._count()
         except BaseException as error:
             if interrupts(error):
                 raise
             self._on_error()
 
-    def give_back(self, connection: object) -> None:
+    def give_back(self, connection: object, kind: CheckoutKind) -> None:
         """Forget a connection that was given back, or has left its pool."""
-        self._pop(id(connection))
+        try:
+            self._pop(id(kind.entry(connection)))
+        except Exception as error:  # It is no connection of this pool, as the pool will say.
+            if interrupts(error):
+                raise
 
     def _pop(self, key: int) -> None:
         self._taken.pop(key, None)
@@ -375,7 +403,7 @@ class CheckoutTable:
         for key, taken in self._taken.copy().items():
             creation = self._creations.get(key)
             connection = None if creation is None else creation[SOCK]()
-            pool = taken.pool()
+            pool = taken.find_pool(connection)
             if creation is None or connection is None or pool is None:
                 self._pop(key)
             elif _answer(taken.kind.is_out, connection, otherwise=False):
@@ -399,30 +427,12 @@ class _PoolEvents:
 
     def __init__(self, table: CheckoutTable, kind: CheckoutKind) -> None:
         self._table, self._kind = table, kind
-        self.on_give_back = table.give_back
 
     def on_take(self, pool: object, connection: object) -> None:
         self._table.take(pool, connection, self._kind)
 
-
-def _continue_stack(stack: CapturedStack, depth: int) -> None:
-    """Go on in the greenlets that wait for this one, to a line of the program.
-
-    The calls of a greenlet end where it was started: SQLAlchemy runs its synchronous part in one.
-    """
-    if len(stack) == 1:  # It shares its calls already.
-        stack[:] = [
-            each for call in zip(stack[0].codes, stack[0].offsets, strict=True) for each in call
-        ]
-    greenlet = sys.modules["greenlet"].getcurrent().parent
-    while (
-        greenlet is not None
-        and 0 < len(stack) < depth * 2
-        and not any(owner_of(code.co_filename) is PROGRAM for code in stack[::2])
-    ):
-        if greenlet.gr_frame is not None:
-            stack += capture(greenlet.gr_frame, depth - len(stack) // 2)
-        greenlet = greenlet.parent
+    def on_give_back(self, connection: object) -> None:
+        self._table.give_back(connection, self._kind)
 
 
 def _connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _socket.socket | None]]:
@@ -435,10 +445,3 @@ def _connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _sock
             if is_a(layer, _socket.socket):
                 yield _fileno(layer), layer
                 break
-
-
-def _answer(ask: Callable[[Any], Any], owner: object, otherwise: Any) -> Any:
-    try:
-        return ask(owner)
-    except Exception:
-        return otherwise

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from closewait_guard._capture.hooks import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
     from closewait_guard._capture.owner_hooks import OwnerEvents
-    from closewait_guard._libraries import OwnerKind
+    from closewait_guard._libraries import CheckoutKind, OwnerKind
 
 __all__ = [
     "CallOnImport",
@@ -39,6 +39,7 @@ __all__ = [
     "overriding_module",
     "patch_class",
     "patch_owner",
+    "patch_pool",
     "patched_classes",
     "replacement_class",
     "subscribe",
@@ -148,16 +149,33 @@ def unsubscribe_owners(subscriber: OwnerEvents) -> None:
 
 def patch_owner(cls: type, kind: OwnerKind) -> None:
     """Call the subscribers for the objects of a class that is meant to be closed, from now on."""
-    from closewait_guard._capture.owner_hooks import OwnerSubscribers, owner_wrappers
+    from closewait_guard._capture.owner_hooks import owner_wrappers
 
+    _patch_methods(cls, owner_wrappers(kind))
+
+
+def patch_pool(cls: type, kind: CheckoutKind) -> None:
+    """Call the subscribers for what the pools of a class hand out, from now on."""
+    from closewait_guard._capture.owner_hooks import pool_wrappers
+
+    _patch_methods(cls, pool_wrappers(kind))
+
+
+def _patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]]) -> None:
+    from closewait_guard._capture.owner_hooks import OwnerSubscribers
+
+    # Called in the middle of an import, for whose end the thread that has the lock may wait.
     lock = install_lock()
     if not lock.acquire(timeout=_MAX_WAIT):
         return
     try:
-        if not any(method.cls is cls for method in _owner_methods):
-            wrappers = owner_wrappers(kind).items()
-            _owner_methods.extend(_Method(cls, *each, OwnerSubscribers) for each in wrappers)
-            _update_owner_methods()
+        known = {method.name for method in _owner_methods if method.cls is cls}
+        _owner_methods.extend(
+            _Method(cls, name, wrap, OwnerSubscribers)
+            for name, wrap in wrappers.items()
+            if name not in known
+        )
+        _update_owner_methods()
     finally:
         lock.release()
 

@@ -158,7 +158,12 @@ class Registry:
     def listen_to_pools(self, name: str) -> None:
         """Record what the pools of a class, `module:name`, hand out, if it is loaded."""
         for cls in find_classes([name]).values():
-            self._load_owners().checkouts.listen(cls, kind_of_pool(name))
+            kind, owners = kind_of_pool(name), self._load_owners()
+            if kind.listen is not None:
+                owners.checkouts.listen(cls, kind)
+            else:
+                patch.subscribe_owners(owners)
+                patch.patch_pool(cls, kind)
 
     def _load_owners(self) -> OwnerTable:
         # Most programs have none: what records them is loaded with the first such class.

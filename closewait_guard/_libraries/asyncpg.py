@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._libraries.kinds import HolderHint, Library, OwnerKind
-from closewait_guard._live import MISSING, field
+from closewait_guard._enums import Origin, Verdict
+from closewait_guard._libraries.kinds import CheckoutKind, HolderHint, Library, OwnerKind, itself
+from closewait_guard._live import MISSING, field, number_of
 
 __all__ = [
     "LIBRARIES",
@@ -15,6 +16,19 @@ __all__ = [
 
 def _transport(connection: Any) -> Iterable[object]:
     return [field(connection, "_transport")]
+
+
+def _max_size(pool: Any) -> int | None:
+    return number_of(field(pool, "_maxsize"))
+
+
+def _proxy(connection: Any) -> object:
+    """What the program has while it has the connection: no weak reference to it can be made."""
+    return field(connection, "_proxy")
+
+
+def _pool_of(connection: Any) -> object:
+    return field(field(_proxy(connection), "_holder"), "_pool")
 
 
 LIBRARIES = (
@@ -33,7 +47,29 @@ LIBRARIES = (
                 part_of=("sqlalchemy",),
             ),
         ),
+        checkouts=(
+            CheckoutKind(
+                "asyncpg",
+                "asyncpg.pool:Pool",
+                lambda _: "asyncpg pool",
+                _max_size,
+                lambda connection: _proxy(connection) is not None,
+                itself,
+                _proxy,
+                takes="_acquire",
+                gives_back="release",
+                entry=lambda proxy: proxy._con,
+                pool_of=_pool_of,
+            ),
+        ),
         hints=(
+            HolderHint(
+                "asyncpg",
+                "give it back: use `async with pool.acquire() as connection:`, or call `await "
+                "pool.release(connection)` in a `finally` block",
+                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
+                Origin.CHECKED_OUT,
+            ),
             HolderHint(
                 "asyncpg",
                 "call `await connection.close()` in a `finally` block; for a pool, use `async with "

@@ -66,5 +66,8 @@ OWNER_CLASSES = {
 
 # The classes of pools of which is recorded what they hand out, and the file that knows them.
 POOL_CLASSES = {
+    "asyncpg.pool:Pool": "asyncpg",
+    "psycopg_pool:AsyncConnectionPool": "psycopg",
+    "psycopg_pool:ConnectionPool": "psycopg",
     "sqlalchemy:Pool": "sqlalchemy",
 }

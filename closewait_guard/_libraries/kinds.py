@@ -23,6 +23,7 @@ __all__ = [
     "PoolUse",
     "always",
     "for_each_call",
+    "itself",
     "never",
     "no_descriptors",
     "nothing",
@@ -86,6 +87,11 @@ def never(_: Any) -> bool:
 def always(_: Any) -> bool:
     """For a kind whose objects do nothing between two calls that show on their connections."""
     return True
+
+
+def itself(connection: Any) -> object:
+    """For a kind of pool whose connections stand for themselves."""
+    return connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +182,9 @@ class CheckoutEvents(Protocol):
 class CheckoutKind:
     """How one kind of pool hands out its connections.
 
-    All but `listen` are given the pool or a connection of it, as `listen` does, and may raise: then
-    it is passed over.
+    That is seen by events of the library, if it has such, else by the calls of two methods. The
+    callables are given the pool, or what stands for a connection, and may raise: then it is passed
+    over.
 
     Attributes:
         library: The name of the library, by which hints know it.
@@ -187,7 +194,12 @@ class CheckoutKind:
         is_out: Whether a connection is out of its pool.
         connection: What has the descriptor of it: a socket, or what wraps one.
         borrowed: What the program has of it, by which holders are found.
-        listen: Begins to call for what is taken and given back; returns what ends that.
+        listen: Begins to call for what is taken and given back, by events; returns what ends that.
+        takes: The method that returns a connection, where there are no events.
+        gives_back: The method that takes one back.
+        entry: What stands for a connection: there is a weak reference to it, and it is the same
+            when it is given back.
+        pool_of: The pool of a connection that is out, where there is no weak reference to pools.
     """
 
     library: str
@@ -197,7 +209,11 @@ class CheckoutKind:
     is_out: Callable[[Any], bool]
     connection: Callable[[Any], object]
     borrowed: Callable[[Any], object]
-    listen: Callable[[type, CheckoutEvents], Callable[[], None]]
+    listen: Callable[[type, CheckoutEvents], Callable[[], None]] | None = None
+    takes: str = ""
+    gives_back: str = ""
+    entry: Callable[[Any], object] = itself
+    pool_of: Callable[[Any], object] | None = None
 
 
 def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:

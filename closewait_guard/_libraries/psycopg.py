@@ -6,12 +6,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from closewait_guard._enums import Origin, Verdict
 from closewait_guard._libraries.kinds import (
+    CheckoutKind,
     HandleKind,
     HolderHint,
     Library,
     NativeCode,
     OwnerKind,
+    PoolKind,
+    for_each_call,
+    itself,
 )
 from closewait_guard._live import (
     MISSING,
@@ -22,6 +27,8 @@ from closewait_guard._live import (
     is_a,
     is_exactly,
     layers_of,
+    number_of,
+    text_of,
 )
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
 _LIBPQ = ("psycopg_binary.pq:PGconn", "psycopg_c.pq:PGconn", "psycopg.pq.pq_ctypes:PGconn")
 _PSYCOPG2 = ("psycopg2.extensions:connection",)
 _FUTURES = ("_asyncio:Future",)
+_POOLS = ("psycopg_pool:ConnectionPool", "psycopg_pool:AsyncConnectionPool")
 # As libpq numbers them: PQTRANS_IDLE.
 _IDLE = 0
 
@@ -92,6 +100,19 @@ def _loop_of(pool: Any) -> object:
     return None
 
 
+def _name(pool: Any) -> str:
+    return f"psycopg_pool {text_of(field(pool, 'name')) or ''}".rstrip()
+
+
+def _max_size(pool: Any) -> int | None:
+    # Zero is that of a pool without a bound.
+    return number_of(field(pool, "_max_size")) or None
+
+
+def _is_out(connection: Any) -> bool:
+    return field(connection, "_pool") is not None
+
+
 def _of_connection(connection: Any) -> Iterable[int]:
     return _of_libpq(field(connection, "pgconn"))
 
@@ -119,18 +140,50 @@ LIBRARIES = (
     ),
     Library(
         "psycopg_pool",
+        pools=(PoolKind(_POOLS, _name, _max_size, _waiting_in),),
+        checkouts=tuple(
+            CheckoutKind(
+                "psycopg_pool",
+                name,
+                _name,
+                _max_size,
+                _is_out,
+                itself,
+                itself,
+                takes="getconn",
+                gives_back="putconn",
+            )
+            for name in _POOLS
+        ),
         owners=tuple(
             OwnerKind(
-                f"psycopg_pool:{name}",
-                f"psycopg_pool.{name}",
+                name,
+                name.replace(":", "."),
                 lambda pool: field(pool, "_closed") is not False,
                 _waiting_in,
                 loop=_loop_of,
                 threads=_workers,
             )
-            for name in ("ConnectionPool", "AsyncConnectionPool")
+            for name in _POOLS
         ),
         hints=(
+            HolderHint(
+                "psycopg_pool",
+                "give it back: use `with pool.connection() as connection:` (`async with`), or call "
+                "pool.putconn(connection) in a `finally` block",
+                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
+                Origin.CHECKED_OUT,
+            ),
+            HolderHint(
+                for_each_call("psycopg_pool"),
+                "make one pool and use it for all calls, or call pool.close()",
+            ),
+            HolderHint(
+                "psycopg_pool",
+                "use ConnectionPool(..., check=ConnectionPool.check_connection), or max_idle=... "
+                "below the server's timeout: the next query on this connection would fail",
+                (Verdict.STALE_POOL,),
+            ),
             HolderHint(
                 "psycopg_pool",
                 "use one pool for all calls, and `with ConnectionPool(...) as pool:` (`async with` "

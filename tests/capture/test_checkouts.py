@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import json
 import os
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 
+import asyncpg
 import jsonschema
 import psycopg
+import psycopg_pool
 import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -392,6 +395,119 @@ def test_a_series_raises_the_alert_once_and_ends_it(address, monkeypatch):
         [over] = guard.report().alerts
         assert over.status is cwg.AlertStatus.RESOLVED
         assert "given back again" in over.message
+
+
+@asynccontextmanager
+async def psycopg_pool_at(address):
+    # In a thread: closing it waits for its workers.
+    pool = psycopg_pool.ConnectionPool(address, min_size=1, max_size=2, open=True)
+    try:
+        yield pool, pool.getconn, pool.putconn
+    finally:
+        pool.close()
+
+
+@asynccontextmanager
+async def asynchronous_psycopg_pool_at(address):
+    async with psycopg_pool.AsyncConnectionPool(address, min_size=1, max_size=2) as pool:
+        yield pool, pool.getconn, pool.putconn
+
+
+@asynccontextmanager
+async def asyncpg_pool_at(address):
+    async with asyncpg.create_pool(address, min_size=1, max_size=2) as pool:
+        yield pool, pool.acquire, pool.release
+
+
+OTHERS = {
+    "psycopg_pool": psycopg_pool_at,
+    "psycopg_pool asynchronous": asynchronous_psycopg_pool_at,
+    "asyncpg": asyncpg_pool_at,
+}
+
+
+def functions_of(record):
+    return {frame.function.rpartition(".")[2] for frame in record.stack}
+
+
+async def wait_for(result):
+    return await result if inspect.isawaitable(result) else result
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_pools_of_other_libraries_are_recorded_alike(address, name):
+    async def take(acquire):
+        return await wait_for(acquire())
+
+    async def main():
+        async with OTHERS[name](address.replace("+psycopg", "")) as (_, acquire, give_back):
+            await wait_for(give_back(await take(acquire)))
+            assert guard.scan().findings == ()
+            taken = [await take(acquire), await take(acquire)]
+            full = guard.scan()
+            await wait_for(give_back(taken.pop()))
+            report = guard.scan()
+            await wait_for(give_back(taken.pop()))
+            assert guard.scan().findings == ()
+            return full, report
+
+    with cwg.Guard(cwg.Settings(checkout_grace=0)) as guard:
+        full, report = asyncio.run(main())
+    [pool] = full.full_pools
+    assert (pool.max_size, list(pool.sites.values())) == (2, [2])
+    [found] = report.findings
+    seen, library = found.observation, name.partition(" ")[0]
+    assert found.verdict is Verdict.CHECKED_OUT
+    assert (seen.checkout.library, seen.checkout.out, seen.checkout.max_size) == (library, 1, 2)
+    assert "take" in functions_of(seen.record)
+    assert (seen.state, seen.peer.partition(":")[0]) == (cwg.State.ESTABLISHED, "127.0.0.1")
+    assert "give it back" in found.hint
+    assert "pool." in found.hint
+
+
+# asyncpg closes one as soon as its loop sees the end.
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "asyncpg"])
+def test_a_leaked_connection_of_another_library_has_the_line_that_took_it(address, name):
+    async def take(acquire):
+        return await wait_for(acquire())
+
+    async def main():
+        plain = address.replace("+psycopg", "")
+        async with OTHERS[name](plain) as (_, acquire, give_back):
+            taken = await take(acquire)
+            await asyncio.to_thread(hang_up, address)
+            leaks = findings_of(guard, Verdict.LEAKED)
+            with suppress(Exception):
+                await wait_for(give_back(taken))
+            return leaks
+
+    with cwg.Guard(cwg.Settings(grace=0.05)) as guard:
+        leaks = asyncio.run(main())
+    assert {each.code for each in leaks} == {"CWG112"}
+    assert all("take" in functions_of(each.observation.record) for each in leaks)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_uninstalling_leaves_the_methods_of_pools_as_they_were(name):
+    cls, methods = {
+        "psycopg_pool": (psycopg_pool.ConnectionPool, ("getconn", "putconn")),
+        "psycopg_pool asynchronous": (psycopg_pool.AsyncConnectionPool, ("getconn", "putconn")),
+        "asyncpg": (asyncpg.Pool, ("_acquire", "release")),
+    }[name]
+    before = [vars(cls)[each] for each in methods]
+    with cwg.Guard():
+        during = [vars(cls)[each] for each in methods]
+        kinds = [inspect.iscoroutinefunction(each) for each in during]
+    assert [vars(cls)[each] for each in methods] == before
+    assert not set(before) & set(during)
+    assert kinds == [inspect.iscoroutinefunction(each) for each in before]
+
+
+def test_what_a_pool_refuses_is_refused_as_ever(address):
+    plain = address.replace("+psycopg", "")
+    with psycopg_pool.ConnectionPool(plain, min_size=1, open=True) as pool, cwg.Guard():
+        with psycopg.connect(plain) as stranger, pytest.raises(ValueError, match="pool"):
+            pool.putconn(stranger)
 
 
 SUITE = """
