@@ -68,9 +68,7 @@ def active_thresholds(
     yield from _count_alert(waiting, settings, active)
     yield from _fd_limit_alert(report, len(waiting), settings, active)
     yield from _age_alert(waiting, settings)
-    for pool in report.full_pools:
-        if pool.full_for > _MAX_FULL:
-            yield _pool_alert(pool, settings)
+    yield from _pool_alerts(report.full_pools, settings)
 
 
 def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
@@ -137,7 +135,18 @@ def _seconds_in_close_wait(finding: Finding) -> float:
     return finding.observation.peer_closed_for or 0.0
 
 
-def _pool_alert(pool: FullPool, settings: Settings) -> ActiveAlert:
+def _pool_alerts(pools: Iterable[FullPool], settings: Settings) -> Iterator[ActiveAlert]:
+    """One for all pools of a name: it tells of the one that has been full for the longest."""
+    full = sorted(
+        (each for each in pools if each.full_for > _MAX_FULL), key=lambda each: -each.full_for
+    )
+    counts = Counter(each.name for each in full)
+    for name, count in counts.items():
+        longest = next(each for each in full if each.name == name)
+        yield _pool_alert(longest, count - 1, settings)
+
+
+def _pool_alert(pool: FullPool, others_full: int, settings: Settings) -> ActiveAlert:
     """No connection of a pool was given back, or taken, for as long as who waits will wait."""
     taken = list(pool.sites.items())
     where = [f"{count:,} at {place}" for place, count in taken[:_MAX_PLACES]]
@@ -149,6 +158,8 @@ def _pool_alert(pool: FullPool, settings: Settings) -> ActiveAlert:
         f"given back for {format_duration(pool.full_for)}: {', '.join(where)}; the oldest "
         f"{format_duration(pool.oldest_for)} ago"
     )
+    if others_full:
+        message += f"; {pluralize(others_full, 'other pool')} of that name likewise"
     data: dict[str, Scalar] = {
         "pool": pool.name,
         "count": count,

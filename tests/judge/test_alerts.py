@@ -20,6 +20,8 @@ from closewait_guard._judge.alerts import (
 )
 from closewait_guard.model import SCHEMA
 
+# Of which alerts there may be several, and what each is about.
+SUBJECTS = {"growth": "site", "churn": "site", "pool_exhausted": "pool"}
 CLOSE_WAIT, LISTEN = cwg.State.CLOSE_WAIT, cwg.State.LISTEN
 
 
@@ -224,14 +226,22 @@ def test_every_alert_is_raised_before_it_changes_or_ends_and_never_twice(reports
         before = len(series.alerts)
         series.next(report)
         for alert in series.alerts[before:]:
-            is_of_site = alert.kind in ("growth", "churn")
-            key = (alert.kind, alert.data["site"] if is_of_site else None)
+            subject = SUBJECTS.get(alert.kind)
+            key = (alert.kind, alert.data[subject] if subject else None)
             assert (alert.status == "raised") is (key not in active)
             (active.discard if alert.status == "resolved" else active.add)(key)
     assert not active
 
 
 # Growth.
+
+
+def test_full_pools_of_one_name_are_one_alert_about_the_one_that_is_full_for_the_longest():
+    pools = [cwg.FullPool("queue", 2, full_for, 60.0, {"shop.py:3": 2}) for full_for in (40, 50, 1)]
+    report = replace(report_of(), full_pools=tuple(pools))
+    (alert,) = threshold_alerts(report, cwg.Settings())
+    assert alert.data["full_for_s"] == 50
+    assert alert.message.endswith("; 1 other pool of that name likewise")
 
 
 def grow(series, counts, site="fetch", **options):
