@@ -286,7 +286,8 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False, descriptors: bool 
         descriptors: Refuse everything else that is left open, too: files, pipes, epoll and so on.
 
     Raises:
-        SocketLeakError: Sockets were leaked; the text is the report.
+        SocketLeakError: Sockets were leaked; the text is the report. Or something that may have
+            been left open could not be looked at.
 
     Example:
         >>> import socket

@@ -39,6 +39,7 @@ __all__ = [
     "socket_inode_of",
     "sockets_besides",
     "sockets_of_process",
+    "tcp_info_of",
     "unread",
     "unsent",
 ]
@@ -251,6 +252,17 @@ def peer_at(fd: int) -> object:
 def is_listening(sock: _socket.socket) -> bool:
     """Whether the socket waits for connections."""
     return bool(ask_or_none(_getsockopt, sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+# Up to the number of segments with data that were sent.
+_TCP_INFO_SIZE = 160
+
+
+def tcp_info_of(sock: _socket.socket) -> bytes:
+    """Linux's `struct tcp_info`; empty where there is none."""
+    with suppress(AttributeError, OSError):
+        return _getsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_INFO, _TCP_INFO_SIZE)
+    return b""
 
 
 # The one that the guard itself keeps open, if it does: a line to `run`.

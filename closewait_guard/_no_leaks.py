@@ -28,6 +28,7 @@ from closewait_guard.exceptions import ConfigurationError, SocketLeakError
 from closewait_guard.model import Descriptors, Finding, Report
 
 if TYPE_CHECKING:
+    from closewait_guard._pipeline import Pipeline, Totals
     from closewait_guard.settings import Settings
 
 __all__ = [
@@ -101,6 +102,8 @@ class _Guard(Protocol):
     def installed(self) -> bool: ...
     @property
     def settings(self) -> Settings: ...
+    @property
+    def _pipeline(self) -> Pipeline: ...
     def install(self) -> object: ...
     def uninstall(self) -> None: ...
     def mark(self) -> int: ...
@@ -115,12 +118,14 @@ class _Block(NamedTuple):
         guard: The guard that is used.
         is_ours: It was installed for the block.
         mark: The sockets that are opened in the block come after it.
+        totals: What had been recorded until then.
         opened: All descriptors that are, where they count.
     """
 
     guard: _Guard
     is_ours: bool
     mark: int
+    totals: Totals
     opened: DescriptorsOfBlock | None
 
 
@@ -139,7 +144,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         descriptors: Refuse everything else that is left open, too: files, pipes, epoll and so on.
 
     Raises:
-        SocketLeakError: Sockets were leaked; the text is the report.
+        SocketLeakError: Sockets were leaked; the text is the report. Or something that may have
+            been left open could not be looked at.
     """
 
     def __init__(
@@ -176,13 +182,13 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         if is_ours:
             guard.install()
         try:
-            mark = guard.mark()
+            mark, totals = guard.mark(), guard._pipeline.totals()
             opened = DescriptorsOfBlock() if self._descriptors else None
         except BaseException:
             if is_ours:
                 guard.uninstall()
             raise
-        self._entered.append(_Block(guard, is_ours, mark, opened))
+        self._entered.append(_Block(guard, is_ours, mark, totals, opened))
 
     def __exit__(
         self,
@@ -210,13 +216,14 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
     @contextmanager
     def _ending(self, error: BaseException | None) -> Iterator[Iterable[float]]:
         """Provide the waits at the end of the block; fail after the last if sockets are left."""
-        guard, is_ours, mark, opened = self._entered.pop()
+        guard, is_ours, mark, totals, opened = self._entered.pop()
         left: Descriptors | None = None
 
         def leaves_more(findings: Sequence[Finding]) -> bool:
             nonlocal left
             left = None if opened is None else self._left_open(opened, findings)
-            return left is not None
+            # A child that cannot be looked into may end.
+            return left is not None or bool(guard._pipeline.children.unseen)
 
         try:
             if error is not None:
@@ -226,11 +233,12 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
                 lambda: guard._open_since(mark), self._grace, leaves_more=leaves_more
             )
             yield settling
-            if left is not None or self._refused(settling.findings):
+            unseen = guard._pipeline.take_unseen(totals)
+            if left is not None or unseen or self._refused(settling.findings):
                 # Now with the holders of what is still open.
                 redaction = Redaction(guard.settings.redact)
                 shown = redaction.apply(lambda mask: mask.descriptors(left), left)
-                self._raise_if_leaky(guard.check(mark), shown)
+                self._raise_if_leaky(guard.check(mark), shown, unseen)
         finally:
             if is_ours:
                 guard.uninstall()
@@ -243,20 +251,26 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         found = opened.still_open(judged, sockets=not self._allow_open)
         return found if found.total else None
 
-    def _raise_if_leaky(self, report: Report, left: Descriptors | None) -> None:
+    def _raise_if_leaky(
+        self, report: Report, left: Descriptors | None, unseen: Sequence[str]
+    ) -> None:
         refused = self._refused(report.findings)
-        if not refused and left is None:
+        if not refused and left is None and not unseen:
             return
         report, layout = replace(report, findings=refused), layout_of(everything=True)
         shown = replace(report, findings=tuple(map(_as_left_open, refused)))
-        paragraphs = [render_report(shown, layout)] if refused else []
+        texts = []
+        if unseen:
+            what = "more sockets" if refused else "sockets"
+            texts.append(f"Whether the block has left {what} open is unknown: {'; '.join(unseen)}.")
         if left is not None:
-            text = (
+            texts.append(
                 f"{pluralize(left.total, 'descriptor')} left open by the block: "
                 f"{list_kinds(left)}. Close them by `with`, or in a `finally` block; which line "
                 "opened them is not recorded."
             )
-            paragraphs.insert(0, "".join(f"{line}\n" for line in layout.wrap(text, "  ")))
+        paragraphs = ["".join(f"{line}\n" for line in layout.wrap(each, "  ")) for each in texts]
+        paragraphs += [render_report(shown, layout)] if refused else []
         raise SocketLeakError("\n".join(paragraphs), report, left)
 
     def _refused(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:

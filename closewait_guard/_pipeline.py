@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from operator import sub
+from typing import TYPE_CHECKING
 
 from closewait_guard import _descriptors
-from closewait_guard._capture import CreationTuple, Registry, patch
+from closewait_guard._capture import SERIAL, ForkedSocket, Registry, patch
 from closewait_guard._clock import Allowance, now, thread_time, wall
 from closewait_guard._delivery import print_text
 from closewait_guard._enums import LEAKS, NOT_INSTALLED
@@ -41,12 +42,19 @@ from closewait_guard._series import ReportSeries
 from closewait_guard.model import SCHEMA, Coverage, Finding, Observation, Report, Verdict
 from closewait_guard.settings import Settings
 
-__all__ = ["Pipeline"]
+if TYPE_CHECKING:
+    from closewait_guard._processes import ChildrensCopies
+
+__all__ = ["Pipeline", "Totals"]
 
 
 # The share of the time for searching that goes to running calls, and of all time to children.
 _SHARE_OF_CALLS, _SHARE_OF_CHILDREN = 0.3, 0.002
 _OPEN_LEAKS = LEAKS - {Verdict.DROPPED, Verdict.UNCLOSED, Verdict.SURPLUS}
+
+
+# How many were dropped, could not be recorded, and how many copies and owners are forgotten.
+Totals = tuple[int, int, int, int]
 
 
 class Pipeline:
@@ -132,12 +140,31 @@ class Pipeline:
         fd_limit = _descriptors.fd_limit()
         observations = _observations_after(since, seen)
         findings = self._find(observations, settings, fd_limit, everything=True)
-        findings += self.children.leaks(is_last=True) if is_last else ()
+        findings += self.children.leaks(is_last=True) if is_last else self._copies_after(since)
         return self._finish(self._report(seen, findings, (), fd_limit))
 
     def _finish(self, report: Report) -> Report:
         report = replace(report, alerts=threshold_alerts(report, self._settings))
         return self._redaction.report(self._descriptors.name_if_exhausted(report))
+
+    def totals(self) -> Totals:
+        """What was recorded so far: the beginning of a block or test, for `take_unseen`."""
+        _, dropped, failures = self._registry.totals()
+        owners, forgotten = self._registry.owners, self._registry.at_fork.forgotten
+        return dropped, failures, forgotten, owners.forgotten if owners else 0
+
+    def take_unseen(self, start: Totals) -> list[str]:
+        """Why what a block or test has left open may be missing from the latest check, once."""
+        dropped, failures, copies, owners = map(sub, self.totals(), start)
+        lost = dropped - len(self._registry.dropped())
+        counts = {
+            f"recording sockets has failed ({pluralize(failures, 'time')})": failures,
+            f"no record is left of {pluralize(lost, 'dropped socket')}": lost,
+            f"no record is left of {pluralize(owners, 'unclosed object')}": owners,
+            f"what child processes keep open of {pluralize(copies, 'socket')} is forgotten": copies,
+        }
+        unseen, self.children.unseen = self.children.unseen, ()
+        return [why for why, count in counts.items() if count > 0] + list(unseen)
 
     def unseen(self) -> Iterator[str]:
         """Why leaks may be missing from the latest report: no gate must pass then."""
@@ -157,7 +184,13 @@ class Pipeline:
     def open_since(self, mark: int) -> tuple[Finding, ...]:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
         observations = _observations_after(mark, self._inspect(opened_after=mark))
-        return judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
+        findings = judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
+        return findings + self._copies_after(mark)
+
+    def _copies_after(self, mark: int) -> tuple[Finding, ...]:
+        dropped = {each.creation[SERIAL] for each in self._registry.dropped()}
+        copies = self.children.copies_after(mark)
+        return tuple(each for each in copies if each.observation.record.serial not in dropped)
 
     def print_report(self, report: Report, record: Callable[[Report], None]) -> None:
         """Print a report, to stderr by default, after another function has got it."""
@@ -321,10 +354,12 @@ class _Children:
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._registry, self._settings = registry, settings
         self._found: dict[int, Finding] = {}
-        self._paused_until = 0.0
+        self._paused_until, self.failure = 0.0, ""
+        # What the latest scan could not see, and of which processes.
         self.notes: tuple[str, ...] = ()
         self.unread: tuple[int, ...] = ()
-        self.failure = ""  # Of the latest search.
+        # What the latest check of a block or test could not see.
+        self.unseen: tuple[str, ...] = ()
 
     def leaks(self, *, is_last: bool) -> tuple[Finding, ...]:
         """Those that a child has open unused, with the record that they had at the fork."""
@@ -332,11 +367,9 @@ class _Children:
         if not closed:
             self.notes = self.unread = ()
         elif is_last or started >= self._paused_until:
-            try:
-                self._look(closed)
-            except Exception as error:
-                self.failure = f"what child processes keep open: the search failed ({error})"
-                self.notes = (self.failure,)
+            found = self._search(closed, of_block=False)
+            seen = found and (found.leaks, found.notes, found.unread)
+            self._found, self.notes, self.unread = seen or ({}, (self.failure,), ())
             self._paused_until = now() + (now() - started) / _SHARE_OF_CHILDREN
         return tuple(
             leak
@@ -344,17 +377,33 @@ class _Children:
             if _descriptors.is_socket_of(leak.observation.record.pid, leak.observation.fd, inode)
         )
 
-    def _look(self, closed: Mapping[int, tuple[int, CreationTuple]]) -> None:
-        # A process without children, and one that keeps its connections, loads nothing of it.
-        from closewait_guard._processes import find_copies_in_children
+    def copies_after(self, mark: int) -> tuple[Finding, ...]:
+        """Of the sockets opened after a mark, what a child has open; not what it serves."""
+        self.unseen, closed = (), self._registry.at_fork.copied_after(mark)
+        if not closed:
+            return ()
+        found = self._search(closed, of_block=True)
+        self.unseen = (self.failure,) if found is None else found.notes
+        return () if found is None else tuple({**found.undecided, **found.leaks}.values())
 
-        records = {
-            inode: (fd, partial(record_of, creation, self._registry.pid))
-            for inode, (fd, creation) in closed.items()
-        }
-        found = find_copies_in_children(records, self._settings)
-        self._found, gone, self.notes, self.unread = found
-        self._registry.at_fork.forget(gone)
+    def _search(
+        self, closed: Mapping[int, ForkedSocket], *, of_block: bool
+    ) -> ChildrensCopies | None:
+        """The search in all children; None where it has failed, as without a descriptor."""
+        settings = self._settings.with_overrides(grace=0) if of_block else self._settings
+        try:
+            # A process without children, and one that keeps its connections, loads nothing of it.
+            from closewait_guard._processes import find_copies_in_children
+
+            pid = self._registry.pid
+            found = find_copies_in_children(
+                closed, lambda each: record_of(each.creation, pid), settings, of_block=of_block
+            )
+        except Exception as error:
+            self.failure = f"what child processes keep open: the search failed ({error})"
+            return None
+        self._registry.at_fork.forget(found.gone)
+        return found
 
 
 def _observations_after(mark: int, seen: ScanResult) -> tuple[Observation, ...]:

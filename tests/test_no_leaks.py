@@ -300,3 +300,42 @@ def test_a_decorator_without_parentheses_is_refused_in_one_sentence_by_function_
     for decorator in (cwg.no_leaks, cwg.Guard().no_leaks):
         with pytest.raises(cwg.ConfigurationError, match=sentence):
             decorator(socket.socket)
+
+
+def test_a_block_in_which_recording_has_failed_does_not_pass():
+    with cwg.Guard() as guard:
+        guard._registry.on_error()
+        with guard.no_leaks():
+            socket.socket().close()
+        with pytest.raises(cwg.SocketLeakError) as caught, guard.no_leaks(allow_open=True):
+            guard._registry.on_error()
+        with guard.no_leaks():
+            socket.socket().close()
+    said = (
+        "Whether the block has left sockets open is unknown: recording sockets has failed (1 time)."
+    )
+    assert " ".join(str(caught.value).split()) == said
+    assert caught.value.report.findings == ()
+
+
+def test_a_block_of_whose_dropped_sockets_no_record_is_left_does_not_pass():
+    with cwg.Guard(cwg.Settings(dropped_kept=0)) as guard:
+        with pytest.warns(ResourceWarning), pytest.raises(cwg.SocketLeakError) as caught:
+            with guard.no_leaks():
+                socket.socket()
+        with guard.no_leaks():
+            socket.socket().close()
+    said = "unknown: no record is left of 1 dropped socket."
+    assert said in " ".join(str(caught.value).split())
+
+
+def test_the_error_of_a_block_says_that_more_may_be_open_than_it_lists():
+    kept = []
+    with cwg.Guard() as guard:
+        with pytest.raises(cwg.SocketLeakError) as caught, guard.no_leaks(grace=0):
+            guard._registry.on_error()
+            kept.append(socket.socket())
+    kept.pop().close()
+    text = str(caught.value)
+    assert text.startswith("Whether the block has left more sockets open is unknown: recording")
+    assert "1 leaked socket from 1 place." in text

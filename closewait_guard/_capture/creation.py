@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _socket
+import math
+import os
 import socket
 import threading
 import weakref
@@ -22,7 +24,7 @@ from closewait_guard._cpython import (
     is_closed_reader,
     weak_reference,
 )
-from closewait_guard._descriptors import inode_of, socket_inode_of
+from closewait_guard._descriptors import inode_of, socket_inode_of, tcp_info_of
 from closewait_guard._enums import Origin, Scalar
 from closewait_guard._live import (
     field,
@@ -33,6 +35,7 @@ from closewait_guard._live import (
     variable_of,
     weak_instances_of,
 )
+from closewait_guard._threads import descendants_of
 
 __all__ = [
     "NO_CONTEXT",
@@ -45,6 +48,7 @@ __all__ = [
     "STACK",
     "Creation",
     "CreationTuple",
+    "ForkedSocket",
     "OpenSockets",
     "SocketsAtFork",
     "as_parent",
@@ -53,6 +57,7 @@ __all__ = [
     "is_made_by",
     "library_constructors",
     "may_be_open",
+    "no_socket",
     "origin_of",
     "pop_if_same",
     "still_owns",
@@ -100,6 +105,10 @@ def still_owns(creation: CreationTuple, fd: int) -> bool:
     """Whether the socket of a creation still exists, and this is its descriptor."""
     sock = creation[SOCK]()
     return sock is not None and _fileno(sock) == fd
+
+
+def no_socket() -> None:
+    """In place of a weak reference to a socket: what one answers when its object is gone."""
 
 
 def may_be_open(fd: int, creation: CreationTuple) -> bool:
@@ -165,7 +174,7 @@ def pop_if_same(table: dict[int, Any], key: int, value: object) -> None:
 class Creation(NamedTuple):
     """How a socket was created. Outlives the socket, and never keeps it alive."""
 
-    sock: weakref.ref[socket.socket]
+    sock: Callable[[], socket.socket | None]
     # The address identifies a socket whose weak references the collector has already cleared.
     object_id: int
     serial: int
@@ -242,6 +251,93 @@ _c_socket = _socket.socket
 _get_ident = threading.get_ident
 
 
+# How many of those that were open at a fork, and are closed by now, are remembered between two
+# scans; of more, so many are forgotten at once.
+_MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
+
+
+class ForkedSocket(NamedTuple):
+    """A socket that was open at a fork.
+
+    Attributes:
+        fd: Its descriptor, which is that of the copy too.
+        tcp_info: Linux's `struct tcp_info` at the fork; empty where there is none.
+    """
+
+    fd: int
+    inode: int | None
+    creation: CreationTuple
+    tcp_info: bytes
+
+
+class SocketsAtFork:
+    """What was open when this process forked: to close it here leaves a copy in the child open.
+
+    Args:
+        creations: The table of those that are open.
+
+    Attributes:
+        forgotten: How many of those that were closed since are remembered no more.
+    """
+
+    def __init__(self, creations: dict[int, CreationTuple]) -> None:
+        self._creations = creations
+        self._noted: dict[int, ForkedSocket] = {}  # By serial.
+        self._last_serial = -math.inf
+        self.forgotten = 0
+
+    def note(self) -> None:
+        """In the parent: the child has a copy of all that is open.
+
+        Each socket is looked at once, at the first fork: what a server closes right after a fork
+        has no inode later.
+        """
+        noted, creations = self._noted, self._creations.copy()
+        for fd, creation in creations.items():
+            serial, sock = creation[SERIAL], creation[SOCK]()
+            if serial not in noted and sock is not None and still_owns(creation, fd):
+                noted[serial] = ForkedSocket(fd, inode_of(fd), creation, tcp_info_of(sock))
+                self._last_serial = max(self._last_serial, serial)
+        if len(noted) > len(creations) + _MAX_CLOSED_SINCE_FORK:
+            oldest = set(list(self.closed())[:_FORGOTTEN_AT_ONCE])
+            self.forgotten += len(oldest)
+            self.forget(oldest)
+
+    def closed(self) -> dict[int, ForkedSocket]:
+        """By inode, what children may have copies of and this process has not any more."""
+        return {
+            each.inode: each
+            for each in self._noted.copy().values()
+            if each.inode is not None
+            and not still_owns(each.creation, each.fd)
+            and inode_of(each.fd) != each.inode
+        }
+
+    def copied_after(self, since: float) -> dict[int, ForkedSocket]:
+        """The same of those opened after a mark; none where this process has no child."""
+        if self._last_serial <= since:
+            return {}
+        closed = self.closed()
+        if closed and not _has_children():
+            self.forget(closed.keys())
+            return {}
+        return {inode: each for inode, each in closed.items() if each.creation[SERIAL] > since}
+
+    def forget(self, inodes: Set[int]) -> None:
+        """No child has these any more."""
+        for serial, each in self._noted.copy().items():
+            if each.inode in inodes:
+                self._noted.pop(serial, None)
+
+
+def _has_children() -> bool:
+    """Whether this process has any, which may have ended; where that does not show, it may."""
+    try:
+        return bool(descendants_of(os.getpid(), 1))
+    except OSError:
+        return True
+
+
 def origin_of(
     fd: int,
     caller: FrameType,
@@ -312,57 +408,3 @@ def _creation_in_variable(
         return None
     creation = creations.get(fd)
     return as_parent(creation) if creation is not None and still_owns(creation, fd) else None
-
-
-# How many of those that were open at a fork, and are closed by now, are remembered between two
-# scans; of more, so many are forgotten at once.
-_MAX_CLOSED_SINCE_FORK, _FORGOTTEN_AT_ONCE = 10_000, 1000
-
-
-class SocketsAtFork:
-    """What was open at a fork: children may have copies of it.
-
-    Args:
-        creations: The table of those that are open.
-
-    Attributes:
-        forgotten: How many a child may have a copy of that are remembered no more.
-    """
-
-    def __init__(self, creations: dict[int, CreationTuple]) -> None:
-        self._creations = creations
-        # By serial: descriptor, inode and creation.
-        self._known: dict[int, tuple[int, int | None, CreationTuple]] = {}
-        self.forgotten = 0
-
-    def note(self) -> None:
-        """In the parent: the child has a copy of all that is open.
-
-        Each socket is looked at once, at the first fork: what a server closes right after a fork
-        has no inode later.
-        """
-        known, creations = self._known, self._creations.copy()
-        for fd, creation in creations.items():
-            if creation[SERIAL] not in known and still_owns(creation, fd):
-                known[creation[SERIAL]] = fd, inode_of(fd), creation
-        if len(known) > len(creations) + _MAX_CLOSED_SINCE_FORK:
-            oldest = set(list(self.closed())[:_FORGOTTEN_AT_ONCE])
-            self.forgotten += len(oldest)
-            self.forget(oldest)
-
-    def closed(self) -> dict[int, tuple[int, CreationTuple]]:
-        """By inode, what children may have copies of and this process has not any more.
-
-        Each with its descriptor, which is that of the copy too.
-        """
-        return {
-            inode: (fd, creation)
-            for fd, inode, creation in self._known.copy().values()
-            if inode is not None and not still_owns(creation, fd) and inode_of(fd) != inode
-        }
-
-    def forget(self, inodes: Set[int]) -> None:
-        """No child has these any more."""
-        for serial, (_, inode, _) in self._known.copy().items():
-            if inode in inodes:
-                self._known.pop(serial, None)

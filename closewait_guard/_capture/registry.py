@@ -35,6 +35,7 @@ from closewait_guard._capture.creation import (
     is_made_by,
     library_constructors,
     may_be_open,
+    no_socket,
     pop_if_same,
     still_owns,
     unknown_creation,
@@ -93,6 +94,7 @@ class Registry:
         alarms: What to call when there is no descriptor left.
         owners: Records owners of sockets and what pools hand out, if a library has such.
         at_fork: Those that children may have copies of.
+        has_failed: Something could not be recorded, and nothing has been said of it.
         fork: Where this process was forked, if it was while sockets were recorded.
         made_at: When it was made, by `now()`; it may be scanned much later.
     """
@@ -118,7 +120,7 @@ class Registry:
         self._has_adopted = False
         self._with_files: set[int] = set()
         self._next_adopted = itertools.count(-1, -1).__next__
-        self.at_fork = SocketsAtFork(self._creations)
+        self.at_fork, self.has_failed = SocketsAtFork(self._creations), False
         self.owners: OwnerTable | None = None
         self._on_import: tuple[patch.CallOnImport, ...] = ()
         self._recording, self._max_dropped = recording, max_dropped
@@ -224,6 +226,7 @@ class Registry:
             alarm()
 
     def on_error(self) -> None:
+        self.has_failed = True
         self._failures.count()
 
     # Called by scans.
@@ -295,7 +298,7 @@ class Registry:
 
     def all_closed_since(self, since: int) -> bool:
         """Whether no socket opened after a mark is open, or was dropped. False may be wrong."""
-        if self._detached:
+        if self._detached or self.has_failed or self.at_fork.copied_after(since):
             return False
         for fd, creation in self._creations.copy().items():
             if creation[SERIAL] > since and may_be_open(fd, creation):
@@ -422,12 +425,16 @@ def open_without_socket(registry: Registry, serials: Set[int]) -> dict[int, int]
 def open_creations(registry: Registry, since: int) -> list[Creation]:
     """Those after a mark whose sockets are open at this moment, or were dropped while open.
 
-    Cheap, because nothing asks the kernel.
+    Also those that this process has closed and a child may have a copy of. Cheap, because nothing
+    asks the kernel.
     """
     still_open = registry.open_sockets(thorough=True).creations.values()
     dropped = [each.creation for each in registry.dropped()]
     if registry.owners is not None:
         dropped += registry.owners.creations_left()
-    return [
+    found = [
         Creation._make(creation) for creation in (*still_open, *dropped) if creation[SERIAL] > since
     ]
+    copied = registry.at_fork.copied_after(since).values()
+    # What refers to the object of one that is closed here keeps nothing open.
+    return found + [Creation._make(each.creation)._replace(sock=no_socket) for each in copied]

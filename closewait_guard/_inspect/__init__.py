@@ -14,7 +14,14 @@ from closewait_guard._inspect.observation import (
     suspect_for,
     update_age,
 )
-from closewait_guard._inspect.probe import Endpoint, Probe, ProbeResult, has_sent, peer_of
+from closewait_guard._inspect.probe import (
+    Endpoint,
+    Probe,
+    ProbeResult,
+    has_moved_no_data,
+    has_sent,
+    peer_of,
+)
 
 if TYPE_CHECKING:
     from closewait_guard._inspect.descriptors import (
@@ -83,6 +90,7 @@ __all__ = [
     "descriptor_of",
     "descriptors_of_process",
     "handle_classes",
+    "has_moved_no_data",
     "has_sent",
     "is_ours",
     "is_unused_since",

@@ -28,7 +28,7 @@ from closewait_guard._capture import (
     still_owns,
 )
 from closewait_guard._clock import now
-from closewait_guard._descriptors import inode_of, sockets_of_process
+from closewait_guard._descriptors import inode_of, sockets_of_process, tcp_info_of
 from closewait_guard._format import pluralize
 from closewait_guard._inspect.native import SETTLED_AFTER
 from closewait_guard._inspect.observation import is_unused_since
@@ -39,7 +39,6 @@ from closewait_guard._inspect.probe import (
     endpoint_of,
     has_sent,
     peer_of,
-    tcp_info_of,
 )
 from closewait_guard._inspect.records import is_ours
 from closewait_guard._live import (

@@ -31,6 +31,7 @@ from closewait_guard._capture import (
     DroppedSocket,
     OpenSockets,
     capture,
+    no_socket,
     note_task,
     patch,
     pop_if_same,
@@ -248,7 +249,7 @@ class NativeSockets:
         serial = self._last_serial = self._tracked.mark()
         return tuple(
             Creation(
-                sock=_no_object,  # type: ignore[arg-type]
+                sock=no_socket,
                 object_id=0,
                 serial=serial,
                 pid=pid,
@@ -262,10 +263,6 @@ class NativeSockets:
                 stack=call.stack,
             )
         )
-
-
-def _no_object() -> None:
-    """What a weak reference answers when its object is gone."""
 
 
 class CallAttribution:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from closewait_guard._processes.model import Inaccessible, ProcessReport, ProcessScan
-from closewait_guard._processes.netlink import answers as kernel_answers
-from closewait_guard._processes.report import (
+from closewait_guard._processes.model import (
     ChildrensCopies,
-    ProcessScanner,
-    find_copies_in_children,
+    Inaccessible,
+    ProcessReport,
+    ProcessScan,
 )
+from closewait_guard._processes.netlink import answers as kernel_answers
+from closewait_guard._processes.report import ProcessScanner, find_copies_in_children
 from closewait_guard._processes.text import (
     how_to_be_permitted,
     render_inaccessible,

@@ -7,161 +7,56 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
+from types import MappingProxyType
 
-from closewait_guard._inspect import Endpoint, ProbeResult, is_unused_since
+from closewait_guard._inspect import Endpoint, ProbeResult, has_moved_no_data, is_unused_since
 from closewait_guard._inspect.probe import linux as probe
-from closewait_guard._processes import netlink, procfs
+from closewait_guard._processes import procfs
 from closewait_guard._processes.model import (
     CLOSE_WAIT,
     ESTABLISHED,
     KEEPALIVE,
-    LISTEN,
     Descriptor,
     Entry,
     Inaccessible,
     Process,
     ProcessSnapshot,
-    Row,
     SharedBy,
     Snapshot,
     UnownedSocket,
     UnusedCopy,
 )
-from closewait_guard._processes.procfs import namespace_of
+from closewait_guard._processes.netlink import Network, network_of
 from closewait_guard._threads import WaitingCalls, waiting_calls_of
 from closewait_guard.model import Connection, Evidence, State
 
 __all__ = [
-    "Network",
     "descendants",
-    "network_of",
     "take_snapshot",
     "view_of",
 ]
 
 
-# All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
-# kernel's own. The closed and unconnected are in no table.
-_OPEN = sum(1 << number for number in (1, 2, LISTEN))
-_ENDING = sum(1 << number for number in (4, 5, 9, 11))
-
-
-class Network:
-    """Connections by inode.
-
-    Args:
-        wanted: The inodes that matter.
-        dated: The kernel says when the peers have closed.
-
-    Attributes:
-        rows: Of the wanted sockets.
-        at: When those that are up were read, by the clock that dates the start of processes.
-        others_in_close_wait: In CLOSE_WAIT, and not of the wanted.
-    """
-
-    def __init__(self, wanted: Set[int], *, dated: bool) -> None:
-        self.rows: dict[int, Row] = {}
-        self.at = 0.0
-        self.others_in_close_wait: list[Entry] = []
-        self.dated = dated
-        self._wanted = wanted
-        # By family and port.
-        self._listeners: dict[tuple[int, bytes], list[Entry]] = {}
-
-    def take(self, rows: Iterable[Row]) -> None:
-        """Take in some connections; of one that has been seen before, this is the later state."""
-        wanted, found = self._wanted, self.rows
-        for row in rows:
-            state, inode = row[1], row[10]
-            if inode in wanted:
-                found[inode] = row
-            if state == LISTEN:
-                self._listeners.setdefault((row[0], row[3]), []).append(Entry(*row))
-            elif state == CLOSE_WAIT and inode not in wanted:
-                self.others_in_close_wait.append(Entry(*row))
-        self.at = self.at or procfs.seconds_since_boot()
-
-    def is_complete(self) -> bool:
-        """Whether each wanted socket has been seen."""
-        return len(self.rows) == len(self._wanted)
-
-    def is_accepted(self, entry: Entry) -> bool:
-        """Whether a listener has a connection's address, so that it must have come from one."""
-        # Of a client's connections, which may be many, none has a port of a listener.
-        key = entry.family, entry.local_port
-        return key in self._listeners and bool(self._listeners_of(entry))
-
-    def listeners_for(self, entry: Entry) -> set[int]:
-        """The inodes of those listeners that a connection may wait at to be accepted.
-
-        The kernel says that of none. Several can have one address: by SO_REUSEPORT, or because
-        one listens at all addresses and another at a single one.
-        """
-        found = self._listeners_of(entry)
-        # Of a listener, what it has received is how many connections wait.
-        waited_at = [each for each in found if each.received]
-        return {each.inode for each in waited_at or found}
-
-    def _listeners_of(self, entry: Entry) -> list[Entry]:
-        """What came in by IPv4 at a listener of IPv6 is of that one's family, too."""
-        if entry.state == LISTEN:
-            return []
-        of_port = self._listeners.get((entry.family, entry.local_port), ())
-        return [
-            each
-            for each in of_port
-            if each.local_host == entry.local_host or not any(each.local_host)
-        ]
-
-
-def network_of(
-    namespace: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
-) -> Network | None:
-    """The network of some processes; None where it cannot be looked at.
+def take_snapshot(
+    pids: Sequence[int] | None,
+    *,
+    everything: bool,
+    at_fork: Mapping[int, bytes] = MappingProxyType({}),
+) -> Snapshot:
+    """Scan some processes, or all that there are.
 
     Args:
-        namespace: What identifies its network.
-        pids: The processes in it; any of them may end meanwhile. "self" is this process.
-        wanted: The inodes that matter.
-        dated: Ask for the times of every connection, not only of those that have ended.
+        pids: The processes; None for all.
+        everything: Describe the healthy sockets too.
+        at_fork: By inode, `struct tcp_info` as it was at a fork, where that is known.
     """
-    for pid in pids:
-        for ask in (_by_netlink, _by_table):
-            with suppress(OSError):
-                network = ask(pid, wanted, dated=dated)
-                # Another may have its number now, and live elsewhere.
-                if namespace_of(pid) == namespace:
-                    return network
-    return None
-
-
-def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
-    namespace = None if pid == "self" else f"/proc/{pid}/ns/net"
-    with closing(netlink.open_socket(namespace)) as sock:
-        network = Network(wanted, dated=True)
-        network.take(netlink.dump(sock, _OPEN, dated=dated))
-        network.take(netlink.dump(sock, 1 << CLOSE_WAIT, dated=True))
-        # Most of these are the kernel's own, of sockets that were closed long ago.
-        if not network.is_complete():
-            network.take(netlink.dump(sock, _ENDING, dated=dated))
-    return network
-
-
-def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # noqa: ARG001
-    network = Network(wanted, dated=False)
-    network.take(procfs.table(pid))
-    return network
-
-
-def take_snapshot(pids: Sequence[int] | None, *, everything: bool) -> Snapshot:
-    """Scan some processes, or all that there are."""
     processes, inaccessible = _read(procfs.all_pids() if pids is None else pids)
     # Only of a family that was asked for: the kernel is to date all connections for it.
     parents = {} if pids is None else _parents_of(processes)
-    networks = _Networks(processes, dated=everything or bool(parents))
+    networks = _Networks(processes, dated=everything or bool(parents), at_fork=at_fork)
     at = time.monotonic()
     inspected = []
     for process in processes:
@@ -241,7 +136,10 @@ def _inaccessible(pid: int, why: str = "") -> Inaccessible:
 class _Networks:
     """The networks that processes live in, each asked once."""
 
-    def __init__(self, processes: Sequence[Process], *, dated: bool) -> None:
+    def __init__(
+        self, processes: Sequence[Process], *, dated: bool, at_fork: Mapping[int, bytes]
+    ) -> None:
+        self._at_fork = at_fork
         own = procfs.namespace_of("self")
         self._namespaces = {each.pid: procfs.namespace_of(each.pid) for each in processes}
         residents: dict[int | None, list[Process]] = {own: []}
@@ -273,7 +171,7 @@ class _Networks:
             return None
         found = _ProcessSockets(process, network, everything)
         if parent is not None:
-            found.copies = list(_unused_copies(process, parent, network))
+            found.take_copies(_unused_copies(process, parent, network, self._at_fork))
         return found
 
 
@@ -302,6 +200,12 @@ class _ProcessSockets:
                 self._others.append(_descriptor(fd, Entry(*row), network))
         for number, times in numbers.items():
             self.states[_state_of(number)] += times
+
+    def take_copies(self, copies: Iterable[UnusedCopy]) -> None:
+        """These are to be judged as copies, whatever their peers have done."""
+        self.copies = list(copies)
+        numbers = {copy.descriptor.fd for copy in self.copies}
+        self.ended = [each for each in self.ended if each.fd not in numbers]
 
     def _take_without_row(
         self, without_row: procfs.SocketsWithoutRow, fd: int, inode: int, everything: bool
@@ -371,22 +275,43 @@ def view_of(entry: Entry) -> ProbeResult:
     )
 
 
-def _unused_copies(process: Process, parent: Process, network: Network) -> Iterator[UnusedCopy]:
-    """What came over fork() and the parent has closed, as far as no byte has passed since."""
-    age, kept, calls = procfs.age_of(process, network.at), parent.owned, None
+def _unused_copies(
+    process: Process, parent: Process, network: Network, at_fork: Mapping[int, bytes]
+) -> Iterator[UnusedCopy]:
+    """What came over fork() and the parent has closed, as far as no byte has passed since.
+
+    Those whose peers have closed only where their state at the fork is known.
+    """
+    age, calls = procfs.age_of(process, network.at), None
+    unused, peers_of_served = list[tuple[Entry, UnusedCopy]](), set[tuple[bytes, bytes]]()
+    for fd, entry in _left_to(process, parent, network):
+        found = _descriptor(fd, entry, network)
+        is_unused = is_unused_since(found.view, age) or has_moved_no_data(
+            at_fork.get(entry.inode, b""), entry.info or b"", entry.received
+        )
+        calls = calls or (_calls_of(process.pid) if is_unused else None)
+        # A child may take over what the parent has accepted and not answered.
+        is_new = found.accepted and not entry.has_sent
+        if calls is not None and is_unused and fd not in calls.fds:
+            unused.append((entry, UnusedCopy(found, age, calls.may_use_others or is_new)))
+        if is_new or not unused or unused[-1][0] is not entry:
+            peers_of_served.add((entry.peer_port, entry.local_port))
+    for entry, copy in unused:
+        # Only the child itself may wait for the end of this one.
+        is_own_client = (entry.local_port, entry.peer_port) in peers_of_served
+        yield copy._replace(may_be_used=copy.may_be_used or is_own_client)
+
+
+def _left_to(process: Process, parent: Process, network: Network) -> Iterator[tuple[int, Entry]]:
+    """The connections of a process that its parent has not open."""
     for fd, inode in process.sockets.items():
         row = network.rows.get(inode)
         # A program that is started on a connection has it as 0, 1 or 2.
-        if row is None or row[1] != ESTABLISHED or inode in kept or fd <= 2:
-            continue
-        entry = Entry(*row)
-        found = _descriptor(fd, entry, network)
-        if is_unused_since(found.view, age):
-            calls = calls or _calls_of(process.pid)
-            if fd not in calls.fds:
-                # A child may take over what the parent has accepted and not answered.
-                is_new = found.accepted and not entry.has_sent
-                yield UnusedCopy(found, age, calls.may_use_others or is_new)
+        if row is not None and row[1] in _CONNECTED and inode not in parent.owned and fd > 2:
+            yield fd, Entry(*row)
+
+
+_CONNECTED = frozenset({ESTABLISHED, CLOSE_WAIT})
 
 
 def _calls_of(pid: int) -> WaitingCalls:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._inspect import Endpoint, ProbeResult, has_sent
-from closewait_guard.model import Descriptors, Observation, Report
+from closewait_guard.model import Descriptors, Finding, Observation, Report
 
 __all__ = [
     "CLOSE_WAIT",
@@ -18,6 +18,7 @@ __all__ = [
     "KEEPALIVE",
     "LISTEN",
     "Backend",
+    "ChildrensCopies",
     "Descriptor",
     "Entry",
     "Inaccessible",
@@ -244,6 +245,25 @@ class ProcessScan(NamedTuple):
     unowned: Mapping[int, Sequence[Observation]]
     has_undated: bool
     hides_processes: bool = False
+
+
+class ChildrensCopies(NamedTuple):
+    """What child processes keep open of what this process has closed.
+
+    Attributes:
+        leaks: By inode, those that a child keeps open without using them.
+        gone: The inodes that no child has any more.
+        notes: What could not be seen.
+        unread: The children of which that is so.
+        undecided: By inode, those that a child may use, for all that shows; but what was accepted,
+            which a server's children serve.
+    """
+
+    leaks: dict[int, Finding]
+    gone: frozenset[int]
+    notes: tuple[str, ...]
+    unread: tuple[int, ...] = ()
+    undecided: dict[int, Finding] = {}  # noqa: RUF012 - it is never changed
 
 
 class Backend(Protocol):

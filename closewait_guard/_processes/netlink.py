@@ -1,5 +1,7 @@
 """Linux: the kernel's own list of TCP connections, through socket diagnostics over netlink.
 
+Where that is refused, the table in /proc stands in: it dates nothing.
+
 `ss` asks in the same way. Only of connections that are to be dated is `struct tcp_info` asked for:
 the rest costs the kernel, and us, a tenth of the time.
 """
@@ -11,15 +13,18 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, nullcontext, suppress
 
 from closewait_guard._descriptors import OwnedDescriptor
-from closewait_guard._processes.model import Row
+from closewait_guard._processes import procfs
+from closewait_guard._processes.model import CLOSE_WAIT, LISTEN, Entry, Row
 
 __all__ = [
+    "Network",
     "answers",
     "dump",
+    "network_of",
     "open_socket",
 ]
 
@@ -42,6 +47,118 @@ _START = struct.Struct("=IH")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVED_AT_ONCE = 1 << 20
 _SECONDS_FOR_ANSWER = 10.0
+
+# All in which a program can have a socket: not TIME_WAIT, SYN_RECV and NEW_SYN_RECV, which are the
+# kernel's own. The closed and unconnected are in no table.
+_OPEN = sum(1 << number for number in (1, 2, LISTEN))
+_ENDING = sum(1 << number for number in (4, 5, 9, 11))
+
+
+class Network:
+    """Connections by inode.
+
+    Args:
+        wanted: The inodes that matter.
+        dated: The kernel says when the peers have closed.
+
+    Attributes:
+        rows: Of the wanted sockets.
+        at: When those that are up were read, by the clock that dates the start of processes.
+        others_in_close_wait: In CLOSE_WAIT, and not of the wanted.
+    """
+
+    def __init__(self, wanted: Set[int], *, dated: bool) -> None:
+        self.rows: dict[int, Row] = {}
+        self.at = 0.0
+        self.others_in_close_wait: list[Entry] = []
+        self.dated = dated
+        self._wanted = wanted
+        # By family and port.
+        self._listeners: dict[tuple[int, bytes], list[Entry]] = {}
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Take in some connections; of one that has been seen before, this is the later state."""
+        wanted, found = self._wanted, self.rows
+        for row in rows:
+            state, inode = row[1], row[10]
+            if inode in wanted:
+                found[inode] = row
+            if state == LISTEN:
+                self._listeners.setdefault((row[0], row[3]), []).append(Entry(*row))
+            elif state == CLOSE_WAIT and inode not in wanted:
+                self.others_in_close_wait.append(Entry(*row))
+        self.at = self.at or procfs.seconds_since_boot()
+
+    def is_complete(self) -> bool:
+        """Whether each wanted socket has been seen."""
+        return len(self.rows) == len(self._wanted)
+
+    def is_accepted(self, entry: Entry) -> bool:
+        """Whether a listener has a connection's address, so that it must have come from one."""
+        # Of a client's connections, which may be many, none has a port of a listener.
+        key = entry.family, entry.local_port
+        return key in self._listeners and bool(self._listeners_of(entry))
+
+    def listeners_for(self, entry: Entry) -> set[int]:
+        """The inodes of those listeners that a connection may wait at to be accepted.
+
+        The kernel says that of none. Several can have one address: by SO_REUSEPORT, or because
+        one listens at all addresses and another at a single one.
+        """
+        found = self._listeners_of(entry)
+        # Of a listener, what it has received is how many connections wait.
+        waited_at = [each for each in found if each.received]
+        return {each.inode for each in waited_at or found}
+
+    def _listeners_of(self, entry: Entry) -> list[Entry]:
+        """What came in by IPv4 at a listener of IPv6 is of that one's family, too."""
+        if entry.state == LISTEN:
+            return []
+        of_port = self._listeners.get((entry.family, entry.local_port), ())
+        return [
+            each
+            for each in of_port
+            if each.local_host == entry.local_host or not any(each.local_host)
+        ]
+
+
+def network_of(
+    namespace: int | None, pids: Sequence[int | str], wanted: Set[int], *, dated: bool
+) -> Network | None:
+    """The network of some processes; None where it cannot be looked at.
+
+    Args:
+        namespace: What identifies its network.
+        pids: The processes in it; any of them may end meanwhile. "self" is this process.
+        wanted: The inodes that matter.
+        dated: Ask for the times of every connection, not only of those that have ended.
+    """
+    for pid in pids:
+        for ask in (_by_netlink, _by_table):
+            with suppress(OSError):
+                network = ask(pid, wanted, dated=dated)
+                # Another may have its number now, and live elsewhere.
+                if procfs.namespace_of(pid) == namespace:
+                    return network
+    return None
+
+
+def _by_netlink(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:
+    namespace = None if pid == "self" else f"/proc/{pid}/ns/net"
+    with closing(open_socket(namespace)) as sock:
+        network = Network(wanted, dated=True)
+        network.take(dump(sock, _OPEN, dated=dated))
+        network.take(dump(sock, 1 << CLOSE_WAIT, dated=True))
+        # Most of these are the kernel's own, of sockets that were closed long ago.
+        if not network.is_complete():
+            network.take(dump(sock, _ENDING, dated=dated))
+    return network
+
+
+def _by_table(pid: int | str, wanted: Set[int], *, dated: bool) -> Network:  # noqa: ARG001
+    network = Network(wanted, dated=False)
+    network.take(procfs.table(pid))
+    return network
 
 
 def open_socket(namespace: str | None = None) -> _socket.socket:

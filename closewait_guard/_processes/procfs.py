@@ -27,11 +27,13 @@ __all__ = [
     "age_of",
     "all_pids",
     "are_hidden",
+    "has_ended",
     "has_stayed",
     "is_hidden",
     "local_addresses",
     "namespace_of",
     "parents",
+    "present_in",
     "protocol_of",
     "read",
     "seconds_since_boot",
@@ -157,6 +159,17 @@ def _require_descriptors(status: _Status) -> None:
         raise HasNoDescriptorsError("has ended, and its parent has not waited for it")
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is no more, or is only waited for: then it has no descriptors."""
+    try:
+        status = _status(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    except OSError:
+        return False
+    return status.state in "ZX" and status.threads <= 1
+
+
 def has_stayed(process: Process) -> bool:
     """Whether it has not ended, with perhaps another in its place that has its number."""
     try:
@@ -182,6 +195,24 @@ def some_sockets_of(
     for pid in pids:
         with suppress(OSError):
             yield pid, sockets_of_process(pid, likely)[1]
+
+
+def present_in(pids: Iterable[int], fds: Mapping[int, int]) -> tuple[set[int], list[int]]:
+    """Which sockets any of the processes has, and which processes may not be looked into.
+
+    Args:
+        pids: The processes.
+        fds: By inode, the number that each has where it is present.
+    """
+    present, unread, likely = set[int](), list[int](), frozenset(fds.values())
+    for pid in pids:
+        try:
+            sockets = sockets_of_process(pid, likely)[1]
+        except OSError:
+            unread += [] if has_ended(pid) else [pid]
+            continue
+        present |= {inode for fd, inode in sockets.items() if fds.get(inode) == fd}
+    return present, unread
 
 
 def protocol_of(pid: int, fd: int, inode: int) -> str | None:

@@ -12,9 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-from closewait_guard._descriptors import sockets_of_process
 from closewait_guard._enums import is_about_descriptors
 from closewait_guard._format import pluralize
 from closewait_guard._inspect import (
@@ -25,8 +24,10 @@ from closewait_guard._inspect import (
     update_age,
 )
 from closewait_guard._judge import cause_code, hint_for, judge, leave_undecided, threshold_alerts
+from closewait_guard._processes import procfs
 from closewait_guard._processes.model import (
     Backend,
+    ChildrensCopies,
     Descriptor,
     ProcessReport,
     ProcessScan,
@@ -45,14 +46,17 @@ from closewait_guard.model import (
     Observation,
     Origin,
     Report,
+    Severity,
     SocketRecord,
     State,
     Verdict,
 )
 from closewait_guard.settings import Settings
 
+if TYPE_CHECKING:
+    from closewait_guard._capture import ForkedSocket
+
 __all__ = [
-    "ChildrensCopies",
     "KnownAges",
     "ProcessScanner",
     "build_report",
@@ -64,6 +68,7 @@ __all__ = [
 
 # More are not looked at.
 _MAX_CHILDREN = 256
+_MAX_NAMED = 5
 
 # It does not show from outside.
 _CLOSE_CALLED = False
@@ -144,9 +149,8 @@ def _observe_copy(copy: UnusedCopy, records: _Records, settings: Settings) -> Ob
     is_suspect = not copy.may_be_used or seconds > settings.age_warning
     record = records.inherited(found)
     suspicious_for = seconds if is_suspect else None
-    return make_observation(
-        record, found.fd, found.endpoint, found.view, suspicious_for=suspicious_for
-    )
+    view = found.view
+    return make_observation(record, found.fd, found.endpoint, view, view.fin_for, suspicious_for)
 
 
 def record_from_outside(
@@ -262,78 +266,83 @@ def _notes(snapshot: ProcessSnapshot) -> Iterator[str]:
         )
 
 
-class ChildrensCopies(NamedTuple):
-    """What child processes keep open of what this process has closed.
-
-    Attributes:
-        leaks: By inode, those that a child keeps open without using them.
-        gone: The inodes that no child has any more.
-        notes: What could not be seen.
-        unread: The children of which that is so.
-    """
-
-    leaks: dict[int, Finding]
-    gone: frozenset[int]
-    notes: tuple[str, ...]
-    unread: tuple[int, ...] = ()
-
-
 def find_copies_in_children(
-    closed: Mapping[int, tuple[int, Callable[[], SocketRecord]]], settings: Settings
+    closed: Mapping[int, ForkedSocket],
+    record_of: Callable[[ForkedSocket], SocketRecord],
+    settings: Settings,
+    *,
+    of_block: bool = False,
 ) -> ChildrensCopies:
     """Look at the children of this process, and theirs.
 
     Args:
-        closed: By inode, the numbers and records of what this process has closed since it forked.
-            A copy has the same number; what was handed over in another way has another.
+        closed: By inode, what this process has closed since it forked. A copy has the same number;
+            what was handed over in another way has another.
+        record_of: Makes the record of one.
         settings: The thresholds.
+        of_block: All has been closed that is to be: include those that a child may use, and those
+            whose peers have closed, which else are the child's own.
     """
     if sys.platform != "linux" or settings.probe == "portable":
         return ChildrensCopies({}, frozenset(closed), ())
-    fds = {inode: fd for inode, (fd, _) in closed.items()}
     every = descendants_of(os.getpid(), _MAX_CHILDREN)
-    children, has_more = every[:_MAX_CHILDREN], len(every) > _MAX_CHILDREN
-    present, unread = set[int](), every[_MAX_CHILDREN:]
-    for pid in children:
-        try:
-            sockets = sockets_of_process(pid, frozenset(fds.values()))[1]
-        except (FileNotFoundError, ProcessLookupError):
+    children, beyond = every[:_MAX_CHILDREN], every[_MAX_CHILDREN:]
+    fds = {inode: each.fd for inode, each in closed.items()}
+    present, unread = procfs.present_in(children, fds)
+    leaks, undecided = dict[int, Finding](), dict[int, Finding]()
+    wanted = {Connection.LIVE, Connection.PEER_CLOSED} if of_block else {Connection.LIVE}
+    for found, program in _found_in(children, closed, settings, of_block) if present else ():
+        seen, is_leak = found.observation, found.verdict is Verdict.INHERITED
+        forked = closed.get(seen.inode or 0)
+        is_copy = forked is not None and forked.tcp_info and forked.fd == seen.fd
+        if forked is None or not is_copy or seen.peer is None or seen.connection not in wanted:
             continue
-        except OSError:
-            unread.append(pid)
-            continue
-        present |= {inode for fd, inode in sockets.items() if fds.get(inode) == fd}
-    # Known in the process that has opened them, and in no other.
-    from closewait_guard._libraries import packages_of
-
-    leaks = {}
-    for leak, program in _leaks_in(children, settings) if present else ():
-        seen = leak.observation
-        if seen.connection is Connection.LIVE and fds.get(seen.inode or 0) == seen.fd:
-            own, pid = closed[seen.inode or 0][1](), seen.record.pid
-            record = replace(own, pid=pid, origin=Origin.INHERITED, parent=own)
-            leaks[seen.inode or 0] = replace(
-                leak,
-                observation=replace(seen, record=record),
-                holders=(f"process {pid} ({program})",),
-                **packages_of(own)._asdict(),
-            )
+        own = record_of(forked)
+        if is_leak or own.opener.origin is not Origin.ACCEPTED:
+            (leaks if is_leak else undecided)[seen.inode or 0] = _as_copy(found, program, own)
     notes = []
-    if unreadable := len(set(unread) & set(children)):
-        many = pluralize(unreadable, "child process")
-        notes.append(f"what {many} may keep open: not to be read")
-    if has_more:
+    if unread:
+        many = pluralize(len(unread), "child process")
+        named = ", ".join(map(str, unread[:_MAX_NAMED]))
+        notes.append(f"what {many} may keep open: not to be read ({named})")
+    if beyond:
         notes.append(f"what child processes beyond the first {_MAX_CHILDREN} keep open")
     gone = frozenset[int]() if notes else frozenset(closed.keys() - present)
-    return ChildrensCopies(leaks, gone, tuple(notes), tuple(unread))
+    return ChildrensCopies(leaks, gone, tuple(notes), (*unread, *beyond), undecided)
 
 
-def _leaks_in(pids: Sequence[int], settings: Settings) -> Iterator[tuple[Finding, str]]:
-    seen = choose_backend(settings.probe).take_snapshot([os.getpid(), *pids], everything=False)
+def _found_in(
+    pids: Sequence[int], closed: Mapping[int, ForkedSocket], settings: Settings, healthy: bool
+) -> Iterator[tuple[Finding, str]]:
+    """What some processes have open, with the program; the healthy, too, where they are wanted."""
+    from closewait_guard._processes import linux
+
+    at_fork = {inode: each.tcp_info for inode, each in closed.items()}
+    seen = linux.take_snapshot([os.getpid(), *pids], everything=healthy, at_fork=at_fork)
     for each in seen.snapshots:
-        report = build_report(each, settings, {}, {}, seen.at, everything=False)
-        for leak in report.leaks:
-            yield leak, each.process.program
+        report = build_report(each, settings, {}, {}, seen.at, everything=healthy)
+        yield from ((finding, each.process.program) for finding in report.findings)
+        for open_one in report.observations:
+            yield Finding(open_one, Verdict.OPEN, Severity.INFO, (), ""), each.process.program
+
+
+def _as_copy(found: Finding, program: str, own: SocketRecord) -> Finding:
+    """With the record in this process, which is known in no other."""
+    from closewait_guard._libraries import packages_of
+
+    seen, pid = found.observation, found.observation.record.pid
+    record = replace(own, pid=pid, origin=Origin.INHERITED, parent=own)
+    verdict = Verdict.INHERITED if found.verdict is Verdict.INHERITED else Verdict.OPEN
+    cause = record.origin, seen.evidence, seen.connection
+    return replace(
+        found,
+        observation=replace(seen, record=record),
+        verdict=verdict,
+        holders=(f"process {pid} ({program})",),
+        hint=hint_for(Verdict.INHERITED, *cause),
+        code=cause_code(verdict, *cause),
+        **packages_of(own)._asdict(),
+    )
 
 
 def choose_backend(probe: str) -> Backend:

@@ -348,14 +348,15 @@ def _describe_end(observation: Observation) -> str:
     connection, record = observation.connection, observation.record
     if connection is Connection.LIVE and record.origin is Origin.INHERITED:
         # Without a call of close(): a copy that is reported for that reason says so itself.
-        return "" if observation.close_called else f"the peer waits; {_describe_copy(record)}"
+        return "" if observation.close_called else f"the peer waits; {_describe_copy(observation)}"
     if connection is Connection.UNCONNECTED and observation.evidence is Evidence.TCP_INFO:
         return "the connection was refused or failed"
     return _ENDS[connection]
 
 
-def _describe_copy(record: SocketRecord) -> str:
-    return f"process {record.pid} has it open unused, and its parent has closed it"
+def _describe_copy(seen: Observation) -> str:
+    unused = " unused" if seen.suspect_for is not None else ""
+    return f"process {seen.record.pid} has it open{unused}, and its parent has closed it"
 
 
 def _seconds_since_traffic(observation: Observation) -> float | None:

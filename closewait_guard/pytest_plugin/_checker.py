@@ -9,13 +9,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from closewait_guard._capture import Creation
 from closewait_guard._clock import now, pause
 from closewait_guard._enums import Connection, Origin
 from closewait_guard._guard import Guard
-from closewait_guard._inspect import resolve
 from closewait_guard._no_leaks import Settling
 from closewait_guard.pytest_plugin._attribution import (
     NO_OWNER,
@@ -24,10 +23,12 @@ from closewait_guard.pytest_plugin._attribution import (
     WiderFixture,
     opened_in,
 )
-from closewait_guard.pytest_plugin._current_test import CurrentTest
+from closewait_guard.pytest_plugin._current_test import CheckContext, CurrentTest
 from closewait_guard.pytest_plugin._excuses import (
     IdleEventLoops,
+    copies_in_use,
     find_running,
+    is_below,
     is_ignored,
     is_of_default_loop,
     kept_by_records,
@@ -51,28 +52,7 @@ from closewait_guard.pytest_plugin._options import Mode, Plan
 if TYPE_CHECKING:
     from closewait_guard.model import Finding, Observation, Report
 
-__all__ = ["CheckContext", "LeakChecker"]
-
-
-class CheckContext(NamedTuple):
-    """Whose sockets are checked, and what has to be taken into account.
-
-    Attributes:
-        kind: `test` or `fixture`.
-        wider_fixtures: Those that stay, the widest first.
-        failures: The exceptions that are kept for a debugger.
-        kept: What pytest itself keeps of the owner, and lets go of after the check.
-        own_functions: Files and names of the test's own functions; what was opened below one is its
-            own even if a runner of a wider fixture carried it out.
-    """
-
-    owner: Owner
-    kind: str
-    plan: Plan
-    wider_fixtures: Sequence[WiderFixture] = ()
-    failures: Callable[[], Sequence[BaseException]] = tuple
-    kept: Callable[[], Iterable[object]] = tuple
-    own_functions: Callable[[], frozenset[tuple[str, str]]] = frozenset
+__all__ = ["LeakChecker"]
 
 
 # A wait worth reporting of a test whose sockets were closed in time.
@@ -119,6 +99,7 @@ class LeakChecker:
         self._deferred: list[CheckContext] = []
         self._contexts: dict[str, CheckContext] = {}
         self._is_last = False
+        self._totals = (0, 0, 0, 0)
 
     @property
     def has_deferred(self) -> bool:
@@ -183,7 +164,7 @@ class LeakChecker:
     def _check(self, context: CheckContext) -> list[OwnerFinding]:
         with self._unraisables_of_others(context):
             self._resume_collections()
-            return self._check_owner(context)
+            return [*self._check_owner(context), *self._find_unknown(context)]
 
     def _resume_collections(self) -> None:
         if self._has_paused:
@@ -225,7 +206,7 @@ class LeakChecker:
         foreign = [each for each in creations if self._owner_of(each) is not owner]
         if foreign:
             functions = context.own_functions()
-            self._moved |= {each.serial: owner for each in foreign if _is_below(each, functions)}
+            self._moved |= {each.serial: owner for each in foreign if is_below(each, functions)}
         return [each for each in creations if self._owner_of(each) is owner]
 
     def _creations_since(self, mark: int) -> list[Creation]:
@@ -262,12 +243,15 @@ class LeakChecker:
     def _without_excused(self, creations: list[Creation], context: CheckContext) -> set[int]:
         if not creations:
             return set()
-        excused = reachable(context.failures(), self._targets(creations))
+        failures = context.failures()
+        excused = reachable(failures, self._targets(creations))
         suspects, other_ends = _serials(creations), set[int]()
         for finding in self._find_open(suspects, context.owner):
             record = finding.observation.record
             ignored = is_ignored(record, context.owner.fixture, context.plan.ignore)
-            if ignored or is_of_default_loop(record):
+            # What has failed may not have come to the end of its child processes.
+            is_due_to_failure = bool(failures) and record.origin is Origin.INHERITED
+            if ignored or is_due_to_failure or is_of_default_loop(record):
                 excused.add(record.serial)
             if record.serial in excused:
                 self._settle_as([finding])
@@ -318,6 +302,8 @@ class LeakChecker:
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
             lambda: recorded.update(self._collect(creations, suspects, context, variables)),
+            # A child that cannot be looked into may end.
+            lambda _: bool(self._guard._pipeline.children.unseen),
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
@@ -384,9 +370,10 @@ class LeakChecker:
         if context.plan.allow_reason is not None:
             return {}
         open_ones = [each for each in creations if each.serial in suspects]
-        opened_in = {each.serial: each.thread for each in open_ones}
+        threads = {each.serial: each.thread for each in open_ones}
         targets = self._targets(open_ones)
-        running = find_running(targets, opened_in, with_records=self._is_last)
+        running = find_running(targets, threads, with_records=self._is_last)
+        running |= copies_in_use(self._find_open(suspects, context.owner))
         if self._is_last or context.plan.threads is Mode.FAIL:
             return running
         self._leave_to_the_end(set(running), suspects, context)
@@ -415,21 +402,36 @@ class LeakChecker:
         variables: dict[int, Variable],
     ) -> list[OwnerFinding]:
         plan = context.plan
-        finding = OwnerFinding(
-            owner=context.owner.name,
-            nodeid=context.owner.nodeid,
-            kind=context.kind,
-            outcome=Outcome.SETTLED,
-            waited=waited,
-            reason=plan.allow_reason,
-            worker=self._worker,
-            defined_at=definition_of(context.owner.code),
-            last_test=context.owner.last_test,
-        )
+        finding = self._finding_of(context)._replace(waited=waited, reason=plan.allow_reason)
         if report is None:
             is_told = waited >= _MIN_SETTLE_REPORTED and not plan.allow_reason
             return [finding] if is_told else []
         return split_by_outcome(finding, plan, report, running, variables)
+
+    def _find_unknown(self, context: CheckContext) -> Iterator[OwnerFinding]:
+        """Say what could not be looked at since the check before: a leak may be missing."""
+        pipeline, plan = self._guard._pipeline, context.plan
+        self._guard._registry.has_failed = False
+        why = pipeline.take_unseen(self._totals)
+        if why and plan.mode is not Mode.OFF and plan.allow_reason is None:
+            report = replace(self._guard.check(context.owner.mark), findings=())
+            outcome = Outcome.UNKNOWN if plan.mode is Mode.FAIL else Outcome.WARNED
+            finding = self._finding_of(context)
+            yield finding._replace(outcome=outcome, reason="; ".join(why), report=report)
+        # That check has been said all of.
+        self._totals, pipeline.children.unseen = pipeline.totals(), ()
+
+    def _finding_of(self, context: CheckContext) -> OwnerFinding:
+        """What all findings of an owner have in common."""
+        return OwnerFinding(
+            owner=context.owner.name,
+            nodeid=context.owner.nodeid,
+            kind=context.kind,
+            outcome=Outcome.SETTLED,
+            worker=self._worker,
+            defined_at=definition_of(context.owner.code),
+            last_test=context.owner.last_test,
+        )
 
 
 def _serials(creations: Iterable[Creation]) -> set[int]:
@@ -438,9 +440,3 @@ def _serials(creations: Iterable[Creation]) -> set[int]:
 
 def _only(suspects: set[int], findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(each for each in findings if each.observation.record.serial in suspects)
-
-
-def _is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool:
-    return bool(functions) and any(
-        (frame.filename, frame.function) in functions for frame in resolve(creation.stack)
-    )

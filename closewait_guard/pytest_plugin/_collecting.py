@@ -42,6 +42,7 @@ class FindingCollector:
             self._file = JsonFile(config, options.json)
             config.add_cleanup(self._file.close)
         self._findings: list[OwnerFinding] = []
+        self._has_unknown = False
 
     def pytest_sessionstart(self) -> None:
         """Only now is it known whether workers of pytest-xdist run the tests."""
@@ -64,6 +65,7 @@ class FindingCollector:
         """Keep findings for the end of the run, and write them to the file."""
         for finding in findings:
             self._findings.append(finding)
+            self._has_unknown |= finding.outcome == "unknown"
             if self._file is not None and finding.report is not None:
                 self._file.write(finding.to_dict())
 
@@ -80,10 +82,10 @@ class FindingCollector:
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
-        """A reader of an incomplete file must not take the run for a clean one."""
+        """A run whose leaks are not all known, or whose file is incomplete, is no clean one."""
         yield
         failure = self._file.failure if self._file is not None else None
-        if failure and session.exitstatus == pytest.ExitCode.OK:
+        if (failure or self._has_unknown) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,20 +5,41 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from closewait_guard.pytest_plugin._attribution import Owner
+from closewait_guard.pytest_plugin._attribution import Owner, WiderFixture
 from closewait_guard.pytest_plugin._options import Plan
 
 if TYPE_CHECKING:
     from closewait_guard.pytest_plugin._failing import Failure
     from closewait_guard.pytest_plugin._findings import OwnerFinding
 
-__all__ = ["BodyReports", "CurrentTest"]
+__all__ = ["BodyReports", "CheckContext", "CurrentTest"]
+
+
+class CheckContext(NamedTuple):
+    """Whose sockets are checked, and what has to be taken into account.
+
+    Attributes:
+        kind: `test` or `fixture`.
+        wider_fixtures: Those that stay, the widest first.
+        failures: The exceptions that are kept for a debugger.
+        kept: What pytest itself keeps of the owner, and lets go of after the check.
+        own_functions: Files and names of the test's own functions; what was opened below one is its
+            own even if a runner of a wider fixture carried it out.
+    """
+
+    owner: Owner
+    kind: str
+    plan: Plan
+    wider_fixtures: Sequence[WiderFixture] = ()
+    failures: Callable[[], Sequence[BaseException]] = tuple
+    kept: Callable[[], Iterable[object]] = tuple
+    own_functions: Callable[[], frozenset[tuple[str, str]]] = frozenset
 
 
 class CurrentTest:

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Any
 
+from closewait_guard._capture import Creation
 from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import (
     LOOP_CALLS,
@@ -29,6 +30,7 @@ from closewait_guard._cpython import (
     threads,
 )
 from closewait_guard._holders import idle_pools
+from closewait_guard._inspect import resolve
 from closewait_guard._live import (
     derives_from,
     field,
@@ -47,11 +49,13 @@ from closewait_guard._live import (
     unnamed_values_of,
     value_at,
 )
-from closewait_guard.model import Frame, Observation, SocketRecord
+from closewait_guard.model import Finding, Frame, Observation, Origin, SocketRecord
 
 __all__ = [
     "IdleEventLoops",
+    "copies_in_use",
     "find_running",
+    "is_below",
     "is_ignored",
     "is_of_default_loop",
     "kept_by_records",
@@ -90,6 +94,13 @@ def is_of_default_loop(record: SocketRecord) -> bool:
     return any(
         frame.module == "asyncio.events" and frame.function.endswith("Policy.get_event_loop")
         for frame in record.opener.stack
+    )
+
+
+def is_below(creation: Creation, functions: frozenset[tuple[str, str]]) -> bool:
+    """Whether it was opened below one of the functions, each a file and a name."""
+    return bool(functions) and any(
+        (frame.filename, frame.function) in functions for frame in resolve(creation.stack)
     )
 
 
@@ -361,6 +372,15 @@ def find_running(
             if name in names:
                 found.setdefault(key, _sentence_of(names[name]))
     return found
+
+
+def copies_in_use(findings: Iterable[Finding]) -> dict[int, str]:
+    """By serial: the child process that may use its copy of what the parent has closed."""
+    return {
+        each.observation.record.serial: f"{each.holders[0]} still runs and has a copy"
+        for each in findings
+        if each.observation.record.origin is Origin.INHERITED and not each.is_leak and each.holders
+    }
 
 
 def _running_threads() -> Iterator[_Group]:

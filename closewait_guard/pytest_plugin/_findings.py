@@ -43,6 +43,7 @@ __all__ = [
     "plain_name",
     "relative_path",
     "split_by_outcome",
+    "unknown_sentence",
 ]
 
 
@@ -52,6 +53,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     WARNED = "warned"
     STILL_RUNNING = "still_running"
+    UNKNOWN = "unknown"
     LIBRARY_DEFAULT = "library_default"
     ALLOWED = "allowed"
     UNUSED_WAIVER = "unused_waiver"
@@ -93,6 +95,12 @@ class OwnerFinding(NamedTuple):
     def is_failure(self) -> bool:
         """Whether a test or a fixture fails for it."""
         return self.outcome is Outcome.FAILED
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it only says what could not be looked at; the reason is a sentence."""
+        is_said = self.outcome in (Outcome.UNKNOWN, Outcome.WARNED)
+        return is_said and self.report is not None and not self.report.findings
 
     @property
     def has_failed_already(self) -> bool:
@@ -360,6 +368,8 @@ def count_leaked(leaks: Sequence[Finding], kind: str = "") -> str:
 
 def junit_properties(finding: OwnerFinding, root: Path) -> list[tuple[str, object]]:
     """What the XML file says of a leaking test: how many, and each verdict with its line."""
+    if finding.is_unknown:
+        return [("socket_leaks_unknown", escape_line(str(finding.reason)))]
     leaks = finding.report.findings if finding.report is not None else ()
     found: list[tuple[str, object]] = [("socket_leaks", len(leaks))]
     for leak in leaks:
@@ -367,6 +377,14 @@ def junit_properties(finding: OwnerFinding, root: Path) -> list[tuple[str, objec
         place = f" opened at {format_location(frame, root)}" if frame is not None else ""
         found.append(("socket_leak", escape_line(f"{leak.verdict}{place}")))
     return found
+
+
+def unknown_sentence(finding: OwnerFinding) -> str:
+    """What could not be looked at, and in which test."""
+    sentence = f"{finding.owner}: leaks unknown: {finding.reason}"
+    if finding.outcome is Outcome.UNKNOWN:
+        sentence += '; the run fails, unless the test is marked socket_leaks("warn")'
+    return sentence
 
 
 _GITHUB_LEVELS = {
@@ -377,7 +395,12 @@ _GITHUB_LEVELS = {
 
 
 def github_commands(findings: Iterable[OwnerFinding], root: Path) -> Iterator[str]:
-    """One command of GitHub Actions for each line that leaks."""
+    """One command of GitHub Actions for each line that leaks, and for what is unknown."""
+    findings = tuple(findings)
+    for finding in findings:
+        if finding.is_unknown and (own := find_declaration(finding, root)) is not None:
+            path = _escape(relative_path(own[0], root), ",:")
+            yield f"::warning file={path},line={own[1]}::{_escape(unknown_sentence(finding))}"
     for site in group_by_site(findings, root):
         level = _GITHUB_LEVELS.get(site.outcome)
         if level is None:

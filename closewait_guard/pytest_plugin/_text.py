@@ -41,6 +41,7 @@ from closewait_guard.pytest_plugin._findings import (
     group_by_site,
     plain_name,
     relative_path,
+    unknown_sentence,
 )
 from closewait_guard.pytest_plugin._module_variables import find_definition
 
@@ -68,7 +69,7 @@ _OUTCOME_PHRASES = {
     Outcome.FAILED: "{} leaked by {}",
     Outcome.WARNED: "{} leaked by {} (socket_leaks=warn)",
     Outcome.STILL_RUNNING: (
-        "{} left to a running thread, loop or record by {} (socket_leaks_threads=warn)"
+        "{} left to a running thread, process, loop or record by {} (socket_leaks_threads=warn)"
     ),
     Outcome.ALLOWED: "{}, allowed ({})",
 }
@@ -108,6 +109,8 @@ def failure_text(
 def _head(finding: OwnerFinding, report: Report) -> str:
     """How many sockets, and what became of them."""
     number = len(report.findings)
+    if not number:
+        return f"leaks of {finding.owner} unknown"
     dropped = sum(each.is_gone for each in report.findings)
     waited = ""
     if finding.waited >= _MIN_SETTLE_SHOWN:
@@ -185,7 +188,8 @@ def summary_lines(
     for variable in dict.fromkeys(each.reason for each in in_defaults):
         owners = [each for each in in_defaults if each.reason == variable]
         lines += [*_default_lines(owners, root, layout), ""]
-    for sentence in _waiver_sentences(findings):
+    unknown = [unknown_sentence(each) for each in findings if each.is_unknown]
+    for sentence in (*unknown, *_waiver_sentences(findings)):
         lines += [*layout.wrap(sentence, "    "), ""]
     if lines:
         lines += _settle_lines(findings, layout) if whole_stacks else ()

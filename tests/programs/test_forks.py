@@ -608,10 +608,10 @@ os.waitpid(child, 0)
 def test_the_parent_says_how_many_copies_it_has_forgotten():
     run(
         """
-from closewait_guard._capture import registry
+from closewait_guard._capture import creation
 
-registry._MAX_CLOSED_SINCE_FORK = 4
-registry._FORGOTTEN_AT_ONCE = 1
+creation._MAX_CLOSED_SINCE_FORK = 4
+creation._FORGOTTEN_AT_ONCE = 1
 guard = cwg.install()
 kept = socket.socket()
 for _ in range(8):

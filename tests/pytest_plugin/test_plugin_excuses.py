@@ -254,7 +254,7 @@ def test_other(): pass
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         [
-            "test_it.py:*: 1 dead socket left to a running thread, loop or record by 1 test*",
+            "test_it.py:*: 1 dead socket left to a running thread, process, loop or record*",
             "    test_it.py::test_it (a record of a log, a warning or an exception keeps it)",
         ]
     )

@@ -70,7 +70,7 @@ def test_a_socket_that_a_running_thread_holds_is_warned_of(suite):
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         [
-            "test_it.py:*: 1 dead socket left to a running thread, loop or record by 1 test*",
+            "test_it.py:*: 1 dead socket left to a running thread, process, loop or record*",
             "    test_it.py::test_it (thread worker still runs and holds it)",
         ]
     )

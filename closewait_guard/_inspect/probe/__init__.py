@@ -14,9 +14,9 @@ from closewait_guard._inspect.probe.base import (
     duplicate_fd,
     endpoint_of,
     endpoint_of_snapshot,
+    has_moved_no_data,
     has_sent,
     peer_of,
-    tcp_info_of,
 )
 from closewait_guard.exceptions import ConfigurationError
 
@@ -31,9 +31,9 @@ __all__ = [
     "duplicate_fd",
     "endpoint_of",
     "endpoint_of_snapshot",
+    "has_moved_no_data",
     "has_sent",
     "peer_of",
-    "tcp_info_of",
 ]
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -28,10 +28,10 @@ __all__ = [
     "duplicate_fd",
     "endpoint_of",
     "endpoint_of_snapshot",
+    "has_moved_no_data",
     "has_sent",
     "peer_of",
     "select",
-    "tcp_info_of",
 ]
 
 
@@ -240,19 +240,18 @@ class PollPoller:
         return dict(self._poll.poll(0))
 
 
-# The number of segments with data that were sent, in Linux's `struct tcp_info`.
-_DATA_SEGMENTS_OUT = struct.Struct("=156xI")
-
-
-def tcp_info_of(sock: _socket.socket) -> bytes:
-    """Linux's `struct tcp_info`; empty where there is none."""
-    size = _DATA_SEGMENTS_OUT.size
-    with suppress(AttributeError, OSError):
-        return _socket.socket.getsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_INFO, size)
-    return b""
+# The bytes that were received and the segments with data that were sent, in `struct tcp_info`.
+_TRAFFIC = struct.Struct("=128x Q 20x I")
 
 
 def has_sent(info: bytes) -> bool:
     """Whether an end is known to have sent anything, by its `struct tcp_info`."""
-    is_counted = len(info) >= _DATA_SEGMENTS_OUT.size
-    return is_counted and bool(_DATA_SEGMENTS_OUT.unpack_from(info)[0])
+    return len(info) >= _TRAFFIC.size and bool(_TRAFFIC.unpack_from(info)[1])
+
+
+def has_moved_no_data(before: bytes, after: bytes, unread: int) -> bool:
+    """Whether an end has sent and read nothing between two times, by its `struct tcp_info`."""
+    if min(len(before), len(after)) < _TRAFFIC.size:
+        return False
+    (received, sent), (received_since, sent_since) = map(_TRAFFIC.unpack_from, (before, after))
+    return bool(sent == sent_since and received_since - received <= unread)
