@@ -170,20 +170,21 @@ def _wrap_take(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers)
 
 
 def _wrap_give_back(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
-    def note(connection: Any) -> None:
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Before the call: after it, another thread may have taken it.
-        for subscriber in subscribers.current:
-            subscriber.on_give_back(connection, kind)
+        for connection in (*args[:1], *kwargs.values()):
+            for subscriber in subscribers.current:
+                subscriber.on_give_back(connection, kind)
 
     @functools.wraps(original)
-    def give_back(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-        note(connection)
-        return original(self, connection, *args, **kwargs)
+    def give_back(self: Any, *args: Any, **kwargs: Any) -> Any:
+        note(args, kwargs)
+        return original(self, *args, **kwargs)
 
     @functools.wraps(original)
-    async def give_back_async(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-        note(connection)
-        return await original(self, connection, *args, **kwargs)
+    async def give_back_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        note(args, kwargs)
+        return await original(self, *args, **kwargs)
 
     return give_back_async if _is_async(original) else give_back
 

@@ -256,11 +256,16 @@ def _observe(
 
 
 class _Out(NamedTuple):
-    """A connection that is out of its pool: where it was taken, and its descriptor, if any."""
+    """A connection that is out of its pool: where it was taken, and its descriptor, if any.
+
+    Attributes:
+        may_last: It was taken by a call that may wait for any time, and gives it back itself.
+    """
 
     record: SocketRecord
     checkout: Checkout
     fd: int | None
+    may_last: bool
 
 
 class CheckoutScanner:
@@ -324,7 +329,7 @@ class CheckoutScanner:
 
     def _is_out_too_long(self, out: _Out, opened_after: int | None) -> bool:
         if opened_after is None:
-            return out.checkout.seconds >= self._grace
+            return out.checkout.seconds >= self._grace and not out.may_last
         # What has no socket is not the concern of a block or a test.
         return out.record.serial > opened_after and out.fd is not None
 
@@ -341,7 +346,9 @@ class CheckoutScanner:
                 entry = each.creation[SOCK]()
                 connection = None if entry is None else kind.connection(entry)
                 fd = None if connection is None else descriptor_of(connection, handles)[0]
-                found.append(_Out(record, checkout, None if fd is None or fd < 0 else fd))
+                may_last = any(frame.function.startswith(kind.may_last) for frame in record.stack)
+                fd = None if fd is None or fd < 0 else fd
+                found.append(_Out(record, checkout, fd, may_last))
             if most is not None and len(taken) >= most:
                 self.full_pools += (_full_pool(name, most, found),)
             yield from found

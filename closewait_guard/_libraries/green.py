@@ -69,5 +69,9 @@ POOL_CLASSES = {
     "asyncpg.pool:Pool": "asyncpg",
     "psycopg_pool:AsyncConnectionPool": "psycopg",
     "psycopg_pool:ConnectionPool": "psycopg",
+    "redis.asyncio.connection:BlockingConnectionPool": "redis",
+    "redis.asyncio.connection:ConnectionPool": "redis",
+    "redis.connection:BlockingConnectionPool": "redis",
+    "redis.connection:ConnectionPool": "redis",
     "sqlalchemy:Pool": "sqlalchemy",
 }

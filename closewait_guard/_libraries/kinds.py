@@ -200,6 +200,8 @@ class CheckoutKind:
         entry: What stands for a connection: there is a weak reference to it, and it is the same
             when it is given back.
         pool_of: The pool of a connection that is out, where there is no weak reference to pools.
+        may_last: How the names of calls begin for which one may be out for any time, because they
+            wait for something, and give it back themselves.
     """
 
     library: str
@@ -214,6 +216,7 @@ class CheckoutKind:
     gives_back: str = ""
     entry: Callable[[Any], object] = itself
     pool_of: Callable[[Any], object] | None = None
+    may_last: tuple[str, ...] = ()
 
 
 def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:

@@ -8,11 +8,14 @@ from typing import Any
 from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     UNBOUNDED,
+    CheckoutKind,
     HolderHint,
     Library,
     OwnerKind,
     PoolKind,
+    always,
     for_each_call,
+    itself,
     never,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
@@ -45,6 +48,16 @@ def _checked_out(pool: Any) -> Iterable[object]:
     return elements_of(field(pool, "_in_use_connections"))
 
 
+# What a command, a subscription or a monitor takes it gives back: it may wait for any time.
+_MAY_LAST = ("Redis.execute_command", "Redis._execute_command", "PubSub.", "Monitor.")
+_POOLS = (
+    "redis.connection:ConnectionPool",
+    "redis.connection:BlockingConnectionPool",
+    "redis.asyncio.connection:ConnectionPool",
+    "redis.asyncio.connection:BlockingConnectionPool",
+)
+
+
 def _is_closed(client: Any) -> bool:
     # A pool that was given to it is closed by what has made that.
     return field(client, "auto_close_connection_pool") is False
@@ -66,6 +79,21 @@ LIBRARIES = (
                 _idle,
                 _checked_out,
             ),
+        ),
+        checkouts=tuple(
+            CheckoutKind(
+                "redis",
+                name,
+                _name,
+                _max_size,
+                always,
+                itself,
+                itself,
+                takes="get_connection",
+                gives_back="release",
+                may_last=_MAY_LAST,
+            )
+            for name in _POOLS
         ),
         owners=(
             OwnerKind(
@@ -101,6 +129,13 @@ LIBRARIES = (
                 "return the connection: call client.close() (`await client.aclose()`), or use "
                 "`with redis.Redis(...) as client:`; a pubsub needs its own close(), a pipeline "
                 "reset()",
+            ),
+            HolderHint(
+                "redis",
+                "give it back: call pool.release(connection) in a `finally` block; a pubsub needs "
+                "its own close(), a pipeline reset(), a client with single_connection_client "
+                "close()",
+                (Verdict.CHECKED_OUT,),
             ),
             HolderHint(
                 "redis",

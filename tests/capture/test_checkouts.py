@@ -16,6 +16,8 @@ import jsonschema
 import psycopg
 import psycopg_pool
 import pytest
+import redis
+import redis.asyncio
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -26,7 +28,7 @@ from closewait_guard.reporters import changes
 from closewait_guard.testing import CapturingReporter
 from findings import findings_of
 from schema import SCHEMA
-from servers import postgres
+from servers import postgres, redis_server
 
 SELECT = sqlalchemy.text("select 1")
 # No test waits for so long.
@@ -37,6 +39,12 @@ LONG = 3600.0
 def address(tmp_path_factory):
     with postgres(tmp_path_factory.mktemp("postgres")) as port:
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+@pytest.fixture(scope="module")
+def redis_port():
+    with redis_server() as port:
+        yield port
 
 
 @contextmanager
@@ -419,7 +427,27 @@ async def asyncpg_pool_at(address):
         yield pool, pool.acquire, pool.release
 
 
+@asynccontextmanager
+async def redis_pool_at(port):
+    pool = redis.BlockingConnectionPool(port=port, max_connections=2)
+    try:
+        yield pool, pool.get_connection, pool.release
+    finally:
+        pool.disconnect()
+
+
+@asynccontextmanager
+async def asynchronous_redis_pool_at(port):
+    pool = redis.asyncio.ConnectionPool(port=port, max_connections=2)
+    try:
+        yield pool, pool.get_connection, pool.release
+    finally:
+        await pool.disconnect()
+
+
 OTHERS = {
+    "redis": redis_pool_at,
+    "redis asynchronous": asynchronous_redis_pool_at,
     "psycopg_pool": psycopg_pool_at,
     "psycopg_pool asynchronous": asynchronous_psycopg_pool_at,
     "asyncpg": asyncpg_pool_at,
@@ -434,13 +462,23 @@ async def wait_for(result):
     return await result if inspect.isawaitable(result) else result
 
 
+@pytest.fixture
+def place_of(request):
+    def find(name):
+        if name.startswith("redis"):
+            return request.getfixturevalue("redis_port")
+        return request.getfixturevalue("address").replace("+psycopg", "")
+
+    return find
+
+
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_pools_of_other_libraries_are_recorded_alike(address, name):
+def test_the_pools_of_other_libraries_are_recorded_alike(place_of, name):
     async def take(acquire):
         return await wait_for(acquire())
 
     async def main():
-        async with OTHERS[name](address.replace("+psycopg", "")) as (_, acquire, give_back):
+        async with OTHERS[name](place_of(name)) as (_, acquire, give_back):
             await wait_for(give_back(await take(acquire)))
             assert guard.scan().findings == ()
             taken = [await take(acquire), await take(acquire)]
@@ -466,7 +504,7 @@ def test_the_pools_of_other_libraries_are_recorded_alike(address, name):
 
 
 # asyncpg closes one as soon as its loop sees the end.
-@pytest.mark.parametrize("name", [name for name in OTHERS if name != "asyncpg"])
+@pytest.mark.parametrize("name", [name for name in OTHERS if "psycopg" in name])
 def test_a_leaked_connection_of_another_library_has_the_line_that_took_it(address, name):
     async def take(acquire):
         return await wait_for(acquire())
@@ -493,6 +531,8 @@ def test_uninstalling_leaves_the_methods_of_pools_as_they_were(name):
         "psycopg_pool": (psycopg_pool.ConnectionPool, ("getconn", "putconn")),
         "psycopg_pool asynchronous": (psycopg_pool.AsyncConnectionPool, ("getconn", "putconn")),
         "asyncpg": (asyncpg.Pool, ("_acquire", "release")),
+        "redis": (redis.ConnectionPool, ("get_connection", "release")),
+        "redis asynchronous": (redis.asyncio.ConnectionPool, ("get_connection", "release")),
     }[name]
     before = [vars(cls)[each] for each in methods]
     with cwg.Guard():
@@ -501,6 +541,41 @@ def test_uninstalling_leaves_the_methods_of_pools_as_they_were(name):
     assert [vars(cls)[each] for each in methods] == before
     assert not set(before) & set(during)
     assert kinds == [inspect.iscoroutinefunction(each) for each in before]
+
+
+def test_a_subscription_and_a_command_of_redis_may_wait_for_any_time(redis_port):
+    pool = redis.ConnectionPool(port=redis_port, max_connections=3)
+    client = redis.Redis(connection_pool=pool)
+    waiting = threading.Thread(target=client.blpop, args=("nothing",), kwargs={"timeout": 60})
+    with cwg.Guard(cwg.Settings(checkout_grace=0)) as guard:
+        with client.pubsub() as subscription:
+            subscription.subscribe("prices")
+            waiting.start()
+            end = time.monotonic() + 30
+            while len(guard._registry.owners.checkouts.open_checkouts()) < 2:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert guard.scan().findings == ()
+            taken = pool.get_connection()
+            report = guard.scan()
+            [found] = report.findings
+            assert sum(report.full_pools[0].sites.values()) == 3
+            assert found.observation.record.site.function == (
+                "test_a_subscription_and_a_command_of_redis_may_wait_for_any_time"
+            )
+            pool.release(taken)
+            client.rpush("nothing", "something")
+            waiting.join(30)
+        assert guard.scan().findings == ()
+    pool.disconnect()
+
+
+def test_a_connection_that_is_given_back_by_a_keyword_is_back(redis_port):
+    pool = redis.ConnectionPool(port=redis_port)
+    with cwg.Guard(cwg.Settings(checkout_grace=0)) as guard:
+        pool.release(connection=pool.get_connection())
+        assert guard.scan().findings == ()
+    pool.disconnect()
 
 
 def test_what_a_pool_refuses_is_refused_as_ever(address):

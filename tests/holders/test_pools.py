@@ -434,7 +434,8 @@ def test_redis_idle_is_stale_and_a_connection_never_returned_is_leaked(guard, re
         taken = client.connection_pool.get_connection()
         hang_up_redis(redis_port)
         [leak] = findings_of(guard, cwg.Verdict.LEAKED)
-        assert "checked out of the pool (at most 5)" in leak.holders[-1]
+        checkout = leak.observation.checkout
+        assert (checkout.library, checkout.out, checkout.max_size) == ("redis", 1, 5)
         assert "return the connection" in leak.hint
         client.connection_pool.release(taken)
     assert guard.scan().leaks == ()
