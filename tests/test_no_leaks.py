@@ -339,3 +339,30 @@ def test_the_error_of_a_block_says_that_more_may_be_open_than_it_lists():
     text = str(caught.value)
     assert text.startswith("Whether the block has left more sockets open is unknown: recording")
     assert "1 leaked socket from 1 place." in text
+
+
+async def open_stream(server):
+    return await asyncio.open_connection(*server.getsockname())
+
+
+def test_a_stream_writer_that_closes_itself_is_warned_of_by_asyncio_and_no_finding():
+    async def main():
+        with pytest.warns(ResourceWarning, match="unclosed <StreamWriter"):
+            async with cwg.no_leaks():
+                await open_stream(server)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_stream_writer_that_outlives_its_loop_was_dropped_with_its_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(cwg.SocketLeakError) as caught, cwg.no_leaks(grace=0.05):
+            loop = asyncio.new_event_loop()
+            streams = loop.run_until_complete(open_stream(server))
+            loop.close()
+            del streams
+    [leak] = caught.value.report.findings
+    assert leak.verdict is cwg.Verdict.DROPPED
+    assert leak.observation.record.site.function == "open_stream"
