@@ -47,7 +47,8 @@ __all__ = [
 ]
 
 
-_MAX_LEVELS = 18
+# From a socket of urllib3 to the variable with the requests.Session, where each object has a dict.
+_MAX_LEVELS = 24
 # gc.get_referrers compares each reference of the heap with every object that it is given.
 _MAX_AT_ONCE = 80
 _MAX_ENDS = 3

@@ -119,6 +119,17 @@ def test_a_module_global_with_keys_attributes_and_indexes(module):
     assert held_by(ref) == ("app.prices._cache['EUR'][1].sock (module global)",)
 
 
+def test_a_long_path_is_found_also_where_each_object_has_been_asked_for_its_dict(module):
+    def place(sock):
+        for _ in range(10):
+            sock = Connection(sock)
+            vars(sock)  # From now on there is a dict between the object and its values.
+        module.client = sock
+
+    [sentence] = held_by(put(place))
+    assert sentence.startswith("app.prices.client")
+
+
 def test_a_module_goes_by_the_name_that_it_was_loaded_under_whatever_aliases_it_has(
     module, monkeypatch
 ):
