@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from closewait_guard._capture import label
     from closewait_guard._delivery import render_text
     from closewait_guard._guard import Guard
+    from closewait_guard._libraries import OwnerKind
     from closewait_guard._monitor import Monitor
     from closewait_guard._render import from_dict, to_dict
     from closewait_guard.exceptions import (
@@ -86,6 +87,7 @@ __all__ = [
     "NotLoadedError",
     "Observation",
     "Origin",
+    "OwnerKind",
     "Report",
     "ReportFormatError",
     "Reporter",
@@ -129,6 +131,7 @@ _HOMES = {
     "_delivery": ("render_text",),
     "_guard": ("Guard",),
     "_capture": ("label",),
+    "_libraries": ("OwnerKind",),
     "_monitor": ("Monitor",),
     "_render": ("from_dict", "to_dict"),
     "exceptions": (

@@ -16,7 +16,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from closewait_guard._capture import patch
 from closewait_guard._capture.context import PlainContext
@@ -59,6 +59,7 @@ from closewait_guard._libraries import (
     POOL_CLASSES,
     SOCKET_CLASSES,
     SOCKET_CONSTRUCTORS,
+    DeclaredKinds,
     kind_of_owner,
     kind_of_pool,
 )
@@ -123,6 +124,7 @@ class Registry:
         self.at_fork, self.has_failed = SocketsAtFork(self._creations), False
         self.owners: OwnerTable | None = None
         self._on_import: tuple[patch.CallOnImport, ...] = ()
+        self.declared = DeclaredKinds(self._wait_for, self.patch_owner_class)
         self._recording, self._max_dropped = recording, max_dropped
         # A number above the serial of every socket opened so far, and below the next.
         self.mark = self._opened.mark
@@ -140,6 +142,7 @@ class Registry:
                     (self.listen_to_pools, POOL_CLASSES),
                 )
                 self._on_import = tuple(patch.CallOnImport(*each).install() for each in calls)
+                self.declared.begin()
 
     def patch_class(self, name: str) -> None:
         """Record the sockets of a library's own class too, `module:name`, if it is loaded."""
@@ -150,7 +153,11 @@ class Registry:
     def patch_owner_class(self, name: str) -> None:
         """Record the owners of a class, `module:name`, if it is loaded."""
         for cls in find_classes([name]).values():
-            self.track(cls, kind_of_owner(name))
+            if cls.__weakrefoffset__:
+                self.track(cls, self.declared.kinds.get(name) or kind_of_owner(name))
+
+    def _wait_for(self, *call: Any) -> None:
+        self._on_import += (patch.CallOnImport(*call).install(),)
 
     def track(self, cls: type, kind: OwnerKind) -> None:
         """Record the owners of a class from now on."""

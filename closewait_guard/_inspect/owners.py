@@ -106,7 +106,7 @@ class OwnerScanner:
             may_stay_open: Whether sockets may: at the end of a block those of owners that are
                 there still are reported by themselves.
         """
-        table = self._registry.owners
+        table, self.notes = self._registry.owners, self._registry.declared.failed
         if table is None:
             return seen
         ended = {each.serial: each for each in table.ended.copy()}
@@ -116,7 +116,7 @@ class OwnerScanner:
             for serial, each in ended.items()
         }
         self.lost = _describe_lost(table.forgotten)
-        self.notes = (self.lost,) if self.lost else ()
+        self.notes += (self.lost,) if self.lost else ()
         found = [*self._ended.values()]
         if may_stay_open:
             owners = table.open_owners()

@@ -13,6 +13,7 @@ from closewait_guard._libraries.green import (
     POOL_CLASSES,
     SOCKET_CLASSES,
     SOCKET_CONSTRUCTORS,
+    DeclaredKinds,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ __all__ = [
     "SOCKET_CONSTRUCTORS",
     "CheckoutEvents",
     "CheckoutKind",
+    "DeclaredKinds",
     "HandleKind",
     "HolderHint",
     "Library",

@@ -2,18 +2,31 @@
 
 The classes that gevent and eventlet have in the place of the socket class, those of owners, and
 those of pools that hand out connections.
-This loads nothing else.
+This loads nothing else. And what other packages declare, by entry points: `importlib.metadata`
+would take ten times as long, and five megabytes, so what pip has written beside them is read.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from closewait_guard._enums import Origin
+from closewait_guard._interruptions import interrupts
+from closewait_guard._live import type_qualname
+
+if TYPE_CHECKING:
+    from closewait_guard._libraries.kinds import OwnerKind
 
 __all__ = [
     "OWNER_CLASSES",
     "POOL_CLASSES",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
+    "DeclaredKinds",
 ]
 
 
@@ -75,3 +88,102 @@ POOL_CLASSES = {
     "redis.connection:ConnectionPool": "redis",
     "sqlalchemy:Pool": "sqlalchemy",
 }
+
+# Of entry points.
+_GROUP = "closewait_guard.libraries"
+
+# One with more entry points than this has room for is not read to the end.
+_MAX_BYTES = 65_536
+
+
+class DeclaredKinds:
+    """Loads what a package declares when the program has imported that package.
+
+    Args:
+        wait: Calls a function with each of some names when the module of it has been imported.
+        patch: What to call when the module of an owner has been imported, with its class.
+
+    Attributes:
+        kinds: Those that are loaded, by the class of the owner, `module:name`.
+        failed: What could not be loaded, and why.
+    """
+
+    def __init__(
+        self,
+        wait: Callable[[Callable[[str], object], Iterable[str], Callable[[str], str]], object],
+        patch: Callable[[str], object],
+    ) -> None:
+        self._wait, self._patch = wait, patch
+        self.kinds: dict[str, OwnerKind] = {}
+        self.failed: tuple[str, ...] = ()
+
+    def begin(self) -> None:
+        """Wait for the packages that declare something."""
+        places = dict.fromkeys(place for folder in sys.path for place in _declared_in(folder))
+        if places:
+            self._wait(self._load, places, lambda place: place.partition(":")[0].partition(".")[0])
+
+    def _load(self, place: str) -> None:
+        """What is declared at a place, `module:name`: one kind, or several."""
+        try:
+            found = {kind.owner_class: kind for kind in _load_kinds(place)}
+        except BaseException as error:
+            if interrupts(error):
+                raise
+            why = f"{type_qualname(type(error))}: {error}"
+            self.failed += (f"the objects that {place} should describe ({why})",)
+            return
+        self.kinds |= found
+        self._wait(self._patch, found, lambda name: name.partition(":")[0])
+
+
+def _load_kinds(place: str) -> tuple[OwnerKind, ...]:
+    from closewait_guard._libraries.kinds import OwnerKind
+
+    module, _, name = place.partition(":")
+    found: Any = import_module(module).__dict__[name]
+    kinds = tuple(found) if type(found) in {list, tuple} else (found,)
+    if not all(type(each) is OwnerKind for each in kinds):
+        raise TypeError("expected OwnerKind, or several in a tuple")
+    return kinds
+
+
+def _declared_in(folder: object) -> Iterator[str]:
+    # An audit hook may refuse it; archives are passed over.
+    try:
+        names = os.listdir(folder or ".") if type(folder) is str else []  # noqa: PTH208
+    except Exception:
+        return
+    for name in names:
+        if name.endswith((".dist-info", ".egg-info")):
+            text = _read(f"{folder}{os.sep}{name}{os.sep}entry_points.txt")
+            if _GROUP in text:
+                yield from _values(text)
+
+
+def _read(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except Exception:
+        return ""
+    try:
+        return os.read(fd, _MAX_BYTES).decode(errors="replace")
+    except Exception:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def _values(text: str) -> Iterator[str]:
+    """Those of the group.
+
+    Example:
+        >>> list(_values("[closewait_guard.libraries] [other]".replace(" ", chr(10) + "a = b:c ")))
+        ['b:c']
+    """
+    is_ours = False
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            is_ours = line == f"[{_GROUP}]"
+        elif is_ours and "=" in line and not line.startswith("#"):
+            yield line.partition("=")[2].strip()

@@ -8,10 +8,10 @@ from closewait_guard import model
 ROOT = (
     "Alert AlertKind AlertStatus Checkout CloseWaitGuardError ClosedLate ConfigurationError "
     "Connection Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool "
-    "Guard MissingExtraError Monitor NotLoadedError Observation Origin Report ReportFormatError "
-    "Reporter Settings Severity SiteGroup SocketLeakError SocketOwner SocketRecord State "
-    "UnsupportedPythonError Verdict __version__ attribute from_dict install label no_leaks "
-    "render_text report scan to_dict track uninstall watch watch_async"
+    "Guard MissingExtraError Monitor NotLoadedError Observation Origin OwnerKind Report "
+    "ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketOwner "
+    "SocketRecord State UnsupportedPythonError Verdict __version__ attribute from_dict install "
+    "label no_leaks render_text report scan to_dict track uninstall watch watch_async"
 )
 
 MODEL = (
