@@ -55,7 +55,7 @@ _VARYING = (
     (r"0x[0-9a-f]+", "ADDRESS"),
     (r"Slowest to settle: .*\n", ""),
     (r"\n +\d+ of \d+ replaced by a newer connection from the same line", ""),
-    (r"\n\d+ closing connections? \(not leaks\)\.", ""),
+    (r"\n\d+ closing connections? \(not (a leak|leaks)\)\.", ""),
     (r"(fingerprint=)[0-9a-f]{12}", r"\1FINGERPRINT"),
     (r"\bpid\s+\d+|process\s+\d+", "PROCESS"),
     (r"\b(oldest_s|after_s|pid|taken_at)(\"?[:=] ?)[\d.]+", r"\1\2NUMBER"),
