@@ -104,10 +104,10 @@ def _print_saved(arguments: argparse.Namespace) -> int:
 
 
 def _exit_status(has_leaks: bool, *files: Saved) -> int:
-    """What could not be read may have had leaks."""
+    """What could not be read, or looked at, may have had leaks."""
     if has_leaks:
         return LEAKS_FOUND
-    return USAGE if any(each.has_unreadable for each in files) else FINE
+    return USAGE if any(each.is_incomplete for each in files) else FINE
 
 
 def _print_merged(of_each: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
@@ -291,7 +291,8 @@ class Saved:
         path: The file; `-` is stdin.
 
     Attributes:
-        has_unreadable: Whether a line that was asked for is not a report.
+        is_incomplete: Whether a line that was asked for is not a report, or says that leaks of a
+            test are unknown.
 
     Raises:
         ReportFormatError: The file cannot be read, or holds no report.
@@ -299,7 +300,7 @@ class Saved:
 
     def __init__(self, path: str) -> None:
         self.name = "stdin" if path == "-" else path
-        self.has_unreadable = False
+        self.is_incomplete = False
         try:
             self._documents = list(_split(self._read(path)))
         except ReportFormatError:
@@ -356,8 +357,9 @@ class Saved:
         if not found:
             raise failures[0]
         for failure in failures:
-            self.has_unreadable = True
+            self.is_incomplete = True
             print_error(str(failure))
+        self.is_incomplete |= any(each.owner and each.owner.outcome == "unknown" for each in found)
         return found
 
     def latest(self, many: int) -> list[SavedReport]:

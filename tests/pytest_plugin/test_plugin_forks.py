@@ -224,6 +224,8 @@ def test_after(): socket.socket().close()
     assert "socket_leaks_unknown" in (suite.pytester.path / "out.xml").read_text()
     shown = suite.pytester.run(sys.executable, "-m", "closewait_guard", "show", "leaks.jsonl")
     shown.stdout.fnmatch_lines(["*test_it.py::test_it*", "*leaks of * unknown*", "*1 time*"])
+    arguments = ["-m", "closewait_guard", "show", "leaks.jsonl", "--fail-on-leak"]
+    assert (shown.ret, suite.pytester.run(sys.executable, *arguments).ret) == (0, 2)
 
 
 @pytest.mark.parametrize("marker", ['socket_leaks("warn")', 'allow_socket_leaks(reason="known")'])
