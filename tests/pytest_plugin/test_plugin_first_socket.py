@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
+from importlib import import_module
 
 import pytest
 
@@ -15,9 +17,10 @@ from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 
 @pytest.fixture
 def found():
-    found = vars(SOCKET)["__init__"]
+    found, finders = vars(SOCKET)["__init__"], sys.meta_path.copy()
     yield found
     SOCKET.__init__ = found
+    sys.meta_path[:] = finders
 
 
 def test_it_calls_back_once_and_is_gone(found):
@@ -33,6 +36,25 @@ def test_it_calls_back_once_and_is_gone(found):
     assert vars(SOCKET)["__init__"] is found
     socket.socket().close()
     assert calls == [False, True]
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_the_import_of_a_driver_whose_sockets_are_made_in_c_counts_as_one(
+    found, monkeypatch, tmp_path, is_imported
+):
+    (tmp_path / "driver_in_c.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "driver_in_c", raising=False)
+    monkeypatch.setattr(_lazy_start, "_NATIVE_DRIVERS", ("driver_in_c",))
+    if is_imported:
+        import_module("driver_in_c")
+    calls, finders = [], sys.meta_path.copy()
+    FirstSocketHook(lambda: calls.append("loaded"), lambda: calls.append("begun")).install()
+    assert calls == ["loaded", "begun"] * is_imported
+    import_module("driver_in_c")
+    assert calls == ["loaded", "begun"]
+    assert vars(SOCKET)["__init__"] is found
+    assert sys.meta_path == finders
 
 
 def test_sockets_of_other_threads_wait_until_it_has_begun_and_those_of_the_loading_do_not(found):
