@@ -23,6 +23,7 @@ from closewait_guard._holders.libraries import (
 from closewait_guard._holders.references import reachable_instances
 from closewait_guard._holders.roots import (
     Roots,
+    describe_makings,
     describe_reuse,
     find_successors,
     processes_sharing,
@@ -234,17 +235,21 @@ class Explainer:
             known = search(findings, limit)
             observations = [finding.observation for finding in findings]
             sharing = processes_sharing(observations)
+            makings = describe_makings(observations, self._registry)
             successors = find_successors(observations, self._registry, wall)
         except Exception:
             # Report the findings without holders, and do not search again at once.
             serials = (finding.observation.record.serial for finding in findings)
-            known, sharing, successors = dict.fromkeys(serials, _FAILED), {}, {}
+            known, sharing = dict.fromkeys(serials, _FAILED), {}
+            makings, successors = {}, {}
         for finding in findings:
             observation = finding.observation
             holders = known.get(observation.record.serial, Holders())
             successor = successors.get(observation.record.serial)
             if holders is not None:
                 sentences = (*holders.sentences, *sharing.get(observation.inode or 0, ()))
+                if making := makings.get(observation.record.serial):
+                    sentences = (*sentences, making)
                 holders = holders._replace(sentences=sentences)
                 explanation = _Explanation(_site_of(finding), holders, now(), successor)
                 self._explanations[observation.record.serial] = explanation

@@ -64,6 +64,7 @@ __all__ = [
     "OWN",
     "Root",
     "Roots",
+    "describe_makings",
     "describe_reuse",
     "find_successors",
     "modules_of",
@@ -355,6 +356,28 @@ def _command(pid: int) -> str:
     with suppress(OSError), io.open(f"/proc/{pid}/comm", "rb") as file:  # noqa: UP020
         return file.read().decode(errors="replace").strip()
     return "gone"
+
+
+def describe_makings(observations: Iterable[Observation], registry: Registry) -> dict[int, str]:
+    """By serial, where the session, client or loop was made that is to close the socket."""
+    table = registry.owners
+    if table is None:
+        return {}
+    records = {
+        each.record.serial: each.record
+        for each in observations
+        if each.owner is None and each.checkout is None
+    }
+    found: dict[int, str] = {}
+    for owner, entry in table.open_owners() if records else ():
+        # One may be in the middle of something.
+        with suppress(Exception):
+            for sock in table.sockets_of(owner, entry.kind):
+                record = records.get(sock.serial) if sock.serial is not None else None
+                made_at = record_of(entry.creation, registry.pid).site
+                if record is not None and made_at is not None and made_at != record.site:
+                    found[record.serial] = f"its {entry.kind.name} was made at {made_at.call}"
+    return found
 
 
 # Of all sockets opened since, only the newest are compared.

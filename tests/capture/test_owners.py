@@ -360,6 +360,18 @@ def test_a_block_fails_for_a_session_that_is_collected_in_it(url):
         call(close_session, url)
 
 
+def test_a_socket_of_a_kept_client_has_the_line_that_made_that(url):
+    with pytest.raises(cwg.SocketLeakError) as raised, cwg.no_leaks(grace=0.05):
+        client = httpx.Client()
+        client.get(url)
+    client.close()
+    (found,) = raised.value.report.findings
+    assert found.observation.record.site.source == "client.get(url)"
+    (sentence,) = [each for each in found.holders if "was made at" in each]
+    assert sentence.startswith(f"its httpx.Client was made at {__file__}:")
+    assert sentence.endswith(" in test_a_socket_of_a_kept_client_has_the_line_that_made_that()")
+
+
 def test_a_report_with_owners_survives_json_and_fits_the_schema(guard, url):
     with quietly():
         call(get_by_session, url)
