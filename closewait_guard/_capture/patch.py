@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import functools
+import itertools
 import socket
 import sys
 import threading
@@ -286,9 +288,11 @@ class CallOnImport:
         """Called by the interpreter for every module that is imported for the first time."""
         if name not in self._awaited:
             return None
-        for finder in sys.meta_path:
+        # Those before it have been asked, and may wait for the same module.
+        finders = itertools.dropwhile(lambda each: each is not self, list(sys.meta_path))
+        for finder in itertools.islice(finders, 1, None):
             # As the interpreter does, which passes over what has no such method.
-            find = None if finder is self else getattr(finder, "find_spec", None)
+            find = getattr(finder, "find_spec", None)
             spec = None if find is None else find(name, path, target)
             if spec is not None:
                 self._watch_loading(name, spec.loader)
@@ -296,17 +300,13 @@ class CallOnImport:
         return None
 
     def _watch_loading(self, name: str, loader: Any) -> None:
-        """Shadow a method of this one loader until it is called."""
-
-        def exec_module(module: object) -> None:
-            del loader.exec_module
-            loader.exec_module(module)
-            self._imported(name)
-
         # Some loaders have no room for it: then nothing is attributed.
         with contextlib.suppress(Exception):
-            if "exec_module" not in vars(loader):
-                loader.exec_module = exec_module
+            shadow = vars(loader).get("exec_module")
+            if shadow is None:
+                shadow = loader.exec_module = _Loading(loader)
+            if type(shadow) is _Loading:
+                shadow.calls.append(functools.partial(self._imported, name))
 
     def _imported(self, name: str) -> None:
         for each in self._awaited.pop(name, ()):
@@ -314,6 +314,20 @@ class CallOnImport:
                 self._call(each)
         if not self._awaited:
             self.remove()
+
+
+class _Loading:
+    """Shadows `exec_module` of one loader until it is called; all that wait for it share one."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self.calls: list[Callable[[], object]] = []
+
+    def __call__(self, module: object) -> None:
+        del self._loader.exec_module
+        self._loader.exec_module(module)
+        for call in self.calls:
+            call()
 
 
 class InstalledWrapper:

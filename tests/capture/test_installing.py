@@ -6,6 +6,7 @@ import inspect
 import pickle
 import socket
 import ssl
+import sys
 import threading
 from socket import socket as imported_by_name
 
@@ -229,3 +230,18 @@ def test_every_public_name_is_there():
     assert set(cwg.__all__) <= set(dir(cwg))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         cwg.nonsense  # noqa: B018
+
+
+def test_several_may_wait_for_the_import_of_one_module(tmp_path, monkeypatch):
+    (tmp_path / "waited_for.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    called, found = [], list(sys.meta_path)
+    for number in range(3):
+        patch.CallOnImport(lambda _, number=number: called.append(number), ["waited_for"]).install()
+    import waited_for
+
+    assert sorted(called) == [0, 1, 2]
+    assert waited_for.x == 1
+    assert "exec_module" not in vars(waited_for.__spec__.loader)
+    assert sys.meta_path == found
+    del sys.modules["waited_for"]
