@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from closewait_guard._capture.hooks import method_object
-from closewait_guard._cpython import dropping_errors
+from closewait_guard._cpython import current_frame, dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
+from closewait_guard._live import is_a, variable_of
 
 if TYPE_CHECKING:
     from closewait_guard._libraries import CheckoutKind, OwnerKind
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OwnerEvents",
     "OwnerSubscribers",
+    "objects_being_made",
     "owner_wrappers",
     "pool_wrappers",
 ]
@@ -191,3 +194,20 @@ def _wrap_give_back(kind: CheckoutKind, original: Any, subscribers: OwnerSubscri
 
 def _is_async(function: Any) -> bool:
     return bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & _COROUTINE)
+
+
+def objects_being_made(
+    tracked: Iterable[tuple[type, OwnerKind]],
+) -> Iterator[tuple[object, OwnerKind, CodeType]]:
+    """The objects of some classes whose constructors are calls under way in this thread.
+
+    Each with the code of such a call, the innermost first.
+    """
+    frame: FrameType | None = current_frame(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__init__":
+            made = variable_of(frame, "self")
+            for cls, kind in tracked:
+                if is_a(made, cls):
+                    yield made, kind, frame.f_code
+        frame = frame.f_back

@@ -13,7 +13,6 @@ import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture.context import PlainContext
@@ -27,13 +26,13 @@ from closewait_guard._capture.creation import (
     CreationTuple,
 )
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
-from closewait_guard._capture.owner_hooks import OwnerEvents
+from closewait_guard._capture.owner_hooks import OwnerEvents, objects_being_made
 from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._capture.stack import is_within
 from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
-from closewait_guard._live import is_a, layers_of
+from closewait_guard._libraries import connections_of
 
 if TYPE_CHECKING:
     from closewait_guard._libraries import CheckoutKind, OwnerKind
@@ -46,9 +45,6 @@ __all__ = [
     "OwnerTable",
 ]
 
-
-# Of the connections of one owner that has ended.
-_MAX_CONNECTIONS = 1000
 
 _fileno = _socket.socket.fileno
 
@@ -127,6 +123,7 @@ class OwnerTable(OwnerEvents):
 
     Attributes:
         ended: The latest of those that were finalized without their close.
+        tracked: The classes whose objects are recorded.
         counter: Counts those that were made, and what was taken from pools.
         checkouts: Records what is taken from pools.
     """
@@ -139,6 +136,7 @@ class OwnerTable(OwnerEvents):
         sockets: _Sockets,
     ) -> None:
         self.ended: deque[EndedOwner] = deque(maxlen=most)
+        self.tracked: list[tuple[type, OwnerKind]] = []
         self.counter, self._count_ended = LockFreeCounter(), LockFreeCounter()
         self._sockets = sockets
         # By identity, how each was made; and its number and kind.
@@ -156,6 +154,16 @@ class OwnerTable(OwnerEvents):
     def on_made(self, owner: object, kind: OwnerKind) -> None:
         self._made[id(owner)] = self._next_serial(), kind
         self._count()
+
+    def record_unfinished(self) -> None:
+        """Record what the calls of this thread are making: its first socket has installed us."""
+        for owner, kind, code in objects_being_made(self.tracked):
+            if id(owner) not in self._made:
+                self.on_make(owner, None)
+                stack = self._creations[id(owner)][STACK]
+                codes = stack[::2]
+                del stack[: 2 * codes.index(code) if code in codes else 0]
+                self.on_made(owner, kind)
 
     def on_close(self, owner: object) -> None:
         key = id(owner)
@@ -187,7 +195,7 @@ class OwnerTable(OwnerEvents):
             kind: What is known of it.
             just_dropped: Also those that the collector has finalized before their owner.
         """
-        for fd, sock in _connections_of(owner, kind):
+        for fd, sock in connections_of(owner, kind):
             if sock is None:
                 yield OwnedSocket(fd, None, peer_at(fd))
             elif fd >= 0:
@@ -433,15 +441,3 @@ class _PoolEvents:
 
     def on_give_back(self, connection: object) -> None:
         self._table.give_back(connection, self._kind)
-
-
-def _connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _socket.socket | None]]:
-    """The descriptors of its connections, -1 for one that is closed, and their socket objects."""
-    for connection in islice(kind.connections(owner), _MAX_CONNECTIONS):
-        if type(connection) is int:
-            yield connection, None
-            continue
-        for layer in layers_of(connection):
-            if is_a(layer, _socket.socket):
-                yield _fileno(layer), layer
-                break

@@ -161,7 +161,9 @@ class Registry:
 
     def track(self, cls: type, kind: OwnerKind) -> None:
         """Record the owners of a class from now on."""
-        patch.subscribe_owners(self._load_owners())
+        owners = self._load_owners()
+        owners.tracked.append((cls, kind))
+        patch.subscribe_owners(owners)
         patch.patch_owner(cls, kind)
 
     def listen_to_pools(self, name: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import _socket
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 from closewait_guard._enums import DescriptorKind, Origin, Verdict
-from closewait_guard._live import attributes_of, class_value, is_a, mro_of
+from closewait_guard._live import attributes_of, class_value, is_a, layers_of, mro_of
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "PoolKind",
     "PoolUse",
     "always",
+    "connections_of",
     "for_each_call",
     "itself",
     "never",
@@ -35,6 +38,9 @@ __all__ = [
 
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
+
+# Of one owner.
+_MAX_CONNECTIONS = 1000
 
 # The flag of a type whose attributes cannot be set.
 _IMMUTABLE = 1 << 8
@@ -217,6 +223,18 @@ class CheckoutKind:
     entry: Callable[[Any], object] = itself
     pool_of: Callable[[Any], object] | None = None
     may_last: tuple[str, ...] = ()
+
+
+def connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _socket.socket | None]]:
+    """The descriptors of its connections, -1 for one that is closed, and their socket objects."""
+    for connection in islice(kind.connections(owner), _MAX_CONNECTIONS):
+        if type(connection) is int:
+            yield connection, None
+            continue
+        for layer in layers_of(connection):
+            if is_a(layer, _socket.socket):
+                yield _socket.socket.fileno(layer), layer
+                break
 
 
 def tracked_kind(cls: type, close: str | Iterable[str]) -> OwnerKind:

@@ -190,6 +190,7 @@ class LeakHooks:
         # Apart: a timeout may strike in between, and what has begun must be ended.
         recorder.begin()
         self._wake()
+        recorder.record_unfinished()
         return recorder
 
     def _new_owner(self, name: str, nodeid: str) -> Owner:

@@ -109,6 +109,11 @@ class RunRecorder:
         else:
             self._guard.install()
 
+    def record_unfinished(self) -> None:
+        """Record the event loop whose first socket has made this begin, as one of the test."""
+        if self._registry.owners is not None:
+            self._registry.owners.record_unfinished()
+
     def end(self) -> None:
         """Record no more."""
         if self._guard is None:

@@ -133,6 +133,24 @@ def test_a_loop_that_a_test_makes_and_forgets_is_its_own(suite):
     result.stdout.fnmatch_lines(["*leaked 2 sockets*"])
 
 
+def test_a_loop_that_is_collected_is_one_object_also_where_its_sockets_are_the_first(suite):
+    result = suite.fail(
+        """
+def run():
+    asyncio.new_event_loop().run_until_complete(asyncio.sleep(0))
+def test_it():
+    run()
+    gc.collect()
+""",
+        apart=True,
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["UNCLOSED  asyncio event loop with 2 sockets*", "*opened*test_it.py:* in run()"]
+    )
+    result.stdout.no_fnmatch_line("*leaked 2 sockets*")
+
+
 def test_what_the_traceback_of_a_failure_keeps_is_no_second_error(suite):
     result = suite.fail(
         """
