@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from closewait_guard._enums import Origin, Verdict
-from closewait_guard._libraries.kinds import CheckoutKind, HolderHint, Library, OwnerKind, itself
+from closewait_guard._libraries.kinds import CheckoutKind, HolderHint, Library, OwnerKind
 from closewait_guard._live import MISSING, field, number_of
 
 __all__ = [
@@ -54,7 +54,7 @@ LIBRARIES = (
                 lambda _: "asyncpg pool",
                 _max_size,
                 lambda connection: _proxy(connection) is not None,
-                itself,
+                lambda connection: field(connection, "_transport"),
                 _proxy,
                 takes="_acquire",
                 gives_back="release",

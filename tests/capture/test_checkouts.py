@@ -7,6 +7,8 @@ import gc
 import inspect
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -28,7 +30,7 @@ from closewait_guard.reporters import changes
 from closewait_guard.testing import CapturingReporter
 from findings import findings_of
 from schema import SCHEMA
-from servers import postgres, redis_server
+from servers import DEADLINE, postgres, redis_server
 
 SELECT = sqlalchemy.text("select 1")
 # No test waits for so long.
@@ -38,7 +40,21 @@ LONG = 3600.0
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     with postgres(tmp_path_factory.mktemp("postgres")) as port:
+        wait_until_it_answers(f"postgresql://postgres@127.0.0.1:{port}/postgres")
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+def wait_until_it_answers(address):
+    """It listens before it takes connections."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            psycopg.connect(address).close()
+            return
+        except psycopg.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +369,38 @@ def test_uninstalling_leaves_the_events_of_pools_as_they_were(address):
             assert engine.pool.dispatch.checkout
         for name in ("checkout", "checkin", "detach"):
             assert not getattr(engine.pool.dispatch, name)
+
+
+IMPORTED_LATER = """
+import closewait_guard as cwg
+guards = [cwg.Guard().install() for _ in range(2)]
+import asyncpg, psycopg_pool, redis, redis.asyncio, sqlalchemy
+pools = {
+    redis.ConnectionPool: "get_connection release",
+    redis.asyncio.ConnectionPool: "get_connection release",
+    asyncpg.Pool: "_acquire release",
+    psycopg_pool.ConnectionPool: "getconn putconn",
+    psycopg_pool.AsyncConnectionPool: "getconn putconn",
+}
+places = {vars(cls)[name].__code__.co_filename for cls in pools for name in pools[cls].split()}
+queue = sqlalchemy.QueuePool(lambda: None)
+print(places == {cwg._capture.owner_hooks.__file__}, bool(queue.dispatch.checkout))
+for guard in guards:
+    guard.uninstall()
+places = {vars(cls)[name].__code__.co_filename for cls in pools for name in pools[cls].split()}
+print(cwg._capture.owner_hooks.__file__ in places, bool(queue.dispatch.checkout))
+"""
+
+
+def test_pools_that_are_imported_after_the_installation_are_recorded_by_all_guards():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_LATER],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "True", "False", "False"], done.stderr
 
 
 def test_what_was_taken_while_nothing_was_recorded_is_not_known(address):
