@@ -52,7 +52,9 @@ WHOLE_PROGRAMS = {
         "running_calls",
         "scan",
         "soak",
+        "verdict_of_run",
         "watch",
+        "workers",
     )
 }
 
