@@ -206,13 +206,14 @@ def postgres(folder):
                 parent.chmod(0o755)
         shutil.chown(folder, "postgres", "postgres")
     data = folder / "data"
-    subprocess.run(
+    made = subprocess.run(
         [binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
-        check=True,
+        check=False,
         capture_output=True,
         cwd=folder,
         **as_user,
     )
+    assert made.returncode == 0, made.stderr
     port = free_port()
     command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-F"]
     with _running([*command, "-k", folder], port, cwd=folder, **as_user):

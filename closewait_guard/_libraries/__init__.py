@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from closewait_guard._libraries.green import (
+from closewait_guard._libraries.classes import (
     OWNER_CLASSES,
     POOL_CLASSES,
     SOCKET_CLASSES,

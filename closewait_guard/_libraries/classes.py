@@ -1,9 +1,9 @@
-"""What a guard patches as soon as it is installed, and where more is known of it.
+"""The classes of other packages that are patched as soon as the program imports them, by name.
 
-The classes that gevent and eventlet have in the place of the socket class, those of owners, and
-those of pools that hand out connections.
-This loads nothing else. And what other packages declare, by entry points: `importlib.metadata`
-would take ten times as long, and five megabytes, so what pip has written beside them is read.
+Those that gevent and eventlet have in the place of the socket class, those of owners, and those of
+pools that hand out connections; and those that other packages declare by entry points. Loaded with
+`install()`, so it loads little: `importlib.metadata` would take ten times as long and five
+megabytes, so what pip has written beside the packages is read here.
 """
 
 from __future__ import annotations
