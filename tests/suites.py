@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from closewait_guard.pytest_plugin import _lazy_start
+
 PRELUDE = """\
 import asyncio, gc, socket, threading, time
 import pytest
@@ -98,6 +100,8 @@ def suite(pytester, monkeypatch):
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     # Only what a test names: it is faster, and it is known what runs.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    # What this process has imported for other tests is not what the inner run has.
+    monkeypatch.setattr(_lazy_start, "_NATIVE_DRIVERS", ())
     before, numbers = open_sockets(), descriptors()
     yield Suite(pytester)
     # Some hang on the traceback of the last failure of the inner run.
