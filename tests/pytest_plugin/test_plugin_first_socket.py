@@ -16,7 +16,9 @@ from closewait_guard.pytest_plugin._lazy_start import FirstSocketHook
 
 
 @pytest.fixture
-def found():
+def found(monkeypatch):
+    # What this process has imported for other tests is not what a run begins with.
+    monkeypatch.setattr(_lazy_start, "_NATIVE_DRIVERS", ())
     found, finders = vars(SOCKET)["__init__"], sys.meta_path.copy()
     yield found
     SOCKET.__init__ = found
