@@ -34,7 +34,22 @@ ROOT = Path(__file__).parents[1]
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 # The second opens and drops sockets in eight threads.
 STRESS = "test_threads_that_open_drop_and_close_lose_no_record_and_cause_no_false_leak"
-TESTS = ("tests/capture", f"tests/test_harmless.py::{STRESS}")
+# Without those that talk to databases: their libraries would be under the sanitizers too.
+TESTS = (
+    *(
+        f"tests/capture/test_{name}.py"
+        for name in (
+            "awaiting",
+            "dropped",
+            "installing",
+            "patches_of_others",
+            "records",
+            "speedups",
+        )
+    ),
+    "tests/capture/test_owners.py",
+    f"tests/test_harmless.py::{STRESS}",
+)
 # Of each kind.
 SOCKETS = 50_000
 UNMEASURED = 2_000

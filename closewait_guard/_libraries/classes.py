@@ -178,7 +178,8 @@ def _values(text: str) -> Iterator[str]:
     """Those of the group.
 
     Example:
-        >>> list(_values("[closewait_guard.libraries] [other]".replace(" ", chr(10) + "a = b:c ")))
+        >>> text = "[closewait_guard.libraries]|a = b:c|[other]|d = e:f"
+        >>> list(_values(text.replace("|", chr(10))))
         ['b:c']
     """
     is_ours = False
