@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.request
@@ -191,30 +192,28 @@ def redis_server():
 
 
 @contextmanager
-def postgres(folder):
+def postgres():
     """The port of a PostgreSQL with a database `postgres` that trusts everybody on loopback."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not programs:
         pytest.skip("PostgreSQL is not installed")
-    binaries = programs[-1].parent
-    as_user = {}
-    if os.geteuid() == 0:
-        # It refuses to run as root.
-        as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        for parent in (folder, *folder.parents[:3]):
-            if parent.owner() == "root" and str(parent).startswith("/tmp/"):
-                parent.chmod(0o755)
-        shutil.chown(folder, "postgres", "postgres")
-    data = folder / "data"
-    made = subprocess.run(
-        [binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
-        check=False,
-        capture_output=True,
-        cwd=folder,
-        **as_user,
-    )
-    assert made.returncode == 0, made.stderr
-    port = free_port()
-    command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-F"]
-    with _running([*command, "-k", folder], port, cwd=folder, **as_user):
-        yield port
+    binaries, as_user = programs[-1].parent, {}
+    # Not below pytest's own, which every run of pytest that starts closes to other users.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            as_user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(folder, "postgres", "postgres")
+        data = f"{folder}/data"
+        made = subprocess.run(
+            [binaries / "initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync"],
+            check=False,
+            capture_output=True,
+            cwd=folder,
+            **as_user,
+        )
+        assert made.returncode == 0, made.stderr
+        port = free_port()
+        command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-F"]
+        with _running([*command, "-k", folder], port, cwd=folder, **as_user):
+            yield port

@@ -275,10 +275,11 @@ class _GroupSignals:
     def have_received(self, number: int) -> bool | None:
         """Whether they have since the last call for this signal; None if that is not known."""
         try:
-            self._line.send(bytes([number]))
             if number == signal.SIGCONT:
-                # It may have been stopped, and this process been continued alone.
+                # It may have been stopped, and this process been continued alone. Before it is
+                # asked: one that is pending still would take in the next that the group receives.
                 os.kill(self._pid, number)
+            self._line.send(bytes([number]))
             answer = self._line.recv(1)
         except OSError:
             answer = b""

@@ -38,8 +38,8 @@ LONG = 3600.0
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("postgres")) as port:
+def address():
+    with postgres() as port:
         wait_until_it_answers(f"postgresql://postgres@127.0.0.1:{port}/postgres")
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
 

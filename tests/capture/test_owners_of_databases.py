@@ -30,8 +30,8 @@ MANY = 20
 
 
 @pytest.fixture(scope="module")
-def postgres_port(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("postgres")) as port:
+def postgres_port():
+    with postgres() as port:
         yield port
 
 

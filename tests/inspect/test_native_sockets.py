@@ -30,8 +30,8 @@ from servers import postgres, web
 
 
 @pytest.fixture(scope="module")
-def postgres_port(tmp_path_factory):
-    with postgres(tmp_path_factory.mktemp("postgres")) as port:
+def postgres_port():
+    with postgres() as port:
         yield port
 
 
