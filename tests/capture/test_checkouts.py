@@ -426,6 +426,7 @@ def test_without_stacks_it_is_found_without_a_line(address):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_has_taken_nothing(address):
     with engine_at(address) as engine, cwg.Guard(cwg.Settings(checkout_grace=0)) as guard:
         taken = take_session(engine)
