@@ -289,7 +289,7 @@ def test_a_failure_of_the_guard_is_counted_and_never_reaches_the_program():
         with pytest.warns(ResourceWarning):
             socket.socket()
         assert guard.scan().coverage.failures == 7
-        assert "7 creations or ends that failed" in cwg.render_text(guard.scan())
+        assert "7 openings or ends of sockets that" in cwg.render_text(guard.scan())
     finally:
         guard.uninstall()
 

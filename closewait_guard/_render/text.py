@@ -410,7 +410,9 @@ def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
             "whose records had to make room"
         )
     if coverage.failures:
-        notes.append(f"{coverage.failures:,} creations or ends that failed to be recorded")
+        is_one = coverage.failures == 1
+        what = "opening or end of a socket" if is_one else "openings or ends of sockets"
+        notes.append(f"{coverage.failures:,} {what} that could not be recorded")
     if not notes:
         return []
     return [
