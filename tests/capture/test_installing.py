@@ -165,15 +165,17 @@ def test_installing_from_many_threads_at_once_patches_once():
 
     def work(guard):
         barrier.wait(10)
-        for _ in range(50):
+        for _ in range(20):
             guard.install()
             guard.uninstall()
 
     threads = [threading.Thread(target=work, args=(guard,)) for guard in guards]
     for thread in threads:
         thread.start()
+    # Where tests before have imported many libraries, each time takes longer.
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_importing_costs_neither_wrapt_nor_structlog_nor_a_patch():

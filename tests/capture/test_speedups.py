@@ -385,7 +385,7 @@ WITHOUT = """
 import socket, sys
 {before}
 import closewait_guard as cwg
-cwg.install()
+cwg.install(grace=60)
 kept = socket.socket()
 assert len(cwg.scan(full=True).observations) == 1
 assert cwg.scan(full=True).observations[0].record.site.lineno == kept_line, kept_line
