@@ -136,7 +136,7 @@ def subscribe_owners(subscriber: OwnerEvents) -> None:
     with install_lock():
         if subscriber not in _owner_subscribers:
             _owner_subscribers.append(subscriber)
-        _update_owner_methods()
+            _update_methods_of_owners(_owner_methods)
 
 
 def unsubscribe_owners(subscriber: OwnerEvents) -> None:
@@ -144,7 +144,7 @@ def unsubscribe_owners(subscriber: OwnerEvents) -> None:
     with install_lock():
         if subscriber in _owner_subscribers:
             _owner_subscribers.remove(subscriber)
-        _update_owner_methods()
+        _update_methods_of_owners(_owner_methods)
         # Those that cannot be taken out are needed for the next that subscribes.
         _owner_methods[:] = [method for method in _owner_methods if method.is_wrapped]
 
@@ -172,18 +172,19 @@ def _patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]])
         return
     try:
         known = {method.name for method in _owner_methods if method.cls is cls}
-        _owner_methods.extend(
+        added = [
             _Method(cls, name, wrap, OwnerSubscribers)
             for name, wrap in wrappers.items()
             if name not in known
-        )
-        _update_owner_methods()
+        ]
+        _owner_methods.extend(added)
+        _update_methods_of_owners(added)
     finally:
         lock.release()
 
 
-def _update_owner_methods() -> None:
-    for method in _owner_methods:
+def _update_methods_of_owners(methods: Iterable[_Method]) -> None:
+    for method in methods:
         method.set_subscribers(tuple(_owner_subscribers), speedups=False)
 
 
