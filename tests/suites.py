@@ -45,6 +45,38 @@ class Pool:
 
 
 """
+# For programs and suites that have `atexit`, `contextlib`, `os`, `time` and `listener()`.
+FORKING = """
+CHILDREN = []
+
+def connect():
+    with listener() as server:
+        ours = socket.create_connection(server.getsockname())
+        return ours, server.accept()[0]
+
+def fork(work=lambda: time.sleep(60)):
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    CHILDREN.append(child)
+    return child
+
+def end(child):
+    if child in CHILDREN:
+        CHILDREN.remove(child)
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+def end_children():
+    while CHILDREN:
+        end(CHILDREN[-1])
+
+atexit.register(end_children)
+"""
 QUIET = ("-p", "no:cacheprovider", "-W", "ignore")
 PLUGIN = "closewait_guard.pytest_plugin"
 

@@ -8,36 +8,22 @@ import textwrap
 
 import pytest
 
+from suites import FORKING
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 
-PREAMBLE = """
+IMPORTS = """
 import atexit, concurrent.futures, contextlib, multiprocessing, os, signal, socket, socketserver
 import subprocess, sys, textwrap, threading, time
 import closewait_guard as cwg
 
 def listener():
     return socket.create_server(("127.0.0.1", 0))
-
-def connect():
-    with listener() as server:
-        ours = socket.create_connection(server.getsockname())
-        return ours, server.accept()[0]
-
-def fork(work=lambda: time.sleep(60)):
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    atexit.register(end, child)
-    return child
-
-def end(child):
-    with contextlib.suppress(ChildProcessError):
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-
+"""
+PREAMBLE = (
+    IMPORTS
+    + FORKING
+    + """
 def leaks_of(block, grace=0.3, **options):
     try:
         with cwg.no_leaks(grace, **options):
@@ -46,6 +32,7 @@ def leaks_of(block, grace=0.3, **options):
         return error
     return None
 """
+)
 
 
 def run(code):

@@ -7,36 +7,13 @@ import sys
 
 import pytest
 
+from suites import FORKING
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 
-FORKING = """
-import atexit, multiprocessing, os, signal, socketserver, subprocess, sys
-
-CHILDREN = []
-
-def connect():
-    with listener() as server:
-        ours = socket.create_connection(server.getsockname())
-        return ours, server.accept()[0]
-
-def fork(work=lambda: time.sleep(60)):
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    CHILDREN.append(child)
-    return child
-
-def end_children():
-    while CHILDREN:
-        child = CHILDREN.pop()
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-
-atexit.register(end_children)
-
+PREAMBLE = f"""
+import atexit, contextlib, multiprocessing, os, signal, socketserver, subprocess, sys
+{FORKING}
 def spin():
     end = time.monotonic() + 20
     while time.monotonic() < end:
@@ -57,7 +34,7 @@ def test_it():
 
 def test_other(): connect_and_close = [sock.close() for sock in connect()]
 """
-    result = suite.fail(FORKING + source, "-rE", apart=True)
+    result = suite.fail(PREAMBLE + source, "-rE", apart=True)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(
         [
@@ -89,7 +66,7 @@ def test_it():
     ours.close()
     theirs.close()
 """
-    result = suite.fail(FORKING + source, "--socket-leaks-grace=20", apart=True)
+    result = suite.fail(PREAMBLE + source, "--socket-leaks-grace=20", apart=True)
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*socket leaks*")
 
@@ -108,7 +85,7 @@ def test_it(pool, number):
         with sock:
             assert pool.apply(abs, [-number]) == number
 """
-    suite.fail(FORKING + source, apart=True).assert_outcomes(passed=2)
+    suite.fail(PREAMBLE + source, apart=True).assert_outcomes(passed=2)
 
 
 @linux
@@ -146,7 +123,7 @@ def test_client(address, answered):
             with pytest.raises(TimeoutError):
                 client.recv(1)
 """
-    result = suite.fail(FORKING + source, apart=True)
+    result = suite.fail(PREAMBLE + source, apart=True)
     result.assert_outcomes(passed=2)
     result.stdout.no_fnmatch_line("*socket leaks*")
 
@@ -162,7 +139,7 @@ def test_it():
 
 """
     ends = "def test_ends(): end_children()\n"
-    result = suite.fail(FORKING + source, apart=True)
+    result = suite.fail(PREAMBLE + source, apart=True)
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         [
@@ -170,8 +147,8 @@ def test_it():
             "    test_it.py::test_it (process * still runs and has a copy)",
         ]
     )
-    suite.fail(FORKING + source + ends, apart=True).stdout.no_fnmatch_line("*socket leaks*")
-    result = suite.fail(FORKING + source + ends, "--socket-leaks-threads=fail", apart=True)
+    suite.fail(PREAMBLE + source + ends, apart=True).stdout.no_fnmatch_line("*socket leaks*")
+    result = suite.fail(PREAMBLE + source + ends, "--socket-leaks-threads=fail", apart=True)
     result.assert_outcomes(passed=2, errors=1)
 
 
@@ -185,7 +162,7 @@ def test_it():
     theirs.close()
     assert not "as it should be"
 """
-    suite.fail(FORKING + source, apart=True).assert_outcomes(failed=1)
+    suite.fail(PREAMBLE + source, apart=True).assert_outcomes(failed=1)
 
 
 FAILING = """
@@ -259,7 +236,7 @@ def test_it(seconds, monkeypatch):
 
 def test_after(): socket.socket().close()
 """
-    result = suite.fail(FORKING + source, "--socket-leaks-grace=2", apart=True)
+    result = suite.fail(PREAMBLE + source, "--socket-leaks-grace=2", apart=True)
     result.assert_outcomes(passed=3)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert result.stdout.str().count("leaks unknown") == 1
