@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+
+# Stays imported: what an inner run imports is taken out of sys.modules again, but not out of the
+# package `http`, and an import of requests then gets two of it and does not know its own cookies.
+import http.cookiejar  # noqa: F401
 import json
 import os
 import socket
