@@ -356,7 +356,8 @@ def sockets_besides(is_known: Callable[[int], bool]) -> dict[int, int] | None:
             except OSError:
                 continue
             kind = stat.S_IFMT(status.st_mode)
-            if kind == stat.S_IFSOCK and (status.st_dev, status.st_ino, kind) != own_socket:
+            identity = status.st_dev, status.st_ino, kind
+            if kind == stat.S_IFSOCK and not is_owned(fd, identity):
                 found[fd] = status.st_ino
         left -= 1
         if not left:

@@ -28,7 +28,7 @@ LAYERS = {
         "pytest_plugin",
         "_preload",
     },
-    "service": {"_api", "_monitor"},
+    "service": {"_api", "_monitor", "_remote"},
     "composition": {
         "_guard",
         "_pipeline",
@@ -70,9 +70,9 @@ OUTSIDE_WORLD = {"socket", "os", "gc", "threading", "select", "time"}
 PURE = ("_judge", "_record", "_render", "_format", "model")
 PURE_EXCEPT = {"_format": {"time"}}  # A date is shown in the local time zone.
 
-MOST_ENTRIES = 42
+MOST_ENTRIES = 43
 # Besides those of _libraries, which has one more for each library that is known.
-MOST_MODULES = 133
+MOST_MODULES = 142
 MOST_LINES = 450
 MOST_LINES_OF_A_FUNCTION = 60
 FEWEST_LINES = 50
