@@ -57,7 +57,7 @@ _VARYING = (
     (r"\n +\d+ of \d+ replaced by a newer connection from the same line", ""),
     (r"\n\d+ closing connections? \(not (a leak|leaks)\)\.", ""),
     (r"(fingerprint=)[0-9a-f]{12}", r"\1FINGERPRINT"),
-    (r"\bpid\s+\d+|process\s+\d+", "PROCESS"),
+    (r"\bpid\s+\d+|[Pp]rocess\s+\d+", "PROCESS"),
     (r"\b(oldest_s|after_s|pid|taken_at)(\"?[:=] ?)[\d.]+", r"\1\2NUMBER"),
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.\d]*( [A-Z]{3}\b|Z)?", "MOMENT"),
     (r"PROCESS on \S+, MOMENT", "PROCESS"),

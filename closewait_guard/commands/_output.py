@@ -34,6 +34,7 @@ COMMANDS = {
     "run": "run a program with leak tracking, no code changes needed",
     "scan": "check running processes from outside for leaked sockets",
     "watch": "like scan, refreshed live",
+    "attach": "ask a running Python process for one report from inside",
     "show": "print saved reports, or compare two",
     "demo": "leak sockets on purpose and show the report",
     "doctor": "show what can and cannot be tracked on this machine",
@@ -60,7 +61,7 @@ Run `closewait-guard COMMAND --help` for details.
 Exit status: 0 no leaks, 1 leaks found, 2 usage error or nothing to scan; `run`
 returns that of the program, with --fail-on-leak 86 if it leaked, 87 if unknown.
 
-Service leaking right now?  closewait-guard scan
+Service leaking right now?  closewait-guard scan; closewait-guard attach PID
 Then restart it under:      closewait-guard run --interval 60 -- uvicorn app:app
 """
 

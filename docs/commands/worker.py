@@ -16,4 +16,6 @@ def fetch_price(url: str) -> None:
 with service.running() as (host, port):
     for _ in range(int(sys.argv[1])):
         fetch_price(f"http://{host}:{port}/")
-    time.sleep(float(sys.argv[2]))
+    end = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < end:
+        time.sleep(0.1)

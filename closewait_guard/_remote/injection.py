@@ -1,0 +1,196 @@
+"""Have a running Python run a script at the next safe point of its main thread.
+
+From 3.14 on by `sys.remote_exec`, before by gdb. In the stopped process gdb calls nothing but
+mmap() and Py_AddPendingCall(): neither needs the GIL, nor what malloc() locks. It reads no symbols
+either, which would take most of the time that the process is stopped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from closewait_guard._format import escape_line
+from closewait_guard._remote.symbols import PYTHON
+from closewait_guard._remote.target import Target
+from closewait_guard._remote.wire import RemoteError
+
+__all__ = [
+    "GDB",
+    "REMOTE_EXEC",
+    "choose_method",
+    "inject_by_gdb",
+    "inject_by_remote_exec",
+]
+
+
+GDB, REMOTE_EXEC = "gdb", "remote-exec"
+_MAX_SECONDS = 30.0
+_PAGE = 4096
+_MARK = "closewait-guard:"
+
+
+def choose_method(target: Target, wanted: str) -> str:
+    """The method for a process: that which is wanted, or by `auto` the one that it has.
+
+    Raises:
+        RemoteError: It cannot be used; the text says why, and what to do.
+    """
+    python = f"{target.name} runs Python {'.'.join(map(str, target.version))}"
+    can_start = bool(target.interpreter) and not target.is_apart
+    if wanted == REMOTE_EXEC or (wanted != GDB and target.has_remote_exec and can_start):
+        if not target.has_remote_exec:
+            raise RemoteError(f"{python}, and sys.remote_exec came with 3.14: use --method {GDB}")
+        if target.refuses_remote_exec:
+            how = target.refuses_remote_exec
+            raise RemoteError(f"{target.name} was started with {how}: use --method {GDB}")
+        if not can_start:
+            raise RemoteError(
+                f"the interpreter of {target.name} cannot be started from here: use --method {GDB}"
+            )
+        return REMOTE_EXEC
+    if shutil.which("gdb") is None:
+        raise RemoteError(f"{python}, for which gdb is needed: install it (apt-get install gdb)")
+    if "mmap" not in target.addresses:
+        raise RemoteError(f"the C library of {target.name} exports no mmap(), which gdb would call")
+    return GDB
+
+
+def inject_by_gdb(target: Target, script: str, token: str, folder: Path) -> float:
+    """Have a script run, and return for how many seconds the process was stopped.
+
+    Args:
+        target: The process.
+        script: Its path as the process sees it.
+        token: How it begins. After a request was taken back, another user might put a file there.
+        folder: For a file of commands.
+
+    Raises:
+        RemoteError: gdb has failed.
+    """
+    add, run = (target.addresses[name] for name in PYTHON)
+    code = _code_that_runs(script, token).encode() + b"\0"
+    if len(code) > _PAGE:
+        raise RemoteError("the path of the folder for temporary files is too long")
+    # gdb adds the zero at the end by itself.
+    text = "".join(f"\\{byte:03o}" for byte in code[:-1])
+    commands = [
+        "set language c",
+        "set confirm off",
+        # A signal of the program must not end a call half way.
+        "handle all nostop noprint pass",
+        "handle SIGINT nostop noprint pass",
+        "set unwindonsignal on",
+        f"attach {target.pid}",
+        "set $page = ((char *(*)(void *, unsigned long, int, int, int, long)) "
+        f"{target.addresses['mmap']:#x})(0, {_PAGE}, 3, 0x22, -1, 0)",
+        f'set {{char[{len(code)}]}} $page = "{text}"',
+        f'printf "{_MARK} %d\\n", ((int (*)(void *, void *)) {add:#x})((void *) {run:#x}, $page)',
+        "detach",
+        "quit",
+    ]
+    file = folder / "gdb"
+    file.write_text("\n".join(commands), encoding="ascii")
+    output, pause = _run_gdb(target.pid, file, folder)
+    queued = output.rpartition(_MARK)[2].split()[:1]
+    if _MARK not in output:
+        raise RemoteError(f"gdb could not attach to {target.name}: {_reason(output)}")
+    if queued != ["0"]:
+        raise RemoteError(f"{target.name} has too many calls waiting for its main thread already")
+    return pause
+
+
+def _code_that_runs(script: str, token: str) -> str:
+    """Code that leaves no name behind, raises nothing, and uses none that a program can change."""
+    inner = (
+        f"with open({script!r},'rb') as f:s=f.read()\n"
+        f"if s.startswith({token.encode()!r}):exec(s,{{}})"
+    )
+    return f"try:\n __import__('builtins').exec({inner!r},{{}})\nexcept:pass\n"
+
+
+def _run_gdb(pid: int, commands: Path, folder: Path) -> tuple[str, float]:
+    """What gdb prints, and for how long it has stopped the process.
+
+    Interrupted, it would leave a call half done: it gets no signal of the terminal.
+    """
+    options = ("auto-solib-add off", "auto-load off", "debuginfod enabled off")
+    gdb = subprocess.Popen(  # noqa: S603
+        [
+            shutil.which("gdb") or "gdb",
+            "-batch",
+            "-nx",
+            *(word for option in options for word in ("-iex", f"set {option}")),
+            # Where there is no file to read symbols from.
+            *("-iex", f"set sysroot {folder / 'none'}"),
+            *("-x", str(commands)),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        pause = _measure_stop(pid, gdb)
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            gdb.wait(_MAX_SECONDS / 6)
+        if gdb.poll() is None:
+            # It lets go of the process then.
+            gdb.terminate()
+        output, _ = gdb.communicate()
+    return output.decode(errors="replace"), pause
+
+
+def _measure_stop(pid: int, gdb: subprocess.Popen[bytes]) -> float:
+    """From the first moment to the last that the process is seen stopped, until gdb ends."""
+    began = first = last = time.monotonic()
+    is_stopped = False
+    while gdb.poll() is None and last - began < _MAX_SECONDS:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            break
+        now = time.monotonic()
+        if stat.rpartition(b")")[2].split()[0] in (b"t", b"T"):
+            first, is_stopped = (first if is_stopped else now), True
+            last = now
+        elif not is_stopped:
+            first = last = now
+        time.sleep(0.0005)
+    return last - first
+
+
+def inject_by_remote_exec(target: Target, script: str) -> None:
+    """Have a script run, in place of one that has not run yet.
+
+    Raises:
+        RemoteError: The interpreter has refused.
+    """
+    # Both sides must be of one version: that of the process itself.
+    code = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
+    try:
+        done = subprocess.run(  # noqa: S603
+            [target.interpreter, "-I", "-S", "-c", code, str(target.pid), script],
+            executable=f"/proc/{target.pid}/exe",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_MAX_SECONDS,
+            check=False,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RemoteError(f"{target.interpreter} cannot be started: {error}") from None
+    if done.returncode:
+        why = _reason(done.stderr.decode(errors="replace"))
+        raise RemoteError(f"sys.remote_exec has refused {target.name}: {why}")
+
+
+def _reason(output: str) -> str:
+    """The last line that is not about how it goes."""
+    lines = [line.strip() for line in output.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("[", "0x", "warning:"))]
+    return escape_line(lines[-1]) if lines else "it gave no reason"

@@ -1,0 +1,453 @@
+"""A running program is asked for one report from inside, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import closewait_guard as cwg
+from closewait_guard._remote import MessageSocket, RemoteError, attach, injection
+from closewait_guard._remote.target import Target, inspect_target
+from command_line import LEAKY, call, environment
+from servers import DEADLINE
+
+HAS_REMOTE_EXEC = sys.version_info >= (3, 14)
+METHOD = "remote-exec" if HAS_REMOTE_EXEC else "gdb"
+
+
+def can_attach():
+    """Whether this machine lets a process be attached to, and has what that needs."""
+    if sys.platform != "linux" or not (HAS_REMOTE_EXEC or shutil.which("gdb")):
+        return False
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        try:
+            os.close(os.open(f"/proc/{child.pid}/mem", os.O_RDONLY))
+        except OSError:
+            return False
+        finally:
+            child.kill()
+    return True
+
+
+pytestmark = pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
+PYTHON_OF_ALL = "/usr/bin/python3"
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not Path(PYTHON_OF_ALL).exists(),
+    reason="there is no other user to be",
+)
+
+# Answers each line of stdin with its state; between lines its main thread runs.
+STATE = (
+    LEAKY
+    + """
+import gc, json, select, signal, threading
+
+def state():
+    return {
+        "modules": sorted(name for name in sys.modules if "closewait" in name),
+        "threads": sorted(map(repr, threading.enumerate())),
+        "tasks": len(os.listdir("/proc/self/task")),
+        "known threads": len(threading._active),
+        # What lists them has the last one. libffi, which ctypes uses, keeps a file of its own open.
+        "fds": sorted(
+            path
+            for fd in os.listdir("/proc/self/fd")
+            if (path := link(fd)) and "libffi" not in path
+        ),
+        "path": sys.path,
+        "finders": list(map(repr, sys.meta_path)),
+        "class": {name: repr(value) for name, value in vars(socket.socket).items()},
+        "main": sorted(vars(sys.modules["__main__"])),
+        "signals": [repr(signal.getsignal(number)) for number in range(1, 32)],
+        "mask": repr(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "files": os.listdir("."),
+        "caches": [path for path in sys.path_importer_cache if "closewait" in path],
+        "collector": [gc.isenabled(), len(gc.callbacks)],
+    }
+
+def link(fd):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+before = now = None
+before = state()
+print(os.getpid(), flush=True)
+while True:
+    if select.select([0], [], [], 0.01)[0]:
+        if not os.read(0, 1):
+            break
+        now = state()
+        print(json.dumps({name: [before[name], now[name]] for name in now
+                          if now[name] != before[name]}), flush=True)
+"""
+)
+# Its main thread waits in accept().
+SERVER = """
+import socket, sys
+server = socket.create_server(("127.0.0.1", 0))
+kept = []
+print(server.getsockname()[1], flush=True)
+while True:
+    kept.append(server.accept()[0])
+"""
+
+
+@contextmanager
+def running(code, *options, **popen):
+    """A program that prints one line when it is ready; ended in the end."""
+    command = [sys.executable, "-I", *options, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, **popen) as program:
+        try:
+            program.ready = program.stdout.readline().strip()
+            assert program.ready
+            yield program
+        finally:
+            program.kill()
+
+
+def what_changed(program):
+    program.stdin.write("?")
+    program.stdin.flush()
+    return json.loads(program.stdout.readline())
+
+
+def folders_for(program):
+    return list(Path("/tmp").glob(f"closewait-guard-{program.pid}-*"))
+
+
+def test_an_unguarded_program_is_reported_with_what_holds_its_sockets_and_stays_as_it_was(tmp_path):
+    with running(STATE, cwd=tmp_path) as program:
+        time.sleep(1.1)  # The grace time.
+        done = call("attach", program.pid, "--verbose", code=0)
+        assert "5 leaked sockets from" in done.stdout
+        assert "held by  __main__.kept[0] (module global)" in done.stdout
+        assert f"Process {program.pid} was " in done.stdout
+        assert what_changed(program) == {}
+    assert not folders_for(program)
+
+
+def test_asking_again_leaves_no_more_behind(tmp_path):
+    with running(STATE, cwd=tmp_path) as program:
+        for _ in range(3):
+            call("attach", program.pid, code=0)
+        assert what_changed(program) == {}
+
+
+def test_json_is_the_report_and_leaks_can_be_the_exit_status():
+    with running(STATE) as program:
+        time.sleep(1.1)
+        done = call("attach", program.pid, "--json", "--fail-on-leak", code=1)
+        report = cwg.from_dict(json.loads(done.stdout))
+        assert (report.pid, len(report.leaks)) == (program.pid, 5)
+        assert all(leak.holders for leak in report.leaks)
+        assert f"Process {program.pid} was " in done.stderr
+
+
+def test_a_guard_that_is_there_answers_with_its_lines_and_stays():
+    guarded = f"import sys; sys.path.append({str(Path(cwg.__file__).parents[1])!r})\n"
+    guarded += "import closewait_guard; guard = closewait_guard.install(grace=0.1)\n"
+    code = guarded + STATE + "assert guard.installed"
+    with running(code) as program:
+        time.sleep(0.2)
+        text = call("attach", program.pid, code=0).stdout
+        assert "opened   <string>:" in text
+        assert "not installed" not in text
+        changed = what_changed(program)
+        # What scans is loaded with the first scan, whoever asks for it.
+        assert changed.keys() <= {"modules", "caches", "fds"}
+
+
+def test_a_main_thread_in_a_call_is_named_and_the_request_taken_back():
+    with running(SERVER, stderr=subprocess.PIPE) as program:
+        done = call("attach", program.pid, "--timeout", "0.5", code=2)
+        assert "ran no Python code for 0.5 s (it waits in accept4(), descriptor 3)" in done.stderr
+        assert "the request is taken back" in done.stderr
+        assert not folders_for(program)
+        # What runs late finds nothing, says nothing, and the program goes on.
+        connect_to(program)
+        is_done = threading.Event()
+        connecting = threading.Thread(target=connect_until, args=(is_done, program))
+        connecting.start()
+        try:
+            done = call("attach", program.pid, code=0)
+        finally:
+            is_done.set()
+            connecting.join()
+        assert f"Process {program.pid} was " in done.stdout
+        program.kill()
+        assert program.stderr.read() == ""
+
+
+def connect_until(is_done, program):
+    while not is_done.wait(0.2):
+        connect_to(program)
+
+
+def connect_to(program):
+    socket.create_connection(("127.0.0.1", int(program.ready))).close()
+
+
+def test_a_program_that_ends_meanwhile_is_no_longer_waited_for():
+    with running(SERVER) as program:
+        killing = threading.Thread(target=kill_when_asked, args=(program,))
+        killing.start()
+        done = call("attach", program.pid, "--timeout", "50", code=2)
+        killing.join()
+        assert f"process {program.pid}" in done.stderr
+        assert "has ended meanwhile" in done.stderr
+        assert not folders_for(program)
+
+
+def kill_when_asked(program):
+    deadline = time.monotonic() + DEADLINE
+    while not folders_for(program) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    program.kill()
+
+
+@pytest.mark.skipif(HAS_REMOTE_EXEC, reason="stops nothing")
+def test_signals_that_come_while_a_program_is_stopped_reach_it():
+    code = """
+import signal, sys, time
+count = 0
+def handle(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+    assert count
+"""
+    with running(code) as program:
+        for _ in range(3):
+            call("attach", program.pid, code=0)
+        assert program.poll() is None
+
+
+def test_a_program_at_its_limit_of_descriptors_is_reported_and_the_limit_is_as_before():
+    code = """
+import resource, socket, time
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+server = socket.create_server(("127.0.0.1", 0))
+kept = []
+try:
+    while True:
+        kept.append(socket.create_connection(server.getsockname()))
+        server.accept()[0].close()
+except OSError:
+    print("full", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    import resource
+
+    with running(code) as program:
+        before = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+        done = call("attach", program.pid, code=0)
+        assert "FD LIMIT" in done.stdout
+        assert "Its limit is 64 descriptors; it had more for the scan." in done.stdout
+        assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE) == before
+
+
+def test_a_tree_is_one_report_of_its_python_processes():
+    code = (
+        LEAKY
+        + """
+import subprocess, time
+code = "import time; print(flush=True)\\nwhile True: time.sleep(0.01)"
+if "child" not in sys.argv:
+    sleeping = subprocess.Popen(["sleep", "60"])
+    pid = os.fork()
+    print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    )
+    with running(code) as program:
+        time.sleep(1.1)
+        try:
+            done = call("attach", program.pid, "--tree", code=0)
+            assert "5 leaked sockets from" in done.stdout
+            assert "Asked 2 Python processes." in done.stdout
+        finally:
+            for child in attach.descendants_of(program.pid, 10):
+                os.kill(child, signal.SIGKILL)
+
+
+def test_what_cannot_be_attached_to_is_said_before_anything_is_touched(tmp_path):
+    assert "no such process: 2000000000" in call("attach", 2000000000, code=2).stderr
+    with subprocess.Popen(["sleep", "60"]) as program:
+        assert "(sleep) is not Python" in call("attach", program.pid, code=2).stderr
+        program.kill()
+    with running(SERVER) as program:
+        os.kill(program.pid, signal.SIGSTOP)
+        assert f"kill -CONT {program.pid}" in call("attach", program.pid, code=2).stderr
+        os.kill(program.pid, signal.SIGCONT)
+        thread = next(iter(os.listdir(f"/proc/{program.pid}/task")))
+        assert int(thread) == program.pid
+    with pytest.raises(RemoteError, match="is this command itself"):
+        inspect_target(os.getpid())
+
+
+@as_root
+def test_another_user_is_refused():
+    with running(SERVER) as program:
+        done = subprocess.run(
+            [PYTHON_OF_ALL, "-m", "closewait_guard", "attach", str(program.pid)],
+            user=65534,
+            group=65534,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env=environment(PYTHONPATH=str(Path(cwg.__file__).parents[1])),
+            check=False,
+        )
+        if "No module" in done.stderr:
+            pytest.skip("another user cannot read the package")
+        assert done.returncode == 2, done.stderr
+        assert "it is of user root; run as root, or as that user" in done.stderr
+
+
+@as_root
+def test_root_asks_a_program_of_another_user():
+    code = STATE.replace("print(os.getpid()", "print(os.getuid()")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        command = [PYTHON_OF_ALL, "-I", "-c", code]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, user=65534, group=65534, cwd=folder
+        ) as program:
+            assert program.stdout.readline() == "65534\n"
+            time.sleep(1.1)
+            target = inspect_target(program.pid)
+            wanted = "remote-exec" if target.has_remote_exec else "gdb"
+            done = call("attach", program.pid, "--method", wanted, code=0)
+            assert "held by  __main__.kept[0] (module global)" in done.stdout
+            assert what_changed(program) == {}
+            program.kill()
+    assert not folders_for(program)
+
+
+def target_of(**changes):
+    target = Target(
+        pid=os.getpid(),
+        uid=os.geteuid(),
+        program="app",
+        version=(3, 12),
+        addresses={"mmap": 1},
+        interpreter=sys.executable,
+        refuses_remote_exec="",
+        is_resource_tracker=False,
+        is_apart=False,
+    )
+    return target._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "sentence"),
+    [
+        ({}, "remote-exec", "3.12, and sys.remote_exec came with 3.14: use --method gdb"),
+        (
+            {"version": (3, 14), "refuses_remote_exec": "PYTHON_DISABLE_REMOTE_DEBUG"},
+            "auto",
+            "was started with PYTHON_DISABLE_REMOTE_DEBUG: use --method gdb",
+        ),
+        ({"version": (3, 14), "interpreter": ""}, "remote-exec", "cannot be started from here"),
+        ({}, "auto", r"gdb is needed: install it \(apt-get install gdb\)"),
+    ],
+)
+def test_a_method_that_cannot_be_used_is_refused_with_what_to_do(
+    monkeypatch, changes, wanted, sentence
+):
+    monkeypatch.setattr(injection.shutil, "which", lambda _: None)
+    with pytest.raises(RemoteError, match=sentence):
+        injection.choose_method(target_of(**changes), wanted)
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "how"),
+    [
+        ({"PYTHON_DISABLE_REMOTE_DEBUG": "1"}, [], "PYTHON_DISABLE_REMOTE_DEBUG"),
+        ({}, ["-X", "disable_remote_debug"], "-X disable-remote-debug"),
+        ({"PYTHON_DISABLE_REMOTE_DEBUG": ""}, [], ""),
+    ],
+)
+def test_it_is_seen_that_a_program_refuses_remote_exec(variables, options, how):
+    with running(SERVER, *options, env=os.environ | variables) as program:
+        assert inspect_target(program.pid).refuses_remote_exec == how
+
+
+REPORT = {"report": {"schema": "closewait-guard/1"}, "seconds": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([[1]], "something other than a JSON object"),
+        ([{}, {"error": "ImportError: no room"}], "the scan .* has failed: ImportError: no room"),
+        ([{}, REPORT], "no host|'host'|host"),
+    ],
+)
+def test_what_is_no_report_is_one_sentence(monkeypatch, messages, sentence):
+    def answer(target, script, token, folder):
+        def send():
+            for message in messages:
+                with MessageSocket.to(str(folder / "socket"), 1) as sock:
+                    sock.send(message, 1)
+
+        threading.Thread(target=send).start()
+        return 0.001
+
+    monkeypatch.setattr(attach, "inject_by_gdb", answer)
+    monkeypatch.setattr(attach, "choose_method", lambda *_: "gdb")
+    answers, [failure] = attach.ask([target_of()], "auto", 1, {})
+    assert answers == []
+    assert "\n" not in failure
+    assert pytest.importorskip("re").search(sentence, failure), failure
+
+
+def test_another_process_than_the_one_asked_is_not_listened_to(monkeypatch):
+    def answer(target, script, token, folder):
+        with MessageSocket.to(str(folder / "socket"), 1) as sock:
+            sock.send({}, 1)
+        return 0.001
+
+    monkeypatch.setattr(attach, "inject_by_gdb", answer)
+    monkeypatch.setattr(attach, "choose_method", lambda *_: "gdb")
+    with running(SERVER) as program:
+        _, [failure] = attach.ask([target_of(pid=program.pid)], "auto", 1, {})
+    assert f"process {os.getpid()} is connected, instead of process {program.pid}" in failure
+
+
+MAKE = "__import__('os').mkdir('{folder}')"
+
+
+@pytest.mark.parametrize("content", ["", f"#another\n{MAKE}", None, f"#token\n{MAKE}"])
+def test_a_script_that_another_has_put_in_place_of_ours_is_not_run(tmp_path, content):
+    script = tmp_path / "script.py"
+    if content is not None:
+        script.write_text(content.format(folder=tmp_path / "ran"))
+    code = injection._code_that_runs(str(script), "#token")
+    names = {}
+    exec(code, names)
+    assert names.keys() <= {"__builtins__"}
+    assert (tmp_path / "ran").exists() == (content is not None and "#token" in content)
