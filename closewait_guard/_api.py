@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from closewait_guard._capture import patch
 from closewait_guard._guard import Guard
-from closewait_guard._interruptions import restore_late
+from closewait_guard._interruptions import loading_late, restore_late
 from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -76,9 +78,24 @@ def _install(
             if overrides:
                 settings = _with_overrides(settings, overrides)
             _guard = Guard._recording(settings, reporters, _launched).install()
+            if _guard._settings is not None and _guard._settings.control:
+                _listen(_guard)
         else:
             _refuse_change(_guard, settings, overrides, reporters)
         return _guard
+
+
+def _listen(guard: Guard) -> None:
+    """Have the process answer `closewait-guard report`."""
+    with loading_late():
+        from closewait_guard._remote import Control, RemoteError
+    try:
+        Control(guard).start()
+    except RemoteError as error:
+        # Where warnings are errors, the program continues all the same.
+        with suppress(Exception):
+            text = f"closewait_guard: the process has no control socket: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _refuse_change(

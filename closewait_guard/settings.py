@@ -63,6 +63,10 @@ class _Provenance:
         sources: Mapping[str, str] = getattr(self, "_sources", {})
         return sources.get(name, f"Settings({name}=...)")
 
+    def is_given(self, name: str) -> bool:
+        """Whether a value was read from somewhere, or given as a keyword."""
+        return name in getattr(self, "_sources", {})
+
     def _remember(self, sources: Mapping[str, str], notes: tuple[str, ...]) -> None:
         object.__setattr__(self, "_sources", sources)
         object.__setattr__(self, "_notes", notes)
@@ -159,6 +163,12 @@ class Settings(_Provenance):
         parse.switch,
         "Whether a monitor reports once more at exit.",
     )
+    control: bool = _setting(
+        False,  # noqa: FBT003 - a default like the others
+        parse.switch,
+        "Whether the process answers `closewait-guard report`, for its own user and root; under "
+        "`run` it does unless this is set to false.",
+    )
     signal: int | None = _setting(
         None,
         parse.signal,
@@ -237,8 +247,7 @@ class Settings(_Provenance):
         """
         given = [(name, value, f"keyword {name}") for name, value in overrides.items()]
         values = _parse_all(given)
-        sources = {item.name: self.source_of(item.name) for item in fields(self)}
-        sources |= {name: source for name, _, source in given}
+        sources = {**getattr(self, "_sources", {}), **{name: source for name, _, source in given}}
         _require_order({name: getattr(self, name) for name in _FIELDS} | values, sources)
         settings = replace(self, **values)
         settings._remember(sources, self.notes)

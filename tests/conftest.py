@@ -47,6 +47,7 @@ WHOLE_PROGRAMS = {
         "plugin_beside_others",
         "pools",
         "real_programs",
+        "report_command",
         "root_causes",
         "run",
         "running_calls",

@@ -23,7 +23,7 @@ from closewait_guard._delivery import print_text
 from closewait_guard._format import escape_control
 from closewait_guard._guard import Guard
 from closewait_guard._preload.status import MAX_REPORT, ChildConfig, Line, prints_json
-from closewait_guard._render import render_report, to_dict, with_examples
+from closewait_guard._render import render_report, to_dict, with_fewer_examples
 from closewait_guard._signal import EarlyLooks, SuddenEnd, before_sudden_end, delayed_sigterm
 from closewait_guard._stream import layout_of, print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
@@ -57,6 +57,7 @@ def start() -> None:
     # Before all that the program registers, and so called after all of that.
     atexit.register(ending)
     _in_forked_children(ending, status)
+    _listen(guard, is_helper=status.is_helper)
     if reporters:
         guard._pipeline.print_on_signal = partial(_report_on_signal, guard, reporters)
     if guard.settings.at_exit:
@@ -68,6 +69,19 @@ def start() -> None:
         at_exit = guard.settings.at_exit and not {"text", "console"}.issuperset(reporters)
         is_wanted = partial(_is_of_interest, status)
         Monitor(guard, at_exit=at_exit, in_children=True, is_wanted=is_wanted).start()
+
+
+def _listen(guard: Guard, *, is_helper: bool) -> None:
+    """Have the process answer `report`, unless that is turned off; where it cannot, it runs on."""
+    if not guard.settings.control and guard.settings.is_given("control"):
+        return
+    from closewait_guard._remote import Control, RemoteError
+
+    try:
+        Control(guard).start(in_children_only=is_helper)
+    except RemoteError as error:
+        if guard.settings.control:
+            print_error(f"process {os.getpid()} has no control socket: {error}")
 
 
 def _report_on_signal(guard: Guard, reporters: tuple[str, ...], report: Report) -> None:
@@ -224,9 +238,9 @@ def _in_forked_children(ending: _Ending, status: Status) -> None:
 
 def as_text(report: Report) -> str:
     """As JSON in one line, with fewer examples of each site the longer it is."""
-    for examples in (1000, 50, 5, 1):
-        report = with_examples(report, examples)
-        text = json.dumps(to_dict(report), separators=(",", ":"))
+    text = ""
+    for shorter in with_fewer_examples(report):
+        text = json.dumps(to_dict(shorter), separators=(",", ":"))
         if len(text) <= MAX_REPORT:
             break
     return text

@@ -1,29 +1,47 @@
-"""A report from inside another process, and what carries it from one to the other."""
+"""A report from inside another process, and what carries it from one to the other.
+
+Who only asks another process loads nothing that records the sockets of this one, and who answers
+nothing of what asks.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from closewait_guard._remote.wire import Listener, MessageSocket, Peer, RemoteError
 
 if TYPE_CHECKING:
     from closewait_guard._remote.attach import Answer, ask, find_targets
-else:
-    # A program that answers loads nothing of what asks.
-    def __getattr__(name: str) -> object:
-        from importlib import import_module
-
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.attach"), name)
-
+    from closewait_guard._remote.control import Control
+    from closewait_guard._remote.place import ask_control, is_python, pids_named
+    from closewait_guard._remote.wire import Listener, MessageSocket, Peer, RemoteError
 
 __all__ = [
     "Answer",
+    "Control",
     "Listener",
     "MessageSocket",
     "Peer",
     "RemoteError",
     "ask",
+    "ask_control",
     "find_targets",
+    "is_python",
+    "pids_named",
 ]
+
+
+_HOMES = {
+    "attach": ("Answer", "ask", "find_targets"),
+    "control": ("Control",),
+    "place": ("ask_control", "is_python", "pids_named"),
+    "wire": ("Listener", "MessageSocket", "Peer", "RemoteError"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

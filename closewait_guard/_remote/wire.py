@@ -2,7 +2,7 @@
 
 Each is bounded in size, and in the time that it may take in all. Who is at the other end, the
 kernel says. Both ends may be in a program that closes descriptors, forks, or has green threads: no
-socket object keeps a number, and what waits lets green threads run.
+socket object keeps a number, and a green thread lets others run while it waits.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import _socket
 import json
 import os
 import select
+import stat
 import struct
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
-from closewait_guard._clock import now
+from closewait_guard._clock import now, pause
 from closewait_guard._descriptors import Identity, OwnedDescriptor
 from closewait_guard.exceptions import CloseWaitGuardError
 
@@ -27,6 +28,7 @@ __all__ = [
     "MessageSocket",
     "Peer",
     "RemoteError",
+    "TooLargeError",
 ]
 
 
@@ -40,7 +42,14 @@ _T = TypeVar("_T")
 
 
 class RemoteError(CloseWaitGuardError):
-    """No message came through; the text is one sentence that says why."""
+    """No message came through; the text is one sentence that says why.
+
+    Its cause, where there is one, is what the system has said.
+    """
+
+
+class TooLargeError(RemoteError):
+    """A message of this process is too large to be sent."""
 
 
 class Peer(NamedTuple):
@@ -56,10 +65,16 @@ class Peer(NamedTuple):
 
 
 class _OwnSocket:
-    """A socket that no guard takes for one of the program; the program may close its number."""
+    """A socket that no guard takes for one of the program; the program may close its number.
 
-    def __init__(self, fd: int) -> None:
+    Args:
+        fd: A stream socket, which is taken over.
+        lets_green_run: Whether it is used by a green thread, which may not block the others.
+    """
+
+    def __init__(self, fd: int, *, lets_green_run: bool = False) -> None:
         self._descriptor = _take(fd)
+        self._lets_green_run = lets_green_run
 
     def fileno(self) -> int:
         """Its number; -1 once it is closed."""
@@ -83,22 +98,42 @@ class _OwnSocket:
             raise RemoteError("the connection was closed by the program itself")
         sock = _socket.socket(fileno=fd)
         try:
-            # Whatever the program has made the default.
-            sock.settimeout(0)
             yield sock
         finally:
             sock.detach()
 
-    def _call(self, function: Callable[[_socket.socket], _T], event: int, end: float) -> _T:
-        """What a call of the socket returns, as soon as it need not wait."""
+    def _call(self, function: Callable[[_socket.socket], _T], end: float) -> _T:
+        """What a call of the socket returns, which waits no longer than until a time."""
         while True:
             with self._object() as sock, suppress(BlockingIOError):
-                fd = sock.fileno()
+                # In any case, because the program may have set a default.
+                sock.settimeout(0 if self._lets_green_run else None)
+                _limit_waiting(sock, end - now())
                 return function(sock)
-            if not _wait(fd, event, end):
+            if now() >= end:
                 raise TimeoutError
+            if self._lets_green_run:
+                pause(_PAUSE)
 
 
+# How often a green thread asks.
+_PAUSE = 0.02
+
+
+def _limit_waiting(sock: _socket.socket, seconds: float) -> None:
+    """Have the kernel limit it. A timeout of Python's would wait in poll().
+
+    From outside a thread in there may be using any descriptor of the process, and what it has
+    inherited would count as used.
+    """
+    whole, part = divmod(max(seconds, _SHORTEST), 1.0)
+    limit = struct.pack("@ll", int(whole), int(part * 1e6))
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, limit)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+
+
+# Zero would be no limit.
+_SHORTEST = 0.001
 # Out of the way of the numbers that programs count on.
 _LOWEST_NUMBER = 64
 
@@ -127,18 +162,17 @@ class MessageSocket(_OwnSocket):
         Raises:
             RemoteError: Nothing answers there.
         """
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            # A UNIX socket connects at once, or waits while too many others do.
-            sock.settimeout(timeout)
-            sock.connect(path)
-            return cls(sock.detach())
-        except TimeoutError:
-            raise RemoteError(_silent(timeout)) from None
+            with closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as sock:
+                # A UNIX socket connects at once, or waits while too many others do.
+                sock.settimeout(None)
+                _limit_waiting(sock, timeout)
+                sock.connect(path)
+                return cls(sock.detach())
+        except BlockingIOError as error:
+            raise RemoteError(_silent(timeout)) from error
         except OSError as error:
-            raise RemoteError(f"cannot connect to {path}: {_reason(error)}") from None
-        finally:
-            sock.close()
+            raise RemoteError(f"cannot connect to {path}: {_reason(error)}") from error
 
     @property
     def peer(self) -> Peer:
@@ -151,7 +185,7 @@ class MessageSocket(_OwnSocket):
             with self._object() as sock:
                 credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         except (AttributeError, OSError) as error:
-            raise RemoteError(f"cannot see which process is connected: {_reason(error)}") from None
+            raise RemoteError(f"cannot see which process is connected: {_reason(error)}") from error
         pid, uid, _ = struct.unpack("iII", credentials)
         return Peer(pid, uid)
 
@@ -173,20 +207,26 @@ class MessageSocket(_OwnSocket):
             raise RemoteError(f"process {peer.pid} is connected, instead of process {pid}")
         return peer
 
-    def send(self, message: object, timeout: float) -> None:
+    def send(self, message: object, timeout: float, at_most: int = MAX_BYTES) -> None:
         """Send what JSON can hold.
 
+        Args:
+            message: The message.
+            timeout: Seconds for all of it.
+            at_most: How many bytes it may have.
+
         Raises:
-            RemoteError: It was not taken in that time, or is too large.
+            TooLargeError: It has more; nothing was sent.
+            RemoteError: It was not taken in that time.
         """
         rest = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
-        if len(rest) > MAX_BYTES:
-            raise RemoteError(f"the message is larger than {MAX_BYTES:,} bytes")
+        if len(rest) > at_most:
+            raise TooLargeError(f"the message is larger than {at_most:,} bytes")
         end = now() + timeout
         while rest:
             send = partial(_send_piece, rest[:_PIECE])
             with _explained(timeout):
-                rest = rest[self._call(send, _OUT, end) :]
+                rest = rest[self._call(send, end) :]
 
     def receive(self, timeout: float, at_most: int = MAX_BYTES) -> dict[str, Any]:
         """The message of the other end, which must be a JSON object.
@@ -210,7 +250,7 @@ class MessageSocket(_OwnSocket):
         found, end = bytearray(), now() + timeout
         while b"\n" not in found[-_PIECE:]:
             with _explained(timeout):
-                piece = self._call(lambda sock: sock.recv(_PIECE), _IN, end)
+                piece = self._call(lambda sock: sock.recv(_PIECE), end)
             found += piece
             if not piece:
                 raise RemoteError(_CLOSED)
@@ -233,27 +273,26 @@ class Listener(_OwnSocket):
 
     Args:
         path: No file may be there. Its folder must be one that no other user can write to.
+        lets_green_run: Whether it is used by a green thread, which may not block the others.
 
     Raises:
         RemoteError: It cannot listen there.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, lets_green_run: bool = False) -> None:
         self.path = path
         self._identity: Identity | None = None
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            sock.bind(path)
-            # Before it listens: until then no one can connect.
-            os.chmod(path, 0o600)  # noqa: PTH101 - pathlib is slow to load
-            self._identity = _identity_at(path)
-            sock.listen(_BACKLOG)
-            super().__init__(sock.detach())
+            with closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)) as sock:
+                sock.bind(path)
+                # Before it listens: until then no one can connect.
+                os.chmod(path, 0o600)  # noqa: PTH101 - pathlib is slow to load
+                self._identity = _identity_at(path)
+                sock.listen(_BACKLOG)
+                super().__init__(sock.detach(), lets_green_run=lets_green_run)
         except OSError as error:
             self._remove()
-            raise RemoteError(f"cannot listen at {path}: {_reason(error)}") from None
-        finally:
-            sock.close()
+            raise RemoteError(f"cannot listen at {path}: {_reason(error)}") from error
 
     @property
     def is_reachable(self) -> bool:
@@ -262,8 +301,9 @@ class Listener(_OwnSocket):
 
     def wait(self, seconds: float) -> bool:
         """Wait until a process connects; return whether one has."""
-        fd = self.fileno()
-        return fd >= 0 and _wait(fd, _IN, now() + seconds)
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def accept(self, timeout: float) -> MessageSocket:
         """The next connection. Who has connected is for the caller to check.
@@ -273,12 +313,17 @@ class Listener(_OwnSocket):
         """
         end = now() + timeout
         with _explained(timeout):
-            return MessageSocket(self._call(_accept, _IN, end))
+            fd = self._call(_accept, end)
+            return MessageSocket(fd, lets_green_run=self._lets_green_run)
 
     def close(self) -> None:
         """Close it, and remove it from its folder, unless another is there. Idempotent."""
         super().close()
         self._remove()
+
+    def close_copy(self) -> None:
+        """Close it in a forked child: the file is the parent's."""
+        super().close()
 
     def _remove(self) -> None:
         if self._identity is not None and _identity_at(self.path) == self._identity:
@@ -298,12 +343,12 @@ def _explained(timeout: float) -> Iterator[None]:
     """Have each failure of a call raised as one sentence."""
     try:
         yield
-    except TimeoutError:
-        raise RemoteError(_silent(timeout)) from None
-    except ConnectionError:
-        raise RemoteError(_CLOSED) from None
+    except TimeoutError as error:
+        raise RemoteError(_silent(timeout)) from error
+    except ConnectionError as error:
+        raise RemoteError(_CLOSED) from error
     except OSError as error:
-        raise RemoteError(f"the connection failed: {_reason(error)}") from None
+        raise RemoteError(f"the connection failed: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -315,23 +360,4 @@ def _identity_at(path: str) -> Identity | None:
         status = os.lstat(path)
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_mode
-
-
-# The numbers of poll(), which no platform has otherwise.
-_IN, _OUT = 1, 4
-
-
-def _wait(fd: int, event: int, end: float) -> bool:
-    """Wait until a descriptor is ready, or until a time; return whether it is.
-
-    What `select` has is looked up at each call: gevent and eventlet put there what lets green
-    threads run meanwhile.
-    """
-    left = max(0.0, end - now())
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fd, event)
-        return bool(poll.poll(left * 1000))
-    reading, writing = ([fd], []) if event == _IN else ([], [fd])
-    return any(select.select(reading, writing, [], left))
+    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)

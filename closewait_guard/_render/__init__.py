@@ -9,7 +9,12 @@ from closewait_guard._render.descriptors import (
     has_descriptor_alert,
     list_kinds,
 )
-from closewait_guard._render.dicts import from_dict, to_dict, with_examples
+from closewait_guard._render.dicts import (
+    from_dict,
+    to_dict,
+    with_examples,
+    with_fewer_examples,
+)
 from closewait_guard._render.family import (
     LastReport,
     difference,
@@ -68,4 +73,5 @@ __all__ = [
     "to_dict",
     "verdict_name",
     "with_examples",
+    "with_fewer_examples",
 ]

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ __all__ = [
     "from_dict",
     "to_dict",
     "with_examples",
+    "with_fewer_examples",
 ]
 
 
@@ -161,6 +162,13 @@ def _required(kind: Any) -> tuple[str, ...]:
 @lru_cache(None)
 def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(kind)
+
+
+def with_fewer_examples(report: Report) -> Iterator[Report]:
+    """The report with ever fewer findings of each site, down to one, for who needs a short one."""
+    for max_per_site in (1000, 50, 5, 1):
+        report = with_examples(report, max_per_site)
+        yield report
 
 
 _Item = TypeVar("_Item", Finding, ClosedLate)
