@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from closewait_guard._capture.hooks import method_object
+from closewait_guard._capture.stack import is_called_by
 from closewait_guard._cpython import current_frame, dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
 from closewait_guard._live import is_a, variable_of
@@ -88,9 +89,14 @@ def owner_wrappers(kind: OwnerKind) -> dict[str, _Wrap]:
 
 
 def _wrap_init(kind: OwnerKind, original: Any, subscribers: OwnerSubscribers) -> Any:
+    part_of = kind.part_of
+
     @functools.wraps(original)
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
+        if part_of and is_called_by(current_frame(1), part_of):
+            # Another owner, such as a pool, has made it for itself, and stands for it.
+            return
         for on_make, on_made, on_error in subscribers.making_calls:
             try:
                 # From here, because it counts the calls up to that of the program.
@@ -208,6 +214,6 @@ def objects_being_made(
         if frame.f_code.co_name == "__init__":
             made = variable_of(frame, "self")
             for cls, kind in tracked:
-                if is_a(made, cls):
+                if is_a(made, cls) and not is_called_by(frame, kind.part_of):
                     yield made, kind, frame.f_code
         frame = frame.f_back

@@ -28,7 +28,6 @@ from closewait_guard._capture.creation import (
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
 from closewait_guard._capture.owner_hooks import OwnerEvents, objects_being_made
 from closewait_guard._capture.recorder import Recording, make_recorder
-from closewait_guard._capture.stack import is_within
 from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
@@ -54,11 +53,6 @@ class OpenOwner(NamedTuple):
 
     creation: CreationTuple
     kind: OwnerKind
-
-    @property
-    def is_part(self) -> bool:
-        """Whether another owner has made it for itself, such as a pool, and stands for it."""
-        return is_within(self.creation[STACK], self.kind.part_of)
 
 
 class OwnedSocket(NamedTuple):
@@ -205,8 +199,9 @@ class OwnerTable(OwnerEvents):
                 yield OwnedSocket(fd, drop.creation[SERIAL], drop.snapshot.peer)
 
     def _is_own(self, entry: OpenOwner) -> bool:
-        """Whether it is to be closed by itself, and here: a fork has copied those of the parent."""
-        return entry.creation[PID] == self._recorder.pid and not entry.is_part
+        """Whether it is to be closed here: a fork has copied those of the parent."""
+        made_in: int = entry.creation[PID]
+        return made_in == self._recorder.pid
 
     def _pop(self, key: int) -> OpenOwner | None:
         creation, made = self._creations.pop(key, None), self._made.pop(key, None)
@@ -227,7 +222,7 @@ class OwnerTable(OwnerEvents):
         self._sockets.on_error()
 
     def open_owners(self) -> list[tuple[object, OpenOwner]]:
-        """Those that were not closed yet, as far as is known, and are not a part of another.
+        """Those that were not closed yet, as far as is known.
 
         The caller lets go of them soon.
         """

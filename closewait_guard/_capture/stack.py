@@ -23,7 +23,7 @@ __all__ = [
     "capture",
     "capture_up_to",
     "intern",
-    "is_within",
+    "is_called_by",
     "kind_of_file",
     "normal_path",
     "owner_of",
@@ -33,6 +33,8 @@ __all__ = [
 
 # Bounds what the table of shared stacks can hold; a program with more begins with an empty one.
 _MAX_STACKS = 10_000
+# Bounds what a search of the calls around a call can take.
+_MAX_CALLS = 30
 
 
 class SharedStack:
@@ -110,15 +112,22 @@ def intern(stack: CapturedStack) -> None:
     stack[:] = [known]
 
 
-def is_within(stack: CapturedStack, packages: Iterable[str]) -> bool:
-    """Whether one of the calls is of some packages or modules, which are not the program's own."""
-    ends = [f"/{name.replace('.', '/')}{end}" for name in packages for end in ("/", ".py")]
-    first = stack[:1]
-    codes = first[0].codes if first and type(first[0]) is SharedStack else stack[::2]
-    paths = [normal_path(code.co_filename) for code in codes] if ends else []
-    return any(
-        end in path and kind_of_file(path) is not FrameKind.USER for path in paths for end in ends
-    )
+def is_called_by(frame: FrameType | None, packages: tuple[str, ...]) -> bool:
+    """Whether a call or one around it is of some packages or modules, not the program's own."""
+    calls = 0
+    while frame is not None and calls < _MAX_CALLS:
+        if _is_file_of(frame.f_code.co_filename, packages):
+            return True
+        frame = frame.f_back
+        calls += 1
+    return False
+
+
+@lru_cache(4096)
+def _is_file_of(filename: str, packages: tuple[str, ...]) -> bool:
+    path = normal_path(filename)
+    ends = (f"/{name.replace('.', '/')}{end}" for name in packages for end in ("/", ".py"))
+    return any(end in path for end in ends) and kind_of_file(path) is not FrameKind.USER
 
 
 def uncaptured(_: FrameType, __: int) -> CapturedStack:
