@@ -160,17 +160,15 @@ class OwnerTable(OwnerEvents):
                 self.on_made(owner, kind)
 
     def on_close(self, owner: object) -> None:
-        key = id(owner)
-        self._made.pop(key, None)
-        self._creations.pop(key, None)
+        self._forget(id(owner))
 
     def on_finalize(self, owner: object) -> None:
-        if id(owner) not in self._made:
+        made = self._made.pop(id(owner), None)
+        creation = self._creations.pop(id(owner), None)
+        if made is None or creation is None or made[1].closes_itself:
             return
-        entry = self._pop(id(owner))
-        if entry is None or entry.kind.closes_itself or not self._is_own(entry):
-            return
-        if entry.kind.is_closed(owner):
+        entry = _numbered(creation, *made)
+        if not self._is_own(entry) or entry.kind.is_closed(owner):
             return
         sockets = tuple(self.sockets_of(owner, entry.kind, just_dropped=True))
         descriptors = Counter(kind.value for kind, _ in entry.kind.descriptors(owner))
@@ -203,9 +201,9 @@ class OwnerTable(OwnerEvents):
         made_in: int = entry.creation[PID]
         return made_in == self._recorder.pid
 
-    def _pop(self, key: int) -> OpenOwner | None:
-        creation, made = self._creations.pop(key, None), self._made.pop(key, None)
-        return None if creation is None or made is None else _numbered(creation, *made)
+    def _forget(self, key: int) -> None:
+        self._made.pop(key, None)
+        self._creations.pop(key, None)
 
     def on_take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
         self.checkouts.take(pool, connection, kind)
@@ -231,7 +229,7 @@ class OwnerTable(OwnerEvents):
             owner = entry.creation[SOCK]()
             if owner is None:
                 # A subclass has a finalizer of its own, which is asked for nothing here.
-                self._pop(key)
+                self._forget(key)
             elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=True):
                 found.append((owner, entry))
         return found
