@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         SocketOwner,
         SocketRecord,
         State,
+        Unanswered,
         Verdict,
     )
     from closewait_guard.settings import Settings
@@ -98,6 +99,7 @@ __all__ = [
     "SocketOwner",
     "SocketRecord",
     "State",
+    "Unanswered",
     "UnsupportedPythonError",
     "Verdict",
     "__version__",

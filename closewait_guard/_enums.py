@@ -138,6 +138,7 @@ class Verdict(Word):
     SURPLUS = "surplus"
     CLOSED_ELSEWHERE = "closed_elsewhere"
     CHECKED_OUT = "checked_out"
+    UNANSWERED = "unanswered"
     IDLE_OR_LEAKED = "idle_or_leaked"
     STALE_POOL = "stale_pool"
     HALF_CLOSED = "half_closed"

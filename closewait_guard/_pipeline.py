@@ -337,7 +337,7 @@ class Pipeline:
         yield from _not_covered_of_sockets(
             self._explainer.failed, self._explainer.unsearched, undescribed
         )
-        yield from self.scanner.forked_copies.notes
+        yield from self.scanner.notes
         yield from self.children.notes
         if forgotten := self._registry.at_fork.forgotten:
             yield (

@@ -50,6 +50,7 @@ __all__ = [
     "SocketOwner",
     "SocketRecord",
     "State",
+    "Unanswered",
     "Verdict",
 ]
 
@@ -100,6 +101,22 @@ class Checkout:
 
 
 @refuse_changes
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """What was sent on a connection that is up, and the peer's system does not acknowledge.
+
+    Attributes:
+        seconds: For how long, at least.
+        attempts: How often it was sent again, or a peer without room was asked for some.
+        heard_for: Seconds since anything came from the peer, which may be long before it was sent.
+    """
+
+    seconds: float
+    attempts: int
+    heard_for: float
+
+
+@refuse_changes
 @store_by_slot
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -120,6 +137,7 @@ class Observation:
             number is -1.
         checkout: The pool that it was taken from and not given back to. Then `record` says where it
             was taken, and its parent where the pool has opened it.
+        unanswered: What the peer does not acknowledge, though it was sent again; None if it does.
     """
 
     record: SocketRecord
@@ -144,14 +162,16 @@ class Observation:
     is_lower_bound: bool = False
     owner: SocketOwner | None = None
     checkout: Checkout | None = None
+    unanswered: Unanswered | None = None
 
     @property
     def ended_for(self) -> float:
-        """Seconds since the peer closed, or since the socket became a suspect."""
+        """Seconds since the peer closed or was silent, or since the socket became a suspect."""
         if self.is_lower_bound and self.peer_closed_for is not None:
             # What is not known must not make it look worse.
             return self.peer_closed_for
-        return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0)
+        unanswered = 0.0 if self.unanswered is None else self.unanswered.seconds
+        return max(self.peer_closed_for or 0.0, self.suspect_for or 0.0, unanswered)
 
     @property
     def is_described(self) -> bool:

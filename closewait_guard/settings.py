@@ -129,6 +129,12 @@ class Settings(_Provenance):
         parse.seconds,
         "Seconds that a connection may be out of its pool before it is reported as not given back.",
     )
+    unanswered_grace: float = _setting(
+        60.0,
+        parse.seconds,
+        "Seconds for which a peer may leave unacknowledged what was sent to it, before the "
+        "connection is reported as unanswered; Linux only.",
+    )
     fd_used_critical: float = _setting(
         0.8,
         parse.share,

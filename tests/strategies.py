@@ -73,6 +73,8 @@ observations = st.builds(
         max_size=st.none() | counts,
         seconds=seconds,
     ),
+    unanswered=st.none()
+    | st.builds(cwg.Unanswered, seconds=seconds, attempts=st.integers(1, 10**9), heard_for=seconds),
 )
 
 leaks = st.builds(

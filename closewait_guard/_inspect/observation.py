@@ -15,7 +15,7 @@ from typing import NamedTuple
 from closewait_guard._cpython import FILE_SOCKET
 from closewait_guard._inspect.probe import Endpoint, ProbeResult
 from closewait_guard._live import field, is_a, running_frames, variable_of
-from closewait_guard.model import Connection, Observation, SocketRecord, State
+from closewait_guard.model import Connection, Observation, SocketRecord, State, Unanswered
 
 __all__ = [
     "ScanResult",
@@ -43,6 +43,7 @@ def make_observation(
     close_called: bool = False,
     in_use: bool = False,
     is_lower_bound: bool = False,
+    unanswered: Unanswered | None = None,
 ) -> Observation:
     """Put together what the stages before have found out.
 
@@ -56,10 +57,11 @@ def make_observation(
         close_called: Whether the program has called `close()`.
         in_use: Whether a thread reads from its file object at this moment.
         is_lower_bound: Whether its peer may have closed earlier.
+        unanswered: What the peer does not acknowledge.
     """
     family, kind, local, peer, inode, tls = endpoint
     state, evidence, connection, _, unread, unsent, sent_for, received_for, _ = result
-    # By position and in order: naming twenty arguments takes as long as storing them.
+    # By position and in order: naming so many arguments takes as long as storing them.
     return Observation(
         record,
         fd,
@@ -81,6 +83,9 @@ def make_observation(
         unsent,
         in_use,
         is_lower_bound,
+        None,
+        None,
+        unanswered,
     )
 
 

@@ -311,7 +311,9 @@ class CheckoutScanner:
         }
         left = [each for each in out if each.fd is None or each.fd not in found]
         left = [each for each in left if self._is_out_too_long(each, opened_after)]
+        unanswered = {each.fd: each.unanswered for each in seen.suspects}
         observed = [each for each in map(self._observe, left) if each is not None]
+        observed = [replace(each, unanswered=unanswered.get(each.fd)) for each in observed]
         theirs = {each.fd for each in observed if each.fd >= 0}
         return seen._replace(
             suspects=tuple(each for each in seen.suspects if each.fd not in theirs)

@@ -45,6 +45,7 @@ from closewait_guard._inspect.probe import (
     endpoint_of_snapshot,
 )
 from closewait_guard._inspect.records import Makers, record_of
+from closewait_guard._inspect.unanswered import UnansweredSockets
 from closewait_guard._interruptions import interrupts
 from closewait_guard.model import (
     UNKNOWN_FAMILY,
@@ -54,6 +55,7 @@ from closewait_guard.model import (
     Origin,
     SocketRecord,
     State,
+    Unanswered,
 )
 from closewait_guard.settings import Settings
 
@@ -111,6 +113,7 @@ class Scanner:
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
         self.forked_copies = ForkedCopies(source, settings.grace)
+        self.unanswered = UnansweredSockets(probe, settings.unanswered_grace)
         self._last_scan = _ScanTime(since, -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -127,8 +130,11 @@ class Scanner:
         known_before = self._known.copy()
         open_sockets = self._source.open_sockets(thorough=full or opened_after is not None)
         events = self._events(open_sockets)
-        creations = open_sockets.creations
-        to_describe = set(creations) if full else set(events)
+        creations, unanswered = open_sockets.creations, dict[int, Unanswered]()
+        if opened_after is None:
+            everything = full or self.forked_copies.is_last
+            unanswered = self.unanswered.find(open_sockets, everything=everything)
+        to_describe = set(creations) if full else events.keys() | unanswered.keys()
         closed_elsewhere = self._closed_elsewhere.detect(creations, events, to_describe)
         closed = self._forget_closed(open_sockets, events)
         context = _ScanContext(
@@ -139,8 +145,10 @@ class Scanner:
             self._last_scan,
             self.forked_copies,
             self._age_warning,
+            unanswered,
         )
-        suspected = open_sockets.close_called.union(events, context.copies) - closed_elsewhere
+        suspected = open_sockets.close_called.union(events, context.copies, unanswered)
+        suspected -= closed_elsewhere
         suspects = tuple(context.describe(suspected, self._known))
         for serial in known_before.keys() - context.described:
             pop_if_same(self._known, serial, known_before[serial])
@@ -163,6 +171,7 @@ class Scanner:
         """In the child: every record known so far is now of an inherited socket."""
         self._known = {}
         self.forked_copies.after_fork()
+        self.unanswered.after_fork()
 
     def _events(self, open_sockets: OpenSockets) -> dict[int, int]:
         try:
@@ -229,8 +238,9 @@ class _ScanContext:
         last_scan: _ScanTime,
         forked_copies: ForkedCopies,
         age_warning: float,
+        unanswered: Mapping[int, Unanswered],
     ) -> None:
-        self._age_warning = age_warning
+        self._age_warning, self._unanswered = age_warning, unanswered
         self.time = _ScanTime(now(), source.last_serial())
         self._wall = wall()
         self._source = source
@@ -343,6 +353,7 @@ class _ScanContext:
             close_called=close_called,
             in_use=is_read_slowly or fd in self._in_use,
             is_lower_bound=age.is_bound and result.connection is Connection.PEER_CLOSED,
+            unanswered=self._unanswered.get(fd),
         )
 
     def _at_most(self, creation: CreationTuple, record: SocketRecord, result: ProbeResult) -> float:
@@ -368,6 +379,13 @@ class SocketScanner:
         self._tracked_scanner = Scanner(registry, probe, settings, registry.made_at)
         self._native_scanner = Scanner(self.natives, probe, settings, registry.made_at)
         self.forked_copies = self._tracked_scanner.forked_copies
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the latest scan could not tell."""
+        scanners = (self._tracked_scanner, self._native_scanner)
+        unknown = (note for each in scanners for note in each.unanswered.notes)
+        return (*self.forked_copies.notes, *unknown)
 
     def share_natives(self, other: SocketScanner) -> None:
         """Know of native sockets what another scanner of the same registry knows."""

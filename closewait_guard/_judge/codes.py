@@ -121,6 +121,7 @@ CODES: tuple[Code, ...] = (
     Code("CWG707", Verdict.OPEN, "a response of a test or block is not closed", owner=_RESPONSE),
     Code("CWG706", Verdict.OPEN, "a client of a test or block is not closed", owner=_CLIENT),
     Code("CWG704", Verdict.OPEN, "opened in a test or block and still open"),
+    Code("CWG709", Verdict.UNANSWERED, "the peer acknowledges nothing of what was sent"),
     Code("CWG708", Verdict.IDLE_OR_LEAKED, "seen from outside: an idle pool, or a few leaks"),
 )
 

@@ -162,6 +162,13 @@ HINTS: tuple[Hint, ...] = (
         "this one would close an unrelated file",
     ),
     Hint(
+        Verdict.UNANSWERED,
+        "set a timeout in the client, or on the socket by `sock.setsockopt(socket.IPPROTO_TCP, "
+        "socket.TCP_USER_TIMEOUT, 30_000)`",
+        reason="the peer is gone or cannot be reached, and the kernel goes on trying for up to 15 "
+        "minutes",
+    ),
+    Hint(
         Verdict.IDLE_OR_LEAKED,
         "from outside, an idle pool looks the same as a leak: `closewait-guard run` or install() "
         "in the program shows which it is",

@@ -262,9 +262,12 @@ def _verdict_of_ended(observation: Observation, settings: Settings) -> Verdict:
 
 
 def _verdict_of_live(observation: Observation, settings: Settings) -> Verdict:
-    """The peer waits: no leak, but for a copy that only this process keeps open."""
+    """The peer waits, or is gone: no leak, but for a copy that only this process keeps open."""
     if observation.record.origin is Origin.INHERITED and _is_past_grace(observation, settings):
         return Verdict.INHERITED
+    unanswered = observation.unanswered
+    if unanswered is not None and unanswered.seconds >= settings.unanswered_grace:
+        return Verdict.UNANSWERED
     return Verdict.CLOSING if observation.state in _ENDING else Verdict.OPEN
 
 
@@ -298,6 +301,10 @@ def _severity(
     if verdict is Verdict.STALE_POOL:
         # A pool may keep a connection for any time, so age does not matter; their number does.
         return _exceeded(observation, 0.0, settings, load) or _INFO
+    if verdict is Verdict.UNANSWERED:
+        # Clients come and go; that of which the program waits for an answer should not.
+        is_client = observation.record.opener.origin is not Origin.ACCEPTED
+        return _WARNING if is_client else _INFO
     return _WARNING if verdict is Verdict.CLOSED_ELSEWHERE else _INFO
 
 

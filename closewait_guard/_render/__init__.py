@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from closewait_guard._render.connection import connection_summary
 from closewait_guard._render.descriptors import (
     SHARE_WORTH_A_SENTENCE,
     descriptor_kinds,
@@ -25,7 +26,6 @@ from closewait_guard._render.family import (
     sum_reports,
 )
 from closewait_guard._render.site import (
-    connection_summary,
     describe_site,
     holder_facts,
     socket_kind,

@@ -65,6 +65,7 @@ _QUIET = {
     Verdict.STALE_POOL: "idle pooled {connections} closed by the server",
     Verdict.HALF_CLOSED: "half-closed {connections}",
     Verdict.CLOSING: "closing {connections}",
+    Verdict.UNANSWERED: "{connections} from a peer that does not answer",
 }
 
 
@@ -221,6 +222,7 @@ _NEITHER = (
     Verdict.OPEN,
     Verdict.CLOSED_ELSEWHERE,
     Verdict.CHECKED_OUT,
+    Verdict.UNANSWERED,
     Verdict.IDLE_OR_LEAKED,
 )
 # What is open is a finding only of a block or a test that should have closed it.

@@ -88,7 +88,7 @@ def _alert_event(alert: Alert, report: Report) -> Event:
 def _site_event(group: SiteGroup, pid: int) -> Event:
     observations = [finding.observation for finding in group.findings]
     oldest = max(each.ended_for for each in observations)
-    is_lower_bound = any(each.is_lower_bound for each in observations)
+    is_lower_bound = any(each.is_lower_bound or each.unanswered for each in observations)
     owner = observations[0].owner
     peers = summarize_addresses(
         peer
@@ -102,6 +102,7 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         **_package_fields(group.findings[0]),
         **({"owner": owner.name} if owner is not None else {}),
         **_checkout_fields(group),
+        **_unanswered_fields(group),
         "verdict": group.verdict.value,
         "severity": group.severity.value,
         "is_leak": group.verdict.is_leak,
@@ -174,6 +175,19 @@ def _checkout_fields(group: SiteGroup) -> dict[str, Scalar]:
         "pool_out": oldest.out,
         "pool_max_size": oldest.max_size,
         "checked_out_s": round(oldest.seconds, 3),
+    }
+
+
+def _unanswered_fields(group: SiteGroup) -> dict[str, Scalar]:
+    """For how long a peer has not answered, and what was tried, of the longest."""
+    found = [seen for each in group.findings if (seen := each.observation.unanswered) is not None]
+    if not found:
+        return {}
+    longest = max(found, key=lambda each: each.seconds)
+    return {
+        "unanswered_s": round(longest.seconds, 3),
+        "attempts": longest.attempts,
+        "heard_s": round(longest.heard_for, 3),
     }
 
 

@@ -124,8 +124,9 @@ def changes(reporter: Reporter) -> Reporter:
     What counts are sites, not single sockets. A site is reported when it first leaks, when the
     number of its leaks has doubled or their severity rises, and, with all that were closed late,
     when none is left. A site of findings that are not leaks comes along once, but does not cause a
-    report; connections that are closing at this moment never do. What is left out is counted in
-    `Report.omitted`. If the reporter raises, the sites of that report are in the next one again.
+    report, unless a server does not answer; connections that are closing at this moment never do.
+    What is left out is counted in `Report.omitted`. If the reporter raises, the sites of that
+    report are in the next one again.
 
     `every(60, changes(reporter))` loses nothing, while `changes(every(60, reporter))` loses most
     changes between two reports.
@@ -175,7 +176,7 @@ class _Changes(_Wrapping):
         # Before the reporter is called, which may raise.
         self._closed = tuple(each for _, each in closed)[-_MAX_WAITING:]
         ended = tuple(each for site, each in closed if site not in sites)
-        if ended or report.alerts or any(group.verdict in FOLLOWED for group in changed.values()):
+        if ended or report.alerts or any(map(_is_news, changed.values())):
             self._reporter(_only(report, changed.values(), ended))
             self._reported |= {
                 site: _Reported(group.count, group.severity) for site, group in changed.items()
@@ -186,6 +187,12 @@ class _Changes(_Wrapping):
     def _has_changed(self, site: object, group: SiteGroup) -> bool:
         reported = self._reported.get(site)
         return reported is None or reported.has_changed(group)
+
+
+def _is_news(group: SiteGroup) -> bool:
+    """Whether a site that has changed is worth a report by itself."""
+    is_unanswered = group.verdict is Verdict.UNANSWERED and group.severity is not Severity.INFO
+    return group.verdict in FOLLOWED or is_unanswered
 
 
 def _only(

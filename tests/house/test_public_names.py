@@ -10,14 +10,15 @@ ROOT = (
     "Connection Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool "
     "Guard MissingExtraError Monitor NotLoadedError Observation Origin OwnerKind Report "
     "ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketOwner "
-    "SocketRecord State UnsupportedPythonError Verdict __version__ attribute from_dict install "
-    "label no_leaks render_text report scan to_dict track uninstall watch watch_async"
+    "SocketRecord State Unanswered UnsupportedPythonError Verdict __version__ attribute from_dict "
+    "install label no_leaks render_text report scan to_dict track uninstall watch watch_async"
 )
 
 MODEL = (
     "UNKNOWN_FAMILY Alert AlertKind AlertStatus Checkout ClosedLate Connection Coverage "
     "DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool Observation Origin "
-    "Report Reporter Scalar Severity SiteGroup SocketOwner SocketRecord State Verdict"
+    "Report Reporter Scalar Severity SiteGroup SocketOwner SocketRecord State Unanswered "
+    "Verdict"
 )
 
 GUARD = (

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
@@ -96,6 +96,12 @@ class Probe(Protocol):
 
     def probe_snapshot(self, snapshot: FinalSnapshot, /) -> ProbeResult:
         """What the snapshot of a dropped socket shows."""
+
+    def with_unsent(self, fds: Iterable[int], /) -> list[int]:
+        """Those that have anything that is not acknowledged, where the platform dates answers."""
+
+    def unanswered(self, sock: _socket.socket, /) -> Unanswered | None:
+        """What a peer does not acknowledge, though it was sent again."""
 
 
 # Past the properties of Python's class, which make an enum of each number.
@@ -212,6 +218,7 @@ if TYPE_CHECKING:
     import select
 
     from closewait_guard._capture import FinalSnapshot
+    from closewait_guard.model import Unanswered
 else:
     # As the interpreter made it: gevent puts a poll of its own there that runs through its event
     # loop; eventlet takes poll away. We never wait, so no green thread would have to be switched.

@@ -7,15 +7,19 @@ error that the program is to see.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import socket
 import struct
-from collections.abc import Callable
+import termios
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from closewait_guard._descriptors import ask_or_none, is_listening, unread, unsent
+from closewait_guard._descriptors import ask_or_none, is_listening, tcp_info_of, unread, unsent
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._inspect.probe.base import PollPoller, ProbeResult, select
+from closewait_guard._interruptions import interrupts, refusals
+from closewait_guard.model import Unanswered
 
 if TYPE_CHECKING:
     from closewait_guard._capture import FinalSnapshot
@@ -28,6 +32,8 @@ __all__ = [
     "probe_snapshot",
     "probe_socket",
     "tcp_result",
+    "unanswered",
+    "with_unsent",
 ]
 
 
@@ -182,6 +188,7 @@ _EVIDENCE = Evidence.TCP_INFO
 _BY_NUMBER = tuple((state, CONNECTIONS.get(state, Connection.LIVE)) for state in STATES)
 _UNKNOWN = State.NONE, Connection.LIVE
 _CLOSE, _CLOSE_WAIT, _LISTEN = map(STATES.index, (State.CLOSE, State.CLOSE_WAIT, State.LISTEN))
+_ESTABLISHED, _FIN_WAIT1 = map(STATES.index, (State.ESTABLISHED, State.FIN_WAIT1))
 
 
 def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
@@ -209,6 +216,67 @@ def tcp_result(raw: bytes, unread: _Queue, unsent: _Queue) -> ProbeResult:
         sent / 1000,
         received / 1000,
     )
+
+
+# struct tcp_info again: tcpi_retransmits, tcpi_probes and tcpi_backoff at 2 to 4, tcpi_rto at 8.
+_ATTEMPTS = struct.Struct("=B x B B B 3x I 12x I 16x I 8x I")
+# TCP_RTO_MAX: the kernel waits no longer before it tries again.
+_LONGEST_WAIT = 120.0
+
+
+def with_unsent(fds: Iterable[int]) -> list[int]:
+    """Those that have sent what is not acknowledged yet, or not sent at all."""
+    # One for all: a value of its own for each would take twice the time.
+    found, answer, nothing = [], bytearray(4), bytes(4)
+    for fd in fds:
+        try:
+            fcntl.ioctl(fd, termios.TIOCOUTQ, answer)
+        except OSError as error:
+            # Closed meanwhile, or a listener.
+            if interrupts(error):
+                raise
+            continue
+        except Exception as error:
+            # An audit hook, which would refuse the others too.
+            refusals.note(error)
+            break
+        if answer != nothing:
+            found.append(fd)
+    return found
+
+
+def unanswered(sock: _socket.socket) -> Unanswered | None:
+    """What the peer of a connection does not acknowledge.
+
+    A program that has set TCP_USER_TIMEOUT has decided how long that may last: None.
+    """
+    found = _unanswered_by(tcp_info_of(sock))
+    option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+    return None if found is None or ask_or_none(_getsockopt, sock, *option) else found
+
+
+def _unanswered_by(info: bytes) -> Unanswered | None:
+    """What a `struct tcp_info` shows of it.
+
+    Nothing while what was sent again may be on its way, nor of a peer that has no room for more but
+    says so each time that it is asked.
+    """
+    if len(info) < _ATTEMPTS.size:
+        return None
+    state, retransmits, probes, backoff, timeout, unacked, sent, heard = _ATTEMPTS.unpack_from(info)
+    wait, sent_for, heard_for = timeout / 1_000_000, sent / 1000, heard / 1000
+    # Each wait is twice as long as the one before: what is added up is those that are over.
+    if unacked and retransmits and state == _ESTABLISHED and heard > sent:
+        seconds, attempts = wait * (1 - 0.5**backoff) + min(sent_for, wait), retransmits
+    elif unacked and retransmits and state == _FIN_WAIT1:
+        # A FIN is no data: when it was sent last is not dated.
+        seconds, attempts = wait * (1 - 0.5**backoff), retransmits
+    elif not unacked and probes > 1 and state in (_ESTABLISHED, _FIN_WAIT1):
+        last = min(wait * 2**backoff, _LONGEST_WAIT)
+        seconds, attempts = last * (1 - 0.5 ** (probes - 1)), probes
+    else:
+        return None
+    return Unanswered(min(seconds, heard_for), attempts, heard_for)
 
 
 def _probe_stream(sock: _socket.socket, fd: int, family: int, events: int) -> ProbeResult:

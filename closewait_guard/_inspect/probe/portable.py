@@ -22,6 +22,8 @@ __all__ = [
     "poller",
     "probe_snapshot",
     "probe_socket",
+    "unanswered",
+    "with_unsent",
 ]
 
 
@@ -110,6 +112,15 @@ def _state(family: int, connection: Connection, listening: bool) -> State:
     if family == _UNIX:
         return State.UNIX
     return State.LISTEN if listening else _INFERRED[connection]
+
+
+def with_unsent(_: Iterable[int]) -> list[int]:
+    """None: when the peer was last heard from does not show here."""
+    return []
+
+
+def unanswered(_: _socket.socket) -> None:
+    """Nothing, as above."""
 
 
 _INFERRED = {
