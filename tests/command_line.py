@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import struct
 import subprocess
 import sys
 import termios
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import jsonschema
 import pyte
@@ -198,3 +200,24 @@ class Terminal:
             self.process.kill()
         self.process.wait(60)
         os.close(self._fd)
+
+
+# How a running program is attached to.
+HAS_REMOTE_EXEC = sys.version_info >= (3, 14)
+
+
+def can_attach():
+    """Whether this machine lets a process be attached to, and has what that needs."""
+    if sys.platform != "linux" or not (HAS_REMOTE_EXEC or shutil.which("gdb")):
+        return False
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if scope.exists() and scope.read_text().strip() != "0" and os.geteuid():
+        return False
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        try:
+            os.close(os.open(f"/proc/{child.pid}/mem", os.O_RDONLY))
+        except OSError:
+            return False
+        finally:
+            child.kill()
+    return True

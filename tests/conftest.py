@@ -37,6 +37,7 @@ def pytest_collection_finish():
 WHOLE_PROGRAMS = {
     f"test_{name}"
     for name in (
+        "attached_servers",
         "command_line",
         "documents",
         "event_loops",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import secrets
 import select
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple, Self
 
 from closewait_guard._remote import injected
@@ -96,7 +96,7 @@ def find_targets(pid: int, *, tree: bool) -> Found:
 
 
 def ask(
-    targets: Sequence[Target], wanted: str, timeout: float, thresholds: Mapping[str, float]
+    targets: Sequence[Target], wanted: str, timeout: float, thresholds: Mapping[str, object]
 ) -> tuple[list[Answer], list[str]]:
     """Ask processes for their reports; return the answers, and a sentence for each that has none.
 
@@ -107,27 +107,39 @@ def ask(
         thresholds: Settings for the scan, where a process has no guard of its own.
     """
     answers, failures = list[Answer](), list[str]()
+    is_cancelled = Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        waiting = [pool.submit(_ask, each, wanted, timeout, thresholds) for each in targets]
-        for each in waiting:
-            try:
-                answers.append(each.result())
-            except CloseWaitGuardError as error:
-                failures.append(str(error))
+        requests = [_Request(each, thresholds, is_cancelled) for each in targets]
+        waiting = [pool.submit(_ask, each, wanted, timeout) for each in requests]
+        try:
+            for each in waiting:
+                try:
+                    answers.append(each.result())
+                except CloseWaitGuardError as error:
+                    failures.append(str(error))
+        finally:
+            # By Ctrl-C: each takes its request back.
+            is_cancelled.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     return answers, failures
 
 
-def _ask(target: Target, wanted: str, timeout: float, thresholds: Mapping[str, float]) -> Answer:
+def _ask(request: _Request, wanted: str, timeout: float) -> Answer:
     """Ask one; where there is no answer, the request is taken back."""
+    target = request.target
     method = choose_method(target, wanted)
-    with _Request(target, thresholds) as request:
-        pause = request.make(method)
-        try:
-            request.receive(timeout)
-        except _NotYetError:
-            request.take_back(method)
-            raise RemoteError(_why_not(target, timeout)) from None
-        answer = request.receive(_MAX_SECONDS_OF_SCAN)
+    try:
+        with request:
+            pause = request.make(method)
+            try:
+                request.receive(timeout)
+            except _NotYetError:
+                request.take_back(method)
+                raise RemoteError(_why_not(target, timeout)) from None
+            answer = request.receive(_MAX_SECONDS_OF_SCAN)
+    except OSError as error:
+        # It may have ended at any moment.
+        raise RemoteError(f"{target.name} cannot be asked: {error}") from None
     if "report" not in answer:
         raise RemoteError(f"the scan in {target.name} has failed: {answer.get('error')}")
     seconds = answer.get("seconds")
@@ -157,17 +169,20 @@ class _Request:
     Its owner is the user of the process, and no one else may enter it.
     """
 
-    def __init__(self, target: Target, thresholds: Mapping[str, float]) -> None:
-        self._target, self._thresholds = target, dict(thresholds)
+    def __init__(
+        self, target: Target, thresholds: Mapping[str, object], is_cancelled: Event
+    ) -> None:
+        self.target, self._thresholds = target, dict(thresholds)
+        self._is_cancelled = is_cancelled
         self.reached_limit: int | None = None
         self._token = f"#{secrets.token_hex(16)}"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.reached_limit = stack.enter_context(_room_for_descriptors(self._target.pid))
-            self._process = stack.enter_context(_process_end(self._target.pid))
-            self._folder, self._inside = stack.enter_context(_shared_folder(self._target))
+            self.reached_limit = stack.enter_context(_room_for_descriptors(self.target.pid))
+            self._process = stack.enter_context(_process_end(self.target.pid))
+            self._folder, self._inside = stack.enter_context(_shared_folder(self.target))
             self._listener = stack.enter_context(Listener(str(self._folder / "socket")))
             self._write_script()
             self._give_away()
@@ -179,7 +194,7 @@ class _Request:
 
     def _write_script(self) -> None:
         package = str(_PACKAGE)
-        if self._target.is_apart or self._target.uid != os.geteuid():
+        if self.target.is_apart or self.target.uid != os.geteuid():
             # The process may not see it, or not be allowed to.
             ignore = shutil.ignore_patterns("pytest_plugin", "commands", "_preload")
             shutil.copytree(_PACKAGE, self._folder / _PACKAGE.name, ignore=ignore)
@@ -190,17 +205,17 @@ class _Request:
         (self._folder / "script.py").write_text(script, encoding="utf-8")
 
     def _give_away(self) -> None:
-        if self._target.uid != os.geteuid():
+        if self.target.uid != os.geteuid():
             for path in (self._folder, *self._folder.rglob("*")):
-                os.chown(path, self._target.uid, -1)
+                os.chown(path, self.target.uid, -1)
 
     def make(self, method: str) -> float:
         """Have the process run the script soon; return for how long it was stopped."""
         script = f"{self._inside}/script.py"
         try:
             if method == GDB:
-                return inject_by_gdb(self._target, script, self._token, self._folder)
-            inject_by_remote_exec(self._target, script)
+                return inject_by_gdb(self.target, script, self._token, self._folder)
+            inject_by_remote_exec(self.target, script)
         except RemoteError:
             self._require_running()
             raise
@@ -208,7 +223,7 @@ class _Request:
 
     def _require_running(self) -> None:
         if self._process is not None and select.select([self._process], [], [], 0)[0]:
-            raise RemoteError(f"{self._target.name} has ended meanwhile")
+            raise RemoteError(f"{self.target.name} has ended meanwhile")
 
     def receive(self, timeout: float) -> dict[str, Any]:
         """The next message of the process.
@@ -219,10 +234,10 @@ class _Request:
         end = time.monotonic() + timeout
         while not self._listener.wait(min(0.05, max(0.0, end - time.monotonic()))):
             self._require_running()
-            if time.monotonic() >= end:
-                raise _NotYetError(f"{self._target.name} did not answer within {timeout:g} s")
+            if time.monotonic() >= end or self._is_cancelled.is_set():
+                raise _NotYetError(f"{self.target.name} did not answer within {timeout:g} s")
         with self._listener.accept(1) as connection:
-            connection.require_peer(users={self._target.uid}, pid=self._target.pid)
+            connection.require_peer(users={self.target.uid}, pid=self.target.pid)
             return connection.receive(max(1.0, end - time.monotonic()))
 
     def take_back(self, method: str) -> None:
@@ -230,7 +245,7 @@ class _Request:
         if method == REMOTE_EXEC:
             # The interpreter would complain of a missing file.
             with suppress(RemoteError):
-                inject_by_remote_exec(self._target, os.devnull)
+                inject_by_remote_exec(self.target, os.devnull)
 
 
 @contextmanager
@@ -239,6 +254,9 @@ def _room_for_descriptors(pid: int) -> Iterator[int | None]:
 
     Yields what the limit is otherwise, where it was raised.
     """
+    # Not everywhere, where a sentence is to say so.
+    import resource
+
     soft = hard = resource.RLIM_INFINITY
     with suppress(PermissionError):
         soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)

@@ -19,9 +19,11 @@ __all__ = ["begin"]
 
 
 _PACKAGE = "closewait_guard"
+# On the package that is loaded for a visit: in which process.
+_VISITED = "_visited_process"
 
 
-def begin(package: str, address: str, thresholds: Mapping[str, float]) -> None:
+def begin(package: str, address: str, thresholds: Mapping[str, object]) -> None:
     """Answer the caller from a thread of its own, or here if none can be started.
 
     Args:
@@ -37,12 +39,33 @@ def begin(package: str, address: str, thresholds: Mapping[str, float]) -> None:
         # A green thread would have all others wait.
         start = gevent.get_original("_thread", "start_new_thread")
     try:
-        start(_answer, (package, address, thresholds))
+        start(_answer_and_end, (package, address, thresholds))
     except RuntimeError:
         _answer(package, address, thresholds)
 
 
-def _answer(package: str, address: str, thresholds: Mapping[str, float]) -> None:
+def _answer_and_end(package: str, address: str, thresholds: Mapping[str, object]) -> None:
+    _answer(package, address, thresholds)
+    try:
+        _forget_thread()
+    except BaseException:
+        return
+
+
+def _forget_thread() -> None:
+    """Remove what libraries keep of a thread that they have not started."""
+    threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
+    if threading is not None:
+        # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
+        active, ident = threading._active, threading.get_ident()
+        if type(active.get(ident)).__name__ == "_DummyThread":
+            del active[ident]
+    if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
+        # That of this thread, which keeps descriptors.
+        hub.destroy(destroy_loop=True)
+
+
+def _answer(package: str, address: str, thresholds: Mapping[str, object]) -> None:
     try:
         _send(address, {"event": "begun"})
         try:
@@ -74,10 +97,17 @@ def _send(address: str, message: Mapping[str, object]) -> None:
         sock.close()
 
 
-def _scan(package: str, thresholds: Mapping[str, float]) -> dict[str, object]:
+def _scan(package: str, thresholds: Mapping[str, object]) -> dict[str, object]:
+    from os import getpid
     from time import perf_counter
 
     began = perf_counter()
+    visited = vars(sys.modules.get(_PACKAGE, sys)).get(_VISITED)
+    if visited == getpid():
+        raise RuntimeError("it is being asked already, by another command: try again")
+    if visited is not None:
+        # A fork has copied what another visit had loaded by then, and not its thread.
+        _unload(package)
     if _PACKAGE in sys.modules:
         # The program's own, with all that its guard has recorded.
         from importlib import import_module
@@ -92,16 +122,19 @@ def _scan(package: str, thresholds: Mapping[str, float]) -> dict[str, object]:
     return {"report": data, "seconds": perf_counter() - began}
 
 
-def _scan_as_visitor(package: str, thresholds: Mapping[str, float]) -> object:
+def _scan_as_visitor(package: str, thresholds: Mapping[str, object]) -> object:
     from importlib import import_module
     from importlib.util import module_from_spec, spec_from_file_location
+    from os import getpid
 
     # Found without `sys.path`, where all other imports would look too.
     spec = spec_from_file_location(
         _PACKAGE, f"{package}/__init__.py", submodule_search_locations=[package]
     )
     assert spec is not None and spec.loader is not None  # noqa: PT018, S101 - for the types
-    sys.modules[_PACKAGE] = module = module_from_spec(spec)
+    module = module_from_spec(spec)
+    setattr(module, _VISITED, getpid())
+    sys.modules[_PACKAGE] = module
     spec.loader.exec_module(module)
     settings = import_module(f"{_PACKAGE}.settings").Settings(**thresholds)
     guard = import_module(f"{_PACKAGE}._guard").Guard(settings)
@@ -112,7 +145,7 @@ def _scan_as_visitor(package: str, thresholds: Mapping[str, float]) -> object:
 
 
 def _unload(package: str) -> None:
-    """Take out what was imported from the caller's folder, and traces of this thread."""
+    """Take out what was imported from the caller's folder."""
     used = sys.modules.get(f"{_PACKAGE}._api")
     if used is not None:
         # The program has imported the package meanwhile, and uses it.
@@ -123,9 +156,3 @@ def _unload(package: str) -> None:
     for path in list(sys.path_importer_cache):
         if path.startswith(package):
             del sys.path_importer_cache[path]
-    threading = sys.modules.get("threading")
-    if threading is not None:
-        # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
-        active, ident = threading._active, threading.get_ident()
-        if type(active.get(ident)).__name__ == "_DummyThread":
-            del active[ident]

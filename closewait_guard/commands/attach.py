@@ -12,7 +12,7 @@ from closewait_guard.commands._parser import add_no_config, parse_argument, sett
 from closewait_guard.commands.scan import pid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from closewait_guard._remote import Answer
 
@@ -24,6 +24,17 @@ _EPILOG = """\
 exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
 example:     closewait-guard attach 4242 --tree
 """
+# What a program without a guard is judged by, as the other commands judge.
+_THRESHOLDS = (
+    "grace",
+    "half_close_idle",
+    "count_warning",
+    "fd_share_critical",
+    "age_warning",
+    "age_critical",
+    "checkout_grace",
+    "fd_used_critical",
+)
 # An idle worker of gunicorn waits for 15.
 _TIMEOUT = 30.0
 
@@ -72,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     from closewait_guard._remote import ask, find_targets
     from closewait_guard._stream import print_error
 
-    thresholds = _thresholds(settings_of(arguments).describe())
+    settings = settings_of(arguments).describe()
+    thresholds = {name: settings[name] for name in _THRESHOLDS}
     found = find_targets(arguments.pid, tree=arguments.tree)
     answers, failures = ask(found.targets, arguments.method, arguments.timeout, thresholds)
     for failure in (*found.failures, *failures):
@@ -84,11 +96,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fail_on_leak and any(each.report.leaks for each in answers):
         return LEAKS_FOUND
     return FINE if is_complete else USAGE
-
-
-def _thresholds(settings: Mapping[str, object]) -> dict[str, float]:
-    """What is judged by; a program that is attached to keeps nothing else."""
-    return {name: value for name, value in settings.items() if type(value) is float}
 
 
 def _print_answers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -18,33 +18,15 @@ from pathlib import Path
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._remote import MessageSocket, RemoteError, attach, injection
+from closewait_guard._remote import MessageSocket, RemoteError, attach, injected, injection
 from closewait_guard._remote.target import Target, inspect_target
-from command_line import LEAKY, call, environment
+from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
 from servers import DEADLINE
-
-HAS_REMOTE_EXEC = sys.version_info >= (3, 14)
-METHOD = "remote-exec" if HAS_REMOTE_EXEC else "gdb"
-
-
-def can_attach():
-    """Whether this machine lets a process be attached to, and has what that needs."""
-    if sys.platform != "linux" or not (HAS_REMOTE_EXEC or shutil.which("gdb")):
-        return False
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        try:
-            os.close(os.open(f"/proc/{child.pid}/mem", os.O_RDONLY))
-        except OSError:
-            return False
-        finally:
-            child.kill()
-    return True
-
 
 pytestmark = pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
 PYTHON_OF_ALL = "/usr/bin/python3"
 as_root = pytest.mark.skipif(
-    os.geteuid() != 0 or not Path(PYTHON_OF_ALL).exists(),
+    getattr(os, "geteuid", int)() != 0 or not Path(PYTHON_OF_ALL).exists(),
     reason="there is no other user to be",
 )
 
@@ -213,10 +195,47 @@ def test_a_program_that_ends_meanwhile_is_no_longer_waited_for():
         assert not folders_for(program)
 
 
-def kill_when_asked(program):
+def test_ctrl_c_takes_the_request_back():
+    with running(SERVER) as program:
+        command = subprocess.Popen([*COMMAND, "attach", str(program.pid)], env=environment())
+        wait_until(lambda: folders_for(program))
+        command.send_signal(signal.SIGINT)
+        assert command.wait(DEADLINE) == -signal.SIGINT
+        assert not folders_for(program)
+        connect_to(program)
+        assert program.poll() is None
+
+
+def wait_until(condition):
     deadline = time.monotonic() + DEADLINE
-    while not folders_for(program) and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def test_two_commands_at_once_do_not_take_each_others_guard_for_the_programs(tmp_path):
+    with running(STATE, cwd=tmp_path) as program:
+        command = [*COMMAND, "attach", str(program.pid)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        commands = [subprocess.Popen(command, env=environment(), **pipes) for _ in range(3)]
+        outputs = [each.communicate(timeout=DEADLINE) for each in commands]
+        for each, (_, stderr) in zip(commands, outputs, strict=True):
+            assert each.returncode == 0 or is_being_asked(stderr), stderr
+        assert what_changed(program) == {}
+
+
+def test_a_guard_that_another_command_has_loaded_is_not_asked(monkeypatch):
+    monkeypatch.setattr(cwg, injected._VISITED, os.getpid(), raising=False)
+    with pytest.raises(RuntimeError, match="it is being asked already, by another command"):
+        injected._scan("/nowhere", {})
+
+
+def is_being_asked(text):
+    """By gdb, or by what scans."""
+    return re.search("being asked already|is traced by|could not attach", text)
+
+
+def kill_when_asked(program):
+    wait_until(lambda: folders_for(program))
     program.kill()
 
 
@@ -422,7 +441,7 @@ def test_what_is_no_report_is_one_sentence(monkeypatch, messages, sentence):
     answers, [failure] = attach.ask([target_of()], "auto", 1, {})
     assert answers == []
     assert "\n" not in failure
-    assert pytest.importorskip("re").search(sentence, failure), failure
+    assert re.search(sentence, failure), failure
 
 
 def test_another_process_than_the_one_asked_is_not_listened_to(monkeypatch):
