@@ -291,7 +291,9 @@ def find_copies_in_children(
     present, unread = procfs.present_in(children, fds)
     leaks, undecided = dict[int, Finding](), dict[int, Finding]()
     wanted = {Connection.LIVE, Connection.PEER_CLOSED} if of_block else {Connection.LIVE}
-    for found, program in _found_in(children, closed, settings, of_block) if present else ():
+    seen_in, not_seen = _look_into(children if present else (), closed, settings, of_block)
+    unread = [*unread, *not_seen]
+    for found, program in seen_in:
         seen, is_leak = found.observation, found.verdict is Verdict.INHERITED
         forked = closed.get(seen.inode or 0)
         is_copy = forked is not None and forked.tcp_info and forked.fd == seen.fd
@@ -311,19 +313,22 @@ def find_copies_in_children(
     return ChildrensCopies(leaks, gone, tuple(notes), (*unread, *beyond), undecided)
 
 
-def _found_in(
+def _look_into(
     pids: Sequence[int], closed: Mapping[int, ForkedSocket], settings: Settings, healthy: bool
-) -> Iterator[tuple[Finding, str]]:
-    """What some processes have open, with the program; the healthy, too, where they are wanted."""
+) -> tuple[list[tuple[Finding, str]], list[int]]:
+    """What some have open, with the program, and which could not be looked into."""
+    if not pids:
+        return [], []
     from closewait_guard._processes import linux
 
     at_fork = {inode: each.tcp_info for inode, each in closed.items()}
     seen = linux.take_snapshot([os.getpid(), *pids], everything=healthy, at_fork=at_fork)
+    found = []
     for each in seen.snapshots:
         report = build_report(each, settings, {}, {}, seen.at, everything=healthy)
-        yield from ((finding, each.process.program) for finding in report.findings)
-        for open_one in report.observations:
-            yield Finding(open_one, Verdict.OPEN, Severity.INFO, (), ""), each.process.program
+        opened = (Finding(one, Verdict.OPEN, Severity.INFO, (), "") for one in report.observations)
+        found += [(finding, each.process.program) for finding in (*report.findings, *opened)]
+    return found, [each.pid for each in seen.inaccessible if each.exists and each.is_a_loss]
 
 
 def _as_copy(found: Finding, program: str, own: SocketRecord) -> Finding:

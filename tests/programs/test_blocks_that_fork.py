@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -70,6 +71,39 @@ def test_a_block_fails_for_a_connection_that_only_its_child_keeps_open(options):
         assert f"process {{children[0]}} has it open unused" in text, text
         assert "close it in the child" in text
         end(*children)
+        """
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_a_block_does_not_pass_for_a_child_in_a_network_that_cannot_be_looked_at():
+    run(
+        """
+        import ctypes, errno
+        from closewait_guard._processes import netlink, procfs
+
+        def refused(*_):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        def go_away(theirs):
+            theirs.close()
+            ctypes.CDLL(None).unshare(0x40000000)  # CLONE_NEWNET
+            os.write(ready, b"1")
+            time.sleep(60)
+
+        def block():
+            global child
+            ours, theirs = connect()
+            child = fork(lambda: go_away(theirs))
+            os.read(gone, 1)
+            ours.close()
+            theirs.close()
+
+        gone, ready = os.pipe()
+        netlink._open_within = procfs.table = refused
+        text = " ".join(str(leaks_of(block)).split())
+        assert f"what 1 child process may keep open: not to be read ({child})" in text, text
+        end(child)
         """
     )
 
