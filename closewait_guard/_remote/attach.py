@@ -22,6 +22,7 @@ from closewait_guard._remote.injection import (
     inject_by_gdb,
     inject_by_remote_exec,
 )
+from closewait_guard._remote.place import ask_control, has_control
 from closewait_guard._remote.target import NotPythonError, Target, describe_wait, inspect_target
 from closewait_guard._remote.wire import Listener, RemoteError
 from closewait_guard._render import from_dict
@@ -54,14 +55,15 @@ class Answer(NamedTuple):
         pid: The process, by the number that it has here.
         report: What its guard has found, or one that was there for the time of the scan.
         pause: For how many seconds it was stopped; 0.0 where it was not.
-        seconds: How long the scan took there, beside its own threads.
+        seconds: How long the scan took there, beside its own threads; None where its guard has
+            answered through its control socket.
         reached_limit: How many descriptors it may have, where it was let have more for the scan.
     """
 
     pid: int
     report: Report
     pause: float
-    seconds: float
+    seconds: float | None
     reached_limit: int | None
 
 
@@ -127,6 +129,8 @@ def ask(
 def _ask(request: _Request, wanted: str, timeout: float) -> Answer:
     """Ask one; where there is no answer, the request is taken back."""
     target = request.target
+    if wanted == "auto" and (answer_of_control := _ask_control(target.pid, timeout)) is not None:
+        return answer_of_control
     method = choose_method(target, wanted)
     try:
         with request:
@@ -146,6 +150,18 @@ def _ask(request: _Request, wanted: str, timeout: float) -> Answer:
     took = seconds if isinstance(seconds, float) else 0.0
     report = from_dict(answer["report"])
     return Answer(target.pid, report, pause, took, request.reached_limit)
+
+
+def _ask_control(pid: int, timeout: float) -> Answer | None:
+    """The answer of a guard that listens, also while the main thread is stuck; None without one."""
+    if not has_control(pid):
+        return None
+    try:
+        report = from_dict(ask_control(pid, {"request": "report"}, timeout)["report"])
+    except (CloseWaitGuardError, LookupError):
+        # By the other way it may still be had.
+        return None
+    return Answer(pid, report, 0.0, None, None)
 
 
 class _NotYetError(RemoteError):

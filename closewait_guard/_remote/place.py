@@ -19,6 +19,7 @@ from closewait_guard._remote.wire import MessageSocket, RemoteError
 __all__ = [
     "ask_control",
     "folder_of_this_user",
+    "has_control",
     "is_python",
     "name_of",
     "pids_named",
@@ -136,6 +137,14 @@ def _is_answered(folder: str, name: str) -> bool:
 
 
 _MAX_SECONDS = 0.1
+
+
+def has_control(pid: int) -> bool:
+    """Whether a process has a control socket at this moment, as far as may be seen."""
+    try:
+        return any(os.path.exists(path) for path in _paths_of(pid, _user_of(pid)))  # noqa: PTH110
+    except (OSError, RemoteError):
+        return False
 
 
 # A process that has just been forked begins to listen a moment later.

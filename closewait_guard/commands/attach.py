@@ -121,6 +121,8 @@ def _print_answers(
 
 def _manner(answer: Answer) -> str:
     """What it has cost the process."""
+    if answer.seconds is None:
+        return f"Process {answer.pid} has answered through its control socket."
     stopped = f"stopped for {answer.pause * 1000:.0f} ms by gdb" if answer.pause else "not stopped"
     text = (
         f"Process {answer.pid} was {stopped}; the scan took {answer.seconds:.2f} s, "

@@ -154,6 +154,17 @@ def test_a_guard_that_is_there_answers_with_its_lines_and_stays():
         assert changed.keys() <= {"modules", "caches", "fds"}
 
 
+def test_a_control_socket_is_asked_instead_also_while_the_main_thread_is_stuck(tmp_path):
+    guarded = f"import sys; sys.path.append({str(Path(cwg.__file__).parents[1])!r})\n"
+    guarded += "import closewait_guard; closewait_guard.install(control=True)\n"
+    variables = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)}
+    tmp_path.chmod(0o700)
+    with running(guarded + SERVER, env=variables) as program:
+        text = call("attach", program.pid, "--timeout", "5", code=0).stdout
+        assert f"Process {program.pid} has answered through its control socket." in text
+        assert "not installed" not in text
+
+
 def test_a_main_thread_in_a_call_is_named_and_the_request_taken_back():
     with running(SERVER, stderr=subprocess.PIPE) as program:
         done = call("attach", program.pid, "--timeout", "0.5", code=2)
