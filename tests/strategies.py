@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import closewait_guard as cwg
 from closewait_guard.model import SCHEMA
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 texts = st.text(max_size=20)
 seconds = st.floats(0, 1e6, allow_nan=False)
