@@ -189,8 +189,9 @@ def _connected(pid: int, user: int) -> MessageSocket:
                 return MessageSocket.to(path, _SECONDS_TO_APPEAR)
         if now() > end:
             raise RemoteError(
-                f"process {pid} has no control socket: start it by `closewait-guard run`, or call "
-                "install(control=True) in it"
+                f"process {pid} has no control socket: start it by `closewait-guard run`, or "
+                "call install(control=True) in it; as it is, ask it by `closewait-guard attach "
+                f"{pid}`"
             )
         nap(_PAUSE)
 

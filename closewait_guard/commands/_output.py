@@ -35,6 +35,7 @@ COMMANDS = {
     "scan": "check running processes from outside for leaked sockets",
     "watch": "like scan, refreshed live",
     "attach": "ask a running Python process for one report from inside",
+    "report": "ask guarded processes for their full report now",
     "show": "print saved reports, or compare two",
     "demo": "leak sockets on purpose and show the report",
     "doctor": "show what can and cannot be tracked on this machine",
@@ -50,14 +51,13 @@ usage: closewait-guard [-h] [-V] COMMAND ...
 
 Find leaked sockets: where they were opened, what holds them, and how to fix it.
 
-commands:
+commands (each has its own --help):
 {commands}
 
 options:
   -h, --help     show this help message and exit
   -V, --version  print the version
 
-Run `closewait-guard COMMAND --help` for details.
 Exit status: 0 no leaks, 1 leaks found, 2 usage error or nothing to scan; `run`
 returns that of the program, with --fail-on-leak 86 if it leaked, 87 if unknown.
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -39,6 +39,7 @@ __all__ = [
     "Saved",
     "SavedOwner",
     "SavedReport",
+    "print_programs",
 ]
 
 
@@ -111,21 +112,22 @@ def _exit_status(has_leaks: bool, *files: Saved) -> int:
 
 
 def _print_merged(of_each: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
-    """Each program by itself; one that never had a socket only where no other had any."""
     layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
     say(f"Last report of each of {len(of_each)} processes, of {many} reports (--all prints each)")
-    now = max(each.report.taken_at for each in of_each)
+    print_programs([each.report for each in of_each], layout)
+
+
+def print_programs(reports: Sequence[Report], layout: Layout, *, is_complete: bool = True) -> None:
+    """Each program by itself; one that never had a socket only where no other had any."""
+    now = max(report.taken_at for report in reports)
     programs: dict[tuple[str, str], list[LastReport]] = {}
-    for each in sorted(of_each, key=lambda each: each.report.pid):
-        report = each.report
+    for report in sorted(reports, key=lambda report: report.pid):
         member = LastReport(report, is_last=now - report.taken_at < _MAX_SECONDS_APART)
         programs.setdefault((report.host, report.command), []).append(member)
     families = list(programs.values())
     with_sockets = [each for each in families if any(member.has_sockets for member in each)]
-    for place, family in enumerate(with_sockets or families):
-        if place:
-            say("")
-        say(render_family(family, layout), end="")
+    shown = with_sockets or families
+    say("\n".join(render_family(each, layout, is_complete=is_complete) for each in shown), end="")
 
 
 # The processes of a program report at the same intervals, or as it ends, one after another.

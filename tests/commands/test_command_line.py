@@ -15,7 +15,7 @@ import pytest
 
 from command_line import COMMAND, Terminal, call, environment, program
 
-COMMANDS = ["run", "scan", "watch", "attach", "show", "demo", "doctor", "completion"]
+COMMANDS = ["run", "scan", "watch", "attach", "report", "show", "demo", "doctor", "completion"]
 HEAVY = ["rich", "psutil", "wrapt", "structlog", "dataclasses", "closewait_guard.model", "shutil"]
 NEEDED_BY_COMMANDS = ["argparse", "re", "typing", "collections"]
 

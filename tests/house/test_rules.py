@@ -72,7 +72,7 @@ PURE_EXCEPT = {"_format": {"time"}}  # A date is shown in the local time zone.
 
 MOST_ENTRIES = 43
 # Besides those of _libraries, which has one more for each library that is known.
-MOST_MODULES = 145
+MOST_MODULES = 146
 MOST_LINES = 450
 MOST_LINES_OF_A_FUNCTION = 60
 FEWEST_LINES = 50

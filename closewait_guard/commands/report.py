@@ -1,0 +1,177 @@
+"""`report`: what guarded processes say of themselves while they run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+from closewait_guard.commands._parser import add_no_config, parse_argument, settings_of
+from closewait_guard.commands.scan import pid
+
+if TYPE_CHECKING:
+    from closewait_guard._processes import ProcessScanner
+    from closewait_guard.model import Report
+
+_USAGE = "closewait-guard report [options] [PID ...]"
+_DESCRIPTION = """\
+Ask running processes for their full report now, each from a thread of its own:
+also while the main thread is stuck. They were started by `closewait-guard run`,
+or call install(control=True). Those of one program are printed as one. Linux."""
+_EPILOG = """\
+exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
+examples:    closewait-guard report 4242 --tree
+             closewait-guard report --name gunicorn --json"""
+_TIMEOUT = 10.0
+# Each waits most of the time.
+_MAX_THREADS = 16
+
+
+def prepare(parser: argparse.ArgumentParser) -> None:
+    """Say what can be given."""
+    parser.usage, parser.description, parser.epilog = _USAGE, _DESCRIPTION, _EPILOG
+    parser.add_argument("pids", nargs="*", type=pid, metavar="PID", help="process to ask")
+    parser.add_argument("--tree", action="store_true", help="ask child processes too")
+    parser.add_argument("--name", metavar="NAME", help="ask all processes of this program")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=_TIMEOUT,
+        metavar="SECONDS",
+        help=f"wait so long for each answer (default: {_TIMEOUT:g})",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--json", action="store_true", help="one JSON report per line, one line per process"
+    )
+    what.add_argument(
+        "--start",
+        type=_seconds,
+        metavar="SECONDS",
+        help="have them print a report to stderr every SECONDS",
+    )
+    what.add_argument("--stop", action="store_true", help="end what --start began")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print all calls and holders, and what is not a leak",
+    )
+    parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
+    add_no_config(parser)
+    parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    from closewait_guard._config import interval
+
+    return parse_argument(interval, text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, and print."""
+    from closewait_guard._processes import ProcessScanner
+    from closewait_guard._stream import print_error
+
+    scanner = ProcessScanner(settings_of(arguments))
+    answers, failures = _ask_all(_pids_of(arguments, scanner), arguments)
+    for failure in failures:
+        print_error(failure)
+    if arguments.start or arguments.stop:
+        for number in answers:
+            say(f"Process {number} {_what_it_does(arguments)}.")
+        return USAGE if failures else FINE
+    has_leaks = _print_reports(answers, arguments, is_complete=not failures)
+    if not (arguments.tree or arguments.json):
+        _print_children_left_out(answers, scanner)
+    if has_leaks and arguments.fail_on_leak:
+        return LEAKS_FOUND
+    return USAGE if failures else FINE
+
+
+def _pids_of(arguments: argparse.Namespace, scanner: ProcessScanner) -> dict[int, bool]:
+    """The processes to ask, each with whether it is one of those that were named."""
+    from closewait_guard._remote import pids_named
+    from closewait_guard.exceptions import ConfigurationError
+
+    if not arguments.pids and arguments.name is None:
+        raise ConfigurationError("report: missing PID (or use --name NAME)")
+    named = [] if arguments.name is None else sorted(pids_named(arguments.name))
+    if arguments.name is not None and not named:
+        raise ConfigurationError(f"no process of a program named {arguments.name!r} is running")
+    wanted = dict.fromkeys((*arguments.pids, *named), True)
+    if not arguments.tree:
+        return wanted
+    return dict.fromkeys(scanner.with_descendants(list(wanted)), False) | wanted
+
+
+def _request_of(arguments: argparse.Namespace) -> dict[str, object]:
+    if arguments.start:
+        return {"request": "start", "interval": arguments.start}
+    return {"request": "stop" if arguments.stop else "report"}
+
+
+def _what_it_does(arguments: argparse.Namespace) -> str:
+    if arguments.stop:
+        return "prints no more reports at intervals"
+    return f"prints a report to its stderr every {arguments.start:g} s"
+
+
+def _ask_all(
+    pids: dict[int, bool], arguments: argparse.Namespace
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """The answers by process; and a sentence for each that has not answered."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from closewait_guard._remote import RemoteError, ask_control, is_python
+
+    request = _request_of(arguments)
+
+    def ask(number: int) -> dict[str, Any] | str:
+        try:
+            return ask_control(number, request, arguments.timeout)
+        except RemoteError as error:
+            # Children that are not Python have nothing to say.
+            return str(error) if pids[number] or is_python(number) else ""
+
+    with ThreadPoolExecutor(_MAX_THREADS) as pool:
+        found = dict(zip(pids, pool.map(ask, pids), strict=True))
+    answers = {number: answer for number, answer in found.items() if isinstance(answer, dict)}
+    return answers, [answer for answer in found.values() if isinstance(answer, str) and answer]
+
+
+def _print_reports(
+    answers: dict[int, dict[str, Any]], arguments: argparse.Namespace, *, is_complete: bool
+) -> bool:
+    """Print them, those of one program as one; whether any has leaks."""
+    from closewait_guard._render import from_dict
+    from closewait_guard._stream import layout_of
+    from closewait_guard.commands.show import print_programs
+
+    # Also before it is passed on as JSON: it is another program's text.
+    reports = [from_dict(answer.get("report", {})) for answer in answers.values()]
+    if arguments.json:
+        _print_json(reports)
+    elif reports:
+        layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
+        print_programs(reports, layout, is_complete=is_complete)
+    return any(report.leaks for report in reports)
+
+
+def _print_json(reports: Iterable[Report]) -> None:
+    from closewait_guard._render import to_dict
+
+    for report in reports:
+        say(json.dumps(to_dict(report)))
+
+
+def _print_children_left_out(answers: Iterable[int], scanner: ProcessScanner) -> None:
+    """That a master answers for itself only, where it has children."""
+    from closewait_guard._format import pluralize
+
+    left_out = set(scanner.with_descendants(list(answers))).difference(answers)
+    if left_out:
+        say(f"Not asked: {pluralize(len(left_out), 'child process')} (add --tree).")
