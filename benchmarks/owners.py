@@ -11,9 +11,11 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import httpcore
 import sqlalchemy
+import urllib3
 
 import closewait_guard as cwg
 from benchmarks.result import Result
@@ -22,8 +24,6 @@ _DEPTH = 20
 _TIMES = 1000
 _VARIANTS = ("bare", "tracked")
 _MOST_ADDED = 3.0
-# SQLAlchemy itself takes a part of it to call its listeners.
-_MOST_ADDED_TO_CHECKOUT = 8.0
 
 
 class _Session:
@@ -48,29 +48,56 @@ def run(*, quick: bool) -> list[Result]:
     ]
 
 
-def _checkouts(rounds: int) -> list[Result]:
+@contextlib.contextmanager
+def _sqlalchemy() -> Iterator[Callable[[], object]]:
     with tempfile.TemporaryDirectory() as folder:
         engine = sqlalchemy.create_engine(f"sqlite:///{folder}/pool.db")
+        try:
+            yield lambda: engine.raw_connection().close()
+        finally:
+            engine.dispose()
+
+
+@contextlib.contextmanager
+def _urllib3() -> Iterator[Callable[[], object]]:
+    with urllib3.HTTPConnectionPool("127.0.0.1") as pool:
+        yield lambda: pool._put_conn(pool._get_conn())
+
+
+@contextlib.contextmanager
+def _httpcore() -> Iterator[Callable[[], object]]:
+    # In memory: an answer to each request.
+    backend = httpcore.MockBackend([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"] * 2_000)
+    with httpcore.ConnectionPool(network_backend=backend) as pool:
+        yield lambda: pool.request("GET", "http://127.0.0.1/")
+
+
+# What one of them takes from its pool and gives back, and the most that recording may add. Of the
+# first, SQLAlchemy itself takes a part to call its listeners.
+_POOLS = (
+    ("a connection of SQLAlchemy, taken and given back", _sqlalchemy, 8.0),
+    ("a connection of urllib3, taken and given back", _urllib3, 5.0),
+    ("a request of httpcore, in memory", _httpcore, 5.0),
+)
+
+
+def _checkouts(rounds: int) -> Iterator[Result]:
+    for what, open_pool, most in _POOLS:
         found = [
-            {each: _turn_of_pool(each, engine) for each in random.sample(_VARIANTS, len(_VARIANTS))}
+            {each: _turn_of_pool(each, open_pool) for each in random.sample(_VARIANTS, 2)}
             for _ in range(rounds)
         ]
-        engine.dispose()
-    bare = statistics.median(each["bare"] for each in found)
-    added = statistics.median(each["tracked"] - each["bare"] for each in found)
-    what = "a connection of SQLAlchemy, taken and given back"
-    most = _MOST_ADDED_TO_CHECKOUT
-    return [
-        Result(f"{what}, bare", bare, "us"),
-        Result(f"{what}, what recording adds", added, "us", None, most),
-    ]
+        bare = statistics.median(each["bare"] for each in found)
+        added = statistics.median(each["tracked"] - each["bare"] for each in found)
+        yield Result(f"{what}, bare", bare, "us")
+        yield Result(f"{what}, what recording adds", added, "us", None, most)
 
 
-def _turn_of_pool(variant: str, engine: sqlalchemy.Engine) -> float:
-    def take_and_give_back() -> None:
-        engine.raw_connection().close()
-
+def _turn_of_pool(
+    variant: str, open_pool: Callable[[], contextlib.AbstractContextManager[Callable[[], object]]]
+) -> float:
     with contextlib.ExitStack() as stack:
+        take_and_give_back = stack.enter_context(open_pool())
         if variant == "tracked":
             stack.enter_context(cwg.Guard())
         return _deep(_DEPTH, lambda: _time(take_and_give_back))

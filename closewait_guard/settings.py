@@ -127,7 +127,8 @@ class Settings(_Provenance):
     checkout_grace: float = _setting(
         300.0,
         parse.seconds,
-        "Seconds that a connection may be out of its pool before it is reported as not given back.",
+        "Seconds that a connection may be out of its pool, and unused, before it is reported as "
+        "not given back.",
     )
     unanswered_grace: float = _setting(
         60.0,

@@ -23,10 +23,13 @@ DEADLINE = 60.0
 
 
 class Web:
-    """HTTP/1.1 with keep-alive. `hang_up()` closes every connection from the server's side."""
+    """HTTP/1.1 with keep-alive. `hang_up()` closes every connection from the server's side.
+
+    What is asked for `/wait` is answered when `released` is set, as is the rest of `/half`.
+    """
 
     def __init__(self, context=None):
-        self.connections = set()
+        self.connections, self.released = set(), threading.Event()
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,11 +44,27 @@ class Web:
                 web.connections.discard(self.request)
 
             def do_GET(self):
+                if self.path == "/nothing":
+                    self.close_connection = True
+                    return
+                if self.path == "/wait":
+                    web.released.wait(DEADLINE)
+                # Who has asked may have gone by now.
+                with suppress(OSError):
+                    self.answer()
+
+            def answer(self):
                 whole = self.path != "/partial"
-                self.send_response(200)
+                self.send_response({"/redirect": 302, "/unavailable": 503}.get(self.path, 200))
                 self.send_header("Content-Length", "1000")
+                if self.path == "/redirect":
+                    self.send_header("Location", "/")
                 self.end_headers()
-                self.wfile.write(b"x" * (1000 if whole else 10))
+                self.wfile.write(b"x" * (500 if whole else 10))
+                if self.path == "/half":
+                    self.wfile.flush()
+                    web.released.wait(DEADLINE)
+                self.wfile.write(b"x" * (500 if whole else 0))
                 self.wfile.flush()
                 self.close_connection = not whole
 
@@ -81,6 +100,7 @@ def web(context=None):
     finally:
         served.server.shutdown()
         thread.join()
+        served.released.set()
         for sock in list(served.connections):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

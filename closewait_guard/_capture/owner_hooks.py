@@ -48,10 +48,12 @@ class OwnerEvents(Protocol):
     def on_error(self) -> None:
         """One of the calls above raised."""
 
-    def on_take(self, pool: object, connection: object, kind: CheckoutKind, /) -> None:
+    @property
+    def on_take(self) -> Callable[[CheckoutKind, object, object], None]:
         """A pool has handed out a connection. Does not raise."""
 
-    def on_give_back(self, connection: object, kind: CheckoutKind, /) -> None:
+    @property
+    def on_give_back(self) -> Callable[[CheckoutKind, object], None]:
         """A connection is about to be given back to its pool. Does not raise."""
 
 
@@ -61,9 +63,18 @@ class OwnerSubscribers:
     Attributes:
         making_calls: What to call for an owner that was made, and when that raises.
         close_calls: What to call for one that is being closed.
+        take_calls: What to call for what a pool has handed out.
+        give_back_calls: What to call for what is being given back.
     """
 
-    __slots__ = ("close_calls", "current", "making_calls", "speedups")
+    __slots__ = (
+        "close_calls",
+        "current",
+        "give_back_calls",
+        "making_calls",
+        "speedups",
+        "take_calls",
+    )
 
     def __init__(self, *, speedups: bool = False) -> None:
         self.speedups = speedups
@@ -77,6 +88,8 @@ class OwnerSubscribers:
             (each.on_make, each.on_made, each.on_error) for each in subscribers
         )
         self.close_calls = tuple(each.on_close for each in subscribers)
+        self.take_calls = tuple(each.on_take for each in subscribers)
+        self.give_back_calls = tuple(each.on_give_back for each in subscribers)
 
 
 _Wrap = Callable[[Any, OwnerSubscribers], Any]
@@ -150,49 +163,50 @@ def _wrap_del(original: Any, subscribers: OwnerSubscribers) -> Any:
     return __del__
 
 
-def pool_wrappers(kind: CheckoutKind) -> dict[str, _Wrap]:
-    """What to wrap of the class of a kind of pools, by the name of the method."""
-    return {
-        kind.takes: functools.partial(_wrap_take, kind),
-        kind.gives_back: functools.partial(_wrap_give_back, kind),
-    }
+def pool_wrappers(kind: CheckoutKind) -> dict[str, dict[str, _Wrap]]:
+    """What to wrap for a kind of pools: by the class, and the name of its method."""
+    takes: dict[str, _Wrap] = {kind.takes: functools.partial(_wrap_take, kind)}
+    gives_back: dict[str, _Wrap] = {kind.gives_back: functools.partial(_wrap_give_back, kind)}
+    if kind.taken_class:
+        return {kind.pool_class: takes, kind.taken_class: gives_back}
+    return {kind.pool_class: takes | gives_back}
 
 
 def _wrap_take(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
-    def note(pool: Any, connection: Any) -> None:
-        for subscriber in subscribers.current:
-            subscriber.on_take(pool, connection, kind)
-
     @functools.wraps(original)
     def take(self: Any, *args: Any, **kwargs: Any) -> Any:
         connection = original(self, *args, **kwargs)
-        note(self, connection)
+        for on_take in subscribers.take_calls:
+            on_take(kind, self, connection)
         return connection
 
     @functools.wraps(original)
     async def take_async(self: Any, *args: Any, **kwargs: Any) -> Any:
         connection = await original(self, *args, **kwargs)
-        note(self, connection)
+        for on_take in subscribers.take_calls:
+            on_take(kind, self, connection)
         return connection
 
     return take_async if _is_async(original) else take
 
 
 def _wrap_give_back(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    is_of_pool = not kind.taken_class
+
+    def note(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Before the call: after it, another thread may have taken it.
-        for connection in (*args[:1], *kwargs.values()):
-            for subscriber in subscribers.current:
-                subscriber.on_give_back(connection, kind)
+        for connection in (*args[:1], *kwargs.values()) if is_of_pool else (self,):
+            for on_give_back in subscribers.give_back_calls:
+                on_give_back(kind, connection)
 
     @functools.wraps(original)
     def give_back(self: Any, *args: Any, **kwargs: Any) -> Any:
-        note(args, kwargs)
+        note(self, args, kwargs)
         return original(self, *args, **kwargs)
 
     @functools.wraps(original)
     async def give_back_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        note(args, kwargs)
+        note(self, args, kwargs)
         return await original(self, *args, **kwargs)
 
     return give_back_async if _is_async(original) else give_back

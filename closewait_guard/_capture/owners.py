@@ -8,6 +8,7 @@ socket may be.
 from __future__ import annotations
 
 import _socket
+import functools
 import os
 import sys
 import weakref
@@ -15,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from closewait_guard._capture import patch
 from closewait_guard._capture.context import PlainContext
 from closewait_guard._capture.creation import (
     ORIGIN,
@@ -26,12 +28,18 @@ from closewait_guard._capture.creation import (
     CreationTuple,
 )
 from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
-from closewait_guard._capture.owner_hooks import OwnerEvents, objects_being_made
+from closewait_guard._capture.owner_hooks import (
+    OwnerEvents,
+    objects_being_made,
+    owner_wrappers,
+    pool_wrappers,
+)
 from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._enums import Origin
 from closewait_guard._interruptions import interrupts
 from closewait_guard._libraries import connections_of
+from closewait_guard._live import find_classes
 
 if TYPE_CHECKING:
     from closewait_guard._libraries import CheckoutKind, OwnerKind
@@ -43,9 +51,6 @@ __all__ = [
     "OwnedSocket",
     "OwnerTable",
 ]
-
-
-_fileno = _socket.socket.fileno
 
 
 class OpenOwner(NamedTuple):
@@ -141,6 +146,25 @@ class OwnerTable(OwnerEvents):
         self._next_serial, self._count = sockets.next_serial, self.counter.count
         self.checkouts = CheckoutTable(recording, context, self.counter, sockets)
 
+    def track(self, cls: type, kind: OwnerKind) -> None:
+        """Record the owners of a class from now on."""
+        self.tracked.append((cls, kind))
+        patch.subscribe_owners(self)
+        patch.patch_methods(cls, owner_wrappers(kind))
+
+    def listen_to_pools(self, cls: type, kind: CheckoutKind) -> None:
+        """Record what the pools of a class hand out from now on."""
+        if kind.listen is not None:
+            self.checkouts.listen(cls, kind)
+            return
+        wrappers = pool_wrappers(kind)
+        classes = find_classes(wrappers)
+        # If its library has other classes by now, what is taken would never be given back.
+        if classes.keys() == wrappers.keys():
+            patch.subscribe_owners(self)
+            for name, found in classes.items():
+                patch.patch_methods(found, wrappers[name])
+
     @property
     def on_make(self) -> Callable[[Any, object], None]:
         return self._record
@@ -205,11 +229,13 @@ class OwnerTable(OwnerEvents):
         self._made.pop(key, None)
         self._creations.pop(key, None)
 
-    def on_take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
-        self.checkouts.take(pool, connection, kind)
+    @property
+    def on_take(self) -> Callable[[CheckoutKind, object, object], None]:
+        return self.checkouts.take
 
-    def on_give_back(self, connection: object, kind: CheckoutKind) -> None:
-        self.checkouts.give_back(connection, kind)
+    @property
+    def on_give_back(self) -> Callable[[CheckoutKind, object], None]:
+        return self.checkouts.give_back
 
     @property
     def forgotten(self) -> int:
@@ -300,20 +326,6 @@ class OpenCheckout(NamedTuple):
         return Creation._make(self.creation).opened_at or 0.0
 
 
-class _Taken(NamedTuple):
-    """The number of a check-out, the pool by weak reference if there can be one, and its kind."""
-
-    serial: int
-    pool: weakref.ref[Any] | None
-    kind: CheckoutKind
-
-    def find_pool(self, connection: object) -> Any:
-        """The pool, if it is still there."""
-        if self.pool is not None:
-            return self.pool()
-        return self.kind.pool_of and _answer(self.kind.pool_of, connection, otherwise=None)
-
-
 class CheckoutTable:
     """Records what pools hand out, until it is given back.
 
@@ -331,9 +343,10 @@ class CheckoutTable:
         counter: LockFreeCounter,
         sockets: _Sockets,
     ) -> None:
-        # By identity of the connection, where it was taken; and what else is known of that.
+        # By identity of the connection: where it was taken; and its number, the pool if there can
+        # be a weak reference to it, and the kind. Plain: a named tuple takes long to make.
         self._creations: dict[int, CreationTuple] = {}
-        self._taken: dict[int, _Taken] = {}
+        self._taken: dict[int, tuple[int, weakref.ref[Any] | None, CheckoutKind]] = {}
         self._recorder = make_recorder(self._creations, {}, context, recording, id)
         self._record, self._depth = self._recorder.on_create, recording.stack_depth
         self._next_serial, self._count = sockets.next_serial, counter.count
@@ -343,7 +356,8 @@ class CheckoutTable:
     def listen(self, pool_class: type, kind: CheckoutKind) -> None:
         """Record what the pools of a class hand out, by their events, from now on. Idempotent."""
         if pool_class not in self._stops and kind.listen is not None:
-            self._stops[pool_class] = kind.listen(pool_class, _PoolEvents(self, kind))
+            calls = functools.partial(self.take, kind), functools.partial(self.give_back, kind)
+            self._stops[pool_class] = kind.listen(pool_class, *calls)
 
     def stop(self) -> None:
         """Record no more, and forget what is out: that it is given back would not be seen."""
@@ -351,7 +365,7 @@ class CheckoutTable:
             self._stops.popitem()[1]()
         self._forget()
 
-    def take(self, pool: object, connection: object, kind: CheckoutKind) -> None:
+    def take(self, kind: CheckoutKind, pool: object, connection: object) -> None:
         """Record that a connection was taken, by the caller of the pool."""
         try:
             entry: Any = kind.entry(connection)
@@ -363,14 +377,14 @@ class CheckoutTable:
 
                 continue_in_greenlets(self._creations[key][STACK], self._depth)
             ref = weakref.ref(pool) if kind.pool_of is None else None
-            self._taken[key] = _Taken(self._next_serial(), ref, kind)
+            self._taken[key] = self._next_serial(), ref, kind
             self._count()
         except BaseException as error:
             if interrupts(error):
                 raise
             self._on_error()
 
-    def give_back(self, connection: object, kind: CheckoutKind) -> None:
+    def give_back(self, kind: CheckoutKind, connection: object) -> None:
         """Forget a connection that was given back, or has left its pool."""
         try:
             self._pop(id(kind.entry(connection)))
@@ -384,33 +398,38 @@ class CheckoutTable:
 
     def has_any_out(self, since: int) -> bool:
         """Whether a connection that was taken after a mark is out. True may be wrong."""
-        return any(taken.serial > since for taken in self._taken.copy().values())
+        return any(serial > since for serial, *_ in self._taken.copy().values())
 
     def is_out(self, serial: int) -> bool:
         """Whether the connection of a check-out is out still."""
-        return any(each.serial == serial for each in self.open_checkouts())
+        return self._ask(serial, lambda kind, connection: kind.is_out(connection)) is True
 
     def borrowed(self, serial: int) -> object:
-        """What the program has of a connection that it has taken, if it is out still."""
-        for each in self.open_checkouts():
-            connection = each.creation[SOCK]()
-            if each.serial == serial and connection is not None:
-                return _answer(each.kind.borrowed, connection, otherwise=None)
+        """What the program has of a connection that it has taken, if it is not back."""
+        return self._ask(serial, lambda kind, connection: kind.borrowed(connection))
+
+    def _ask(self, serial: int, question: Callable[[CheckoutKind, Any], object]) -> object:
+        """Of all that is out, one: to ask each whether it is would take long."""
+        for key, (number, _, kind) in self._taken.copy().items():
+            creation = self._creations.get(key) if number == serial else None
+            if creation is not None and (connection := creation[SOCK]()) is not None:
+                return _answer(functools.partial(question, kind), connection, otherwise=None)
         return None
 
     def open_checkouts(self) -> list[OpenCheckout]:
         """What is out at this moment, the oldest first."""
         found = []
-        for key, taken in self._taken.copy().items():
+        for key, (serial, ref, kind) in self._taken.copy().items():
             creation = self._creations.get(key)
             connection = None if creation is None else creation[SOCK]()
-            pool = taken.find_pool(connection)
+            find = kind.pool_of
+            pool = ref() if ref is not None else find and _answer(find, connection, otherwise=None)
             if creation is None or connection is None or pool is None:
                 self._pop(key)
-            elif _answer(taken.kind.is_out, connection, otherwise=False):
-                known = _with_serial(creation, taken.serial)
+            elif _answer(kind.is_out, connection, otherwise=False):
+                known = _with_serial(creation, serial)
                 known = (*known[:ORIGIN], Origin.CHECKED_OUT, *known[ORIGIN + 1 :])
-                found.append(OpenCheckout(known, pool, taken.kind))
+                found.append(OpenCheckout(known, pool, kind))
         return sorted(found, key=lambda each: each.serial)
 
     def _forget(self) -> None:
@@ -421,16 +440,3 @@ class CheckoutTable:
         """In the child: what is out is the parent's."""
         self._recorder.pid = os.getpid()
         self._forget()
-
-
-class _PoolEvents:
-    """What a kind of pool calls."""
-
-    def __init__(self, table: CheckoutTable, kind: CheckoutKind) -> None:
-        self._table, self._kind = table, kind
-
-    def on_take(self, pool: object, connection: object) -> None:
-        self._table.take(pool, connection, self._kind)
-
-    def on_give_back(self, connection: object) -> None:
-        self._table.give_back(connection, self._kind)

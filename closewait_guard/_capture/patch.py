@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
     from closewait_guard._capture.owner_hooks import OwnerEvents
-    from closewait_guard._libraries import CheckoutKind, OwnerKind
 
 __all__ = [
     "CallOnImport",
@@ -40,8 +39,7 @@ __all__ = [
     "is_patched",
     "overriding_module",
     "patch_class",
-    "patch_owner",
-    "patch_pool",
+    "patch_methods",
     "patched_classes",
     "replacement_class",
     "subscribe",
@@ -149,21 +147,8 @@ def unsubscribe_owners(subscriber: OwnerEvents) -> None:
         _owner_methods[:] = [method for method in _owner_methods if method.is_wrapped]
 
 
-def patch_owner(cls: type, kind: OwnerKind) -> None:
-    """Call the subscribers for the objects of a class that is meant to be closed, from now on."""
-    from closewait_guard._capture.owner_hooks import owner_wrappers
-
-    _patch_methods(cls, owner_wrappers(kind))
-
-
-def patch_pool(cls: type, kind: CheckoutKind) -> None:
-    """Call the subscribers for what the pools of a class hand out, from now on."""
-    from closewait_guard._capture.owner_hooks import pool_wrappers
-
-    _patch_methods(cls, pool_wrappers(kind))
-
-
-def _patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]]) -> None:
+def patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]]) -> None:
+    """Call the subscribers for owners through wrappers of a class's methods, from now on."""
     from closewait_guard._capture.owner_hooks import OwnerSubscribers
 
     # Called in the middle of an import, for whose end the thread that has the lock may wait.

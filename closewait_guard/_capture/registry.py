@@ -161,20 +161,12 @@ class Registry:
 
     def track(self, cls: type, kind: OwnerKind) -> None:
         """Record the owners of a class from now on."""
-        owners = self._load_owners()
-        owners.tracked.append((cls, kind))
-        patch.subscribe_owners(owners)
-        patch.patch_owner(cls, kind)
+        self._load_owners().track(cls, kind)
 
     def listen_to_pools(self, name: str) -> None:
         """Record what the pools of a class, `module:name`, hand out, if it is loaded."""
         for cls in find_classes([name]).values():
-            kind, owners = kind_of_pool(name), self._load_owners()
-            if kind.listen is not None:
-                owners.checkouts.listen(cls, kind)
-            else:
-                patch.subscribe_owners(owners)
-                patch.patch_pool(cls, kind)
+            self._load_owners().listen_to_pools(cls, kind_of_pool(name))
 
     def _load_owners(self) -> OwnerTable:
         # Most programs have none: what records them is loaded with the first such class.

@@ -260,12 +260,14 @@ class _Out(NamedTuple):
 
     Attributes:
         may_last: It was taken by a call that may wait for any time, and gives it back itself.
+        is_busy: Such a call waits for an answer on it now.
     """
 
     record: SocketRecord
     checkout: Checkout
     fd: int | None
     may_last: bool
+    is_busy: bool
 
 
 class CheckoutScanner:
@@ -313,6 +315,8 @@ class CheckoutScanner:
         left = [each for each in left if self._is_out_too_long(each, opened_after)]
         unanswered = {each.fd: each.unanswered for each in seen.suspects}
         observed = [each for each in map(self._observe, left) if each is not None]
+        if opened_after is None:
+            observed = [each for each in observed if not self._is_in_use(each)]
         observed = [replace(each, unanswered=unanswered.get(each.fd)) for each in observed]
         theirs = {each.fd for each in observed if each.fd >= 0}
         return seen._replace(
@@ -331,9 +335,14 @@ class CheckoutScanner:
 
     def _is_out_too_long(self, out: _Out, opened_after: int | None) -> bool:
         if opened_after is None:
-            return out.checkout.seconds >= self._grace and not out.may_last
+            return out.checkout.seconds >= self._grace and not (out.may_last or out.is_busy)
         # What has no socket is not the concern of a block or a test.
-        return out.record.serial > opened_after and out.fd is not None
+        return out.record.serial > opened_after and out.fd is not None and not out.is_busy
+
+    def _is_in_use(self, seen: Observation) -> bool:
+        """Whether anything was sent on a connection lately, or received and read."""
+        times = (seen.last_sent_for, None if seen.unread else seen.last_received_for)
+        return any(each is not None and each < self._grace for each in times)
 
     def _describe(self, taken: list[OpenCheckout], handles: HandleClasses) -> Iterator[_Out]:
         """What is out of one pool. One may be in the middle of something: it is passed over."""
@@ -346,11 +355,12 @@ class CheckoutScanner:
                 seconds = max(0.0, at - each.taken_at)
                 checkout = Checkout(kind.library, name, len(taken), most, seconds)
                 entry = each.creation[SOCK]()
-                connection = None if entry is None else kind.connection(entry)
-                fd = None if connection is None else descriptor_of(connection, handles)[0]
+                if entry is None:
+                    continue
+                fd = descriptor_of(kind.connection(entry), handles)[0]
                 may_last = any(frame.function.startswith(kind.may_last) for frame in record.stack)
                 fd = None if fd is None or fd < 0 else fd
-                found.append(_Out(record, checkout, fd, may_last))
+                found.append(_Out(record, checkout, fd, may_last, kind.is_busy(entry)))
             if most is not None and len(taken) >= most:
                 self.full_pools += (_full_pool(name, most, found),)
             yield from found

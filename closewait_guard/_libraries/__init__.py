@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
     from closewait_guard._libraries.kinds import (
         RESPONSES,
-        CheckoutEvents,
         CheckoutKind,
         HandleKind,
         HolderHint,
@@ -46,7 +45,6 @@ __all__ = [
     "RUNNING_CALL",
     "SOCKET_CLASSES",
     "SOCKET_CONSTRUCTORS",
-    "CheckoutEvents",
     "CheckoutKind",
     "DeclaredKinds",
     "HandleKind",

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from closewait_guard._enums import Origin, Verdict
-from closewait_guard._libraries.kinds import CheckoutKind, HolderHint, Library, OwnerKind
+from closewait_guard._libraries.kinds import (
+    CheckoutKind,
+    HolderHint,
+    Library,
+    OwnerKind,
+    give_back,
+)
 from closewait_guard._live import MISSING, field, number_of
 
 __all__ = [
@@ -63,12 +68,10 @@ LIBRARIES = (
             ),
         ),
         hints=(
-            HolderHint(
+            give_back(
                 "asyncpg",
-                "give it back: use `async with pool.acquire() as connection:`, or call `await "
+                "use `async with pool.acquire() as connection:`, or call `await "
                 "pool.release(connection)` in a `finally` block",
-                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
-                Origin.CHECKED_OUT,
             ),
             HolderHint(
                 "asyncpg",

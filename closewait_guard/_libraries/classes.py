@@ -80,6 +80,8 @@ OWNER_CLASSES = {
 # The classes of pools of which is recorded what they hand out, and the file that knows them.
 POOL_CLASSES = {
     "asyncpg.pool:Pool": "asyncpg",
+    "httpcore._async.connection_pool:AsyncConnectionPool": "httpcore",
+    "httpcore._sync.connection_pool:ConnectionPool": "httpcore",
     "psycopg_pool:AsyncConnectionPool": "psycopg",
     "psycopg_pool:ConnectionPool": "psycopg",
     "redis.asyncio.connection:BlockingConnectionPool": "redis",
@@ -87,6 +89,7 @@ POOL_CLASSES = {
     "redis.connection:BlockingConnectionPool": "redis",
     "redis.connection:ConnectionPool": "redis",
     "sqlalchemy:Pool": "sqlalchemy",
+    "urllib3.connectionpool:HTTPConnectionPool": "urllib3",
 }
 
 # Of entry points.

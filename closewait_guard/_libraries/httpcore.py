@@ -7,12 +7,16 @@ from typing import Any
 
 from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
+    NOT_GIVEN_BACK,
     UNBOUNDED,
+    CheckoutKind,
     HolderHint,
     Library,
     OwnerKind,
     PoolKind,
     for_each_call,
+    give_back,
+    itself,
     read_response,
 )
 from closewait_guard._live import elements_of, field, items_of, number_of, text_of
@@ -33,20 +37,57 @@ def _max_size(pool: Any) -> int | None:
     return None if size >= UNBOUNDED else size
 
 
+def _name(_: Any) -> str:
+    return "httpcore pool of an httpx client"
+
+
+def _innermost(connection: Any) -> Any:
+    """What speaks HTTP; None if it is not connected yet."""
+    for _ in range(_MAX_DEPTH):
+        connection = field(connection, "_connection")
+        if field(connection, "_network_stream") is not None:
+            return connection
+    return None
+
+
+def _state(connection: Any) -> str | None:
+    return text_of(field(field(connection, "_state"), "_name_"))
+
+
 def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
-    for connection in elements_of(field(pool, "_connections")):
-        inner = connection
-        for _ in range(_MAX_DEPTH):
-            inner = field(inner, "_connection")
-            stream = field(inner, "_network_stream")
-            if stream is not None:
-                if (text_of(field(field(inner, "_state"), "_name_")) == "IDLE") is idle:
-                    yield stream
-                break
+    for inner in map(_innermost, elements_of(field(pool, "_connections"))):
+        if inner is not None and (_state(inner) == "IDLE") is idle:
+            yield field(inner, "_network_stream")
+
+
+def _most_out(pool: Any) -> int | None:
+    """How many; None if there is no bound, or one connection serves many requests: HTTP/2."""
+    size = number_of(field(pool, "_max_connections"))
+    inner = map(_innermost, elements_of(field(pool, "_connections")))
+    is_shared = any(field(each, "_h2_state") is not None for each in inner)
+    return None if size is None or size >= UNBOUNDED or is_shared else size
+
+
+def _pool_request(taken: Any) -> object:
+    """What a pool has of a request until its response is closed; of that, or of its stream."""
+    try:
+        return taken.stream._pool_request
+    except AttributeError:
+        return taken._pool_request
+
+
+def _connection_of(request: Any) -> Any:
+    return _innermost(field(request, "connection"))
+
+
+def _socket_of(request: Any) -> object:
+    stream = field(_connection_of(request), "_network_stream")
+    # That of an asynchronous one is further inside, and takes longer to find.
+    return field(stream, "_sock", stream)
 
 
 def _is_closed(client: Any) -> bool:
-    return text_of(field(field(client, "_state"), "_name_")) == "CLOSED"
+    return _state(client) == "CLOSED"
 
 
 def _connections_of_client(client: Any) -> Iterable[object]:
@@ -58,6 +99,15 @@ def _connections_of_client(client: Any) -> Iterable[object]:
 
 _ONE_CLIENT = (
     "reuse one client, or use `with httpx.Client() as client:` (`async with` for AsyncClient)"
+)
+
+_STREAMED = (
+    "use `with client.stream(...) as response:` (`async with` for AsyncClient), or call "
+    "response.close() (`await response.aclose()`)"
+)
+_POOLS = (
+    ("httpcore._sync.connection_pool:ConnectionPool", "handle_request", "close"),
+    ("httpcore._async.connection_pool:AsyncConnectionPool", "handle_async_request", "aclose"),
 )
 
 LIBRARIES = (
@@ -76,9 +126,10 @@ LIBRARIES = (
             ),
             HolderHint(
                 "httpx.Response",
-                "use `with client.stream(...) as response:` (`async with` for AsyncClient), or "
-                "call response.close() (`await response.aclose()`)",
+                _STREAMED,
+                NOT_GIVEN_BACK,
             ),
+            give_back("httpcore", _STREAMED),
             HolderHint(
                 "httpx.Client",
                 "reuse one Client, or use `with httpx.Client() as client:`",
@@ -95,15 +146,28 @@ LIBRARIES = (
         "httpcore",
         pools=(
             PoolKind(
-                (
-                    "httpcore._sync.connection_pool:ConnectionPool",
-                    "httpcore._async.connection_pool:AsyncConnectionPool",
-                ),
-                lambda _: "httpcore pool of an httpx client",
+                tuple(pool for pool, *_ in _POOLS),
+                _name,
                 _max_size,
                 lambda pool: _connections(pool, idle=True),
                 lambda pool: _connections(pool, idle=False),
             ),
+        ),
+        checkouts=tuple(
+            CheckoutKind(
+                "httpcore",
+                pool,
+                _name,
+                _most_out,
+                lambda request: _state(_connection_of(request)) == "ACTIVE",
+                _socket_of,
+                itself,
+                takes=takes,
+                gives_back=gives_back,
+                taken_class=f"{pool.partition(':')[0]}:PoolByteStream",
+                entry=_pool_request,
+            )
+            for pool, takes, gives_back in _POOLS
         ),
         hints=(
             HolderHint(for_each_call("httpcore"), _ONE_CLIENT),

@@ -6,16 +6,16 @@ import _socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from closewait_guard._enums import DescriptorKind, Origin, Verdict
 from closewait_guard._live import attributes_of, class_value, is_a, layers_of, mro_of
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
+    "NOT_GIVEN_BACK",
     "RESPONSES",
     "UNBOUNDED",
-    "CheckoutEvents",
     "CheckoutKind",
     "HandleKind",
     "HolderHint",
@@ -26,6 +26,7 @@ __all__ = [
     "always",
     "connections_of",
     "for_each_call",
+    "give_back",
     "itself",
     "never",
     "no_descriptors",
@@ -58,6 +59,7 @@ _NOT_CLOSED = (
     Verdict.SURPLUS,
     Verdict.OPEN,
 )
+NOT_GIVEN_BACK = (*_NOT_CLOSED, Verdict.CHECKED_OUT)
 
 
 def for_each_call(library: str) -> str:
@@ -177,11 +179,7 @@ class OwnerKind:
         return self.owner_class.replace(":", ".")
 
 
-class CheckoutEvents(Protocol):
-    """What is called when a pool hands out a connection, and takes it back. Neither raises."""
-
-    def on_take(self, pool: Any, connection: Any, /) -> None: ...
-    def on_give_back(self, connection: Any, /) -> None: ...
+Listen = Callable[[type, Callable[[Any, Any], None], Callable[[Any], None]], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +198,17 @@ class CheckoutKind:
         is_out: Whether a connection is out of its pool.
         connection: What has the descriptor of it: a socket, or what wraps one.
         borrowed: What the program has of it, by which holders are found.
-        listen: Begins to call for what is taken and given back, by events; returns what ends that.
+        listen: Begins to call two functions, by events: with the pool and what stands for a
+            connection when that was taken, with this alone when it is given back. Neither raises.
+            Returns what ends that.
         takes: The method that returns a connection, where there are no events.
         gives_back: The method that takes one back.
+        taken_class: The class whose method that is, where it is not the pool's: that of what the
+            program has.
         entry: What stands for a connection: there is a weak reference to it, and it is the same
             when it is given back.
         pool_of: The pool of a connection that is out, where there is no weak reference to pools.
+        is_busy: Whether the library itself waits for an answer on a connection that is out.
         may_last: How the names of calls begin for which one may be out for any time, because they
             wait for something, and give it back themselves.
     """
@@ -217,11 +220,13 @@ class CheckoutKind:
     is_out: Callable[[Any], bool]
     connection: Callable[[Any], object]
     borrowed: Callable[[Any], object]
-    listen: Callable[[type, CheckoutEvents], Callable[[], None]] | None = None
+    listen: Listen | None = None
     takes: str = ""
     gives_back: str = ""
+    taken_class: str = ""
     entry: Callable[[Any], object] = itself
     pool_of: Callable[[Any], object] | None = None
+    is_busy: Callable[[Any], bool] = never
     may_last: tuple[str, ...] = ()
 
 
@@ -295,6 +300,15 @@ class HolderHint(NamedTuple):
             and self.origin in (None, origin)
             and any(name == self.holder or name.startswith(f"{self.holder}.") for name in holders)
         )
+
+
+def give_back(
+    library: str,
+    sentence: str,
+    verdicts: tuple[Verdict, ...] = (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
+) -> HolderHint:
+    """What to change where a connection was taken from a pool of a library and not given back."""
+    return HolderHint(library, f"give it back: {sentence}", verdicts, Origin.CHECKED_OUT)
 
 
 class NativeCode(NamedTuple):

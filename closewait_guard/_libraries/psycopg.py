@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from closewait_guard._enums import Origin, Verdict
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     CheckoutKind,
     HandleKind,
@@ -16,6 +16,7 @@ from closewait_guard._libraries.kinds import (
     OwnerKind,
     PoolKind,
     for_each_call,
+    give_back,
     itself,
 )
 from closewait_guard._live import (
@@ -167,12 +168,10 @@ LIBRARIES = (
             for name in _POOLS
         ),
         hints=(
-            HolderHint(
+            give_back(
                 "psycopg_pool",
-                "give it back: use `with pool.connection() as connection:` (`async with`), or call "
+                "use `with pool.connection() as connection:` (`async with`), or call "
                 "pool.putconn(connection) in a `finally` block",
-                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
-                Origin.CHECKED_OUT,
             ),
             HolderHint(
                 for_each_call("psycopg_pool"),

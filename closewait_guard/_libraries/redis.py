@@ -15,6 +15,7 @@ from closewait_guard._libraries.kinds import (
     PoolKind,
     always,
     for_each_call,
+    give_back,
     itself,
     never,
 )
@@ -130,9 +131,9 @@ LIBRARIES = (
                 "`with redis.Redis(...) as client:`; a pubsub needs its own close(), a pipeline "
                 "reset()",
             ),
-            HolderHint(
+            give_back(
                 "redis",
-                "give it back: call pool.release(connection) in a `finally` block; a pubsub needs "
+                "call pool.release(connection) in a `finally` block; a pubsub needs "
                 "its own close(), a pipeline reset(), a client with single_connection_client "
                 "close()",
                 (Verdict.CHECKED_OUT,),

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from closewait_guard._cpython import LOOP_OF
-from closewait_guard._enums import Origin, Verdict
+from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
-    CheckoutEvents,
     CheckoutKind,
     HolderHint,
     Library,
     OwnerKind,
     PoolKind,
     for_each_call,
+    give_back,
     never,
     nothing,
 )
@@ -78,7 +78,9 @@ def _borrowed(record: Any) -> object:
     return record.fairy_ref()
 
 
-def _listen(pool_class: type, events: CheckoutEvents) -> Callable[[], None]:
+def _listen(
+    pool_class: type, take: Callable[[Any, Any], None], give_back: Callable[[Any], None]
+) -> Callable[[], None]:
     """By the events of its pools: those of the class are those of all pools, also of earlier ones.
 
     What was handed out is known by its record in the pool, of which there is one for each
@@ -92,10 +94,10 @@ def _listen(pool_class: type, events: CheckoutEvents) -> Callable[[], None]:
             pool = fairy._pool
         except AttributeError:
             return
-        events.on_take(pool, record)
+        take(pool, record)
 
     def on_end(_: object, record: Any) -> None:
-        events.on_give_back(record)
+        give_back(record)
 
     listeners = {"checkout": on_checkout, "checkin": on_end, "detach": on_end}
     for name, listener in listeners.items():
@@ -143,13 +145,11 @@ LIBRARIES = (
             ),
         ),
         hints=(
-            HolderHint(
+            give_back(
                 "sqlalchemy",
-                "give it back: `with Session() as session:` or `with engine.connect() as "
+                "`with Session() as session:` or `with engine.connect() as "
                 "connection:` (`async with` for asynchronous ones), or close() in a `finally` "
                 "block",
-                (Verdict.CHECKED_OUT, Verdict.LEAKED, Verdict.DEAD),
-                Origin.CHECKED_OUT,
             ),
             HolderHint(
                 "sqlalchemy.engine.base.Engine",

@@ -7,11 +7,15 @@ from typing import Any
 
 from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
+    NOT_GIVEN_BACK,
+    CheckoutKind,
     HolderHint,
     Library,
     OwnerKind,
     PoolKind,
     for_each_call,
+    give_back,
+    itself,
     never,
     nothing,
     out_of_use,
@@ -40,6 +44,20 @@ def _idle(pool: Any) -> Iterable[object]:
 
 def _checked_out(response: Any) -> Iterable[object]:
     return [field(response, "_connection")]
+
+
+def _most_out(pool: Any) -> int | None:
+    # Without `block`, it opens more where all are out, and closes them when they are given back.
+    return _max_size(pool) if field(pool, "block") is True else None
+
+
+def _socket(connection: Any) -> object:
+    return field(connection, "sock")
+
+
+def _is_waiting(connection: Any) -> bool:
+    """Whether a request was begun, and its answer has not."""
+    return text_of(field(connection, _STATE)) not in (None, "Idle")
 
 
 def _idle_of_manager(manager: Any) -> Iterator[object]:
@@ -72,6 +90,14 @@ _KEEP_THE_CONTENT = (
     "its pool, and the idle connection in that"
 )
 
+# Of http.client.
+_STATE = "_HTTPConnection__state"
+
+_STREAMED = (
+    "use `with session.get(..., stream=True) as response:`, call response.close(), or read it to "
+    "the end"
+)
+
 LIBRARIES = (
     Library(
         "requests",
@@ -81,18 +107,14 @@ LIBRARIES = (
             HolderHint(read_response("urllib3"), _KEEP_THE_CONTENT),
             HolderHint(
                 "requests.models.Response",
-                "close the streamed response: use `with session.get(..., stream=True) as "
-                "response:`, call response.close(), or read it to the end",
+                f"close the streamed response: {_STREAMED}",
+                NOT_GIVEN_BACK,
             ),
             HolderHint(
                 "requests.api",
                 "close the streamed response: use `with requests.get(..., stream=True) as "
                 "response:`, call response.close(), or read it to the end",
                 (Verdict.DROPPED,),
-            ),
-            HolderHint(
-                "requests.sessions.Session",
-                "reuse one Session, or use `with requests.Session() as session:`",
             ),
         ),
     ),
@@ -109,6 +131,7 @@ LIBRARIES = (
                 "botocore.response.StreamingBody",
                 'close the body: use `with contextlib.closing(response["Body"]) as body:`, call '
                 "body.close(), or read it to the end",
+                NOT_GIVEN_BACK,
             ),
         ),
     ),
@@ -132,6 +155,21 @@ LIBRARIES = (
                 _checked_out,
             ),
         ),
+        checkouts=(
+            CheckoutKind(
+                "urllib3",
+                "urllib3.connectionpool:HTTPConnectionPool",
+                _name,
+                _most_out,
+                # Its socket is closed by a response that was closed and not released.
+                lambda connection: _socket(connection) is not None,
+                _socket,
+                itself,
+                takes="_get_conn",
+                gives_back="_put_conn",
+                is_busy=_is_waiting,
+            ),
+        ),
         owners=(
             _kind(
                 "urllib3.poolmanager:PoolManager",
@@ -148,14 +186,21 @@ LIBRARIES = (
         ),
         hints=(
             HolderHint(
-                "urllib3.connectionpool.HTTPConnectionPool",
-                "reuse one pool, or use `with urllib3.HTTPConnectionPool(...) as pool:`",
-                (Verdict.SURPLUS,),
-            ),
-            HolderHint(
                 "urllib3.response.HTTPResponse",
                 "read the response to the end and call response.release_conn(), or call "
                 "response.close()",
+                NOT_GIVEN_BACK,
+            ),
+            # After those of all responses, before those of all clients.
+            give_back("urllib3", _STREAMED),
+            HolderHint(
+                "requests.sessions.Session",
+                "reuse one Session, or use `with requests.Session() as session:`",
+            ),
+            HolderHint(
+                "urllib3.connectionpool.HTTPConnectionPool",
+                "reuse one pool, or use `with urllib3.HTTPConnectionPool(...) as pool:`",
+                (Verdict.SURPLUS,),
             ),
             HolderHint(
                 "urllib3.poolmanager.PoolManager",

@@ -168,7 +168,7 @@ def _describe_origin(observations: Sequence[Observation]) -> str:
                 return f"accepted by library code{_describe_maker(record.blamed)}"
             return f"accepted by the listener opened{where}" if where else ""
         case _, Origin.CHECKED_OUT:
-            return f"opened by the pool{where}" if where else ""
+            return f"opened by the pool{where}" if where and parent != record.site else ""
         case _, Origin.DUPLICATED:
             return f"duplicated from the socket opened{where}" if where else ""
         case _, Origin.DETACHED:
@@ -277,11 +277,11 @@ def _pool_facts(observations: Sequence[Observation]) -> Iterator[Fact]:
     checkouts = [seen.checkout for seen in observations if seen.checkout is not None]
     ages = [each.seconds for each in checkouts]
     for pool in unique(each.pool for each in checkouts):
-        newest = min(
-            (each for each in checkouts if each.pool == pool), key=lambda each: each.seconds
-        )
+        of_name = [each for each in checkouts if each.pool == pool]
+        newest = min(of_name, key=lambda each: each.seconds)
+        name = f"{pool}, one of several" if len(of_name) > newest.out else pool
         of = "" if newest.max_size is None else f" of {newest.max_size:,}"
-        yield Fact("pool", f"{pool}: {newest.out:,}{of} checked out")
+        yield Fact("pool", f"{name}: {newest.out:,}{of} checked out")
     if ages:
         since = format_duration_range(min(ages), max(ages))
         yield Fact("state", f"checked out {since} ago, and not given back")
