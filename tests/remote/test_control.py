@@ -172,6 +172,54 @@ def test_a_child_that_ends_at_once_leaves_no_file(path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_daemon_that_forks_twice_and_closes_all_descriptors_is_heard(tmp_path):
+    code = f"""
+{INSTALL}{LEAK}
+if os.fork():
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+out = os.dup(1)
+os.closerange(0, 3)
+os.closerange(3, out), os.closerange(out + 1, 4096)
+assert [os.open(os.devnull, os.O_RDWR) for _ in range(3)] == [0, 1, 2]
+kept = [socket.create_server(("127.0.0.1", 0))]
+kept.append(socket.create_connection(kept[0].getsockname()))
+kept[0].accept()[0].close()
+os.write(out, b"%d\\n" % os.getpid())
+kept[0].accept()
+"""
+    with running(code, tmp_path) as program:
+        pid = int(line_of(program))
+        try:
+            eventually(lambda: _answers(pid))
+            verdicts = [each["verdict"] for each in report_of(pid)["findings"]]
+        finally:
+            os.kill(pid, 9)
+    assert verdicts.count("leaked") == 1
+
+
+def test_a_program_of_green_threads_goes_on_while_it_waits_for_those_who_ask(tmp_path):
+    code = f"""
+from gevent import monkey
+monkey.patch_all()
+{INSTALL}{LEAK}
+ticks = 0
+print(os.getpid(), flush=True)
+while True:
+    time.sleep(0.01)
+    ticks += 1
+    if ticks == 50:
+        print("ticks", flush=True)
+"""
+    with running(code, tmp_path) as program:
+        pid = int(line_of(program))
+        assert [each["verdict"] for each in report_of(pid)["findings"]] == ["leaked"]
+        assert line_of(program) == "ticks"
+        assert report_of(pid)["pid"] == pid
+
+
 def test_a_program_that_closes_all_descriptors_keeps_its_files_and_is_heard_again(tmp_path):
     code = f"""
 {INSTALL}{LEAK}
