@@ -103,21 +103,23 @@ class Control:
         with suppress(RuntimeError):
             self._thread = _Thread(self._serve, delay)
 
-    def _end_thread(self, timeout: float) -> bool:
-        """End the thread, if there is one; who asks meanwhile waits. Return whether there was."""
+    def _end_thread(self, timeout: float) -> None:
+        """End the thread, if there is one; who asks meanwhile waits."""
         thread, self._thread = self._thread, None
         if thread is None:
-            return False
+            return
         thread.is_ending = True
         if self._listener is not None:
             with suppress(RemoteError):
                 MessageSocket.to(self._listener.path, timeout).close()
         thread.join(timeout)
-        return True
 
     def pause(self) -> None:
         """Before a fork. Green threads are none to the system, and need not make way."""
-        self._is_paused = not _IS_GREEN and self._end_thread(_MAX_SECONDS_BEFORE_FORK)
+        if self._thread is not None and not _IS_GREEN:
+            # Also if a signal handler raises in the middle of it.
+            self._is_paused = True
+            self._end_thread(_MAX_SECONDS_BEFORE_FORK)
 
     def resume(self) -> None:
         """After it, in the process that has forked."""

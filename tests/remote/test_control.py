@@ -19,6 +19,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard._remote import Listener, MessageSocket, RemoteError, ask_control
 from closewait_guard._remote.place import folder_of_this_user, name_of, remove_stale
+from closewait_guard._threads import waiting_calls_of
 from remote.programs import DEADLINE, INSTALL, LEAK, STUCK, eventually, line_of, report_of, running
 
 
@@ -98,6 +99,12 @@ def test_neither_the_thread_nor_a_descriptor_of_it_is_one_of_the_programs(path):
     assert report.open_sockets == began.open_sockets
     assert report.findings == began.findings
     assert not [each for each in report.observations if each.local and str(path) in each.local]
+
+
+def test_from_outside_it_does_not_look_as_if_it_might_be_using_every_descriptor(tmp_path):
+    with running(INSTALL + LEAK + STUCK, tmp_path) as program:
+        pid = int(line_of(program))
+        eventually(lambda: not waiting_calls_of(pid).may_use_others)
 
 
 def test_a_watch_can_have_it_too(folder):
