@@ -175,7 +175,7 @@ def _why_not(target: Target, timeout: float) -> str:
         return f"{target.name} has ended meanwhile"
     return (
         f"the main thread of {target.name} ran no Python code for {timeout:g} s ({doing}); the "
-        "request is taken back. Have it do something, or wait longer with --timeout"
+        "request is taken back. Ask again while it has something to do, or with a longer --timeout"
     )
 
 

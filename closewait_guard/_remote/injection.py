@@ -8,9 +8,9 @@ either, which would take most of the time that the process is stopped.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from closewait_guard._format import escape_line
@@ -28,7 +28,7 @@ __all__ = [
 
 
 GDB, REMOTE_EXEC = "gdb", "remote-exec"
-_MAX_SECONDS = 30.0
+_MAX_SECONDS = 15.0
 _PAGE = 4096
 _MARK = "closewait-guard:"
 
@@ -80,9 +80,8 @@ def inject_by_gdb(target: Target, script: str, token: str, folder: Path) -> floa
     commands = [
         "set language c",
         "set confirm off",
-        # A signal of the program must not end a call half way.
+        # A signal of the program must not end a call half way; SIGINT, which is ours, may.
         "handle all nostop noprint pass",
-        "handle SIGINT nostop noprint pass",
         "set unwindonsignal on",
         f"attach {target.pid}",
         "set $page = ((char *(*)(void *, unsigned long, int, int, int, long)) "
@@ -115,7 +114,8 @@ def _code_that_runs(script: str, token: str) -> str:
 def _run_gdb(pid: int, commands: Path, folder: Path) -> tuple[str, float]:
     """What gdb prints, and for how long it has stopped the process.
 
-    Interrupted, it would leave a call half done: it gets no signal of the terminal.
+    It gets no signal of the terminal. Ended in any other way than by SIGINT, it would leave a call
+    half done.
     """
     options = ("auto-solib-add off", "auto-load off", "debuginfod enabled off")
     gdb = subprocess.Popen(  # noqa: S603
@@ -133,23 +133,23 @@ def _run_gdb(pid: int, commands: Path, folder: Path) -> tuple[str, float]:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    pause = _measure_stop(pid, gdb)
+    if gdb.poll() is None:
+        # A thread may have been stopped with a lock that the call waits for: have it try later.
+        gdb.send_signal(signal.SIGINT)
     try:
-        pause = _measure_stop(pid, gdb)
-    finally:
-        with suppress(subprocess.TimeoutExpired):
-            gdb.wait(_MAX_SECONDS / 6)
-        if gdb.poll() is None:
-            # It lets go of the process then.
-            gdb.terminate()
+        output, _ = gdb.communicate(timeout=_MAX_SECONDS)
+    except subprocess.TimeoutExpired:
+        gdb.kill()
         output, _ = gdb.communicate()
     return output.decode(errors="replace"), pause
 
 
 def _measure_stop(pid: int, gdb: subprocess.Popen[bytes]) -> float:
     """From the first moment to the last that the process is seen stopped, until gdb ends."""
-    began = first = last = time.monotonic()
+    began = first = last = now = time.monotonic()
     is_stopped = False
-    while gdb.poll() is None and last - began < _MAX_SECONDS:
+    while gdb.poll() is None and now - began < _MAX_SECONDS:
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:

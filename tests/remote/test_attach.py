@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._remote import MessageSocket, RemoteError, attach, injected, injection
+from closewait_guard._remote import MessageSocket, RemoteError, attach, injected, injection, symbols
 from closewait_guard._remote.target import Target, inspect_target
 from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
 from servers import DEADLINE
@@ -248,6 +248,20 @@ def is_being_asked(text):
 def kill_when_asked(program):
     wait_until(lambda: folders_for(program))
     program.kill()
+
+
+@pytest.mark.skipif(HAS_REMOTE_EXEC, reason="calls nothing")
+def test_a_call_that_does_not_return_is_given_up_and_the_program_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(symbols, "_WANTED", symbols._WANTED | {"pause"})
+    monkeypatch.setattr(injection, "_MAX_SECONDS", 1.0)
+    with running(STATE, cwd=tmp_path) as program:
+        target = inspect_target(program.pid)
+        never = {symbols.PYTHON[0]: target.addresses["pause"]}
+        with pytest.raises(RemoteError, match="gdb could not attach to process"):
+            injection.inject_by_gdb(
+                target._replace(addresses={**target.addresses, **never}), "/none", "#", tmp_path
+            )
+        assert what_changed(program).keys() <= {"files"}
 
 
 @pytest.mark.skipif(HAS_REMOTE_EXEC, reason="stops nothing")
