@@ -113,7 +113,7 @@ class Scanner:
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
         self.forked_copies = ForkedCopies(source, settings.grace)
-        self.unanswered = UnansweredSockets(probe, settings.unanswered_grace)
+        self.unanswered = UnansweredSockets(probe)
         self._last_scan = _ScanTime(since, -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.
@@ -133,7 +133,7 @@ class Scanner:
         creations, unanswered = open_sockets.creations, dict[int, Unanswered]()
         if opened_after is None:
             everything = full or self.forked_copies.is_last
-            unanswered = self.unanswered.find(open_sockets, everything=everything)
+            unanswered = self.unanswered.find(open_sockets, events, everything=everything)
         to_describe = set(creations) if full else events.keys() | unanswered.keys()
         closed_elsewhere = self._closed_elsewhere.detect(creations, events, to_describe)
         closed = self._forget_closed(open_sockets, events)

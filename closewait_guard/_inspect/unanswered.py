@@ -9,13 +9,15 @@ or is stopped, is none of these: its system acknowledges what comes, or says tha
 from __future__ import annotations
 
 import _socket
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Container, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from closewait_guard._capture import SERIAL, SOCK, CreationTuple, OpenSockets, Probing
 from closewait_guard._clock import now
+from closewait_guard._descriptors import unsent
 from closewait_guard._format import pluralize
 from closewait_guard._inspect.probe import Probe, duplicate_fd
 from closewait_guard._interruptions import refusals
@@ -26,9 +28,11 @@ __all__ = [
 ]
 
 
-# How many are asked at each scan: once a minute all of ten thousand, in less than a thousandth of
-# the time. Where scans follow each other quickly, each goes on where the one before has ended.
-_AT_ONCE, _EACH_SECOND = 32, 2000
+# How many are asked at each scan, by the time since the one before; at most so many, which takes
+# about ten milliseconds. Each scan goes on where the one before has ended.
+_AT_ONCE, _EACH_SECOND, _AT_MOST = 32, 2000, 5000
+# What is asked at least so often is found before the kernel gives up.
+_OFTEN = 300.0
 
 
 class _Turn(NamedTuple):
@@ -58,33 +62,34 @@ class _Seen(NamedTuple):
 class UnansweredSockets:
     """Finds them among the open sockets. Takes no lock: what it keeps is replaced as a whole.
 
-    Args:
-        probe: How to ask.
-        grace: Seconds that a peer may take.
-
     Attributes:
         notes: What the latest scan could not say.
     """
 
-    def __init__(self, probe: Probe, grace: float) -> None:
-        self._probe, self._grace = probe, grace
-        self._turn: _Turn | None = None
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._turn = _Turn(-math.inf, 0, now(), -math.inf)
         self._seen: Mapping[int, _Seen] = {}
         self.notes: tuple[str, ...] = ()
 
-    def find(self, open_sockets: OpenSockets, *, everything: bool) -> dict[int, Unanswered]:
+    def find(
+        self, open_sockets: OpenSockets, ended: Container[int], *, everything: bool
+    ) -> dict[int, Unanswered]:
         """By descriptor, what is unanswered.
 
         Args:
             open_sockets: All that are open.
+            ended: Those that something has happened to, such as the peer's end: not asked.
             everything: Ask all of them, however many they are.
         """
         creations, before = open_sockets.creations, self._seen
         fds = self._choose(creations, everything=everything)
         found, seen = dict[int, Unanswered](), dict[int, _Seen]()
-        for fd in self._probe.with_unsent(fds):
-            creation, is_detached = creations[fd], fd in open_sockets.detached
-            unanswered = self._ask(fd, creation, is_detached=is_detached)
+        for fd in fds:
+            if fd in ended:
+                continue
+            creation = creations[fd]
+            unanswered = self._ask(fd, creation, is_detached=fd in open_sockets.detached)
             if unanswered is not None:
                 serial = creation[SERIAL]
                 seen[serial] = each = _update(fd, unanswered, before.get(serial))
@@ -97,9 +102,9 @@ class UnansweredSockets:
     ) -> Collection[int]:
         """Whose turn it is, and those that were unanswered before."""
         at, turn, total = now(), self._turn, len(creations)
-        number = total if turn is None else _AT_ONCE + int((at - turn.at) * _EACH_SECOND)
+        number = int(min(_AT_MOST, _AT_ONCE + (at - turn.at) * _EACH_SECOND))
         self.notes = ()
-        if turn is None or everything or number >= total:
+        if everything or number >= total:
             self._turn = _Turn(at, 0, at, at)
             return creations.keys()
         end = turn.place + number
@@ -107,7 +112,7 @@ class UnansweredSockets:
         if end >= total:
             turn = turn._replace(began=at, since=turn.began)
         self._turn = turn._replace(at=at, place=end % total)
-        if at - turn.since > self._grace:
+        if at - turn.since > _OFTEN:
             self.notes = (
                 f"whether the peers of {pluralize(total - number, 'socket')} acknowledge what is "
                 "sent to them: a later scan asks",
@@ -116,19 +121,23 @@ class UnansweredSockets:
 
     def _ask(self, fd: int, creation: CreationTuple, *, is_detached: bool) -> Unanswered | None:
         """None also of one that is closed by now."""
-        if not is_detached:
-            with Probing(creation):
-                return self._ask_object(fd, creation[SOCK]())
+        if is_detached:
+            return self._ask_descriptor(fd) if unsent(fd) else None
+        with Probing(creation):
+            return self._ask_object(fd, creation[SOCK]())
+
+    def _ask_object(self, fd: int, sock: _socket.socket | None) -> Unanswered | None:
+        if sock is None or not self._probe.has_unsent(sock):
+            return None
+        return self._probe.unanswered(sock) if _socket.socket.fileno(sock) == fd else None
+
+    def _ask_descriptor(self, fd: int) -> Unanswered | None:
         try:
             with duplicate_fd(fd) as sock:
                 return self._probe.unanswered(sock)
         except Exception as error:
             refusals.note(error)
             return None
-
-    def _ask_object(self, fd: int, sock: _socket.socket | None) -> Unanswered | None:
-        is_its_own = sock is not None and _socket.socket.fileno(sock) == fd
-        return self._probe.unanswered(sock) if sock is not None and is_its_own else None
 
     def after_fork(self) -> None:
         """In the child: nothing is known of its own."""

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
@@ -97,8 +97,8 @@ class Probe(Protocol):
     def probe_snapshot(self, snapshot: FinalSnapshot, /) -> ProbeResult:
         """What the snapshot of a dropped socket shows."""
 
-    def with_unsent(self, fds: Iterable[int], /) -> list[int]:
-        """Those that have anything that is not acknowledged, where the platform dates answers."""
+    def has_unsent(self, sock: _socket.socket, /) -> bool:
+        """Whether it has anything that is not acknowledged, where the platform dates answers."""
 
     def unanswered(self, sock: _socket.socket, /) -> Unanswered | None:
         """What a peer does not acknowledge, though it was sent again."""

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from closewait_guard._capture import FinalSnapshot
 
 __all__ = [
+    "has_unsent",
     "poller",
     "probe_snapshot",
     "probe_socket",
     "unanswered",
-    "with_unsent",
 ]
 
 
@@ -114,9 +114,9 @@ def _state(family: int, connection: Connection, listening: bool) -> State:
     return State.LISTEN if listening else _INFERRED[connection]
 
 
-def with_unsent(_: Iterable[int]) -> list[int]:
-    """None: when the peer was last heard from does not show here."""
-    return []
+def has_unsent(_: _socket.socket) -> bool:
+    """Not as far as it matters: when the peer was last heard from does not show here."""
+    return False
 
 
 def unanswered(_: _socket.socket) -> None:
