@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-import httpcore
 import sqlalchemy
 import urllib3
 
@@ -64,20 +63,11 @@ def _urllib3() -> Iterator[Callable[[], object]]:
         yield lambda: pool._put_conn(pool._get_conn())
 
 
-@contextlib.contextmanager
-def _httpcore() -> Iterator[Callable[[], object]]:
-    # In memory: an answer to each request.
-    backend = httpcore.MockBackend([b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"] * 2_000)
-    with httpcore.ConnectionPool(network_backend=backend) as pool:
-        yield lambda: pool.request("GET", "http://127.0.0.1/")
-
-
 # What one of them takes from its pool and gives back, and the most that recording may add. Of the
 # first, SQLAlchemy itself takes a part to call its listeners.
 _POOLS = (
     ("a connection of SQLAlchemy, taken and given back", _sqlalchemy, 8.0),
     ("a connection of urllib3, taken and given back", _urllib3, 5.0),
-    ("a request of httpcore, in memory", _httpcore, 5.0),
 )
 
 

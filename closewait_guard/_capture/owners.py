@@ -326,6 +326,14 @@ class OpenCheckout(NamedTuple):
         return Creation._make(self.creation).opened_at or 0.0
 
 
+@functools.cache
+def _find_continue_in_greenlets() -> Callable[[list[Any], int], None]:
+    # Not before it is needed, as for tasks. Each import statement takes as long as all the rest.
+    from closewait_guard._capture.awaiting import continue_in_greenlets
+
+    return continue_in_greenlets
+
+
 class CheckoutTable:
     """Records what pools hand out, until it is given back.
 
@@ -372,10 +380,7 @@ class CheckoutTable:
             key = id(entry)
             self._record(entry, None)
             if "greenlet" in sys.modules:
-                # Not before it is needed, as for tasks.
-                from closewait_guard._capture.awaiting import continue_in_greenlets
-
-                continue_in_greenlets(self._creations[key][STACK], self._depth)
+                _find_continue_in_greenlets()(self._creations[key][STACK], self._depth)
             ref = weakref.ref(pool) if kind.pool_of is None else None
             self._taken[key] = self._next_serial(), ref, kind
             self._count()
