@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 
-# How soon it is noticed that the program has closed the socket.
+_POLL_SECONDS = 0.1
+# After the program has closed the socket.
 _CHECK_SECONDS = 1.0
 # A child that ends at once, or runs another program, leaves no file behind.
 _SECONDS_BEFORE_CHILD_LISTENS = 0.2
@@ -91,11 +92,8 @@ class Control:
         """End, and leave nothing behind. Idempotent."""
         _controls.discard(self)
         atexit.unregister(self.stop)
-        # To wake the thread takes one.
-        self._spare.release()
         self._end_thread(_MAX_JOIN_SECONDS)
-        if self._listener is not None:
-            self._listener.close()
+        self._forget_listener()
         self._stop_monitor()
 
     def _start_thread(self, delay: float = 0.0) -> None:
@@ -109,9 +107,6 @@ class Control:
         if thread is None:
             return
         thread.is_ending = True
-        if self._listener is not None:
-            with suppress(RemoteError):
-                MessageSocket.to(self._listener.path, timeout).close()
         thread.join(timeout)
 
     def pause(self) -> None:
@@ -147,7 +142,17 @@ class Control:
             listener = self._listener
             if listener is not None and listener.is_reachable and self._user == os.geteuid():
                 delay = _CHECK_SECONDS
-                self._serve_next(listener, thread)
+                # An accept() that waits has the number for its result all the time, and a poll()
+                # that waits may be using any descriptor, for those who look from outside.
+                if listener.wait(0.0):
+                    self._serve_next(listener, thread)
+                else:
+                    thread.wait(_POLL_SECONDS)
+                continue
+            if listener is not None:
+                # A program that closes all of them expects the first numbers for what it opens.
+                self._forget_listener()
+                thread.wait(_CHECK_SECONDS)
                 continue
             try:
                 self._listen()
@@ -155,12 +160,15 @@ class Control:
                 thread.wait(delay)
                 delay = min(2 * delay, _MAX_SECONDS_BETWEEN_ATTEMPTS)
 
+    def _forget_listener(self) -> None:
+        self._spare.release()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
     def _listen(self) -> None:
         """Listen as the user that this process has become."""
         self._user = os.geteuid()
-        if self._listener is not None:
-            self._listener.close()
-        self._spare.release()
         folder = folder_of_this_user()
         remove_stale(folder)
         try:
@@ -176,7 +184,7 @@ class Control:
     def _serve_next(self, listener: Listener, thread: _Thread) -> None:
         """Answer the next who connects, if one does within the time."""
         try:
-            caller = listener.accept(_CHECK_SECONDS)
+            caller = listener.accept(0.0)
         except RemoteError as error:
             if getattr(error.__cause__, "errno", None) not in _EXHAUSTED:
                 return
@@ -188,8 +196,7 @@ class Control:
             except RemoteError:
                 return
         with caller:
-            if not thread.is_ending:
-                self._answer(caller)
+            self._answer(caller)
 
     # Requests.
 

@@ -268,6 +268,10 @@ def _accept(listener: _socket.socket) -> int:
     return fd
 
 
+# As this is loaded: what gevent puts there later is for its own threads. eventlet removes it.
+_poll = getattr(select, "poll", None)
+
+
 class Listener(_OwnSocket):
     """Listens at a path, for processes of this user and of root.
 
@@ -301,8 +305,11 @@ class Listener(_OwnSocket):
 
     def wait(self, seconds: float) -> bool:
         """Wait until a process connects; return whether one has."""
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
+        fd = self.fileno()
+        if _poll is None or fd < 0:
+            return fd >= 0
+        poll = _poll()
+        poll.register(fd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
     def accept(self, timeout: float) -> MessageSocket:

