@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any, NamedTuple, Self
 
 from closewait_guard._remote import injected
@@ -110,24 +110,33 @@ def ask(
     """
     answers, failures = list[Answer](), list[str]()
     is_cancelled = Event()
+    requests = [_Request(each, thresholds, is_cancelled) for each in targets]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        requests = [_Request(each, thresholds, is_cancelled) for each in targets]
-        waiting = [pool.submit(_ask, each, wanted, timeout) for each in requests]
         try:
-            for each in waiting:
+            for each in [pool.submit(_ask, each, wanted, timeout) for each in requests]:
                 try:
                     answers.append(each.result())
                 except CloseWaitGuardError as error:
                     failures.append(str(error))
         finally:
-            # By Ctrl-C: each takes its request back.
+            # By Ctrl-C: each takes its request back. The pool does not know of a thread that was
+            # about to start.
             is_cancelled.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for request in requests:
+                with request.lock:
+                    continue
     return answers, failures
 
 
 def _ask(request: _Request, wanted: str, timeout: float) -> Answer:
-    """Ask one; where there is no answer, the request is taken back."""
+    """Ask one, unless that is cancelled; where there is no answer, the request is taken back."""
+    with request.lock:
+        if request.is_cancelled.is_set():
+            raise RemoteError(f"{request.target.name} was not asked")
+        return _make_and_receive(request, wanted, timeout)
+
+
+def _make_and_receive(request: _Request, wanted: str, timeout: float) -> Answer:
     target = request.target
     if wanted == "auto" and (answer_of_control := _ask_control(target.pid, timeout)) is not None:
         return answer_of_control
@@ -189,7 +198,7 @@ class _Request:
         self, target: Target, thresholds: Mapping[str, object], is_cancelled: Event
     ) -> None:
         self.target, self._thresholds = target, dict(thresholds)
-        self._is_cancelled = is_cancelled
+        self.is_cancelled, self.lock = is_cancelled, Lock()
         self.reached_limit: int | None = None
         self._token = f"#{secrets.token_hex(16)}"
         self._stack = ExitStack()
@@ -250,7 +259,7 @@ class _Request:
         end = time.monotonic() + timeout
         while not self._listener.wait(min(0.05, max(0.0, end - time.monotonic()))):
             self._require_running()
-            if time.monotonic() >= end or self._is_cancelled.is_set():
+            if time.monotonic() >= end or self.is_cancelled.is_set():
                 raise _NotYetError(f"{self.target.name} did not answer within {timeout:g} s")
         with self._listener.accept(1) as connection:
             connection.require_peer(users={self.target.uid}, pid=self.target.pid)
