@@ -75,7 +75,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         metavar, meaning = _HELP.get(name, (None, argparse.SUPPRESS))
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
     others = ", ".join(_option(name) for name in names if name not in _HELP)
-    text = fill(f"More options, see the settings page: {others}.", 78, break_on_hyphens=False)
+    text = fill(f"More, see the settings page: {others}.", 78, break_on_hyphens=False)
     parser.epilog = f"{text}\n{_EPILOG}"
     parser.set_defaults(run=run)
 
