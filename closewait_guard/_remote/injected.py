@@ -57,7 +57,7 @@ def _forget_thread() -> None:
     threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
     if threading is not None:
         # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
-        active, ident = threading._active, threading.get_ident()
+        active, ident = vars(threading).get("_active", {}), threading.get_ident()
         if type(active.get(ident)).__name__ == "_DummyThread":
             del active[ident]
     if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
