@@ -153,10 +153,8 @@ def test_reports_at_intervals_begin_and_end_by_request(tmp_path):
             ask_control(pid, {"request": "stop"}, DEADLINE)
 
 
-def test_a_fork_answers_for_itself_and_python_warns_of_no_thread(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pid = os.fork()
+def test_a_fork_answers_for_itself(path):
+    pid = fork_beside_threads_of_other_tests()
     if not pid:
         with suppress(BaseException):
             time.sleep(DEADLINE)
@@ -171,12 +169,32 @@ def test_a_fork_answers_for_itself_and_python_warns_of_no_thread(path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_python_warns_of_no_thread_at_a_fork(tmp_path):
+    code = f"""
+{INSTALL}
+import os, warnings
+warnings.simplefilter("error")
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+print("forked", flush=True)
+"""
+    with running(code, tmp_path) as program:
+        assert line_of(program) == "forked"
+
+
 def test_a_child_that_ends_at_once_leaves_no_file(path):
-    pid = os.fork()
+    pid = fork_beside_threads_of_other_tests()
     if not pid:
         os._exit(0)
     os.waitpid(pid, 0)
     assert list(path.parent.iterdir()) == [path]
+
+
+def fork_beside_threads_of_other_tests():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def test_a_daemon_that_forks_twice_and_closes_all_descriptors_is_heard(tmp_path):
