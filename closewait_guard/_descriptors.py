@@ -71,10 +71,10 @@ def inode_of(fd: int) -> int | None:
         return None
 
 
-def identity_of(fd: int) -> Identity | None:
-    """The device, inode and kind of what is open at a number; None if nothing is."""
+def identity_of(place: int | str) -> Identity | None:
+    """The device, inode and kind of what is open at a number, or at a path; None if nothing is."""
     try:
-        status = os.fstat(fd)
+        status = os.lstat(place) if isinstance(place, str) else os.fstat(place)
     except OSError:
         return None
     return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)

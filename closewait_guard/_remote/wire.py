@@ -11,7 +11,6 @@ import _socket
 import json
 import os
 import select
-import stat
 import struct
 from collections.abc import Callable, Container, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
 from closewait_guard._clock import now, pause
-from closewait_guard._descriptors import Identity, OwnedDescriptor
+from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
 from closewait_guard.exceptions import CloseWaitGuardError
 
 __all__ = [
@@ -291,7 +290,7 @@ class Listener(_OwnSocket):
                 sock.bind(path)
                 # Before it listens: until then no one can connect.
                 os.chmod(path, 0o600)  # noqa: PTH101 - pathlib is slow to load
-                self._identity = _identity_at(path)
+                self._identity = identity_of(path)
                 sock.listen(_BACKLOG)
                 super().__init__(sock.detach(), lets_green_run=lets_green_run)
         except OSError as error:
@@ -301,7 +300,7 @@ class Listener(_OwnSocket):
     @property
     def is_reachable(self) -> bool:
         """Whether it is open, and still what its path leads to."""
-        return self.fileno() >= 0 and _identity_at(self.path) == self._identity
+        return self.fileno() >= 0 and identity_of(self.path) == self._identity
 
     def wait(self, seconds: float) -> bool:
         """Wait until a process connects; return whether one has."""
@@ -333,7 +332,7 @@ class Listener(_OwnSocket):
         super().close()
 
     def _remove(self) -> None:
-        if self._identity is not None and _identity_at(self.path) == self._identity:
+        if self._identity is not None and identity_of(self.path) == self._identity:
             with suppress(OSError):
                 os.unlink(self.path)  # noqa: PTH108
 
@@ -360,11 +359,3 @@ def _explained(timeout: float) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _identity_at(path: str) -> Identity | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, stat.S_IFMT(status.st_mode)

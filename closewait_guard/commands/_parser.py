@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Selection",
+    "add_answer_options",
+    "add_json",
     "add_no_config",
     "is_completing",
     "number",
     "parse_argument",
     "parse_arguments",
+    "seconds",
     "settings_of",
     "split",
     "variables_of",
@@ -178,6 +181,32 @@ def parse_argument(parse: Callable[[object], _Number], text: str) -> _Number:
         return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(refusal(error, text)) from None
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds that was typed."""
+    from closewait_guard._config import interval
+
+    return parse_argument(interval, text)
+
+
+def add_json(options: argparse._ActionsContainer) -> None:
+    """The option that prints the reports as data."""
+    options.add_argument(
+        "--json", action="store_true", help="one JSON report per line, one line per process"
+    )
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked of the reports that processes have answered with."""
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print all calls and holders, and what is not a leak",
+    )
+    parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
+    add_no_config(parser)
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:

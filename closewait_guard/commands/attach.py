@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
-from closewait_guard.commands._parser import add_no_config, parse_argument, settings_of
+from closewait_guard.commands._parser import add_answer_options, add_json, seconds, settings_of
 from closewait_guard.commands.scan import pid
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tree", action="store_true", help="ask the Python processes below it too")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=_TIMEOUT,
         metavar="SECONDS",
         help=f"wait for its main thread (default: {_TIMEOUT:g})",
@@ -58,24 +58,9 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="auto, remote-exec (Python 3.14+) or gdb",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON report per line, one line per process"
-    )
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="print all calls and holders, and what is not a leak",
-    )
-    parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
-    add_no_config(parser)
+    add_json(parser)
+    add_answer_options(parser)
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    from closewait_guard._config import interval
-
-    return parse_argument(interval, text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
-from closewait_guard.commands._parser import add_no_config, parse_argument, settings_of
+from closewait_guard.commands._parser import add_answer_options, add_json, seconds, settings_of
 from closewait_guard.commands.scan import pid
 
 if TYPE_CHECKING:
@@ -38,37 +38,22 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="ask all processes of this program")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=_TIMEOUT,
         metavar="SECONDS",
         help=f"wait so long for each answer (default: {_TIMEOUT:g})",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--json", action="store_true", help="one JSON report per line, one line per process"
-    )
+    add_json(what)
     what.add_argument(
         "--start",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="have them print a report to stderr every SECONDS",
     )
     what.add_argument("--stop", action="store_true", help="end what --start began")
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="print all calls and holders, and what is not a leak",
-    )
-    parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
-    add_no_config(parser)
+    add_answer_options(parser)
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    from closewait_guard._config import interval
-
-    return parse_argument(interval, text)
 
 
 def run(arguments: argparse.Namespace) -> int:

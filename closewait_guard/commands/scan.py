@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, flush_output, say
-from closewait_guard.commands._parser import add_no_config, settings_of
+from closewait_guard.commands._parser import add_json, add_no_config, settings_of
 
 if TYPE_CHECKING:
     from closewait_guard._processes import ProcessReport, ProcessScan, ProcessScanner
@@ -119,9 +119,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="only sockets in this TCP state, e.g. CLOSE_WAIT (repeatable)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON report per line, one line per process"
-    )
+    add_json(parser)
     add_no_config(parser)
     parser.set_defaults(run=run)
 
