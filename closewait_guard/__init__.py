@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         SocketLeakError,
         UnsupportedPythonError,
     )
+    from closewait_guard.integrations.aiohttp import aiohttp
+    from closewait_guard.integrations.asgi import asgi
+    from closewait_guard.integrations.wsgi import wsgi
     from closewait_guard.model import (
         Alert,
         AlertKind,
@@ -103,6 +106,8 @@ __all__ = [
     "UnsupportedPythonError",
     "Verdict",
     "__version__",
+    "aiohttp",
+    "asgi",
     "attribute",
     "from_dict",
     "install",
@@ -116,6 +121,7 @@ __all__ = [
     "uninstall",
     "watch",
     "watch_async",
+    "wsgi",
 ]
 
 _HOMES = {
@@ -145,6 +151,9 @@ _HOMES = {
         "SocketLeakError",
         "UnsupportedPythonError",
     ),
+    "integrations.aiohttp": ("aiohttp",),
+    "integrations.asgi": ("asgi",),
+    "integrations.wsgi": ("wsgi",),
     "settings": ("Settings",),
 }
 _PUBLIC_MODULES = frozenset({"exceptions", "model", "reporters", "settings", "testing"})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attribute",
     "install",
+    "is_watched",
     "no_leaks",
     "read_records_of",
     "report",
@@ -249,6 +250,21 @@ def watch(
             if not was_installed:
                 uninstall()
             raise
+
+
+def is_watched(*, by_program: bool) -> bool:
+    """Whether a monitor reports on this process.
+
+    Args:
+        by_program: Only one that the program has started, not that of `run`.
+    """
+    if _monitor is not None and _monitor.running:
+        return True
+    if by_program or _launched is None:
+        return False
+    from closewait_guard._monitor import is_monitored
+
+    return is_monitored(_launched)
 
 
 async def watch_async(

@@ -20,6 +20,7 @@ from closewait_guard.exceptions import ConfigurationError
 __all__ = [
     "ENVIRONMENT_PREFIX",
     "NO_CONFIG",
+    "PAGE_TOKEN",
     "RECORDING_DEFAULTS",
     "ContextProvider",
     "Given",
@@ -290,8 +291,7 @@ def is_anything_given(environ: Mapping[str, str]) -> bool:
 
     Where they have none, a program that only records does not load what parses and keeps them.
     """
-    given = (name for name in environ if name.startswith(ENVIRONMENT_PREFIX))
-    if not all(name.startswith(PLUGIN_PREFIX) for name in given):
+    if any(n.startswith(ENVIRONMENT_PREFIX) and not n.startswith(PLUGIN_PREFIX) for n in environ):
         return True
     file = project_file(".")
     return file is not None and file.may_have_settings
@@ -373,8 +373,10 @@ Given = tuple[str, object, str]
 
 ENVIRONMENT_PREFIX = "CLOSEWAIT_GUARD_"
 NO_CONFIG = f"{ENVIRONMENT_PREFIX}NO_CONFIG"
+PAGE_TOKEN = f"{ENVIRONMENT_PREFIX}PAGE_TOKEN"
 # Variables that begin alike and belong to the pytest plugin.
 PLUGIN_PREFIX = f"{ENVIRONMENT_PREFIX}SOCKET_LEAKS"
+_NO_SETTINGS = (NO_CONFIG, PAGE_TOKEN, PLUGIN_PREFIX)
 # Settings whose values name code to import.
 _IMPORTING = frozenset({"context", "redact"})
 
@@ -389,8 +391,7 @@ def is_without_config(environ: Mapping[str, str]) -> bool:
 
 def from_environment(environ: Mapping[str, str]) -> Iterator[Given]:
     for key, value in environ.items():
-        is_ours = key.startswith(ENVIRONMENT_PREFIX) and key != NO_CONFIG
-        if is_ours and not key.startswith(PLUGIN_PREFIX):
+        if key.startswith(ENVIRONMENT_PREFIX) and not key.startswith(_NO_SETTINGS):
             name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
             yield name, value, f"environment variable {key}"
 

@@ -27,6 +27,7 @@ __all__ = [
     "Monitor",
     "Pace",
     "Schedule",
+    "is_monitored",
     "report_forever",
 ]
 
@@ -280,6 +281,11 @@ class Monitor:
 
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()
+
+
+def is_monitored(guard: Guard) -> bool:
+    """Whether a monitor makes the reports of a guard."""
+    return any(each.guard is guard and each.running for each in list(_monitors))
 
 
 @in_child

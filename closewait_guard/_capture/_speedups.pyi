@@ -25,7 +25,7 @@ class Recorder:
         ends: tuple[CodeType, ...],
         fileno: Callable[[socket.socket], int],
         reference_callback: Callable[[Any], object] | None,
-        labels: ContextVar[tuple[str, ...]],
+        labels: ContextVar[tuple[object, ...]],
         provider: Callable[[], dict[str, Scalar] | None] | None,
         fallback_provider: Callable[[], dict[str, Scalar]],
         no_context: dict[str, Scalar],

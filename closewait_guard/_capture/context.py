@@ -118,7 +118,8 @@ _SCALARS = (str, int, float, bool, type(None))
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
-LABELS: ContextVar[tuple[str, ...]] = ContextVar("closewait_guard_labels", default=())
+# What is no text has one when it is read: a request that has not found its route yet.
+LABELS: ContextVar[tuple[object, ...]] = ContextVar("closewait_guard_labels", default=())
 
 
 class label:  # noqa: N801 - reads as a statement: with label("x")

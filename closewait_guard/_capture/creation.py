@@ -182,7 +182,7 @@ class Creation(NamedTuple):
     opened_at: float | None
     thread: str
     task: str | None
-    labels: tuple[str, ...]
+    labels: tuple[object, ...]
     context: dict[str, Scalar]
     origin: Origin
     parent: CreationTuple | None

@@ -70,7 +70,7 @@ class _Call(NamedTuple):
     stack: CapturedStack
     thread: str
     task: str | None
-    labels: tuple[str, ...]
+    labels: tuple[object, ...]
 
 
 _UNKNOWN_CALL = _Call(NO_STACK, "", None, ())

@@ -29,7 +29,7 @@ from closewait_guard._capture import (
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import FrameKind, Origin
 from closewait_guard._inspect.observation import SiteCount
-from closewait_guard._live import module_dict, module_of_file
+from closewait_guard._live import exact_text, module_dict, module_of_file
 from closewait_guard.model import Frame, SocketRecord
 
 __all__ = [
@@ -160,6 +160,7 @@ def record_of(creation: CreationTuple, pid: int) -> SocketRecord:
     fields = Creation._make(creation)._asdict()
     del fields["sock"], fields["object_id"]
     fields["stack"] = resolve(fields["stack"])
+    fields["labels"] = tuple(map(exact_text, fields["labels"]))
     if fields["parent"] is not None:
         fields["parent"] = record_of(fields["parent"], pid)
     record = SocketRecord(**fields)

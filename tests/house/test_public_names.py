@@ -10,8 +10,9 @@ ROOT = (
     "Connection Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool "
     "Guard MissingExtraError Monitor NotLoadedError Observation Origin OwnerKind Report "
     "ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketOwner "
-    "SocketRecord State Unanswered UnsupportedPythonError Verdict __version__ attribute from_dict "
-    "install label no_leaks render_text report scan to_dict track uninstall watch watch_async"
+    "SocketRecord State Unanswered UnsupportedPythonError Verdict __version__ aiohttp asgi "
+    "attribute from_dict install label no_leaks render_text report scan to_dict track uninstall "
+    "watch watch_async wsgi"
 )
 
 MODEL = (

@@ -62,6 +62,7 @@ FOREIGN = {
     "rich": {"_rich"},
     "psutil": {"_processes/psutil"},
     "argcomplete": {"commands/completion"},
+    "aiohttp": {"integrations/aiohttp"},
     "requests": {"commands/_leaky_shop"},
     "pytest": {"pytest_plugin"},
 }

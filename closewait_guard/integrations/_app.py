@@ -1,0 +1,223 @@
+"""What every framework needs: a monitor for the life of the application, and labels of requests.
+
+Nothing that goes wrong here reaches the application: it is served without.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from contextvars import Token
+from typing import TYPE_CHECKING, Any
+
+from closewait_guard import _api
+from closewait_guard._capture import LABELS
+from closewait_guard._threads import in_child
+
+if TYPE_CHECKING:
+    from closewait_guard._guard import Guard
+    from closewait_guard._monitor import Monitor
+    from closewait_guard.model import Reporter
+    from closewait_guard.settings import Settings
+
+__all__ = ["NO_ROUTE", "AppMonitor", "RequestLabel", "without_numbers"]
+
+
+class AppMonitor:
+    """Keeps a monitor running in each process in which an application is served.
+
+    All applications of a process share one. A monitor that the program has started itself is used
+    in its place, as is that of `run` where no reporters are given.
+
+    Args:
+        interval: Seconds between two reports; `Settings.interval` when left out.
+        settings: As for `install()`, like the overrides.
+        reporters: As for `watch()`.
+        at_exit: Report once more when the last application ends; `Settings.at_exit` when left out.
+        **overrides: Single settings that win over all other sources.
+
+    Raises:
+        ConfigurationError: A setting cannot be used, or the guard is installed with others.
+    """
+
+    def __init__(
+        self,
+        interval: float | None = None,
+        *,
+        settings: Settings | None = None,
+        reporters: Iterable[Reporter | str] = (),
+        at_exit: bool | None = None,
+        **overrides: object,
+    ) -> None:
+        self.is_started = False
+        self._options: dict[str, Any] = {"interval": interval, "at_exit": at_exit}
+        self._settings: dict[str, Any] = {"settings": settings, **overrides}
+        self._reporters = _callables(reporters)
+        self._guard: Guard | None = None
+        # At once: what the application opens before it is served has its line, too.
+        _api.install(**self._settings)
+        _all.add(self)
+
+    def start(self) -> None:
+        """Watch this process from now on. Idempotent; a failure is a warning."""
+        if self.is_started:
+            return
+        with _lock:
+            # Not again with the next request, if it fails.
+            self.is_started = True
+            _served.add(self)
+            try:
+                self._watch()
+            except Exception as error:
+                _warn(f"the application is served without a monitor: {error}")
+
+    def _watch(self) -> None:
+        global _monitor
+        if _monitor is not None and _monitor.running:
+            self._take_part(_monitor.guard)
+        elif not _api.is_watched(by_program=bool(self._reporters)):
+            guard = _api.install(**self._settings)
+            _monitor = _api.watch(reporters=self._new_to(guard), **self._options, **self._settings)
+        elif self._reporters:
+            _warn("the program has a monitor: the reporters of the application get no reports")
+
+    def _take_part(self, guard: Guard) -> None:
+        if reporters := self._new_to(guard):
+            guard._add_reporters(reporters)
+
+    def _new_to(self, guard: Guard) -> tuple[Reporter, ...]:
+        """The reporters, unless the guard has them since the application began before."""
+        known, self._guard = self._guard, guard
+        return () if known is guard else self._reporters
+
+    def stop(self) -> None:
+        """The application ends, and with the last one of a process the monitor. Idempotent."""
+        global _monitor
+        with _lock:
+            _served.discard(self)
+            self.is_started = False
+            if _served or _monitor is None:
+                return
+            monitor, _monitor = _monitor, None
+            # An application that begins meanwhile waits for the end of it.
+            with suppress(Exception):
+                if monitor.guard._leaves_last_report:
+                    monitor.stop()
+                else:
+                    monitor.__exit__(None, None, None)
+
+
+_lock = threading.Lock()
+_all: weakref.WeakSet[AppMonitor] = weakref.WeakSet()
+# Those that are served in this process, and the monitor that was started for them.
+_served: set[AppMonitor] = set()
+_monitor: Monitor | None = None
+
+
+@in_child
+def _after_fork() -> None:
+    """A worker has no thread of its parent: it starts a monitor of its own when it serves."""
+    global _lock, _monitor
+    _lock, _monitor = threading.Lock(), None
+    _served.clear()
+    for each in list(_all):
+        each.is_started = False
+
+
+def _callables(reporters: Iterable[Reporter | str]) -> tuple[Reporter, ...]:
+    """The reporters that are meant: a name that stands for none is refused before a fork."""
+    if not reporters:
+        return ()
+    from closewait_guard._delivery import Delivery
+
+    return Delivery(reporters).reporters
+
+
+def _warn(text: str) -> None:
+    # Where warnings are errors, the program continues all the same.
+    with suppress(Exception):
+        warnings.warn(f"closewait_guard: {text}", RuntimeWarning, stacklevel=3)
+
+
+class RequestLabel:
+    """A label for the time of one request: its method, and its route once that is known.
+
+    It has its text when it is read, because an application finds the route in the middle of the
+    request; after the request it keeps only that. In tasks and threads that the request has
+    started it lasts as long as they do. A request that is served in the context of an earlier one,
+    as on the same connection, has its own label only.
+
+    Args:
+        describe: Its text, as far as it is known when called.
+        request: What that is called with; let go of when the request ends.
+
+    Example:
+        >>> label = RequestLabel(lambda request: f"GET {request['route']}", {"route": "/a/{id}"})
+        >>> token = label.enter()
+        >>> [str(each) for each in LABELS.get()]
+        ['GET /a/{id}']
+        >>> label.leave(token)
+        >>> label.end()
+    """
+
+    __slots__ = ("_describe", "_request", "_text")
+
+    def __init__(self, describe: Callable[[Any], str], request: Any) -> None:
+        self._describe = describe
+        self._request = request
+        self._text: str | None = None
+
+    def enter(self) -> Token[tuple[object, ...]]:
+        """Label what is opened from now on in this context."""
+        labels = LABELS.get()
+        if labels:
+            labels = tuple([each for each in labels if type(each) is not RequestLabel])
+        return LABELS.set((*labels, self))
+
+    @staticmethod
+    def leave(token: Token[tuple[object, ...]]) -> None:
+        """End that. A coroutine that is collected ends in another context, which has no label."""
+        with suppress(ValueError):
+            LABELS.reset(token)
+
+    def end(self) -> None:
+        """The request is over."""
+        self.settle()
+        self._request = None
+
+    def settle(self) -> None:
+        """Keep the text of this moment: what it is made from may not last."""
+        if self._text is None:
+            self._text = self._description()
+
+    def __str__(self) -> str:
+        return self._text or self._description()
+
+    def _description(self) -> str:
+        try:
+            return self._describe(self._request)[:_MAX_LABEL]
+        except Exception:
+            # What it is made from belongs to the application, or is gone.
+            return self._text or "request"
+
+
+_MAX_LABEL = 120
+# In the place of a route where the application has found none: it answers 404.
+NO_ROUTE = "(no route)"
+
+
+def without_numbers(path: str) -> str:
+    """A path without what is in it of a customer: for applications of which no route is known.
+
+    Example:
+        >>> without_numbers("/items/42/parts/9f86d081-884c"), without_numbers("/items/new")
+        ('/items/{}/parts/{}', '/items/new')
+    """
+    return _NUMBERS.sub("{}", path)
+
+
+_NUMBERS = re.compile(r"(?<=/)(?:\d+|(?=[^/]*\d)[0-9A-Fa-f-]{8,}|[^/]{33,})(?=/|$)")

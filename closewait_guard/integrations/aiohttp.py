@@ -1,0 +1,92 @@
+"""aiohttp: the applications of its server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from closewait_guard.exceptions import ConfigurationError, MissingExtraError
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel
+from closewait_guard.integrations._page import PAGE, StatusPage
+
+try:
+    from aiohttp import web
+except ImportError as missing:
+    raise MissingExtraError(
+        f"aiohttp() needs aiohttp: pip install 'closewait-guard[aiohttp]' ({missing})"
+    ) from missing
+
+__all__ = ["aiohttp"]
+
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def aiohttp(
+    app: web.Application, *, page: str = PAGE, token: str | None = None, **settings: Any
+) -> web.Application:
+    """Watch an application of aiohttp: a monitor for its life, a label for each request, a page.
+
+    The label has the method and the route, such as `GET /items/{id}`. It lasts until the handler
+    returns: for a stream or a websocket, to its end. Subapplications have it too.
+
+    Args:
+        app: The application, before it starts.
+        page: Where the status page is: a report of the process that answers, as text, or as JSON
+            with `?format=json`.
+        token: What a request for it must have, as `Authorization: Bearer TOKEN`; the environment
+            variable CLOSEWAIT_GUARD_PAGE_TOKEN when left out. Without a token there is no page.
+        **settings: As for `watch()`: interval, reporters, at_exit, settings, and single settings.
+
+    Returns:
+        The same application.
+
+    Raises:
+        ConfigurationError: A setting, the path or the token cannot be used, or the application has
+            started.
+        MissingExtraError: aiohttp is not installed.
+    """
+    if app.frozen:
+        raise ConfigurationError("aiohttp(): the application has started; call it before that")
+    monitor, status_page = AppMonitor(**settings), StatusPage(page, token)
+
+    @web.middleware
+    async def label_request(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if status_page.path and _is_asked_for(status_page, request):
+            return await _page_response(status_page, request)
+        label = RequestLabel(_describe, request)
+        before = label.enter()
+        try:
+            return await handler(request)
+        finally:
+            label.leave(before)
+            label.end()
+
+    async def start(_: web.Application) -> None:
+        monitor.start()
+
+    async def stop(_: web.Application) -> None:
+        await asyncio.to_thread(monitor.stop)
+
+    app.middlewares.insert(0, label_request)
+    app.on_startup.insert(0, start)
+    app.on_cleanup.append(stop)
+    return app
+
+
+def _describe(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return f"{request.method} {NO_ROUTE if resource is None else resource.canonical}"
+
+
+def _is_asked_for(page: StatusPage, request: web.Request) -> bool:
+    authorization = request.headers.get("Authorization", "")
+    return page.is_asked_for(request.method, request.path, authorization)
+
+
+async def _page_response(page: StatusPage, request: web.Request) -> web.Response:
+    accept = request.headers.get("Accept", "")
+    answer = await asyncio.to_thread(page.answer, accept, request.query_string)
+    status = int(answer.status.partition(" ")[0])
+    return web.Response(status=status, headers=dict(answer.headers), body=answer.body)

@@ -1,0 +1,145 @@
+"""ASGI: Starlette, FastAPI and every other application of the kind, whatever serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar, cast
+
+from closewait_guard._cpython import running_loop
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, without_numbers
+from closewait_guard.integrations._page import PAGE, StatusPage
+
+__all__ = ["asgi"]
+
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = TypeVar("_App", bound=Callable[..., Any])
+
+
+def asgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: Any) -> _App:
+    """Watch an ASGI application: a monitor for its life, a label for each request, a status page.
+
+    The label has the method and the route, such as `GET /items/{id}`. It lasts for the whole
+    answer, the background tasks and the life of a websocket, and is there in tasks and in threads
+    of `run_in_threadpool()`. Where the server has no lifespan, the monitor starts with the first
+    request, and ends with the process.
+
+    Args:
+        app: The application. What is returned has its attributes too.
+        page: Where the status page is: a report of the process that answers, as text, or as JSON
+            with `?format=json`.
+        token: What a request for it must have, as `Authorization: Bearer TOKEN`; the environment
+            variable CLOSEWAIT_GUARD_PAGE_TOKEN when left out. Without a token there is no page.
+        **settings: As for `watch()`: interval, reporters, at_exit, settings, and single settings.
+
+    Raises:
+        ConfigurationError: A setting, the path or the token cannot be used.
+
+    Example:
+        `app = cwg.asgi(app)`, or with Starlette and FastAPI `app.add_middleware(cwg.asgi)`.
+    """
+    return cast(_App, _AsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
+
+
+class _AsgiApp:
+    """The application in its place."""
+
+    def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
+        self.app = app
+        self._closewait_monitor, self._closewait_page = monitor, page
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "app":  # A copy has no attributes yet.
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        monitor, page = self._closewait_monitor, self._closewait_page
+        if scope["type"] == "lifespan":
+            await _serve_lifespan(self.app, monitor, scope, receive, send)
+            return
+        if not monitor.is_started:
+            monitor.start()
+        if page.path and _is_asked_for(page, scope):
+            await _send_page(page, scope, send)
+            return
+        label = RequestLabel(_describe, scope)
+        before = label.enter()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            label.leave(before)
+            label.end()
+
+
+_ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed")
+
+
+async def _serve_lifespan(
+    app: Callable[..., Any], monitor: AppMonitor, scope: _Message, receive: _Receive, send: _Send
+) -> None:
+    """The monitor begins before the application, and ends when that has said that it is done.
+
+    An application that has no lifespan raises here, and is served all the same.
+    """
+    monitor.start()
+
+    async def send_on(message: _Message) -> None:
+        if message["type"] in _ENDS:
+            await _off_loop(monitor.stop)
+        await send(message)
+
+    await app(scope, receive, send_on)
+
+
+async def _off_loop(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call what may take a moment in another thread, where the event loop is asyncio's."""
+    loop = running_loop()
+    if loop is None:
+        return function(*arguments)
+    return await loop.run_in_executor(None, function, *arguments)
+
+
+def _describe(scope: _Message) -> str:
+    method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+    return f"{method} {_route_of(scope)}"
+
+
+def _route_of(scope: _Message) -> str:
+    """The template of the route, if the application has one; Starlette and FastAPI say which."""
+    route = scope.get("route")
+    path = getattr(route, "path", None)
+    if isinstance(path, str):
+        # What an application is mounted at stands before; a mount itself has it in both.
+        mounted = scope.get("root_path", "").removeprefix(scope.get("app_root_path", ""))
+        above = without_numbers(mounted) if "app_root_path" in scope else ""
+        return f"{above}/{{path}}" if hasattr(route, "routes") else f"{above}{path}"
+    if "router" not in scope:
+        return without_numbers(scope["path"])
+    # Before 1.0 Starlette says only which function answers.
+    return getattr(scope.get("endpoint"), "__qualname__", NO_ROUTE)
+
+
+def _is_asked_for(page: StatusPage, scope: _Message) -> bool:
+    if scope["type"] != "http" or not scope["path"].endswith(page.path):
+        return False
+    # A server may have put before it what a proxy has taken away.
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return page.is_asked_for(scope["method"], path, _header(scope, b"authorization"))
+
+
+def _header(scope: _Message, wanted: bytes) -> str:
+    found = (value for name, value in scope["headers"] if name.lower() == wanted)
+    return bytes(next(found, b"")).decode("latin-1")
+
+
+async def _send_page(page: StatusPage, scope: _Message, send: _Send) -> None:
+    query = scope.get("query_string", b"").decode("latin-1")
+    answer = await _off_loop(page.answer, _header(scope, b"accept"), query)
+    headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+    status = int(answer.status.partition(" ")[0])
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    body = b"" if scope["method"] == "HEAD" else answer.body
+    await send({"type": "http.response.body", "body": body})

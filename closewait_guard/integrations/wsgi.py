@@ -1,0 +1,151 @@
+"""WSGI: Flask and every other application of the kind, whatever serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, without_numbers
+from closewait_guard.integrations._page import PAGE, StatusPage
+
+__all__ = ["wsgi"]
+
+
+_App = TypeVar("_App", bound=Callable[..., Any])
+
+
+def wsgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: Any) -> _App:
+    """Watch a WSGI application: a monitor for its life, a label for each request, a status page.
+
+    The label has the method and the route, such as `GET /items/<id>`, and lasts until the answer is
+    sent. The monitor starts with the first request, in each process that has one, and ends with
+    the process.
+
+    Args:
+        app: The application. What is returned has its attributes too.
+        page: Where the status page is: a report of the process that answers, as text, or as JSON
+            with `?format=json`.
+        token: What a request for it must have, as `Authorization: Bearer TOKEN`; the environment
+            variable CLOSEWAIT_GUARD_PAGE_TOKEN when left out. Without a token there is no page.
+        **settings: As for `watch()`: interval, reporters, at_exit, settings, and single settings.
+
+    Raises:
+        ConfigurationError: A setting, the path or the token cannot be used.
+
+    Example:
+        `app = cwg.wsgi(app)`, or with Flask `app.wsgi_app = cwg.wsgi(app.wsgi_app)`.
+    """
+    return cast(_App, _WsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
+
+
+class _WsgiApp:
+    """The application in its place."""
+
+    def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
+        self.app = app
+        self._closewait_monitor, self._closewait_page = monitor, page
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "app":  # A copy has no attributes yet.
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if not self._closewait_monitor.is_started:
+            self._closewait_monitor.start()
+        page = self._closewait_page
+        if page.path and _is_asked_for(page, environ):
+            return _page_body(page, environ, start_response)
+        label = RequestLabel(_describe, environ)
+
+        def start(*arguments: Any, **keywords: Any) -> Any:
+            # Flask lets go of its request before it returns.
+            label.settle()
+            return start_response(*arguments, **keywords)
+
+        before = label.enter()
+        try:
+            body = self.app(environ, start)
+        except BaseException:
+            label.end()
+            raise
+        finally:
+            label.leave(before)
+        return _labelled(body, label, environ.get("wsgi.file_wrapper"))
+
+
+def _labelled(body: Iterable[bytes], label: RequestLabel, file_wrapper: Any) -> Iterable[bytes]:
+    """The body, with the label wherever code of the application makes it."""
+    is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
+    if is_file or type(body) in (list, tuple):
+        # The server knows what to do with these.
+        label.end()
+        return body
+    return _SizedBody(body, label) if hasattr(body, "__len__") else _Body(body, label)
+
+
+class _Body:
+    """Each part of a body is made, and it is closed, with the label, in whatever thread."""
+
+    def __init__(self, body: Any, label: RequestLabel) -> None:
+        self._body, self._label = body, label
+        self._parts: Iterator[bytes] = iter(())
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._parts = self._call(iter, self._body)
+        return self
+
+    def __next__(self) -> bytes:
+        before = self._label.enter()
+        try:
+            return next(self._parts)
+        finally:
+            self._label.leave(before)
+
+    def close(self) -> None:
+        """As the server must do at the end."""
+        try:
+            if (close := getattr(self._body, "close", None)) is not None:
+                self._call(close)
+        finally:
+            self._label.end()
+
+    def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        before = self._label.enter()
+        try:
+            return function(*arguments)
+        finally:
+            self._label.leave(before)
+
+
+class _SizedBody(_Body):
+    """One of which the server may want to know how many parts there are."""
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+
+def _describe(environ: dict[str, Any]) -> str:
+    return f"{environ['REQUEST_METHOD']} {_route_of(environ)}"
+
+
+def _route_of(environ: dict[str, Any]) -> str:
+    """The template of the route, if the application has one; Flask and Bottle say which."""
+    request = environ.get("werkzeug.request")
+    if request is not None and hasattr(request, "url_rule"):
+        return getattr(request.url_rule, "rule", NO_ROUTE)
+    rule = getattr(environ.get("bottle.route"), "rule", None)
+    return rule or without_numbers(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
+
+
+def _is_asked_for(page: StatusPage, environ: dict[str, Any]) -> bool:
+    method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+    return page.is_asked_for(method, path, environ.get("HTTP_AUTHORIZATION", ""))
+
+
+def _page_body(
+    page: StatusPage, environ: dict[str, Any], start_response: Callable[..., Any]
+) -> list[bytes]:
+    answer = page.answer(environ.get("HTTP_ACCEPT", ""), environ.get("QUERY_STRING", ""))
+    start_response(answer.status, answer.headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
