@@ -18,6 +18,46 @@ import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard.testing import half_closed_pair
 """
+# A module that leaks a connection, and servers' applications that do.
+LEAK = """
+import os, socket
+
+kept = []
+
+def leak():
+    server = socket.create_server(("127.0.0.1", 0))
+    kept.append(socket.create_connection(server.getsockname()))
+    server.accept()[0].close()
+    server.close()
+"""
+WSGI = (
+    LEAK
+    + """
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/leak":
+        leak()
+    start_response("200 OK", [("Content-Length", "4"), ("Connection", "close")])
+    return [b"done"]
+"""
+)
+ASGI = (
+    LEAK
+    + """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    if scope["path"] == "/leak":
+        leak()
+    await send({"type": "http.response.start", "status": 200, "headers": [
+        (b"content-length", b"4"), (b"connection", b"close"),
+    ]})
+    await send({"type": "http.response.body", "body": b"done"})
+"""
+)
 
 
 def fetch(stack, unread=b""):

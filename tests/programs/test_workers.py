@@ -14,47 +14,9 @@ import pytest
 
 from command_line import COMMAND, call, environment
 from findings import reports_in
+from leaking import ASGI, LEAK, WSGI
 from servers import DEADLINE, end, free_port, get, note_started_workers, wait_for_workers
 
-LEAK = """
-import os, socket
-
-kept = []
-
-def leak():
-    server = socket.create_server(("127.0.0.1", 0))
-    kept.append(socket.create_connection(server.getsockname()))
-    server.accept()[0].close()
-    server.close()
-"""
-WSGI = (
-    LEAK
-    + """
-def app(environ, start_response):
-    if environ["PATH_INFO"] == "/leak":
-        leak()
-    start_response("200 OK", [("Content-Length", "4"), ("Connection", "close")])
-    return [b"done"]
-"""
-)
-ASGI = (
-    LEAK
-    + """
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": message["type"] + ".complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
-    if scope["path"] == "/leak":
-        leak()
-    await send({"type": "http.response.start", "status": 200, "headers": [
-        (b"content-length", b"4"), (b"connection", b"close"),
-    ]})
-    await send({"type": "http.response.body", "body": b"done"})
-"""
-)
 HAPPENS = [pytest.param(True, id="leak"), pytest.param(False, id="no leak")]
 
 
@@ -90,6 +52,10 @@ def end_and_check(running, signum, has_leaked, count):
 
 SERVERS = {
     "hypercorn": ("hypercorn", "--workers", "2", "--bind", "127.0.0.1:{port}"),
+    "granian": (
+        *("granian", "--interface", "asgi", "--workers", "2", "--no-ws"),
+        *("--host", "127.0.0.1", "--port", "{port}"),
+    ),
     "gunicorn gevent": ("gunicorn", "-w", "2", "-k", "gevent", "-b", "127.0.0.1:{port}"),
     "gunicorn asgi": (
         *("gunicorn", "-w", "2", "-k", "uvicorn_worker.UvicornWorker"),
