@@ -16,7 +16,7 @@ from closewait_guard._capture import SERIAL, ForkedSocket, Registry, patch
 from closewait_guard._clock import Allowance, now, thread_time, wall
 from closewait_guard._delivery import print_text
 from closewait_guard._enums import LEAKS, NOT_INSTALLED
-from closewait_guard._format import pluralize
+from closewait_guard._format import pluralize, unique
 from closewait_guard._holders import Explainer, Pools, RunningCalls
 from closewait_guard._inspect import (
     CheckoutScanner,
@@ -29,12 +29,7 @@ from closewait_guard._inspect import (
     retry_sources,
 )
 from closewait_guard._interruptions import refusals
-from closewait_guard._judge import (
-    judge,
-    leave_to_calls,
-    leave_to_pools,
-    threshold_alerts,
-)
+from closewait_guard._judge import judge, leave_to_calls, leave_to_pools, threshold_alerts
 from closewait_guard._live import hidden_by_interpreter
 from closewait_guard._redact import Redaction
 from closewait_guard._render import native_note
@@ -322,8 +317,9 @@ class Pipeline:
             native=self.scanner.natives.count,
             attributed=self.scanner.natives.attributed,
             earlier=self.scanner.natives.earlier,
+            leaks_unknown=tuple(unique((*self.unseen(), *self.children.notes))),
         )
-        notes = (*self._not_covered(coverage, undescribed), *self._settings.notes)
+        notes = *self._not_covered(coverage, undescribed), *self._settings.notes
         return replace(coverage, notes=notes)
 
     def _not_covered(self, coverage: Coverage, undescribed: int) -> Iterator[str]:

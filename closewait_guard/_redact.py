@@ -111,11 +111,15 @@ class Mask:
                 replace(pool, name=self.text(pool.name)) for pool in report.full_pools
             ),
         )
-        notes = tuple(self.text(note) for note in report.coverage.notes)
+        notes, unknown = (
+            tuple(self.text(note) for note in those)
+            for those in (report.coverage.notes, report.coverage.leaks_unknown)
+        )
         failed = self.failures - before
         if failed:
             notes += (f"{failed:,} texts that the redact callable failed on",)
-        return replace(masked, coverage=replace(report.coverage, notes=notes))
+        coverage = replace(report.coverage, notes=notes, leaks_unknown=unknown)
+        return replace(masked, coverage=coverage)
 
     def counts(self, counts: Mapping[str, int]) -> dict[str, int]:
         """Redact the names by which something was counted."""

@@ -274,6 +274,7 @@ class Coverage:
         attributed: Those of the native whose call is known, by `attribute()`.
         earlier: Those of the native that are older than the guard: inherited, or opened before it.
         notes: One sentence for each thing the guard cannot see here.
+        leaks_unknown: Why leaks may be missing from the report: then no gate must pass.
     """
 
     opened: int
@@ -285,6 +286,7 @@ class Coverage:
     native: int | None = None
     attributed: int = 0
     earlier: int = 0
+    leaks_unknown: tuple[str, ...] = ()
 
 
 @refuse_changes

@@ -202,6 +202,7 @@ def _sum(reports: Sequence[Report]) -> Report:
         native=sum(natives) if natives else None,
         attributed=sum(coverage.attributed for coverage in coverages),
         earlier=sum(coverage.earlier for coverage in coverages),
+        leaks_unknown=tuple(unique(why for each in coverages for why in each.leaks_unknown)),
     )
     notes = (_native_note_of(reports, coverage), *_other_notes(coverages))
     return replace(

@@ -11,7 +11,10 @@ import sys
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TextIO
+
+    from closewait_guard.model import Report
 
 __all__ = [
     "COMMANDS",
@@ -24,6 +27,8 @@ __all__ = [
     "discard_lost_errors",
     "discard_output",
     "flush_output",
+    "gate_status",
+    "has_leaked",
     "help_text",
     "prepare_streams",
     "say",
@@ -128,3 +133,33 @@ LEAKS_FOUND = 1
 USAGE = 2
 FAILED_ON_LEAK = 86
 NO_VERDICT = 87
+
+
+def has_leaked(report: Report) -> bool:
+    """Whether a report has leaks; of those that were dropped, no record may be left."""
+    return bool(report.leaks or report.coverage.forgotten)
+
+
+def gate_status(reports: Iterable[Report], *, has_leaks: bool, is_complete: bool) -> int:
+    """What `--fail-on-leak` makes of reports, having said why leaks may be missing from them.
+
+    Args:
+        reports: What there is.
+        has_leaks: Whether they have leaks that count.
+        is_complete: Whether no report is missing.
+    """
+    from closewait_guard._format import unique
+    from closewait_guard._stream import print_error
+
+    unknown = unique(
+        f"leaks unknown: process {report.pid}: {why}"
+        for report in reports
+        for why in report.coverage.leaks_unknown
+    )
+    for sentence in unknown:
+        print_error(sentence)
+    if has_leaks:
+        return LEAKS_FOUND
+    if not is_complete:
+        return USAGE
+    return NO_VERDICT if unknown else FINE

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+from closewait_guard.commands._output import FINE, USAGE, gate_status, has_leaked, say
 from closewait_guard.commands._parser import add_answer_options, add_json, seconds, settings_of
 from closewait_guard.commands.scan import pid
 
@@ -21,7 +21,8 @@ Ask a running Python process, started with or without closewait-guard, for a
 report from inside: what holds each leak, and its line if a guard is in there.
 It goes on as before. Linux; Python 3.11 to 3.13 needs gdb."""
 _EPILOG = """\
-exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
+exit status: 0 printed, 2 usage error or no report; with --fail-on-leak 1 leaks,
+             87 unknown
 example:     closewait-guard attach 4242 --tree
 """
 # What a program without a guard is judged by, as the other commands judge.
@@ -78,8 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
         return USAGE
     is_complete = not (found.failures or failures)
     _print_answers(answers, arguments, is_complete=is_complete)
-    if arguments.fail_on_leak and any(each.report.leaks for each in answers):
-        return LEAKS_FOUND
+    if arguments.fail_on_leak:
+        reports = [each.report for each in answers]
+        has_leaks = any(map(has_leaked, reports))
+        return gate_status(reports, has_leaks=has_leaks, is_complete=is_complete)
     return FINE if is_complete else USAGE
 
 

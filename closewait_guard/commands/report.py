@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from closewait_guard.commands._output import FINE, LEAKS_FOUND, USAGE, say
+from closewait_guard.commands._output import FINE, USAGE, gate_status, has_leaked, say
 from closewait_guard.commands._parser import add_answer_options, add_json, seconds, settings_of
 from closewait_guard.commands.scan import pid
 
@@ -22,7 +22,8 @@ Ask running processes for their full report now, each from a thread of its own:
 also while the main thread is stuck. They were started by `closewait-guard run`,
 or call install(control=True). Those of one program are printed as one. Linux."""
 _EPILOG = """\
-exit status: 0 printed, 1 leaks (--fail-on-leak), 2 usage error or no report
+exit status: 0 printed, 2 usage error or no report; with --fail-on-leak 1 leaks,
+             87 unknown
 examples:    closewait-guard report 4242 --tree
              closewait-guard report --name gunicorn --json"""
 _TIMEOUT = 10.0
@@ -69,11 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
         for number in answers:
             say(f"Process {number} {_what_it_does(arguments)}.")
         return USAGE if failures else FINE
-    has_leaks = _print_reports(answers, arguments, is_complete=not failures)
+    reports = _print_reports(answers, arguments, is_complete=not failures)
     if not (arguments.tree or arguments.json):
         _print_children_left_out(answers, scanner)
-    if has_leaks and arguments.fail_on_leak:
-        return LEAKS_FOUND
+    if arguments.fail_on_leak:
+        has_leaks = any(map(has_leaked, reports))
+        return gate_status(reports, has_leaks=has_leaks, is_complete=not failures)
     return USAGE if failures else FINE
 
 
@@ -130,8 +132,8 @@ def _ask_all(
 
 def _print_reports(
     answers: dict[int, dict[str, Any]], arguments: argparse.Namespace, *, is_complete: bool
-) -> bool:
-    """Print them, those of one program as one; whether any has leaks."""
+) -> list[Report]:
+    """Print them, those of one program as one."""
     from closewait_guard._render import from_dict
     from closewait_guard._stream import layout_of
     from closewait_guard.commands.show import print_programs
@@ -143,7 +145,7 @@ def _print_reports(
     elif reports:
         layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
         print_programs(reports, layout, is_complete=is_complete)
-    return any(report.leaks for report in reports)
+    return reports
 
 
 def _print_json(reports: Iterable[Report]) -> None:

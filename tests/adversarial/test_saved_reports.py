@@ -19,7 +19,8 @@ from closewait_guard import reporters
 from closewait_guard._format import escape_control, fit_path, truncate, wrap_text
 from closewait_guard._render import difference
 from closewait_guard._render.site import _without_keys
-from closewait_guard.commands.show import Saved, SavedReport, _heading
+from closewait_guard.commands._saved import Saved, SavedReport
+from closewait_guard.commands.show import _heading
 from command_line import call
 from leaking import report_leaks
 
@@ -214,9 +215,9 @@ def test_a_writer_that_knows_no_newer_fields_is_understood(data):
 
 
 def test_a_file_that_never_ends_is_refused_within_bounds(monkeypatch):
-    from closewait_guard.commands import show
+    from closewait_guard.commands import _saved
 
-    monkeypatch.setattr(show, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(_saved, "_MAX_BYTES", 1 << 20)
     tracemalloc.start()
     try:
         with pytest.raises(cwg.ReportFormatError, match="/dev/zero is larger than 1,048,576 bytes"):

@@ -77,6 +77,42 @@ def test_a_leak_is_an_error_only_where_that_is_wanted(leaking, tmp_path):
     ask(leaking, "--fail-on-leak", folder=tmp_path, code=1)
 
 
+# One socket of a guarded program, which inspecting fails for.
+UNDESCRIBABLE = """
+import closewait_guard._inspect.scanner as scanner
+real, odd = scanner.endpoint_of, socket.socket()
+
+def fails(sock, fd):
+    if sock is odd:
+        raise RuntimeError("not this one")
+    return real(sock, fd)
+
+scanner.endpoint_of = fails
+"""
+
+
+def test_a_gate_does_not_pass_over_what_was_not_looked_at(tmp_path):
+    listening = "import os, socket\nserver = socket.create_server(('127.0.0.1', 0))\n"
+    program = f"{INSTALL}{listening}{UNDESCRIBABLE}{STUCK}"
+    with running(program, tmp_path) as started:
+        pid = int(line_of(started))
+        sentence = f"leaks unknown: process {pid}: looking at 1 socket has failed\n"
+        done = ask(pid, "--json", "--fail-on-leak", folder=tmp_path, code=87)
+        assert done.stderr == f"closewait-guard: {sentence}"
+        asked = call("attach", pid, "--fail-on-leak", code=87, XDG_RUNTIME_DIR=str(tmp_path))
+        assert sentence in asked.stderr
+        assert "leaks unknown" not in ask(pid, folder=tmp_path).stderr
+    saved = tmp_path / "report.json"
+    saved.write_text(done.stdout)
+    assert sentence in call("show", saved, "--fail-on-leak", code=87).stderr
+    assert sentence in call("show", "--diff", saved, saved, "--fail-on-leak", code=87).stderr
+    call("show", saved, code=0)
+    # What is known comes first.
+    with running(f"{INSTALL}{LEAK}{UNDESCRIBABLE}{STUCK}", tmp_path) as started:
+        done = ask(line_of(started), "--fail-on-leak", folder=tmp_path, code=1)
+        assert "leaks unknown" in done.stderr
+
+
 def test_each_obstacle_is_one_sentence_and_the_others_are_printed(leaking, tmp_path):
     unguarded = os.getpid()
     done = ask(leaking, 4194999, unguarded, folder=tmp_path, code=2)
