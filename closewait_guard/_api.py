@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attribute",
+    "current_guard",
     "install",
     "is_watched",
     "no_leaks",
@@ -121,10 +122,15 @@ def _with_overrides(settings: Settings | None, overrides: dict[str, object]) -> 
     return Settings.resolve(settings, overrides)
 
 
-def read_records_of(guard: Guard) -> None:
+def read_records_of(guard: Guard | None) -> None:
     """Have the program use what an installed guard records, as long as it makes none of its own."""
     global _launched
     _launched = guard
+
+
+def current_guard() -> Guard | None:
+    """The process-wide guard, or that which was put in from outside; None without any."""
+    return _guard or _launched
 
 
 def uninstall() -> None:
@@ -337,4 +343,4 @@ def no_leaks(grace: float = 1.0, *, allow_open: bool = False, descriptors: bool 
 
 
 def _current() -> Guard:
-    return _guard or _launched or Guard()
+    return current_guard() or Guard()

@@ -10,7 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from closewait_guard._remote.attach import Answer, ask, find_targets
+    from closewait_guard._remote.attach import (
+        Answer,
+        Reached,
+        ask,
+        change,
+        find_targets,
+        pythons_below,
+        watch_processes,
+    )
     from closewait_guard._remote.control import Control
     from closewait_guard._remote.place import ask_control, is_python, pids_named
     from closewait_guard._remote.wire import Listener, MessageSocket, Peer, RemoteError
@@ -21,17 +29,29 @@ __all__ = [
     "Listener",
     "MessageSocket",
     "Peer",
+    "Reached",
     "RemoteError",
     "ask",
     "ask_control",
+    "change",
     "find_targets",
     "is_python",
     "pids_named",
+    "pythons_below",
+    "watch_processes",
 ]
 
 
 _HOMES = {
-    "attach": ("Answer", "ask", "find_targets"),
+    "attach": (
+        "Answer",
+        "Reached",
+        "ask",
+        "change",
+        "find_targets",
+        "pythons_below",
+        "watch_processes",
+    ),
     "control": ("Control",),
     "place": ("ask_control", "is_python", "pids_named"),
     "wire": ("Listener", "MessageSocket", "Peer", "RemoteError"),

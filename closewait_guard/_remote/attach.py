@@ -1,30 +1,20 @@
-"""Ask a running process for one report from inside: the folder that both see, and the answer."""
+"""Ask running processes from inside: for one report, for a watch, or to keep a guard."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import select
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
-from closewait_guard._remote import injected
-from closewait_guard._remote.injection import (
-    GDB,
-    REMOTE_EXEC,
-    choose_method,
-    inject_by_gdb,
-    inject_by_remote_exec,
-)
-from closewait_guard._remote.place import ask_control, has_control
+from closewait_guard._remote.injection import choose_method
+from closewait_guard._remote.place import ask_control, has_control, is_python
+from closewait_guard._remote.request import NotYetError, Request, room_for_descriptors
 from closewait_guard._remote.target import NotPythonError, Target, describe_wait, inspect_target
-from closewait_guard._remote.wire import Listener, RemoteError
+from closewait_guard._remote.wire import RemoteError
 from closewait_guard._render import from_dict
 from closewait_guard._threads import descendants_of
 from closewait_guard.exceptions import CloseWaitGuardError
@@ -33,38 +23,54 @@ from closewait_guard.model import Report
 __all__ = [
     "Answer",
     "Found",
+    "Reached",
     "ask",
+    "change",
     "find_targets",
+    "pythons_below",
+    "watch_processes",
 ]
 
 
 _MAX_PROCESSES = 10_000
 # Each has a gdb of its own, and waits for a main thread.
 _AT_ONCE = 8
-_PACKAGE = Path(__file__).parents[1]
 _MAX_SECONDS_OF_SCAN = 60.0
-# What a scan needs, and some that other threads may take meanwhile.
-_DESCRIPTORS = 32
-_FOLDERS = ("tmp", "var/tmp", "dev/shm")
+_PAUSE = 0.1
+_Result = TypeVar("_Result")
+
+
+class Reached(NamedTuple):
+    """A process that has done what it was asked for.
+
+    Attributes:
+        pid: The process, by the number that it has here.
+        pause: For how many seconds it was stopped; 0.0 where it was not.
+        seconds: How long that took there, beside its own threads; None where its guard has
+            answered through its control socket.
+        reached_limit: How many descriptors it may have, where it was let have more for that.
+        had_guard: A guard was there already.
+    """
+
+    pid: int
+    pause: float = 0.0
+    seconds: float | None = None
+    reached_limit: int | None = None
+    had_guard: bool = False
 
 
 class Answer(NamedTuple):
     """What a process has answered.
 
     Attributes:
-        pid: The process, by the number that it has here.
+        process: Which, and what it has cost.
         report: What its guard has found, or one that was there for the time of the scan.
-        pause: For how many seconds it was stopped; 0.0 where it was not.
-        seconds: How long the scan took there, beside its own threads; None where its guard has
-            answered through its control socket.
-        reached_limit: How many descriptors it may have, where it was let have more for the scan.
+        first: Of a watch, what it had found at the beginning.
     """
 
-    pid: int
+    process: Reached
     report: Report
-    pause: float
-    seconds: float | None
-    reached_limit: int | None
+    first: Report | None = None
 
 
 class Found(NamedTuple):
@@ -97,84 +103,233 @@ def find_targets(pid: int, *, tree: bool) -> Found:
     return Found(targets, failures)
 
 
+def pythons_below(pid: int) -> set[int]:
+    """The Python processes below a process, as far as the names of their programs say."""
+    return set(filter(is_python, descendants_of(pid, _MAX_PROCESSES)))
+
+
 def ask(
-    targets: Sequence[Target], wanted: str, timeout: float, thresholds: Mapping[str, object]
+    targets: Sequence[Target], method: str, timeout: float, settings: Mapping[str, object]
 ) -> tuple[list[Answer], list[str]]:
     """Ask processes for their reports; return the answers, and a sentence for each that has none.
 
     Args:
         targets: The processes.
-        wanted: The method, or `auto`.
+        method: How to have them run code, or `auto`.
         timeout: Seconds that a main thread may take until it runs Python code.
-        thresholds: Settings for the scan, where a process has no guard of its own.
+        settings: For the guard, where a process has none of its own.
     """
-    answers, failures = list[Answer](), list[str]()
-    is_cancelled = Event()
-    requests = [_Request(each, thresholds, is_cancelled) for each in targets]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with _Visits(targets, {"what": "scan", "settings": settings}, method, timeout) as visits:
+        return visits.call(_Visit.look, visits.all)
+
+
+def watch_processes(
+    targets: Sequence[Target],
+    method: str,
+    timeout: float,
+    settings: Mapping[str, object],
+    seconds: float,
+    announce: Callable[[int], None],
+) -> tuple[list[Answer], list[str]]:
+    """Have a guard in processes for a while, until Ctrl-C, or until all of them have ended.
+
+    What one that ends meanwhile had answered at the beginning counts, and a sentence says so.
+
+    Args:
+        targets: As for `ask`, like the method, the timeout and the settings.
+        method: The same.
+        timeout: The same.
+        settings: The same.
+        seconds: How long.
+        announce: Called when they are in, with the number of processes.
+    """
+    order = {"what": "watch", "settings": settings, "seconds": seconds}
+    with _Visits(targets, order, method, timeout) as visits:
+        first, failures = visits.call(_Visit.look, visits.all)
+        if not first:
+            return [], failures
+        begun = [visit for visit in visits.all if visit.has_begun]
+        with suppress(KeyboardInterrupt):
+            announce(len(begun))
+            _pause(begun, seconds)
+        last, more = visits.call(_Visit.look_again, begun)
+    latest = {each.process.pid: each for each in first} | {each.process.pid: each for each in last}
+    return list(latest.values()), failures + more
+
+
+def _pause(visits: Sequence[_Visit], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and any(visit.is_running for visit in visits):
+        time.sleep(min(_PAUSE, left))
+
+
+def change(
+    targets: Sequence[Target], method: str, timeout: float, order: Mapping[str, object]
+) -> tuple[list[Reached], list[str]]:
+    """Leave a guard in processes that have none, or take it out; the rest as for `ask`.
+
+    Args:
+        targets: As for `ask`, like the method and the timeout.
+        method: The same.
+        timeout: The same.
+        order: What to do: see `inside.py`.
+    """
+    with _Visits(targets, order, method, timeout) as visits:
+        return visits.call(_Visit.do, visits.all)
+
+
+class _Visits:
+    """Several processes at once. In the end, whatever ends it, nothing is left in any of them."""
+
+    def __init__(
+        self, targets: Sequence[Target], order: Mapping[str, object], method: str, timeout: float
+    ) -> None:
+        self._is_cancelled = Event()
+        self.all = [_Visit(each, order, method, timeout, self._is_cancelled) for each in targets]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for visit in self.all:
+            visit.end()
+
+    def call(
+        self, function: Callable[[_Visit], _Result], visits: Iterable[_Visit]
+    ) -> tuple[list[_Result], list[str]]:
+        """What the function returns of each, and a sentence for each that has failed."""
+        results, failures = list[_Result](), list[str]()
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            try:
+                for each in [pool.submit(visit.call, function) for visit in visits]:
+                    try:
+                        results.append(each.result())
+                    except CloseWaitGuardError as error:
+                        failures.append(str(error))
+            except BaseException:
+                # By Ctrl-C: each takes its request back. The pool does not know of a thread that
+                # was about to start.
+                self._is_cancelled.set()
+                for visit in self.all:
+                    with visit.lock:
+                        continue
+                raise
+        return results, failures
+
+
+class _Visit:
+    """What one process is asked. Of a watch the request stays open until the end."""
+
+    def __init__(
+        self,
+        target: Target,
+        order: Mapping[str, object],
+        method: str,
+        timeout: float,
+        is_cancelled: Event,
+    ) -> None:
+        self.lock = Lock()
+        self.has_begun = False
+        self._target, self._order, self._wanted, self._timeout = target, order, method, timeout
+        self._is_cancelled = is_cancelled
+        self._request: Request | None = None
+        self._process = Reached(target.pid)
+        self._first: Report | None = None
+
+    def call(self, function: Callable[[_Visit], _Result]) -> _Result:
+        """Call a function for it, unless all is cancelled."""
+        with self.lock:
+            if self._is_cancelled.is_set():
+                raise RemoteError(f"{self._target.name} was not asked")
+            try:
+                return function(self)
+            except OSError as error:
+                # It may have ended at any moment.
+                raise RemoteError(f"{self._target.name} cannot be asked: {error}") from None
+            finally:
+                # What runs late must find nothing.
+                if self._order["what"] != "watch" or not self.has_begun:
+                    self.end()
+
+    def look(self) -> Answer:
+        """Its report; of a watch the first."""
+        report = self._ask_control()
+        if report is None:
+            report = self._report_in(self._begin())
+        self.has_begun, self._first = True, report
+        return Answer(self._process, report)
+
+    def look_again(self) -> Answer:
+        """Its report at the end of a watch."""
+        request = self._request
+        if request is None:
+            report = self._ask_control()
+            if report is None:
+                raise RemoteError(f"{self._target.name} answers no more")
+        else:
+            with room_for_descriptors(self._target.pid):
+                request.end_watch()
+                report = self._report_in(request.receive(_MAX_SECONDS_OF_SCAN))
+        return Answer(self._process, report, self._first)
+
+    def do(self) -> Reached:
+        """Whatever else is asked of it."""
+        if self._order["what"] == "install" and self._ask_control() is not None:
+            return self._process
+        message = self._begin()
+        if "error" in message:
+            raise RemoteError(f"{self._target.name}: {message['error']}")
+        return self._process
+
+    def end(self) -> None:
+        """Let go of the request; a guard that is in for a while goes with it. Idempotent."""
+        request, self._request = self._request, None
+        if request is not None:
+            request.__exit__()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        if self._request is not None:
+            return self._request.is_running
+        return Path(f"/proc/{self._target.pid}").exists()
+
+    def _ask_control(self) -> Report | None:
+        """The report of a guard that listens, also while the main thread is stuck; else None."""
+        pid = self._target.pid
+        if self._wanted != "auto" or not has_control(pid):
+            return None
         try:
-            for each in [pool.submit(_ask, each, wanted, timeout) for each in requests]:
-                try:
-                    answers.append(each.result())
-                except CloseWaitGuardError as error:
-                    failures.append(str(error))
-        finally:
-            # By Ctrl-C: each takes its request back. The pool does not know of a thread that was
-            # about to start.
-            is_cancelled.set()
-            for request in requests:
-                with request.lock:
-                    continue
-    return answers, failures
+            report = from_dict(ask_control(pid, {"request": "report"}, self._timeout)["report"])
+        except (CloseWaitGuardError, LookupError):
+            # By the other way it may still be had.
+            return None
+        self._process = Reached(pid, had_guard=True)
+        return report
 
-
-def _ask(request: _Request, wanted: str, timeout: float) -> Answer:
-    """Ask one, unless that is cancelled; where there is no answer, the request is taken back."""
-    with request.lock:
-        if request.is_cancelled.is_set():
-            raise RemoteError(f"{request.target.name} was not asked")
-        return _make_and_receive(request, wanted, timeout)
-
-
-def _make_and_receive(request: _Request, wanted: str, timeout: float) -> Answer:
-    target = request.target
-    if wanted == "auto" and (answer_of_control := _ask_control(target.pid, timeout)) is not None:
-        return answer_of_control
-    method = choose_method(target, wanted)
-    try:
-        with request:
+    def _begin(self) -> dict[str, Any]:
+        """The first message that the process has in answer."""
+        target = self._target
+        method = choose_method(target, self._wanted)
+        with room_for_descriptors(target.pid) as reached_limit:
+            self._request = request = Request(target, self._order, self._is_cancelled).__enter__()
             pause = request.make(method)
             try:
-                request.receive(timeout)
-            except _NotYetError:
+                request.receive(self._timeout)
+            except NotYetError:
                 request.take_back(method)
-                raise RemoteError(_why_not(target, timeout)) from None
-            answer = request.receive(_MAX_SECONDS_OF_SCAN)
-    except OSError as error:
-        # It may have ended at any moment.
-        raise RemoteError(f"{target.name} cannot be asked: {error}") from None
-    if "report" not in answer:
-        raise RemoteError(f"the scan in {target.name} has failed: {answer.get('error')}")
-    seconds = answer.get("seconds")
-    took = seconds if isinstance(seconds, float) else 0.0
-    report = from_dict(answer["report"])
-    return Answer(target.pid, report, pause, took, request.reached_limit)
+                raise RemoteError(_why_not(target, self._timeout)) from None
+            message = request.receive(_MAX_SECONDS_OF_SCAN)
+        seconds, had_guard = message.get("seconds"), message.get("had_guard") is True
+        took = seconds if isinstance(seconds, float) else 0.0
+        self._process = Reached(target.pid, pause, took, reached_limit, had_guard)
+        return message
 
-
-def _ask_control(pid: int, timeout: float) -> Answer | None:
-    """The answer of a guard that listens, also while the main thread is stuck; None without one."""
-    if not has_control(pid):
-        return None
-    try:
-        report = from_dict(ask_control(pid, {"request": "report"}, timeout)["report"])
-    except (CloseWaitGuardError, LookupError):
-        # By the other way it may still be had.
-        return None
-    return Answer(pid, report, 0.0, None, None)
-
-
-class _NotYetError(RemoteError):
-    """Nothing has come in time."""
+    def _report_in(self, message: Mapping[str, Any]) -> Report:
+        if "report" not in message:
+            why = message.get("error")
+            raise RemoteError(f"the scan in {self._target.name} has failed: {why}")
+        return from_dict(message["report"])
 
 
 def _why_not(target: Target, timeout: float) -> str:
@@ -186,153 +341,3 @@ def _why_not(target: Target, timeout: float) -> str:
         f"the main thread of {target.name} ran no Python code for {timeout:g} s ({doing}); the "
         "request is taken back. Ask again while it has something to do, or with a longer --timeout"
     )
-
-
-class _Request:
-    """The folder of a request, with its script and its socket; gone in the end.
-
-    Its owner is the user of the process, and no one else may enter it.
-    """
-
-    def __init__(
-        self, target: Target, thresholds: Mapping[str, object], is_cancelled: Event
-    ) -> None:
-        self.target, self._thresholds = target, dict(thresholds)
-        self.is_cancelled, self.lock = is_cancelled, Lock()
-        self.reached_limit: int | None = None
-        self._token = f"#{secrets.token_hex(16)}"
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self.reached_limit = stack.enter_context(_room_for_descriptors(self.target.pid))
-            self._process = stack.enter_context(_process_end(self.target.pid))
-            self._folder, self._inside = stack.enter_context(_shared_folder(self.target))
-            self._listener = stack.enter_context(Listener(str(self._folder / "socket")))
-            self._write_script()
-            self._give_away()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._stack.close()
-
-    def _write_script(self) -> None:
-        package = str(_PACKAGE)
-        if self.target.is_apart or self.target.uid != os.geteuid():
-            # The process may not see it, or not be allowed to.
-            ignore = shutil.ignore_patterns("pytest_plugin", "commands", "_preload")
-            shutil.copytree(_PACKAGE, self._folder / _PACKAGE.name, ignore=ignore)
-            package = f"{self._inside}/{_PACKAGE.name}"
-        source = Path(injected.__file__).read_text(encoding="utf-8")
-        call = f"begin({package!r}, {self._inside + '/socket'!r}, {self._thresholds!r})"
-        script = f"{self._token}\n{source}\n{call}\n"
-        (self._folder / "script.py").write_text(script, encoding="utf-8")
-
-    def _give_away(self) -> None:
-        if self.target.uid != os.geteuid():
-            for path in (self._folder, *self._folder.rglob("*")):
-                os.chown(path, self.target.uid, -1)
-
-    def make(self, method: str) -> float:
-        """Have the process run the script soon; return for how long it was stopped."""
-        script = f"{self._inside}/script.py"
-        try:
-            if method == GDB:
-                return inject_by_gdb(self.target, script, self._token, self._folder)
-            inject_by_remote_exec(self.target, script)
-        except RemoteError:
-            self._require_running()
-            raise
-        return 0.0
-
-    def _require_running(self) -> None:
-        if self._process is not None and select.select([self._process], [], [], 0)[0]:
-            raise RemoteError(f"{self.target.name} has ended meanwhile")
-
-    def receive(self, timeout: float) -> dict[str, Any]:
-        """The next message of the process.
-
-        Raises:
-            RemoteError: It has ended, sends something else, or nothing in that time.
-        """
-        end = time.monotonic() + timeout
-        while not self._listener.wait(min(0.05, max(0.0, end - time.monotonic()))):
-            self._require_running()
-            if time.monotonic() >= end or self.is_cancelled.is_set():
-                raise _NotYetError(f"{self.target.name} did not answer within {timeout:g} s")
-        with self._listener.accept(1) as connection:
-            connection.require_peer(users={self.target.uid}, pid=self.target.pid)
-            return connection.receive(max(1.0, end - time.monotonic()))
-
-    def take_back(self, method: str) -> None:
-        """What runs late must find nothing to do: no file, or one that is empty."""
-        if method == REMOTE_EXEC:
-            # The interpreter would complain of a missing file.
-            with suppress(RemoteError):
-                inject_by_remote_exec(self.target, os.devnull)
-
-
-@contextmanager
-def _room_for_descriptors(pid: int) -> Iterator[int | None]:
-    """Let a process that has reached its limit of descriptors open a few more for this long.
-
-    Yields what the limit is otherwise, where it was raised.
-    """
-    # Not everywhere, where a sentence is to say so.
-    import resource
-
-    soft = hard = resource.RLIM_INFINITY
-    with suppress(PermissionError):
-        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    if soft == resource.RLIM_INFINITY or used + _DESCRIPTORS < soft:
-        yield None
-        return
-    raised = soft + _DESCRIPTORS
-    with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (raised, max(raised, hard)))
-    try:
-        yield soft
-    finally:
-        with suppress(OSError, ValueError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def _process_end(pid: int) -> Iterator[int | None]:
-    """A descriptor that is readable when a process has ended; None where there is none."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _shared_folder(target: Target) -> Iterator[tuple[Path, str]]:
-    """A folder of its own below the root directory of a process: for us, and as it sees it."""
-    parent, seen = _open_parent(target)
-    name = f"closewait-guard-{target.pid}-{secrets.token_hex(8)}"
-    # By the descriptor it is found after the process has ended, too; by gdb as well.
-    folder = Path(f"/proc/{os.getpid()}/fd/{parent}", name)
-    try:
-        folder.mkdir(mode=0o700)
-        try:
-            yield folder, f"{seen}/{name}"
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(parent)
-
-
-def _open_parent(target: Target) -> tuple[int, str]:
-    for name in _FOLDERS:
-        path = f"/proc/{target.pid}/root/{name}"
-        if os.access(path, os.W_OK | os.X_OK):
-            return os.open(path, os.O_PATH | os.O_DIRECTORY), f"/{name}"
-    raise RemoteError(f"none of /tmp, /var/tmp and /dev/shm of {target.name} can be written to")

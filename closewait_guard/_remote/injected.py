@@ -1,4 +1,4 @@
-"""What runs inside a process that is attached to: one scan, by a guard that is not left there.
+"""What runs inside a process that is attached to: it loads the guard, has it answer, and leaves.
 
 Its source is run as text, by any Python, in a thread of its own: it imports nothing of the package
 before it has loaded that from where the caller has it. Signal handlers do not run in that thread,
@@ -13,7 +13,8 @@ import sys
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 __all__ = ["begin"]
 
@@ -23,59 +24,80 @@ _PACKAGE = "closewait_guard"
 _VISITED = "_visited_process"
 
 
-def begin(package: str, address: str, thresholds: Mapping[str, object]) -> None:
+def begin(package: str, address: str, order: Mapping[str, object]) -> None:
     """Answer the caller from a thread of its own, or here if none can be started.
 
     Args:
         package: The folder of the caller's package.
         address: The path of the socket that the caller listens at.
-        thresholds: Settings for the scan, where the program has no guard of its own.
+        order: What to do; see `inside.py`.
     """
     import _thread
 
     start = _thread.start_new_thread
-    gevent = sys.modules.get("gevent.monkey")
+    hub, gevent = None, sys.modules.get("gevent.monkey")
     if gevent is not None:
         # A green thread would have all others wait.
         start = gevent.get_original("_thread", "start_new_thread")
+        hub = _hub_of_gevent()
+    has_thread = type(start).__name__ == "builtin_function_or_method"
+    order = {**order, "hub": hub, "has_thread": has_thread}
     try:
-        start(_answer_and_end, (package, address, thresholds))
+        start(_answer_and_end, (package, address, order))
     except RuntimeError:
-        _answer(package, address, thresholds)
+        _answer(package, address, {**order, "has_thread": False})
 
 
-def _answer_and_end(package: str, address: str, thresholds: Mapping[str, object]) -> None:
-    _answer(package, address, thresholds)
+def _answer_and_end(package: str, address: str, order: Mapping[str, object]) -> None:
+    _answer(package, address, order)
     try:
         _forget_thread()
     except BaseException:
         return
 
 
+def _hub_of_gevent() -> Any:
+    """What runs the green threads of this thread; None where there are none."""
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
 def _forget_thread() -> None:
     """Remove what libraries keep of a thread that they have not started."""
-    threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
+    threading = sys.modules.get("threading")
     if threading is not None:
         # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
         active, ident = vars(threading).get("_active", {}), threading.get_ident()
         if type(active.get(ident)).__name__ == "_DummyThread":
             del active[ident]
-    if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
+    if (hub := _hub_of_gevent()) is not None:
         # That of this thread, which keeps descriptors.
         hub.destroy(destroy_loop=True)
 
 
-def _answer(package: str, address: str, thresholds: Mapping[str, object]) -> None:
+def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
+    from time import perf_counter
+
+    began = perf_counter()
+
+    def say(message: Mapping[str, object]) -> None:
+        _send(address, {**message, "seconds": perf_counter() - began})
+
     try:
-        _send(address, {"event": "begun"})
+        say({"event": "begun"})
         try:
-            answer = _scan(package, thresholds)
+            answer = _obey(package, order, say)
         except BaseException as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        _send(address, answer)
+            answer = {"error": _sentence(error)}
+        say(answer)
     except BaseException:
         # The caller has gone, and nothing else is there to be told.
-        return
+        _remove_folder(address.rpartition("/")[0])
+
+
+def _sentence(error: BaseException) -> str:
+    ours = any(each.__name__ == "CloseWaitGuardError" for each in type(error).__mro__)
+    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def _send(address: str, message: Mapping[str, object]) -> None:
@@ -97,33 +119,48 @@ def _send(address: str, message: Mapping[str, object]) -> None:
         sock.close()
 
 
-def _scan(package: str, thresholds: Mapping[str, object]) -> dict[str, object]:
-    from os import getpid
-    from time import perf_counter
+def _remove_folder(folder: str) -> None:
+    """Remove what a caller that was killed has left behind."""
+    import os
 
-    began = perf_counter()
+    try:
+        for place, folders, files in os.walk(folder, topdown=False):
+            for name in files:
+                os.unlink(f"{place}/{name}")  # noqa: PTH108 - pathlib is slow to load
+            for name in folders:
+                os.rmdir(f"{place}/{name}")  # noqa: PTH106
+        os.rmdir(folder)  # noqa: PTH106
+    except OSError:
+        return
+
+
+def _obey(
+    package: str, order: Mapping[str, object], say: Callable[[Mapping[str, object]], None]
+) -> dict[str, object]:
+    from os import getpid
+
     visited = vars(sys.modules.get(_PACKAGE, sys)).get(_VISITED)
     if visited == getpid():
         raise RuntimeError("it is being asked already, by another command: try again")
     if visited is not None:
         # A fork has copied what another visit had loaded by then, and not its thread.
-        _unload(package)
-    if _PACKAGE in sys.modules:
-        # The program's own, with all that its guard has recorded.
+        _unload()
+    is_visit = _PACKAGE not in sys.modules
+    try:
+        if is_visit:
+            _load(package)
         from importlib import import_module
 
-        report = import_module(f"{_PACKAGE}._api").scan()
-        data = import_module(f"{_PACKAGE}._render").to_dict(report)
-    else:
-        try:
-            data = _scan_as_visitor(package, thresholds)
-        finally:
-            _unload(package)
-    return {"report": data, "seconds": perf_counter() - began}
+        # Of the program's own package, if it has imported that.
+        inside = import_module(f"{_PACKAGE}._remote.inside")
+        answer: dict[str, object] = inside.obey({**order, "is_visit": is_visit}, say, _leave)
+        return answer
+    finally:
+        if is_visit:
+            _leave()
 
 
-def _scan_as_visitor(package: str, thresholds: Mapping[str, object]) -> object:
-    from importlib import import_module
+def _load(package: str) -> None:
     from importlib.util import module_from_spec, spec_from_file_location
     from os import getpid
 
@@ -136,23 +173,21 @@ def _scan_as_visitor(package: str, thresholds: Mapping[str, object]) -> object:
     setattr(module, _VISITED, getpid())
     sys.modules[_PACKAGE] = module
     spec.loader.exec_module(module)
-    settings = import_module(f"{_PACKAGE}.settings").Settings(**thresholds)
-    guard = import_module(f"{_PACKAGE}._guard").Guard(settings)
-    try:
-        return import_module(f"{_PACKAGE}._render").to_dict(guard.scan())
-    finally:
-        guard.uninstall()
 
 
-def _unload(package: str) -> None:
-    """Take out what was imported from the caller's folder."""
-    used = sys.modules.get(f"{_PACKAGE}._api")
-    if used is not None:
-        # The program has imported the package meanwhile, and uses it.
-        return
+def _leave() -> None:
+    """Take out what was loaded, unless the program uses it by now, or a guard stays."""
+    if f"{_PACKAGE}._api" in sys.modules:
+        vars(sys.modules[_PACKAGE]).pop(_VISITED, None)
+    else:
+        _unload()
+
+
+def _unload() -> None:
+    folders = tuple(vars(sys.modules.get(_PACKAGE, sys)).get("__path__", ()))
     for name in list(sys.modules):
         if type(name) is str and (name == _PACKAGE or name.startswith(f"{_PACKAGE}.")):
             del sys.modules[name]
     for path in list(sys.path_importer_cache):
-        if path.startswith(package):
+        if path.startswith(folders):
             del sys.path_importer_cache[path]

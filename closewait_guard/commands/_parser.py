@@ -23,6 +23,7 @@ __all__ = [
     "add_answer_options",
     "add_json",
     "add_no_config",
+    "checked_reporter",
     "is_completing",
     "number",
     "parse_argument",
@@ -230,6 +231,35 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     for note in settings.notes:
         print_error(note)
     return settings
+
+
+def checked_reporter(option: str, name: str, *, is_made_here: bool = True) -> str:
+    """A reporter that can be made, its file under a name that holds in every directory.
+
+    Args:
+        option: What has named it.
+        name: Its name.
+        is_made_here: As the user that it will be made as, so that its file may be opened.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    from pathlib import Path
+
+    from closewait_guard._stream import close_reporter
+    from closewait_guard.exceptions import ConfigurationError
+    from closewait_guard.reporters import named
+
+    found = _WITH_PATH.fullmatch(name)
+    whole = found[1] + str(Path(found[2]).absolute()) if found else name
+    try:
+        close_reporter(named(whole if is_made_here or not found else f"{found[1]}/dev/stderr"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error}") from None
+    return whole
+
+
+_WITH_PATH = re.compile("(.*?json_lines:(?:examples=[^:]*:)?)(.+)", re.DOTALL)
 
 
 class Selection:

@@ -22,8 +22,7 @@ Ask running processes for their full report now, each from a thread of its own:
 also while the main thread is stuck. They were started by `closewait-guard run`,
 or call install(control=True). Those of one program are printed as one. Linux."""
 _EPILOG = """\
-exit status: 0 printed, 2 usage error or no report; with --fail-on-leak 1 leaks,
-             87 unknown
+exit status: 0 printed, 2 error; with --fail-on-leak 1 leaks, 87 unknown
 examples:    closewait-guard report 4242 --tree
              closewait-guard report --name gunicorn --json"""
 _TIMEOUT = 10.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from closewait_guard._config import ENVIRONMENT_PREFIX
 from closewait_guard._preload import ChildConfig, prints_json
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
-from closewait_guard.commands._parser import add_no_config, variables_of
+from closewait_guard.commands._parser import add_no_config, checked_reporter, variables_of
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
@@ -100,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = command_of(arguments.target)
     settings = _settings(arguments)
     _refuse_taken_signal(arguments)
-    reporters = tuple(map(_checked, arguments.report or ()))
+    reporters = tuple(checked_reporter("run --report", name) for name in arguments.report or ())
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
     prints_text = not prints_json(reporters or _loaded(arguments).reporters)
@@ -252,20 +251,3 @@ def _loaded(arguments: argparse.Namespace, checked: Mapping[str, str] | None = N
     """What the program will read, except code: that is for its own process to import."""
     environ = os.environ | variables_of(arguments)
     return Settings.load(checked, environ=environ, code_from_file=False)
-
-
-def _checked(name: str) -> str:
-    """A reporter that can be made; its file under a name that holds in every directory."""
-    from closewait_guard._stream import close_reporter
-    from closewait_guard.reporters import named
-
-    found = _WITH_PATH.fullmatch(name)
-    whole = found[1] + str(Path(found[2]).absolute()) if found else name
-    try:
-        close_reporter(named(whole))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"run --report: {error}") from None
-    return whole
-
-
-_WITH_PATH = re.compile("(.*?json_lines:(?:examples=[^:]*:)?)(.+)", re.DOTALL)

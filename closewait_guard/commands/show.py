@@ -35,8 +35,7 @@ Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
 json_lines reporter, or pytest's --socket-leaks-json. By default print the last
 report of each process, those of one program merged, and all of a pytest run."""
 _EPILOG = """\
-exit status: 0 printed, 2 usage error or unreadable; with --fail-on-leak 1 leaks,
-             87 unknown
+exit status: 0 printed, 2 error; with --fail-on-leak 1 leaks, 87 unknown
 examples:    closewait-guard show leaks.jsonl --range 3:5
              closewait-guard show --diff monday.json friday.json
              closewait-guard show leaks.jsonl --diff 1 -1    # first, last"""

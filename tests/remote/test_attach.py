@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,15 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import closewait_guard as cwg
-from closewait_guard._remote import MessageSocket, RemoteError, attach, injected, injection, symbols
+from closewait_guard._remote import (
+    MessageSocket,
+    RemoteError,
+    attach,
+    injected,
+    injection,
+    request,
+    symbols,
+)
 from closewait_guard._remote.target import Target, inspect_target
 from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
+from remote.attached import SERVER, STATE, folders_for, running, wait_until, what_changed
 from servers import DEADLINE
 
 pytestmark = pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
@@ -29,87 +38,6 @@ as_root = pytest.mark.skipif(
     getattr(os, "geteuid", int)() != 0 or not Path(PYTHON_OF_ALL).exists(),
     reason="there is no other user to be",
 )
-
-# Answers each line of stdin with its state; between lines its main thread runs.
-STATE = (
-    LEAKY
-    + """
-import gc, json, select, signal, threading
-
-def state():
-    return {
-        "modules": sorted(name for name in sys.modules if "closewait" in name),
-        "threads": sorted(map(repr, threading.enumerate())),
-        "tasks": len(os.listdir("/proc/self/task")),
-        "known threads": len(threading._active),
-        # What lists them has the last one. libffi, which ctypes uses, keeps a file of its own open.
-        "fds": sorted(
-            path
-            for fd in os.listdir("/proc/self/fd")
-            if (path := link(fd)) and "libffi" not in path
-        ),
-        "path": sys.path,
-        "finders": list(map(repr, sys.meta_path)),
-        "class": {name: repr(value) for name, value in vars(socket.socket).items()},
-        "main": sorted(vars(sys.modules["__main__"])),
-        "signals": [repr(signal.getsignal(number)) for number in range(1, 32)],
-        "mask": repr(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-        "files": os.listdir("."),
-        "caches": [path for path in sys.path_importer_cache if "closewait" in path],
-        "collector": [gc.isenabled(), len(gc.callbacks)],
-    }
-
-def link(fd):
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return ""
-
-before = now = None
-before = state()
-print(os.getpid(), flush=True)
-while True:
-    if select.select([0], [], [], 0.01)[0]:
-        if not os.read(0, 1):
-            break
-        now = state()
-        print(json.dumps({name: [before[name], now[name]] for name in now
-                          if now[name] != before[name]}), flush=True)
-"""
-)
-# Its main thread waits in accept().
-SERVER = """
-import socket, sys
-server = socket.create_server(("127.0.0.1", 0))
-kept = []
-print(server.getsockname()[1], flush=True)
-while True:
-    kept.append(server.accept()[0])
-"""
-
-
-@contextmanager
-def running(code, *options, **popen):
-    """A program that prints one line when it is ready; ended in the end."""
-    command = [sys.executable, "-I", *options, "-c", code]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, **popen) as program:
-        try:
-            program.ready = program.stdout.readline().strip()
-            assert program.ready
-            yield program
-        finally:
-            program.kill()
-
-
-def what_changed(program):
-    program.stdin.write("?")
-    program.stdin.flush()
-    return json.loads(program.stdout.readline())
-
-
-def folders_for(program):
-    return list(Path("/tmp").glob(f"closewait-guard-{program.pid}-*"))
 
 
 def test_an_unguarded_program_is_reported_with_what_holds_its_sockets_and_stays_as_it_was(tmp_path):
@@ -121,6 +49,16 @@ def test_an_unguarded_program_is_reported_with_what_holds_its_sockets_and_stays_
         assert f"Process {program.pid} was " in done.stdout
         assert what_changed(program) == {}
     assert not folders_for(program)
+
+
+@pytest.mark.skipif(not HAS_REMOTE_EXEC or not shutil.which("gdb"), reason="there is one way only")
+def test_gdb_does_the_same_where_the_interpreter_can_run_a_script(tmp_path):
+    refusing = os.environ | {"PYTHON_DISABLE_REMOTE_DEBUG": "1"}
+    with running(STATE, cwd=tmp_path, env=refusing) as program:
+        done = call("attach", program.pid, "--method", "gdb", code=0, CLOSEWAIT_GUARD_GRACE="0")
+        assert "held by  __main__.kept[0] (module global)" in done.stdout
+        assert re.search("was stopped for \\d+ ms by gdb", done.stdout)
+        assert what_changed(program) == {}
 
 
 def test_asking_again_leaves_no_more_behind(tmp_path):
@@ -217,12 +155,6 @@ def test_ctrl_c_takes_the_request_back():
         assert program.poll() is None
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 def test_two_commands_at_once_do_not_take_each_others_guard_for_the_programs(tmp_path):
     with running(STATE, cwd=tmp_path) as program:
         command = [*COMMAND, "attach", str(program.pid)]
@@ -237,7 +169,7 @@ def test_two_commands_at_once_do_not_take_each_others_guard_for_the_programs(tmp
 def test_a_guard_that_another_command_has_loaded_is_not_asked(monkeypatch):
     monkeypatch.setattr(cwg, injected._VISITED, os.getpid(), raising=False)
     with pytest.raises(RuntimeError, match="it is being asked already, by another command"):
-        injected._scan("/nowhere", {})
+        injected._obey("/nowhere", {}, print)
 
 
 def is_being_asked(text):
@@ -387,6 +319,13 @@ def test_root_asks_a_program_of_another_user():
             done = call("attach", program.pid, "--method", wanted, code=0)
             assert "held by  __main__.kept[0] (module global)" in done.stdout
             assert what_changed(program) == {}
+            # What is left in needs no file: the copy that the other user may read is gone.
+            call("attach", program.pid, "--install", code=0, CLOSEWAIT_GUARD_GRACE="0")
+            assert not folders_for(program)
+            what_changed(program, "+")
+            assert "in leak()\n" in call("report", program.pid, code=0).stdout
+            call("attach", program.pid, "--uninstall", code=0)
+            assert what_changed(program, "-") == {}
             program.kill()
     assert not folders_for(program)
 
@@ -461,7 +400,7 @@ def test_what_is_no_report_is_one_sentence(monkeypatch, messages, sentence):
         threading.Thread(target=send).start()
         return 0.001
 
-    monkeypatch.setattr(attach, "inject_by_gdb", answer)
+    monkeypatch.setattr(request, "inject_by_gdb", answer)
     monkeypatch.setattr(attach, "choose_method", lambda *_: "gdb")
     answers, [failure] = attach.ask([target_of()], "auto", 1, {})
     assert answers == []
@@ -475,7 +414,7 @@ def test_another_process_than_the_one_asked_is_not_listened_to(monkeypatch):
             sock.send({}, 1)
         return 0.001
 
-    monkeypatch.setattr(attach, "inject_by_gdb", answer)
+    monkeypatch.setattr(request, "inject_by_gdb", answer)
     monkeypatch.setattr(attach, "choose_method", lambda *_: "gdb")
     with running(SERVER) as program:
         _, [failure] = attach.ask([target_of(pid=program.pid)], "auto", 1, {})
