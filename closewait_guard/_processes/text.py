@@ -201,7 +201,10 @@ def how_to_be_permitted(of_user: str = "run as root, or as that user") -> str:
     """
     if getattr(os, "geteuid", int)():
         return of_user
-    return "root needs CAP_SYS_PTRACE here (in a container: --cap-add SYS_PTRACE)"
+    return (
+        "root needs CAP_SYS_PTRACE here (docker run --cap-add SYS_PTRACE, docker exec "
+        "--privileged, kubectl debug --profile=sysadmin)"
+    )
 
 
 _SEE_THEM = "run as root to see them"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from closewait_guard._format import escape_line
 from closewait_guard._remote.symbols import PYTHON
-from closewait_guard._remote.target import Target
+from closewait_guard._remote.target import Target, why_refused
 from closewait_guard._remote.wire import RemoteError
 
 __all__ = [
@@ -96,7 +96,7 @@ def inject_by_gdb(target: Target, script: str, token: str, folder: Path) -> floa
     output, pause = _run_gdb(target.pid, file, folder)
     queued = output.rpartition(_MARK)[2].split()[:1]
     if _MARK not in output:
-        raise RemoteError(f"gdb could not attach to {target.name}: {_reason(output)}")
+        raise RemoteError(f"gdb could not attach to {target.name}: {_refusal(output)}")
     if queued != ["0"]:
         raise RemoteError(f"{target.name} has too many calls waiting for its main thread already")
     return pause
@@ -185,8 +185,13 @@ def inject_by_remote_exec(target: Target, script: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RemoteError(f"{target.interpreter} cannot be started: {error}") from None
     if done.returncode:
-        why = _reason(done.stderr.decode(errors="replace"))
+        why = _refusal(done.stderr.decode(errors="replace"))
         raise RemoteError(f"sys.remote_exec has refused {target.name}: {why}")
+
+
+def _refusal(output: str) -> str:
+    is_forbidden = "Operation not permitted" in output
+    return _reason(output).removesuffix(".") + (why_refused() if is_forbidden else "")
 
 
 def _reason(output: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "Target",
     "describe_wait",
     "inspect_target",
+    "why_refused",
 ]
 
 
@@ -90,7 +91,7 @@ def inspect_target(pid: int) -> Target:
         raise RemoteError(f"no such process: {pid}") from None
 
 
-def _status_of(pid: int) -> dict[str, str]:
+def _status_of(pid: int | str) -> dict[str, str]:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
         lines = (line.partition(":") for line in file)
         return {name: value.strip() for name, _, value in lines}
@@ -124,7 +125,26 @@ def _right_lacking(uid: int) -> str:
     if own and scope in ("1", "2"):
         cure = "run as root" + (", or set it to 0 with sysctl" if scope == "1" else "")
         return f"kernel.yama.ptrace_scope is {scope}; {cure}"
-    return how_to_be_permitted("run as root: it has more rights than this user")
+    return how_to_be_permitted("run as root: it has more rights than this user") + _limit_of_root()
+
+
+def _limit_of_root() -> str:
+    """What no right changes in a user namespace."""
+    with suppress(OSError), open("/proc/self/uid_map", encoding="ascii") as file:  # noqa: PTH123
+        if not os.geteuid() and file.read().split() != ["0", "0", "4294967295"]:
+            return "; in a rootless container it reaches no process outside: run it on the host"
+    return ""
+
+
+def why_refused() -> str:
+    """What may refuse a debugger that has the right; empty if nothing is known to."""
+    with suppress(OSError):
+        if _status_of("self").get("Seccomp") == "2":
+            return (
+                "; a seccomp filter is in force here, which may forbid it (docker run "
+                "--security-opt seccomp=unconfined; Kubernetes: seccompProfile, type: Unconfined)"
+            )
+    return ""
 
 
 def _ptrace_scope() -> str:
