@@ -63,6 +63,7 @@ FOREIGN = {
     "psutil": {"_processes/psutil"},
     "argcomplete": {"commands/completion"},
     "aiohttp": {"integrations/aiohttp"},
+    "celery": {"integrations/celery"},
     "requests": {"commands/_leaky_shop"},
     "pytest": {"pytest_plugin"},
 }

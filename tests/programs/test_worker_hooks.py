@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import time
 
 import pytest
 
+import closewait_guard as cwg
 from command_line import call, environment
 from findings import reports_in
-from leaking import ASGI, WSGI
-from servers import end, free_port, get, wait_for_workers
+from leaking import ASGI, LEAK, WSGI
+from servers import DEADLINE, end, free_port, get, redis_server, wait_for_workers
 
 pytestmark = pytest.mark.whole_program
 
@@ -93,3 +95,63 @@ def test_a_configuration_without_a_file_has_the_hooks_and_no_other_setting(tmp_p
     found = {*call("-c", names, command=[sys.executable]).stdout.split()}
     hooks = {"child_exit", "on_exit", "post_fork", "post_worker_init"}
     assert found & {*config.make_settings()} == hooks
+
+
+TASKS = (
+    LEAK
+    + """
+from celery import Celery
+from closewait_guard.integrations.celery import watch_workers
+
+app = Celery("tasks", broker=os.environ["BROKER"])
+watch_workers(interval=0.2, grace=0.1, reporters=["json_lines:" + os.environ["REPORTS"]])
+
+@app.task
+def work(has_leaked):
+    if has_leaked:
+        leak()
+"""
+)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_leak_of_celery_has_its_task_and_is_in_the_last_report_of_its_process(tmp_path, pool):
+    pytest.importorskip("celery")
+    (tmp_path / "tasks.py").write_text(TASKS)
+    reports = tmp_path / "reports"
+
+    def newest():
+        """Of each process, the latest report."""
+        text = reports.read_text() if reports.exists() else ""
+        return {each.pid: each for each in map(cwg.from_dict, map(json.loads, text.splitlines()))}
+
+    def leaks():
+        return [leak for each in newest().values() for leak in each.leaks]
+
+    with redis_server() as port:
+        variables = environment(
+            PYTHONPATH=str(tmp_path),
+            BROKER=f"redis://127.0.0.1:{port}/0",
+            REPORTS=str(reports),
+        )
+        options = ["-A", "tasks", "worker", "-P", pool, "-c", "2", "--without-mingle"]
+        with subprocess.Popen(
+            [sys.executable, "-m", "celery", *options],
+            cwd=tmp_path,
+            env=variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
+            send = "from tasks import work\nfor place in range(8): work.delay(place < 3)"
+            subprocess.run([sys.executable, "-c", send], env=variables, check=True)
+            deadline = time.monotonic() + DEADLINE
+            while len(leaks()) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            before = {pid: each.taken_at for pid, each in newest().items()}
+            end(running, signal.SIGTERM)
+    assert len(leaks()) == 3
+    assert {leak.observation.record.labels for leak in leaks()} == {("tasks.work",)}
+    last = newest()
+    assert all(last[pid].taken_at > taken for pid, taken in before.items())
