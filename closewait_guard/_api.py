@@ -22,6 +22,7 @@ __all__ = [
     "attribute",
     "current_guard",
     "install",
+    "installed_guards",
     "is_watched",
     "no_leaks",
     "read_records_of",
@@ -131,6 +132,11 @@ def read_records_of(guard: Guard | None) -> None:
 def current_guard() -> Guard | None:
     """The process-wide guard, or that which was put in from outside; None without any."""
     return _guard or _launched
+
+
+def installed_guards() -> tuple[Guard, ...]:
+    """The program's own, and that of `run`, as far as they are there."""
+    return tuple(each for each in (_guard, _launched) if each is not None and each.installed)
 
 
 def uninstall() -> None:

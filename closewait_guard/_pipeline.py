@@ -47,7 +47,6 @@ __all__ = ["Pipeline", "Totals"]
 _SHARE_OF_CALLS, _SHARE_OF_CHILDREN = 0.3, 0.002
 _OPEN_LEAKS = LEAKS - {Verdict.DROPPED, Verdict.UNCLOSED, Verdict.SURPLUS}
 
-
 # How many were dropped, could not be recorded, and how many copies and owners are forgotten.
 Totals = tuple[int, int, int, int]
 
@@ -64,6 +63,7 @@ class Pipeline:
 
     Attributes:
         scanner: The stage that asks the kernel.
+        series: The reports so far.
         print_on_signal: What prints the report that a signal asks for.
         holders_seconds: The processor time that pools and the search for holders have taken.
     """
@@ -88,7 +88,7 @@ class Pipeline:
         self._explainer = Explainer(registry, self._allowance)
         self.holders_seconds, self._undescribed = 0.0, 0
         self.print_on_signal: Callable[[Report], None] = print_text
-        self._series = ReportSeries(registry, settings, clock)
+        self.series = ReportSeries(registry, settings, clock)
         self._redaction = Redaction(settings.redact)
         self._descriptors = DescriptorCounter(self._registry)
         self.children = _Children(registry, settings)
@@ -113,17 +113,17 @@ class Pipeline:
             notes: What else this report does not cover.
             is_last: The process ends now, so that nothing is left to a later report.
         """
-        began = now()
+        began, before = now(), thread_time()
         seen = self._scan(is_paced=not is_last, is_last=is_last)
-        report = self._series.advance(seen, began, times_exhausted)
+        report = self.series.advance(seen, began, times_exhausted)
         coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
         report = self._descriptors.name_if_exhausted(replace(report, coverage=coverage))
         # Last, because the series adds alerts and notes of its own.
-        return self._redaction.report(report)
+        return self.series.keep(self._redaction.report(report), began, thread_time() - before)
 
     def reported_leaks(self) -> frozenset[int]:
         """The serials of the leaks that the latest report of the series has."""
-        return self._series.reported_leaks()
+        return self.series.reported_leaks()
 
     def check(self, since: int, *, is_last: bool = False) -> Report:
         """The sockets opened after a mark, healthy or not, without a grace time.
@@ -199,7 +199,7 @@ class Pipeline:
     def after_fork(self) -> None:
         """In the child: what was known is the parent's."""
         self.scanner.after_fork()
-        self._series.after_fork()
+        self.series.after_fork()
         self.children = _Children(self._registry, self._settings)
         self._descriptors = DescriptorCounter(self._registry)
 

@@ -56,6 +56,7 @@ _VARYING = (
     (r"Slowest to settle: .*\n", ""),
     (r"\n +\d+ of \d+ replaced by a newer connection from the same line", ""),
     (r"\n\d+ closing connections? \(not (a leak|leaks)\)\.", ""),
+    (r"(closewait_guard_(?:close_wait|descriptors|last|scan|sockets_)\w+) \S+", r"\1 NUMBER"),
     (r"(fingerprint=)[0-9a-f]{12}", r"\1FINGERPRINT"),
     (r"\bpid\s+\d+|[Pp]rocess\s+\d+", "PROCESS"),
     (r"\b(oldest_s|after_s|pid|taken_at)(\"?[:=] ?)[\d.]+", r"\1\2NUMBER"),

@@ -44,6 +44,7 @@ WHOLE_PROGRAMS = {
         "forks",
         "last_report",
         "launch",
+        "metrics_of_servers",
         "native_sockets",
         "plugin_beside_others",
         "pools",

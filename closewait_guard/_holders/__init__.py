@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from closewait_guard._holders.explain import Explainer
 from closewait_guard._holders.libraries import (
+    PoolCount,
+    PoolCounter,
     Pools,
     idle_pools,
     owners_of_descriptors,
@@ -13,6 +15,8 @@ from closewait_guard._holders.threads import RunningCalls
 
 __all__ = [
     "Explainer",
+    "PoolCount",
+    "PoolCounter",
     "Pools",
     "RunningCalls",
     "idle_pools",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 from closewait_guard import _libraries
+from closewait_guard._capture import OpenCheckout
 from closewait_guard._clock import TimeLimit, now, thread_time
 from closewait_guard._cpython import (
     FINALIZER_ENTRIES,
@@ -23,7 +24,7 @@ from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
 from closewait_guard._holders.roots import Roots
 from closewait_guard._inspect import HandleClasses, descriptor_of, handle_classes
-from closewait_guard._libraries import Library, PoolKind, PoolUse
+from closewait_guard._libraries import Library, PoolKind, PoolUse, nothing
 from closewait_guard._live import (
     field,
     find_classes,
@@ -36,6 +37,8 @@ from closewait_guard._live import (
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
 
 __all__ = [
+    "PoolCount",
+    "PoolCounter",
     "Pools",
     "all_instances",
     "calls_of_libraries",
@@ -65,6 +68,8 @@ _SHARE_OF_POOLS = _SHARE_OF_USES = 0.3
 # How many pools one search for uses may have, and the share of all time that searches may take.
 _MAX_AT_ONCE = 20
 _SHARE_OF_TIME = 0.01
+# And the share that finding pools to count may take.
+_SHARE_OF_COUNTING = 0.002
 
 
 class Pools:
@@ -226,6 +231,68 @@ def _search_uses(pools: Sequence[_Pool], limit: TimeLimit) -> dict[int, _UseAnsw
     unused = find_unused(things, roots, limit.end, FINALIZER_ENTRIES, kept_by)
     until = now() + (thread_time() - began) / _SHARE_OF_TIME
     return {id(ref): _UseAnswer(ref, unused[place], until) for place, ref in enumerate(refs)}
+
+
+class PoolCount(NamedTuple):
+    """How many connections of a pool are in use and idle. Plain data: it keeps nothing alive.
+
+    Attributes:
+        library: The name of the library.
+        name: The pool, as its users would call it.
+        max_size: How many there may be; None where there is no bound.
+    """
+
+    library: str
+    name: str
+    used: int
+    idle: int
+    max_size: int | None
+
+
+class PoolCounter:
+    """Counts the connections of the pools of the process, which it knows by weak reference."""
+
+    def __init__(self) -> None:
+        self._pools: dict[int, weakref.ref[Any]] = {}
+        self._paused_until = 0.0
+
+    def count(self, checkouts: Sequence[OpenCheckout]) -> tuple[PoolCount, ...]:
+        """The pools that are found, and those of the connections that are out."""
+        try:
+            return tuple(self._count(checkouts))
+        except Exception:
+            return ()
+
+    def _count(self, checkouts: Sequence[OpenCheckout]) -> Iterator[PoolCount]:
+        classes = {
+            key: each for key, each in _pool_classes().items() if each[2].idle is not nothing
+        }
+        if classes and now() >= self._paused_until and has_gil() and not is_too_large():
+            began = now()
+            found = instances_of([cls for cls, *_ in classes.values()])
+            self._pools = {id(pool): weakref.ref(pool) for pool in islice(found, _MAX_POOLS)}
+            self._paused_until = now() + (now() - began) / _SHARE_OF_COUNTING
+        taken = Counter(id(each.pool) for each in checkouts)
+        pools = {id(each.pool): each.pool for each in checkouts}
+        pools |= {key: pool for key, ref in self._pools.items() if (pool := ref()) is not None}
+        kinds = {id(each.pool): each.kind for each in checkouts}
+        handles = handle_classes(with_inner=True) if pools else {}
+        for key, pool in pools.items():
+            # One may be in the middle of something: it is counted the next time.
+            with contextlib.suppress(Exception):
+                if id(type(pool)) in classes:
+                    _, library, kind = classes[id(type(pool))]
+                    used = max(taken[key], _count_open(kind.checked_out(pool), handles))
+                    idle = _count_open(kind.idle(pool), handles)
+                    yield PoolCount(library.name, kind.name(pool), used, idle, kind.max_size(pool))
+                else:
+                    out = kinds[key]
+                    yield PoolCount(out.library, out.name(pool), taken[key], 0, out.max_size(pool))
+
+
+def _count_open(connections: Iterable[object], handles: HandleClasses) -> int:
+    fds = (descriptor_of(each, handles)[0] for each in connections)
+    return len({fd for fd in fds if fd is not None and fd >= 0})
 
 
 def _target_of(use: PoolUse, seen: Observation) -> _Target:

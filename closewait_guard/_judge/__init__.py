@@ -8,7 +8,7 @@ from closewait_guard._judge.alerts import (
     update_alerts,
 )
 from closewait_guard._judge.codes import ALERT_CODES, CODES, cause_code
-from closewait_guard._judge.growth import SeriesPoint
+from closewait_guard._judge.growth import SeriesPoint, fastest_growth
 from closewait_guard._judge.hints import hint_for
 from closewait_guard._judge.verdict import (
     FindingText,
@@ -27,6 +27,7 @@ __all__ = [
     "SeriesPoint",
     "cause_code",
     "excusable_by_calls",
+    "fastest_growth",
     "hint_for",
     "judge",
     "leave_to_calls",

@@ -34,6 +34,7 @@ __all__ = [
     "Series",
     "SeriesPoint",
     "churn_alerts",
+    "fastest_growth",
     "growth_alerts",
     "last_count",
     "make_alert",
@@ -287,6 +288,18 @@ def _make_growth_alert(site: str, growth: Growth, count: int, report: Report) ->
     severity = Severity.CRITICAL if is_near else Severity.WARNING
     alert = make_alert(AlertKind.GROWTH, severity, message, data)
     return ActiveAlert(f"{AlertKind.GROWTH}:{site}", count, alert)
+
+
+def fastest_growth(leaked: Mapping[str, Series], report: Report) -> tuple[float, float]:
+    """How many more leaked sockets there are a minute, and the seconds to the descriptor limit.
+
+    The growth is zero, and the time infinite, unless something keeps growing.
+    """
+    growths = {site: growth for site, each in leaked.items() if (growth := each.growth)}
+    leaks = [each.per_minute for site, each in growths.items() if not site.startswith(OF_KIND)]
+    times = (_seconds_left(each, report) for each in growths.values())
+    left = [seconds for seconds in times if seconds is not None]
+    return max(leaks, default=0.0), min(left, default=math.inf)
 
 
 def what_grows(site: str) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         connections_of,
         for_each_call,
         never,
+        nothing,
         tracked_kind,
     )
     from closewait_guard._libraries.packages import Packages, packages_of
@@ -60,6 +61,7 @@ __all__ = [
     "kind_of_owner",
     "kind_of_pool",
     "never",
+    "nothing",
     "packages_of",
     "tracked_kind",
 ]

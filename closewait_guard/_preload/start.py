@@ -62,7 +62,7 @@ def start() -> None:
         guard._pipeline.print_on_signal = partial(_report_on_signal, guard, reporters)
     if guard.settings.at_exit:
         guard._record_states_by(partial(_send_state, status))
-    if reporters:
+    if reporters or config.has_metrics:
         from closewait_guard._monitor import Monitor
 
         # As text the last report comes from us.

@@ -281,11 +281,13 @@ class ChildConfig(NamedTuple):
         reporters: What gets the report at every interval, by name.
         channel: Where the launcher hears how a process ends; None if it does not wait for that.
         attribute: What opens native sockets.
+        has_metrics: The launcher asks for numbers, so that reports are made at intervals.
     """
 
     reporters: tuple[str, ...]
     channel: Channel | None = None
     attribute: tuple[str, ...] = ()
+    has_metrics: bool = False
 
     def environment(
         self, settings: Mapping[str, str], environ: Mapping[str, str]
@@ -304,9 +306,9 @@ class ChildConfig(NamedTuple):
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """What the launcher has handed over."""
-        reporters, channel, attribute = json.loads(environ[_VARIABLE])
+        reporters, channel, attribute, has_metrics = json.loads(environ[_VARIABLE])
         channel = None if channel is None else Channel.of(*channel)
-        return cls(tuple(reporters), channel, tuple(attribute))
+        return cls(tuple(reporters), channel, tuple(attribute), has_metrics)
 
     @staticmethod
     def mark_main(environ: dict[str, str], pid: int) -> dict[str, str]:

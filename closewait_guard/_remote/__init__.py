@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         watch_processes,
     )
     from closewait_guard._remote.control import Control
-    from closewait_guard._remote.place import ask_control, is_python, pids_named
+    from closewait_guard._remote.place import ask_control, has_control, is_python, pids_named
     from closewait_guard._remote.wire import Listener, MessageSocket, Peer, RemoteError
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "ask_control",
     "change",
     "find_targets",
+    "has_control",
     "is_python",
     "pids_named",
     "pythons_below",
@@ -53,7 +54,7 @@ _HOMES = {
         "watch_processes",
     ),
     "control": ("Control",),
-    "place": ("ask_control", "is_python", "pids_named"),
+    "place": ("ask_control", "has_control", "is_python", "pids_named"),
     "wire": ("Listener", "MessageSocket", "Peer", "RemoteError"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,9 +1,9 @@
 """Answers other processes of this user, and root, while the program runs: the control socket.
 
 A thread of its own answers one request at a time, also while the main thread is stuck: with a
-report, or by beginning or ending reports at intervals. Nothing else can be asked for. The thread
-makes way for each fork, of which Python would otherwise warn, and takes the socket up again where
-the program has closed it, or has become another user.
+report, with the numbers of the latest, or by beginning or ending reports at intervals. Nothing else
+can be asked for. The thread makes way for each fork, of which Python would otherwise warn, and
+takes the socket up again where the program has closed it, or has become another user.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from closewait_guard._clock import nap, now, pause
 from closewait_guard._descriptors import SpareDescriptors
 from closewait_guard._guard import Guard
+from closewait_guard._numbers import with_fewer_sites
 from closewait_guard._remote.place import folder_of_this_user, name_of, remove_stale
 from closewait_guard._remote.wire import Listener, MessageSocket, RemoteError, TooLargeError
 from closewait_guard._render import to_dict, with_fewer_examples
@@ -43,6 +44,8 @@ _CHECK_SECONDS = 1.0
 _SECONDS_BEFORE_CHILD_LISTENS = 0.2
 _MAX_SECONDS_BETWEEN_ATTEMPTS = 60.0
 _MAX_REQUEST, _MAX_REPLY = 4096, 2_000_000
+# In an answer with numbers.
+_MAX_SITES = 100
 # A caller sends at once, and then waits.
 _REQUEST_SECONDS, _REPLY_SECONDS = 1.0, 5.0
 # For an answer that is being made: a fork is not kept waiting for it.
@@ -220,13 +223,17 @@ class Control:
         if what == "report":
             self._send_report(caller)
             return
+        if what == "numbers":
+            numbers = self._guard._pipeline.series.numbers() or {}
+            caller.send({"numbers": with_fewer_sites(numbers, _MAX_SITES)}, _REPLY_SECONDS)
+            return
         if what == "start":
             self._start_monitor(request.get("interval"))
         elif what == "stop":
             self._require_monitor()
             self._stop_monitor()
         else:
-            raise RemoteError("it answers report, start and stop, and nothing else")
+            raise RemoteError("it answers report, numbers, start and stop, and nothing else")
         caller.send({"done": what}, _REPLY_SECONDS)
 
     def _send_report(self, caller: MessageSocket) -> None:

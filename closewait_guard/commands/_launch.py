@@ -23,6 +23,7 @@ __all__ = [
     "exec_program",
     "exit_like",
     "run_and_wait",
+    "start_beside",
 ]
 
 
@@ -77,15 +78,20 @@ def exec_beside(
     _flush()
     program = os.getpid()
     end = os.pidfd_open(program)
+    start_beside(lambda: serve(program, end))
+    return _exec(command, environ)
+
+
+def start_beside(serve: Callable[[], None]) -> None:
+    """Call a function in another process, which ends with it and is no child of the program."""
     child = os.fork()
     if not child:
         with suppress(BaseException):
             if not os.fork():
                 _leave_to_program()
-                serve(program, end)
+                serve()
         os._exit(0)
     os.waitpid(child, 0)
-    return _exec(command, environ)
 
 
 def _leave_to_program() -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "Selection",
     "add_answer_options",
     "add_json",
+    "add_metrics",
     "add_no_config",
     "checked_reporter",
     "is_completing",
@@ -208,6 +209,13 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
     add_no_config(parser)
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """The option that serves numbers."""
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address"
+    )
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,12 @@ from closewait_guard._config import ENVIRONMENT_PREFIX
 from closewait_guard._preload import ChildConfig, prints_json
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
-from closewait_guard.commands._parser import add_no_config, checked_reporter, variables_of
+from closewait_guard.commands._parser import (
+    add_metrics,
+    add_no_config,
+    checked_reporter,
+    variables_of,
+)
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
@@ -68,6 +73,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fail-on-leak", action="store_true", help="exit with 86 if TARGET succeeds but leaks"
     )
+    add_metrics(parser)
     add_no_config(parser)
     names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
     for name in sorted(names, key=[*_HELP, *names].index):
@@ -103,8 +109,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.interval is not None and not reporters:
         reporters = _loaded(arguments).reporters or ("text",)
     prints_text = not prints_json(reporters or _loaded(arguments).reporters)
-    handover = ChildConfig(reporters, attribute=_attributed(arguments))
+    handover = ChildConfig(reporters, None, _attributed(arguments), bool(arguments.metrics))
     has_report = _loaded(arguments).at_exit if arguments.at_exit is None else arguments.at_exit
+    if arguments.metrics:
+        _start_metrics(arguments)
     if not arguments.fail_on_leak and not (has_report and hasattr(socket, "AF_UNIX")):
         return exec_program(command, handover.environment(settings, os.environ))
     from closewait_guard.commands._verdicts import Verdicts
@@ -130,6 +138,28 @@ def run(arguments: argparse.Namespace) -> int:
         if code or not arguments.fail_on_leak:
             return exit_like(code)
         return _judged(verdicts, has_unknown=bool(unknown))
+
+
+def _start_metrics(arguments: argparse.Namespace) -> None:
+    """Serve the numbers of the program's processes, from one beside it."""
+    from closewait_guard._processes import ProcessScanner
+    from closewait_guard.commands._launch import can_stand_beside, start_beside
+    from closewait_guard.commands._metrics import MetricsServer, serve_program
+
+    given = {} if arguments.control is None else {"control": arguments.control}
+    settings = _loaded(arguments, given)
+    if not can_stand_beside():
+        raise ConfigurationError("run --metrics: needs Linux 5.3 or newer")
+    if settings.is_given("control") and not settings.control:
+        raise ConfigurationError(
+            "run --metrics: the processes are asked at their control sockets, which the setting "
+            "`control` turns off"
+        )
+    with MetricsServer(arguments.metrics) as server:
+        program, scanner = os.getpid(), ProcessScanner(settings)
+        end = os.pidfd_open(program)
+        start_beside(lambda: serve_program(server, program, end, scanner))
+        os.close(end)
 
 
 def _print_report(

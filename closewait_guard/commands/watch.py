@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from closewait_guard._format import escape_line
 from closewait_guard.commands._output import FINE, USAGE, say
-from closewait_guard.commands._parser import add_no_config, parse_argument, settings_of
+from closewait_guard.commands._parser import add_metrics, add_no_config, parse_argument, settings_of
 from closewait_guard.commands.scan import add_targets, pids_of, print_inaccessible
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         help="refresh interval (default: 2)",
     )
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N refreshes")
+    add_metrics(parser)
     add_no_config(parser)
     parser.set_defaults(run=run)
 
@@ -68,6 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     history = ScanHistory()
     scans = _scans(arguments, history)
+    if arguments.metrics:
+        from closewait_guard.commands._metrics import with_metrics
+
+        scans = with_metrics(scans, arguments.metrics)
     # Processes that cannot be scanned are reported before anything is drawn.
     first = next(scans)
     if print_inaccessible(first, arguments.pids) and not first.processes:
