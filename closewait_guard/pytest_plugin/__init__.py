@@ -30,6 +30,7 @@ _NAMES = (
     "socket_leaks_libraries",
     "socket_leaks_as",
     "socket_leaks_json",
+    "socket_leaks_baseline",
 )
 _MARKERS = ("socket_leaks", "allow_socket_leaks")
 _MARKER_LINES = (
@@ -84,6 +85,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="write every leak to this file, one JSON object per line (ini: socket_leaks_json)",
     )
+    group.addoption(
+        "--socket-leaks-baseline",
+        metavar="FILE",
+        help="allow the leaks that this file lists, so that only new ones count (ini: "
+        "socket_leaks_baseline)",
+    )
+    group.addoption(
+        "--socket-leaks-update-baseline",
+        action="store_true",
+        help="write the leaks of this run to the file of --socket-leaks-baseline, and allow them",
+    )
     for name in _NAMES:
         kind = "linelist" if name == "socket_leaks_ignore" else "string"
         option = "--" + name.replace("_", "-")
@@ -95,7 +107,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the hooks, if an option, the environment or the ini-file asks for it."""
     for line in _MARKER_LINES:
         config.addinivalue_line("markers", line)
-    if any(_is_given(config, name) for name in _NAMES):
+    is_updating = config.getoption("socket_leaks_update_baseline")
+    if is_updating or any(_is_given(config, name) for name in _NAMES):
         _load_without_rewriting(config)
         from closewait_guard.pytest_plugin._options import is_enabled
 

@@ -69,6 +69,7 @@ class LeakChecker:
         variables: Finds those that keep idle connections in a pool.
         worker: The name of this process, if it is one of pytest-xdist's.
         warn: Takes what finalizers raise over a socket of another owner than the test.
+        split_known: Takes the leaks that are known out of what fails.
         has_paused: Automatic collections are off until the first check.
     """
 
@@ -80,6 +81,7 @@ class LeakChecker:
         variables: ModuleVariables,
         worker: str | None,
         warn: Callable[[UnraisableOfOther], None],
+        split_known: Callable[[list[OwnerFinding]], list[OwnerFinding]],
         *,
         has_paused: bool,
     ) -> None:
@@ -89,6 +91,7 @@ class LeakChecker:
         self._variables = variables
         self._worker = worker
         self._warn = warn
+        self._split_known = split_known
         self._has_paused = has_paused
         # By serial: what has been reported, excused or allowed, and what has another owner by now.
         self._settled: set[int] = set()
@@ -164,7 +167,8 @@ class LeakChecker:
     def _check(self, context: CheckContext) -> list[OwnerFinding]:
         with self._unraisables_of_others(context):
             self._resume_collections()
-            return [*self._check_owner(context), *self._find_unknown(context)]
+            findings = self._split_known(self._check_owner(context))
+            return [*findings, *self._find_unknown(context)]
 
     def _resume_collections(self) -> None:
         if self._has_paused:

@@ -15,6 +15,7 @@ import pytest
 from closewait_guard.pytest_plugin._options import Options
 
 if TYPE_CHECKING:
+    from closewait_guard.pytest_plugin._baseline_run import BaselineRun
     from closewait_guard.pytest_plugin._findings import OwnerFinding
 
 __all__ = [
@@ -37,6 +38,9 @@ class FindingCollector:
     def __init__(self, config: pytest.Config, options: Options, notes: Iterable[str] = ()) -> None:
         self._config = config
         self._notes = notes
+        self._baseline: BaselineRun | None = config.pluginmanager.get_plugin(
+            "closewait_guard_baseline"
+        )
         self._file: JsonFile | None = None
         if options.json is not None:
             self._file = JsonFile(config, options.json)
@@ -66,6 +70,8 @@ class FindingCollector:
         for finding in findings:
             self._findings.append(finding)
             self._has_unknown |= finding.outcome == "unknown"
+            if self._baseline is not None:
+                self._baseline.add(finding)
             if self._file is not None and finding.report is not None:
                 self._file.write(finding.to_dict())
 
@@ -84,37 +90,49 @@ class FindingCollector:
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         """A run whose leaks are not all known, or whose file is incomplete, is no clean one."""
         yield
-        failure = self._file.failure if self._file is not None else None
-        if (failure or self._has_unknown) and session.exitstatus == pytest.ExitCode.OK:
+        if self._baseline is not None:
+            self._baseline.finish(session.exitstatus)
+        is_dirty = self._has_unknown or self._find_failures()
+        if is_dirty and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        failure = self._file.failure if self._file is not None else None
-        if self._notes or failure:
+    def _find_failures(self) -> list[str]:
+        """What could not be written, a sentence each."""
+        found = [each.failure for each in (self._file, self._baseline) if each is not None]
+        return [failure for failure in found if failure]
+
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, exitstatus: int
+    ) -> None:
+        known = self._baseline.finish(exitstatus) if self._baseline is not None else []
+        failures = self._find_failures()
+        if self._notes or failures:
             from closewait_guard._format import escape_line
 
             for note in self._notes:
                 terminalreporter.write_line(escape_line(f"closewait-guard: {note}"), yellow=True)
-            if failure:
+            for failure in failures:
                 terminalreporter.write_line(escape_line(f"ERROR: {failure}"), red=True)
-        if not self._findings:
-            return
+        lines = self._summary_lines() if self._findings else []
+        if lines or known:
+            terminalreporter.section("socket leaks")
+        if os.environ.get("GITHUB_ACTIONS") and self._findings:
+            from closewait_guard.pytest_plugin._findings import github_commands
+
+            lines += github_commands(self._findings, self._config.rootpath)
+        for line in (*lines, *([""] if lines and known else []), *known):
+            terminalreporter.write_line(line)
+
+    def _summary_lines(self) -> list[str]:
         from closewait_guard.pytest_plugin._failing import terminal_width
-        from closewait_guard.pytest_plugin._findings import github_commands
         from closewait_guard.pytest_plugin._text import summary_lines
 
-        lines = summary_lines(
+        return summary_lines(
             self._findings,
             self._config.rootpath,
             width=terminal_width(self._config),
             whole_stacks=self._config.getoption("verbose") > 0,
         )
-        if lines:
-            terminalreporter.section("socket leaks")
-        if os.environ.get("GITHUB_ACTIONS"):
-            lines += github_commands(self._findings, self._config.rootpath)
-        for line in lines:
-            terminalreporter.write_line(line)
 
 
 class XdistSender:

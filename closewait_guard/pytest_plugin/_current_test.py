@@ -91,7 +91,8 @@ class CurrentTest:
         from closewait_guard.pytest_plugin._failing import make_failure
         from closewait_guard.pytest_plugin._findings import junit_properties
 
-        if finding.report is not None and self.plan.allow_reason is None:
+        is_allowed = self.plan.allow_reason is not None or finding.outcome == "known"
+        if finding.report is not None and not is_allowed:
             root = self.item.config.rootpath
             self.item.user_properties += junit_properties(finding, root)
         if finding.is_failure and not finding.has_failed_already:

@@ -55,6 +55,7 @@ class Outcome(StrEnum):
     STILL_RUNNING = "still_running"
     UNKNOWN = "unknown"
     LIBRARY_DEFAULT = "library_default"
+    KNOWN = "known"
     ALLOWED = "allowed"
     UNUSED_WAIVER = "unused_waiver"
     SETTLED = "settled"

@@ -420,6 +420,10 @@ def register_hooks(config: pytest.Config) -> LeakHooks:
     if _HOOKS in config.stash:
         return config.stash[_HOOKS]
     options, settings = read_options(config), load_settings()
+    if options.baseline is not None:
+        from closewait_guard.pytest_plugin._baseline_run import follow_baseline
+
+        follow_baseline(config, options)
     sink = _make_sink(config, options, settings.notes if settings is not None else ())
     hooks = config.stash[_HOOKS] = LeakHooks(config, options, settings, sink)
     config.add_cleanup(hooks.close)

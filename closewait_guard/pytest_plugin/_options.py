@@ -57,11 +57,15 @@ class Options(NamedTuple):
         plan: That of a test without markers.
         fails_tests: A test that leaks is reported as failed, not with an error at its teardown.
         json: The file to write.
+        baseline: The file of known leaks.
+        updates_baseline: It is to be written.
     """
 
     plan: Plan = Plan()
     fails_tests: bool = False
     json: str | None = None
+    baseline: str | None = None
+    updates_baseline: bool = False
 
 
 def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ) -> Options:
@@ -76,7 +80,14 @@ def read_options(config: pytest.Config, environ: Mapping[str, str] = os.environ)
             parsed = _parse_value(parse, value, source)
             found[name] = found.get(name, ()) + parsed if name == "ignore" else parsed
     fails_tests, path = found.pop("as", False), found.pop("json", None)
-    return Options(Plan(**found), fails_tests, path)
+    baseline, is_updated = found.pop("baseline", None), config.getoption(_UPDATE)
+    if is_updated and baseline is None:
+        raise pytest.UsageError("--socket-leaks-update-baseline needs --socket-leaks-baseline=FILE")
+    is_off = found.get("mode", Mode.OFF) is Mode.OFF
+    if baseline is not None and is_off and (is_updated or "mode" not in found):
+        # A file of known leaks that nothing is compared with would look like success.
+        raise pytest.UsageError("socket_leaks_baseline needs socket_leaks=warn or fail")
+    return Options(Plan(**found), fails_tests, path, baseline, is_updated)
 
 
 def is_enabled(config: pytest.Config) -> bool:
@@ -167,7 +178,9 @@ _PARSERS: dict[str, Callable[[object], object]] = {
     "libraries": _parse_warn_or_fail,
     "as": _parse_as,
     "json": _parse_path,
+    "baseline": _parse_path,
 }
+_UPDATE = "socket_leaks_update_baseline"
 
 
 def _read_marker(item: pytest.Item, mark: pytest.Mark, plan: Plan) -> dict[str, Any]:

@@ -154,6 +154,7 @@ class RunRecorder:
         from closewait_guard.pytest_plugin._checker import LeakChecker
         from closewait_guard.pytest_plugin._module_variables import ModuleVariables
 
+        followed = self._config.pluginmanager.get_plugin("closewait_guard_baseline")
         return LeakChecker(
             self.guard(),
             self._ownership,
@@ -163,6 +164,7 @@ class RunRecorder:
             ),
             self._worker,
             self._warn,
+            list if followed is None else followed.baseline.split,
             has_paused=has_paused,
         )
 

@@ -71,6 +71,7 @@ _OUTCOME_PHRASES = {
     Outcome.STILL_RUNNING: (
         "{} left to a running thread, process, loop or record by {} (socket_leaks_threads=warn)"
     ),
+    Outcome.KNOWN: "{} leaked by {}, known (socket_leaks_baseline)",
     Outcome.ALLOWED: "{}, allowed ({})",
 }
 _ENDS = {
@@ -183,7 +184,9 @@ def summary_lines(
     lines: list[str] = []
     layout = _layout(root, width)
     in_defaults = [each for each in findings if each.outcome is Outcome.LIBRARY_DEFAULT]
-    for site in group_by_site((each for each in findings if each not in in_defaults), root):
+    # Known leaks may be many: how many is said at the end.
+    apart = {Outcome.LIBRARY_DEFAULT} | (set() if whole_stacks else {Outcome.KNOWN})
+    for site in group_by_site((each for each in findings if each.outcome not in apart), root):
         lines += [*_site_lines(site, root, layout, whole_stacks=whole_stacks), ""]
     for variable in dict.fromkeys(each.reason for each in in_defaults):
         owners = [each for each in in_defaults if each.reason == variable]
