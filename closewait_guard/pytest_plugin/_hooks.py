@@ -89,6 +89,10 @@ class LeakHooks:
             self.start_test(item, plan_for(item, self._plan)._replace(mode=Mode.FAIL))
         return self._load_recorder().guard()
 
+    def is_checking(self, item: pytest.Item) -> bool:
+        """Whether this test is checked."""
+        return item.stash.get(_PLAN, self._plan).mode is not Mode.OFF
+
     def start_test(self, item: pytest.Item, plan: Plan | None = None) -> None:
         """Begin to check a test: its set-up begins."""
         if plan is None:
