@@ -30,7 +30,7 @@ from closewait_guard._holders.roots import (
 )
 from closewait_guard._holders.threads import CallUse
 from closewait_guard._judge import FindingText, cause_code, hint_for
-from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call, packages_of
+from closewait_guard._libraries import LOOP_WAKER, PoolUse, for_each_call, made_by, packages_of
 from closewait_guard._live import is_too_large
 from closewait_guard.model import (
     Finding,
@@ -407,7 +407,7 @@ class Explainer:
         record = observation.record
         opener = record.opener.origin
         if observation.owner is not None:
-            owners = (observation.type,)
+            owners = (observation.type, *map(made_by, calls_of_libraries(record)))
         elif observation.state is State.LISTEN:
             # What libraries say is of connections.
             owners = ()

@@ -195,7 +195,8 @@ class Pools:
             found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), handles)
             uses |= {fd: use for fd, (use, _) in found.items()}
             pool_of |= dict.fromkeys(found, (ref, library, kind))
-            idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle}
+            counts = not kind.is_of_thread
+            idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle and counts}
             pools.update({_target_of(uses[fd], by_fd[fd]) for fd in idle})
             for fd, loop in idle.items():
                 thread = by_fd[fd].record.opener.thread

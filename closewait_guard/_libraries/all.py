@@ -5,6 +5,7 @@ from __future__ import annotations
 from closewait_guard._libraries import (
     aiohttp,
     asyncpg,
+    django,
     httpcore,
     others,
     processes,
@@ -32,6 +33,7 @@ LIBRARIES: tuple[Library, ...] = (
     *redis.LIBRARIES,
     *sqlalchemy.LIBRARIES,
     *asyncpg.LIBRARIES,
+    *django.LIBRARIES,
     *psycopg.LIBRARIES,
     *pymongo.LIBRARIES,
     *others.LIBRARIES,

@@ -28,6 +28,7 @@ __all__ = [
     "for_each_call",
     "give_back",
     "itself",
+    "made_by",
     "never",
     "no_descriptors",
     "nothing",
@@ -72,6 +73,11 @@ def out_of_use(library: str) -> str:
     return f"{library} out of use"
 
 
+def made_by(call: str) -> str:
+    """The holder of an object that a library has made for the program, by the name of its call."""
+    return f"made by {call}"
+
+
 def read_response(library: str) -> str:
     """The holder of an idle connection that a response keeps which was read: by its open client."""
     return f"{library} after a response was read"
@@ -113,6 +119,7 @@ class PoolKind:
         idle: The connections that wait in it: sockets, what wraps one, or descriptors.
         checked_out: Those that are in use.
         kept_by: Classes of objects that have a reference to the pool and take nothing out of it.
+        is_of_thread: Each thread has one of its own, so there are as many as the program needs.
     """
 
     classes: tuple[str, ...]
@@ -121,6 +128,7 @@ class PoolKind:
     idle: Callable[[Any], Iterable[object]]
     checked_out: Callable[[Any], Iterable[object]] = nothing
     kept_by: tuple[str, ...] = ()
+    is_of_thread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
