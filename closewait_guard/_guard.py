@@ -314,8 +314,8 @@ class Guard:
     def _open_since(self, mark: int) -> tuple[Finding, ...]:
         return self._pipeline.open_since(mark)
 
-    def _open_creations(self, since: int) -> list[Creation]:
-        """The sockets opened after a mark that are open or were dropped, without a scan."""
+    def _open_creations(self, since: float) -> list[Creation]:
+        """The sockets opened after a mark that are open or were dropped; with -inf, all of them."""
         return open_creations(self._registry, since)
 
     def _sockets_of_ended(self) -> dict[int, frozenset[int]]:

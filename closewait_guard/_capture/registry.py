@@ -423,7 +423,7 @@ def open_without_socket(registry: Registry, serials: Set[int]) -> dict[int, int]
     }
 
 
-def open_creations(registry: Registry, since: int) -> list[Creation]:
+def open_creations(registry: Registry, since: float) -> list[Creation]:
     """Those after a mark whose sockets are open at this moment, or were dropped while open.
 
     Also those that this process has closed and a child may have a copy of. Cheap, because nothing

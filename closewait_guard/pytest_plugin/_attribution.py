@@ -148,9 +148,17 @@ class Ownership:
             weakref.WeakKeyDictionary()
         )
 
-    def begin(self) -> None:
-        """Note the owners of threads from now on."""
+    def begin(self, *, within_test: bool) -> None:
+        """Note the owners of threads from now on.
+
+        Args:
+            within_test: A test is under way, and may have started some of those that run. Else no
+                test has: they have no owner, unless it is known.
+        """
         self._test_thread = threading.get_ident()
+        for number, thread in () if within_test else threads.copy().items():
+            if number != self._test_thread:
+                self._owners_by_thread.setdefault(thread, NO_OWNER)
         add_thread_start_callback(self._on_thread_start)
 
     def end(self) -> None:
@@ -221,9 +229,10 @@ class Ownership:
     def _owner_of_thread(self) -> Owner:
         thread = threads.get(threading.get_ident())
         owner = self._owners_by_thread.get(thread) if thread is not None else None
-        if owner is None or (owner.finished and _is_executor_worker(thread)):
+        if owner is None:
             return self.current
-        return owner
+        is_over = owner is NO_OWNER or owner.finished
+        return self.current if is_over and _is_executor_worker(thread) else owner
 
 
 def _is_executor_worker(thread: object) -> bool:

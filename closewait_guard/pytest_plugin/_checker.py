@@ -7,6 +7,7 @@ close.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -199,7 +200,7 @@ class LeakChecker:
         return self._findings(context, waited, report, running, variables)
 
     def _unraisables_of_others(self, context: CheckContext) -> UnraisablesOfOthers:
-        creations, owner = self._guard._open_creations(0), context.owner
+        creations, owner = self._guard._open_creations(-math.inf), context.owner
         booked = context.kind == "test" and not owner.finished
         return UnraisablesOfOthers(creations, self._owner_of, owner, self._warn, booked=booked)
 

@@ -126,11 +126,12 @@ class UnraisableOfOther(NamedTuple):
     def warn(self, config: pytest.Config) -> None:
         """Have pytest list it among the warnings of its owner."""
         line = record_of(self.creation, self.creation.pid).site
-        text = f"{self.text}\n(found by the socket check of {self.found_by.name})"
+        where = "opened outside of the tests; " if not self.owner.name else ""
+        text = f"{self.text}\n({where}found by the socket check of {self.found_by.name})"
         message = warnings.WarningMessage(
             pytest.PytestUnraisableExceptionWarning(text),
             pytest.PytestUnraisableExceptionWarning,
-            line.filename if line is not None else "",
+            line.filename if line is not None else "<unknown>",
             line.lineno if line is not None else 0,
         )
         arguments = {"nodeid": self.owner.nodeid, "when": "runtest", "location": None}

@@ -94,13 +94,14 @@ class LeakHooks:
         return item.stash.get(_PLAN, self._plan).mode is not Mode.OFF
 
     def start_test(self, item: pytest.Item, plan: Plan | None = None) -> None:
-        """Begin to check a test: its set-up begins."""
+        """Begin to check a test: its set-up begins, or is under way where its plan is given."""
+        within_test = plan is not None
         if plan is None:
             plan = item.stash.get(_PLAN, self._plan) if self._has_plans else self._plan
         if not self._has_begun:
             if plan.mode is Mode.OFF:
                 return
-            self._begin()
+            self._begin(within_test=within_test)
         else:
             self._spare_descriptors.acquire()
         if plan.allow_reason is not None:
@@ -138,7 +139,7 @@ class LeakHooks:
     def pytest_sessionstart(self) -> None:
         if self._plan.mode is not Mode.OFF:
             self._idle_plugin = IdlePlugin(self._config, self._wake)
-            self._begin()
+            self._begin(within_test=False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self) -> None:
@@ -161,10 +162,10 @@ class LeakHooks:
             self.current_test.in_teardown = phase == TEARDOWN
             self.ownership.reassign_current(owner)
 
-    def _begin(self) -> None:
+    def _begin(self, *, within_test: bool) -> None:
         self._has_begun = True
         self._spare_descriptors.acquire()
-        self.ownership.begin()
+        self.ownership.begin(within_test=within_test)
         if self._recorder is None:
             self._first_socket_hook.install()
         else:
