@@ -113,7 +113,7 @@ class Scanner:
         self._seen_dropped: dict[int, Observation] = {}
         self._closed_elsewhere = ClosedElsewhere()
         self.forked_copies = ForkedCopies(source, settings.grace)
-        self.unanswered = UnansweredSockets(probe)
+        self.unanswered = UnansweredSockets(probe, settings.unanswered_grace)
         self._last_scan = _ScanTime(since, -math.inf)
         # One poller serves one thread at a time. Taking it out of a list is atomic: a scan in a
         # second thread, in a signal handler or in a forked child makes its own.

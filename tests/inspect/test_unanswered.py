@@ -335,11 +335,49 @@ def test_what_a_scan_has_seen_counts_as_long_as_nothing_has_come_since(guard, mo
         probe = Answers(
             cwg.Unanswered(1.0, 1, 50.0), cwg.Unanswered(1.0, 9, 60.0), cwg.Unanswered(1.0, 1, 2.0)
         )
-        sockets = UnansweredSockets(probe)
+        sockets = UnansweredSockets(probe, 60.0)
         seconds = []
         for at in (100.0, 110.0, 120.0):  # noqa: B007 - it is the clock
             seconds.append(sockets.find(creations, (), everything=True)[ours.fileno()].seconds)
         assert seconds == [1.0, 11.0, 1.0]
+
+
+class Counting:
+    """A probe that counts its questions: a socket has something unsent in some of them."""
+
+    def __init__(self):
+        self.asked, self.has_sent = 0, False
+
+    def has_unsent(self, _):
+        self.asked += 1
+        return self.has_sent
+
+    def unanswered(self, _):
+        return None
+
+
+def test_one_that_was_acknowledged_is_not_asked_for_the_grace_time_and_others_at_each_scan(
+    guard, monkeypatch
+):
+    at = 100.0
+    monkeypatch.setattr(module, "now", lambda: at)
+    with connected_pair():
+        probe, open_sockets = Counting(), guard._registry.open_sockets()
+        total = len(open_sockets.creations)
+        sockets = UnansweredSockets(probe, 60.0)
+        asked = []
+        for at, probe.has_sent in (  # noqa: B007 - it is the clock
+            *((100.0, False), (101.0, True), (159.0, True)),
+            *((160.0, True), (161.0, True), (162.0, False), (163.0, False)),
+            (220.0, False),
+        ):
+            probe.asked = 0
+            assert sockets.find(open_sockets, (), everything=False) == {}
+            asked.append(probe.asked / total)
+        assert asked == [1, 0, 0, 1, 1, 1, 0, 1]
+        probe.asked = 0
+        sockets.find(open_sockets, (), everything=True)
+        assert probe.asked == total
 
 
 ESTABLISHED, FIN_WAIT1 = 1, 4
