@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from closewait_guard._config import shown
 from closewait_guard._format import WIDTH, Layout
 from closewait_guard._render import render_report
-from closewait_guard._stream import close_reporter, layout_of, reporter_name, write_text
+from closewait_guard._stream import (
+    close_reporter,
+    flush_reporter,
+    layout_of,
+    reporter_name,
+    write_text,
+)
 from closewait_guard._structlog import log_error, log_warning
 from closewait_guard._threads import CallThread, StillBusyError
 from closewait_guard.exceptions import ConfigurationError
@@ -62,13 +68,16 @@ class Delivery:
         """Deliver to these too from now on."""
         self._slots += tuple(_Slot(each) for each in _resolve(reporters))
 
-    def deliver(self, report: Report, heartbeat: float | None = None) -> None:
+    def deliver(
+        self, report: Report, heartbeat: float | None = None, *, is_last: bool = False
+    ) -> None:
         """Call every reporter with it.
 
         Args:
             report: The report.
             heartbeat: For one of a monitor's series, after how many seconds a reporter for people
                 says that nothing has changed.
+            is_last: The process ends now: have what is still being sent go out.
         """
         interrupt: BaseException | None = None
         for slot in self._slots:
@@ -81,9 +90,18 @@ class Delivery:
                 self._count_failure(slot, error)
             else:
                 interrupt = error
+        if is_last:
+            self._flush()
         if interrupt is not None:
             # The program is to end; all other reporters have been called before.
             raise interrupt
+
+    def _flush(self) -> None:
+        # Not before all have the report: this may take a while.
+        for slot in self._slots:
+            error = slot.flush(self._timeout)
+            if error is not None:
+                self._count_failure(slot, error)
 
     def close(self) -> None:
         """Close the reporters that can be closed, except those that are still busy."""
@@ -128,6 +146,12 @@ class _Slot:
         if heartbeat is None or periodic is None:
             return self._thread.call(lambda: self.reporter(report), timeout)
         return self._thread.call(lambda: periodic(self.reporter, report, heartbeat), timeout)
+
+    def flush(self, timeout: float) -> BaseException | None:
+        """Have the reporter send what it has not sent yet."""
+        if not callable(getattr(self.reporter, "flush", None)):
+            return None
+        return self._thread.call(lambda: flush_reporter(self.reporter), timeout)
 
     def close(self, timeout: float) -> BaseException | None:
         """Close the reporter, unless it is in the middle of a report."""

@@ -308,7 +308,6 @@ class Guard:
         return self._pipeline.next_in_series(self._fd_exhaustion.count, notes, is_last=is_last)
 
     def _reported_leaks(self) -> frozenset[int]:
-        """The serials of the leaks that the latest report of the series has."""
         return self._pipeline.reported_leaks()
 
     def _open_since(self, mark: int) -> tuple[Finding, ...]:
@@ -330,10 +329,11 @@ class Guard:
         left = open_without_socket(self._registry, serials)
         return {id(owner): left[fd] for fd, owner in owners_of_descriptors(left.keys()).items()}
 
-    def _deliver(self, report: Report, *, is_periodic: bool = False) -> None:
+    def _deliver(self, report: Report, *, is_periodic: bool = False, is_last: bool = False) -> None:
         self._record_state(report)
         if self._delivery is not None:
-            self._delivery.deliver(report, self.settings.heartbeat if is_periodic else None)
+            beat = self.settings.heartbeat if is_periodic else None
+            self._delivery.deliver(report, beat, is_last=is_last)
 
     def _add_reporters(self, reporters: Iterable[Reporter | str]) -> None:
         self._load()

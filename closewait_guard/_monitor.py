@@ -109,7 +109,7 @@ class Schedule:
                 report = self._guard._next_in_series(notes, is_last=is_last)
             report = report if complete is None else complete(report)
             if self._is_wanted is None or self._is_wanted(report):
-                self._guard._deliver(report, is_periodic=not is_last)
+                self._guard._deliver(report, is_periodic=not is_last, is_last=is_last)
             self._has_failed = False
         except Exception as error:
             had_failed, self._has_failed = self._has_failed, True

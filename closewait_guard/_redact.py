@@ -110,6 +110,7 @@ class Mask:
             full_pools=tuple(
                 replace(pool, name=self.text(pool.name)) for pool in report.full_pools
             ),
+            redacted=True,
         )
         notes, unknown = (
             tuple(self.text(note) for note in those)

@@ -14,6 +14,7 @@ from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
     "close_reporter",
+    "flush_reporter",
     "layout_of",
     "print_error",
     "reporter_name",
@@ -134,3 +135,10 @@ def close_reporter(reporter: object) -> None:
     close = getattr(reporter, "close", None)
     if callable(close):
         close()
+
+
+def flush_reporter(reporter: object) -> None:
+    """Call the reporter's `flush()`, if it has one: it returns when all is sent, or time is up."""
+    flush = getattr(reporter, "flush", None)
+    if callable(flush):
+        flush()

@@ -56,8 +56,7 @@ __all__ = [
 
 SCHEMA = "closewait-guard/1"
 TEST_SCHEMA = "closewait-guard-pytest/1"  # Of a line of the pytest plugin with a report in it.
-# The family of a socket that could not be probed.
-UNKNOWN_FAMILY = "unknown"
+UNKNOWN_FAMILY = "unknown"  # Of a socket that could not be probed.
 
 
 @refuse_changes
@@ -381,10 +380,10 @@ class Report:
             the thresholds that are exceeded at this moment.
         observations: The healthy sockets, of a full scan only.
         closed_late: Leaks of the report before that have been closed since; none in a scan.
-        omitted: Leaks that were left out: they were reported before, are less severe, or were too
-            many to be remembered until the end of the program.
+        omitted: Leaks that were left out: reported before, less severe, or too many to remember.
         descriptors: What all descriptors are; None if that is unknown.
         full_pools: The pools that have no connection left to hand out.
+        redacted: Whether texts may have been removed from it, by `Settings.redact`.
     """
 
     schema: str
@@ -404,6 +403,7 @@ class Report:
     omitted: int = 0
     descriptors: Descriptors | None = None
     full_pools: tuple[FullPool, ...] = ()
+    redacted: bool = False
 
     def __str__(self) -> str:
         # Loaded with the first scan, so that there need be no descriptor left for it now.

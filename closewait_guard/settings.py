@@ -158,7 +158,7 @@ class Settings(_Provenance):
         (),
         parse.names,
         "Reporters by name, for a program that names none itself: text, console, structlog, "
-        "logging, json_lines:PATH, warn, or another that is installed.",
+        "logging, json_lines:PATH, warn, sentry, or another that is installed.",
     )
     reporter_timeout: float = _setting(
         10.0,

@@ -155,6 +155,7 @@ reports = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    redacted=st.booleans(),
 )
 
 settings = st.builds(

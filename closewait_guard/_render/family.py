@@ -213,6 +213,7 @@ def _sum(reports: Sequence[Report]) -> Report:
         closed_late=(),
         omitted=sum(report.omitted for report in reports),
         coverage=replace(coverage, notes=notes),
+        redacted=any(report.redacted for report in reports),
     )
 
 

@@ -11,6 +11,7 @@ from closewait_guard.reporters.filters import at_least, changes, every
 from closewait_guard.reporters.json_lines import json_lines
 from closewait_guard.reporters.logging import logging
 from closewait_guard.reporters.names import known_names, named
+from closewait_guard.reporters.sentry import sentry
 from closewait_guard.reporters.structlog import structlog
 from closewait_guard.reporters.text import text
 from closewait_guard.reporters.warn import SocketLeakWarning, warn
@@ -25,6 +26,7 @@ __all__ = [
     "known_names",
     "logging",
     "named",
+    "sentry",
     "structlog",
     "text",
     "warn",

@@ -34,7 +34,10 @@ from closewait_guard.model import (
 
 __all__ = [
     "Event",
+    "alert_event",
+    "closed_late_events",
     "events",
+    "site_event",
 ]
 
 
@@ -50,18 +53,24 @@ class Event(NamedTuple):
 
 def events(report: Report) -> Iterator[Event]:
     """Alerts first, then the sites, worst first, then those that closed late."""
-    yield from map(_escape, _all_events(report))
-
-
-def _all_events(report: Report) -> Iterator[Event]:
     for alert in report.alerts:
-        yield _alert_event(alert, report)
+        yield alert_event(alert, report)
     for group in report.by_site():
-        yield _site_event(group, report.pid)
+        yield site_event(group, report.pid)
+    yield from closed_late_events(report)
+
+
+def closed_late_events(report: Report) -> Iterator[Event]:
+    """One for each cause of which sockets were closed late."""
     for fingerprint, closed in groupby(
         sorted(report.closed_late, key=_fingerprint), key=_fingerprint
     ):
-        yield _closed_late_event(list(closed), fingerprint, report.pid)
+        yield _escape(_closed_late_event(list(closed), fingerprint, report.pid))
+
+
+def alert_event(alert: Alert, report: Report) -> Event:
+    """The event of an alert."""
+    return _escape(_alert_event(alert, report))
 
 
 def _alert_event(alert: Alert, report: Report) -> Event:
@@ -83,6 +92,11 @@ def _alert_event(alert: Alert, report: Report) -> Event:
         f"{alert.kind} {alert.status}: {text}",
         {**fields, "text": text, "pid": report.pid},
     )
+
+
+def site_event(group: SiteGroup, pid: int) -> Event:
+    """The event of a site of this process."""
+    return _escape(_site_event(group, pid))
 
 
 def _site_event(group: SiteGroup, pid: int) -> Event:

@@ -11,7 +11,7 @@ from closewait_guard._clock import now
 from closewait_guard._config import require_number, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._enums import FOLLOWED
-from closewait_guard._stream import close_reporter, reporter_name
+from closewait_guard._stream import close_reporter, flush_reporter, reporter_name
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     Alert,
@@ -21,6 +21,7 @@ from closewait_guard.model import (
     Finding,
     Report,
     Reporter,
+    Scalar,
     Severity,
     SiteGroup,
     Verdict,
@@ -32,6 +33,7 @@ __all__ = [
     "at_least",
     "changes",
     "every",
+    "subject_of",
 ]
 
 _MAX_WAITING = 1000
@@ -53,8 +55,16 @@ class _Wrapping:
     def close(self) -> None:
         close_reporter(self._reporter)
 
+    def flush(self) -> None:
+        flush_reporter(self._reporter)
+
     def __repr__(self) -> str:
         return f"{self._name}({reporter_name(self._reporter)})"
+
+
+def subject_of(alert: Alert) -> Scalar:
+    """What an alert is about, where there may be several of its kind at a time."""
+    return alert.data.get(_SUBJECTS.get(alert.kind, ""))
 
 
 def _serial_of(finding: Finding) -> int:
@@ -106,7 +116,7 @@ class _AtLeast(_Wrapping):
             )
 
     def _should_report(self, alert: Alert) -> bool:
-        key = (alert.kind, alert.data.get(_SUBJECTS.get(alert.kind, "")))
+        key = (alert.kind, subject_of(alert))
         was_reported, matters = key in self._alerts, self._matters(alert.severity)
         if matters and alert.status is not AlertStatus.RESOLVED:
             self._alerts.add(key)

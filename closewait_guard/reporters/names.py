@@ -14,6 +14,7 @@ from closewait_guard.reporters.console import console
 from closewait_guard.reporters.filters import at_least, changes, every
 from closewait_guard.reporters.json_lines import json_lines
 from closewait_guard.reporters.logging import logging
+from closewait_guard.reporters.sentry import sentry
 from closewait_guard.reporters.structlog import structlog
 from closewait_guard.reporters.text import text
 from closewait_guard.reporters.warn import warn
@@ -177,6 +178,7 @@ _FACTORIES: dict[str, Callable[[str], Reporter]] = {
     "logging": _logging,
     "json_lines": _json_lines,
     "warn": _without_argument("warn", warn),
+    "sentry": _without_argument("sentry", sentry),
     "changes": _changes,
     "at_least": _at_least,
     "every": _every,
