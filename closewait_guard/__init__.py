@@ -157,6 +157,8 @@ _HOMES = {
     "settings": ("Settings",),
 }
 _PUBLIC_MODULES = frozenset({"exceptions", "model", "reporters", "settings", "testing"})
+# What IPython looks for at `%load_ext closewait_guard`.
+_OF_IPYTHON = frozenset({"load_ipython_extension", "unload_ipython_extension"})
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
@@ -169,6 +171,8 @@ def __getattr__(name: str) -> object:
 
     if name in _PUBLIC_MODULES:
         return import_module(f"{__name__}.{name}")
+    if name in _OF_IPYTHON:
+        return getattr(import_module(f"{__name__}.integrations.ipython"), name)
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "__version__":

@@ -34,7 +34,12 @@ _TIMEOUT = 300
 _GAVE_UP = 75
 _PAGES_AT_ONCE = 3
 # What the programs of the pages talk to, what asks their servers, and what several pages run.
-_HELPERS = ("cookbook/service.py", "guides/visit.py", "commands/worker.py")
+_HELPERS = (
+    "cookbook/service.py",
+    "guides/visit.py",
+    "guides/cells.py",
+    "commands/worker.py",
+)
 # How often to try: on a busy machine a peer may close late, or a search for holders end early.
 _ATTEMPTS = 3
 

@@ -40,7 +40,6 @@ from closewait_guard._inspect import kind_of
 from closewait_guard._libraries import LIBRARIES, RUNNING_CALL
 from closewait_guard._live import (
     MAX_ITEMS,
-    MISSING,
     attribute_dict,
     attributes_of,
     class_value,
@@ -405,9 +404,12 @@ def item_of(parent: object, child: object) -> str | None:
     """The place of the child in a container, as `[3]` or `['EUR']`; None if it is no container."""
     if is_a(parent, dict):
         items = items_of(parent)
-        found = next((key for key, value in items if value is child), MISSING)
-        if found is not MISSING:
-            return f"[{_format_key(found)}]"
+        if found := [key for key, value in items if value is child]:
+            # IPython has `_` for its last value, which soon is another: `_3` stays.
+            lasting = next(
+                (key for key in found if type(key) is not str or key.strip("_")), found[0]
+            )
+            return f"[{_format_key(lasting)}]"
         return ".keys()" if len(items) < MAX_ITEMS else "[...]"
     if is_any_of(parent, (list, tuple, deque)):
         elements = elements_of(parent)

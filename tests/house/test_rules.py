@@ -69,6 +69,7 @@ FOREIGN = {
     "opentelemetry": {"integrations/opentelemetry"},
     "requests": {"commands/_leaky_shop"},
     "sentry_sdk": {"reporters/sentry"},
+    "IPython": {"integrations/ipython"},
     "pytest": {"pytest_plugin"},
 }
 
