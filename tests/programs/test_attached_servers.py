@@ -13,10 +13,11 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from test_workers import ASGI, WSGI
+from test_workers import ASGI, LEAK, WSGI
 
 from command_line import HAS_REMOTE_EXEC, call, can_attach, environment
-from servers import DEADLINE, free_port, get
+from remote.attached import interrupt, wait_until, watching
+from servers import DEADLINE, free_port, get, redis_server
 
 pytestmark = pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
 
@@ -31,13 +32,13 @@ SERVERS = {
 
 
 @contextmanager
-def serving(tmp_path, *command):
+def serving(tmp_path, *command, **variables):
     """A server without the guard, and its port."""
     port = free_port()
     with subprocess.Popen(
         [sys.executable, "-m", *(word.format(port=port) for word in command)],
         cwd=tmp_path,
-        env=environment(PYTHONPATH=str(tmp_path)),
+        env=environment(PYTHONPATH=str(tmp_path), **variables),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as server:
@@ -63,17 +64,88 @@ def test_what_the_workers_of_a_server_hold_is_in_one_report(tmp_path, server):
         text = " ".join(call("attach", program.pid, "--tree", code=0).stdout.split())
         assert re.search(r" 4 leaked sockets from 1 place", text), text
         assert "held by app.kept[0]" in text
-        # It serves as before, and its descriptors are still those that it had.
+        # A watch has the lines of the next. Its descriptors are still those that it had, and these.
         fds = count_descriptors(program.pid)
-        call("attach", program.pid, "--tree", code=0)
-        assert count_descriptors(program.pid) == fds
+        with watching(program, "--tree") as watch:
+            for _ in range(4):
+                assert get(port, "/leak") == b"done"
+            text, _, status = interrupt(watch)
+        assert (status, text.count("in leak()")) == (0, 1), text
+        assert re.search(r"\b4 LEAKED", text), text
+        assert count_descriptors(program.pid) == fds + 4
         assert get(port, "/") == b"done"
 
 
 def count_descriptors(root):
     from closewait_guard._threads import descendants_of
 
-    return {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in (root, *descendants_of(root, 99))}
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (root, *descendants_of(root, 99)))
+
+
+def test_a_guard_that_is_left_in_green_workers_answers_until_it_is_taken_out(tmp_path):
+    pytest.importorskip("gevent")
+    (tmp_path / "app.py").write_text(WSGI)
+    folder = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    with serving(tmp_path, *SERVERS["gunicorn gevent"], **folder) as (program, port):
+        fds = count_descriptors(program.pid)
+        call("attach", program.pid, "--tree", "--install", code=0, CLOSEWAIT_GUARD_GRACE="0")
+        assert get(port, "/leak") == b"done"
+        text = call("report", program.pid, "--tree", code=0).stdout
+        assert "in leak()" in text
+        call("attach", program.pid, "--tree", "--uninstall", code=0)
+        assert count_descriptors(program.pid) == fds + 1
+        assert get(port, "/") == b"done"
+
+
+TASKS = (
+    LEAK
+    + """
+from celery import Celery
+
+app = Celery("tasks", broker=os.environ["BROKER"])
+
+@app.task(ignore_result=True)
+def work(place=None):
+    if place is not None:
+        leak()
+        open(f"done-{place}", "w").close()
+"""
+)
+# Idle children run no Python code: they wait for the next task.
+SENDS = """
+import select, sys
+from tasks import work
+
+for place in range(4):
+    work.delay(place)
+while not select.select([0], [], [], 0.05)[0]:
+    work.delay()
+"""
+
+
+def test_what_the_tasks_of_celery_hold_in_its_prefork_pool_is_in_one_report(tmp_path):
+    pytest.importorskip("celery")
+    (tmp_path / "tasks.py").write_text(TASKS)
+    options = ("-P", "prefork", "-c", "2", "--without-mingle", "--without-gossip")
+    with redis_server() as port:
+        variables = environment(BROKER=f"redis://127.0.0.1:{port}/0", PYTHONPATH=str(tmp_path))
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        worker = [sys.executable, "-m", "celery", "-A", "tasks", "worker", *options]
+        send = [sys.executable, "-c", SENDS]
+        with (
+            subprocess.Popen(worker, cwd=tmp_path, env=variables, **quiet) as program,
+            subprocess.Popen(send, cwd=tmp_path, env=variables, stdin=subprocess.PIPE) as sender,
+        ):
+            try:
+                wait_until(lambda: len(list(tmp_path.glob("done-*"))) == 4)
+                done = call("attach", program.pid, "--tree", code=0, CLOSEWAIT_GUARD_GRACE="0")
+            finally:
+                sender.stdin.close()
+                program.terminate()
+    text = " ".join(done.stdout.split())
+    assert re.search(r" 4 leaked sockets from 1 place", text), text
+    assert "held by tasks.kept[0]" in text
+    assert "Asked 3 Python processes." in text
 
 
 THREADED = """
