@@ -322,7 +322,10 @@ def test_root_without_the_right_learns_which_it_is():
         one = call("scan", running.pid, command=weak, code=2)
         everything = call("scan", command=weak, code=None)
         doctor = call("doctor", command=weak, code=0)
-    need = "root needs CAP_SYS_PTRACE here (docker run --cap-add SYS_PTRACE, docker exec "
+    need = (
+        "root needs CAP_SYS_PTRACE here (docker run --cap-add SYS_PTRACE, docker exec "
+        "--privileged, kubectl debug --profile=sysadmin)"
+    )
     assert one.stderr.endswith(f" of user root: {need}\n")
     # Beside those of other users.
     assert re.search(
