@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
 
 __all__ = ["begin"]
 
@@ -35,15 +34,13 @@ def begin(package: str, address: str, order: Mapping[str, object]) -> None:
     import _thread
 
     start = _thread.start_new_thread
-    hub, gevent = None, sys.modules.get("gevent.monkey")
+    gevent = sys.modules.get("gevent.monkey")
     if gevent is not None:
         # A green thread would have all others wait.
         start = gevent.get_original("_thread", "start_new_thread")
-        hub = _hub_of_gevent()
     has_thread = type(start).__name__ == "builtin_function_or_method"
-    order = {**order, "hub": hub, "has_thread": has_thread}
     try:
-        start(_answer_and_end, (package, address, order))
+        start(_answer_and_end, (package, address, {**order, "has_thread": has_thread}))
     except RuntimeError:
         _answer(package, address, {**order, "has_thread": False})
 
@@ -56,21 +53,15 @@ def _answer_and_end(package: str, address: str, order: Mapping[str, object]) -> 
         return
 
 
-def _hub_of_gevent() -> Any:
-    """What runs the green threads of this thread; None where there are none."""
-    local = sys.modules.get("gevent._hub_local")
-    return None if local is None else local.get_hub_if_exists()
-
-
 def _forget_thread() -> None:
     """Remove what libraries keep of a thread that they have not started."""
-    threading = sys.modules.get("threading")
+    threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
     if threading is not None:
         # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
         active, ident = vars(threading).get("_active", {}), threading.get_ident()
         if type(active.get(ident)).__name__ == "_DummyThread":
             del active[ident]
-    if (hub := _hub_of_gevent()) is not None:
+    if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
         # That of this thread, which keeps descriptors.
         hub.destroy(destroy_loop=True)
 

@@ -13,7 +13,6 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib import import_module
 from types import BuiltinFunctionType
 from typing import Any
@@ -30,7 +29,6 @@ __all__ = ["obey"]
 
 # A caller that was killed cannot say that the time is over.
 _MAX_SECONDS_LATE = 1.0
-_MAX_SECONDS_OF_CALL = 10.0
 _PAUSE = 0.1
 _PACKAGE = "closewait_guard"
 _API = f"{_PACKAGE}._api"
@@ -46,9 +44,8 @@ def obey(
     Args:
         order: `what` it wants, with the `settings` of a guard; of a watch, the `seconds` and the
             path of the file that is there `while` it goes on; of an installation, the `reporters`.
-            Whether this runs in a thread of its own (`has_thread`), whether the package was loaded
-            for it (`is_visit`), and what runs the green threads of gevent, if there are any
-            (`hub`).
+            Whether this runs in a thread of its own (`has_thread`), and whether the package was
+            loaded for it (`is_visit`).
         say: Sends a message before that.
         leave: Takes the package out again, unless the program uses it.
     """
@@ -59,7 +56,7 @@ def obey(
         return _scan(order)
     if what == "watch":
         return _watch(order, say, leave)
-    return (_install if what == "install" else _uninstall)(order, leave)
+    return _install(order, leave) if what == "install" else _uninstall(leave)
 
 
 def _guard_of_program() -> Guard | None:
@@ -132,8 +129,7 @@ def _install(order: Mapping[str, Any], leave: Callable[[], None]) -> dict[str, o
     global _installed
     if _guard_of_program() is not None:
         return {"had_guard": True}
-    hub = order["hub"] if _has_green_threads() else None
-    if hub is None and _has_green_threads():
+    if not isinstance(_thread.start_new_thread, BuiltinFunctionType):
         raise RemoteError(
             "its threads are green ones, of which none can be started from here: start it with "
             "closewait-guard run, or use --watch"
@@ -143,9 +139,9 @@ def _install(order: Mapping[str, Any], leave: Callable[[], None]) -> dict[str, o
     with _not_in_children(guard, order, leave):
         try:
             guard.install()
-            _call(partial(_have_it_answer, guard, reports=bool(order["reporters"])), hub)
+            _have_it_answer(guard, reports=bool(order["reporters"]))
         except BaseException:
-            _call(guard.uninstall, hub)
+            guard.uninstall()
             raise
     # The program may install one of its own, with its own settings.
     import_module(_API).read_records_of(guard)
@@ -160,38 +156,6 @@ def _have_it_answer(guard: Guard, *, reports: bool) -> None:
     Control(guard).start()
     if reports:
         Monitor(guard, at_exit=False, in_children=True).start()
-
-
-def _has_green_threads() -> bool:
-    return not isinstance(_thread.start_new_thread, BuiltinFunctionType)
-
-
-def _call(function: Callable[[], object], hub: Any) -> None:
-    """Call a function here, or where green threads run: what it starts is one of those.
-
-    Raises:
-        RemoteError: It did not come to its end there.
-    """
-    if hub is None:
-        function()
-        return
-    raised = list[BaseException | None]()
-
-    def call() -> None:
-        try:
-            function()
-        except BaseException as error:
-            raised.append(error)
-        else:
-            raised.append(None)
-
-    hub.loop.run_callback_threadsafe(sys.modules["gevent"].spawn, call)
-    end = now() + _MAX_SECONDS_OF_CALL
-    while not raised and now() < end:
-        nap(_PAUSE)
-    error = raised[0] if raised else RemoteError("its green threads do not run")
-    if error is not None:
-        raise error
 
 
 def _reporters(names: Sequence[str]) -> list[Any]:
@@ -222,14 +186,14 @@ def _load_all(name: str) -> None:
                 _load_all(found.name)
 
 
-def _uninstall(order: Mapping[str, Any], leave: Callable[[], None]) -> dict[str, object]:
+def _uninstall(leave: Callable[[], None]) -> dict[str, object]:
     global _installed
     if _installed is None:
         raise RemoteError("it has no guard that `attach --install` has left there")
     (guard, is_visit), _installed = _installed, None
     api = sys.modules[_API]
     api.read_records_of(None)
-    _call(guard.uninstall, order["hub"] if _has_green_threads() else None)
+    guard.uninstall()
     if is_visit and api.current_guard() is None:
         del sys.modules[_API]
         leave()
