@@ -64,11 +64,20 @@ def active_thresholds(
     report: Report, settings: Settings, active: Collection[str] = ()
 ) -> Iterator[ActiveAlert]:
     """Yield the alerts whose limits are exceeded; active ones end only well below the limit."""
-    waiting = [each for each in report.findings if each.observation.state is _CLOSE_WAIT]
+    waiting = _in_close_wait(report)
     yield from _count_alert(waiting, settings, active)
     yield from _fd_limit_alert(report, len(waiting), settings, active)
     yield from _age_alert(waiting, settings)
     yield from _pool_alerts(report.full_pools, settings)
+
+
+def _in_close_wait(report: Report) -> list[Finding]:
+    """Those that are so now: what was collected was closed by that, and only its record remains."""
+    return [
+        each
+        for each in report.findings
+        if each.observation.state is _CLOSE_WAIT and each.observation.evidence not in GONE
+    ]
 
 
 def _limit_to_exceed(kind: AlertKind, limit: float, active: Collection[str]) -> float:
@@ -324,7 +333,7 @@ def _end(key: str, alert: Alert, state: AlertState, report: Report) -> Alert:
         case AlertKind.POOL_EXHAUSTED:
             count, message = 0, f"connections of {site} are given back again"
         case _:
-            count = sum(each.observation.state is _CLOSE_WAIT for each in report.findings)
+            count = len(_in_close_wait(report))
             message = f"{_AT_THE_END[alert.kind]}: {count:,} in CLOSE_WAIT"
     now: dict[str, Scalar] = {"count": count, "fd_used": report.fd_used}
     data = {**alert.data, **{name: value for name, value in now.items() if name in alert.data}}

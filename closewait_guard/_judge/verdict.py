@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from closewait_guard._enums import LEAKS
+from closewait_guard._enums import GONE, LEAKS
 from closewait_guard.model import (
     Connection,
     Evidence,
@@ -210,7 +210,10 @@ def leave_to_calls(findings: tuple[Finding, ...], used: Collection[int]) -> tupl
 def _close_wait_load(
     observations: Sequence[Observation], settings: Settings, fd_limit: int | None
 ) -> CloseWaitLoad:
-    close_wait = sum(each.state is _CLOSE_WAIT for each in observations)
+    # What was collected was closed by that, and only its record remains.
+    close_wait = sum(
+        each.state is _CLOSE_WAIT and each.evidence not in GONE for each in observations
+    )
     return CloseWaitLoad(
         close_wait > settings.count_warning,
         fd_limit is not None and close_wait > fd_limit * settings.fd_share_critical,

@@ -45,7 +45,7 @@ def descriptor_kinds(report: Report) -> str:
     waiting = sum(
         finding.count
         for finding in report.findings
-        if finding.observation.state is State.CLOSE_WAIT
+        if finding.observation.state is State.CLOSE_WAIT and not finding.is_gone
     )
     return list_kinds(report.descriptors, waiting) if report.descriptors else ""
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import closewait_guard as cwg
 import strategies
 from closewait_guard._inspect import SiteCount
+from closewait_guard._judge import judge
 from closewait_guard._judge.alerts import (
     AlertState,
     SeriesPoint,
@@ -29,7 +30,14 @@ def frame(site):
     return cwg.Frame("/app/shop.py", 1, site, "shop", cwg.FrameKind.USER)
 
 
-def leak(serial, site="fetch", age=1.0, verdict=cwg.Verdict.LEAKED, state=CLOSE_WAIT):
+def leak(
+    serial,
+    site="fetch",
+    age=1.0,
+    verdict=cwg.Verdict.LEAKED,
+    state=CLOSE_WAIT,
+    evidence=cwg.Evidence.TCP_INFO,
+):
     stack = (frame(site),) if site else ()
     record = cwg.SocketRecord(
         serial, 1, 0.0, "MainThread", None, (), {}, cwg.Origin.CREATED, None, stack
@@ -43,7 +51,7 @@ def leak(serial, site="fetch", age=1.0, verdict=cwg.Verdict.LEAKED, state=CLOSE_
         local=None,
         peer=None,
         state=state,
-        evidence=cwg.Evidence.TCP_INFO,
+        evidence=evidence,
         peer_closed_for=age,
         unread=0,
         last_sent_for=None,
@@ -119,6 +127,14 @@ def test_a_count_that_swings_about_its_limit_is_reported_once(counts):
     series = AlertSeries()
     series.next(report_of(leaking(101)))
     assert [series.next(report_of(leaking(count))) for count in counts] == [[]] * len(counts)
+
+
+def test_what_was_dropped_in_close_wait_is_closed_and_does_not_count():
+    series = AlertSeries(count_warning=1, age_warning=1)
+    dropped = leaking(5, age=9.0, verdict=cwg.Verdict.DROPPED, evidence=cwg.Evidence.FINALIZED)
+    assert series.next(report_of(dropped, fd_used=1, fd_limit=8)) == []
+    found = judge([each.observation for each in dropped], series.settings, fd_limit=8)
+    assert {each.severity for each in found} == {cwg.Severity.WARNING}
 
 
 def test_only_sockets_in_close_wait_count():
