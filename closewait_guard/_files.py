@@ -1,4 +1,4 @@
-"""Files that other users cannot tamper with: read trusted files, append to an output file."""
+"""Files that other users cannot tamper with: read trusted files, append to a file, replace one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
 
 __all__ = [
     "OutputFile",
+    "ReplacedFile",
     "UntrustedFileError",
     "follow_path",
     "read_trusted",
@@ -33,8 +34,10 @@ _READ_FLAGS = (
 _READER_TIMEOUT = 5.0
 _MAX_ATTEMPTS = 10
 _APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):
     _APPEND_FLAGS |= getattr(os, _name, 0)
+    _CREATE_FLAGS |= getattr(os, _name, 0)
 
 
 class UntrustedFileError(Exception):
@@ -287,6 +290,55 @@ class OutputFile:
                     _wait_for_reader(self.fileno())
         finally:
             self._is_torn = self._is_torn and bool(rest)
+
+
+class ReplacedFile:
+    """A file that is written as a whole: whoever reads it finds what it was before, or all of it.
+
+    It has mode 0600. What is refused as an `OutputFile` is refused here, already before there is
+    anything to write.
+
+    Raises:
+        OSError: The file cannot be written.
+        TypeError, ValueError: The path is none.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
+        self.path = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - it may be bytes
+        if _fd_in_path(self.path) is None:
+            folder = os.path.dirname(self._resolve())  # noqa: PTH120 - the path is text
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self.path)
+
+    def _resolve(self) -> str:
+        """The file that is meant, or that is to be there."""
+        real = _resolve_folders(self.path)
+        with suppress(FileNotFoundError):
+            _refuse_unless_regular(os.lstat(real), self.path)
+        return real
+
+    def write(self, data: bytes) -> None:
+        """Put the data in the file's place.
+
+        Raises:
+            OSError: It could not be written; then the file is as it was.
+        """
+        if _fd_in_path(self.path) is not None:
+            stream = OutputFile(self.path)
+            stream.append(data)
+            stream.close()
+            return
+        real = self._resolve()
+        folder, name = os.path.split(real)
+        unfinished = os.path.join(folder, f".closewait-guard-{os.urandom(8).hex()}")  # noqa: PTH118
+        fd = os.open(unfinished, _CREATE_FLAGS, 0o600)
+        try:
+            with open(fd, "wb") as file:  # noqa: PTH123
+                file.write(data)
+            os.replace(unfinished, os.path.join(folder, name))  # noqa: PTH105, PTH118
+        except BaseException:
+            os.unlink(unfinished)  # noqa: PTH108
+            raise
 
 
 def _fd_in_path(path: str) -> int | None:

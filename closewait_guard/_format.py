@@ -34,6 +34,7 @@ __all__ = [
     "join_counts",
     "page_of",
     "pluralize",
+    "shorten",
     "summarize_addresses",
     "truncate",
     "unique",
@@ -108,9 +109,7 @@ def wrap_text(text: str, indent: str, width: int = WIDTH, first: str = "") -> li
         width: Columns; a word that has more stands on a line of its own.
         first: What the first line begins with, if not with the text itself.
     """
-    if len(text) > _MAX_CHARACTERS:
-        text = f"{text[:_MAX_CHARACTERS]}... ({len(text) - _MAX_CHARACTERS:,} more characters)"
-    text = escape_control(text)
+    text = escape_control(shorten(text))
     if len(first) + len(text) > width:
         room = width - len(indent)
         text = " ".join(_fit_word(word, room) for word in text.split(" "))
@@ -121,6 +120,12 @@ def wrap_text(text: str, indent: str, width: int = WIDTH, first: str = "") -> li
         # A broken command is one character longer, so leave room for it.
         safe = [_break_commands(line) for line in _wrap(text, width - 8, indent, first)]
     return safe
+
+
+def shorten(text: str) -> str:
+    """Without the end of what is longer than anyone reads."""
+    more = len(text) - _MAX_CHARACTERS
+    return f"{text[:_MAX_CHARACTERS]}... ({more:,} more characters)" if more > 0 else text
 
 
 def _wrap(text: str, width: int, indent: str, first: str) -> list[str]:

@@ -1,6 +1,7 @@
-"""Draw what commands print on a terminal, as SVG: python scripts/render_pictures.py [FOLDER].
+"""Draw what commands print, and the page of a report: python scripts/render_pictures.py [FOLDER].
 
-Each command runs under a pseudo-terminal, in the folder of the page that the picture is for.
+Each command runs under a pseudo-terminal, in the folder of the page that the picture is for, and
+is drawn as SVG. The page is taken as a browser shows it: chromium, where it is installed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,7 +77,13 @@ _PICTURES = {
 }
 
 
+# Of the same program, as wide as a page of the site can show it.
+_PAGE = "closewait-guard run --grace 0.1 --html report.html orders.py"
+_PAGE_SIZE = "1100,900"
+
+
 def main(folder_of_pictures: Path) -> None:
+    _take_page(folder_of_pictures / "page.png")
     for name, picture in _PICTURES.items():
         with workplace(picture.page.read_text(encoding="utf-8")) as folder:
             printed = _run_on_terminal(picture, folder)
@@ -86,6 +94,25 @@ def main(folder_of_pictures: Path) -> None:
             )
         drawn = _draw(name, picture.title, text)
         (folder_of_pictures / f"{name}.svg").write_text(drawn, encoding="utf-8")
+
+
+def _take_page(picture: Path) -> None:
+    """The upper part of a page, without the folders of this machine."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print(f"there is no chromium: {picture} is left as it is", file=sys.stderr)
+        return
+    text = (ROOT / "docs" / "reading-a-report.md").read_text(encoding="utf-8")
+    with workplace(text) as folder:
+        page = folder / "report.html"
+        command = ["bash", "-c", f"{_PAGE} >/dev/null 2>&1"]
+        subprocess.run(command, cwd=folder, env=environment(), check=True)
+        content = page.read_text(encoding="utf-8").replace(sys.base_prefix, "/usr")
+        page.write_text(content, encoding="utf-8")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        options += [f"--user-data-dir={folder / 'profile'}", f"--window-size={_PAGE_SIZE}"]
+        command = [chromium, *options, f"--screenshot={picture.absolute()}", page.as_uri()]
+        subprocess.run(command, stderr=subprocess.DEVNULL, timeout=60, check=True)
 
 
 def _run_on_terminal(picture: Picture, folder: Path) -> bytes:

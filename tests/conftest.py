@@ -46,10 +46,12 @@ WHOLE_PROGRAMS = {
         "launch",
         "metrics_of_servers",
         "native_sockets",
+        "page_in_browser",
         "plugin_beside_others",
         "pools",
         "real_programs",
         "report_command",
+        "report_files",
         "root_causes",
         "run",
         "running_calls",
@@ -57,6 +59,7 @@ WHOLE_PROGRAMS = {
         "soak",
         "verdict_of_run",
         "watch",
+        "watch_web",
         "workers",
     )
 }

@@ -1,6 +1,9 @@
-"""A report as text and as plain data."""
+"""A report as text, as plain data, and as a page; what makes pages is loaded with the first."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from closewait_guard._render.connection import connection_summary
 from closewait_guard._render.descriptors import (
@@ -43,12 +46,32 @@ from closewait_guard._render.text import (
     sections,
 )
 
+if TYPE_CHECKING:
+    from closewait_guard._render.page import Part, count_stacks_of, render_page
+    from closewait_guard._render.stacks import collapsed_lines
+else:
+    _HOMES = {
+        "Part": "page",
+        "collapsed_lines": "stacks",
+        "count_stacks_of": "page",
+        "render_page": "page",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
 __all__ = [
     "SHARE_WORTH_A_SENTENCE",
     "LastReport",
+    "Part",
     "alert_lines",
     "codes_lines",
+    "collapsed_lines",
     "connection_summary",
+    "count_stacks_of",
     "describe_site",
     "descriptor_kinds",
     "difference",
@@ -66,6 +89,7 @@ __all__ = [
     "peer_phrase",
     "program_name",
     "render_family",
+    "render_page",
     "render_report",
     "sections",
     "socket_kind",

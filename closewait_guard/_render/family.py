@@ -23,17 +23,19 @@ from closewait_guard._render.text import (
     Scope,
     join_sections,
     native_note,
-    render_report,
+    scope_of,
     sections_in,
 )
 from closewait_guard.model import Coverage, Finding, Observation, Origin, Report, SiteGroup, Verdict
 
 __all__ = [
     "LastReport",
+    "MergedReport",
     "ToLines",
     "difference",
     "group_by_peer",
     "has_more",
+    "merge_family",
     "peer_phrase",
     "render_family",
     "sum_reports",
@@ -63,12 +65,24 @@ class LastReport(NamedTuple):
         return bool(report.open_sockets or report.findings or report.coverage.opened)
 
 
+class MergedReport(NamedTuple):
+    """The reports of a program's processes as one.
+
+    Attributes:
+        report: Of one process as it is; of several the sum.
+        scope: Of which processes it is.
+        notes: Which of the reports are older than the end of their process.
+    """
+
+    report: Report
+    scope: Scope
+    notes: Sequence[str]
+
+
 def render_family(
     members: Sequence[LastReport], layout: Layout | None = None, *, is_complete: bool = True
 ) -> str:
-    """Render the reports of a program's processes: that of the program itself comes first.
-
-    Processes that have had no sockets are left out; one that is left alone is rendered as it is.
+    """Render the reports of a program's processes, merged by `merge_family`.
 
     Args:
         members: The last report of each process, and those of programs that `exec` replaced.
@@ -76,19 +90,35 @@ def render_family(
         is_complete: Whether they are of all processes that may have leaked.
     """
     layout = layout or Layout()
+    merged = merge_family(members, is_complete=is_complete)
+    notes = [f"{line}\n" for note in merged.notes for line in layout.wrap(note, "  ")]
+    text = join_sections(sections_in(merged.report, layout, merged.scope))
+    return "".join([text, *notes])
+
+
+def merge_family(members: Sequence[LastReport], *, is_complete: bool = True) -> MergedReport:
+    """Merge the reports of a program's processes: that of the program itself comes first.
+
+    Processes that have had no sockets are left out; one that is left alone stays as it is.
+
+    Args:
+        members: The last report of each process, and those of programs that `exec` replaced.
+        is_complete: Whether they are of all processes that may have leaked.
+    """
     first, *others = members
     shown = [member for member in members if member.has_sockets] or [first]
     if not any(member.has_sockets for member in others):
         shown = [first]
+    notes = _notes(shown)
     if shown == [first] and is_complete:
-        text = render_report(first.report, layout)
-    else:
-        text = _merged([member.report for member in shown], layout, is_complete=is_complete)
-    return text + _notes(shown, layout)
-
-
-def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> str:
+        return MergedReport(first.report, scope_of(first.report), notes)
+    reports = [member.report for member in shown]
     kept, pids_of = _without_repeats(reports)
+    return MergedReport(_sum(kept), _scope(reports, pids_of, is_complete=is_complete), notes)
+
+
+def _scope(reports: Sequence[Report], pids_of: dict[int, _Pids], *, is_complete: bool) -> Scope:
+    """Which processes they are of, and which each site is in."""
 
     def where_of(group: SiteGroup) -> str:
         counts: Counter[_Pids] = Counter()
@@ -100,7 +130,7 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
     fullest = max(reports, key=lambda report: report.fd_used or 0)
     descriptors = fd_numbers(fullest)
     host = f" on {reports[0].host}" if reports[0].host else ""
-    scope = Scope(
+    return Scope(
         who=(f"pid {reports[0].pid}" if len(pids) == 1 else pluralize(len(pids), "process")) + host,
         where=_where_in(reports),
         descriptors=f"at most {descriptors}" if len(reports) > 1 else descriptors,
@@ -109,7 +139,6 @@ def _merged(reports: Sequence[Report], layout: Layout, *, is_complete: bool) -> 
         where_of=where_of,
         is_complete=is_complete,
     )
-    return join_sections(sections_in(_sum(kept), layout, scope))
 
 
 _Pids = tuple[int, ...]
@@ -123,12 +152,12 @@ def _without_repeats(reports: Sequence[Report]) -> tuple[list[Report], dict[int,
     found: dict[object, list[tuple[Report, Finding]]] = defaultdict(list)
     for report in reports:
         for finding in report.findings:
-            found[_identity(finding)].append((report, finding))
+            found[_identity_of(finding)].append((report, finding))
     best = {key: max(those, key=_rank)[0] for key, those in found.items()}
     kept = [
         replace(
             report,
-            findings=tuple(each for each in report.findings if best[_identity(each)] is report),
+            findings=tuple(each for each in report.findings if best[_identity_of(each)] is report),
         )
         for report in reports
     ]
@@ -140,13 +169,14 @@ def _without_repeats(reports: Sequence[Report]) -> tuple[list[Report], dict[int,
     return kept, pids_of
 
 
-def _identity(finding: Finding) -> object:
-    """What two processes that have the same socket agree on; no other finding has it."""
-    seen = finding.observation
+def _identity_of(finding: Finding) -> object:
     # In a long report one stands for several.
-    if not seen.inode or finding.count > 1:
-        return id(finding)
-    return seen.inode, seen.family, seen.type, seen.local
+    return id(finding) if finding.count > 1 else _identity(finding.observation)
+
+
+def _identity(seen: Observation) -> object:
+    """What two processes that have the same socket agree on; no other observation has it."""
+    return (seen.inode, seen.family, seen.type, seen.local) if seen.inode else id(seen)
 
 
 def _rank(reported: tuple[Report, Finding]) -> tuple[object, ...]:
@@ -205,11 +235,13 @@ def _sum(reports: Sequence[Report]) -> Report:
         leaks_unknown=tuple(unique(why for each in coverages for why in each.leaks_unknown)),
     )
     notes = (_native_note_of(reports, coverage), *_other_notes(coverages))
+    healthy = {_identity(seen): seen for report in reports for seen in report.observations}
     return replace(
         reports[0],
         open_sockets=sum(report.open_sockets for report in reports),
         findings=tuple(finding for report in reports for finding in report.findings),
         alerts=tuple(alerts),
+        observations=tuple(healthy.values()),
         closed_late=(),
         omitted=sum(report.omitted for report in reports),
         coverage=replace(coverage, notes=notes),
@@ -246,7 +278,7 @@ def _other_notes(coverages: Sequence[Coverage]) -> list[str]:
     return unique(notes)
 
 
-def _notes(members: Sequence[LastReport], layout: Layout) -> str:
+def _notes(members: Sequence[LastReport]) -> list[str]:
     """Which reports are older than the end of their process, each process once."""
     notes: dict[tuple[int, bool], str] = {}
     older = [member for member in members if not (member.is_last or member.is_before_exec)]
@@ -269,7 +301,7 @@ def _notes(members: Sequence[LastReport], layout: Layout) -> str:
                 f"Process {pid} became another program by exec: what it had open before is shown "
                 f"as of {at}."
             )
-    return "".join(f"{line}\n" for note in notes.values() for line in layout.wrap(note, "  "))
+    return list(notes.values())
 
 
 # From one report to another.

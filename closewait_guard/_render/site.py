@@ -38,6 +38,7 @@ __all__ = [
     "holder_facts",
     "socket_kind",
     "verdict_name",
+    "why_unknown",
 ]
 
 
@@ -82,7 +83,7 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
     record = observations[0].record
     site, blamed = record.site, record.blamed
     if site is None:
-        if unknown := _why_unknown(record):
+        if unknown := why_unknown(record):
             yield Fact("opened", unknown)
     else:
         listener = "" if blamed is record.opener else "listener at "
@@ -130,7 +131,7 @@ def _up_to_own_code(stack: Sequence[Frame]) -> Sequence[Frame]:
     return stack[: own[-1] + 1] if own else ()
 
 
-def _why_unknown(record: SocketRecord) -> str:
+def why_unknown(record: SocketRecord) -> str:
     """Why there is no line to show."""
     if record.origin is Origin.ADOPTED and not record.stack:
         return "before install(): no stack was recorded"

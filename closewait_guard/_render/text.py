@@ -51,12 +51,16 @@ __all__ = [
     "join_sections",
     "native_note",
     "no_news_line",
+    "not_covered",
     "not_covered_lines",
+    "package_totals",
     "program_name",
     "render_report",
+    "scope_of",
     "sections",
     "sections_in",
     "shows_block",
+    "totals",
 ]
 
 
@@ -107,10 +111,11 @@ def join_sections(found: Iterable[Section]) -> str:
 
 def sections(report: Report, layout: Layout) -> list[Section]:
     """The sections of a report: counts, blocks, sockets closed late, what is not covered."""
-    return sections_in(report, layout, _scope_of(report))
+    return sections_in(report, layout, scope_of(report))
 
 
-def _scope_of(report: Report) -> Scope:
+def scope_of(report: Report) -> Scope:
+    """That it is of one process."""
     who = f"pid {report.pid}" + (f" on {report.host}" if report.host else "")
     numbers, kinds = fd_numbers(report), descriptor_kinds(report)
     return Scope(who, "", numbers, kinds, is_fd_share_news(report), lambda _: "")
@@ -158,12 +163,12 @@ def _head_lines(
     fits = len(name) + 2 + len(about) <= layout.width
     for text in [f"{name}  {about}"] if fits else [name, *layout.wrap(about, "  ", "  ")]:
         yield StyledLine(text, Style.NOTE)
-    sentences = list(_totals(report, groups, scope))
+    sentences = list(totals(report, groups, scope))
     has_kinds = layout.verbose or has_descriptor_alert(report)
     if has_kinds or scope.is_descriptors_news:
         kinds = f": {scope.kinds}" if has_kinds and scope.kinds else ""
         sentences.append(f"File descriptors: {scope.descriptors}{kinds}.")
-    for text in (*_pack(sentences, layout), *_pack(_package_totals(groups), layout, "  ", " ")):
+    for text in (*_pack(sentences, layout), *_pack(package_totals(groups), layout, "  ", " ")):
         yield StyledLine(text, Style.TITLE)
     for alert in report.alerts:
         yield from alert_lines(alert, layout)
@@ -189,7 +194,7 @@ def _pack(
     return [text for line in lines for text in layout.wrap(line, "  ")]
 
 
-def _totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterator[str]:
+def totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterator[str]:
     """How many leaks there are of how many causes, and what else there is."""
     leaks = [group for group in groups if group.verdict.is_leak]
     if leaks:
@@ -230,7 +235,7 @@ _NO_ALL_CLEAR = (Verdict.OPEN, Verdict.IDLE_OR_LEAKED)
 _UNKNOWN = "Leaks unknown in some processes; none found"
 
 
-def _package_totals(groups: Sequence[SiteGroup]) -> list[str]:
+def package_totals(groups: Sequence[SiteGroup]) -> list[str]:
     """How many leaks are whose, in phrases, where there are so many sites that one would add up."""
     leaks = [group for group in groups if group.verdict.is_leak]
     if len(leaks) < _FEWEST_PLACES:
@@ -266,7 +271,7 @@ def no_news_line(report: Report, layout: Layout) -> str:
     """That nothing has changed since the report before, for a log of many reports."""
     leaks = [group for group in report.by_site() if group.verdict.is_leak]
     found = f"{count_leaks(leaks)} from {pluralize(len(leaks), 'place')}, nothing new"
-    lines = _summary_line(report, layout, _scope_of(report), found if leaks else "no leaks")
+    lines = _summary_line(report, layout, scope_of(report), found if leaks else "no leaks")
     return "".join(f"{line.text}\n" for line in lines)
 
 
@@ -399,8 +404,8 @@ def _without_object(number: int) -> str:
     return f"{which} {'was' if number == 1 else 'were'}"
 
 
-def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
-    """The paragraph on what is not covered; empty where nothing is known to be missing."""
+def not_covered(coverage: Coverage) -> list[str]:
+    """A phrase for each thing that is known to be missing."""
     notes = [note for note in coverage.notes if note]
     if coverage.adopted and NOT_INSTALLED not in notes:
         notes.append(
@@ -415,6 +420,12 @@ def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
         is_one = coverage.failures == 1
         what = "opening or end of a socket" if is_one else "openings or ends of sockets"
         notes.append(f"{coverage.failures:,} {what} that could not be recorded")
+    return notes
+
+
+def not_covered_lines(coverage: Coverage, layout: Layout) -> list[StyledLine]:
+    """The paragraph on what is not covered; empty where nothing is known to be missing."""
+    notes = not_covered(coverage)
     if not notes:
         return []
     return [

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "add_answer_options",
+    "add_files",
     "add_json",
     "add_metrics",
     "add_no_config",
@@ -208,6 +209,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         help="print all calls and holders, and what is not a leak",
     )
     parser.add_argument("--fail-on-leak", action="store_true", help="exit with status 1 for leaks")
+    add_files(parser)
     add_no_config(parser)
 
 
@@ -215,6 +217,14 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     """The option that serves numbers."""
     parser.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address"
+    )
+
+
+def add_files(options: argparse._ActionsContainer) -> None:
+    """The options that write what a command has found to files, besides what it prints."""
+    options.add_argument("--html", metavar="FILE", help="also write a page for the browser")
+    options.add_argument(
+        "--collapsed", metavar="FILE", help="also write stacks for flamegraph.pl or speedscope"
     )
 
 

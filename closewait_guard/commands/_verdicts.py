@@ -57,6 +57,7 @@ class Verdicts:
 
     Attributes:
         leaked: Whether a process has leaked.
+        members: All last reports that `report()` has been called for.
     """
 
     def __init__(self, command: Sequence[str], *, is_beside: bool = False) -> None:
@@ -66,6 +67,7 @@ class Verdicts:
             )
         self._is_beside = is_beside
         self.leaked = self._has_printed = False
+        self.members: list[LastReport] = []
         self._opened: set[int] = set()
         self._leaked: set[int] = set()
         self._ended: set[int] = set()
@@ -187,6 +189,7 @@ class Verdicts:
             self._reports.take(self._ended),
             key=lambda each: (each.report.pid != self._program, each.report.pid),
         )
+        self.members += members
         note = self._reports.take_note()
         has_leaked = any(each.report.leaks for each in members)
         self.leaked = self.leaked or has_leaked or bool(self._leaked)

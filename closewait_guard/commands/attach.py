@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from closewait_guard._format import Layout
     from closewait_guard._remote import Answer, Reached
+    from closewait_guard._render import LastReport
     from closewait_guard.settings import Settings
 
 _USAGE = "closewait-guard attach [options] PID"
@@ -94,6 +95,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Ask, and print."""
     if (arguments.interval or arguments.report) and not arguments.install:
         parser.error("--interval and --report need --install")
+    if (arguments.html or arguments.collapsed) and (arguments.install or arguments.uninstall):
+        parser.error("--html and --collapsed need a report to write")
     settings = settings_of(arguments)
     if arguments.install:
         return _install(arguments, settings)
@@ -102,8 +105,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _ask(arguments: argparse.Namespace, settings: Settings) -> int:
     from closewait_guard._remote import ask, find_targets, pythons_below, watch_processes
+    from closewait_guard._render import LastReport
     from closewait_guard._stream import print_error
+    from closewait_guard.commands._reports import ReportFiles, parts_of
 
+    files = ReportFiles(arguments)
     found = find_targets(arguments.pid, tree=arguments.tree)
     asked = found.targets, arguments.method, arguments.timeout, _thresholds(settings)
     if arguments.watch is None:
@@ -114,12 +120,15 @@ def _ask(arguments: argparse.Namespace, settings: Settings) -> int:
         answers, failures = watch_processes(*asked, arguments.watch, announce)
         if arguments.tree and (later := pythons_below(arguments.pid) - before):
             failures.append(_not_watched(later))
-    for failure in (*found.failures, *failures):
+    failures = [*found.failures, *failures]
+    for failure in failures:
         print_error(failure)
     if not answers:
         return USAGE
-    is_complete = not (found.failures or failures)
-    _print_answers(answers, arguments, is_complete=is_complete)
+    is_complete = not failures
+    members = [LastReport(each.report) for each in answers]
+    _print_answers(answers, members, arguments, is_complete=is_complete)
+    files.write(parts_of([members], is_complete=is_complete), failures)
     if arguments.fail_on_leak:
         reports = [each.report for each in answers]
         has_leaks = any(map(has_leaked, reports))
@@ -148,10 +157,14 @@ def _announce(duration: float, number: int) -> None:
 
 
 def _print_answers(
-    answers: Sequence[Answer], arguments: argparse.Namespace, *, is_complete: bool
+    answers: Sequence[Answer],
+    members: Sequence[LastReport],
+    arguments: argparse.Namespace,
+    *,
+    is_complete: bool,
 ) -> None:
     from closewait_guard._format import pluralize
-    from closewait_guard._render import LastReport, render_family, to_dict
+    from closewait_guard._render import render_family, to_dict
     from closewait_guard._stream import layout_of, write_if_possible
 
     asked = "".join(f"{_manner(each)}\n" for each in answers)
@@ -161,7 +174,6 @@ def _print_answers(
         write_if_possible(asked)
         return
     layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
-    members = [LastReport(each.report) for each in answers]
     say(render_family(members, layout, is_complete=is_complete))
     _print_growth(answers, layout)
     if arguments.tree:

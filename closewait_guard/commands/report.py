@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard.commands._output import FINE, USAGE, gate_status, has_leaked, say
@@ -14,6 +14,7 @@ from closewait_guard.commands.scan import pid
 
 if TYPE_CHECKING:
     from closewait_guard._processes import ProcessScanner
+    from closewait_guard._render import LastReport
     from closewait_guard.model import Report
 
 _USAGE = "closewait-guard report [options] [PID ...]"
@@ -59,9 +60,15 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask, and print."""
     from closewait_guard._processes import ProcessScanner
+    from closewait_guard._render import from_dict
     from closewait_guard._stream import print_error
+    from closewait_guard.commands._reports import ReportFiles, parts_of, programs_of
+    from closewait_guard.exceptions import ConfigurationError
 
     scanner = ProcessScanner(settings_of(arguments))
+    files = ReportFiles(arguments)
+    if files and (arguments.start or arguments.stop):
+        raise ConfigurationError("report: --html and --collapsed need a report to write")
     answers, failures = _ask_all(_pids_of(arguments, scanner), arguments)
     for failure in failures:
         print_error(failure)
@@ -69,9 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
         for number in answers:
             say(f"Process {number} {_what_it_does(arguments)}.")
         return USAGE if failures else FINE
-    reports = _print_reports(answers, arguments, is_complete=not failures)
+    # Also before it is passed on as JSON: it is another program's text.
+    reports = [from_dict(answer.get("report", {})) for answer in answers.values()]
+    programs = programs_of(reports) if reports else []
+    if arguments.json:
+        _print_json(reports)
+    else:
+        _print_programs(programs, arguments, is_complete=not failures)
     if not (arguments.tree or arguments.json):
         _print_children_left_out(answers, scanner)
+    if programs:
+        files.write(parts_of(programs, is_complete=not failures), failures)
     if arguments.fail_on_leak:
         has_leaks = any(map(has_leaked, reports))
         return gate_status(reports, has_leaks=has_leaks, is_complete=not failures)
@@ -129,22 +144,14 @@ def _ask_all(
     return answers, [answer for answer in found.values() if isinstance(answer, str) and answer]
 
 
-def _print_reports(
-    answers: dict[int, dict[str, Any]], arguments: argparse.Namespace, *, is_complete: bool
-) -> list[Report]:
-    """Print them, those of one program as one."""
-    from closewait_guard._render import from_dict
+def _print_programs(
+    programs: Sequence[Sequence[LastReport]], arguments: argparse.Namespace, *, is_complete: bool
+) -> None:
     from closewait_guard._stream import layout_of
-    from closewait_guard.commands.show import print_programs
+    from closewait_guard.commands._reports import print_programs
 
-    # Also before it is passed on as JSON: it is another program's text.
-    reports = [from_dict(answer.get("report", {})) for answer in answers.values()]
-    if arguments.json:
-        _print_json(reports)
-    elif reports:
-        layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
-        print_programs(reports, layout, is_complete=is_complete)
-    return reports
+    layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
+    print_programs(programs, layout, is_complete=is_complete)
 
 
 def _print_json(reports: Iterable[Report]) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from closewait_guard._preload import ChildConfig, prints_json
 from closewait_guard._stream import print_error, write_text
 from closewait_guard.commands._output import FAILED_ON_LEAK, NO_VERDICT
 from closewait_guard.commands._parser import (
+    add_files,
     add_metrics,
     add_no_config,
     checked_reporter,
@@ -28,6 +29,7 @@ from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.settings import Settings
 
 if TYPE_CHECKING:
+    from closewait_guard.commands._reports import ReportFiles
     from closewait_guard.commands._verdicts import Verdicts
 
 
@@ -74,6 +76,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--fail-on-leak", action="store_true", help="exit with 86 if TARGET succeeds but leaks"
     )
     add_metrics(parser)
+    add_files(parser)
     add_no_config(parser)
     names = [item.name for item in fields(Settings) if item.name not in _ELSEWHERE]
     for name in sorted(names, key=[*_HELP, *names].index):
@@ -114,9 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.metrics:
         _start_metrics(arguments)
     if not arguments.fail_on_leak and not (has_report and hasattr(socket, "AF_UNIX")):
+        if arguments.html or arguments.collapsed:
+            raise ConfigurationError("run: --html and --collapsed are written with the last report")
         return exec_program(command, handover.environment(settings, os.environ))
+    from closewait_guard.commands._reports import ReportFiles
     from closewait_guard.commands._verdicts import Verdicts
 
+    files = ReportFiles(arguments)
     is_beside = not arguments.fail_on_leak and can_stand_beside()
     with Verdicts(command, is_beside=is_beside) as verdicts:
         handover = handover._replace(channel=verdicts.channel)
@@ -125,16 +132,16 @@ def run(arguments: argparse.Namespace) -> int:
 
             def serve(program: int, end: int) -> None:
                 verdicts.serve_beside(program, end)
-                known = _print_report(verdicts, prints_text=prints_text)
+                known = _print_report(verdicts, files, prints_text=prints_text)
                 verdicts.serve_children()
-                _print_report(verdicts, known, prints_text=prints_text)
+                _print_report(verdicts, files, known, prints_text=prints_text)
 
             return exec_beside(command, environ, serve)
         code = run_and_wait(command, environ, verdicts.listen, verdicts.stop_listening)
         if code and not verdicts.has_messages:
             # It may not even have been started.
             return exit_like(code)
-        unknown = _print_report(verdicts, prints_text=prints_text)
+        unknown = _print_report(verdicts, files, prints_text=prints_text)
         if code or not arguments.fail_on_leak:
             return exit_like(code)
         return _judged(verdicts, has_unknown=bool(unknown))
@@ -163,17 +170,36 @@ def _start_metrics(arguments: argparse.Namespace) -> None:
 
 
 def _print_report(
-    verdicts: Verdicts, known: Container[str] = (), *, prints_text: bool
+    verdicts: Verdicts, files: ReportFiles, known: list[str] | None = None, *, prints_text: bool
 ) -> list[str]:
     """Print what is known of all processes, and what is not, unless that is known; return it."""
+    many = len(verdicts.members)
     unknown = verdicts.unknown()
     with suppress(OSError, ValueError):
         text = verdicts.report(is_complete=not unknown)
         write_text(sys.stderr, text if prints_text else "")
     for sentence in unknown:
-        if sentence not in known:
+        if sentence not in (known or ()):
             print_error(f"leaks unknown: {sentence}")
+    if known is None or unknown != known or len(verdicts.members) > many:
+        _write_files(verdicts, files, unknown)
     return unknown
+
+
+def _write_files(verdicts: Verdicts, files: ReportFiles, unknown: Sequence[str]) -> None:
+    """Write what is known until now; the exit status stays that of the program."""
+    from closewait_guard.commands._reports import parts_of
+
+    if not files:
+        return
+    if not verdicts.members:
+        print_error("no report to write: no process has reported")
+        return
+    notes = [f"leaks unknown: {sentence}" for sentence in unknown]
+    try:
+        files.write(parts_of([verdicts.members], is_complete=not unknown), notes)
+    except ConfigurationError as error:
+        print_error(str(error))
 
 
 def _judged(verdicts: Verdicts, *, has_unknown: bool) -> int:

@@ -13,22 +13,20 @@ from types import ModuleType
 from closewait_guard._format import Layout, pluralize
 from closewait_guard._render import (
     LastReport,
+    Part,
     difference,
     has_more,
     not_covered_lines,
     program_name,
-    render_family,
     render_report,
 )
 from closewait_guard._stream import layout_of, print_error
 from closewait_guard.commands._output import FINE, NO_VERDICT, gate_status, has_leaked, say
-from closewait_guard.commands._parser import Selection, number
+from closewait_guard.commands._parser import Selection, add_files, number
+from closewait_guard.commands._reports import ReportFiles, parts_of, print_programs, programs_of
 from closewait_guard.commands._saved import Saved, SavedOwner, SavedReport
 from closewait_guard.exceptions import MissingExtraError
 from closewait_guard.model import Report
-
-__all__ = ["print_programs"]
-
 
 _DESCRIPTION = """\
 Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
@@ -66,6 +64,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit with status 1 for leaks; with --diff, for new ones",
     )
+    add_files(parser)
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 
 
@@ -73,19 +72,27 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Read, and print."""
     if arguments.file is None and not arguments.diff:
         parser.error("missing FILE (or use --diff A B)")
+    if arguments.diff and (arguments.html or arguments.collapsed):
+        parser.error("--html and --collapsed write reports, not what --diff compares")
     return _print_difference(arguments) if arguments.diff else _print_saved(arguments)
 
 
 def _print_saved(arguments: argparse.Namespace) -> int:
+    files = ReportFiles(arguments)
     saved = Saved(arguments.file)
     is_default = not (arguments.range or arguments.all or arguments.last or saved.is_of_tests)
     chosen = saved.latest_of_each_process() if is_default else _choose(arguments, saved)
+    many = len(saved)
+    parts = [_part_of(each, many) for each in chosen]
     if saved.is_of_tests:
-        _print_tests(chosen, len(saved), arguments)
+        _print_tests(chosen, many, arguments)
     elif is_default and len(chosen) > 1:
-        _print_merged(chosen, len(saved), arguments)
+        programs = programs_of([each.report for each in chosen])
+        _print_merged(programs, f"{len(chosen)} processes, of {many}", arguments)
+        parts = parts_of(programs)
     else:
-        _print_reports(chosen, len(saved), arguments)
+        _print_reports(chosen, many, arguments)
+    files.write(parts)
     if not arguments.fail_on_leak:
         return FINE
     has_leaks = any(each.leaks for each in chosen)
@@ -104,27 +111,18 @@ def _exit_status(of: Iterable[SavedReport], files: Sequence[Saved], *, has_leaks
     return NO_VERDICT if status == FINE and has_unknown else status
 
 
-def _print_merged(of_each: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
+def _print_merged(
+    programs: Sequence[Sequence[LastReport]], counts: str, arguments: argparse.Namespace
+) -> None:
     layout = layout_of(sys.stdout, everything=arguments.verbose, verbose=arguments.verbose)
-    say(f"Last report of each of {len(of_each)} processes, of {many} reports (--all prints each)")
-    print_programs([each.report for each in of_each], layout)
+    say(f"Last report of each of {counts} reports (--all prints each)")
+    print_programs(programs, layout)
 
 
-def print_programs(reports: Sequence[Report], layout: Layout, *, is_complete: bool = True) -> None:
-    """Each program by itself; one that never had a socket only where no other had any."""
-    now = max(report.taken_at for report in reports)
-    programs: dict[tuple[str, str], list[LastReport]] = {}
-    for report in sorted(reports, key=lambda report: report.pid):
-        member = LastReport(report, is_last=now - report.taken_at < _MAX_SECONDS_APART)
-        programs.setdefault((report.host, report.command), []).append(member)
-    families = list(programs.values())
-    with_sockets = [each for each in families if any(member.has_sockets for member in each)]
-    shown = with_sockets or families
-    say("\n".join(render_family(each, layout, is_complete=is_complete) for each in shown), end="")
-
-
-# The processes of a program report at the same intervals, or as it ends, one after another.
-_MAX_SECONDS_APART = 60.0
+def _part_of(each: SavedReport, many: int) -> Part:
+    """A report by itself, named as it is printed."""
+    title = f"Report {each.number} of {many}" if many > 1 else ""
+    return Part([LastReport(each.report)], each.owner.title if each.owner else title)
 
 
 def _print_reports(chosen: list[SavedReport], many: int, arguments: argparse.Namespace) -> None:
