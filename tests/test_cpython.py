@@ -168,7 +168,11 @@ def test_where_the_interpreter_cannot_be_called_nothing_is_promised(monkeypatch)
     names.keep_library("libc.so.6")
 
 
-def test_the_running_loop_is_that_of_this_thread():
+@pytest.mark.parametrize("has_name", [True, False])
+def test_the_running_loop_is_that_of_this_thread(monkeypatch, has_name):
+    if not has_name:
+        monkeypatch.delattr(asyncio, "_get_running_loop")
+
     async def ask():
         return names.running_loop() is asyncio.get_running_loop()
 

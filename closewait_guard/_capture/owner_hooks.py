@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from closewait_guard._capture.hooks import method_object
+from closewait_guard._capture.speedups import find_speedups
 from closewait_guard._capture.stack import is_called_by
 from closewait_guard._cpython import current_frame, dropping_errors
 from closewait_guard._interruptions import DeferredErrors, interrupts
@@ -151,6 +152,11 @@ def _wrap_del(original: Any, subscribers: OwnerSubscribers) -> Any:
                     subscriber.on_error()
 
     deferred = DeferredErrors((notify.__code__,))
+    found = find_speedups() if original is None and subscribers.speedups else None
+    if found is not None:
+        # In place of the descriptor, and of a finalizer that was there: `callable` answers 0 or 1,
+        # so that each owner counts as open, and runs no code of the owner.
+        return found.finalizer(callable, notify, callable, is_for_open_only=True)
     notify_quietly = dropping_errors(notify)
     if original is None:
         return functools.lru_cache(0)([method_object("__eq__", notify_quietly)].__contains__)
@@ -193,20 +199,19 @@ def _wrap_take(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers)
 def _wrap_give_back(kind: CheckoutKind, original: Any, subscribers: OwnerSubscribers) -> Any:
     is_of_pool = not kind.taken_class
 
-    def note(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Before the call: after it, another thread may have taken it.
-        for connection in (*args[:1], *kwargs.values()) if is_of_pool else (self,):
-            for on_give_back in subscribers.give_back_calls:
-                on_give_back(kind, connection)
-
+    # Noted before the call: after it, another thread may have taken it.
     @functools.wraps(original)
     def give_back(self: Any, *args: Any, **kwargs: Any) -> Any:
-        note(self, args, kwargs)
+        for connection in (args[:1] or kwargs.values()) if is_of_pool else (self,):
+            for on_give_back in subscribers.give_back_calls:
+                on_give_back(kind, connection)
         return original(self, *args, **kwargs)
 
     @functools.wraps(original)
     async def give_back_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-        note(self, args, kwargs)
+        for connection in (args[:1] or kwargs.values()) if is_of_pool else (self,):
+            for on_give_back in subscribers.give_back_calls:
+                on_give_back(kind, connection)
         return await original(self, *args, **kwargs)
 
     return give_back_async if _is_async(original) else give_back

@@ -137,7 +137,7 @@ class OwnerTable(OwnerEvents):
         self.ended: deque[EndedOwner] = deque(maxlen=most)
         self.tracked: list[tuple[type, OwnerKind]] = []
         self.counter, self._count_ended = LockFreeCounter(), LockFreeCounter()
-        self._sockets = sockets
+        self._sockets, self._speedups = sockets, recording.speedups
         # By identity, how each was made; and its number and kind.
         self._creations: dict[int, CreationTuple] = {}
         self._made: dict[int, tuple[int, OwnerKind]] = {}
@@ -150,7 +150,7 @@ class OwnerTable(OwnerEvents):
         """Record the owners of a class from now on."""
         self.tracked.append((cls, kind))
         patch.subscribe_owners(self)
-        patch.patch_methods(cls, owner_wrappers(kind))
+        patch.patch_methods(cls, owner_wrappers(kind), speedups=self._speedups)
 
     def listen_to_pools(self, cls: type, kind: CheckoutKind) -> None:
         """Record what the pools of a class hand out from now on."""
@@ -163,7 +163,7 @@ class OwnerTable(OwnerEvents):
         if classes.keys() == wrappers.keys():
             patch.subscribe_owners(self)
             for name, found in classes.items():
-                patch.patch_methods(found, wrappers[name])
+                patch.patch_methods(found, wrappers[name], speedups=self._speedups)
 
     @property
     def on_make(self) -> Callable[[Any, object], None]:
@@ -184,7 +184,9 @@ class OwnerTable(OwnerEvents):
                 self.on_made(owner, kind)
 
     def on_close(self, owner: object) -> None:
-        self._forget(id(owner))
+        key = id(owner)
+        self._made.pop(key, None)
+        self._creations.pop(key, None)
 
     def on_finalize(self, owner: object) -> None:
         made = self._made.pop(id(owner), None)
@@ -225,10 +227,6 @@ class OwnerTable(OwnerEvents):
         made_in: int = entry.creation[PID]
         return made_in == self._recorder.pid
 
-    def _forget(self, key: int) -> None:
-        self._made.pop(key, None)
-        self._creations.pop(key, None)
-
     @property
     def on_take(self) -> Callable[[CheckoutKind, object, object], None]:
         return self.checkouts.take
@@ -255,7 +253,8 @@ class OwnerTable(OwnerEvents):
             owner = entry.creation[SOCK]()
             if owner is None:
                 # A subclass has a finalizer of its own, which is asked for nothing here.
-                self._forget(key)
+                self._made.pop(key, None)
+                self._creations.pop(key, None)
             elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=True):
                 found.append((owner, entry))
         return found

@@ -147,8 +147,16 @@ def unsubscribe_owners(subscriber: OwnerEvents) -> None:
         _owner_methods[:] = [method for method in _owner_methods if method.is_wrapped]
 
 
-def patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]]) -> None:
-    """Call the subscribers for owners through wrappers of a class's methods, from now on."""
+def patch_methods(
+    cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]], *, speedups: bool
+) -> None:
+    """Call the subscribers for owners through wrappers of a class's methods, from now on.
+
+    Args:
+        cls: The class.
+        wrappers: What makes each, by the name of the method.
+        speedups: Whether they may be in C.
+    """
     from closewait_guard._capture.owner_hooks import OwnerSubscribers
 
     # Called in the middle of an import, for whose end the thread that has the lock may wait.
@@ -163,14 +171,14 @@ def patch_methods(cls: type, wrappers: Mapping[str, Callable[[Any, Any], Any]]) 
             if name not in known
         ]
         _owner_methods.extend(added)
-        _update_methods_of_owners(added)
+        _update_methods_of_owners(added, speedups=speedups)
     finally:
         lock.release()
 
 
-def _update_methods_of_owners(methods: Iterable[_Method]) -> None:
+def _update_methods_of_owners(methods: Iterable[_Method], *, speedups: bool = False) -> None:
     for method in methods:
-        method.set_subscribers(tuple(_owner_subscribers), speedups=False)
+        method.set_subscribers(tuple(_owner_subscribers), speedups=speedups)
 
 
 def patched_classes() -> list[type]:

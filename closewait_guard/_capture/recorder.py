@@ -76,21 +76,6 @@ _COROUTINE = 0x80 | 0x100
 _AWAITING = _COROUTINE | 0x200 | 0x20
 
 
-def task_name() -> str | None:
-    """The name of the task that runs in this thread's event loop; None outside of one."""
-    try:
-        if running_loop() is not None:
-            task = sys.modules["asyncio"].current_task()
-            return exact_text(task.get_name()) if task is not None else None
-        lowlevel = sys.modules["trio"].lowlevel
-        return exact_text(lowlevel.current_task().name) if lowlevel.in_trio_task() else None
-    except Exception as error:
-        if interrupts(error):
-            raise
-        # Not every class of tasks gives them names.
-        return None
-
-
 def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: int) -> str | None:
     """The name of the task that runs in this thread's event loop; None outside of one.
 
@@ -102,6 +87,34 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
         capture: Captures calls.
         depth: How many calls to take of each task.
     """
+    try:
+        in_asyncio = running_loop() is not None
+        if not in_asyncio and not sys.modules["trio"].lowlevel.in_trio_task():
+            return None
+    except Exception as error:
+        if interrupts(error):
+            raise
+        return None
+    _continue_in_tasks(stack, caller, capture, depth)
+    return _name_of_current_task(in_asyncio=in_asyncio)
+
+
+def _name_of_current_task(*, in_asyncio: bool) -> str | None:
+    try:
+        if in_asyncio:
+            task = sys.modules["asyncio"].current_task()
+            return exact_text(task.get_name()) if task is not None else None
+        return exact_text(sys.modules["trio"].lowlevel.current_task().name)
+    except Exception as error:
+        if interrupts(error):
+            raise
+        # Not every class of tasks gives them names.
+        return None
+
+
+def _continue_in_tasks(
+    stack: CapturedStack, caller: FrameType, capture: Capture, depth: int
+) -> None:
     try:
         for calls, code in enumerate(stack[::2]):
             if (owner := owner_of(code.co_filename)) is None:
@@ -121,7 +134,6 @@ def note_task(stack: CapturedStack, caller: FrameType, capture: Capture, depth: 
         if interrupts(error):
             raise
         # The stack ends where it could not be continued.
-    return task_name()
 
 
 @cache

@@ -433,7 +433,7 @@ assert "closewait_guard._capture.owners" not in sys.modules
 import httpx
 from closewait_guard._capture import patch
 assert "closewait_guard._capture.owners" in sys.modules
-print(type(vars(httpx.Client)["__del__"]).__name__)
+print(hasattr(vars(httpx.Client)["__del__"], "__code__"))
 cwg.uninstall()
 print("__del__" in vars(httpx.Client), patch.is_patched())
 """
@@ -443,7 +443,8 @@ def test_a_library_that_is_imported_later_is_patched_then_and_none_is_imported()
     done = subprocess.run(
         [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout == "_lru_cache_wrapper\nFalse False\n"
+    # What finalizes is in C, with the extension and without.
+    assert done.stdout == "False\nFalse False\n"
 
 
 # Classes of the program.
