@@ -13,15 +13,14 @@ import closewait_guard as cwg
 from findings import findings_of
 from servers import postgres
 
-django = pytest.importorskip("django")
-from django.conf import settings  # noqa: E402
-from django.db.utils import ConnectionHandler  # noqa: E402
+pytest.importorskip("django")
+from django.db.utils import ConnectionHandler
+
+import django_project
 
 pytestmark = pytest.mark.whole_program
 
-if not settings.configured:
-    settings.configure()
-    django.setup()
+django_project.configure()
 # More than `surplus` allows, also where tests before have left some threads.
 MANY = 12
 
