@@ -27,7 +27,7 @@ from closewait_guard.reporters.names import known_names, named
 from closewait_guard.settings import Settings
 
 try:
-    from django.conf import settings as django_settings
+    from django import conf
     from django.core.signals import request_started
     from django.http import HttpRequest, HttpResponse
     from django.utils.deprecation import MiddlewareMixin
@@ -69,7 +69,7 @@ def read_project_options() -> ProjectOptions:
     Raises:
         ConfigurationError: One of the settings cannot be used; the text names it, and where it is.
     """
-    options = getattr(django_settings, _SETTING, {})
+    options = getattr(conf.settings, _SETTING, {})
     if not isinstance(options, dict):
         raise ConfigurationError(f"{_place()}: expected a dict, got {shown(options)}")
     known = (*(item.name for item in fields(Settings)), *_OF_PAGE)

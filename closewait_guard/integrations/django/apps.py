@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django import conf
 from django.apps import AppConfig
-from django.conf import settings as django_settings
 from django.core import checks
 from django.core.signals import request_started
 
@@ -45,7 +45,7 @@ def check_settings(app_configs: Any, **_: object) -> list[checks.CheckMessage]: 
     except ConfigurationError as error:
         return [checks.Error(str(error), id=f"{_TAG}.E001")]
     found = [checks.Warning(note, id=f"{_TAG}.W001") for note in options.settings.notes]
-    if options.page.path and _MIDDLEWARE not in django_settings.MIDDLEWARE:
+    if options.page.path and _MIDDLEWARE not in conf.settings.MIDDLEWARE:
         found.append(
             checks.Warning(
                 "closewait-guard has a token for its status page, and no middleware to show it",
