@@ -17,6 +17,7 @@ from closewait_guard._stream import (
     close_reporter,
     flush_reporter,
     layout_of,
+    lost_by,
     reporter_name,
     write_text,
 )
@@ -42,9 +43,6 @@ class Delivery:
         timeout: Seconds to wait for a reporter before the next is called. One that takes longer
             continues with its report, and gets the next one after it has returned.
         redact: Redacts a text; raises nothing.
-
-    Attributes:
-        failed: How many reports a reporter has failed to take.
     """
 
     def __init__(
@@ -57,7 +55,12 @@ class Delivery:
         self.add(reporters)
         self._timeout = timeout
         self._redact = redact
-        self.failed = 0
+        self._failures = 0
+
+    @property
+    def failed(self) -> int:
+        """How many reports a reporter has failed to take, or to send on."""
+        return self._failures + sum(lost_by(each) for each in self.reporters)
 
     @property
     def reporters(self) -> tuple[Reporter, ...]:
@@ -116,7 +119,7 @@ class Delivery:
             slot.after_fork()
 
     def _count_failure(self, slot: _Slot, error: BaseException) -> None:
-        self.failed += 1
+        self._failures += 1
         if slot.is_failing:
             return
         slot.is_failing = True

@@ -16,6 +16,7 @@ __all__ = [
     "close_reporter",
     "flush_reporter",
     "layout_of",
+    "lost_by",
     "print_error",
     "reporter_name",
     "require_stream",
@@ -142,3 +143,9 @@ def flush_reporter(reporter: object) -> None:
     flush = getattr(reporter, "flush", None)
     if callable(flush):
         flush()
+
+
+def lost_by(reporter: object) -> int:
+    """How many reports it took, and could not send on."""
+    lost = getattr(reporter, "lost", 0)
+    return lost if isinstance(lost, int) else 0

@@ -8,6 +8,7 @@ A project file that another user may have written is left out, and the settings 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -158,7 +159,8 @@ class Settings(_Provenance):
         (),
         parse.names,
         "Reporters by name, for a program that names none itself: text, console, structlog, "
-        "logging, json_lines:PATH, warn, sentry, or another that is installed.",
+        "logging, json_lines:PATH, warn, sentry, webhook:URL, slack:URL, or another that is "
+        "installed.",
     )
     reporter_timeout: float = _setting(
         10.0,
@@ -277,9 +279,13 @@ class Settings(_Provenance):
                 yield f"{item.name}: {_plain(now)} -> {_plain(then)}"
 
 
+# Of where reports are posted to: all but the host may be secret.
+_ADDRESS = re.compile(r"(https?://)(?:[^/@\s'\"]*@)?([^/\s'\"]*)[^\s'\"]*")
+
+
 def _plain(value: object) -> Scalar:
     return getattr(value, "__qualname__", None) or (
-        value if isinstance(value, Scalar) else repr(value)
+        value if isinstance(value, Scalar) else _ADDRESS.sub(r"\1\2/...", repr(value))
     )
 
 

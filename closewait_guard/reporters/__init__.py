@@ -15,6 +15,7 @@ from closewait_guard.reporters.sentry import sentry
 from closewait_guard.reporters.structlog import structlog
 from closewait_guard.reporters.text import text
 from closewait_guard.reporters.warn import SocketLeakWarning, warn
+from closewait_guard.reporters.webhook import slack, webhook
 
 __all__ = [
     "SocketLeakWarning",
@@ -27,7 +28,9 @@ __all__ = [
     "logging",
     "named",
     "sentry",
+    "slack",
     "structlog",
     "text",
     "warn",
+    "webhook",
 ]

@@ -11,7 +11,7 @@ from closewait_guard._clock import now
 from closewait_guard._config import require_number, shown, unknown_name
 from closewait_guard._config import seconds as parse_seconds
 from closewait_guard._enums import FOLLOWED
-from closewait_guard._stream import close_reporter, flush_reporter, reporter_name
+from closewait_guard._stream import close_reporter, flush_reporter, lost_by, reporter_name
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import (
     Alert,
@@ -57,6 +57,10 @@ class _Wrapping:
 
     def flush(self) -> None:
         flush_reporter(self._reporter)
+
+    @property
+    def lost(self) -> int:
+        return lost_by(self._reporter)
 
     def __repr__(self) -> str:
         return f"{self._name}({reporter_name(self._reporter)})"

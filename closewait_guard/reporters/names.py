@@ -18,6 +18,7 @@ from closewait_guard.reporters.sentry import sentry
 from closewait_guard.reporters.structlog import structlog
 from closewait_guard.reporters.text import text
 from closewait_guard.reporters.warn import warn
+from closewait_guard.reporters.webhook import slack, webhook
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -169,6 +170,8 @@ _USAGE = {
     "changes": "changes:REPORTER",
     "at_least": "at_least:SEVERITY:REPORTER",
     "every": "every:SECONDS:REPORTER",
+    "webhook": "webhook:URL",
+    "slack": "slack:URL",
 }
 
 _FACTORIES: dict[str, Callable[[str], Reporter]] = {
@@ -179,6 +182,8 @@ _FACTORIES: dict[str, Callable[[str], Reporter]] = {
     "json_lines": _json_lines,
     "warn": _without_argument("warn", warn),
     "sentry": _without_argument("sentry", sentry),
+    "webhook": webhook,
+    "slack": slack,
     "changes": _changes,
     "at_least": _at_least,
     "every": _every,

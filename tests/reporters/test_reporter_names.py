@@ -14,8 +14,8 @@ from leaking import leaking_guard, run
 
 KNOWN = (
     "Available: text[:all], console[:all], structlog, logging[:LOGGER], "
-    "json_lines:[examples=N:]PATH, warn, sentry, changes:REPORTER, at_least:SEVERITY:REPORTER, "
-    "every:SECONDS:REPORTER"
+    "json_lines:[examples=N:]PATH, warn, sentry, webhook:URL, slack:URL, changes:REPORTER, "
+    "at_least:SEVERITY:REPORTER, every:SECONDS:REPORTER"
 )
 SEVERITIES = "Severities: info, warning, critical"
 
