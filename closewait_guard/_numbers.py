@@ -102,6 +102,7 @@ MEASURES = (
         "pool_connections", "Connections of a pool, used or idle.", ("library", "pool", "state")
     ),
     Measure("pool_connections_limit", "How many connections a pool may have.", ("library", "pool")),
+    Measure("pools_full", "Pools that have no connection left, by name and peer.", ("pool",)),
     Measure("scan_cpu_seconds", "Processor time of the last scan."),
     Measure("last_report_timestamp_seconds", "When the last report was made."),
     Measure("not_covered", "How many things the last report says it does not cover."),
@@ -144,6 +145,8 @@ def _numbers_of_report(
     if report.descriptors is not None:
         kinds = report.descriptors.by_kind.items()
         yield "descriptors", [Sample((str(kind),), count) for kind, count in kinds]
+    full = Counter(truncate(pool.name, _MAX_NAME) for pool in report.full_pools)
+    yield "pools_full", [Sample((name,), count) for name, count in full.items()]
     if report.fd_used is not None:
         yield "descriptors_open", [Sample((), report.fd_used)]
     if report.fd_limit is not None:

@@ -79,6 +79,7 @@ _CONVENTIONS = {
     "descriptors_time_left_seconds": _Convention(
         "closewait_guard.descriptors.time_left", "s", is_sum=False
     ),
+    "pools_full": _Convention("closewait_guard.pools.full", "{pool}", (f"{_OWN}pool",)),
     "scan_cpu_seconds": _Convention("closewait_guard.scan.cpu_time", "s", is_sum=False),
     "last_report_timestamp_seconds": _Convention("closewait_guard.report.age", "s", is_sum=False),
     "not_covered": _Convention("closewait_guard.not_covered", "{note}", is_sum=False),

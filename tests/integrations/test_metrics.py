@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 import requests
+import urllib3
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
@@ -123,6 +124,27 @@ def test_opentelemetry_observes_the_same_numbers_by_the_names_of_its_conventions
     # It has no number that a backend may not take.
     assert ("closewait_guard.descriptors.time_left",) not in found
     assert all(map(math.isfinite, found.values()))
+
+
+def test_a_pool_without_a_connection_left_is_one_of_the_full(registry, guard):
+    prometheus.register(registry, guard=guard)
+    with web() as server:
+        name = f"urllib3 pool of {server.url}"
+        pool = urllib3.HTTPConnectionPool("127.0.0.1", server.port, maxsize=1, block=True)
+        with pool:
+            response = pool.urlopen("GET", "/half", preload_content=False)
+            guard.report()
+            shown = scrape(registry)
+            server.released.set()
+            response.drain_conn()
+            response.release_conn()
+            guard.report()
+            later = scrape(registry)
+    limit = ("pool_connections_limit", "urllib3", name)
+    assert shown["pool_connections", "urllib3", name, "used"] == shown[limit] == 1
+    assert [shown[key] for key in shown if key[0] == "pools_full"] == [1]
+    assert later["pool_connections", "urllib3", name, "idle"] == later[limit] == 1
+    assert not [key for key in later if key[0] == "pools_full"]
 
 
 def test_growth_and_the_time_that_is_left_are_those_of_the_alert(registry):
