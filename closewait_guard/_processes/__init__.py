@@ -14,6 +14,7 @@ from closewait_guard._processes.text import (
     how_to_be_permitted,
     render_inaccessible,
     render_processes,
+    sentences_on_others,
     user,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "kernel_answers",
     "render_inaccessible",
     "render_processes",
+    "sentences_on_others",
     "user",
 ]

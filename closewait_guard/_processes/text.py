@@ -45,6 +45,7 @@ __all__ = [
     "join_paragraphs",
     "render_inaccessible",
     "render_processes",
+    "sentences_on_others",
     "user",
 ]
 
@@ -378,6 +379,19 @@ def _unseen(only: Sequence[ProcessReport], layout: Layout) -> list[str]:
     notes = [note for process in only for note in process.report.coverage.notes]
     general = [note for note, times in Counter(notes).items() if times == len(only)]
     return layout.wrap(f"Not covered: {'; '.join(general)}.", "  ") if general else []
+
+
+def sentences_on_others(found: ProcessScan, *, only: Sequence[ProcessReport]) -> list[str]:
+    """What is said of all but some of the processes, and of those that may not be seen."""
+    layout = Layout(_UNFOLDED)
+    return [
+        *_rest(found, only, layout),
+        *filter(None, render_inaccessible(found, layout).splitlines()),
+    ]
+
+
+# As wide as any paragraph.
+_UNFOLDED = 1 << 20
 
 
 def _rest(found: ProcessScan, only: Sequence[ProcessReport], layout: Layout) -> Iterator[str]:

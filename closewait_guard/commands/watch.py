@@ -45,6 +45,14 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=_count, metavar="N", help="stop after N refreshes")
     add_metrics(parser)
+    parser.add_argument(
+        "--web",
+        nargs="?",
+        type=_address,
+        const=("127.0.0.1", 0),
+        metavar="HOST:PORT",
+        help="serve a live page for the browser (default: 127.0.0.1, any port)",
+    )
     add_no_config(parser)
     parser.set_defaults(run=run)
 
@@ -63,6 +71,18 @@ def _count(text: str) -> int:
     return parse_argument(whole_number_parser(what, lambda number: number > 0), text)
 
 
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        from closewait_guard._config import shown
+
+        raise argparse.ArgumentTypeError(
+            f"expected HOST:PORT, got {shown(text)} (a PID stands before --web)"
+        )
+    return host or "127.0.0.1", int(port)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Scan until there is nothing left to scan, or the reader stops it."""
     from closewait_guard.commands._watch_state import ScanHistory
@@ -77,6 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     first = next(scans)
     if print_inaccessible(first, arguments.pids) and not first.processes:
         return USAGE
+    if arguments.web:
+        return _serve(arguments, first, scans)
     if sys.stdout.isatty():
         return _draw(arguments, history, scans)
     return _print_lines(arguments, history, scans)
@@ -95,6 +117,24 @@ def _scans(arguments: argparse.Namespace, history: ScanHistory) -> Iterator[Proc
         history.take(found)
         taken += 1
         yield found
+
+
+def _serve(arguments: argparse.Namespace, found: ProcessScan, scans: Iterator[ProcessScan]) -> int:
+    """Keep a page of the latest scan, for those who know its address."""
+    from closewait_guard.commands._watch_web import FullReports, PageServer, live_page
+
+    server, full_reports = PageServer(arguments.web), FullReports()
+    scan: ProcessScan | None = found
+    while scan is not None:
+        pythons = (each.report.pid for each in scan.processes if each.report.python)
+        server.page = live_page(
+            scan, full_reports.of(pythons), arguments.interval, everything=bool(arguments.pids)
+        ).encode()
+        if scan is found:
+            say(f"{server.url}  (Ctrl-C ends it)", flush=True)
+        time.sleep(arguments.interval)
+        scan = next(scans, None)
+    return FINE
 
 
 def _print_lines(
