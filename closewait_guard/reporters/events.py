@@ -6,7 +6,8 @@ Many logs end on a terminal, so names that come from outside are escaped here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -25,20 +26,27 @@ from closewait_guard.model import (
     AlertStatus,
     ClosedLate,
     Finding,
+    FrameKind,
+    Observation,
     Report,
     Scalar,
     Severity,
     SiteGroup,
     Verdict,
+    site_key,
 )
 
 __all__ = [
     "Event",
+    "NewSockets",
     "alert_event",
     "closed_late_events",
     "events",
     "site_event",
 ]
+
+
+_MAX_SITES, _MAX_CALLS = 1000, 5
 
 
 class Event(NamedTuple):
@@ -51,12 +59,37 @@ class Event(NamedTuple):
     fields: Mapping[str, Scalar]
 
 
-def events(report: Report) -> Iterator[Event]:
-    """Alerts first, then the sites, worst first, then those that closed late."""
+class NewSockets:
+    """Counts the sockets of each site that a log has not had yet."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, frozenset[int]] = {}
+
+    def count(self, group: SiteGroup) -> int:
+        """How many of a site are new; from now on, they are known."""
+        key = site_key(group.findings[0])
+        known = self._known.pop(key, frozenset[int]())
+        serials = {finding.observation.record.serial: finding for finding in group.findings}
+        self._known[key] = frozenset(serials)
+        while len(self._known) > _MAX_SITES:
+            del self._known[next(iter(self._known))]
+        return sum(serials[serial].count for serial in serials.keys() - known)
+
+
+def events(report: Report, new_sockets: NewSockets | None = None) -> Iterator[Event]:
+    """Alerts first, then the sites, worst first, then those that closed late.
+
+    Args:
+        report: The report.
+        new_sockets: What the log has had so far, for the field `new`.
+    """
     for alert in report.alerts:
         yield alert_event(alert, report)
     for group in report.by_site():
-        yield site_event(group, report.pid)
+        event = site_event(group, report.pid)
+        if new_sockets is not None:
+            event = event._replace(fields={**event.fields, "new": new_sockets.count(group)})
+        yield event
     yield from closed_late_events(report)
 
 
@@ -123,6 +156,8 @@ def _site_event(group: SiteGroup, pid: int) -> Event:
         "count": group.count,
         "site": group.site.place if group.site is not None else None,
         "function": group.site.function if group.site is not None else None,
+        "stack": _short_stack(group),
+        **_state_fields(observations),
         "oldest_s": round(oldest, 3),
         "is_lower_bound": is_lower_bound,
         "peers": peers,
@@ -172,6 +207,26 @@ def _closed_late_event(closed: list[ClosedLate], fingerprint: str, pid: int) -> 
             "pid": pid,
         },
     )
+
+
+def _short_stack(group: SiteGroup) -> str | None:
+    """The program's own calls, the innermost first; else the line that is shown."""
+    record = group.findings[0].observation.record.blamed
+    own = [frame for frame in record.stack if frame.kind is FrameKind.USER]
+    if not own and group.site is not None:
+        own = [group.site]
+    calls = [f"{frame.module}:{frame.lineno} {frame.function}" for frame in own[:_MAX_CALLS]]
+    return " < ".join([*calls, *(["..."] if len(own) > _MAX_CALLS else [])]) or None
+
+
+def _state_fields(observations: Sequence[Observation]) -> dict[str, Scalar]:
+    """The state of most of them, and what the peers have sent and no one has read."""
+    described = [seen for seen in observations if seen.owner is None and seen.is_described]
+    unread = [seen.unread for seen in described if seen.unread is not None]
+    if not described:
+        return {}
+    [(state, _)] = Counter(seen.state.value for seen in described).most_common(1)
+    return {"state": state, **({"unread": sum(unread)} if unread else {})}
 
 
 def _how_opened(finding: Finding) -> str:

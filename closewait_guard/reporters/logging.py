@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter, Scalar, Severity
-from closewait_guard.reporters.events import events
+from closewait_guard.reporters.events import NewSockets, events
 
 __all__ = [
     "logging",
@@ -36,10 +36,10 @@ def logging(logger: _Logger | str | None = None) -> Reporter:
         logger = standard.getLogger(logger or "closewait_guard")
     if not isinstance(logger, standard.Logger | standard.LoggerAdapter):
         raise ConfigurationError(f"logging: expected a logger or its name, got {logger!r}")
-    log = logger
+    log, new_sockets = logger, NewSockets()
 
     def logging_reporter(report: Report) -> None:
-        for event in events(report):
+        for event in events(report, new_sockets):
             level = _LEVELS[event.level] if event.is_news else standard.DEBUG
             _log(log, level, "%s", event.message, {"event": event.name, **event.fields})
 

@@ -7,7 +7,7 @@ from typing import Any
 from closewait_guard._structlog import get_logger
 from closewait_guard.exceptions import ConfigurationError
 from closewait_guard.model import Report, Reporter
-from closewait_guard.reporters.events import Event, events
+from closewait_guard.reporters.events import Event, NewSockets, events
 
 __all__ = [
     "structlog",
@@ -32,9 +32,10 @@ def structlog(logger: Any = None) -> Reporter:
     if logger is not None and not callable(getattr(logger, "critical", None)):
         raise ConfigurationError(f"structlog: expected a structlog logger, got {logger!r}")
     log = logger if logger is not None else get_logger("closewait_guard.reports")
+    new_sockets = NewSockets()
 
     def structlog_reporter(report: Report) -> None:
-        for event in events(report):
+        for event in events(report, new_sockets):
             getattr(log, _level(event))(event.name, **event.fields)
 
     return structlog_reporter

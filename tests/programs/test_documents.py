@@ -38,7 +38,7 @@ SHOWN = {
     "prove_no_leaks": "1 STILL OPEN",
     "pytest_project": "ERROR at teardown of test_forgets_a_client",
     "requests_and_httpx": "in is_there()",
-    "structlog_json": '"event": "socket_leak", "level": "warning"',
+    "structlog_json": '{"tenant": "acme"',
     "web_application": "in price()",
 }
 MODULES = ["closewait_guard"] + [

@@ -39,6 +39,10 @@ KEYS = {
     "hint",
     "fingerprint",
     "pid",
+    "new",
+    "stack",
+    "state",
+    "unread",
 }
 
 
@@ -95,6 +99,48 @@ def test_structlog_logs_one_event_for_each_site_with_flat_keys(own_structlog):
     assert (event["package"], event["caller"]) == (leak.package, leak.caller) == ("leaking",) * 2
     assert event["fingerprint"] == report.by_site()[0].fingerprint
     assert event["request"] == "r7"
+
+
+def test_an_event_has_the_program_s_calls_the_state_and_how_many_sockets_are_new(own_structlog):
+    with ExitStack() as stack, cwg.Guard(cwg.Settings(grace=0), ["structlog"]) as guard:
+        for number in (2, 1, 0):
+            for _ in range(number):
+                fetch(stack, b"abc")
+            time.sleep(0.03)
+            guard.report()
+    seen = [event for event in own_structlog() if event["function"] == "fetch"]
+    # The third line of this test opens them both times.
+    assert [(each["count"], each["new"]) for each in seen] == [(2, 2), (3, 1), (3, 0)]
+    first = seen[0]
+    assert (first["state"], first["unread"]) == ("CLOSE_WAIT", 6)
+    inner, outer, *_ = first["stack"].split(" < ")
+    assert inner.startswith("leaking:")
+    assert inner.endswith(" fetch")
+    assert outer.startswith(f"{__name__}:")
+
+
+class FlatJson(logging.Formatter):
+    """As python-json-logger does it: what is on the record beyond the standard attributes."""
+
+    def format(self, record):
+        standard = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
+        extra = {name: value for name, value in vars(record).items() if name not in standard}
+        return json.dumps({"message": record.getMessage(), "level": record.levelname, **extra})
+
+
+def test_a_line_of_json_is_flat_and_has_what_the_program_s_context_had():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(FlatJson())
+    logger = logging.getLogger("flat")
+    logger.addHandler(handler)
+    logger.propagate = False
+    settings = {"context": lambda: {"tenant": "acme", "message": 3}}
+    report_leaks(reporters.logging(logger), **settings)
+    document = json.loads(stream.getvalue())
+    assert (document["event"], document["level"]) == ("socket_leak", "WARNING")
+    assert (document["tenant"], document["message_"], document["new"]) == ("acme", 3, 1)
+    assert not any(isinstance(value, dict | list) for value in document.values())
 
 
 def test_each_event_of_a_leak_names_the_packages_that_are_known(own_structlog):
