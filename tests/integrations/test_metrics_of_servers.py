@@ -27,12 +27,10 @@ MONITORING = Path(__file__).parents[2] / "examples" / "monitoring"
 APP = """
 import os, socket
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
-import closewait_guard as cwg
 from closewait_guard.integrations import prometheus
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     prometheus.register()
-    cwg.watch(interval=0.1, grace=0, reporters=[lambda report: None], at_exit=False)
 kept = []
 
 def app(environ, start_response):
@@ -49,8 +47,14 @@ def app(environ, start_response):
     return [body]
 """
 GUNICORN_CONF = """
+from prometheus_client import multiprocess
+
+from closewait_guard.integrations import gunicorn as guarded
+from closewait_guard.integrations.gunicorn import *
+
+
 def child_exit(server, worker):
-    from prometheus_client import multiprocess
+    guarded.child_exit(server, worker)
     multiprocess.mark_process_dead(worker.pid)
 """
 
@@ -115,8 +119,9 @@ def test_any_worker_of_a_gunicorn_shows_what_all_of_them_have_leaked(tmp_path):
     (tmp_path / "shared").mkdir()
     port = free_port()
     command = [sys.executable, "-P", "-m", "gunicorn", "-w", "2", "-b", f"127.0.0.1:{port}"]
-    shared = str(tmp_path / "shared")
-    with running(*command, "app:app", cwd=tmp_path, PROMETHEUS_MULTIPROC_DIR=shared) as master:
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "shared")}
+    variables |= {"CLOSEWAIT_GUARD_INTERVAL": "0.1", "CLOSEWAIT_GUARD_GRACE": "0"}
+    with running(*command, "app:app", cwd=tmp_path, **variables) as master:
         counts = leak_in_two_workers(port)
 
         def leaked():
