@@ -21,6 +21,7 @@ from benchmarks import (
     command_line,
     curve,
     footprint,
+    frameworks,
     hot_path,
     http_workload,
     importing,
@@ -42,6 +43,7 @@ _BENCHMARKS = {
         # Before what leaves thousands of connections in TIME_WAIT: psutil reads those too.
         scanning,
         http_workload,
+        frameworks,
         monitoring,
         stops,
         command_line,

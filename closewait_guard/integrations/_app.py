@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from closewait_guard.model import Reporter
     from closewait_guard.settings import Settings
 
-__all__ = ["NO_ROUTE", "AppMonitor", "RequestLabel", "without_numbers"]
+__all__ = ["NO_ROUTE", "AppMonitor", "Before", "RequestLabel", "without_numbers"]
+
+
+# What ends a label.
+Before = Token[tuple[object, ...]]
 
 
 class AppMonitor:
@@ -157,10 +161,10 @@ class RequestLabel:
 
     Example:
         >>> label = RequestLabel(lambda request: f"GET {request['route']}", {"route": "/a/{id}"})
-        >>> token = label.enter()
+        >>> before = label.enter()
         >>> [str(each) for each in LABELS.get()]
         ['GET /a/{id}']
-        >>> label.leave(token)
+        >>> label.leave(before)
         >>> label.end()
     """
 
@@ -171,22 +175,26 @@ class RequestLabel:
         self._request = request
         self._text: str | None = None
 
-    def enter(self) -> Token[tuple[object, ...]]:
+    def enter(self) -> Before:
         """Label what is opened from now on in this context."""
         labels = LABELS.get()
-        if labels:
-            labels = tuple([each for each in labels if type(each) is not RequestLabel])
-        return LABELS.set((*labels, self))
+        if not labels:
+            return LABELS.set((self,))
+        others = [each for each in labels if type(each) is not RequestLabel]
+        return LABELS.set((*others, self))
 
     @staticmethod
-    def leave(token: Token[tuple[object, ...]]) -> None:
+    def leave(before: Before) -> None:
         """End that. A coroutine that is collected ends in another context, which has no label."""
-        with suppress(ValueError):
-            LABELS.reset(token)
+        try:  # noqa: SIM105 - suppress() takes as long as all the rest
+            LABELS.reset(before)
+        except ValueError:
+            pass
 
     def end(self) -> None:
-        """The request is over."""
-        self.settle()
+        """The request is over: keep only the text."""
+        if self._text is None:
+            self._text = self._description()
         self._request = None
 
     def settle(self) -> None:

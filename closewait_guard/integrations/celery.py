@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextvars import Token
 from typing import Any
 
 from closewait_guard.exceptions import MissingExtraError
-from closewait_guard.integrations._app import AppMonitor, RequestLabel
+from closewait_guard.integrations._app import AppMonitor, Before, RequestLabel
 
 try:
     from celery import signals
@@ -18,7 +17,7 @@ except ImportError as missing:
 __all__ = ["watch_workers"]
 
 
-_Entered = tuple[RequestLabel, Token[tuple[object, ...]]]
+_Entered = tuple[RequestLabel, Before]
 
 
 class _Worker:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
+from closewait_guard._capture import LABELS
 from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, without_numbers
 from closewait_guard.integrations._page import PAGE, StatusPage
 
@@ -58,12 +59,15 @@ class _WsgiApp:
             return _page_body(page, environ, start_response)
         label = RequestLabel(_describe, environ)
 
-        def start(*arguments: Any, **keywords: Any) -> Any:
+        def start(status: str, headers: Any, exc_info: Any = None) -> Any:
             # Flask lets go of its request before it returns.
             label.settle()
-            return start_response(*arguments, **keywords)
+            if exc_info is None:
+                return start_response(status, headers)
+            return start_response(status, headers, exc_info)
 
         before = label.enter()
+        labels = LABELS.get()
         try:
             body = self.app(environ, start)
         except BaseException:
@@ -71,36 +75,37 @@ class _WsgiApp:
             raise
         finally:
             label.leave(before)
-        return _labelled(body, label, environ.get("wsgi.file_wrapper"))
-
-
-def _labelled(body: Iterable[bytes], label: RequestLabel, file_wrapper: Any) -> Iterable[bytes]:
-    """The body, with the label wherever code of the application makes it."""
-    is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
-    if is_file or type(body) in (list, tuple):
-        # The server knows what to do with these.
-        label.end()
-        return body
-    return _SizedBody(body, label) if hasattr(body, "__len__") else _Body(body, label)
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
+        if is_file or type(body) in (list, tuple):
+            # The server knows what to do with these.
+            label.end()
+            return body
+        return (_SizedBody if hasattr(body, "__len__") else _Body)(body, label, labels)
 
 
 class _Body:
-    """Each part of a body is made, and it is closed, with the label, in whatever thread."""
+    """Each part of a body is made, and it is closed, with the label, in whatever thread.
 
-    def __init__(self, body: Any, label: RequestLabel) -> None:
-        self._body, self._label = body, label
-        self._parts: Iterator[bytes] = iter(())
+    Not in between: a client for tests may close it late, or never.
+    """
+
+    __slots__ = ("_body", "_label", "_labels")
+
+    def __init__(self, body: Any, label: RequestLabel, labels: tuple[object, ...]) -> None:
+        self._body, self._label, self._labels = body, label, labels
 
     def __iter__(self) -> Iterator[bytes]:
-        self._parts = self._call(iter, self._body)
-        return self
-
-    def __next__(self) -> bytes:
-        before = self._label.enter()
-        try:
-            return next(self._parts)
-        finally:
-            self._label.leave(before)
+        labels, parts = self._labels, self._call(iter, self._body)
+        while True:
+            before = LABELS.set(labels)
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+            finally:
+                LABELS.reset(before)
+            yield part
 
     def close(self) -> None:
         """As the server must do at the end."""
@@ -111,15 +116,17 @@ class _Body:
             self._label.end()
 
     def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
-        before = self._label.enter()
+        before = LABELS.set(self._labels)
         try:
             return function(*arguments)
         finally:
-            self._label.leave(before)
+            LABELS.reset(before)
 
 
 class _SizedBody(_Body):
     """One of which the server may want to know how many parts there are."""
+
+    __slots__ = ()
 
     def __len__(self) -> int:
         return len(self._body)

@@ -214,7 +214,9 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
     client = app.test_client()
     assert client.get("/items/42", buffered=True).data == b"x"
     opened()
+    # Its body is neither read nor closed.
     assert client.get("/nothing").status_code == 404
+    assert LABELS.get() == ()
     assert opened.labels() == [*[("GET /items/<item>",)] * 3, ()]
 
 
@@ -261,7 +263,9 @@ def test_a_wsgi_server_sees_the_application_as_it_is(opened):
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/file", "wsgi.file_wrapper": File}
     assert watched(environ, lambda *_: None) is bodies["/file"]
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/sized"}
-    assert len(watched(environ, lambda *_: None)) == 1
+    body = watched(environ, lambda *_: None)
+    assert len(body) == 1
+    body.close()
     with pytest.raises(LookupError, match="of the program"):
         ask_wsgi(watched, "/fail")
     opened()
