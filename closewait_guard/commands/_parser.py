@@ -222,10 +222,11 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
 
 def add_files(options: argparse._ActionsContainer) -> None:
     """The options that write what a command has found to files, besides what it prints."""
-    options.add_argument("--html", metavar="FILE", help="also write a page for the browser")
+    # One line for both: the help is to fit a screen.
     options.add_argument(
-        "--collapsed", metavar="FILE", help="also write stacks for flamegraph.pl or speedscope"
+        "--html", metavar="FILE", help="also write a page; --collapsed FILE: stacks"
     )
+    options.add_argument("--collapsed", metavar="FILE", help=argparse.SUPPRESS)
 
 
 def add_no_config(parser: argparse.ArgumentParser) -> None:

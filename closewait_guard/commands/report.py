@@ -24,8 +24,7 @@ also while the main thread is stuck. They were started by `closewait-guard run`,
 or call install(control=True). Those of one program are printed as one. Linux."""
 _EPILOG = """\
 exit status: 0 printed, 2 error; with --fail-on-leak 1 leaks, 87 unknown
-examples:    closewait-guard report 4242 --tree
-             closewait-guard report --name gunicorn --json"""
+example:     closewait-guard report --name gunicorn --tree"""
 _TIMEOUT = 10.0
 # Each waits most of the time.
 _MAX_THREADS = 16

@@ -65,12 +65,15 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--attribute",
         action="append",
         metavar="NAME",
-        help="MODULE:CALLABLE that opens native sockets (repeatable)",
+        help=argparse.SUPPRESS,
     )
+    parser.add_argument("--at-exit", action="store_true", default=None, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--at-exit",
-        action=argparse.BooleanOptionalAction,
-        help="print a final report (default: yes)",
+        "--no-at-exit",
+        dest="at_exit",
+        action="store_false",
+        default=None,
+        help="print no final report",
     )
     parser.add_argument(
         "--fail-on-leak", action="store_true", help="exit with 86 if TARGET succeeds but leaks"
@@ -82,8 +85,8 @@ def prepare(parser: argparse.ArgumentParser) -> None:
     for name in sorted(names, key=[*_HELP, *names].index):
         metavar, meaning = _HELP.get(name, (None, argparse.SUPPRESS))
         parser.add_argument(_option(name), dest=name, metavar=metavar, help=meaning)
-    others = ", ".join(_option(name) for name in names if name not in _HELP)
-    text = fill(f"More, see the settings page: {others}.", 78, break_on_hyphens=False)
+    others = ["--attribute", *(_option(name) for name in names if name not in _HELP)]
+    text = fill(f"More, in the docs: {', '.join(others)}.", 80, break_on_hyphens=False)
     parser.epilog = f"{text}\n{_EPILOG}"
     parser.set_defaults(run=run)
 

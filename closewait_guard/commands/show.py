@@ -28,6 +28,7 @@ from closewait_guard.commands._saved import Saved, SavedOwner, SavedReport
 from closewait_guard.exceptions import MissingExtraError
 from closewait_guard.model import Report
 
+_USAGE = "closewait-guard show [options] FILE | [FILE] --diff A B"
 _DESCRIPTION = """\
 Print saved reports: JSON from to_dict() or `scan --json`, JSON lines from the
 json_lines reporter, or pytest's --socket-leaks-json. By default print the last
@@ -41,7 +42,7 @@ examples:    closewait-guard show leaks.jsonl --range 3:5
 
 def prepare(parser: argparse.ArgumentParser) -> None:
     """Say what can be given."""
-    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.usage, parser.description, parser.epilog = _USAGE, _DESCRIPTION, _EPILOG
     parser.add_argument("file", nargs="?", metavar="FILE", help="file with reports, - for stdin")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", metavar="N", help="print the last N reports, not merged")
@@ -57,7 +58,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="print all calls, threads and holders, and what is not a leak",
+        help="print all calls and holders, and what is not a leak",
     )
     parser.add_argument(
         "--fail-on-leak",

@@ -51,7 +51,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         type=_address,
         const=("127.0.0.1", 0),
         metavar="HOST:PORT",
-        help="serve a live page for the browser (default: 127.0.0.1, any port)",
+        help="serve a live page for the browser, on loopback",
     )
     add_no_config(parser)
     parser.set_defaults(run=run)
