@@ -111,7 +111,7 @@ def render_page(
         "title": escape_text(": ".join(["closewait-guard", *map(_headline, programs[:1])])),
         "interval": "" if interval is None else f"{interval:g}",
         "programs": join_parts(_program_section(each, layout) for each in programs),
-        "notes": join_parts(f"<p>{escape_text(note)}</p>" for note in notes),
+        "notes": join_parts(f"<p>{with_code(note)}</p>" for note in notes),
         "flame": _flame(counts, programs),
         "table": _table(sites, programs, layout),
         "findings": join_parts(
@@ -211,7 +211,7 @@ def _state_of(program: _Program) -> str:
 def _not_covered(notes: Sequence[str], layout: Layout) -> str:
     if not notes:
         return ""
-    items = "".join(f"<li>{escape_text(layout.relative(note))}</li>" for note in notes)
+    items = "".join(f"<li>{with_code(layout.relative(note))}</li>" for note in notes)
     return f'<div class="not-covered"><strong>Not covered:</strong><ul>{items}</ul></div>'
 
 

@@ -154,9 +154,7 @@ def test_report_writes_what_the_process_answers_and_names_who_does_not(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "1 leaked socket from 1 place" in text
     assert "__main__.kept (module global)" in text
-    assert (
-        f"<p>process {os.getpid()} has no control socket: start it by `closewait-guard run`" in text
-    )
+    assert f"<p>process {os.getpid()} has no control socket: start it by <code>" in text
 
 
 @pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
