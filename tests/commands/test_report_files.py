@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -170,15 +168,3 @@ def test_attach_writes_what_it_has_got(tmp_path):
     assert "<strong>Not covered:</strong>" in text
     lines = stacks.read_text(encoding="utf-8").splitlines()
     assert "leaked;(before install(): no stack was recorded) 5" in lines
-
-
-FLAMEGRAPH = shutil.which("flamegraph.pl") or "/usr/share/flamegraph/flamegraph.pl"
-
-
-@pytest.mark.skipif(not Path(FLAMEGRAPH).exists(), reason="there is no flamegraph.pl")
-def test_flamegraph_draws_the_stacks(saved, tmp_path):
-    stacks = tmp_path / "stacks.txt"
-    call("show", saved, "--collapsed", stacks, code=0)
-    drawn = subprocess.run([FLAMEGRAPH, stacks], capture_output=True, text=True, check=True).stdout
-    assert "<svg" in drawn
-    assert "half_closed_pair" in drawn
