@@ -272,7 +272,7 @@ class Guard:
 
     @property
     def failed_reports(self) -> int:
-        """How many reports a reporter has failed to take."""
+        """How many reports a reporter has failed to take, or to send on."""
         return 0 if self._delivery is None else self._delivery.failed
 
     def mark(self) -> int:

@@ -37,8 +37,12 @@ __all__ = [
 ]
 
 
-def _setting(default: object, parse: Callable[[object], object], meaning: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": meaning})
+def _setting(
+    default: object, parse: Callable[[object], object], meaning: str, *, may_be_secret: bool = False
+) -> Any:
+    return field(
+        default=default, metadata={"parse": parse, "help": meaning}, repr=not may_be_secret
+    )
 
 
 class _Provenance:
@@ -161,6 +165,7 @@ class Settings(_Provenance):
         "Reporters by name, for a program that names none itself: text, console, structlog, "
         "logging, json_lines:PATH, warn, sentry, webhook:URL, slack:URL, or another that is "
         "installed.",
+        may_be_secret=True,
     )
     reporter_timeout: float = _setting(
         10.0,

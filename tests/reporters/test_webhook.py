@@ -182,6 +182,7 @@ def test_settings_show_the_host_of_an_address_and_nothing_else_of_it():
     settings = cwg.Settings(reporters=(f"changes:webhook:{url}", "text"))
     shown = "('changes:webhook:https://host:8443/...', 'text')"
     assert settings.describe()["reporters"] == shown
+    assert "s3cret" not in repr(settings)
     assert list(cwg.Settings().changes_to(settings)) == [f"reporters: () -> {shown}"]
 
 
