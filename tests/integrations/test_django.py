@@ -122,6 +122,16 @@ def test_a_process_has_one_monitor_from_its_first_request_on_and_no_receiver_aft
     assert not request_started.disconnect(ours.watch_first_request)
 
 
+def test_what_drivers_of_databases_open_in_c_has_a_line_too():
+    psycopg = pytest.importorskip("psycopg")
+    before = psycopg.connect
+    with options(reporters=[print], at_exit=False):
+        WSGIHandler()
+    assert psycopg.connect.__wrapped__ == before
+    cwg.uninstall()
+    assert psycopg.connect == before
+
+
 def test_without_the_middleware_the_monitor_starts_with_the_first_request_too():
     with options(reporters=[print], at_exit=False), override_settings(MIDDLEWARE=[]):
         WSGIHandler()
@@ -194,6 +204,16 @@ def test_a_check_opens_no_file_of_a_reporter(tmp_path):
     with options(reporters=[f"changes:json_lines:{path}", "at_least:warning:text", print]):
         assert checks.run_checks(tags=["closewait_guard"]) == []
     assert not path.exists()
+
+
+def test_the_checks_warn_of_a_project_file_that_is_ignored(tmp_path, monkeypatch):
+    file = tmp_path / "pyproject.toml"
+    file.write_text("[tool.closewait_guard]\ngrace = 2\n")
+    file.chmod(0o666)
+    monkeypatch.chdir(tmp_path)
+    (warning,) = checks.run_checks(tags=["closewait_guard"])
+    assert warning.id == "closewait_guard.W001"
+    assert f"settings in {file} are ignored" in warning.msg
 
 
 def test_the_checks_warn_of_what_does_not_do_what_it_says(monkeypatch):
