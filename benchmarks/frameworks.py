@@ -55,6 +55,31 @@ def item(item):
 
 app.wsgi_app = cwg.wsgi(app.wsgi_app, **options) if is_watched else app.wsgi_app
 """
+_DJANGO = """
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+def item(request, item):
+    return HttpResponse(str(os.getpid()))
+
+urlpatterns = [path("items/<int:item>", item)]
+ours = "closewait_guard.integrations.django"
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    CLOSEWAIT_GUARD=options,
+    INSTALLED_APPS=[ours] if is_watched else [],
+    MIDDLEWARE=[
+        *([f"{ours}.Middleware"] if is_watched else []),
+        "django.middleware.security.SecurityMiddleware",
+        "django.middleware.common.CommonMiddleware",
+    ],
+    ROOT_URLCONF=__name__,
+    SECRET_KEY="of no use",
+)
+app = get_wsgi_application()
+"""
 _AIOHTTP = """
 from aiohttp import web
 
@@ -84,6 +109,12 @@ _FRAMEWORKS = (
     _Framework(
         "Flask on gunicorn",
         _FLASK,
+        "gunicorn -k gthread --threads 1 --keep-alive 600 --log-level error"
+        " -b 127.0.0.1:{port} app:app",
+    ),
+    _Framework(
+        "Django on gunicorn",
+        _DJANGO,
         "gunicorn -k gthread --threads 1 --keep-alive 600 --log-level error"
         " -b 127.0.0.1:{port} app:app",
     ),
