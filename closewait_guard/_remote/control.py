@@ -295,8 +295,10 @@ class _Thread:
     def _run(self) -> None:
         try:
             self._number = _thread.get_native_id()
-            # They are the program's, and would interrupt what waits here.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            if not _IS_GREEN:
+                # They are the program's, and would interrupt what waits here. A green thread has
+                # none of its own to block them in: the main thread would get none any more.
+                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             self.wait(self._delay)
             if not self.is_ending:
                 self._function(self)

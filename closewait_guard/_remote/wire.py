@@ -10,14 +10,13 @@ from __future__ import annotations
 import _socket
 import json
 import os
-import select
 import struct
 from collections.abc import Callable, Container, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
-from closewait_guard._clock import now, pause
+from closewait_guard._clock import now, pause, select
 from closewait_guard._descriptors import Identity, OwnedDescriptor, identity_of
 from closewait_guard.exceptions import CloseWaitGuardError
 
@@ -267,10 +266,6 @@ def _accept(listener: _socket.socket) -> int:
     return fd
 
 
-# As this is loaded: what gevent puts there later is for its own threads. eventlet removes it.
-_poll = getattr(select, "poll", None)
-
-
 class Listener(_OwnSocket):
     """Listens at a path, for processes of this user and of root.
 
@@ -303,13 +298,13 @@ class Listener(_OwnSocket):
         return self.fileno() >= 0 and identity_of(self.path) == self._identity
 
     def wait(self, seconds: float) -> bool:
-        """Wait until a process connects; return whether one has."""
+        """Wait until a process connects; return whether one has. A green thread does not wait."""
         fd = self.fileno()
-        if _poll is None or fd < 0:
-            return fd >= 0
-        poll = _poll()
+        if fd < 0:
+            return False
+        poll = select.poll()
         poll.register(fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return bool(poll.poll(0 if self._lets_green_run else seconds * 1000))
 
     def accept(self, timeout: float) -> MessageSocket:
         """The next connection. Who has connected is for the caller to check.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -225,24 +226,43 @@ kept[0].accept()
     assert verdicts.count("leaked") == 1
 
 
-def test_a_program_of_green_threads_goes_on_while_it_waits_for_those_who_ask(tmp_path):
+@pytest.mark.parametrize(
+    ("library", "patch"),
+    [
+        ("gevent", "from gevent import monkey; monkey.patch_all()"),
+        ("eventlet", "import eventlet; eventlet.monkey_patch()"),
+    ],
+)
+def test_a_program_of_green_threads_goes_on_while_it_waits_for_those_who_ask(
+    tmp_path, library, patch
+):
+    pytest.importorskip(library)
     code = f"""
-from gevent import monkey
-monkey.patch_all()
+import faulthandler
+faulthandler.dump_traceback_later({DEADLINE}, exit=True)
+{patch}
 {INSTALL}{LEAK}
 ticks = 0
 print(os.getpid(), flush=True)
-while True:
+while ticks < 50:
     time.sleep(0.01)
     ticks += 1
-    if ticks == 50:
-        print("ticks", flush=True)
+print("ticks", flush=True)
+# gevent learns of a child's end by a signal.
+if not (child := os.fork()):
+    os._exit(0)
+os.waitpid(child, 0)
+print("waited", flush=True)
+time.sleep(60)
 """
-    with running(code, tmp_path) as program:
+    with running(code, tmp_path, stderr=subprocess.DEVNULL) as program:
         pid = int(line_of(program))
         assert [each["verdict"] for each in report_of(pid)["findings"]] == ["leaked"]
         assert line_of(program) == "ticks"
+        assert line_of(program) == "waited"
         assert report_of(pid)["pid"] == pid
+        program.terminate()
+        assert program.wait(DEADLINE) == -signal.SIGTERM
 
 
 def test_a_program_that_closes_all_descriptors_keeps_its_files_and_is_heard_again(tmp_path):

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec, module_from_spec
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from closewait_guard._clock import select
 from closewait_guard._descriptors import OwnedDescriptor, ask_or_none, inode_of
 from closewait_guard._enums import Connection, Evidence, State
 from closewait_guard._live import is_tls
@@ -215,16 +215,8 @@ def _copy_of(fd: int) -> OwnedDescriptor | None:
 
 
 if TYPE_CHECKING:
-    import select
-
     from closewait_guard._capture import FinalSnapshot
     from closewait_guard.model import Unanswered
-else:
-    # As the interpreter made it: gevent puts a poll of its own there that runs through its event
-    # loop; eventlet takes poll away. We never wait, so no green thread would have to be switched.
-    _spec = find_spec("select")
-    select = module_from_spec(_spec)
-    _spec.loader.exec_module(select)
 
 
 class PollPoller:
