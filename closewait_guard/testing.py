@@ -63,6 +63,7 @@ class NoSocketLeaks(TestCase):
     socket_leaks_allow_open: bool = False
 
     _socket_block: NoLeaks | None = None
+    _has_torn_down = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -80,12 +81,14 @@ class NoSocketLeaks(TestCase):
         # `setUp` comes after the event loop of an `IsolatedAsyncioTestCase`, which outlives the
         # cleanups.
         self.setUp = partial(self._begin, self.setUp)  # type: ignore[method-assign]
+        # A test may call the cleanups itself, earlier.
+        self.tearDown = partial(self._tear_down, self.tearDown)  # type: ignore[method-assign]
         try:
             return super().run(result)
         finally:
-            del self.setUp
+            del self.setUp, self.tearDown
             if (block := self._socket_block) is not None:
-                # An interrupt has left the cleanups out.
+                # `setUp` has failed, or an interrupt has left the cleanups out.
                 self._socket_block = None
                 self._end(block, AssertionError(), [])
                 _one_test_at_a_time.release()
@@ -93,6 +96,11 @@ class NoSocketLeaks(TestCase):
     def _begin(self, set_up: Callable[[], object]) -> None:
         from closewait_guard._api import no_leaks
 
+        self._has_torn_down = False
+        if self._socket_block is not None:
+            # The test begins anew by itself.
+            set_up()
+            return
         if not _one_test_at_a_time.acquire(blocking=False):
             raise ConfigurationError(
                 "NoSocketLeaks cannot say whose socket it is while tests run in several threads"
@@ -106,12 +114,18 @@ class NoSocketLeaks(TestCase):
         self._socket_block = block
         set_up()
 
+    def _tear_down(self, tear_down: Callable[[], object]) -> None:
+        try:
+            tear_down()
+        finally:
+            self._has_torn_down = True
+
     def doCleanups(self) -> Any:  # noqa: N802 - as unittest has it
         """Call the cleanups, and check what they have left open."""
         result = super().doCleanups()
-        block, self._socket_block = self._socket_block, None
-        if block is None:
+        if self._socket_block is None or not self._has_torn_down:
             return result
+        block, self._socket_block = self._socket_block, None
         outcome = getattr(self, "_outcome", None)
         # What is expected to fail keeps its traceback, and that the variables of the test.
         is_expected = getattr(outcome, "expectedFailure", None) is not None

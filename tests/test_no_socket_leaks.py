@@ -11,6 +11,7 @@ import unittest
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._capture import patch
 from closewait_guard.testing import NoSocketLeaks
 from suites import suite  # noqa: F401 - a fixture
 
@@ -172,6 +173,30 @@ def test_what_an_event_loop_closes_at_the_end_of_an_async_test_is_not_a_leak(nam
 
 def test_a_class_may_accept_healthy_connections():
     assert run(Lenient, "keeps_a_healthy_connection").wasSuccessful()
+
+
+def test_the_check_waits_for_the_last_cleanups_whatever_the_test_calls_itself():
+    class Restarting(NoSocketLeaks, unittest.TestCase):
+        socket_leaks_grace = 0.05
+
+        def setUp(self):
+            self.sock = keep(socket.socket())
+
+        def tearDown(self):
+            self.doCleanups()
+            self.sock.close()
+
+        def test_closes(self):
+            self.tearDown()
+            self.setUp()
+
+        def test_leaks(self):
+            self.doCleanups()
+            keep(socket.socket())
+
+    assert run(Restarting, "closes").wasSuccessful()
+    assert not patch.is_patched()
+    assert "Restarting.test_leaks()" in texts(run(Restarting, "leaks").failures)[0]
 
 
 def test_an_interrupt_leaves_nothing_behind():
