@@ -260,7 +260,8 @@ class Poster:
 
     def _call(self, function: Callable[[_socket.socket], _T], end: Callable[[], float]) -> _T:
         """Call without blocking, until it does not have to wait."""
-        while True:
+        # Before each: a server that always has more to say would be listened to for ever.
+        while now() < end():
             fd = -1 if self._descriptor is None else self._descriptor.fileno()
             if fd < 0:
                 raise OSError(errno.EBADF, "the program has closed the connection")
@@ -273,9 +274,8 @@ class Poster:
                 pass
             finally:
                 sock.detach()
-            if now() >= end():
-                raise TimeoutError
             pause(_PAUSE)
+        raise TimeoutError
 
 
 def _read_head(receive: Callable[[], bytes]) -> bytes:
@@ -286,8 +286,8 @@ def _read_head(receive: Callable[[], bytes]) -> bytes:
         if not piece:
             break
         head += piece
-        if head.startswith(b"HTTP/1.1 1"):
-            head = head.partition(b"\r\n\r\n")[2] if b"\r\n\r\n" in head else head
+        while head.startswith(b"HTTP/1.1 1") and b"\r\n\r\n" in head:
+            head = head.partition(b"\r\n\r\n")[2]
     return head
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 import closewait_guard as cwg
 from closewait_guard import reporters
 from closewait_guard.reporters import webhook as module
+from closewait_guard.reporters.posting import Poster, PostError, WebAddress
 from closewait_guard.testing import CapturingReporter
 from leaking import PRELUDE, report_leaks, run
 from receivers import receiver
@@ -130,6 +134,33 @@ def test_a_server_that_hangs_costs_old_reports_and_the_end_a_bounded_time(
     hook.close()
     assert hook.lost == 26
     assert "s3cret" not in capfd.readouterr().err
+
+
+def test_a_server_that_never_stops_talking_is_listened_to_only_until_the_end():
+    interim = b"HTTP/1.1 100 " + b"x" * ((1 << 14) - 17) + b"\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk():
+            for _ in range(2):
+                connection = listener.accept()[0]
+                with connection, suppress(OSError):
+                    for each in scripts.pop(0):
+                        connection.sendall(each)
+
+        # The second is done at last, all in one piece.
+        scripts = [
+            [interim] * 2000,
+            [b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 103 \r\n\r\nHTTP/1.1 200 \r\n\r\n"],
+        ]
+        thread = threading.Thread(target=talk)
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        poster = Poster(WebAddress.parse("webhook", address))
+        moments = iter([math.inf] * 50)
+        with pytest.raises(PostError, match="no answer in time"):
+            poster.post(b"{}", lambda: next(moments, 0.0))
+        poster.post(b"{}", lambda: math.inf)
+        thread.join()
 
 
 def test_slack_gets_what_has_changed_as_escaped_text_of_bounded_length(server, report):
