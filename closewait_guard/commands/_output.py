@@ -136,8 +136,8 @@ NO_VERDICT = 87
 
 
 def has_leaked(report: Report) -> bool:
-    """Whether a report has leaks; of those that were dropped, no record may be left."""
-    return bool(report.leaks or report.coverage.forgotten)
+    """Whether there are leaks: in a report, left out of it, or dropped without a record."""
+    return bool(report.leaks or report.omitted or report.coverage.forgotten)
 
 
 def gate_status(reports: Iterable[Report], *, has_leaks: bool, is_complete: bool) -> int:

@@ -214,7 +214,18 @@ def _print_difference(arguments: argparse.Namespace) -> int:
     has_leaks = has_more(old, new, of_tests=of_tests)
     if not of_tests:
         has_leaks |= new.coverage.forgotten > old.coverage.forgotten
+        after = after._replace(report=_with_omitted_unknown(new))
     return _exit_status(() if of_tests else [after], files, has_leaks=has_leaks)
+
+
+def _with_omitted_unknown(report: Report) -> Report:
+    """For a comparison: whether the leaks that were left out are more than before, no one knows."""
+    if not report.omitted:
+        return report
+    why = f"{pluralize(report.omitted, 'leak')} left out of its report"
+    coverage = report.coverage
+    unknown = (*coverage.leaks_unknown, why)
+    return replace(report, coverage=replace(coverage, leaks_unknown=unknown))
 
 
 def _program(report: Report) -> str:

@@ -103,6 +103,16 @@ def test_a_gate_does_not_pass_over_what_cannot_be_read(tmp_path, reports, option
     assert call("show", "--diff", path, path, "--fail-on-leak").returncode == 2
 
 
+def test_a_gate_does_not_pass_over_leaks_that_a_reporter_has_left_out(tmp_path, reports):
+    path = tmp_path / "leaks.jsonl"
+    filtered = replace(reports[0], findings=(), omitted=3)
+    path.write_text(f"{json.dumps(cwg.to_dict(filtered))}\n" * 2)
+    call("show", path, "--fail-on-leak", code=1)
+    done = call("show", path, "--diff", "1", "2", "--fail-on-leak", code=87)
+    assert "leaks unknown: " in done.stderr
+    assert "3 leaks left out of its report" in done.stderr
+
+
 def test_a_difference_reports_what_is_new_and_what_is_gone(saved):
     text = call("show", saved, "--diff", "1", "2", code=0).stdout
     assert "Sites: 1 new; " in text
