@@ -71,6 +71,15 @@ class Delivery:
         """Deliver to these too from now on."""
         self._slots += tuple(_Slot(each) for each in _resolve(reporters))
 
+    def remove(self, reporters: Iterable[Reporter]) -> None:
+        """Deliver to these no more: each once less, where it has been added more than once."""
+        slots = list(self._slots)
+        for reporter in reporters:
+            slot = next((each for each in reversed(slots) if each.reporter is reporter), None)
+            if slot is not None:
+                slots.remove(slot)
+        self._slots = tuple(slots)
+
     def deliver(
         self, report: Report, heartbeat: float | None = None, *, is_last: bool = False
     ) -> None:

@@ -196,6 +196,9 @@ class Monitor:
         """End, without a last report. Idempotent; does not wait for a report that blocks."""
         self._should_end.set()
         _monitors.discard(self)
+        # A program may start and stop any number of them.
+        with suppress(ValueError):
+            self.guard._uninstall_callbacks.remove(self.stop)
         atexit.unregister(self._finish)
         self._forget_ends()
         if self._signal_reader is not None:

@@ -61,7 +61,6 @@ class AppMonitor:
         self._options: dict[str, Any] = {"interval": interval, "at_exit": at_exit}
         self._settings: dict[str, Any] = {"settings": settings, **overrides}
         self._reporters = _callables(reporters)
-        self._guard: Guard | None = None
         # At once: what the application opens before it is served has its line, too.
         _api.install(**self._settings)
         _all.add(self)
@@ -81,6 +80,7 @@ class AppMonitor:
 
     def _watch(self) -> None:
         global _monitor
+        _remove_reporters(each for each in _added if each() is None)
         if _monitor is not None and _monitor.running:
             self._take_part(_monitor.guard)
         elif not _api.is_watched(by_program=bool(self._reporters)):
@@ -95,8 +95,11 @@ class AppMonitor:
 
     def _new_to(self, guard: Guard) -> tuple[Reporter, ...]:
         """The reporters, unless the guard has them since the application began before."""
-        known, self._guard = self._guard, guard
-        return () if known is guard else self._reporters
+        known = _added.get(weakref.ref(self))
+        if known is not None and known[0] is guard:
+            return ()
+        _added[weakref.ref(self)] = guard, self._reporters
+        return self._reporters
 
     def stop(self) -> None:
         """The application ends, and with the last one of a process the monitor. Idempotent."""
@@ -113,13 +116,24 @@ class AppMonitor:
                     monitor.stop()
                 else:
                     monitor.__exit__(None, None, None)
+            _remove_reporters(_added)
 
 
 _lock = threading.Lock()
 _all: weakref.WeakSet[AppMonitor] = weakref.WeakSet()
-# Those that are served in this process, and the monitor that was started for them.
-_served: set[AppMonitor] = set()
+# Those that are served in this process, and the monitor that was started for them. Tests make an
+# application for each test, and where they do not end them, these are served until collected.
+_served: weakref.WeakSet[AppMonitor] = weakref.WeakSet()
 _monitor: Monitor | None = None
+# The reporters that a guard has from each: as long as the monitor runs, and the application lives.
+_added: dict[weakref.ref[AppMonitor], tuple[Guard, tuple[Reporter, ...]]] = {}
+
+
+def _remove_reporters(applications: Iterable[weakref.ref[AppMonitor]]) -> None:
+    for each in list(applications):
+        guard, reporters = _added.pop(each)
+        if guard._delivery is not None:
+            guard._delivery.remove(reporters)
 
 
 @in_child

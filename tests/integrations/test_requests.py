@@ -27,6 +27,8 @@ def leave_no_guard():
     for each in list(_app._served):
         each.stop()
     cwg.uninstall()
+    # That of applications that are gone has ended with the guard.
+    _app._monitor = None
 
 
 @pytest.fixture
@@ -296,6 +298,23 @@ def test_all_applications_of_a_process_share_a_monitor_that_ends_with_the_last(r
     # As a test client does, which starts the application more than once.
     asyncio.run(live(first))
     assert len(reports) == 2
+
+
+def test_applications_that_are_made_for_each_test_leave_neither_reporters_nor_monitors(reports):
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await send({"type": "lifespan.shutdown.complete"})
+
+    guard = cwg.install()
+    for scope in (http("/"), {"type": "lifespan"}):
+        for _ in range(3):
+            asyncio.run(ask(cwg.asgi(app, reporters=[reports.append]), scope))
+            gc.collect()
+    # Those without a lifespan have no end; and the last report of each of the others is one.
+    assert len(reports) == 3
+    assert (guard._delivery.reporters, guard._uninstall_callbacks) == ((), [])
+    asyncio.run(ask(cwg.asgi(app, reporters=[print]), http("/")))
+    assert guard._delivery.reporters == (print,)
 
 
 def test_a_monitor_of_the_program_is_used_and_left_alone(reports):
