@@ -12,11 +12,13 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Token
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from closewait_guard import _api
 from closewait_guard._capture import LABELS
-from closewait_guard._threads import in_child
+from closewait_guard._cpython import running_loop
+from closewait_guard._threads import allows_daemons, in_child
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from closewait_guard.model import Reporter
     from closewait_guard.settings import Settings
 
-__all__ = ["NO_ROUTE", "AppMonitor", "Before", "RequestLabel", "without_numbers"]
+__all__ = ["NO_ROUTE", "AppMonitor", "Before", "RequestLabel", "off_loop", "without_numbers"]
 
 
 # What ends a label.
@@ -159,6 +161,45 @@ def _warn(text: str) -> None:
     # Where warnings are errors, the program continues all the same.
     with suppress(Exception):
         warnings.warn(f"closewait_guard: {text}", RuntimeWarning, stacklevel=3)
+
+
+async def off_loop(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call what may take a moment in another thread, where the event loop is asyncio's.
+
+    One of its own: those of the loop may all be busy, or gone, just when the application ends or
+    somebody wants to know what is wrong with it.
+    """
+    loop = running_loop()
+    if loop is None:
+        return function(*arguments)
+    future = loop.create_future()
+
+    def call() -> None:
+        try:
+            done = partial(end_future, future.set_result, function(*arguments))
+        except Exception as error:
+            done = partial(end_future, future.set_exception, error)
+        # The loop may be closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(done)
+
+    def end_future(end: Callable[[Any], None], value: object) -> None:
+        # It may be cancelled.
+        if not future.done():
+            end(value)
+
+    thread = threading.Thread(target=call, name="closewait-guard-call", daemon=allows_daemons())
+    try:
+        thread.start()
+    except RuntimeError:
+        # There are too many.
+        return function(*arguments)
+    try:
+        return await future
+    finally:
+        if future.done() and not future.cancelled():
+            # It has nothing left to do, and no test is to see it.
+            thread.join()
 
 
 class RequestLabel:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, off_loop
 from closewait_guard.integrations._page import PAGE, StatusPage
 
 try:
@@ -67,7 +66,7 @@ def aiohttp(
         monitor.start()
 
     async def stop(_: web.Application) -> None:
-        await asyncio.to_thread(monitor.stop)
+        await off_loop(monitor.stop)
 
     app.middlewares.insert(0, label_request)
     app.on_startup.insert(0, start)
@@ -87,6 +86,6 @@ def _is_asked_for(page: StatusPage, request: web.Request) -> bool:
 
 async def _page_response(page: StatusPage, request: web.Request) -> web.Response:
     accept = request.headers.get("Accept", "")
-    answer = await asyncio.to_thread(page.answer, accept, request.query_string)
+    answer = await off_loop(page.answer, accept, request.query_string)
     status = int(answer.status.partition(" ")[0])
     return web.Response(status=status, headers=dict(answer.headers), body=answer.body)

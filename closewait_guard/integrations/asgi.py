@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar, cast
 
-from closewait_guard._cpython import running_loop
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, without_numbers
+from closewait_guard.integrations._app import (
+    NO_ROUTE,
+    AppMonitor,
+    RequestLabel,
+    off_loop,
+    without_numbers,
+)
 from closewait_guard.integrations._page import PAGE, StatusPage
 
 __all__ = ["asgi"]
@@ -88,18 +93,10 @@ async def _serve_lifespan(
 
     async def send_on(message: _Message) -> None:
         if message["type"] in _ENDS:
-            await _off_loop(monitor.stop)
+            await off_loop(monitor.stop)
         await send(message)
 
     await app(scope, receive, send_on)
-
-
-async def _off_loop(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call what may take a moment in another thread, where the event loop is asyncio's."""
-    loop = running_loop()
-    if loop is None:
-        return function(*arguments)
-    return await loop.run_in_executor(None, function, *arguments)
 
 
 def _describe(scope: _Message) -> str:
@@ -137,7 +134,7 @@ def _header(scope: _Message, wanted: bytes) -> str:
 
 async def _send_page(page: StatusPage, scope: _Message, send: _Send) -> None:
     query = scope.get("query_string", b"").decode("latin-1")
-    answer = await _off_loop(page.answer, _header(scope, b"accept"), query)
+    answer = await off_loop(page.answer, _header(scope, b"accept"), query)
     headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
     status = int(answer.status.partition(" ")[0])
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -429,3 +429,25 @@ def test_the_page_is_text_or_json_and_scans_no_more_often_than_it_may(monkeypatc
     clock[0] += 2
     ask_wsgi(watched, "/status", **secret)
     assert len(scans) == 2
+
+
+def test_page_and_end_need_none_of_the_threads_of_the_event_loop():
+    async def app(scope, receive, send):
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def main():
+        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, is_over.wait)
+        page = asyncio.create_task(ask(watched, http("/_closewait", headers=authorized())))
+        done, _ = await asyncio.wait([page], timeout=10)
+        is_over.set()
+        await busy
+        assert done
+        assert page.result()[0]["status"] == 200
+        assert len(await ask(watched, {"type": "lifespan"})) == 1
+        assert not _api.is_watched(by_program=True)
+
+    watched = cwg.asgi(app, token=TOKEN, reporters=[print])
+    asyncio.run(main())

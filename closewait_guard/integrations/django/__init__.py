@@ -6,7 +6,6 @@ request of a process: only those that serve have one. `Middleware` labels reques
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import threading
@@ -21,7 +20,7 @@ from closewait_guard import _api
 from closewait_guard._config import shown, unknown_name
 from closewait_guard._threads import in_child
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, off_loop
 from closewait_guard.integrations._page import PAGE, PageAnswer, StatusPage
 from closewait_guard.reporters.names import known_names, named
 from closewait_guard.settings import Settings
@@ -208,7 +207,7 @@ class Middleware(MiddlewareMixin):
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         """The same under ASGI."""
         if self._page is not None and _is_asked_for(self._page, request):
-            answer = await asyncio.to_thread(self._page.answer, *_asked_how(request))
+            answer = await off_loop(self._page.answer, *_asked_how(request))
             return _page_response(request, answer)
         label = RequestLabel(_describe, request)
         before = label.enter()
