@@ -23,10 +23,19 @@ from closewait_guard._threads import allows_daemons, in_child
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
     from closewait_guard._monitor import Monitor
+    from closewait_guard.integrations._page import StatusPage
     from closewait_guard.model import Reporter
     from closewait_guard.settings import Settings
 
-__all__ = ["NO_ROUTE", "AppMonitor", "Before", "RequestLabel", "off_loop", "without_numbers"]
+__all__ = [
+    "NO_ROUTE",
+    "AppMonitor",
+    "Before",
+    "RequestLabel",
+    "WatchedApp",
+    "off_loop",
+    "without_numbers",
+]
 
 
 # What ends a label.
@@ -161,6 +170,30 @@ def _warn(text: str) -> None:
     # Where warnings are errors, the program continues all the same.
     with suppress(Exception):
         warnings.warn(f"closewait_guard: {text}", RuntimeWarning, stacklevel=3)
+
+
+class WatchedApp:
+    """Stands in the place of an application: it has its attributes, and sets them there."""
+
+    app: Callable[..., Any]
+    _closewait_monitor: AppMonitor
+    _closewait_page: StatusPage
+
+    def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
+        own = {"app": app, "_closewait_monitor": monitor, "_closewait_page": page}
+        self.__dict__.update(own)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "app":  # A copy has no attributes yet.
+            raise AttributeError(name)
+        return getattr(self.app, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Such as `app.dependency_overrides = {}` in tests.
+        setattr(self.app, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.app, name)
 
 
 async def off_loop(function: Callable[..., Any], *arguments: object) -> Any:

@@ -9,6 +9,7 @@ from closewait_guard.integrations._app import (
     NO_ROUTE,
     AppMonitor,
     RequestLabel,
+    WatchedApp,
     off_loop,
     without_numbers,
 )
@@ -48,17 +49,8 @@ def asgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: A
     return cast(_App, _AsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
 
 
-class _AsgiApp:
+class _AsgiApp(WatchedApp):
     """The application in its place."""
-
-    def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
-        self.app = app
-        self._closewait_monitor, self._closewait_page = monitor, page
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "app":  # A copy has no attributes yet.
-            raise AttributeError(name)
-        return getattr(self.app, name)
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
         monitor, page = self._closewait_monitor, self._closewait_page

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from closewait_guard._capture import LABELS
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, without_numbers
+from closewait_guard.integrations._app import (
+    NO_ROUTE,
+    AppMonitor,
+    RequestLabel,
+    WatchedApp,
+    without_numbers,
+)
 from closewait_guard.integrations._page import PAGE, StatusPage
 
 __all__ = ["wsgi"]
@@ -39,17 +45,8 @@ def wsgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: A
     return cast(_App, _WsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
 
 
-class _WsgiApp:
+class _WsgiApp(WatchedApp):
     """The application in its place."""
-
-    def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
-        self.app = app
-        self._closewait_monitor, self._closewait_page = monitor, page
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "app":  # A copy has no attributes yet.
-            raise AttributeError(name)
-        return getattr(self.app, name)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if not self._closewait_monitor.is_started:

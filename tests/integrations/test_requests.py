@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import json
 import os
@@ -368,6 +369,19 @@ def test_a_failure_of_the_guard_is_a_warning_and_the_request_is_served(monkeypat
     with pytest.warns(RuntimeWarning, match="without a monitor: no thread can be started"):
         assert ask_wsgi(watched, "/") == ("200 OK", [b"served"])
     assert ask_wsgi(watched, "/") == ("200 OK", [b"served"])
+
+
+def test_attributes_are_set_on_the_application_itself():
+    class App:
+        dependency_overrides = None
+
+    for how in (cwg.asgi, cwg.wsgi):
+        app = App()
+        watched = copy.copy(how(app, reporters=[print]))
+        watched.dependency_overrides = {}
+        assert watched.dependency_overrides is app.dependency_overrides is not None
+        del watched.dependency_overrides
+        assert app.dependency_overrides is None
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_served():
