@@ -6,7 +6,6 @@ A line of a cell is shown as IPython shows it, and so is what its history keeps.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,7 +66,7 @@ class CloseWaitMagics(Magics):
 
         `scan`, or nothing, returns the report of what leaks.
         """
-        words = shlex.split(line) or ["scan"]
+        words = line.split() or ["scan"]
         actions: dict[str, Callable[[], Report | None]] = {
             "scan": scan,
             "status": self._print_status,
@@ -88,6 +87,7 @@ class CloseWaitMagics(Magics):
             grace = float(line or 1.0)
         except ValueError:
             raise UsageError(f"%%no_leaks takes a number of seconds, not {line!r}") from None
+        self._make_loop(cell)
         block = no_leaks(grace)
         block.__enter__()
         with self._cells.running_inner():
@@ -103,6 +103,23 @@ class CloseWaitMagics(Magics):
     def print_report(self, report: Report, printer: Any, _: bool) -> None:
         """What IPython shows of a report that is the value of a cell."""
         printer.text(render_text(self._cells.in_report(report)).rstrip("\n"))
+
+    def _make_loop(self, cell: str) -> None:
+        """Have the event loop for cells that await, which is made for the first and stays."""
+        try:
+            code = self._shell.transform_cell(cell)
+        except SyntaxError:
+            # It is shown when the cell runs.
+            return
+        if not self._shell.should_run_async(cell, transformed_cell=code):
+            return
+        nothing = _nothing()
+        try:
+            self._shell.loop_runner(nothing)
+        except RuntimeError as error:
+            # In Jupyter that loop runs the cell with the magic.
+            nothing.close()
+            raise UsageError(f"%%no_leaks cannot run a cell that awaits here: {error}") from None
 
     def _install(self) -> None:
         install()
@@ -124,6 +141,10 @@ class CloseWaitMagics(Magics):
         )
         for note in report.coverage.notes:
             print(f"Not covered: {note}")  # noqa: T201
+
+
+async def _nothing() -> None:
+    """What an event loop runs, so that there is one."""
 
 
 class _CellNames:

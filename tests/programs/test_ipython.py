@@ -82,6 +82,7 @@ def test_a_cell_that_leaves_a_socket_open_fails(tmp_path):
         "%%no_leaks\nconnect().close()\nprint('closed')",
         "%%no_leaks\nconnect()\n1 / 0",
         "%%no_leaks later\npass",
+        "%%no_leaks 0.1\nimport asyncio\nawait asyncio.sleep(0)\nprint('awaited')",
     )
     everything = "".join(printed)
     assert "%closewait takes one of scan, status, install, uninstall, not 'nonsense'" in everything
@@ -92,6 +93,8 @@ def test_a_cell_that_leaves_a_socket_open_fails(tmp_path):
     assert "ZeroDivisionError" in printed[5]
     assert "leaked socket" not in printed[5]
     assert "%%no_leaks takes a number of seconds, not 'later'" in everything
+    # The loop of IPython, which is made for the first cell that awaits, is not the cell's.
+    assert printed[7].rstrip().endswith("awaited")
 
 
 def test_without_the_extension_the_package_does_not_import_ipython():
