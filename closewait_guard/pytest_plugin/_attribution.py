@@ -92,7 +92,7 @@ class Owner:
         mark: What was opened before is older than this mark of the guard's.
         fixture: Of a wider fixture, its name alone.
         code: That of its function, where it was written as a fixture.
-        last_test: Of a wider fixture that is finalized, the test that used it last.
+        last_test: Of a wider fixture, a test that used it: the last, as far as that is known.
         finished: It is over, and has been checked.
         creation_context: What is recorded with each of its sockets.
     """
@@ -311,6 +311,8 @@ class WiderFixture:
         if owner.fixture == fixturedef.argname:
             # Plugins wrap those that are coroutines.
             owner.code = getattr(inspect.unwrap(fixturedef.func), "__code__", None)
+        # In whatever way it asks for it, this test uses it.
+        owner.last_test = getattr(getattr(request, "_pyfuncitem", None), "nodeid", None)
         self.rank = _SCOPES.index(fixturedef.scope)
         self._fixturedef = fixturedef
         self._namespaces = [
@@ -325,6 +327,11 @@ class WiderFixture:
             {name: id(value) for name, value in vars(each).items()} for each in self._namespaces
         ]
         self._assigned: list[tuple[Any, str]] = []
+
+    def note_use(self, item: pytest.Item | None) -> None:
+        """Note the test that runs, if it uses this; one that asks for it as it runs is not seen."""
+        if self._fixturedef.argname in getattr(item, "fixturenames", ()):
+            self.owner.last_test = getattr(item, "nodeid", None)
 
     def note_assignments(self) -> None:
         """Note what the set-up has assigned."""

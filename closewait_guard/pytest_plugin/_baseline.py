@@ -363,12 +363,14 @@ def _libraries_of(record: SocketRecord, frame: Frame) -> str:
 
     inner = record.blamed.stack[: record.blamed.stack.index(frame)]
     names = [each.module.partition(".")[0] for each in inner if each.kind is FrameKind.LIBRARY]
-    return " > ".join(unique(reversed(names)))
+    # Whose code was made at runtime, as by dataclasses, depends on how pytest is started.
+    return " > ".join(unique(name for name in reversed(names) if not name.startswith("<")))
 
 
 def plain_id(nodeid: str) -> str:
     """The id of a test without its parameters, which may differ from run to run."""
-    return nodeid.partition("[")[0]
+    file, colons, name = nodeid.partition("::")
+    return f"{file}{colons}{name.partition('[')[0]}"
 
 
 def _has_moved(old: Place, new: Place, root: Path) -> bool:

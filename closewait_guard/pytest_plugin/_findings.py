@@ -352,7 +352,9 @@ def format_location(frame: Frame | None, root: Path) -> str:
 
 
 def relative_path(filename: str, folder: str | Path) -> str:
-    """From a folder on; the whole path of what lies elsewhere."""
+    """From a folder on; the whole path of what lies elsewhere, or in no file."""
+    if filename.startswith("<"):
+        return filename
     try:
         path = os.path.relpath(filename, folder)
     except ValueError:

@@ -327,8 +327,7 @@ class LeakHooks:
         if fixture in self._wider_fixtures:
             self._wider_fixtures.remove(fixture)
         fixture.owner.finished = True
-        if self.current_test is not None:
-            fixture.owner.last_test = self.current_test.item.nodeid
+        fixture.note_use(self.current_test.item if self.current_test else None)
         recorder = self._recorder
         if recorder is None or not self._has_begun:
             return

@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from closewait_guard.pytest_plugin._baseline import plain_id
+from closewait_guard.pytest_plugin._findings import relative_path
+
 UPDATE = "--socket-leaks-update-baseline"
 CLIENT = """
 import socket
@@ -217,6 +220,21 @@ def test_of_a_wider_fixture_what_tests_open_in_it_is_one_leak_however_many_do(pr
     assert "leaks.json is up to date: 2 known leaks" in updated.outlines
 
 
+def test_of_a_wider_fixture_only_the_run_of_a_test_that_uses_it_tells_that_it_is_gone(project):
+    source = WIDER + "def test_user(left): pass\ndef test_last_of_the_module(): pass\n"
+    options = ("--socket-leaks=fail", "--socket-leaks-as=fail")
+    project.run(source, *options, UPDATE)
+    before = project.places()
+    result = project.run(None, *options, "-k", "last")
+    assert "no longer there" not in result.stdout.str()
+    project.run(None, *options, UPDATE, "-k", "last")
+    assert project.places() == before != []
+    result = project.run(source.replace("keep(listener())", "pass"), *options, "-k", "user")
+    assert (
+        "    no longer there: test_it.py: socket of listener() for fixture left" in result.outlines
+    )
+
+
 def test_workers_of_xdist_allow_what_the_controller_has_read_and_only_that_writes(known):
     workers = ("-p", "xdist", "-n2", "--socket-leaks-as=fail")
     source = TESTS.replace("client.connect()", "pass") + "def test_new(): keep(listener())\n"
@@ -230,6 +248,33 @@ def test_workers_of_xdist_allow_what_the_controller_has_read_and_only_that_write
     result.assert_outcomes(passed=6)
     assert "leaks.json written: 3 known leaks, 1 added, 1 removed" in result.outlines
     assert known.places() == [*KNOWN[1:2], ("test_it.py", "listener()", 1), KNOWN[2]]
+
+
+DATACLASS = """
+from dataclasses import dataclass, field
+
+@dataclass
+class Client:
+    sock: socket.socket = field(default_factory=socket.socket)
+
+def test_it(): keep(Client().sock)
+"""
+
+
+def test_code_made_at_runtime_is_no_library_however_pytest_is_started(project, monkeypatch):
+    for options in ((UPDATE,), ("-p", "xdist", "-n1")):
+        result = project.run(DATACLASS, *options, "--socket-leaks-as=fail", apart=True)
+        result.assert_outcomes(passed=1)
+    # Nor is it a file of the folder that pytest is started in.
+    root = project.path.parent
+    monkeypatch.chdir(project.suite.pytester.mkdir("below"))
+    assert relative_path("<string>", root) == "<string>"
+
+
+def test_a_folder_with_brackets_is_no_parameter_of_its_tests():
+    assert (
+        plain_id("tests/[v1]/test_a.py::Test::test_a[2-x]") == "tests/[v1]/test_a.py::Test::test_a"
+    )
 
 
 @pytest.mark.parametrize(
