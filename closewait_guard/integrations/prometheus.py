@@ -11,6 +11,7 @@ and they carry its `pid`.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -197,8 +198,9 @@ class _FileWriter:
         self._up: Gauge | None = None
         self._metrics: dict[str, Gauge | Counter] = {}
         self._shown: dict[str, set[tuple[str, ...]]] = {}
+        # What has been counted, and by whom: another begins anew.
         self._counted: dict[str, float] = {}
-        self._pid = os.getpid()
+        self._counted_by: tuple[int, weakref.ref[Guard]] | None = None
         self._stop = after_each_report(self.write)
 
     def stop(self) -> None:
@@ -212,8 +214,8 @@ class _FileWriter:
         if guard is None or not numbers:
             return
         with _writing:
-            if self._pid != os.getpid():
-                self._pid = os.getpid()
+            if self._counted_by != (counted_by := (os.getpid(), weakref.ref(guard))):
+                self._counted_by = counted_by
                 self._counted.clear()
             if self._up is None:
                 self._up = Gauge(*_UP, registry=None, multiprocess_mode="liveall")
@@ -240,8 +242,8 @@ class _FileWriter:
                 self._counted[measure.name] = value
             return
         shown = self._shown.setdefault(measure.name, set())
-        # What is gone counts as none.
-        values = dict.fromkeys(shown, 0.0)
+        # What is gone counts as none; and what is no count, such as the time that is left, as NaN.
+        values = dict.fromkeys(shown, 0.0 if measure.labels else math.nan)
         for labels, value in samples:
             is_kept = labels in shown or len(shown) < _MAX_LABELS_IN_FILES
             key = labels if is_kept else ("other",) * len(labels)

@@ -332,10 +332,18 @@ opened = registry.get_sample_value("closewait_guard_sockets_opened_total")
 labels = {"pid": str(os.getpid()), "state": "CLOSE_WAIT"}
 print(opened, registry.get_sample_value("closewait_guard_sockets", labels))
 cwg.uninstall()
-print(registry.get_sample_value("closewait_guard_up", {"pid": str(os.getpid())}))
+own = {"pid": str(os.getpid())}
+print(registry.get_sample_value("closewait_guard_up", own))
+# Not zero, which would be the moment of the alert.
+print(registry.get_sample_value("closewait_guard_descriptors_time_left_seconds", own))
+# The next guard begins to count anew, and a total never falls.
+guard = cwg.install(grace=0)
+with half_closed_pair():
+    guard.report()
+print(registry.get_sample_value("closewait_guard_sockets_opened_total") - opened)
 """
 
 
 def test_processes_that_fork_while_reports_are_made_write_their_own_numbers(tmp_path):
     output, _ = run(FORKS, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
-    assert output.splitlines()[:2] == [f"{7 * 3:.1f} 1.0", "0.0"], output
+    assert output.splitlines()[:4] == [f"{7 * 3:.1f} 1.0", "0.0", "nan", "3.0"], output
