@@ -104,6 +104,8 @@ class _Webhook:
         self._is_idle.set()
         self._end = self._not_before = 0.0
         self._thread: threading.Thread | None = None
+        # What the thread is posting has been counted as lost.
+        self._has_given_up = False
 
     def __call__(self, report: Report, /) -> None:
         thread = None
@@ -126,12 +128,17 @@ class _Webhook:
 
     def flush(self) -> None:
         """Wait until all is posted, for at most three seconds; what is not by then is lost."""
+        with self._lock:
+            if self._has_given_up and not self._waiting:
+                return
         self._hurry()
         # A moment more, for the thread to give up by itself.
-        under_way = int(not self._is_idle.wait(_FLUSH_SECONDS + 0.5))
+        is_idle = self._is_idle.wait(_FLUSH_SECONDS + 0.5)
         with self._lock:
-            left = len(self._waiting) + under_way
+            # Not one that an earlier call has given up, as where the name service hangs.
+            left = len(self._waiting) + (not is_idle and not self._has_given_up)
             self._waiting.clear()
+            self._has_given_up = not self._is_idle.is_set()
         self._do_not_hurry()
         if left:
             self._note_lost(left, "the program ends")
@@ -180,9 +187,13 @@ class _Webhook:
             try:
                 self._post(report)
             except Exception as error:
-                self._note_lost(1, str(error) or type(error).__name__)
+                with self._lock:
+                    number = int(not self._has_given_up)
+                self._note_lost(number, str(error) or type(error).__name__)
             else:
                 self._has_failed = False
+            with self._lock:
+                self._has_given_up = False
 
     def _post(self, report: Report) -> None:
         """Post it, in several attempts.

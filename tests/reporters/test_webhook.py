@@ -163,6 +163,29 @@ def test_a_server_that_never_stops_talking_is_listened_to_only_until_the_end():
         thread.join()
 
 
+def test_what_was_given_up_is_neither_waited_for_nor_counted_again(report, monkeypatch):
+    began, is_over = threading.Event(), threading.Event()
+
+    def hang(*_):
+        # As a name service does.
+        began.set()
+        is_over.wait()
+        raise PostError("at last", is_final=True)
+
+    monkeypatch.setattr(Poster, "post", hang)
+    monkeypatch.setattr(sys.modules[module.__module__], "_FLUSH_SECONDS", 0)
+    hook = reporters.webhook("http://hangs.invalid/")
+    hook(report)
+    began.wait()
+    hook.flush()
+    monkeypatch.setattr(hook, "_hurry", None)
+    hook.close()
+    thread = hook._thread
+    is_over.set()
+    thread.join()
+    assert hook.lost == 1
+
+
 def test_slack_gets_what_has_changed_as_escaped_text_of_bounded_length(server, report):
     label = "<!channel> ``` & " + "x" * 100
     with cwg.label(label):
