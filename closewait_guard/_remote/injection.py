@@ -7,11 +7,13 @@ either, which would take most of the time that the process is stopped.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from closewait_guard._format import escape_line
 from closewait_guard._remote.symbols import PYTHON
@@ -59,14 +61,13 @@ def choose_method(target: Target, wanted: str) -> str:
     return GDB
 
 
-def inject_by_gdb(target: Target, script: str, token: str, folder: Path) -> float:
+def inject_by_gdb(target: Target, script: str, token: str) -> float:
     """Have a script run, and return for how many seconds the process was stopped.
 
     Args:
         target: The process.
         script: Its path as the process sees it.
         token: How it begins. After a request was taken back, another user might put a file there.
-        folder: For a file of commands.
 
     Raises:
         RemoteError: gdb has failed.
@@ -91,9 +92,11 @@ def inject_by_gdb(target: Target, script: str, token: str, folder: Path) -> floa
         "detach",
         "quit",
     ]
-    file = folder / "gdb"
-    file.write_text("\n".join(commands), encoding="ascii")
-    output, pause = _run_gdb(target.pid, file, folder)
+    # Without a name: whoever could write to it would have gdb do anything as this user.
+    with TemporaryFile() as file:
+        file.write("\n".join(commands).encode("ascii"))
+        file.flush()
+        output, pause = _run_gdb(target.pid, file.fileno())
     queued = output.rpartition(_MARK)[2].split()[:1]
     if _MARK not in output:
         raise RemoteError(f"gdb could not attach to {target.name}: {_refusal(output)}")
@@ -111,7 +114,7 @@ def _code_that_runs(script: str, token: str) -> str:
     return f"try:\n __import__('builtins').exec({inner!r},{{}})\nexcept:pass\n"
 
 
-def _run_gdb(pid: int, commands: Path, folder: Path) -> tuple[str, float]:
+def _run_gdb(pid: int, commands: int) -> tuple[str, float]:
     """What gdb prints, and for how long it has stopped the process.
 
     It gets no signal of the terminal. Ended in any other way than by SIGINT, it would leave a call
@@ -125,9 +128,10 @@ def _run_gdb(pid: int, commands: Path, folder: Path) -> tuple[str, float]:
             "-nx",
             *(word for option in options for word in ("-iex", f"set {option}")),
             # Where there is no file to read symbols from.
-            *("-iex", f"set sysroot {folder / 'none'}"),
-            *("-x", str(commands)),
+            *("-iex", f"set sysroot {os.devnull}"),
+            *("-x", f"/proc/self/fd/{commands}"),
         ],
+        pass_fds=(commands,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -70,17 +70,21 @@ class Request:
         if self._target.is_apart or self._target.uid != os.geteuid():
             # The process may not see it, or not be allowed to.
             ignore = shutil.ignore_patterns("pytest_plugin", "commands", "_preload")
-            shutil.copytree(_PACKAGE, self._folder / _PACKAGE.name, ignore=ignore)
+            place = self._folder / _PACKAGE.name
+            shutil.copytree(_PACKAGE, place, ignore=ignore, copy_function=_copy_new)
             package = f"{self._inside}/{_PACKAGE.name}"
         source = Path(injected.__file__).read_text(encoding="utf-8")
         order = self._order | {"while": f"{self._inside}/{_SCRIPT}"}
         call = f"begin({package!r}, {self._inside + '/socket'!r}, {order!r})"
         script = f"{self._token}\n{source}\n{call}\n"
-        (self._folder / _SCRIPT).write_text(script, encoding="utf-8")
+        # New: not what a link leads to that root of a container has put there.
+        with (self._folder / _SCRIPT).open("x", encoding="utf-8") as file:
+            file.write(script)
 
     def _give_away(self) -> None:
         if self._target.uid != os.geteuid():
-            for path in (self._folder, *self._folder.rglob("*")):
+            # The folder last: from then on its owner may put a link in the place of a file.
+            for path in (*self._folder.rglob("*"), self._folder):
                 os.chown(path, self._target.uid, -1)
 
     def make(self, method: str) -> float:
@@ -88,7 +92,7 @@ class Request:
         script = f"{self._inside}/{_SCRIPT}"
         try:
             if method == GDB:
-                return inject_by_gdb(self._target, script, self._token, self._folder)
+                return inject_by_gdb(self._target, script, self._token)
             inject_by_remote_exec(self._target, script)
         except RemoteError:
             self._require_running()
@@ -171,6 +175,12 @@ def _process_end(pid: int) -> Iterator[int | None]:
         os.close(fd)
 
 
+def _copy_new(source: str, target: str) -> None:
+    """Copy a file to where none may be, nor a link."""
+    with open(source, "rb") as file, open(target, "xb") as copy:  # noqa: PTH123
+        shutil.copyfileobj(file, copy)
+
+
 @contextmanager
 def _shared_folder(target: Target) -> Iterator[tuple[Path, str]]:
     """A folder of its own below the root directory of a process: for us, and as it sees it."""
@@ -180,9 +190,16 @@ def _shared_folder(target: Target) -> Iterator[tuple[Path, str]]:
     folder = Path(f"/proc/{os.getpid()}/fd/{parent}", name)
     try:
         folder.mkdir(mode=0o700)
+        made = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            yield folder, f"{seen}/{name}"
+            # Whoever owns the parent may have put another in its place.
+            held, status = Path(f"/proc/{os.getpid()}/fd/{made}"), os.fstat(made)
+            is_ours = (status.st_uid, status.st_mode & 0o777) == (os.geteuid(), 0o700)
+            if not is_ours or any(held.iterdir()):
+                raise RemoteError(f"another process has replaced {seen}/{name}")
+            yield held, f"{seen}/{name}"
         finally:
+            os.close(made)
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(parent)

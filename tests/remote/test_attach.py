@@ -27,6 +27,8 @@ from closewait_guard._remote import (
     request,
     symbols,
 )
+from closewait_guard._remote.injection import choose_method
+from closewait_guard._remote.request import Request
 from closewait_guard._remote.target import Target, inspect_target
 from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
 from remote.attached import SERVER, STATE, folders_for, running, wait_until, what_changed
@@ -191,7 +193,7 @@ def test_a_call_that_does_not_return_is_given_up_and_the_program_goes_on(tmp_pat
         never = {symbols.PYTHON[0]: target.addresses["pause"]}
         with pytest.raises(RemoteError, match="gdb could not attach to process"):
             injection.inject_by_gdb(
-                target._replace(addresses={**target.addresses, **never}), "/none", "#", tmp_path
+                target._replace(addresses={**target.addresses, **never}), "/none", "#"
             )
         assert what_changed(program).keys() <= {"files"}
 
@@ -330,6 +332,38 @@ def test_root_asks_a_program_of_another_user():
     assert not folders_for(program)
 
 
+@as_root
+def test_what_another_user_puts_into_the_folder_is_neither_written_to_nor_given_away(
+    tmp_path, monkeypatch
+):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("as it was")
+    given, chown = [], os.chown
+    monkeypatch.setattr(os, "chown", lambda path, *ids: (given.append(path), chown(path, *ids)))
+    nobody = {"user": 65534, "group": 65534, "cwd": "/"}
+    loop = "import time\nprint('ready', flush=True)\nwhile True: time.sleep(0.01)"
+    with running(loop, command=(PYTHON_OF_ALL, "-I"), **nobody) as program:
+        order = {"what": "scan", "settings": {}}
+        target = inspect_target(program.pid)
+        with Request(target, order, threading.Event()) as request:
+            # With the folder its owner can replace every file: each is given before.
+            assert given.index(request._folder) == len(given) - 1 > 0
+            (request._folder / "gdb").symlink_to(theirs)
+            request.make(choose_method(target, "auto"))
+            assert request.receive(30)["event"] == "begun"
+            assert "report" in request.receive(30)
+        mkdir = Path.mkdir
+
+        def mkdir_with_a_link(path, **options):
+            mkdir(path, **options)
+            (path / "script.py").symlink_to(theirs)
+
+        monkeypatch.setattr(Path, "mkdir", mkdir_with_a_link)
+        with pytest.raises(RemoteError, match="another process has replaced"):
+            Request(target, order, threading.Event()).__enter__()
+    assert theirs.read_text() == "as it was"
+
+
 def target_of(**changes):
     target = Target(
         pid=os.getpid(),
@@ -391,10 +425,10 @@ REPORT = {"report": {"schema": "closewait-guard/1"}, "seconds": 0.1}
     ],
 )
 def test_what_is_no_report_is_one_sentence(monkeypatch, messages, sentence):
-    def answer(target, script, token, folder):
+    def answer(target, script, token):
         def send():
             for message in messages:
-                with MessageSocket.to(str(folder / "socket"), 1) as sock:
+                with MessageSocket.to(str(Path(script).with_name("socket")), 1) as sock:
                     sock.send(message, 1)
 
         threading.Thread(target=send).start()
@@ -409,8 +443,8 @@ def test_what_is_no_report_is_one_sentence(monkeypatch, messages, sentence):
 
 
 def test_another_process_than_the_one_asked_is_not_listened_to(monkeypatch):
-    def answer(target, script, token, folder):
-        with MessageSocket.to(str(folder / "socket"), 1) as sock:
+    def answer(target, script, token):
+        with MessageSocket.to(str(Path(script).with_name("socket")), 1) as sock:
             sock.send({}, 1)
         return 0.001
 
