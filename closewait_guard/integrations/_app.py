@@ -280,15 +280,10 @@ class RequestLabel:
             pass
 
     def end(self) -> None:
-        """The request is over: keep only the text."""
+        """The request is over, or what its text is made from may not last: keep only the text."""
         if self._text is None:
             self._text = self._description()
         self._request = None
-
-    def settle(self) -> None:
-        """Keep the text of this moment: what it is made from may not last."""
-        if self._text is None:
-            self._text = self._description()
 
     def __str__(self) -> str:
         return self._text or self._description()

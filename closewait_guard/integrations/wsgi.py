@@ -57,8 +57,8 @@ class _WsgiApp(WatchedApp):
         label = RequestLabel(_describe, environ)
 
         def start(status: str, headers: Any, exc_info: Any = None) -> Any:
-            # Flask lets go of its request before it returns.
-            label.settle()
+            # Flask lets go of its request before it returns; and not every client closes the body.
+            label.end()
             if exc_info is None:
                 return start_response(status, headers)
             return start_response(status, headers, exc_info)

@@ -182,6 +182,24 @@ def test_the_label_is_read_while_the_request_goes_on_and_keeps_nothing_of_it_ali
     assert opened.labels() == [("GET /found/{late}",)]
 
 
+def test_a_body_that_is_never_closed_keeps_nothing_of_its_request_alive(opened):
+    class Environ(dict):
+        pass
+
+    def app(environ, start_response):
+        opened()
+        start_response("200 OK", [])
+        yield b"x"
+
+    watched = cwg.wsgi(app, reporters=[print])
+    body = watched(Environ(REQUEST_METHOD="GET", PATH_INFO="/a"), lambda *_: None)
+    assert list(body) == [b"x"]
+    del body
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is Environ]
+    assert opened.labels() == [("GET /a",)]
+
+
 def test_a_coroutine_that_is_closed_in_another_context_leaves_no_label_there():
     async def app(scope, receive, send):
         await receive()
