@@ -18,6 +18,7 @@ __all__ = [
     "follow_path",
     "read_trusted",
     "read_untrusted",
+    "refuse_writable_by_others",
 ]
 
 
@@ -59,7 +60,7 @@ def read_trusted(path: str) -> bytes:
         OSError: It cannot be read.
     """
     # Windows has neither these owners nor these modes.
-    real = _last(follow_path(path, _refuse_writable_by_others)) if hasattr(os, "geteuid") else path
+    real = _last(follow_path(path, refuse_writable_by_others)) if hasattr(os, "geteuid") else path
     if not stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116 - pathlib is slow to load
         raise UntrustedFileError(f"{real} is not a regular file")
     # By induction from the root no other user can replace `real` between the checks and this.
@@ -67,7 +68,7 @@ def read_trusted(path: str) -> bytes:
     try:
         status = os.fstat(fd)
         if hasattr(os, "geteuid"):
-            _refuse_writable_by_others(real, status)
+            refuse_writable_by_others(real, status)
         return _read_content(fd, real, status)
     finally:
         os.close(fd)
@@ -151,7 +152,7 @@ def follow_path(path: str, check: Callable[[str, os.stat_result], None]) -> Iter
         remaining += target.split("/")[::-1]
 
 
-def _refuse_writable_by_others(entry: str, status: os.stat_result) -> None:
+def refuse_writable_by_others(entry: str, status: os.stat_result) -> None:
     """Raise for what another user owns or may write."""
     mode = status.st_mode
     if status.st_uid not in (os.geteuid(), 0):

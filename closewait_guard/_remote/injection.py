@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from closewait_guard._files import UntrustedFileError, follow_path, refuse_writable_by_others
 from closewait_guard._format import escape_line
 from closewait_guard._remote.symbols import PYTHON
 from closewait_guard._remote.target import Target, why_refused
@@ -42,23 +43,35 @@ def choose_method(target: Target, wanted: str) -> str:
         RemoteError: It cannot be used; the text says why, and what to do.
     """
     python = f"{target.name} runs Python {'.'.join(map(str, target.version))}"
-    can_start = bool(target.interpreter) and not target.is_apart
-    if wanted == REMOTE_EXEC or (wanted != GDB and target.has_remote_exec and can_start):
+    why_not = _why_not_to_start(target)
+    if wanted == REMOTE_EXEC or (wanted != GDB and target.has_remote_exec and not why_not):
         if not target.has_remote_exec:
             raise RemoteError(f"{python}, and sys.remote_exec came with 3.14: use --method {GDB}")
         if target.refuses_remote_exec:
             how = target.refuses_remote_exec
             raise RemoteError(f"{target.name} was started with {how}: use --method {GDB}")
-        if not can_start:
-            raise RemoteError(
-                f"the interpreter of {target.name} cannot be started from here: use --method {GDB}"
-            )
+        if why_not:
+            raise RemoteError(f"the interpreter of {target.name} {why_not}: use --method {GDB}")
         return REMOTE_EXEC
     if shutil.which("gdb") is None:
         raise RemoteError(f"{python}, for which gdb is needed: install it (apt-get install gdb)")
     if "mmap" not in target.addresses:
         raise RemoteError(f"the C library of {target.name} exports no mmap(), which gdb would call")
     return GDB
+
+
+def _why_not_to_start(target: Target) -> str:
+    """Why the interpreter of a process is not to be started by this user; empty if it may be."""
+    if not target.interpreter or target.is_apart:
+        return "cannot be started from here"
+    if target.uid != os.geteuid():
+        # That of another user may be any program, and would run as root.
+        try:
+            for _ in follow_path(target.interpreter, refuse_writable_by_others):
+                continue
+        except (UntrustedFileError, OSError) as error:
+            return f"is not started as root ({error})"
+    return ""
 
 
 def inject_by_gdb(target: Target, script: str, token: str) -> float:
@@ -176,10 +189,12 @@ def inject_by_remote_exec(target: Target, script: str) -> None:
     """
     # Both sides must be of one version: that of the process itself.
     code = "import sys; sys.remote_exec(int(sys.argv[1]), sys.argv[2])"
+    is_own = target.uid == os.geteuid()
     try:
         done = subprocess.run(  # noqa: S603
             [target.interpreter, "-I", "-S", "-c", code, str(target.pid), script],
-            executable=f"/proc/{target.pid}/exe",
+            # What another user's process runs by now may be something else than what was checked.
+            executable=f"/proc/{target.pid}/exe" if is_own else target.interpreter,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_MAX_SECONDS,

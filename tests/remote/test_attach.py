@@ -400,6 +400,20 @@ def test_a_method_that_cannot_be_used_is_refused_with_what_to_do(
         injection.choose_method(target_of(**changes), wanted)
 
 
+@as_root
+def test_root_starts_no_interpreter_that_another_user_may_have_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(injection.shutil, "which", lambda _: "gdb")
+    theirs = tmp_path / "python3.14"
+    theirs.touch()
+    os.chown(theirs, 65534, -1)
+    target = target_of(version=(3, 14), uid=65534, interpreter=str(theirs))
+    assert injection.choose_method(target, "auto") == "gdb"
+    with pytest.raises(RemoteError, match=r"not started as root .*belongs to user 65534"):
+        injection.choose_method(target, "remote-exec")
+    systems = target._replace(interpreter=str(Path(PYTHON_OF_ALL).resolve()))
+    assert injection.choose_method(systems, "auto") == "remote-exec"
+
+
 @pytest.mark.parametrize(
     ("variables", "options", "how"),
     [
