@@ -55,8 +55,9 @@ class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
-        except OSError as error:
-            why = error.strerror or error
+        except (OSError, TypeError) as error:
+            # Of another type for a name that no host can have.
+            why = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"--metrics: cannot listen at {address}: {why}") from error
 
     def server_bind(self) -> None:

@@ -151,8 +151,9 @@ class PageServer:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.create_server(address, family=family)
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, TypeError) as error:
+            # Of another type for a name that no host can have.
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"--web: cannot listen on {host}:{port}: {reason}") from error
         self._listener.setblocking(False)  # noqa: FBT003
         token = os.urandom(24).hex()

@@ -153,6 +153,9 @@ def test_it_listens_where_it_is_wanted_and_says_where_it_cannot(growing):
         done = call("watch", growing.pid, "--web", f"127.0.0.1:{port}", code=2)
         expected = f"closewait-guard: --web: cannot listen on 127.0.0.1:{port}: "
         assert done.stderr.startswith(expected)
+    for option in ("--web", "--metrics"):
+        done = call("watch", growing.pid, option, "a..b:0", code=2)
+        assert done.stderr.startswith(f"closewait-guard: {option}: cannot listen "), done.stderr
     assert "expected HOST:PORT, got '4242'" in call("watch", "--web", "4242", code=2).stderr
 
 
