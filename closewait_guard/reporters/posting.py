@@ -223,16 +223,16 @@ class Poster:
         return _Encrypted(self._target, self._send, self._receive).exchange(request, end)
 
     def _connect(self, end: Callable[[], float]) -> None:
-        """To the first address that answers."""
+        """To the first address that answers; each has its share of the time that is left."""
         failure = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         found = socket.getaddrinfo(self._target.host, self._target.port, type=_socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in found:
+        for number, (family, kind, protocol, _, address) in enumerate(found):
+            began = now()
+            share = began + (end() - began) / (len(found) - number)
             try:
                 sock = _socket.socket(family, kind, protocol)
                 self._descriptor = OwnedDescriptor(sock.detach(), _LOWEST_NUMBER)
-                self._finish_connecting(address, end)
-            except TimeoutError:
-                raise
+                self._finish_connecting(address, partial(_earlier_of, share, end))
             except OSError as error:
                 self.close()
                 failure = error
@@ -276,6 +276,10 @@ class Poster:
                 sock.detach()
             pause(_PAUSE)
         raise TimeoutError
+
+
+def _earlier_of(moment: float, end: Callable[[], float]) -> float:
+    return min(moment, end())
 
 
 def _read_head(receive: Callable[[], bytes]) -> bytes:

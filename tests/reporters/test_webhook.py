@@ -17,6 +17,7 @@ import pytest
 
 import closewait_guard as cwg
 from closewait_guard import reporters
+from closewait_guard._clock import now
 from closewait_guard.reporters import webhook as module
 from closewait_guard.reporters.posting import Poster, PostError, WebAddress
 from closewait_guard.testing import CapturingReporter
@@ -161,6 +162,22 @@ def test_a_server_that_never_stops_talking_is_listened_to_only_until_the_end():
             poster.post(b"{}", lambda: next(moments, 0.0))
         poster.post(b"{}", lambda: math.inf)
         thread.join()
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(server, monkeypatch):
+    with socket.socket() as silent, socket.socket() as waiting:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        # Nothing is accepted: of a further connection the kernel ignores the first packet.
+        waiting.connect(silent.getsockname())
+        addresses = [silent.getsockname(), ("127.0.0.1", server.port)]
+        kinds = (socket.AF_INET, socket.SOCK_STREAM, 0, "")
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda *_, **__: [(*kinds, each) for each in addresses]
+        )
+        end = now() + 2
+        Poster(WebAddress.parse("webhook", url_of(server))).post(b"{}", lambda: end)
+    assert server.wait_for(1) == [b"{}"]
 
 
 def test_what_was_given_up_is_neither_waited_for_nor_counted_again(report, monkeypatch):
