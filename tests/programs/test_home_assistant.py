@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -102,6 +103,21 @@ def test_the_action_reports_leaked_sockets_by_integration(component, integration
     assert "2 LEAKED" in found["report"]
     # Home Assistant sends the answer as JSON.
     json.dumps(found)
+
+
+def test_all_is_imported_with_the_component_and_nothing_in_the_event_loop():
+    code = f"""
+import sys
+from types import ModuleType
+for name in ("homeassistant", "homeassistant.const", "homeassistant.core"):
+    sys.modules[name] = ModuleType(name)
+sys.modules["homeassistant.const"].EVENT_HOMEASSISTANT_STOP = ""
+sys.modules["homeassistant.core"].SupportsResponse = None
+sys.path.insert(0, {str(FOLDER.parents[1])!r})
+import custom_components.closewait_guard
+assert "closewait_guard._api" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_socket_that_a_library_opens_is_that_of_the_innermost_integration(component):

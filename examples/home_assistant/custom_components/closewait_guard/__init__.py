@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from homeassistant.const import EVENT_HOMEASSISTANT_STOP
 from homeassistant.core import SupportsResponse
 
-import closewait_guard as cwg
+# By name: `closewait_guard.install` would be imported where it is used, in the event loop.
+from closewait_guard import Finding, Report, install, scan, uninstall
 
 if TYPE_CHECKING:
     from homeassistant.core import Event, HomeAssistant, ServiceCall
@@ -21,22 +22,22 @@ _INTEGRATION = re.compile(r"(?:custom_components|homeassistant\.components)\.\w+
 async def async_setup(hass: HomeAssistant, _config: dict[str, Any]) -> bool:
     """Record from now on which line opens a socket; offer the action."""
     # In a thread: it reads files.
-    await hass.async_add_executor_job(cwg.install)
+    await hass.async_add_executor_job(install)
 
     async def report(_: ServiceCall) -> dict[str, Any]:
-        return summarize(await hass.async_add_executor_job(cwg.scan))
+        return summarize(await hass.async_add_executor_job(scan))
 
     async def stop(_: Event) -> None:
-        cwg.uninstall()
+        uninstall()
 
     hass.services.async_register(DOMAIN, "report", report, supports_response=SupportsResponse.ONLY)
     hass.bus.async_listen_once(EVENT_HOMEASSISTANT_STOP, stop)
     return True
 
 
-def summarize(report: cwg.Report) -> dict[str, Any]:
+def summarize(report: Report) -> dict[str, Any]:
     """The leaks of a report, by the integration that opened them, the most first."""
-    groups: dict[str, list[cwg.Finding]] = defaultdict(list)
+    groups: dict[str, list[Finding]] = defaultdict(list)
     for leak in report.leaks:
         groups[integration_of(leak)].append(leak)
     found = sorted(groups.items(), key=lambda group: -len(group[1]))
@@ -53,7 +54,7 @@ def summarize(report: cwg.Report) -> dict[str, Any]:
     }
 
 
-def integration_of(leak: cwg.Finding) -> str:
+def integration_of(leak: Finding) -> str:
     """The innermost integration among the calls, or else the package that opened it."""
     for frame in leak.observation.record.blamed.stack:
         if name := _INTEGRATION.match(frame.module):
@@ -61,7 +62,7 @@ def integration_of(leak: cwg.Finding) -> str:
     return leak.caller or leak.package or "unknown"
 
 
-def details(leak: cwg.Finding) -> dict[str, str]:
+def details(leak: Finding) -> dict[str, str]:
     """One of its sockets: the line that opened it, where it leads, what to change."""
     frame = next(
         (each for each in leak.observation.record.blamed.stack if _INTEGRATION.match(each.module)),
