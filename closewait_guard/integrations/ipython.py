@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from closewait_guard._api import install, no_leaks, scan, uninstall
+from closewait_guard._api import current_guard, install, no_leaks, scan, uninstall
 from closewait_guard._capture import patch
 from closewait_guard._delivery import render_text
 from closewait_guard._format import pluralize, unique
@@ -32,15 +32,17 @@ __all__ = ["CloseWaitMagics", "load_ipython_extension", "unload_ipython_extensio
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Record sockets from now on, and offer the magics."""
-    install()
     magics = CloseWaitMagics(shell)
+    install()
     shell.register_magics(magics)
     _formatter_of(shell).for_type(Report, magics.print_report)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Leave everything as it was found."""
-    uninstall()
+    magics: Any = shell.magics_manager.registry.pop(CloseWaitMagics.__name__, None)
+    if magics is None or not magics.had_guard:
+        uninstall()
     _formatter_of(shell).pop(Report, None)
     for kind, name in (("line", "closewait"), ("cell", "no_leaks")):
         shell.magics_manager.magics[kind].pop(name, None)
@@ -53,12 +55,17 @@ def _formatter_of(shell: InteractiveShell) -> Any:
 
 @magics_class
 class CloseWaitMagics(Magics):
-    """The magics of one shell."""
+    """The magics of one shell.
+
+    Attributes:
+        had_guard: The program had installed one before.
+    """
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._shell: Any = shell
         self._cells = _CellNames(shell)
+        self.had_guard = current_guard() is not None
 
     @line_magic
     def closewait(self, line: str) -> Report | None:

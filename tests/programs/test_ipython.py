@@ -97,6 +97,16 @@ def test_a_cell_that_leaves_a_socket_open_fails(tmp_path):
     assert printed[7].rstrip().endswith("awaited")
 
 
+def test_the_guard_that_was_there_before_stays_when_the_extension_goes(tmp_path):
+    printed = run(
+        tmp_path,
+        "import closewait_guard as cwg\nguard = cwg.install()",
+        "%load_ext closewait_guard\n%unload_ext closewait_guard",
+        "guard.installed",
+    )
+    assert "True" in printed[3]
+
+
 def test_without_the_extension_the_package_does_not_import_ipython():
     code = (
         "import closewait_guard, sys; closewait_guard.scan(); assert 'IPython' not in sys.modules"
