@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +58,9 @@ class BaselineRun:
         self._renamed: set[Place] = set()
         self._new: set[Place] = set()
         self._of_fixtures: set[Place] = set()
+        # Of what was collected, once that is complete.
+        self._ids_by_test: dict[str, set[str]] = {}
+        self._files: set[str] = set()
         self._has_lost_worker = False
         self._lines: list[str] | None = None
 
@@ -125,12 +127,19 @@ class BaselineRun:
     def finish(self, exitstatus: int) -> list[str]:
         """The lines of the summary; the first time, also write the file if that is asked for."""
         if self._lines is None:
+            self._group_tests()
             is_complete = exitstatus in _COMPLETE and not self._has_lost_worker
             if self.baseline.is_updated:
                 self._lines = [self._update() if is_complete else self._refuse_update()]
             else:
                 self._lines = list(self._compare(is_complete=is_complete))
         return [escape_line(line) for line in self._lines]
+
+    def _group_tests(self) -> None:
+        for nodeid in self._collected:
+            self._ids_by_test.setdefault(plain_id(nodeid), set()).add(nodeid)
+        tests = (*self._ids_by_test, *self._deselected)
+        self._files = {each.partition("::")[0] for each in tests}
 
     def _compare(self, *, is_complete: bool) -> Iterator[str]:
         gone = [each.place for each in self._find_gone()] if is_complete else []
@@ -176,17 +185,6 @@ class BaselineRun:
         is_whole = file in self._files and not self._is_selection
         is_known = test in self._ids_by_test or test in self._deselected
         return is_whole and not is_known and not is_defined(path, name)
-
-    @cached_property
-    def _ids_by_test(self) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for nodeid in self._collected:
-            found.setdefault(plain_id(nodeid), set()).add(nodeid)
-        return found
-
-    @cached_property
-    def _files(self) -> set[str]:
-        return {each.partition("::")[0] for each in (*self._ids_by_test, *self._deselected)}
 
     @property
     def _is_selection(self) -> bool:
