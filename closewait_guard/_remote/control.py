@@ -2,31 +2,27 @@
 
 A thread of its own answers one request at a time, also while the main thread is stuck: with a
 report, with the numbers of the latest, or by beginning or ending reports at intervals. Nothing else
-can be asked for. The thread makes way for each fork, of which Python would otherwise warn, and
-takes the socket up again where the program has closed it, or has become another user.
+can be asked for. The thread takes the socket up again where the program has closed it, or has
+become another user.
 """
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import os
-import signal
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any
 
-from closewait_guard._clock import nap, now, pause
 from closewait_guard._descriptors import SpareDescriptors
 from closewait_guard._guard import Guard
 from closewait_guard._numbers import with_fewer_sites
 from closewait_guard._remote.place import folder_of_this_user, name_of, remove_stale
+from closewait_guard._remote.thread import IS_GREEN, RepeatingThread
 from closewait_guard._remote.wire import Listener, MessageSocket, RemoteError, TooLargeError
 from closewait_guard._render import to_dict, with_fewer_examples
-from closewait_guard._threads import allows_daemons, before_fork, in_child, in_parent
+from closewait_guard._threads import allows_daemons, in_child
 from closewait_guard.exceptions import CloseWaitGuardError
 
 if TYPE_CHECKING:
@@ -48,8 +44,8 @@ _MAX_REQUEST, _MAX_REPLY = 4096, 2_000_000
 _MAX_SITES = 100
 # A caller sends at once, and then waits.
 _REQUEST_SECONDS, _REPLY_SECONDS = 1.0, 5.0
-# For an answer that is being made: a fork is not kept waiting for it.
-_MAX_JOIN_SECONDS, _MAX_SECONDS_BEFORE_FORK = 2.0, 0.2
+# For an answer that is being made.
+_MAX_JOIN_SECONDS = 2.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 
 
@@ -64,8 +60,8 @@ class Control:
         self._guard = guard
         self._listener: Listener | None = None
         self._user = -1
-        self._thread: _Thread | None = None
-        self._is_paused = False
+        self._thread: RepeatingThread | None = None
+        self._seconds_until_attempt = _CHECK_SECONDS
         self._spare = SpareDescriptors()
         self._monitor: Monitor | None = None
 
@@ -95,73 +91,46 @@ class Control:
         """End, and leave nothing behind. Idempotent."""
         _controls.discard(self)
         atexit.unregister(self.stop)
-        self._end_thread(_MAX_JOIN_SECONDS)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop(_MAX_JOIN_SECONDS)
         self._forget_listener()
         self._stop_monitor()
 
     def _start_thread(self, delay: float = 0.0) -> None:
         """If none can be started, no one is answered."""
         with suppress(RuntimeError):
-            self._thread = _Thread(self._serve, delay)
-
-    def _end_thread(self, timeout: float) -> None:
-        """End the thread, if there is one; who asks meanwhile waits."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        thread.is_ending = True
-        thread.join(timeout)
-
-    def pause(self) -> None:
-        """Before a fork. Green threads are none to the system, and need not make way."""
-        if self._thread is not None and not _IS_GREEN:
-            # Also if a signal handler raises in the middle of it.
-            self._is_paused = True
-            self._end_thread(_MAX_SECONDS_BEFORE_FORK)
-
-    def resume(self) -> None:
-        """After it, in the process that has forked."""
-        was_paused, self._is_paused = self._is_paused, False
-        if was_paused:
-            self._start_thread()
+            self._thread = RepeatingThread(self._serve, delay)
 
     def after_fork(self) -> None:
         """In the child: a socket of its own, as soon as it is worth one."""
-        if self._thread is not None:
-            self._thread.is_ending = True
         if self._listener is not None:
             self._listener.close_copy()
         self._spare.release()
-        self._listener = self._monitor = None
-        self._is_paused = False
+        self._listener = self._monitor = self._thread = None
         self._start_thread(_SECONDS_BEFORE_CHILD_LISTENS)
 
     # In the thread.
 
-    def _serve(self, thread: _Thread) -> None:
-        """Answer until the thread is to end."""
-        delay = _CHECK_SECONDS
-        while not thread.is_ending:
-            listener = self._listener
-            if listener is not None and listener.is_reachable and self._user == os.geteuid():
-                delay = _CHECK_SECONDS
-                # An accept() that waits has the number for its result all the time, and a poll()
-                # that waits may be using any descriptor, for those who look from outside.
-                if listener.wait(0.0):
-                    self._serve_next(listener, thread)
-                else:
-                    thread.wait(_POLL_SECONDS)
-                continue
-            if listener is not None:
-                # A program that closes all of them expects the first numbers for what it opens.
-                self._forget_listener()
-                thread.wait(_CHECK_SECONDS)
-                continue
-            try:
-                self._listen()
-            except RemoteError:
-                thread.wait(delay)
-                delay = min(2 * delay, _MAX_SECONDS_BETWEEN_ATTEMPTS)
+    def _serve(self) -> float:
+        """Answer who asks, and return for how many seconds none can be answered, or need be."""
+        listener = self._listener
+        if listener is not None and listener.is_reachable and self._user == os.geteuid():
+            self._seconds_until_attempt = _CHECK_SECONDS
+            # An accept() that waits has the number for its result all the time, and a poll()
+            # that waits may be using any descriptor, for those who look from outside.
+            return self._serve_next(listener) if listener.wait(0.0) else _POLL_SECONDS
+        if listener is not None:
+            # A program that closes all of them expects the first numbers for what it opens.
+            self._forget_listener()
+            return _CHECK_SECONDS
+        try:
+            self._listen()
+        except RemoteError:
+            seconds = self._seconds_until_attempt
+            self._seconds_until_attempt = min(2 * seconds, _MAX_SECONDS_BETWEEN_ATTEMPTS)
+            return seconds
+        return 0.0
 
     def _forget_listener(self) -> None:
         self._spare.release()
@@ -181,25 +150,25 @@ class Control:
         # That of a program that this process has run before.
         with suppress(OSError):
             os.unlink(path)  # noqa: PTH108 - pathlib is slow to load
-        self._listener = Listener(path, lets_green_run=_IS_GREEN)
+        self._listener = Listener(path, lets_green_run=IS_GREEN)
         self._spare.acquire()
 
-    def _serve_next(self, listener: Listener, thread: _Thread) -> None:
-        """Answer the next who connects, if one does within the time."""
+    def _serve_next(self, listener: Listener) -> float:
+        """Answer the next who connects, if that is possible; the rest as for `_serve`."""
         try:
             caller = listener.accept(0.0)
         except RemoteError as error:
             if getattr(error.__cause__, "errno", None) not in _EXHAUSTED:
-                return
-            # Not at once again: the program may have taken the spare ones too.
-            thread.wait(0.1)
+                return 0.0
             try:
                 with self._spare.lend():
                     caller = listener.accept(0.0)
             except RemoteError:
-                return
+                # Not at once again: the program may have taken the spare ones too.
+                return _POLL_SECONDS
         with caller:
             self._answer(caller)
+        return 0.0
 
     # Requests.
 
@@ -267,76 +236,7 @@ class Control:
             monitor.guard.uninstall()
 
 
-# As this is loaded, before or after gevent: what a thread is made with, and made of, fits together.
-_start_new_thread, _allocate_lock = _thread.start_new_thread, _thread.allocate_lock
-_IS_GREEN = not isinstance(_start_new_thread, BuiltinFunctionType)
-
-
-class _Thread:
-    """A thread that the program does not see among its own, and that does not keep it from ending.
-
-    Args:
-        function: What it runs, with itself as argument.
-        delay: Seconds until then.
-
-    Attributes:
-        is_ending: Whether it is to return.
-    """
-
-    def __init__(self, function: Callable[[_Thread], None], delay: float) -> None:
-        self.is_ending = False
-        self._function, self._delay = function, delay
-        self._number = 0
-        self._runs, self._waits = _allocate_lock(), _allocate_lock()
-        self._runs.acquire()
-        self._waits.acquire()
-        _start_new_thread(self._run, ())
-
-    def _run(self) -> None:
-        try:
-            self._number = _thread.get_native_id()
-            if not _IS_GREEN:
-                # They are the program's, and would interrupt what waits here. A green thread has
-                # none of its own to block them in: the main thread would get none any more.
-                signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            self.wait(self._delay)
-            if not self.is_ending:
-                self._function(self)
-        finally:
-            self._runs.release()
-
-    def wait(self, seconds: float) -> None:
-        """In it: wait, unless it is to return."""
-        if _IS_GREEN:
-            pause(seconds)
-        else:
-            self._waits.acquire(timeout=seconds)
-
-    def join(self, timeout: float) -> None:
-        """Wait until it is gone, also for the system, which is a moment later."""
-        end = now() + timeout
-        with suppress(RuntimeError):
-            self._waits.release()
-        if self._number == _thread.get_native_id() or not self._runs.acquire(timeout=timeout):
-            return
-        task = f"/proc/self/task/{self._number}"
-        while not _IS_GREEN and os.path.exists(task) and now() < end:  # noqa: PTH110
-            nap(0.0001)
-
-
 _controls: weakref.WeakSet[Control] = weakref.WeakSet()
-
-
-@before_fork
-def _before_fork() -> None:
-    for control in list(_controls):
-        control.pause()
-
-
-@in_parent
-def _in_parent() -> None:
-    for control in list(_controls):
-        control.resume()
 
 
 @in_child

@@ -40,30 +40,9 @@ def begin(package: str, address: str, order: Mapping[str, object]) -> None:
         start = gevent.get_original("_thread", "start_new_thread")
     has_thread = type(start).__name__ == "builtin_function_or_method"
     try:
-        start(_answer_and_end, (package, address, {**order, "has_thread": has_thread}))
+        start(_answer, (package, address, {**order, "has_thread": has_thread}))
     except RuntimeError:
         _answer(package, address, {**order, "has_thread": False})
-
-
-def _answer_and_end(package: str, address: str, order: Mapping[str, object]) -> None:
-    _answer(package, address, order)
-    try:
-        _forget_thread()
-    except BaseException:
-        return
-
-
-def _forget_thread() -> None:
-    """Remove what libraries keep of a thread that they have not started."""
-    threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
-    if threading is not None:
-        # `current_thread()` has made it, and forgets it with the thread from Python 3.13 on only.
-        active, ident = vars(threading).get("_active", {}), threading.get_ident()
-        if type(active.get(ident)).__name__ == "_DummyThread":
-            del active[ident]
-    if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
-        # That of this thread, which keeps descriptors.
-        hub.destroy(destroy_loop=True)
 
 
 def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
@@ -74,16 +53,43 @@ def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
     def say(message: Mapping[str, object]) -> None:
         _send(address, {**message, "seconds": perf_counter() - began})
 
-    try:
-        say({"event": "begun"})
+    def is_over(work: Callable[[], Mapping[str, object] | None]) -> bool:
+        """Do some of what is wanted; say the answer if there is one by then."""
         try:
-            answer = _obey(package, order, say)
-        except BaseException as error:
-            answer = {"error": _sentence(error)}
-        say(answer)
+            try:
+                answer = work()
+            except BaseException as error:
+                answer = {"error": _sentence(error)}
+            if answer is not None:
+                say(answer)
+        except BaseException:
+            # The caller has gone, and nothing else is there to be told.
+            _remove_folder(address.rpartition("/")[0])
+        if order["has_thread"]:
+            _forget_thread()
+        return answer is not None
+
+    def obey() -> Mapping[str, object] | None:
+        say({"event": "begun"})
+        return _obey(package, order, say, is_over)
+
+    is_over(obey)
+
+
+def _forget_thread() -> None:
+    """Remove what libraries keep of a thread that they have not started."""
+    threading, gevent = sys.modules.get("threading"), sys.modules.get("gevent._hub_local")
+    try:
+        if threading is not None:
+            # `current_thread()` has made it, and forgets it with the thread from 3.13 on only.
+            active, ident = vars(threading).get("_active", {}), threading.get_ident()
+            if type(active.get(ident)).__name__ == "_DummyThread":
+                del active[ident]
+        if gevent is not None and (hub := gevent.get_hub_if_exists()) is not None:
+            # That of this thread, which keeps descriptors.
+            hub.destroy(destroy_loop=True)
     except BaseException:
-        # The caller has gone, and nothing else is there to be told.
-        _remove_folder(address.rpartition("/")[0])
+        return
 
 
 def _sentence(error: BaseException) -> str:
@@ -126,8 +132,11 @@ def _remove_folder(folder: str) -> None:
 
 
 def _obey(
-    package: str, order: Mapping[str, object], say: Callable[[Mapping[str, object]], None]
-) -> dict[str, object]:
+    package: str,
+    order: Mapping[str, object],
+    say: Callable[[Mapping[str, object]], None],
+    is_over: Callable[[Callable[[], Mapping[str, object] | None]], bool],
+) -> Mapping[str, object] | None:
     from os import getpid
 
     visited = vars(sys.modules.get(_PACKAGE, sys)).get(_VISITED)
@@ -137,6 +146,7 @@ def _obey(
         # A fork has copied what another visit had loaded by then, and not its thread.
         _unload()
     is_visit = _PACKAGE not in sys.modules
+    goes_on = False
     try:
         if is_visit:
             _load(package)
@@ -144,10 +154,12 @@ def _obey(
 
         # Of the program's own package, if it has imported that.
         inside = import_module(f"{_PACKAGE}._remote.inside")
-        answer: dict[str, object] = inside.obey({**order, "is_visit": is_visit}, say, _leave)
+        order = {**order, "is_visit": is_visit}
+        answer: Mapping[str, object] | None = inside.obey(order, say, is_over, _leave)
+        goes_on = answer is None
         return answer
     finally:
-        if is_visit:
+        if is_visit and not goes_on:
             _leave()
 
 

@@ -17,8 +17,9 @@ from importlib import import_module
 from types import BuiltinFunctionType
 from typing import Any
 
-from closewait_guard._clock import nap, now
+from closewait_guard._clock import now
 from closewait_guard._guard import Guard
+from closewait_guard._remote.thread import RepeatingThread
 from closewait_guard._remote.wire import RemoteError
 from closewait_guard._render import to_dict
 from closewait_guard._threads import in_child
@@ -27,9 +28,13 @@ from closewait_guard.settings import Settings
 __all__ = ["obey"]
 
 
+_Message = Mapping[str, object]
+
 # A caller that was killed cannot say that the time is over.
 _MAX_SECONDS_LATE = 1.0
 _PAUSE = 0.1
+# For the thread that has nothing more to do when another goes on.
+_SECONDS_UNTIL_GONE, _MAX_SECONDS_UNTIL_GONE = 0.01, 1.0
 _PACKAGE = "closewait_guard"
 _API = f"{_PACKAGE}._api"
 # The guard that `attach --install` has left here, and whether the package was loaded for it.
@@ -37,9 +42,12 @@ _installed: tuple[Guard, bool] | None = None
 
 
 def obey(
-    order: Mapping[str, Any], say: Callable[[Mapping[str, object]], None], leave: Callable[[], None]
-) -> dict[str, object]:
-    """Do what the caller wants, and return the last message to it.
+    order: Mapping[str, Any],
+    say: Callable[[_Message], None],
+    is_over: Callable[[Callable[[], _Message | None]], bool],
+    leave: Callable[[], None],
+) -> _Message | None:
+    """Do what the caller wants, and return the last message to it; None if that comes later.
 
     Args:
         order: `what` it wants, with the `settings` of a guard; of a watch, the `seconds` and the
@@ -47,6 +55,8 @@ def obey(
             Whether this runs in a thread of its own (`has_thread`), and whether the package was
             loaded for it (`is_visit`).
         say: Sends a message before that.
+        is_over: Calls a function in a thread of its own, sends what it returns as the last message,
+            or what it raises, and returns whether it was one of those.
         leave: Takes the package out again, unless the program uses it.
     """
     what = order["what"]
@@ -55,7 +65,14 @@ def obey(
     if what == "scan":
         return _scan(order)
     if what == "watch":
-        return _watch(order, say, leave)
+        watch = _Watch(order, say, leave)
+        RepeatingThread(
+            lambda: None if is_over(watch.go_on) else _PAUSE,
+            _SECONDS_UNTIL_GONE,
+            is_native=True,
+            on_loss=watch.give_up,
+        )
+        return None
     return _install(order, leave) if what == "install" else _uninstall(leave)
 
 
@@ -83,46 +100,90 @@ def _look(guard: Guard) -> dict[str, object]:
     return {"report": to_dict(guard.scan())}
 
 
-def _watch(
-    order: Mapping[str, Any], say: Callable[[Mapping[str, object]], None], leave: Callable[[], None]
-) -> dict[str, object]:
-    own = _guard_of_program()
-    if own is not None:
-        say(_look(own) | {"had_guard": True})
-        _wait(order["while"], order["seconds"])
-        return _look(own)
-    guard = Guard(Settings(**order["settings"]))
-    with _not_in_children(guard, order, leave):
+class _Watch:
+    """Look, and again when the time is over, in a thread that makes way for forks meanwhile."""
+
+    def __init__(
+        self, order: Mapping[str, Any], say: Callable[[_Message], None], leave: Callable[[], None]
+    ) -> None:
+        self._order, self._say, self._leave = order, say, leave
+        self._former_thread = f"/proc/self/task/{_thread.get_native_id()}"
+        self._until = now() + _MAX_SECONDS_UNTIL_GONE
+        self._guard: Guard | None = None
+        self._is_own = False
+
+    def go_on(self) -> _Message | None:
+        """Do what is to be done by now; the last message in the end."""
         try:
-            guard.install()
-            say(_look(guard))
-            _wait(order["while"], order["seconds"])
-            return _look(guard)
+            message = self._next_message()
+        except BaseException:
+            self._take_out()
+            raise
+        if message is not None:
+            self._take_out()
+        return message
+
+    def _next_message(self) -> _Message | None:
+        path = self._former_thread if self._guard is None else self._order["while"]
+        if now() < self._until and os.path.exists(path):  # noqa: PTH110 - pathlib is slow to load
+            return None
+        if self._guard is not None:
+            return _look(self._guard)
+        self._begin()
+        return None
+
+    def _begin(self) -> None:
+        own = _guard_of_program()
+        self._is_own = own is not None
+        self._guard = own or Guard(Settings(**self._order["settings"]))
+        _ends_in_children.add(self._take_out)
+        if not self._is_own:
+            self._guard.install()
+        self._say(_look(self._guard) | ({"had_guard": True} if self._is_own else {}))
+        self._until = now() + self._order["seconds"] + _MAX_SECONDS_LATE
+
+    def _take_out(self) -> None:
+        _ends_in_children.discard(self._take_out)
+        try:
+            if self._guard is not None and not self._is_own:
+                self._guard.uninstall()
         finally:
-            guard.uninstall()
+            if self._order["is_visit"]:
+                self._leave()
+
+    def give_up(self) -> None:
+        """Without a thread: take the guard out at once."""
+        with suppress(Exception):
+            self._take_out()
+            self._say({"error": "after a fork no thread could be started in it"})
+
+
+# What takes a guard out of a process that is forked meanwhile: no thread would do so there.
+_ends_in_children = set[Callable[[], None]]()
+
+
+@in_child
+def _end_in_child() -> None:
+    for end in list(_ends_in_children):
+        with suppress(Exception):
+            end()
+    _ends_in_children.clear()
 
 
 @contextmanager
 def _not_in_children(
     guard: Guard, order: Mapping[str, Any], leave: Callable[[], None]
 ) -> Iterator[None]:
-    """In what the process forks meanwhile, no thread would take the guard out: it goes at once."""
-
     def end() -> None:
-        with suppress(Exception):
-            guard.uninstall()
-            if order["is_visit"]:
-                leave()
+        guard.uninstall()
+        if order["is_visit"]:
+            leave()
 
-    in_child(end)
-    yield
-
-
-def _wait(path: str, seconds: float) -> None:
-    """Wait until the caller has removed the file; a little longer than it should take, at most."""
-    end = now() + seconds + _MAX_SECONDS_LATE
-    while now() < end and os.path.exists(path):  # noqa: PTH110 - pathlib is slow to load
-        nap(_PAUSE)
+    _ends_in_children.add(end)
+    try:
+        yield
+    finally:
+        _ends_in_children.discard(end)
 
 
 def _install(order: Mapping[str, Any], leave: Callable[[], None]) -> dict[str, object]:

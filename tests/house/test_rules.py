@@ -84,7 +84,7 @@ PURE_EXCEPT = {"_format": {"time"}}  # A date is shown in the local time zone.
 
 MOST_ENTRIES = 45
 # Besides those that have one more for each library that is known, or that plugs the guard in.
-MOST_MODULES = 162
+MOST_MODULES = 163
 MOST_LINES = 450
 MOST_LINES_OF_A_FUNCTION = 60
 FEWEST_LINES = 50

@@ -15,7 +15,7 @@ from servers import DEADLINE
 
 # Answers each letter of stdin with what has changed of its state; meanwhile its main thread runs.
 # Before that, + opens a connection that the peer closes, - closes all of those, and f has a forked
-# child answer instead.
+# child answer instead. After * it forks all the time, and ends if it has another thread then.
 STATE = (
     LEAKY
     + """
@@ -60,16 +60,28 @@ def answer():
     changed = {name: [before[name], now[name]] for name in now if now[name] != before[name]}
     print(json.dumps(changed), flush=True)
 
-late, before, letter = [], None, b""
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert tasks.pop() == 1
+
+# Python counts them at the same moment, before the guard's own hook is called.
+os.register_at_fork(after_in_parent=lambda: tasks.append(len(os.listdir("/proc/self/task"))))
+late, tasks, is_forking, before, letter = [], [], False, None, b""
 before = state()
 print(os.getpid(), flush=True)
 while True:
+    if is_forking:
+        fork()
     if select.select([0], [], [], 0.01)[0]:
         letter = os.read(0, 1)
         if not letter:
             break
         if letter == b"+":
             leak()
+        is_forking ^= letter == b"*"
         while letter == b"-" and late:
             late.pop().close()
         if letter != b"f":

@@ -171,7 +171,7 @@ def test_two_commands_at_once_do_not_take_each_others_guard_for_the_programs(tmp
 def test_a_guard_that_another_command_has_loaded_is_not_asked(monkeypatch):
     monkeypatch.setattr(cwg, injected._VISITED, os.getpid(), raising=False)
     with pytest.raises(RuntimeError, match="it is being asked already, by another command"):
-        injected._obey("/nowhere", {}, print)
+        injected._obey("/nowhere", {}, print, print)
 
 
 def is_being_asked(text):
