@@ -31,7 +31,9 @@ def join_parts(parts: Iterable[str]) -> str:
 
 
 def link_to(address: str, text: str) -> str:
-    return f'<a href="{escape_text(address)}" rel="noreferrer">{escape_text(text)}</a>'
+    """A link that leaves the page open, and what was filtered in it."""
+    name = escape_text(text)
+    return f'<a href="{escape_text(address)}" target="_blank" rel="noreferrer">{name}</a>'
 
 
 def line_text(line: StyledLine) -> str:

@@ -1,22 +1,27 @@
 """IPython and Jupyter: `%load_ext closewait_guard`, `%closewait`, `%%no_leaks`.
 
-A line of a cell is shown as IPython shows it, and so is what its history keeps.
+A line of a cell is shown as IPython shows it, and so is what its history keeps. A report is shown
+as a page in a notebook, as text elsewhere: in color in a terminal, where rich is installed.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from closewait_guard._api import current_guard, install, no_leaks, scan, uninstall
 from closewait_guard._capture import patch
 from closewait_guard._delivery import render_text
 from closewait_guard._format import pluralize, unique
+from closewait_guard._stream import layout_of
 from closewait_guard.exceptions import CloseWaitGuardError, MissingExtraError, SocketLeakError
-from closewait_guard.model import Finding, Frame, Report, SocketRecord
+from closewait_guard.model import Finding, Frame, Observation, Report, SocketRecord
 
 try:
     from IPython.core.error import UsageError
@@ -35,7 +40,8 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     magics = CloseWaitMagics(shell)
     install()
     shell.register_magics(magics)
-    _formatter_of(shell).for_type(Report, magics.print_report)
+    for kind, show in (("text/plain", magics.print_report), ("text/html", magics.render_html)):
+        _formatters_of(shell)[kind].for_type(Report, show)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
@@ -43,14 +49,15 @@ def unload_ipython_extension(shell: InteractiveShell) -> None:
     magics: Any = shell.magics_manager.registry.pop(CloseWaitMagics.__name__, None)
     if magics is None or not magics.had_guard:
         uninstall()
-    _formatter_of(shell).pop(Report, None)
+    for kind in ("text/plain", "text/html"):
+        _formatters_of(shell)[kind].pop(Report, None)
     for kind, name in (("line", "closewait"), ("cell", "no_leaks")):
         shell.magics_manager.magics[kind].pop(name, None)
 
 
-def _formatter_of(shell: InteractiveShell) -> Any:
+def _formatters_of(shell: InteractiveShell) -> Any:
     formatter: Any = shell.display_formatter
-    return formatter.formatters["text/plain"]
+    return formatter.formatters
 
 
 @magics_class
@@ -103,13 +110,29 @@ class CloseWaitMagics(Magics):
         try:
             block.__exit__(type(failure) if failure else None, failure, None)
         except SocketLeakError as error:
-            raise _CellLeakError(self._cells.in_report(error.report)) from None
+            report = self._cells.in_report(error.report)
+            raise _CellLeakError(report, self._render_text(report)) from None
         if failure is not None:
             raise _CellFailedError(str(failure)) from None
 
     def print_report(self, report: Report, printer: Any, _: bool) -> None:
-        """What IPython shows of a report that is the value of a cell."""
-        printer.text(render_text(self._cells.in_report(report)).rstrip("\n"))
+        """What a terminal shows of a report that is the value of a cell."""
+        printer.text(self._render_text(self._cells.in_report(report)))
+
+    def render_html(self, report: Report) -> str | None:
+        """What a notebook shows of it; None where the text is all that there is to show."""
+        from closewait_guard._render import sections
+
+        report = self._cells.in_report(report)
+        return _render_frame(report) if len(sections(report, layout_of())) > 1 else None
+
+    def _render_text(self, report: Report) -> str:
+        if str(self._shell.colors).lower() != "nocolor":
+            from closewait_guard.reporters.console import render_for
+
+            with suppress(MissingExtraError):
+                return render_for(report, sys.stdout).rstrip("\n")
+        return render_text(report).rstrip("\n")
 
     def _make_loop(self, cell: str) -> None:
         """Have the event loop for cells that await, which is made for the first and stays."""
@@ -126,7 +149,10 @@ class CloseWaitMagics(Magics):
         except RuntimeError as error:
             # In Jupyter that loop runs the cell with the magic.
             nothing.close()
-            raise UsageError(f"%%no_leaks cannot run a cell that awaits here: {error}") from None
+            raise UsageError(
+                f"%%no_leaks cannot run a cell that awaits here ({error}): "
+                "use `async with closewait_guard.no_leaks():` in an ordinary cell"
+            ) from None
 
     def _install(self) -> None:
         install()
@@ -154,6 +180,22 @@ async def _nothing() -> None:
     """What an event loop runs, so that there is one."""
 
 
+def _render_frame(report: Report) -> str:
+    """The page of a report in a frame, which keeps its style and its script from the notebook's."""
+    from closewait_guard._render import LastReport, Part, render_page
+
+    page = render_page([Part([LastReport(report)])], layout_of())
+    return (
+        '<iframe title="closewait-guard" '
+        'sandbox="allow-scripts allow-popups allow-popups-to-escape-sandbox" '
+        # As high as the page of one site, if the window is.
+        'style="width: 100%; height: min(1100px, 80vh); border: 0; resize: vertical" '
+        f'srcdoc="{escape(page)}"></iframe>\n'
+        # For copies, and where frames are not shown: an untrusted notebook, a site for sources.
+        f"<details><summary>As text</summary><pre>{escape(render_text(report))}</pre></details>"
+    )
+
+
 class _CellNames:
     """Puts the number of a cell in place of the file that IPython pretends to run."""
 
@@ -177,13 +219,23 @@ class _CellNames:
 
     def in_report(self, report: Report) -> Report:
         """The report with lines of cells, and what the history keeps, in words of IPython."""
-        return replace(report, findings=tuple(map(self._in_finding, report.findings)))
+        return replace(
+            report,
+            findings=tuple(map(self._in_finding, report.findings)),
+            observations=tuple(map(self._in_observation, report.observations)),
+        )
 
     def _in_finding(self, finding: Finding) -> Finding:
-        record = self._in_record(finding.observation.record)
-        observation = replace(finding.observation, record=record)
+        observation = self._in_observation(finding.observation)
         holders = tuple(unique(map(self._in_holder, finding.holders)))
+        if finding.caller in {Path(filename).stem for filename in self._numbers()}:
+            # A kernel's name for the file of a cell is no package.
+            package = "" if finding.package == finding.caller else finding.package
+            finding = replace(finding, caller="", package=package)
         return replace(finding, observation=observation, holders=holders)
+
+    def _in_observation(self, seen: Observation) -> Observation:
+        return replace(seen, record=self._in_record(seen.record))
 
     def _in_record(self, record: SocketRecord) -> SocketRecord:
         stack = self._in_stack(record.stack)
@@ -223,11 +275,12 @@ def _name_in_history(match: re.Match[str]) -> str:
 class _CellLeakError(SocketLeakError):
     """Shown as the report, without the calls of the magic."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, shown: str) -> None:
         super().__init__(render_text(report).rstrip("\n"), report)
+        self._shown = shown
 
     def _render_traceback_(self) -> list[str]:
-        return str(self).splitlines()
+        return self._shown.splitlines()
 
 
 class _CellFailedError(CloseWaitGuardError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "render_for",
 ]
 
 
@@ -47,25 +48,35 @@ def console(stream: TextIO | None = None, *, everything: bool = False) -> Report
         MissingExtraError: rich is not installed.
     """
     # Import now, because a report may come when no descriptor is left to import with.
-    from closewait_guard import _rich
+    from closewait_guard import _rich  # noqa: F401
 
     stream = require_stream("console", stream)
 
     def write(report: Report) -> None:
         target = stream if stream is not None else sys.stderr
-        layout = layout_of(target, everything=everything)
-        if os.environ.get("NO_COLOR") or not _is_terminal(target):
-            write_text(stream, f"{render_report(report, layout)}\n")
-            return
-        screen = _rich.Console(file=target, highlight=False, soft_wrap=True)
-        with screen.capture() as captured:
-            screen.print(_rich.Group(*_render_sections(report, layout)))
-        write_text(target, captured.get())
+        write_text(stream, render_for(report, target, everything=everything))
 
     def write_no_news(report: Report) -> None:
         write_text(stream, no_news_line(report, layout_of(stream)))
 
     return Quiet("console", write, write_no_news)
+
+
+def render_for(report: Report, stream: TextIO | None, *, everything: bool = False) -> str:
+    """Render a report in color; plain where the stream is no terminal, or `NO_COLOR` is set.
+
+    Raises:
+        MissingExtraError: It is a terminal, and rich is not installed.
+    """
+    layout = layout_of(stream, everything=everything)
+    if os.environ.get("NO_COLOR") or not _is_terminal(stream):
+        return f"{render_report(report, layout)}\n"
+    from closewait_guard import _rich
+
+    screen = _rich.Console(file=stream, highlight=False, soft_wrap=True)
+    with screen.capture() as captured:
+        screen.print(_rich.Group(*_render_sections(report, layout)))
+    return captured.get()
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -107,6 +107,100 @@ def test_the_guard_that_was_there_before_stays_when_the_extension_goes(tmp_path)
     assert "True" in printed[3]
 
 
+SHELL = """
+import asyncio, os, re, sys
+from html.parser import HTMLParser
+from IPython.core.interactiveshell import InteractiveShell
+import closewait_guard as cwg
+
+shell = InteractiveShell.instance()
+# As a kernel does it.
+shell.compile.get_code_name = lambda raw, code, number: f"/tmp/ipykernel_1/{hash(code)}.py"
+run, show = shell.run_cell, shell.display_formatter.format
+LOADED_LATER = ("rich", "closewait_guard._render.page", "closewait_guard.reporters")
+
+
+def shown_on_terminal(report):
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        before, sys.stdout = sys.stdout, terminal
+        try:
+            return show(report)[0]["text/plain"]
+        finally:
+            sys.stdout = before
+            os.close(ours)
+
+
+class Tags(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+"""
+
+
+def run_shell(tmp_path, code):
+    """Run code that looks at what a shell shows; `run` runs a cell, `show` is the mime bundle."""
+    environment = {**os.environ, "CLOSEWAIT_GUARD_GRACE": "0.05", "IPYTHONDIR": str(tmp_path)}
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        environment.pop(name, None)
+    environment["TERM"] = "xterm"
+    program = f"SERVER = {SERVER!r}\n{SHELL}{code}"
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_a_notebook_shows_a_report_as_a_page_in_a_frame_and_a_terminal_as_text(tmp_path):
+    run_shell(
+        tmp_path,
+        r"""
+run("%load_ext closewait_guard")
+run(SERVER, store_history=True)
+assert not set(LOADED_LATER) & set(sys.modules)
+data = show(run("%closewait scan").result)[0]
+assert set(data) == {"text/plain"} and data["text/plain"].startswith("closewait-guard: no leaks")
+
+run("with cwg.label('\"></iframe><script>alert(1)</script>'): kept = connect()", store_history=True)
+run("wait()", store_history=True)
+report = run("%closewait scan").result
+data = show(report)[0]
+assert set(data) == {"text/plain", "text/html"}
+assert "opened   Cell In[1]:" in data["text/plain"] and "\x1b" not in data["text/plain"]
+tags = Tags(data["text/html"]).found
+assert [tag for tag, _ in tags] == ["iframe", "details", "summary", "pre"], tags
+assert tags[0][1]["sandbox"].split()[0] == "allow-scripts" and "same" not in tags[0][1]["sandbox"]
+page = tags[0][1]["srcdoc"]
+assert page.startswith("<!DOCTYPE html>") and "Content-Security-Policy" in page
+assert "Cell In[1]:" in page and "ipykernel_1" not in page
+assert '<td class="package"></td>' in page
+full = show(run("cwg.scan(full=True)").result)[0]["text/html"]
+assert "create_server" in full and "ipykernel_1" not in full
+
+plain = cwg.render_text(report).splitlines()[1]
+in_color = shown_on_terminal(report)
+assert "\x1b[" in in_color and plain in re.sub("\x1b\\[[0-9;]*m", "", in_color)
+shell.colors = "nocolor"
+assert "\x1b" not in shown_on_terminal(report)
+sys.modules["rich.console"] = None
+for name in [name for name in sys.modules if name == "closewait_guard._rich"]:
+    del sys.modules[name]
+shell.colors = "linux"
+assert plain in shown_on_terminal(report)
+
+# As a notebook does, whose loop runs the cells.
+async def main():
+    return run("%%no_leaks\nimport asyncio\nawait asyncio.sleep(0)").error_in_exec
+assert "use `async with closewait_guard.no_leaks():`" in str(asyncio.run(main()))
+
+run("%unload_ext closewait_guard")
+data = show(report)[0]
+assert set(data) == {"text/plain"} and data["text/plain"].startswith("Report(")
+""",
+    )
+
+
 def test_without_the_extension_the_package_does_not_import_ipython():
     code = (
         "import closewait_guard, sys; closewait_guard.scan(); assert 'IPython' not in sys.modules"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from html import escape
 
 import pytest
 
@@ -115,6 +116,29 @@ def test_all_sites_are_in_the_table_and_unfold_below(page):
     page.click("#table tbody tr:nth-child(5) .opened a")
     page.until(f"{FINDINGS}[4].open")
     assert page.evaluate(f"{FINDINGS}[4].getBoundingClientRect().top") < 200
+
+
+def test_in_the_frame_of_a_notebook_the_table_leads_to_the_finding_and_not_elsewhere(
+    chromium, small, tmp_path
+):
+    # A notebook does not allow the same origin; the test looks into the frame by it.
+    content = escape(small.read_text(encoding="utf-8"))
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(
+        f'<iframe sandbox="allow-scripts allow-same-origin" srcdoc="{content}"></iframe>',
+        encoding="utf-8",
+    )
+    opened = chromium.open(notebook.as_uri())
+    frame = "document.querySelector('iframe').contentDocument"
+    for name in ("#fold", "#table tbody tr:nth-child(3) .opened a"):
+        opened.evaluate(f"{frame}.querySelector({name!r}).click()")
+    assert opened.evaluate(f"[...{frame}.querySelectorAll('.finding')].map(each => each.open)") == [
+        place == 2 for place in range(5)
+    ]
+    # What leads out of the page opens beside it.
+    assert opened.evaluate(
+        f"[...{frame}.querySelectorAll('a[href^=http]')].every(each => each.target === '_blank')"
+    )
 
 
 def test_a_column_sorts_the_table_and_the_findings_and_says_so(page):
