@@ -34,8 +34,6 @@ _MAX_SECONDS_BEFORE_FORK = 0.2
 _SECONDS_BETWEEN_ATTEMPTS = 0.05
 # These versions count the threads when the hooks of a fork have been called, others before that.
 _COUNTS_LATE = sys.version_info[:2] in {(3, 13), (3, 14)}
-# From `_in_parent()`, over what calls all hooks; from `_Resumption._is_in_fork()`.
-_FRAMES_TO_FORK, _FRAMES_TO_INTERRUPTED = 2, 2
 # Hooks of the program may go on for long.
 _MAX_QUESTIONS = 5000
 _main_thread = threading.main_thread
@@ -207,8 +205,10 @@ def _before_fork() -> None:
 @in_parent
 def _in_parent() -> None:
     if _COUNTS_LATE and _unfinished and get_ident() == _main_thread().ident:
-        fork = current_frame(_FRAMES_TO_FORK)
-        if _Resumption(fork, fork.f_lasti).ask_soon():
+        hooks = current_frame(0).f_back
+        fork = None if hooks is None else hooks.f_back
+        # A server in C that forks, such as uWSGI, has no frame, and runs no Python code afterwards.
+        if fork is not None and _Resumption(fork, fork.f_lasti).ask_soon():
             return
     _resume_all()
 
@@ -254,7 +254,8 @@ class _Resumption:
 
     def _is_in_fork(self) -> bool:
         """Whether other hooks of the fork are under way."""
-        frame: FrameType | None = current_frame(_FRAMES_TO_INTERRUPTED)
+        asked = current_frame(0).f_back
+        frame = None if asked is None else asked.f_back
         if frame is self._frame:
             return False
         while frame is not None and frame is not self._frame:
