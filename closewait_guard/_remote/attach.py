@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple, Self, TypeVar
 
-from closewait_guard._remote.injection import choose_method
+from closewait_guard._remote.injection import REMOTE_EXEC, choose_method, only_request
 from closewait_guard._remote.place import ask_control, has_control, is_python
 from closewait_guard._remote.request import NotYetError, Request, room_for_descriptors
 from closewait_guard._remote.target import NotPythonError, Target, describe_wait, inspect_target
@@ -312,18 +312,25 @@ class _Visit:
         target = self._target
         method = choose_method(target, self._wanted)
         with room_for_descriptors(target.pid) as reached_limit:
-            self._request = request = Request(target, self._order, self._is_cancelled).__enter__()
-            pause = request.make(method)
-            try:
-                request.receive(self._timeout)
-            except NotYetError:
-                request.take_back(method)
-                raise RemoteError(_why_not(target, self._timeout)) from None
+            with only_request(target) if method == REMOTE_EXEC else nullcontext():
+                request, pause = self._make_request(method)
             message = request.receive(_MAX_SECONDS_OF_SCAN)
         seconds, had_guard = message.get("seconds"), message.get("had_guard") is True
         took = seconds if isinstance(seconds, float) else 0.0
         self._process = Reached(target.pid, pause, took, reached_limit, had_guard)
         return message
+
+    def _make_request(self, method: str) -> tuple[Request, float]:
+        """Have the process begin; return what it answers by, and for how long it was stopped."""
+        target = self._target
+        self._request = request = Request(target, self._order, self._is_cancelled).__enter__()
+        pause = request.make(method)
+        try:
+            request.receive(self._timeout)
+        except NotYetError:
+            request.take_back(method)
+            raise RemoteError(_why_not(target, self._timeout)) from None
+        return request, pause
 
     def _report_in(self, message: Mapping[str, Any]) -> Report:
         if "report" not in message:

@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -27,6 +29,7 @@ __all__ = [
     "choose_method",
     "inject_by_gdb",
     "inject_by_remote_exec",
+    "only_request",
 ]
 
 
@@ -181,6 +184,26 @@ def _measure_stop(pid: int, gdb: subprocess.Popen[bytes]) -> float:
     return last - first
 
 
+@contextmanager
+def only_request(target: Target) -> Iterator[None]:
+    """Until the script has run: the interpreter has room for one, and another takes its place.
+
+    Raises:
+        RemoteError: Another command has one that has not run yet.
+    """
+    import fcntl
+
+    # Only who may ask the process can open this file of it, and so keep others from asking.
+    with Path(f"/proc/{target.pid}/environ").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RemoteError(
+                f"{target.name} is being asked already, by another command: try again"
+            ) from None
+        yield
+
+
 def inject_by_remote_exec(target: Target, script: str) -> None:
     """Have a script run, in place of one that has not run yet.
 
@@ -201,6 +224,9 @@ def inject_by_remote_exec(target: Target, script: str) -> None:
             check=False,
             start_new_session=True,
         )
+    except FileNotFoundError:
+        # A process that has ended has no program any more.
+        raise RemoteError(f"{target.name} has ended meanwhile") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RemoteError(f"{target.interpreter} cannot be started: {error}") from None
     if done.returncode:

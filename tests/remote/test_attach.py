@@ -27,7 +27,7 @@ from closewait_guard._remote import (
     request,
     symbols,
 )
-from closewait_guard._remote.injection import choose_method
+from closewait_guard._remote.injection import choose_method, only_request
 from closewait_guard._remote.request import Request
 from closewait_guard._remote.target import Target, inspect_target
 from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
@@ -166,6 +166,14 @@ def test_two_commands_at_once_do_not_take_each_others_guard_for_the_programs(tmp
         for each, (_, stderr) in zip(commands, outputs, strict=True):
             assert each.returncode == 0 or is_being_asked(stderr), stderr
         assert what_changed(program) == {}
+
+
+@pytest.mark.skipif(not HAS_REMOTE_EXEC, reason="came with 3.14")
+def test_a_script_that_has_not_run_yet_is_not_replaced():
+    with running(SERVER) as program:
+        with only_request(inspect_target(program.pid)):
+            refused = call("attach", program.pid, code=2).stderr
+        assert "is being asked already, by another command: try again" in refused
 
 
 def test_a_guard_that_another_command_has_loaded_is_not_asked(monkeypatch):
