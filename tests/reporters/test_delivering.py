@@ -194,7 +194,6 @@ def test_logging_a_blocked_reporter_cannot_block_the_guard():
         with lock:
             raise structlog.DropEvent
 
-    before = structlog.get_config()
     structlog.configure(processors=[needs_the_lock])
     try:
         with cwg.Guard(cwg.Settings(reporter_timeout=0.1), [holds_the_lock]) as guard:
@@ -204,7 +203,7 @@ def test_logging_a_blocked_reporter_cannot_block_the_guard():
             blocking.may_go_on.set()
             until(lambda: not lock.locked())
     finally:
-        structlog.configure(**before)
+        structlog.reset_defaults()
     until(lambda: not any("reporter" in thread.name for thread in threading.enumerate()))
 
 

@@ -50,7 +50,6 @@ KEYS = {
 def own_structlog():
     """A program's own configuration: JSON lines with levels and bound context variables."""
     stream = io.StringIO()
-    before = structlog.get_config()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -64,7 +63,7 @@ def own_structlog():
     structlog.contextvars.bind_contextvars(request="r7")
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     structlog.contextvars.clear_contextvars()
-    structlog.configure(**before)
+    structlog.reset_defaults()
 
 
 def all_at_once(report):

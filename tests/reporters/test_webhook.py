@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import structlog
 
 import closewait_guard as cwg
 from closewait_guard import reporters
@@ -30,6 +31,12 @@ from servers import authority
 def server():
     with receiver() as served:
         yield served
+
+
+@pytest.fixture(autouse=True)
+def no_logging_of_the_program():
+    """What goes wrong is printed on stderr where the program has not configured structlog."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
