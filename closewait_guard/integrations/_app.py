@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from contextvars import Token
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from closewait_guard import _api
 from closewait_guard._capture import LABELS
@@ -34,6 +34,7 @@ __all__ = [
     "RequestLabel",
     "WatchedApp",
     "off_loop",
+    "warn_of_failure",
     "without_numbers",
 ]
 
@@ -87,7 +88,7 @@ class AppMonitor:
             try:
                 self._watch()
             except Exception as error:
-                _warn(f"the application is served without a monitor: {error}")
+                warn_of_failure(f"the application is served without a monitor: {error}")
 
     def _watch(self) -> None:
         global _monitor
@@ -98,7 +99,9 @@ class AppMonitor:
             guard = _api.install(**self._settings)
             _monitor = _api.watch(reporters=self._new_to(guard), **self._options, **self._settings)
         elif self._reporters:
-            _warn("the program has a monitor: the reporters of the application get no reports")
+            warn_of_failure(
+                "the program has a monitor: the reporters of the application get no reports"
+            )
 
     def _take_part(self, guard: Guard) -> None:
         if reporters := self._new_to(guard):
@@ -166,7 +169,8 @@ def _callables(reporters: Iterable[Reporter | str]) -> tuple[Reporter, ...]:
     return Delivery(reporters).reporters
 
 
-def _warn(text: str) -> None:
+def warn_of_failure(text: str) -> None:
+    """Warn of what went wrong for the guard, and not for the application."""
     # Where warnings are errors, the program continues all the same.
     with suppress(Exception):
         warnings.warn(f"closewait_guard: {text}", RuntimeWarning, stacklevel=3)
@@ -248,20 +252,30 @@ class RequestLabel:
         request: What that is called with; let go of when the request ends.
 
     Example:
-        >>> label = RequestLabel(lambda request: f"GET {request['route']}", {"route": "/a/{id}"})
-        >>> before = label.enter()
-        >>> [str(each) for each in LABELS.get()]
+        >>> with RequestLabel(lambda request: f"GET {request['route']}", {"route": "/a/{id}"}):
+        ...     [str(each) for each in LABELS.get()]
         ['GET /a/{id}']
-        >>> label.leave(before)
-        >>> label.end()
     """
 
-    __slots__ = ("_describe", "_request", "_text")
+    __slots__ = ("_before", "_describe", "_request", "_text")
+
+    _before: Before
 
     def __init__(self, describe: Callable[[Any], str], request: Any) -> None:
         self._describe = describe
         self._request = request
         self._text: str | None = None
+
+    def __enter__(self) -> Self:
+        self._before = self.enter()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        before = self._before
+        # It has the whole context of the request, and a record keeps this label.
+        del self._before
+        self.leave(before)
+        self.end()
 
     def enter(self) -> Before:
         """Label what is opened from now on in this context."""

@@ -42,6 +42,11 @@ class PageAnswer(NamedTuple):
     body: bytes
 
     @property
+    def code(self) -> int:
+        """The number of the status."""
+        return int(self.status.partition(" ")[0])
+
+    @property
     def headers(self) -> list[tuple[str, str]]:
         """What goes before the body."""
         return [

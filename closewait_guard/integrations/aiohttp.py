@@ -54,13 +54,8 @@ def aiohttp(
     async def label_request(request: web.Request, handler: _Handler) -> web.StreamResponse:
         if status_page.path and _is_asked_for(status_page, request):
             return await _page_response(status_page, request)
-        label = RequestLabel(_describe, request)
-        before = label.enter()
-        try:
+        with RequestLabel(_describe, request):
             return await handler(request)
-        finally:
-            label.leave(before)
-            label.end()
 
     async def start(_: web.Application) -> None:
         monitor.start()
@@ -87,5 +82,4 @@ def _is_asked_for(page: StatusPage, request: web.Request) -> bool:
 async def _page_response(page: StatusPage, request: web.Request) -> web.Response:
     accept = request.headers.get("Accept", "")
     answer = await off_loop(page.answer, accept, request.query_string)
-    status = int(answer.status.partition(" ")[0])
-    return web.Response(status=status, headers=dict(answer.headers), body=answer.body)
+    return web.Response(status=answer.code, headers=dict(answer.headers), body=answer.body)

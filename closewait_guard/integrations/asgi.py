@@ -62,13 +62,8 @@ class _AsgiApp(WatchedApp):
         if page.path and _is_asked_for(page, scope):
             await _send_page(page, scope, send)
             return
-        label = RequestLabel(_describe, scope)
-        before = label.enter()
-        try:
+        with RequestLabel(_describe, scope):
             await self.app(scope, receive, send)
-        finally:
-            label.leave(before)
-            label.end()
 
 
 _ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed")
@@ -128,7 +123,6 @@ async def _send_page(page: StatusPage, scope: _Message, send: _Send) -> None:
     query = scope.get("query_string", b"").decode("latin-1")
     answer = await off_loop(page.answer, _header(scope, b"accept"), query)
     headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
-    status = int(answer.status.partition(" ")[0])
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": answer.code, "headers": headers})
     body = b"" if scope["method"] == "HEAD" else answer.body
     await send({"type": "http.response.body", "body": body})

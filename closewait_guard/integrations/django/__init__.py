@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +19,13 @@ from closewait_guard import _api
 from closewait_guard._config import shown, unknown_name
 from closewait_guard._threads import in_child
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, off_loop
+from closewait_guard.integrations._app import (
+    NO_ROUTE,
+    AppMonitor,
+    RequestLabel,
+    off_loop,
+    warn_of_failure,
+)
 from closewait_guard.integrations._page import PAGE, PageAnswer, StatusPage
 from closewait_guard.reporters.names import known_names, named
 from closewait_guard.settings import Settings
@@ -149,7 +154,7 @@ def _prepare() -> _Served | None:
                 # Its databases are asked by C code, which connects out of sight.
                 _api.install()._attribute_on_import(())
             except Exception as error:
-                _warn(f"the application is served without a monitor: {error}")
+                warn_of_failure(f"the application is served without a monitor: {error}")
         return _served
 
 
@@ -157,12 +162,6 @@ def _is_testing() -> bool:
     """Whether the test runner, or pytest-django, has prepared the process for tests."""
     state = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
     return hasattr(state, "saved_data")
-
-
-def _warn(text: str) -> None:
-    # Where warnings are errors, the program continues all the same.
-    with suppress(Exception):
-        warnings.warn(f"closewait_guard: {text}", RuntimeWarning, stacklevel=3)
 
 
 def watch_first_request(sender: type, **_: object) -> None:
@@ -195,13 +194,8 @@ class Middleware(MiddlewareMixin):
             return self.__acall__(request)
         if self._page is not None and _is_asked_for(self._page, request):
             return _page_response(request, self._page.answer(*_asked_how(request)))
-        label = RequestLabel(_describe, request)
-        before = label.enter()
-        try:
+        with RequestLabel(_describe, request) as label:
             response = self.get_response(request)
-        finally:
-            label.leave(before)
-            label.end()
         return _labelled(response, label)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
@@ -209,13 +203,8 @@ class Middleware(MiddlewareMixin):
         if self._page is not None and _is_asked_for(self._page, request):
             answer = await off_loop(self._page.answer, *_asked_how(request))
             return _page_response(request, answer)
-        label = RequestLabel(_describe, request)
-        before = label.enter()
-        try:
+        with RequestLabel(_describe, request) as label:
             response = await self.get_response(request)
-        finally:
-            label.leave(before)
-            label.end()
         return _labelled(response, label)
 
 
@@ -284,5 +273,4 @@ def _asked_how(request: HttpRequest) -> tuple[str, str]:
 
 def _page_response(request: HttpRequest, answer: PageAnswer) -> HttpResponse:
     body = b"" if request.method == "HEAD" else answer.body
-    status = int(answer.status.partition(" ")[0])
-    return HttpResponse(body, status=status, headers=dict(answer.headers))
+    return HttpResponse(body, status=answer.code, headers=dict(answer.headers))
