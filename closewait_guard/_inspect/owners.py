@@ -16,14 +16,12 @@ from closewait_guard import _libraries
 from closewait_guard._capture import (
     SOCK,
     SOCKET,
-    STACK,
     EndedOwner,
     OpenCheckout,
     OpenOwner,
     OwnedSocket,
     OwnerTable,
     Registry,
-    intern,
 )
 from closewait_guard._clock import wall
 from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, threads
@@ -38,7 +36,7 @@ from closewait_guard._inspect.probe import (
     endpoint_of,
     peer_of,
 )
-from closewait_guard._inspect.records import record_of
+from closewait_guard._inspect.records import group_by_line, record_of
 from closewait_guard._libraries import HandleKind, OwnerKind
 from closewait_guard._live import (
     derives_from,
@@ -144,13 +142,14 @@ class OwnerScanner:
         self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
     ) -> Iterator[SeenOwner]:
         """Those that one line has made beyond what can use them, and that do nothing now."""
-        alike: dict[object, list[tuple[object, OpenOwner]]] = defaultdict(list)
-        for owner, entry in owners:
-            # Without a line, nothing shows that they have one in common.
-            if entry.creation[STACK]:
-                intern(entry.creation[STACK])
-                alike[entry.kind, *map(id, entry.creation[STACK])].append((owner, entry))
-        many = [group for group in alike.values() if len(group) > _FEW]
+        by_kind = defaultdict[object, list[tuple[object, OpenOwner]]](list)
+        for each in owners:
+            by_kind[each[1].kind].append(each)
+        # Without a line, nothing shows that they have one in common.
+        alike = [
+            group_by_line((each, each[1].creation) for each in found) for found in by_kind.values()
+        ]
+        many = [group for groups in alike for group in groups if len(group) > _FEW]
         if not many:
             return
         busy = _threads_besides(owners)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, ModuleType
+from typing import TypeVar
 
 from closewait_guard._capture import (
     SERIAL,
@@ -36,6 +37,7 @@ __all__ = [
     "Makers",
     "count_as_own",
     "count_by_site",
+    "group_by_line",
     "is_ours",
     "kind_of",
     "record_of",
@@ -45,6 +47,7 @@ __all__ = [
 
 
 _fileno = _socket.socket.fileno
+_T = TypeVar("_T")
 
 # Those with a source file that could not be read.
 _without_source: list[SharedStack] = []
@@ -211,6 +214,24 @@ def _find_makers(creations: Iterable[CreationTuple]) -> dict[int, CreationTuple]
             if inode and (older is None or older[SERIAL] > creation[SERIAL]):
                 found[inode] = creation
     return found
+
+
+def group_by_line(creations: Iterable[tuple[_T, CreationTuple]]) -> list[list[_T]]:
+    """What was made by the same calls, together; what was made at an unknown place is left out.
+
+    By lines, and not by offsets: a call that the interpreter has specialized has another than
+    before.
+    """
+    by_stack: dict[int, tuple[CapturedStack, list[_T]]] = {}
+    for made, creation in creations:
+        stack = creation[STACK]
+        intern(stack)
+        if stack:
+            by_stack.setdefault(id(stack[0]), (stack, []))[1].append(made)
+    by_line: dict[tuple[Frame, ...], list[_T]] = {}
+    for stack, group in by_stack.values():
+        by_line.setdefault(resolve(stack), []).extend(group)
+    return list(by_line.values())
 
 
 def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> dict[str, SiteCount]:

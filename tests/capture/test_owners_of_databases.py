@@ -276,3 +276,16 @@ def test_a_client_of_mongodb_for_each_call_that_is_kept_is_more_than_is_needed(g
         each.close()
     assert [each.verdict for each in found] == [Verdict.SURPLUS] * MANY
     assert owners_in(guard.scan()) == []
+
+
+def test_two_calls_in_one_line_are_one_line(guard, postgres_port):
+    # As one call has two offsets, before the interpreter has specialized it and after.
+    kept = [
+        connection
+        for _ in range(MANY // 2)
+        for connection in (connect_psycopg(postgres_port), connect_psycopg(postgres_port))
+    ]
+    found = owners_in(guard.scan())
+    for each in kept:
+        each.close()
+    assert [each.verdict for each in found] == [Verdict.SURPLUS] * MANY
