@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from closewait_guard._signal.early_looks import EarlyLooks
 from closewait_guard._signal.report import SignalReport, WakeupReader
-from closewait_guard._signal.sudden_end import SuddenEnd, before_sudden_end, delayed_sigterm
+from closewait_guard._signal.sudden_end import (
+    SuddenEnd,
+    before_sudden_end,
+    delayed_sigterm,
+    restore_default,
+)
 
 __all__ = [
     "EarlyLooks",
@@ -13,4 +18,5 @@ __all__ = [
     "WakeupReader",
     "before_sudden_end",
     "delayed_sigterm",
+    "restore_default",
 ]

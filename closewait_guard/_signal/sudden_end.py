@@ -39,6 +39,7 @@ __all__ = [
     "SuddenEnd",
     "before_sudden_end",
     "delayed_sigterm",
+    "restore_default",
 ]
 
 
@@ -121,6 +122,19 @@ def before_sudden_end(
     return undo
 
 
+def restore_default() -> None:
+    """Set SIGTERM back to its default, if no callback needs ours any more.
+
+    It is done with the last of them, but only the main thread may: where another has undone that,
+    ours stays, and does what the default does, until this is called.
+    """
+    with suppress(ValueError):
+        # C code that has come before ours calls it.
+        is_called_by_others = native_handler(SIGTERM) not in (_handle_in_c, 0)
+        if not _callbacks and _get_handler(SIGTERM) is _handle and not is_called_by_others:
+            _set_handler(SIGTERM, SIG_DFL)
+
+
 @contextmanager
 def delayed_sigterm() -> Iterator[None]:
     """Let a SIGTERM that would call the callbacks end the process after the block instead.
@@ -167,12 +181,7 @@ def _wrap_functions() -> None:
         return _as_default(get_handler(signalnum))
 
     def restore() -> None:
-        # Only the main thread may set it; elsewhere ours stays, and does what the default does.
-        with suppress(ValueError):
-            # C code that has come before ours calls it.
-            is_called_by_others = native_handler(SIGTERM) not in (_handle_in_c, 0)
-            if get_handler(SIGTERM) is _handle and not is_called_by_others:
-                set_handler(SIGTERM, SIG_DFL)
+        restore_default()
         if signals.signal is signal:
             signals.signal = set_handler
         if signals.getsignal is getsignal:

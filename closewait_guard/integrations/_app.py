@@ -9,15 +9,16 @@ import re
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from contextvars import Token
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from closewait_guard import _api
 from closewait_guard._capture import LABELS
 from closewait_guard._cpython import running_loop
+from closewait_guard._signal import restore_default
 from closewait_guard._threads import allows_daemons, in_child
 
 if TYPE_CHECKING:
@@ -132,6 +133,12 @@ class AppMonitor:
                     monitor.__exit__(None, None, None)
             _remove_reporters(_added)
 
+    async def stop_off_loop(self) -> None:
+        """The same from an event loop, which goes on meanwhile."""
+        await off_loop(self.stop)
+        # In the main thread, where the loop usually runs.
+        restore_default()
+
 
 _lock = threading.Lock()
 _all: weakref.WeakSet[AppMonitor] = weakref.WeakSet()
@@ -180,12 +187,11 @@ class WatchedApp:
     """Stands in the place of an application: it has its attributes, and sets them there."""
 
     app: Callable[..., Any]
-    _closewait_monitor: AppMonitor
-    _closewait_page: StatusPage
+    # With the application: each attribute of what has `__getattr__` takes long to look up.
+    _closewait_parts: tuple[Callable[..., Any], AppMonitor, StatusPage]
 
     def __init__(self, app: Callable[..., Any], monitor: AppMonitor, page: StatusPage) -> None:
-        own = {"app": app, "_closewait_monitor": monitor, "_closewait_page": page}
-        self.__dict__.update(own)
+        self.__dict__.update({"app": app, "_closewait_parts": (app, monitor, page)})
 
     def __getattr__(self, name: str) -> Any:
         if name == "app":  # A copy has no attributes yet.
@@ -243,73 +249,80 @@ class RequestLabel:
     """A label for the time of one request: its method, and its route once that is known.
 
     It has its text when it is read, because an application finds the route in the middle of the
-    request; after the request it keeps only that. In tasks and threads that the request has
-    started it lasts as long as they do. A request that is served in the context of an earlier one,
-    as on the same connection, has its own label only.
+    request; after the request it keeps only what that needs. In tasks and threads that the request
+    has started it lasts as long as they do. A request that is served in the context of an earlier
+    one, as on the same connection, has its own label only.
 
-    Args:
-        describe: Its text, as far as it is known when called.
-        request: What that is called with; let go of when the request ends.
+    Every request has one, and few are read: it is made without arguments, and each framework has a
+    subclass, because that is the fastest.
 
     Example:
-        >>> with RequestLabel(lambda request: f"GET {request['route']}", {"route": "/a/{id}"}):
-        ...     [str(each) for each in LABELS.get()]
+        >>> class Label(RequestLabel):
+        ...     def _keep(self, request):
+        ...         return f"GET {request['route']}"
+        >>> label = Label()
+        >>> before = label.enter({"route": "/a/{id}"})
+        >>> [str(each) for each in LABELS.get()]
         ['GET /a/{id}']
+        >>> label.leave(before)
+        >>> label.end()
     """
 
-    __slots__ = ("_before", "_describe", "_request", "_text")
+    __slots__ = ("_kept", "_request")
 
-    _before: Before
-
-    def __init__(self, describe: Callable[[Any], str], request: Any) -> None:
-        self._describe = describe
-        self._request = request
-        self._text: str | None = None
-
-    def __enter__(self) -> Self:
-        self._before = self.enter()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        before = self._before
-        # It has the whole context of the request, and a record keeps this label.
-        del self._before
-        self.leave(before)
-        self.end()
-
-    def enter(self) -> Before:
+    def enter(self, request: Any) -> Before:
         """Label what is opened from now on in this context."""
+        self._request = request
+        self._kept: object = None
         labels = LABELS.get()
-        if not labels:
-            return LABELS.set((self,))
-        others = [each for each in labels if type(each) is not RequestLabel]
-        return LABELS.set((*others, self))
+        return LABELS.set((*_without_requests(labels), self) if labels else (self,))
+
+    def resume(self) -> Before:
+        """Label it again, after `leave()`: in the middle of a request, or when it has ended."""
+        labels = LABELS.get()
+        return LABELS.set((*_without_requests(labels), self) if labels else (self,))
 
     @staticmethod
     def leave(before: Before) -> None:
-        """End that. A coroutine that is collected ends in another context, which has no label."""
+        """Undo that. A coroutine that is collected ends in another context, which has no label."""
         try:  # noqa: SIM105 - suppress() takes as long as all the rest
             LABELS.reset(before)
         except ValueError:
             pass
 
     def end(self) -> None:
-        """The request is over, or what its text is made from may not last: keep only the text."""
-        if self._text is None:
-            self._text = self._description()
-        self._request = None
+        """The request is over, or what its text is made from may not last. Idempotent."""
+        if self._kept is None:
+            try:
+                self._kept = self._keep(self._request)
+            except Exception:
+                # What it is made from belongs to the application.
+                self._kept = _UNKNOWN
+            self._request = None
 
     def __str__(self) -> str:
-        return self._text or self._description()
-
-    def _description(self) -> str:
+        kept = self._kept
         try:
-            return self._describe(self._request)[:_MAX_LABEL]
+            text = self._describe(self._keep(self._request) if kept is None else kept)
         except Exception:
-            # What it is made from belongs to the application, or is gone.
-            return self._text or "request"
+            # As above, or it has ended in another thread meanwhile.
+            text = _UNKNOWN if self._kept is None else self._describe(self._kept)
+        return text[:_MAX_LABEL]
+
+    def _keep(self, request: Any) -> object:
+        """What the text is made from, as far as it is known; the text, where that is fast."""
+        raise NotImplementedError
+
+    def _describe(self, kept: Any) -> str:
+        """The text, from that."""
+        return str(kept)
 
 
+def _without_requests(labels: Iterable[object]) -> Iterator[object]:
+    return (each for each in labels if not isinstance(each, RequestLabel))
+
+
+_UNKNOWN = "request"
 _MAX_LABEL = 120
 # In the place of a route where the application has found none: it answers 404.
 NO_ROUTE = "(no route)"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from closewait_guard._capture import LABELS
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
-from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, RequestLabel, off_loop
+from closewait_guard.integrations._app import NO_ROUTE, AppMonitor, off_loop
 from closewait_guard.integrations._page import PAGE, StatusPage
 
 try:
@@ -50,28 +51,42 @@ def aiohttp(
         raise ConfigurationError("aiohttp(): the application has started; call it before that")
     monitor, status_page = AppMonitor(**settings), StatusPage(page, token)
 
+    resolve = app.router.resolve
+
+    async def resolve_and_label(request: web.Request) -> web.UrlMappingMatchInfo:
+        match = await resolve(request)
+        try:
+            resource = match.route.resource
+        except AttributeError:
+            # A router of the program's own may find what has no route.
+            resource = None
+        label = f"{request.method} {NO_ROUTE if resource is None else resource.canonical}"
+        labels = LABELS.get()
+        # A subapplication has the label of the application above it, where both are watched.
+        if label not in labels:
+            # For the context of this request, which has a task of its own.
+            LABELS.set((*labels, label))
+        return match
+
     @web.middleware
-    async def label_request(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if status_page.path and _is_asked_for(status_page, request):
+    async def answer_page(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if _is_asked_for(status_page, request):
             return await _page_response(status_page, request)
-        with RequestLabel(_describe, request):
-            return await handler(request)
+        return await handler(request)
 
     async def start(_: web.Application) -> None:
         monitor.start()
 
     async def stop(_: web.Application) -> None:
-        await off_loop(monitor.stop)
+        await monitor.stop_off_loop()
 
-    app.middlewares.insert(0, label_request)
+    # A middleware costs more than all the rest: a label alone needs none.
+    vars(app.router)["resolve"] = resolve_and_label
+    if status_page.path:
+        app.middlewares.insert(0, answer_page)
     app.on_startup.insert(0, start)
     app.on_cleanup.append(stop)
     return app
-
-
-def _describe(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return f"{request.method} {NO_ROUTE if resource is None else resource.canonical}"
 
 
 def _is_asked_for(page: StatusPage, request: web.Request) -> bool:

@@ -53,17 +53,22 @@ class _AsgiApp(WatchedApp):
     """The application in its place."""
 
     async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        monitor, page = self._closewait_monitor, self._closewait_page
+        app, monitor, page = self._closewait_parts
         if scope["type"] == "lifespan":
-            await _serve_lifespan(self.app, monitor, scope, receive, send)
+            await _serve_lifespan(app, monitor, scope, receive, send)
             return
         if not monitor.is_started:
             monitor.start()
         if page.path and _is_asked_for(page, scope):
             await _send_page(page, scope, send)
             return
-        with RequestLabel(_describe, scope):
-            await self.app(scope, receive, send)
+        label = _Label()
+        before = label.enter(scope)
+        try:
+            await app(scope, receive, send)
+        finally:
+            label.leave(before)
+            label.end()
 
 
 _ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed")
@@ -80,30 +85,40 @@ async def _serve_lifespan(
 
     async def send_on(message: _Message) -> None:
         if message["type"] in _ENDS:
-            await off_loop(monitor.stop)
+            await monitor.stop_off_loop()
         await send(message)
 
     await app(scope, receive, send_on)
 
 
-def _describe(scope: _Message) -> str:
-    method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
-    return f"{method} {_route_of(scope)}"
+class _Label(RequestLabel):
+    """Has the template of the route, where the application says which it is."""
+
+    __slots__ = ()
+
+    def _keep(self, scope: _Message) -> tuple[object, ...]:
+        method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+        route = scope.get("route")
+        if route is None:
+            return method, _without_route(scope)
+        return method, route, scope.get("root_path", ""), scope.get("app_root_path")
+
+    def _describe(self, kept: tuple[Any, ...]) -> str:
+        method, route, *roots = kept
+        return f"{method} {_template(route, *roots) if roots else route}"
 
 
-def _route_of(scope: _Message) -> str:
-    """The template of the route, if the application has one; Starlette and FastAPI say which."""
-    route = scope.get("route")
-    path = getattr(route, "path", None)
-    if isinstance(path, str):
-        # What an application is mounted at stands before; a mount itself has it in both.
-        mounted = scope.get("root_path", "").removeprefix(scope.get("app_root_path", ""))
-        above = without_numbers(mounted) if "app_root_path" in scope else ""
-        return f"{above}/{{path}}" if hasattr(route, "routes") else f"{above}{path}"
+def _without_route(scope: _Message) -> str:
     if "router" not in scope:
         return without_numbers(scope["path"])
     # Before 1.0 Starlette says only which function answers.
     return getattr(scope.get("endpoint"), "__qualname__", NO_ROUTE)
+
+
+def _template(route: Any, root: str, root_of_app: str | None) -> str:
+    # What an application is mounted at stands before; a mount itself has it in both.
+    above = "" if root_of_app is None else without_numbers(root.removeprefix(root_of_app))
+    return f"{above}/{{path}}" if hasattr(route, "routes") else f"{above}{route.path}"
 
 
 def _is_asked_for(page: StatusPage, scope: _Message) -> bool:

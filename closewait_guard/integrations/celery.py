@@ -20,6 +20,13 @@ __all__ = ["watch_workers"]
 _Entered = tuple[RequestLabel, Before]
 
 
+class _Label(RequestLabel):
+    __slots__ = ()
+
+    def _keep(self, name: str) -> str:
+        return name
+
+
 class _Worker:
     """The monitor of a process that runs tasks, and the labels of those that run now."""
 
@@ -40,8 +47,8 @@ class _Worker:
         self._monitor.stop()
 
     def begin_task(self, task_id: str, task: Any, **_: object) -> None:
-        label = RequestLabel(str, task.name)
-        self._labels[task_id] = (label, label.enter())
+        label = _Label()
+        self._labels[task_id] = (label, label.enter(task.name))
 
     def end_task(self, task_id: str, **_: object) -> None:
         entered = self._labels.pop(task_id, None)

@@ -49,12 +49,12 @@ class _WsgiApp(WatchedApp):
     """The application in its place."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if not self._closewait_monitor.is_started:
-            self._closewait_monitor.start()
-        page = self._closewait_page
+        app, monitor, page = self._closewait_parts
+        if not monitor.is_started:
+            monitor.start()
         if page.path and _is_asked_for(page, environ):
             return _page_body(page, environ, start_response)
-        label = RequestLabel(_describe, environ)
+        label = _Label()
 
         def start(status: str, headers: Any, exc_info: Any = None) -> Any:
             # Flask lets go of its request before it returns; and not every client closes the body.
@@ -63,10 +63,10 @@ class _WsgiApp(WatchedApp):
                 return start_response(status, headers)
             return start_response(status, headers, exc_info)
 
-        before = label.enter()
+        before = label.enter(environ)
         labels = LABELS.get()
         try:
-            body = self.app(environ, start)
+            body = app(environ, start)
         except BaseException:
             label.end()
             raise
@@ -93,31 +93,32 @@ class _Body:
         self._body, self._label, self._labels = body, label, labels
 
     def __iter__(self) -> Iterator[bytes]:
-        labels, parts = self._labels, self._call(iter, self._body)
+        labels, parts = self._labels, None
         while True:
             before = LABELS.set(labels)
             try:
-                part = next(parts)
-            except StopIteration:
-                return
+                if parts is None:
+                    parts = iter(self._body)
+                part = next(parts, _END)
             finally:
                 LABELS.reset(before)
+            if part is _END:
+                return
             yield part
 
     def close(self) -> None:
         """As the server must do at the end."""
-        try:
-            if (close := getattr(self._body, "close", None)) is not None:
-                self._call(close)
-        finally:
-            self._label.end()
-
-    def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        close = getattr(self._body, "close", None)
         before = LABELS.set(self._labels)
         try:
-            return function(*arguments)
+            if close is not None:
+                close()
         finally:
             LABELS.reset(before)
+            self._label.end()
+
+
+_END: Any = object()
 
 
 class _SizedBody(_Body):
@@ -129,15 +130,21 @@ class _SizedBody(_Body):
         return len(self._body)
 
 
-def _describe(environ: dict[str, Any]) -> str:
-    return f"{environ['REQUEST_METHOD']} {_route_of(environ)}"
+class _Label(RequestLabel):
+    __slots__ = ()
+
+    def _keep(self, environ: dict[str, Any]) -> str:
+        return f"{environ['REQUEST_METHOD']} {_route_of(environ)}"
+
+
+_NOT_FLASK = object()
 
 
 def _route_of(environ: dict[str, Any]) -> str:
     """The template of the route, if the application has one; Flask and Bottle say which."""
-    request = environ.get("werkzeug.request")
-    if request is not None and hasattr(request, "url_rule"):
-        return getattr(request.url_rule, "rule", NO_ROUTE)
+    found = getattr(environ.get("werkzeug.request"), "url_rule", _NOT_FLASK)
+    if found is not _NOT_FLASK:
+        return getattr(found, "rule", NO_ROUTE)
     rule = getattr(environ.get("bottle.route"), "rule", None)
     return rule or without_numbers(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""))
 

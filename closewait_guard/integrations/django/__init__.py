@@ -194,8 +194,13 @@ class Middleware(MiddlewareMixin):
             return self.__acall__(request)
         if self._page is not None and _is_asked_for(self._page, request):
             return _page_response(request, self._page.answer(*_asked_how(request)))
-        with RequestLabel(_describe, request) as label:
+        label = _Label()
+        before = label.enter(request)
+        try:
             response = self.get_response(request)
+        finally:
+            label.leave(before)
+            label.end()
         return _labelled(response, label)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
@@ -203,16 +208,24 @@ class Middleware(MiddlewareMixin):
         if self._page is not None and _is_asked_for(self._page, request):
             answer = await off_loop(self._page.answer, *_asked_how(request))
             return _page_response(request, answer)
-        with RequestLabel(_describe, request) as label:
+        label = _Label()
+        before = label.enter(request)
+        try:
             response = await self.get_response(request)
+        finally:
+            label.leave(before)
+            label.end()
         return _labelled(response, label)
 
 
-def _describe(request: HttpRequest) -> str:
-    match = request.resolver_match
-    if match is None:
-        return f"{request.method} {NO_ROUTE}"
-    return f"{request.method} {_readable(match.route)} ({match.view_name})"
+class _Label(RequestLabel):
+    __slots__ = ()
+
+    def _keep(self, request: HttpRequest) -> str:
+        match = request.resolver_match
+        if match is None:
+            return f"{request.method} {NO_ROUTE}"
+        return f"{request.method} {_readable(match.route)} ({match.view_name})"
 
 
 @lru_cache(1000)
@@ -239,7 +252,7 @@ def _labelled(response: Any, label: RequestLabel) -> Any:
 
 def _parts(parts: Iterator[bytes], label: RequestLabel) -> Iterator[bytes]:
     while True:
-        before = label.enter()
+        before = label.resume()
         try:
             part = next(parts)
         except StopIteration:
@@ -252,7 +265,7 @@ def _parts(parts: Iterator[bytes], label: RequestLabel) -> Iterator[bytes]:
 async def _async_parts(parts: Any, label: RequestLabel) -> AsyncIterator[bytes]:
     async with aclosing(parts):
         while True:
-            before = label.enter()
+            before = label.resume()
             try:
                 part = await anext(parts)
             except StopAsyncIteration:
