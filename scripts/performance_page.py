@@ -123,6 +123,20 @@ def _by_tool(rows: Rows) -> dict[str, dict[int, float]]:
     return found
 
 
+def _frameworks(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("", "CPU time of a request, bare", "with label and monitor", "meant to be")
+    for row in figures["results"]["frameworks"]:
+        name = row["name"].removeprefix("CPU of a request: ").removesuffix(", label and monitor")
+        bound = f"at most {_percent(row['bound'])}"
+        yield _row(name, _figure(row), _percent(row["ratio"]), bound)
+
+
+def _owners(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield from _head("", "measured", "meant to be at most")
+    for row in figures["results"]["owners"]:
+        yield _row(row["name"], _figure(row), _bound_of_figure(row))
+
+
 def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
     yield from _head("", "measured", "meant to be at most")
     results = figures["results"]
@@ -135,13 +149,16 @@ def _rest(figures: Mapping[str, Any]) -> Iterator[str]:
 def _bound_of_figure(row: Mapping[str, Any]) -> str:
     if row["bound"] is None:
         return ""
-    return f"{row['bound'] * (100 if row['unit'] == '%' else 1):g} {row['unit']}"
+    unit = row["unit"].replace("us", "µs")
+    return f"{row['bound'] * (100 if unit == '%' else 1):g} {unit}"
 
 
 _PARTS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "machine": _machine,
     "opening and closing": _ratios("hot_path"),
     "http": _http,
+    "owners": _owners,
+    "frameworks": _frameworks,
     "scans": _scan_times("scanning"),
     "curve": _scan_times("curve"),
     "memory": _rest,
