@@ -61,7 +61,7 @@ class SeriesFacts(NamedTuple):
         growth_per_minute: How many more leaked sockets there are each minute.
         time_left: Seconds until the descriptor limit is reached; infinite without growth.
         scan_seconds: The processor time of the scan.
-        pools: How many connections are in use and idle, by pool.
+        pools: How many connections are in use and idle, and what waits for one, by pool.
     """
 
     closed: int
@@ -102,6 +102,7 @@ MEASURES = (
         "pool_connections", "Connections of a pool, used or idle.", ("library", "pool", "state")
     ),
     Measure("pool_connections_limit", "How many connections a pool may have.", ("library", "pool")),
+    Measure("pool_waiting", "How many wait for a connection of a pool.", ("library", "pool")),
     Measure("pools_full", "Pools that have no connection left, by name and peer.", ("pool",)),
     Measure("scan_cpu_seconds", "Processor time of the last scan."),
     Measure("last_report_timestamp_seconds", "When the last report was made."),
@@ -163,15 +164,18 @@ def _numbers_of_series(report: Report, facts: SeriesFacts) -> Iterator[tuple[str
     yield "descriptors_time_left_seconds", [Sample((), facts.time_left)]
     yield "scan_cpu_seconds", [Sample((), facts.scan_seconds)]
     connections, limits = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    waiting = Counter[tuple[str, ...]]()
     unbounded = {_pool_labels(pool) for pool in facts.pools if pool.max_size is None}
     for pool in facts.pools:
         labels = _pool_labels(pool)
         connections[*labels, "used"] += pool.used
         connections[*labels, "idle"] += pool.idle
+        waiting[labels] += pool.waiting
         if labels not in unbounded:
             limits[labels] += pool.max_size or 0
     yield "pool_connections", [Sample(key, count) for key, count in connections.items()]
     yield "pool_connections_limit", [Sample(key, count) for key, count in limits.items()]
+    yield "pool_waiting", [Sample(key, count) for key, count in waiting.items()]
 
 
 def _pool_labels(pool: PoolCount) -> tuple[str, str]:

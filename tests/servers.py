@@ -236,4 +236,10 @@ def postgres():
         port = free_port()
         command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-F"]
         with _running([*command, "-k", folder], port, cwd=folder, **as_user):
+            # It listens before it takes connections.
+            ready = [binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            end = time.monotonic() + DEADLINE
+            while subprocess.run(ready, check=False, timeout=DEADLINE).returncode:
+                assert time.monotonic() < end, "PostgreSQL takes no connections"
+                time.sleep(0.05)
             yield port

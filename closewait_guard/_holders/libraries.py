@@ -24,7 +24,7 @@ from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
 from closewait_guard._holders.roots import Roots
 from closewait_guard._inspect import HandleClasses, descriptor_of, handle_classes
-from closewait_guard._libraries import Library, PoolKind, PoolUse, nothing
+from closewait_guard._libraries import CheckoutKind, Library, PoolKind, PoolUse, nothing
 from closewait_guard._live import (
     field,
     find_classes,
@@ -235,11 +235,12 @@ def _search_uses(pools: Sequence[_Pool], limit: TimeLimit) -> dict[int, _UseAnsw
 
 
 class PoolCount(NamedTuple):
-    """How many connections of a pool are in use and idle. Plain data: it keeps nothing alive.
+    """How many connections a pool has, and what waits. Plain data: it keeps nothing alive.
 
     Attributes:
         library: The name of the library.
         name: The pool, as its users would call it.
+        waiting: How many threads, tasks or requests wait for one.
         max_size: How many there may be; None where there is no bound.
     """
 
@@ -247,6 +248,7 @@ class PoolCount(NamedTuple):
     name: str
     used: int
     idle: int
+    waiting: int
     max_size: int | None
 
 
@@ -285,10 +287,16 @@ class PoolCounter:
                     _, library, kind = classes[id(type(pool))]
                     used = max(taken[key], _count_open(kind.checked_out(pool), handles))
                     idle = _count_open(kind.idle(pool), handles)
-                    yield PoolCount(library.name, kind.name(pool), used, idle, kind.max_size(pool))
+                    yield _pool_count(pool, kind, library.name, used, idle)
                 else:
-                    out = kinds[key]
-                    yield PoolCount(out.library, out.name(pool), taken[key], 0, out.max_size(pool))
+                    yield _pool_count(pool, kinds[key], kinds[key].library, taken[key], 0)
+
+
+def _pool_count(
+    pool: object, kind: PoolKind | CheckoutKind, library: str, used: int, idle: int
+) -> PoolCount:
+    waiting = sum(1 for _ in kind.waiting(pool))
+    return PoolCount(library, kind.name(pool), used, idle, waiting, kind.max_size(pool))
 
 
 def _count_open(connections: Iterable[object], handles: HandleClasses) -> int:

@@ -32,6 +32,11 @@ def _checked_out(connector: Any) -> Iterable[object]:
     return [field(protocol, "transport") for protocol in acquired]
 
 
+def _waiting(connector: Any) -> Iterable[object]:
+    for _, waiting in items_of(field(connector, "_waiters")):
+        yield from elements_of(waiting) or (future for future, _ in items_of(waiting))
+
+
 def _is_closed(session: Any) -> bool:
     connector = field(session, "_connector")
     return connector is None or field(session, "_connector_owner") is False
@@ -57,6 +62,7 @@ LIBRARIES = (
                 lambda connector: number_of(field(connector, "_limit")) or None,
                 _idle,
                 _checked_out,
+                _waiting,
             ),
         ),
         owners=(

@@ -11,6 +11,7 @@ from closewait_guard._libraries.kinds import (
     Library,
     OwnerKind,
     give_back,
+    waiting_for,
 )
 from closewait_guard._live import MISSING, field, number_of
 
@@ -65,6 +66,7 @@ LIBRARIES = (
                 gives_back="release",
                 entry=lambda proxy: proxy._con,
                 pool_of=_pool_of,
+                waiting=lambda pool: waiting_for(field(pool, "_queue")),
             ),
         ),
         hints=(

@@ -19,7 +19,7 @@ from closewait_guard._libraries.kinds import (
     itself,
     read_response,
 )
-from closewait_guard._live import elements_of, field, items_of, number_of, text_of
+from closewait_guard._live import MISSING, elements_of, field, items_of, number_of, text_of
 
 __all__ = [
     "LIBRARIES",
@@ -58,6 +58,11 @@ def _connections(pool: Any, *, idle: bool) -> Iterable[object]:
     for inner in map(_innermost, elements_of(field(pool, "_connections"))):
         if inner is not None and (_state(inner) == "IDLE") is idle:
             yield field(inner, "_network_stream")
+
+
+def _waiting(pool: Any) -> Iterable[object]:
+    requests = elements_of(field(pool, "_requests"))
+    return [each for each in requests if field(each, "connection", MISSING) is None]
 
 
 def _most_out(pool: Any) -> int | None:
@@ -151,6 +156,7 @@ LIBRARIES = (
                 _max_size,
                 lambda pool: _connections(pool, idle=True),
                 lambda pool: _connections(pool, idle=False),
+                _waiting,
             ),
         ),
         checkouts=tuple(

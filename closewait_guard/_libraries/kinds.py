@@ -9,7 +9,15 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from closewait_guard._enums import DescriptorKind, Origin, Verdict
-from closewait_guard._live import attributes_of, class_value, is_a, layers_of, mro_of
+from closewait_guard._live import (
+    attributes_of,
+    class_value,
+    elements_of,
+    field,
+    is_a,
+    layers_of,
+    mro_of,
+)
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
@@ -35,6 +43,7 @@ __all__ = [
     "out_of_use",
     "read_response",
     "tracked_kind",
+    "waiting_for",
 ]
 
 
@@ -88,6 +97,12 @@ def nothing(_: Any) -> Iterable[object]:
     return ()
 
 
+def waiting_for(queue: Any) -> Iterable[object]:
+    """What waits for an element of a queue: one of `queue`, of SQLAlchemy, or of asyncio."""
+    getters = field(queue, "_getters")
+    return elements_of(field(field(queue, "not_empty"), "_waiters") if getters is None else getters)
+
+
 def no_descriptors(_: Any) -> Iterable[tuple[DescriptorKind, int]]:
     """For a kind that has no others than its sockets, or does not show them."""
     return ()
@@ -118,6 +133,7 @@ class PoolKind:
         max_size: How many connections it keeps; None where there is no bound.
         idle: The connections that wait in it: sockets, what wraps one, or descriptors.
         checked_out: Those that are in use.
+        waiting: What waits for one: a thread, a task or a request each.
         kept_by: Classes of objects that have a reference to the pool and take nothing out of it.
         is_of_thread: Each thread has one of its own, so there are as many as the program needs.
     """
@@ -127,6 +143,7 @@ class PoolKind:
     max_size: Callable[[Any], int | None]
     idle: Callable[[Any], Iterable[object]]
     checked_out: Callable[[Any], Iterable[object]] = nothing
+    waiting: Callable[[Any], Iterable[object]] = nothing
     kept_by: tuple[str, ...] = ()
     is_of_thread: bool = False
 
@@ -216,6 +233,7 @@ class CheckoutKind:
         entry: What stands for a connection: there is a weak reference to it, and it is the same
             when it is given back.
         pool_of: The pool of a connection that is out, where there is no weak reference to pools.
+        waiting: As for a kind of pool.
         is_busy: Whether the library itself waits for an answer on a connection that is out.
         may_last: How the names of calls begin for which one may be out for any time, because they
             wait for something, and give it back themselves.
@@ -234,6 +252,7 @@ class CheckoutKind:
     taken_class: str = ""
     entry: Callable[[Any], object] = itself
     pool_of: Callable[[Any], object] | None = None
+    waiting: Callable[[Any], Iterable[object]] = nothing
     is_busy: Callable[[Any], bool] = never
     may_last: tuple[str, ...] = ()
 

@@ -43,7 +43,7 @@ _PSYCOPG2 = ("psycopg2.extensions:connection",)
 _FUTURES = ("_asyncio:Future",)
 _POOLS = ("psycopg_pool:ConnectionPool", "psycopg_pool:AsyncConnectionPool")
 # As libpq numbers them: PQTRANS_IDLE.
-_IDLE = 0
+_TRANSACTION_IDLE = 0
 
 
 def _of_libpq(pgconn: Any) -> Iterable[int]:
@@ -80,10 +80,10 @@ def _is_idle(connection: Any) -> bool:
     """Whether no transaction is under way, nor a query."""
     pgconn = field(connection, "pgconn")
     known = is_exactly(pgconn, find_classes(_LIBPQ).values())
-    return known and int(pgconn.transaction_status) == _IDLE
+    return known and int(pgconn.transaction_status) == _TRANSACTION_IDLE
 
 
-def _waiting_in(pool: Any) -> Iterable[object]:
+def _idle(pool: Any) -> Iterable[object]:
     found = (libpq_descriptor(each) for each in elements_of(field(pool, "_pool")))
     return [fd for fd in found if fd is not None]
 
@@ -141,7 +141,15 @@ LIBRARIES = (
     ),
     Library(
         "psycopg_pool",
-        pools=(PoolKind(_POOLS, _name, _max_size, _waiting_in),),
+        pools=(
+            PoolKind(
+                _POOLS,
+                _name,
+                _max_size,
+                _idle,
+                waiting=lambda pool: elements_of(field(pool, "_waiting")),
+            ),
+        ),
         checkouts=tuple(
             CheckoutKind(
                 "psycopg_pool",
@@ -161,7 +169,7 @@ LIBRARIES = (
                 name,
                 name.replace(":", "."),
                 lambda pool: field(pool, "_closed") is not False,
-                _waiting_in,
+                _idle,
                 loop=_loop_of,
                 threads=_workers,
             )

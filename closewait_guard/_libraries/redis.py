@@ -18,6 +18,7 @@ from closewait_guard._libraries.kinds import (
     give_back,
     itself,
     never,
+    waiting_for,
 )
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
 
@@ -43,6 +44,12 @@ def _idle(pool: Any) -> Iterable[object]:
     waiting = field(pool, "pool")
     idle = field(pool, "_available_connections") if waiting is None else field(waiting, "queue")
     return elements_of(idle)
+
+
+def _waiting(pool: Any) -> Iterable[object]:
+    # Of a blocking pool: in a queue, or at a condition if it is asynchronous.
+    at_condition = elements_of(field(field(pool, "_condition"), "_waiters"))
+    return at_condition or waiting_for(field(pool, "pool"))
 
 
 def _checked_out(pool: Any) -> Iterable[object]:
@@ -79,6 +86,7 @@ LIBRARIES = (
                 _max_size,
                 _idle,
                 _checked_out,
+                _waiting,
             ),
         ),
         checkouts=tuple(

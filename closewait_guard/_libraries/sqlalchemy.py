@@ -18,6 +18,7 @@ from closewait_guard._libraries.kinds import (
     give_back,
     never,
     nothing,
+    waiting_for,
 )
 from closewait_guard._libraries.psycopg import libpq_descriptor
 from closewait_guard._live import elements_of, field, layers_of, number_of, type_qualname
@@ -44,6 +45,12 @@ def _idle(pool: Any) -> Iterable[object]:
         # That of an asynchronous engine: around a queue of asyncio, which is around a deque.
         records = field(field(queue, "_queue"), "_queue")
     return [field(record, "dbapi_connection") for record in elements_of(records)]
+
+
+def _waiting(pool: Any) -> Iterable[object]:
+    queue = field(pool, "_pool")
+    inner = field(queue, "_queue")
+    return waiting_for(queue if inner is None else inner)
 
 
 def _connections(engine: Any) -> Iterator[object]:
@@ -126,7 +133,9 @@ LIBRARIES = (
             ),
         ),
         pools=(
-            PoolKind(("sqlalchemy.pool.impl:QueuePool",), _name, _max_size, _idle),
+            PoolKind(
+                ("sqlalchemy.pool.impl:QueuePool",), _name, _max_size, _idle, waiting=_waiting
+            ),
             PoolKind(
                 ("sqlalchemy.pool.base:_ConnectionFairy",),
                 lambda fairy: _name(field(fairy, "_pool")),

@@ -20,6 +20,7 @@ from closewait_guard._libraries.kinds import (
     nothing,
     out_of_use,
     read_response,
+    waiting_for,
 )
 from closewait_guard._live import elements_of, field, items_of, number_of, text_of
 
@@ -143,6 +144,7 @@ LIBRARIES = (
                 _name,
                 _max_size,
                 _idle,
+                waiting=lambda pool: waiting_for(field(pool, "pool")),
                 # A session that is closed lets go of its pools, but a response keeps its own.
                 kept_by=("urllib3.response:HTTPResponse",),
             ),

@@ -51,6 +51,28 @@ def aiohttp(
         raise ConfigurationError("aiohttp(): the application has started; call it before that")
     monitor, status_page = AppMonitor(**settings), StatusPage(page, token)
 
+    @web.middleware
+    async def answer_page(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if _is_asked_for(status_page, request):
+            return await _page_response(status_page, request)
+        return await handler(request)
+
+    async def start(_: web.Application) -> None:
+        monitor.start()
+
+    async def stop(_: web.Application) -> None:
+        await monitor.stop_off_loop()
+
+    _label_requests(app)
+    if status_page.path:
+        app.middlewares.insert(0, answer_page)
+    app.on_startup.insert(0, start)
+    app.on_cleanup.append(stop)
+    return app
+
+
+def _label_requests(app: web.Application) -> None:
+    """When their route is found; a middleware would cost more than the label."""
     resolve = app.router.resolve
 
     async def resolve_and_label(request: web.Request) -> web.UrlMappingMatchInfo:
@@ -68,25 +90,7 @@ def aiohttp(
             LABELS.set((*labels, label))
         return match
 
-    @web.middleware
-    async def answer_page(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if _is_asked_for(status_page, request):
-            return await _page_response(status_page, request)
-        return await handler(request)
-
-    async def start(_: web.Application) -> None:
-        monitor.start()
-
-    async def stop(_: web.Application) -> None:
-        await monitor.stop_off_loop()
-
-    # A middleware costs more than all the rest: a label alone needs none.
-    vars(app.router)["resolve"] = resolve_and_label
-    if status_page.path:
-        app.middlewares.insert(0, answer_page)
-    app.on_startup.insert(0, start)
-    app.on_cleanup.append(stop)
-    return app
+    app.router.resolve = resolve_and_label  # type: ignore[method-assign]
 
 
 def _is_asked_for(page: StatusPage, request: web.Request) -> bool:

@@ -95,6 +95,16 @@ _DATABASE_LIMITS = _Convention(
     "{connection}",
     (f"{_OWN}library", "db.client.connection.pool.name"),
 )
+_DATABASE_WAITING = _Convention(
+    "db.client.connection.pending_requests",
+    "{request}",
+    (f"{_OWN}library", "db.client.connection.pool.name"),
+)
+_HTTP_WAITING = _Convention(
+    "closewait_guard.http.client.pending_requests",
+    "{request}",
+    (f"{_OWN}library", f"{_OWN}pool"),
+)
 _HTTP = _Convention(
     "http.client.open_connections",
     "{connection}",
@@ -137,9 +147,12 @@ def register(
             _observe(meter, _CONVENTIONS[measure.name], measure, partial(_all_of, source))
     of_pool = {measure.name: measure for measure in MEASURES}
     connections, limits = of_pool["pool_connections"], of_pool["pool_connections_limit"]
+    waiting = of_pool["pool_waiting"]
     _observe(meter, _DATABASES, connections, partial(_of_databases, source))
     _observe(meter, _DATABASE_LIMITS, limits, partial(_of_databases, source))
+    _observe(meter, _DATABASE_WAITING, waiting, partial(_of_databases, source))
     _observe(meter, _HTTP, connections, partial(_of_http, source))
+    _observe(meter, _HTTP_WAITING, waiting, partial(_of_http, source))
     meter.create_observable_gauge(
         "closewait_guard.up",
         [lambda _: [Observation(int(source.read() is not None))]],
@@ -187,6 +200,6 @@ def _of_databases(source: NumberSource, measure: Measure) -> Iterator[Sample]:
 
 def _of_http(source: NumberSource, measure: Measure) -> Iterator[Sample]:
     for labels, value in _all_of(source, measure):
-        library, pool, state = labels
+        library, pool, *states = labels
         if library in _HTTP_LIBRARIES:
-            yield Sample((library, pool, _HTTP_STATES[state]), value)
+            yield Sample((library, pool, *(_HTTP_STATES[each] for each in states)), value)

@@ -30,7 +30,7 @@ from closewait_guard.reporters import changes
 from closewait_guard.testing import CapturingReporter
 from findings import findings_of
 from schema import SCHEMA
-from servers import DEADLINE, postgres, redis_server
+from servers import postgres, redis_server
 
 SELECT = sqlalchemy.text("select 1")
 # No test waits for so long.
@@ -40,21 +40,7 @@ LONG = 3600.0
 @pytest.fixture(scope="module")
 def address():
     with postgres() as port:
-        wait_until_it_answers(f"postgresql://postgres@127.0.0.1:{port}/postgres")
         yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-
-
-def wait_until_it_answers(address):
-    """It listens before it takes connections."""
-    end = time.monotonic() + DEADLINE
-    while True:
-        try:
-            psycopg.connect(address).close()
-            return
-        except psycopg.OperationalError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
