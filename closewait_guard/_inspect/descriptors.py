@@ -89,12 +89,16 @@ class DescriptorCounter:
 
 
 class _Alike(NamedTuple):
-    """Owners of one kind and line: how one was made, how many there are, and what they have."""
+    """Owners of one kind that were made alike, and the descriptors that they have, by kind."""
 
     creation: CreationTuple
     kind: OwnerKind
     serials: list[int]
     held: Counter[str]
+
+    def add(self, other: _Alike) -> None:
+        self.serials.extend(other.serials)
+        self.held.update(other.held)
 
 
 def _owners_by_kind(registry: Registry) -> dict[str, dict[str, int]]:
@@ -112,22 +116,33 @@ def _owners_by_kind(registry: Registry) -> dict[str, dict[str, int]]:
             group.serials.append(creation[SERIAL])
             group.held.update(held)
     found: dict[str, dict[str, int]] = {}
-    for group in sorted(alike.values(), key=lambda each: -each.held.total()):
+    by_line = _merge_by_line(alike.values(), registry.pid)
+    for place, group in sorted(by_line, key=lambda each: -each[1].held.total()):
         for each, number in group.held.items():
             if len(named := found.setdefault(each, {})) < _MAX_NAMES:
-                named[_name_of(group, registry.pid)] = number
+                named[_name_of(group, place)] = number
     return found
 
 
-def _name_of(group: _Alike, pid: int) -> str:
-    """`30 subprocess.Popen opened at run.py:9`."""
+def _merge_by_line(groups: Iterable[_Alike], pid: int) -> Iterable[tuple[str | None, _Alike]]:
+    """One group for each kind and line, whatever has called it."""
     from closewait_guard._inspect.records import record_of
 
+    by_line: dict[tuple[OwnerKind, str | None], _Alike] = {}
+    for group in groups:
+        site = record_of(group.creation, pid).site
+        key = group.kind, None if site is None else site.place
+        if (known := by_line.setdefault(key, group)) is not group:
+            known.add(group)
+    return [(place, group) for (_, place), group in by_line.items()]
+
+
+def _name_of(group: _Alike, place: str | None) -> str:
+    """`30 subprocess.Popen opened at run.py:9`."""
     name, number = group.kind.name, len(group.serials)
     # A phrase has a plural, a class has not.
     what = pluralize(number, name) if " " in name else f"{number:,} {name}"
-    site = record_of(group.creation, pid).site
-    return what if site is None else f"{what} opened at {site.place}"
+    return what if place is None else f"{what} opened at {place}"
 
 
 class _Count(NamedTuple):
