@@ -99,13 +99,15 @@ class _Label(RequestLabel):
     def _keep(self, scope: _Message) -> tuple[object, ...]:
         method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
         route = scope.get("route")
-        if route is None:
+        path = getattr(route, "path", None)
+        if not isinstance(path, str):
             return method, _without_route(scope)
-        return method, route, scope.get("root_path", ""), scope.get("app_root_path")
+        # Not the route: its function may have clients, and with them the socket of a record.
+        return method, path, type(route), scope.get("root_path", ""), scope.get("app_root_path")
 
     def _describe(self, kept: tuple[Any, ...]) -> str:
-        method, route, *roots = kept
-        return f"{method} {_template(route, *roots) if roots else route}"
+        method, path, *of_route = kept
+        return f"{method} {_template(path, *of_route) if of_route else path}"
 
 
 def _without_route(scope: _Message) -> str:
@@ -115,10 +117,10 @@ def _without_route(scope: _Message) -> str:
     return getattr(scope.get("endpoint"), "__qualname__", NO_ROUTE)
 
 
-def _template(route: Any, root: str, root_of_app: str | None) -> str:
+def _template(path: str, kind: type, root: str, root_of_app: str | None) -> str:
     # What an application is mounted at stands before; a mount itself has it in both.
     above = "" if root_of_app is None else without_numbers(root.removeprefix(root_of_app))
-    return f"{above}/{{path}}" if hasattr(route, "routes") else f"{above}{route.path}"
+    return f"{above}/{{path}}" if hasattr(kind, "routes") else f"{above}{path}"
 
 
 def _is_asked_for(page: StatusPage, scope: _Message) -> bool:
