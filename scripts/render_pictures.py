@@ -1,7 +1,8 @@
 """Draw what commands print, and the page of a report: python scripts/render_pictures.py [FOLDER].
 
 Each command runs under a pseudo-terminal, in the folder of the page that the picture is for, and
-is drawn as SVG. The page is taken as a browser shows it: chromium, where it is installed.
+is drawn as SVG. The page, and what Prometheus shows, are taken as a browser shows them: chromium,
+where it is installed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +81,27 @@ _PICTURES = {
 }
 
 
+_LEAKING = """
+import socket, time
+
+def connect(address):
+    return socket.create_connection(address)
+
+server, kept = socket.create_server(("127.0.0.1", 0)), []
+for _ in range(260):
+    kept.append(connect(server.getsockname()))
+    server.accept()[0].close()
+time.sleep(60)
+"""
+_SCRAPING = """
+global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [alerts.yml]
+scrape_configs:
+  - {job_name: orders, static_configs: [{targets: ["127.0.0.1:9464"]}]}
+"""
+_PROMETHEUS = "http://127.0.0.1:9469"
+_TABLES = "/graph?g0.expr=closewait_guard_leaked_sockets&g0.tab=1&g1.expr=ALERTS&g1.tab=1"
+
 # Of the same program, as wide as a page of the site can show it.
 _PAGE = "closewait-guard run --grace 0.1 --html report.html orders.py"
 _PAGE_SIZE = "1100,900"
@@ -84,6 +109,7 @@ _PAGE_SIZE = "1100,900"
 
 def main(folder_of_pictures: Path) -> None:
     _take_page(folder_of_pictures / "page.png")
+    _take_prometheus(folder_of_pictures / "prometheus.png")
     for name, picture in _PICTURES.items():
         with workplace(picture.page.read_text(encoding="utf-8")) as folder:
             printed = _run_on_terminal(picture, folder)
@@ -98,9 +124,7 @@ def main(folder_of_pictures: Path) -> None:
 
 def _take_page(picture: Path) -> None:
     """The upper part of a page, without the folders of this machine."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        print(f"there is no chromium: {picture} is left as it is", file=sys.stderr)
+    if not _can_take(picture, "chromium"):
         return
     text = (ROOT / "docs" / "reading-a-report.md").read_text(encoding="utf-8")
     with workplace(text) as folder:
@@ -109,9 +133,61 @@ def _take_page(picture: Path) -> None:
         subprocess.run(command, cwd=folder, env=environment(), check=True)
         content = page.read_text(encoding="utf-8").replace(sys.base_prefix, "/usr")
         page.write_text(content, encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        options += [f"--user-data-dir={folder / 'profile'}", f"--window-size={_PAGE_SIZE}"]
-        command = [chromium, *options, f"--screenshot={picture.absolute()}", page.as_uri()]
+        _take(page.as_uri(), _PAGE_SIZE, picture)
+
+
+def _take_prometheus(picture: Path) -> None:
+    """The leaking line and the alert, where the rules wait for seconds instead of minutes."""
+    if not _can_take(picture, "chromium", "prometheus"):
+        return
+    rules = (ROOT / "examples" / "monitoring" / "alerts.yml").read_text(encoding="utf-8")
+    with workplace("") as folder, ExitStack() as running:
+        (folder / "orders.py").write_text(_LEAKING, encoding="utf-8")
+        (folder / "prometheus.yml").write_text(_SCRAPING, encoding="utf-8")
+        (folder / "alerts.yml").write_text(rules.replace("for: 1m", "for: 3s"), encoding="utf-8")
+        for command in (
+            "closewait-guard run --interval 1 --metrics 127.0.0.1:9464 orders.py",
+            "prometheus --config.file=prometheus.yml --storage.tsdb.path=data "
+            f"--web.listen-address={_PROMETHEUS[7:]}",
+        ):
+            process = subprocess.Popen(
+                command.split(),
+                cwd=folder,
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            running.callback(process.wait)
+            running.callback(process.terminate)
+        deadline = time.monotonic() + 60
+        while not _has_alert():
+            assert time.monotonic() < deadline, "Prometheus shows no alert"
+            time.sleep(1)
+        _take(_PROMETHEUS + _TABLES, "1100,780", picture)
+
+
+def _has_alert() -> bool:
+    try:
+        with urllib.request.urlopen(f"{_PROMETHEUS}/api/v1/alerts", timeout=5) as answer:
+            return b'"firing"' in answer.read()
+    except OSError:
+        return False
+
+
+def _can_take(picture: Path, *programs: str) -> bool:
+    missing = [name for name in programs if shutil.which(name) is None]
+    for name in missing:
+        print(f"there is no {name}: {picture} is left as it is", file=sys.stderr)
+    return not missing
+
+
+def _take(address: str, size: str, picture: Path) -> None:
+    """What a browser shows at an address."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--user-data-dir={profile}", f"--window-size={size}"]
+        # For what a page asks for once it is there.
+        command += ["--virtual-time-budget=5000", f"--screenshot={picture.absolute()}", address]
         subprocess.run(command, stderr=subprocess.DEVNULL, timeout=60, check=True)
 
 
