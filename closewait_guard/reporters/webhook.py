@@ -114,7 +114,7 @@ class _Webhook:
             if is_full:
                 self._waiting.popleft()
             self._waiting.append(report)
-            if self._thread is None:
+            if self._is_idle.is_set():
                 self._is_idle.clear()
                 self._thread = thread = threading.Thread(
                     target=self._run, name="closewait-guard-webhook", daemon=allows_daemons()
@@ -142,6 +142,10 @@ class _Webhook:
         self._do_not_hurry()
         if left:
             self._note_lost(left, "the program ends")
+        thread = self._thread
+        if is_idle and thread is not None and thread.is_alive():
+            # It has nothing left to do, and no test is to see it.
+            thread.join(_FLUSH_SECONDS)
 
     def close(self) -> None:
         self.flush()
@@ -180,7 +184,6 @@ class _Webhook:
         while True:
             with self._lock:
                 if not self._waiting:
-                    self._thread = None
                     self._is_idle.set()
                     return
                 report = self._waiting.popleft()
