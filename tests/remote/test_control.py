@@ -249,7 +249,7 @@ while ticks < 50:
     time.sleep(0.01)
     ticks += 1
 print("ticks", flush=True)
-# gevent learns of a child's end by a signal, and misses one that comes before it has begun to watch.
+# gevent learns of a child's end by a signal, and misses one that comes before it watches.
 if not (child := os.fork()):
     time.sleep(0.3)
     os._exit(0)
