@@ -50,6 +50,8 @@ _MAX_STOP = 0.02
 _PER_BLOCK = 6e-9
 _PER_BLOCK_AND_THING = 0.8e-9
 _MIN_PER_BLOCK, _MAX_RISE = 1e-9, 1.25
+# In a second, down to where it began: a rise is forgotten within a minute.
+_FALL = 0.996
 _COUNTED_FOR = 1.0
 
 
@@ -65,6 +67,10 @@ def is_too_large() -> bool:
     """Whether a single question to the whole heap would stop other threads for too long."""
     at = time.monotonic()
     if not at <= _Cost.counted_until <= at + _COUNTED_FOR:
+        # What nothing is asked about any more is not measured either: a machine that was busy would
+        # count as slow for ever.
+        unasked = _FALL ** max(0.0, at - _Cost.counted_until)
+        _Cost.per_block = min(_Cost.per_block, max(_PER_BLOCK, _Cost.per_block * unasked))
         # Counting them takes 0.35 ms where there are five million objects.
         _Cost.blocks, _Cost.counted_until = sys.getallocatedblocks(), at + _COUNTED_FOR
     return _Cost.per_block * _Cost.blocks > _MAX_STOP

@@ -194,6 +194,23 @@ def test_a_series_that_may_not_search_yet_says_so_and_searches_later(guard, modu
     assert not any(note.startswith("what holds") for note in report.coverage.notes)
 
 
+def test_a_machine_that_was_busy_is_not_slow_for_ever(monkeypatch):
+    cost = gc_objects._Cost
+    monkeypatch.setattr(gc_objects, "_MAX_STOP", 0.02)
+    for name in ("per_block", "blocks", "counted_until"):
+        monkeypatch.setattr(cost, name, getattr(cost, name))
+    assert not gc_objects.is_too_large()
+    cost.per_block = 1.25 * 0.02 / cost.blocks
+    assert gc_objects.is_too_large()
+    for elapsed, is_too_large in ((10, True), (60, False)):
+        cost.counted_until = time.monotonic() - elapsed
+        assert gc_objects.is_too_large() is is_too_large
+    # What it measures at first it may not fall below: a large heap stays one.
+    cost.counted_until -= 10_000
+    assert not gc_objects.is_too_large()
+    assert cost.per_block == gc_objects._PER_BLOCK
+
+
 def test_a_small_heap_is_asked_whole_and_in_a_series_too(module):
     with cwg.Guard(cwg.Settings(grace=0)) as guard:
         module.kept = leak()
