@@ -242,14 +242,15 @@ class _FileWriter:
                 self._counted[measure.name] = value
             return
         shown = self._shown.setdefault(measure.name, set())
-        # What is gone counts as none; and what is no count, such as the time that is left, as NaN.
-        values = dict.fromkeys(shown, 0.0 if measure.labels else math.nan)
+        values: dict[tuple[str, ...], float] = {}
         for labels, value in samples:
             is_kept = labels in shown or len(shown) < _MAX_LABELS_IN_FILES
             key = labels if is_kept else ("other",) * len(labels)
             shown.add(key)
             values[key] = values.get(key, 0.0) + value
-        for labels, value in values.items():
+        # What is gone counts as none; and what is no count, such as the time that is left, as NaN.
+        gone = dict.fromkeys(shown - values.keys(), 0.0 if measure.labels else math.nan)
+        for labels, value in (values | gone).items():
             (metric.labels(*labels) if labels else metric).set(value)
 
 

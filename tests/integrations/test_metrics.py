@@ -347,3 +347,31 @@ print(registry.get_sample_value("closewait_guard_sockets_opened_total") - opened
 def test_processes_that_fork_while_reports_are_made_write_their_own_numbers(tmp_path):
     output, _ = run(FORKS, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert output.splitlines()[:4] == [f"{7 * 3:.1f} 1.0", "0.0", "nan", "3.0"], output
+
+
+SHARED = """
+from prometheus_client import CollectorRegistry, multiprocess
+from closewait_guard.integrations import prometheus
+
+prometheus.register()
+guard = cwg.install(grace=0)
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+
+def show():
+    found = [
+        registry.get_sample_value(f"closewait_guard_{name}", {"pid": str(os.getpid())})
+        for name in ("descriptors_open", "close_wait_oldest_seconds", "not_covered")
+    ]
+    print(found[0] > 0, found[1] > 0, found[2])
+
+with half_closed_pair():
+    for _ in range(3):
+        guard.report()
+        show()
+"""
+
+
+def test_what_workers_share_are_numbers_after_each_report(tmp_path):
+    output, _ = run(SHARED, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert output.splitlines()[:3] == ["True True 0.0"] * 3, output
