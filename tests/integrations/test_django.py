@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ django = pytest.importorskip("django")
 import closewait_guard as cwg  # noqa: E402
 import django_project  # noqa: E402
 from closewait_guard import _api  # noqa: E402
+from closewait_guard.commands._parser import parse_arguments  # noqa: E402
 from closewait_guard.integrations import _app  # noqa: E402
 from closewait_guard.integrations import django as ours  # noqa: E402
 
@@ -263,6 +266,13 @@ def test_the_command_hands_on_to_the_command_line_with_the_settings_of_the_proje
         call_command("closewait_guard", "scan", "999999999")
     assert ended.value.code == 2
     assert "999999999" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_can_be_given():
+    page = Path(__file__).parents[2].joinpath("docs/guides/django.md").read_text(encoding="utf-8")
+    given = re.findall(r"^python manage.py closewait_guard ([^#\n]+)", page, re.MULTILINE)
+    found = [parse_arguments(each.replace("PID", "1").split()).command for each in given]
+    assert found == ["scan", "report"]
 
 
 def test_the_command_refuses_what_it_cannot_use():
