@@ -93,14 +93,16 @@ class _Body:
         self._body, self._label, self._labels = body, label, labels
 
     def __iter__(self) -> Iterator[bytes]:
-        labels, parts = self._labels, None
+        parts = None
         while True:
-            before = LABELS.set(labels)
+            before = LABELS.set(self._labels)
             try:
                 if parts is None:
                     parts = iter(self._body)
                 part = next(parts, _END)
             finally:
+                # With those that the program has set around several parts.
+                self._labels = LABELS.get()
                 LABELS.reset(before)
             if part is _END:
                 return

@@ -15,6 +15,7 @@ django = pytest.importorskip("django")
 import closewait_guard as cwg  # noqa: E402
 import django_project  # noqa: E402
 from closewait_guard import _api  # noqa: E402
+from closewait_guard._capture import LABELS  # noqa: E402
 from closewait_guard.commands._parser import parse_arguments  # noqa: E402
 from closewait_guard.integrations import _app  # noqa: E402
 from closewait_guard.integrations import django as ours  # noqa: E402
@@ -26,6 +27,7 @@ from django.core import checks  # noqa: E402
 from django.core.handlers.wsgi import WSGIHandler  # noqa: E402
 from django.core.management import CommandError, call_command  # noqa: E402
 from django.core.signals import request_started  # noqa: E402
+from django.http import StreamingHttpResponse  # noqa: E402
 from django.test import AsyncClient, Client, RequestFactory, override_settings  # noqa: E402
 from django.test.utils import setup_test_environment, teardown_test_environment  # noqa: E402
 
@@ -109,6 +111,31 @@ def test_an_asynchronous_view_has_its_label_in_threads_and_in_its_stream_too():
         ("GET /items/<int:pk>/ (item)",),
         asynchronous,
     ]
+
+
+def test_a_label_around_several_parts_of_a_stream_lasts_as_long_and_leaves_that_of_the_request():
+    def parts():
+        with cwg.label("import"):
+            for part in (b"1", b"2"):
+                django_project.open_one()
+                yield part
+        django_project.open_one()
+
+    async def asynchronous_parts():
+        for part in parts():
+            yield part
+
+    async def read(response):
+        return [part async for part in response.streaming_content]
+
+    request = RequestFactory().get("/")
+    make = ours.Middleware(lambda _: StreamingHttpResponse(parts()))
+    assert list(make(request).streaming_content) == [b"1", b"2"]
+    make = ours.Middleware(lambda _: StreamingHttpResponse(asynchronous_parts()))
+    assert asyncio.run(read(make(request))) == [b"1", b"2"]
+    own = "GET (no route)"
+    assert labels() == [(own, "import"), (own, "import"), (own,)] * 2
+    assert LABELS.get() == ()
 
 
 def test_a_process_has_one_monitor_from_its_first_request_on_and_no_receiver_afterwards():

@@ -244,6 +244,25 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
     assert opened.labels() == [*[("GET /items/<item>",)] * 3, ()]
 
 
+def test_a_label_around_several_parts_of_a_body_lasts_as_long_and_leaves_that_of_the_request(
+    opened,
+):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        with cwg.label("import"):
+            opened()
+            yield b"1"
+            opened()
+            yield b"2"
+        opened()
+        yield b"3"
+        opened()
+
+    assert ask_wsgi(cwg.wsgi(app), "/") == ("200 OK", [b"1", b"2", b"3"])
+    assert opened.labels() == [("GET /", "import")] * 2 + [("GET /",)] * 2
+    assert LABELS.get() == ()
+
+
 def test_a_wsgi_server_sees_the_application_as_it_is(opened):
     class File:
         def __init__(self, file):

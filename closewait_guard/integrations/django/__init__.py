@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from closewait_guard import _api
+from closewait_guard._capture import LABELS
 from closewait_guard._config import shown, unknown_name
 from closewait_guard._threads import in_child
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
@@ -250,27 +251,35 @@ def _labelled(response: Any, label: RequestLabel) -> Any:
     return response
 
 
+_Labels = tuple[object, ...]
+
+
 def _parts(parts: Iterator[bytes], label: RequestLabel) -> Iterator[bytes]:
+    labels: _Labels | None = None
     while True:
-        before = label.resume()
+        before = label.resume() if labels is None else LABELS.set(labels)
         try:
             part = next(parts)
         except StopIteration:
             return
         finally:
+            # With those that the program has set around several parts.
+            labels = LABELS.get()
             label.leave(before)
         yield part
 
 
 async def _async_parts(parts: Any, label: RequestLabel) -> AsyncIterator[bytes]:
+    labels: _Labels | None = None
     async with aclosing(parts):
         while True:
-            before = label.resume()
+            before = label.resume() if labels is None else LABELS.set(labels)
             try:
                 part = await anext(parts)
             except StopAsyncIteration:
                 return
             finally:
+                labels = LABELS.get()
                 label.leave(before)
             yield part
 
