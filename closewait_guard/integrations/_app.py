@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from closewait_guard import _api
 from closewait_guard._capture import LABELS
+from closewait_guard._config import interval as parse_interval
+from closewait_guard._config import require_number
 from closewait_guard._cpython import running_loop
 from closewait_guard._signal import restore_default
 from closewait_guard._threads import allows_daemons, in_child
@@ -71,6 +73,9 @@ class AppMonitor:
         **overrides: object,
     ) -> None:
         self.is_started = False
+        if interval is not None:
+            # The monitor would refuse it with the first request.
+            require_number(parse_interval, interval, "interval")
         self._options: dict[str, Any] = {"interval": interval, "at_exit": at_exit}
         self._settings: dict[str, Any] = {"settings": settings, **overrides}
         self._reporters = _callables(reporters)

@@ -428,6 +428,8 @@ def test_what_cannot_be_used_is_refused_before_anything_is_served():
     for how in (cwg.asgi, cwg.wsgi):
         with pytest.raises(cwg.ConfigurationError, match="grase"):
             how(print, grase=2)
+        with pytest.raises(cwg.ConfigurationError, match=r"interval: expected .* got -1"):
+            how(print, interval=-1)
         with pytest.raises(cwg.ConfigurationError, match="structlo"):
             how(print, reporters=["structlo"])
         with pytest.raises(cwg.ConfigurationError, match="at least 16 characters"):
