@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from closewait_guard import _api
 from closewait_guard._delivery import Delivery
+from closewait_guard._format import pluralize
 from closewait_guard._preload import move_up, prints_json
 from closewait_guard._render import (
     LastReport,
@@ -123,7 +124,8 @@ class _Workers:
         write_text(None, render_family(members, layout_of(), is_complete=not unknown))
         if unknown:
             some = ", ".join(map(str, sorted(unknown)[:5]))
-            print_error(f"leaks unknown: {len(unknown)} workers ended without a report ({some})")
+            workers = pluralize(len(unknown), "worker")
+            print_error(f"leaks unknown: {workers} ended without a report ({some})")
 
 
 @cache

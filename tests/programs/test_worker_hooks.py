@@ -13,7 +13,7 @@ import pytest
 import closewait_guard as cwg
 from command_line import call, environment
 from findings import reports_in
-from leaking import ASGI, LEAK, WSGI
+from leaking import ASGI, LEAK, WSGI, run
 from servers import DEADLINE, end, free_port, get, redis_server, wait_for_workers
 
 pytestmark = pytest.mark.whole_program
@@ -95,6 +95,19 @@ def test_a_configuration_without_a_file_has_the_hooks_and_no_other_setting(tmp_p
     found = {*call("-c", names, command=[sys.executable]).stdout.split()}
     hooks = {"child_exit", "on_exit", "post_fork", "post_worker_init"}
     assert found & {*config.make_settings()} == hooks
+
+
+def test_workers_that_ended_without_a_report_are_named_at_the_end():
+    code = """
+from types import SimpleNamespace
+from closewait_guard.integrations import gunicorn
+for pid in ENDED:
+    gunicorn.child_exit(None, SimpleNamespace(pid=pid))
+gunicorn.on_exit(None)
+"""
+    for ended, named in (("7,", "1 worker ended"), ("7, 8", "2 workers ended")):
+        _, errors = run(code.replace("ENDED", f"({ended})"))
+        assert f"leaks unknown: {named} without a report (" in errors
 
 
 TASKS = (
