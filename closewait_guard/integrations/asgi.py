@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, TypeVar, cast
 
 from closewait_guard.integrations._app import (
@@ -21,6 +22,7 @@ __all__ = ["asgi"]
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
+_Names = Sequence[tuple[str, str]]
 _App = TypeVar("_App", bound=Callable[..., Any])
 
 
@@ -103,7 +105,13 @@ class _Label(RequestLabel):
         if not isinstance(path, str):
             return method, _without_route(scope)
         # Not the route: its function may have clients, and with them the socket of a record.
-        return method, path, type(route), scope.get("root_path", ""), scope.get("app_root_path")
+        kept = method, path, type(route)
+        root, root_of_app = scope.get("root_path", ""), scope.get("app_root_path", "")
+        if root == root_of_app or "app_root_path" not in scope:
+            return kept
+        values = scope.get("path_params", {}).items()
+        names = [(name, value) for name, value in values if isinstance(value, str)]
+        return *kept, root.removeprefix(root_of_app), names
 
     def _describe(self, kept: tuple[Any, ...]) -> str:
         method, path, *of_route = kept
@@ -117,10 +125,18 @@ def _without_route(scope: _Message) -> str:
     return getattr(scope.get("endpoint"), "__qualname__", NO_ROUTE)
 
 
-def _template(path: str, kind: type, root: str, root_of_app: str | None) -> str:
+def _template(path: str, kind: type, root: str = "", names: _Names = ()) -> str:
     # What an application is mounted at stands before; a mount itself has it in both.
-    above = "" if root_of_app is None else without_numbers(root.removeprefix(root_of_app))
-    return f"{above}/{{path}}" if hasattr(kind, "routes") else f"{above}{path}"
+    if hasattr(kind, "routes"):
+        return f"{_template_of_root(root, names)}/{{path}}"
+    above = [each for each in names if not re.search(rf"{{{each[0]}[:}}]", path)]
+    return f"{_template_of_root(root, above)}{path}"
+
+
+def _template_of_root(root: str, names: _Names) -> str:
+    """With the names of parameters for their values: only the path is known, and no template."""
+    by_value = {value: f"{{{name}}}" for name, value in names}
+    return without_numbers("/".join(by_value.get(part, part) for part in root.split("/")))
 
 
 def _is_asked_for(page: StatusPage, scope: _Message) -> bool:
