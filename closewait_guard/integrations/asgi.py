@@ -105,13 +105,7 @@ class _Label(RequestLabel):
         if not isinstance(path, str):
             return method, _without_route(scope)
         # Not the route: its function may have clients, and with them the socket of a record.
-        kept = method, path, type(route)
-        root, root_of_app = scope.get("root_path", ""), scope.get("app_root_path", "")
-        if root == root_of_app or "app_root_path" not in scope:
-            return kept
-        values = scope.get("path_params", {}).items()
-        names = [(name, value) for name, value in values if isinstance(value, str)]
-        return *kept, root.removeprefix(root_of_app), names
+        return method, path, type(route), *_mounted_at(scope)
 
     def _describe(self, kept: tuple[Any, ...]) -> str:
         method, path, *of_route = kept
@@ -121,11 +115,27 @@ class _Label(RequestLabel):
 def _without_route(scope: _Message) -> str:
     if "router" not in scope:
         return without_numbers(scope["path"])
-    # Before 1.0 Starlette says only which function answers.
-    return getattr(scope.get("endpoint"), "__qualname__", NO_ROUTE)
+    endpoint = scope.get("endpoint")
+    if endpoint is None:
+        return NO_ROUTE
+    # Before 1.0 Starlette says only what answers, as does FastAPI of what is no route of its own.
+    root, names = _mounted_at(scope)
+    kind = type(endpoint).__qualname__
+    above = f"{_template_of_root(root, names)}/{{path}}" if root else kind
+    return getattr(endpoint, "__qualname__", above)
 
 
-def _template(path: str, kind: type, root: str = "", names: _Names = ()) -> str:
+def _mounted_at(scope: _Message) -> tuple[str, _Names]:
+    """The path that an application is mounted at within this one, and what may stand in it."""
+    root, root_of_app = scope.get("root_path", ""), scope.get("app_root_path", "")
+    if root == root_of_app or "app_root_path" not in scope:
+        return "", ()
+    values = scope.get("path_params", {}).items()
+    names = [(name, value) for name, value in values if isinstance(value, str)]
+    return root.removeprefix(root_of_app), names
+
+
+def _template(path: str, kind: type, root: str, names: _Names) -> str:
     # What an application is mounted at stands before; a mount itself has it in both.
     if hasattr(kind, "routes"):
         return f"{_template_of_root(root, names)}/{{path}}"

@@ -153,6 +153,29 @@ def test_what_a_request_opens_is_labelled_with_its_route_in_its_tasks_and_thread
     ]
 
 
+def test_what_is_no_route_of_fastapi_itself_has_the_name_or_the_place_of_what_answers(opened):
+    fastapi = pytest.importorskip("fastapi")
+    from starlette.routing import Route
+
+    class Answer:
+        async def __call__(self, scope, receive, send):
+            opened()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    app = fastapi.FastAPI()
+    app.router.routes.append(Route("/answers/{item}", Answer()))
+    app.mount("/shops/{shop}", Answer())
+
+    async def main():
+        for path in ("/answers/acme", "/shops/acme/orders/miller"):
+            await ask(cwg.asgi(app, reporters=[print], at_exit=False), http(path))
+
+    asyncio.run(main())
+    name = Answer.__qualname__
+    assert opened.labels() == [(f"GET {name}"[:120],), ("GET /shops/{shop}/{path}",)]
+
+
 def test_a_request_in_the_context_of_another_has_its_own_label_beside_those_of_the_program(opened):
     async def app(scope, receive, send):
         opened()
