@@ -32,7 +32,7 @@ def aiohttp(
     returns: for a stream or a websocket, to its end. Subapplications have it too.
 
     Args:
-        app: The application, before it starts.
+        app: The application, before it starts, and before it is added to another.
         page: Where the status page is: a report of the process that answers, as text, or as JSON
             with `?format=json`.
         token: What a request for it must have, as `Authorization: Bearer TOKEN`; the environment
@@ -44,11 +44,13 @@ def aiohttp(
 
     Raises:
         ConfigurationError: A setting, the path or the token cannot be used, or the application has
-            started.
+            started or was added to another.
         MissingExtraError: aiohttp is not installed.
     """
-    if app.frozen:
-        raise ConfigurationError("aiohttp(): the application has started; call it before that")
+    if app.pre_frozen:
+        raise ConfigurationError(
+            "aiohttp(): the application has started, or was added to another; call it before that"
+        )
     monitor, status_page = AppMonitor(**settings), StatusPage(page, token)
 
     @web.middleware
@@ -71,6 +73,12 @@ def aiohttp(
     return app
 
 
+class _RouteLabel(str):
+    """One of these, beside the labels of the program."""
+
+    __slots__ = ()
+
+
 def _label_requests(app: web.Application) -> None:
     """When their route is found; a middleware would cost more than the label."""
     resolve = app.router.resolve
@@ -82,12 +90,13 @@ def _label_requests(app: web.Application) -> None:
         except AttributeError:
             # A router of the program's own may find what has no route.
             resource = None
-        label = f"{request.method} {NO_ROUTE if resource is None else resource.canonical}"
+        route = NO_ROUTE if resource is None else resource.canonical
+        label = _RouteLabel(f"{request.method} {route}")
+        # For the context of this request, which has a task of its own. It is found again where a
+        # subapplication is watched too, and where a middleware sends the request elsewhere.
         labels = LABELS.get()
-        # A subapplication has the label of the application above it, where both are watched.
-        if label not in labels:
-            # For the context of this request, which has a task of its own.
-            LABELS.set((*labels, label))
+        others = [each for each in labels if type(each) is not _RouteLabel] if labels else ()
+        LABELS.set((*others, label))
         return match
 
     app.router.resolve = resolve_and_label  # type: ignore[method-assign]

@@ -30,11 +30,22 @@ def test_an_application_of_aiohttp_is_watched_and_labelled_from_its_start_to_its
         await asyncio.to_thread(lambda: opened.append(socket.socket()))
         return web.Response(text="ok")
 
+    @web.middleware
+    async def send_elsewhere(request, handler):
+        if request.path == "/old/42":
+            match = await request.app.router.resolve(request.clone(rel_url="/items/42"))
+            return await match.handler(request)
+        return await handler(request)
+
     async def main():
         part, app = web.Application(), web.Application()
         part.router.add_get("/items/{item}", item)
         app.router.add_get("/items/{item:\\d+}", item)
+        app.middlewares.append(send_elsewhere)
+        cwg.aiohttp(part)
         app.add_subapp("/part", part)
+        with pytest.raises(cwg.ConfigurationError, match="was added to another"):
+            cwg.aiohttp(part)
         assert cwg.aiohttp(app, token=TOKEN, reporters=[reports.append]) is app
         runner = web.AppRunner(app)
         await runner.setup()
@@ -47,6 +58,7 @@ def test_an_application_of_aiohttp_is_watched_and_labelled_from_its_start_to_its
             for path, sent in (
                 ("/items/42", {}),
                 ("/part/items/42", {}),
+                ("/old/42", {}),
                 ("/nothing", {}),
                 ("/_closewait", {}),
                 ("/_closewait", headers),
@@ -64,10 +76,10 @@ def test_an_application_of_aiohttp_is_watched_and_labelled_from_its_start_to_its
     labels = [each.record.labels for each in seen if each.fd in fds]
     for sock in opened:
         sock.close()
-    assert sorted(labels) == [("GET /items/{item}",)] * 2 + [("GET /part/items/{item}",)] * 2
+    assert sorted(labels) == [("GET /items/{item}",)] * 4 + [("GET /part/items/{item}",)] * 2
     assert not any(each.record.labels for each in seen if each.fd not in fds)
-    assert [status for status, _ in answers] == [200, 200, 404, 404, 200]
+    assert [status for status, _ in answers] == [200, 200, 200, 404, 404, 200]
     assert answers[-1][1].startswith("closewait-guard: no leaks")
-    assert during == [True, True]
+    assert during == [True] * 3
     assert not _api.is_watched(by_program=True)
     assert len(reports) == 1
