@@ -24,6 +24,8 @@ from types import (
 )
 from typing import Any, Final
 
+from closewait_guard._interruptions import interrupts
+
 __all__ = [
     "HEAP_TYPE",
     "MAX_ITEMS",
@@ -349,7 +351,9 @@ def native_field(thing: object, cls: type, name: str, otherwise: Any = None) -> 
 def _read_slot(slot: Any, thing: object, otherwise: Any) -> Any:
     try:
         return slot.__get__(thing)
-    except (AttributeError, TypeError, ValueError):  # It has no value.
+    except Exception as error:  # It has no value, or what computes it in C refuses to.
+        if interrupts(error):
+            raise
         return otherwise
 
 

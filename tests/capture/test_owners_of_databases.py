@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from test_owners import owners_in, quietly
@@ -158,6 +159,19 @@ def test_what_is_closed_in_its_event_loop_is_not(guard, postgres_port, make):
     with quietly():
         asyncio.run(run())
     assert guard.scan().findings == ()
+
+
+def test_a_connection_that_the_server_has_ended_is_not(guard, postgres_port):
+    lost = [connect_psycopg(postgres_port) for _ in range(3)]
+    for each in lost:
+        with suppress(psycopg.OperationalError):
+            each.execute("select pg_terminate_backend(pg_backend_pid())")
+    lost.pop().close()
+    del each
+    lost.pop()
+    gc.collect()
+    report = guard.scan()
+    assert (report.findings, report.coverage.failures) == ((), 0)
 
 
 @named(SYNC)
