@@ -32,6 +32,7 @@ from closewait_guard._live import (
     is_too_large,
     kinds_of,
     loaded,
+    plain_of,
     text_of,
 )
 from closewait_guard.model import Frame, Observation, Origin, SocketRecord, Verdict
@@ -50,8 +51,8 @@ __all__ = [
 
 # A reference to a pool, the library that it is of, and what is known of it.
 _Pool = tuple[weakref.ref[Any], Library, PoolKind]
-# Pools that could be one: their library, name and address, and the line that has connected.
-_Target = tuple[str, str, str | None, Frame | None]
+# Pools that could be one: their library, name, purpose and address, and the line that connected.
+_Target = tuple[str, str, frozenset[object], str | None, Frame | None]
 # What may need a pool of its own: a thread, and an event loop by identity.
 _User = tuple[str, int | None]
 # By the identity of a class, which a class with an odd metaclass has too.
@@ -185,6 +186,7 @@ class Pools:
     def _ask_pools(self, by_fd: Mapping[int, Observation]) -> dict[int, tuple[PoolUse, _Pool]]:
         uses: dict[int, PoolUse] = {}
         pool_of: dict[int, _Pool] = {}
+        targets: dict[int, _Target] = {}
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
         handles = handle_classes(with_inner=True) if self._pools and by_fd else {}
@@ -193,19 +195,21 @@ class Pools:
         for ref, library, kind in self._pools:
             pool = ref()
             found = {} if pool is None else _uses_of(pool, library, kind, by_fd.keys(), handles)
+            purpose = _purpose_of(pool, kind) if found else frozenset[object]()
             uses |= {fd: use for fd, (use, _) in found.items()}
+            targets |= {fd: _target_of(use, purpose, by_fd[fd]) for fd, (use, _) in found.items()}
             pool_of |= dict.fromkeys(found, (ref, library, kind))
             counts = not kind.is_of_thread
             idle = {fd: loop for fd, (use, loop) in found.items() if use.is_idle and counts}
-            pools.update({_target_of(uses[fd], by_fd[fd]) for fd in idle})
+            pools.update({targets[fd] for fd in idle})
             for fd, loop in idle.items():
                 thread = by_fd[fd].record.opener.thread
                 # If no thread is known, each counts as alive.
                 if (not alive or thread in alive) and field(loop, LOOP_CLOSED) is not True:
                     user = thread, None if loop is None else id(loop)
-                    users[_target_of(uses[fd], by_fd[fd])].add(user)
+                    users[targets[fd]].add(user)
         for fd, use in uses.items():
-            target = _target_of(use, by_fd[fd])
+            target = targets[fd]
             made, needed = pools[target], sum(alive[name] or 1 for name, _ in users[target])
             too_many = made > _FEW_POOLS + needed
             uses[fd] = use._replace(pools=made, users=needed, too_many_pools=too_many)
@@ -304,8 +308,14 @@ def _count_open(connections: Iterable[object], handles: HandleClasses) -> int:
     return len({fd for fd in fds if fd is not None and fd >= 0})
 
 
-def _target_of(use: PoolUse, seen: Observation) -> _Target:
-    return use.library, use.name, seen.peer, seen.record.site
+def _target_of(use: PoolUse, purpose: frozenset[object], seen: Observation) -> _Target:
+    return use.library, use.name, purpose, seen.peer, seen.record.site
+
+
+def _purpose_of(pool: Any, kind: PoolKind) -> frozenset[object]:
+    with contextlib.suppress(Exception):
+        return plain_of(kind.purpose(pool))
+    return frozenset()
 
 
 def _pool_classes() -> _PoolClasses:

@@ -47,6 +47,7 @@ from closewait_guard._live import (
     is_too_large,
     kinds_of,
     layers_of,
+    plain_of,
 )
 from closewait_guard.model import (
     Checkout,
@@ -169,18 +170,19 @@ class OwnerScanner:
         needed: int,
         suspects: Set[int],
     ) -> Iterator[SeenOwner]:
-        """Of those that one line has made: they may be for one address each."""
-        by_peers: dict[tuple[str, ...], list[SeenOwner]] = defaultdict(list)
+        """Of those that one line has made: they may be for one address or purpose each."""
+        alike = defaultdict[object, dict[object, SeenOwner]](dict)
         for owner, entry in group:
             with suppress(Exception):
-                is_surplus = entry.kind.is_surplus
-                found = self._describe_open(table, owner, entry, is_surplus=is_surplus)
+                found = self._describe_open(table, owner, entry, is_surplus=entry.kind.is_surplus)
                 # A connection whose peer has closed is reported for that.
                 is_own_cause = found.fds.isdisjoint(suspects)
-                has_reason = found.has_any or not is_surplus
+                has_reason = found.has_any or not entry.kind.is_surplus
                 if is_own_cause and has_reason and entry.kind.is_idle(owner):
-                    by_peers[_peers_of(found)].append(found)
-        yield from (each for found in by_peers.values() if len(found) > needed for each in found)
+                    purpose = _peers_of(found), plain_of(entry.kind.purpose(owner))
+                    alike[purpose][found.fds or object()] = found  # With the same sockets: one.
+        for some in alike.values():
+            yield from some.values() if len(some) > needed else ()
 
     def _describe_open(
         self, table: OwnerTable, owner: object, entry: OpenOwner, *, is_surplus: bool = False

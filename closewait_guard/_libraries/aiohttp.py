@@ -37,6 +37,13 @@ def _waiting(connector: Any) -> Iterable[object]:
         yield from elements_of(waiting) or (future for future, _ in items_of(waiting))
 
 
+def _hosts(connector: Any) -> Iterable[object]:
+    """The names of the hosts that its idle connections are to."""
+    return [
+        each for key, _ in items_of(field(connector, "_conns")) for each in elements_of(key)[:1]
+    ]
+
+
 def _is_closed(session: Any) -> bool:
     connector = field(session, "_connector")
     return connector is None or field(session, "_connector_owner") is False
@@ -63,6 +70,7 @@ LIBRARIES = (
                 _idle,
                 _checked_out,
                 _waiting,
+                purpose=_hosts,
             ),
         ),
         owners=(
@@ -72,6 +80,7 @@ LIBRARIES = (
                 _is_closed,
                 _connections,
                 loop=lambda session: field(session, "_loop"),
+                purpose=lambda session: _hosts(field(session, "_connector")),
             ),
         ),
         hints=(

@@ -13,7 +13,7 @@ from closewait_guard._libraries.kinds import (
     give_back,
     waiting_for,
 )
-from closewait_guard._live import MISSING, field, number_of
+from closewait_guard._live import MISSING, elements_of, field, number_of
 
 __all__ = [
     "LIBRARIES",
@@ -51,6 +51,8 @@ LIBRARIES = (
                 # Those of a pool are as many as that wants.
                 is_idle=lambda connection: field(connection, "_pool_holder", MISSING) is None,
                 part_of=("sqlalchemy",),
+                # User and database.
+                purpose=lambda connection: elements_of(field(connection, "_params"))[:3:2],
             ),
         ),
         checkouts=(

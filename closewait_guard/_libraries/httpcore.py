@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from closewait_guard._enums import Verdict
@@ -91,6 +91,13 @@ def _socket_of(request: Any) -> object:
     return field(stream, "_sock", stream)
 
 
+def _hosts(connections: Iterable[object]) -> Iterator[object]:
+    """The names of the hosts that some connections are to, also by way of a proxy."""
+    for connection in connections:
+        origin = field(connection, "_origin")
+        yield field(field(connection, "_remote_origin") if origin is None else origin, "host")
+
+
 def _is_closed(client: Any) -> bool:
     return _state(client) == "CLOSED"
 
@@ -119,7 +126,13 @@ LIBRARIES = (
     Library(
         "httpx",
         owners=tuple(
-            OwnerKind(f"httpx:{name}", f"httpx.{name}", _is_closed, _connections_of_client)
+            OwnerKind(
+                f"httpx:{name}",
+                f"httpx.{name}",
+                _is_closed,
+                _connections_of_client,
+                purpose=lambda client: _hosts(_connections_of_client(client)),
+            )
             for name in ("Client", "AsyncClient")
         ),
         hints=(
@@ -157,6 +170,7 @@ LIBRARIES = (
                 lambda pool: _connections(pool, idle=True),
                 lambda pool: _connections(pool, idle=False),
                 _waiting,
+                purpose=lambda pool: _hosts(elements_of(field(pool, "_connections"))),
             ),
         ),
         checkouts=tuple(

@@ -38,7 +38,6 @@ __all__ = [
     "itself",
     "made_by",
     "never",
-    "no_descriptors",
     "nothing",
     "out_of_use",
     "read_response",
@@ -92,8 +91,8 @@ def read_response(library: str) -> str:
     return f"{library} after a response was read"
 
 
-def nothing(_: Any) -> Iterable[object]:
-    """For a kind whose pool does not know what is checked out of it, or what is idle."""
+def nothing(_: Any) -> Iterable[Any]:
+    """For a kind whose objects have nothing of a sort, or do not show it."""
     return ()
 
 
@@ -101,11 +100,6 @@ def waiting_for(queue: Any) -> Iterable[object]:
     """What waits for an element of a queue: one of `queue`, of SQLAlchemy, or of asyncio."""
     getters = field(queue, "_getters")
     return elements_of(field(field(queue, "not_empty"), "_waiters") if getters is None else getters)
-
-
-def no_descriptors(_: Any) -> Iterable[tuple[DescriptorKind, int]]:
-    """For a kind that has no others than its sockets, or does not show them."""
-    return ()
 
 
 def never(_: Any) -> bool:
@@ -136,6 +130,7 @@ class PoolKind:
         waiting: What waits for one: a thread, a task or a request each.
         kept_by: Classes of objects that have a reference to the pool and take nothing out of it.
         is_of_thread: Each thread has one of its own, so there are as many as the program needs.
+        purpose: What it is for, where one address serves several: hosts by name, a database.
     """
 
     classes: tuple[str, ...]
@@ -146,6 +141,7 @@ class PoolKind:
     waiting: Callable[[Any], Iterable[object]] = nothing
     kept_by: tuple[str, ...] = ()
     is_of_thread: bool = False
+    purpose: Callable[[Any], Iterable[object]] = nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +178,7 @@ class OwnerKind:
         is_surplus: What too many of one line are: more than needed, or not closed as they should.
         needs_connections: One without connections and other descriptors is not missed.
         part_of: Packages and modules that make one for a pool of their own, which stands for it.
+        purpose: What it is for, where one address serves several: hosts by name, a database.
     """
 
     owner_class: str
@@ -190,13 +187,14 @@ class OwnerKind:
     connections: Callable[[Any], Iterable[object]] = nothing
     closes: tuple[str, ...] = ()
     closes_itself: bool = False
-    descriptors: Callable[[Any], Iterable[tuple[DescriptorKind, int]]] = no_descriptors
+    descriptors: Callable[[Any], Iterable[tuple[DescriptorKind, int]]] = nothing
     loop: Callable[[Any], object] = nothing
     threads: Callable[[Any], Iterable[object]] = nothing
     is_idle: Callable[[Any], bool] = always
     is_surplus: bool = True
     needs_connections: bool = True
     part_of: tuple[str, ...] = ()
+    purpose: Callable[[Any], Iterable[object]] = nothing
 
     @property
     def holder(self) -> str:

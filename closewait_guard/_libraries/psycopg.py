@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from closewait_guard._enums import Verdict
@@ -28,12 +29,14 @@ from closewait_guard._live import (
     is_a,
     is_exactly,
     layers_of,
+    native_field,
     number_of,
     text_of,
 )
 
 __all__ = [
     "LIBRARIES",
+    "databases_of",
     "libpq_descriptor",
 ]
 
@@ -63,6 +66,28 @@ def libpq_descriptor(connection: Any) -> int | None:
             if psycopg2 is not None and is_a(layer, psycopg2):
                 return int(call_native(layer, psycopg2, "fileno"))
     return None
+
+
+def databases_of(connections: Iterable[object]) -> Iterator[object]:
+    """The database that the first of some connections is to, and the user, as far as is known."""
+    classes = find_classes((*_LIBPQ, *_PSYCOPG2))
+    psycopg2 = classes.pop(_PSYCOPG2[0], None)
+    for connection in islice(connections, 1):
+        for layer in layers_of(connection):
+            if is_exactly(layer, classes.values()):
+                yield from (field(layer, "db"), field(layer, "user"))
+            elif psycopg2 is not None:
+                yield native_field(layer, psycopg2, "dsn")
+            # That of asyncpg.
+            yield from elements_of(field(layer, "_params"))[:3:2]
+
+
+def _purpose_of_connection(connection: Any) -> Iterable[object]:
+    return databases_of([connection])
+
+
+def _purpose_of_pool(pool: Any) -> Iterable[object]:
+    return databases_of(elements_of(field(pool, "_pool")))
 
 
 def _connections(connection: Any) -> Iterable[object]:
@@ -172,6 +197,7 @@ LIBRARIES = (
                 _idle,
                 loop=_loop_of,
                 threads=_workers,
+                purpose=_purpose_of_pool,
             )
             for name in _POOLS
         ),
@@ -221,6 +247,7 @@ LIBRARIES = (
                 _connections,
                 is_idle=_is_idle,
                 part_of=("sqlalchemy",),
+                purpose=_purpose_of_connection,
             )
             for name in ("Connection", "AsyncConnection")
         ),

@@ -48,6 +48,7 @@ LIBRARIES = (
                 _connections,
                 loop=lambda client: field(client, "_loop"),
                 threads=_own_threads,
+                purpose=lambda client: [field(client, "_default_database_name")],
             )
             for part, name in (("synchronous", "MongoClient"), ("asynchronous", "AsyncMongoClient"))
         ),

@@ -27,9 +27,13 @@ __all__ = [
 ]
 
 
-def _name(pool: Any) -> str:
+def _settings(pool: Any) -> object:
     to = field(pool, "connection_kwargs")
-    to = field(pool, "_connection_kwargs") if to is None else to
+    return field(pool, "_connection_kwargs") if to is None else to
+
+
+def _name(pool: Any) -> str:
+    to = _settings(pool)
     path, host = text_of(value_at(to, "path")), text_of(value_at(to, "host"))
     port = number_of(value_at(to, "port"))
     return f"redis pool of {path or host or 'localhost'}:{6379 if port is None else port}"
@@ -50,6 +54,10 @@ def _waiting(pool: Any) -> Iterable[object]:
     # Of a blocking pool: in a queue, or at a condition if it is asynchronous.
     at_condition = elements_of(field(field(pool, "_condition"), "_waiters"))
     return at_condition or waiting_for(field(pool, "pool"))
+
+
+def _purpose(pool: Any) -> Iterable[object]:
+    return [value_at(_settings(pool), name) for name in ("db", "username")]
 
 
 def _checked_out(pool: Any) -> Iterable[object]:
@@ -76,6 +84,10 @@ def _connections(client: Any) -> Iterable[object]:
     return [*_idle(pool), *_checked_out(pool)]
 
 
+def _purpose_of_client(client: Any) -> Iterable[object]:
+    return _purpose(field(client, "connection_pool"))
+
+
 LIBRARIES = (
     Library(
         "redis",
@@ -87,6 +99,7 @@ LIBRARIES = (
                 _idle,
                 _checked_out,
                 _waiting,
+                purpose=_purpose,
             ),
         ),
         checkouts=tuple(
@@ -106,11 +119,20 @@ LIBRARIES = (
         ),
         owners=(
             OwnerKind(
-                "redis.asyncio.client:Redis", "redis.asyncio.Redis", _is_closed, _connections
+                "redis.asyncio.client:Redis",
+                "redis.asyncio.Redis",
+                _is_closed,
+                _connections,
+                purpose=_purpose_of_client,
             ),
             # Such a client closes its own pool when it is collected.
             OwnerKind(
-                "redis.client:Redis", "redis.Redis", _is_closed, _connections, closes_itself=True
+                "redis.client:Redis",
+                "redis.Redis",
+                _is_closed,
+                _connections,
+                closes_itself=True,
+                purpose=_purpose_of_client,
             ),
             OwnerKind(
                 "redis.connection:ConnectionPool",
@@ -118,6 +140,7 @@ LIBRARIES = (
                 never,
                 lambda pool: [*_idle(pool), *_checked_out(pool)],
                 part_of=("redis.client",),
+                purpose=_purpose,
             ),
         ),
         hints=(

@@ -20,7 +20,7 @@ from closewait_guard._libraries.kinds import (
     nothing,
     waiting_for,
 )
-from closewait_guard._libraries.psycopg import libpq_descriptor
+from closewait_guard._libraries.psycopg import databases_of, libpq_descriptor
 from closewait_guard._live import elements_of, field, layers_of, number_of, type_qualname
 
 __all__ = [
@@ -38,13 +38,23 @@ def _max_size(pool: Any) -> int | None:
     return None if overflow is None or size is None or overflow < 0 else size + overflow
 
 
-def _idle(pool: Any) -> Iterable[object]:
+def _idle(pool: Any) -> list[object]:
     queue = field(pool, "_pool")
     records = field(queue, "queue")
     if records is None:
         # That of an asynchronous engine: around a queue of asyncio, which is around a deque.
         records = field(field(queue, "_queue"), "_queue")
     return [field(record, "dbapi_connection") for record in elements_of(records)]
+
+
+def _purpose(pool: Any) -> Iterable[object]:
+    return databases_of(_idle(pool))
+
+
+def _purpose_of_engine(engine: Any) -> Iterable[object]:
+    # User, host and database, for drivers whose connections do not show them.
+    url = elements_of(field(engine, "url"))
+    return [*_purpose(field(engine, "pool")), *url[1:2], *url[3:4], *url[5:6]]
 
 
 def _waiting(pool: Any) -> Iterable[object]:
@@ -134,7 +144,12 @@ LIBRARIES = (
         ),
         pools=(
             PoolKind(
-                ("sqlalchemy.pool.impl:QueuePool",), _name, _max_size, _idle, waiting=_waiting
+                ("sqlalchemy.pool.impl:QueuePool",),
+                _name,
+                _max_size,
+                _idle,
+                waiting=_waiting,
+                purpose=_purpose,
             ),
             PoolKind(
                 ("sqlalchemy.pool.base:_ConnectionFairy",),
@@ -151,6 +166,7 @@ LIBRARIES = (
                 never,
                 _connections,
                 loop=_loop_of,
+                purpose=_purpose_of_engine,
             ),
         ),
         hints=(

@@ -22,7 +22,7 @@ from closewait_guard._libraries.kinds import (
     read_response,
     waiting_for,
 )
-from closewait_guard._live import elements_of, field, items_of, number_of, text_of
+from closewait_guard._live import elements_of, field, items_of, number_of, text_of, type_qualname
 
 __all__ = [
     "LIBRARIES",
@@ -61,28 +61,39 @@ def _is_waiting(connection: Any) -> bool:
     return text_of(field(connection, _STATE)) not in (None, "Idle")
 
 
-def _idle_of_manager(manager: Any) -> Iterator[object]:
-    for _, pool in items_of(field(field(manager, "pools"), "_container")):
-        yield from _idle(pool)
+def _pools_of_manager(manager: Any) -> list[object]:
+    return [pool for _, pool in items_of(field(field(manager, "pools"), "_container"))]
 
 
-def _idle_of_session(session: Any) -> Iterator[object]:
+def _pools_of_session(session: Any) -> Iterator[object]:
     for _, adapter in items_of(field(session, "adapters")):
-        yield from _idle_of_manager(field(adapter, "poolmanager"))
+        yield from _pools_of_manager(field(adapter, "poolmanager"))
 
 
-def _idle_of_botocore(client: Any) -> Iterator[object]:
-    return _idle_of_manager(field(field(field(client, "_endpoint"), "http_session"), "_manager"))
+def _pools_of_botocore(client: Any) -> list[object]:
+    return _pools_of_manager(field(field(field(client, "_endpoint"), "http_session"), "_manager"))
 
 
 def _kind(
     owner_class: str,
     name: str,
-    idle: Callable[[Any], Iterable[object]],
+    pools: Callable[[Any], Iterable[object]],
     part_of: tuple[str, ...] = (),
 ) -> OwnerKind:
-    # Pools of urllib3 close their connections when they are collected.
-    return OwnerKind(owner_class, name, never, idle, closes_itself=True, part_of=part_of)
+    return OwnerKind(
+        owner_class,
+        name,
+        never,
+        lambda owner: (each for pool in pools(owner) for each in _idle(pool)),
+        # Pools of urllib3 close their connections when they are collected.
+        closes_itself=True,
+        part_of=part_of,
+        # The hosts by name, and what a client of botocore is for.
+        purpose=lambda owner: [
+            type_qualname(type(owner)),
+            *(field(pool, "host") for pool in pools(owner) if any(_idle(pool))),
+        ],
+    )
 
 
 _KEEP_THE_CONTENT = (
@@ -102,7 +113,7 @@ _STREAMED = (
 LIBRARIES = (
     Library(
         "requests",
-        owners=(_kind("requests.sessions:Session", "requests.Session", _idle_of_session),),
+        owners=(_kind("requests.sessions:Session", "requests.Session", _pools_of_session),),
         hints=(
             HolderHint(out_of_use("urllib3"), _KEEP_THE_CONTENT),
             HolderHint(read_response("urllib3"), _KEEP_THE_CONTENT),
@@ -121,7 +132,7 @@ LIBRARIES = (
     ),
     Library(
         "botocore",
-        owners=(_kind("botocore.client:BaseClient", "botocore client", _idle_of_botocore),),
+        owners=(_kind("botocore.client:BaseClient", "botocore client", _pools_of_botocore),),
         hints=(
             HolderHint(
                 "botocore.client.BaseClient",
@@ -176,13 +187,13 @@ LIBRARIES = (
             _kind(
                 "urllib3.poolmanager:PoolManager",
                 "urllib3.PoolManager",
-                _idle_of_manager,
+                _pools_of_manager,
                 ("requests", "botocore"),
             ),
             _kind(
                 "urllib3.connectionpool:HTTPConnectionPool",
                 "urllib3.HTTPConnectionPool",
-                _idle,
+                lambda pool: [pool],
                 ("urllib3.poolmanager",),
             ),
         ),

@@ -54,6 +54,7 @@ __all__ = [
     "mro_of",
     "native_field",
     "number_of",
+    "plain_of",
     "text_of",
     "type_name",
     "type_qualname",
@@ -135,6 +136,11 @@ def text_of(value: object) -> str | None:
     if type(value) is str:
         return value
     return _as_text(value) if is_a(value, str) else None
+
+
+def plain_of(values: Iterable[object]) -> frozenset[object]:
+    """Those that can be compared without running a line of the program's code."""
+    return frozenset(each for each in values if is_exactly(each, (str, bytes, int)))
 
 
 def exact_text(value: object) -> str:

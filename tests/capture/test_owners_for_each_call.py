@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import threading
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +18,7 @@ from servers import redis_server
 
 botocore_session = pytest.importorskip("botocore.session")
 botocore_config = pytest.importorskip("botocore.config")
+httpx = pytest.importorskip("httpx")
 redis = pytest.importorskip("redis")
 requests = pytest.importorskip("requests")
 urllib3 = pytest.importorskip("urllib3")
@@ -129,6 +132,48 @@ def test_few_and_those_that_are_collected_or_closed_are_not(guard, address, make
     assert guard.scan().findings == ()
     for each in kept:
         getattr(each, CLIENTS[make][1])()
+
+
+def ask_database(port, number):
+    client = redis.Redis(port=port, db=number)
+    client.ping()
+    return client
+
+
+def test_a_client_for_each_database_of_a_redis_is_not(guard, redis_port):
+    kept = [ask_database(redis_port, number) for number in range(16)]
+    assert guard.scan().findings == ()
+    kept[0].client_kill_filter(_type="normal")
+    time.sleep(0.2)
+    found = guard.scan().findings
+    for each in kept:
+        each.close()
+    assert [each.verdict for each in found] == [Verdict.STALE_POOL] * 15
+
+
+def test_a_client_for_each_host_by_name_is_not(guard, url, monkeypatch):
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, *args: real("127.0.0.1", *args))
+    port = url.rpartition(":")[2].rstrip("/")
+    for make in (get_by_session, get_by_manager, get_by_pool, get_by_client):
+        kept = [make(f"http://shop{number}.example.com:{port}") for number in range(MANY)]
+        assert guard.scan().findings == ()
+        for each in kept:
+            each.clear() if make is get_by_manager else each.close()
+
+
+def get_by_client(url, **options):
+    client = httpx.Client(trust_env=False, **options)
+    client.get(url)
+    return client
+
+
+def test_clients_that_share_a_transport_are_one(guard, url):
+    transport = httpx.HTTPTransport()
+    kept = [get_by_client(url, transport=transport) for _ in range(MANY)]
+    assert guard.scan().findings == ()
+    for each in kept:
+        each.close()
 
 
 # Connections of websockets.

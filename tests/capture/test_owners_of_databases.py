@@ -43,30 +43,30 @@ def guard():
         yield installed
 
 
-def dsn(port):
-    return f"host=127.0.0.1 port={port} user=postgres"
+def dsn(port, database="postgres"):
+    return f"host=127.0.0.1 port={port} user=postgres dbname={database}"
 
 
-def connect_psycopg(port):
-    return psycopg.connect(dsn(port))
+def connect_psycopg(port, **options):
+    return psycopg.connect(dsn(port, **options))
 
 
-def open_pool(port):
-    pool = psycopg_pool.ConnectionPool(dsn(port), min_size=1, open=False)
+def open_pool(port, **options):
+    pool = psycopg_pool.ConnectionPool(dsn(port, **options), min_size=1, open=False)
     pool.open(wait=True)
     return pool
 
 
-def make_engine(port, driver="psycopg"):
-    engine = sqlalchemy.create_engine(f"postgresql+{driver}://postgres@127.0.0.1:{port}/postgres")
+def make_engine(port, driver="psycopg", database="postgres"):
+    engine = sqlalchemy.create_engine(f"postgresql+{driver}://postgres@127.0.0.1:{port}/{database}")
     with engine.connect() as connection:
         connection.exec_driver_sql("select 1")
     return engine
 
 
-def make_engine_of_psycopg2(port):
+def make_engine_of_psycopg2(port, **options):
     pytest.importorskip("psycopg2")
-    return make_engine(port, "psycopg2")
+    return make_engine(port, "psycopg2", **options)
 
 
 async def connect_psycopg_async(port):
@@ -185,6 +185,20 @@ def test_one_for_each_call_that_is_kept_is_more_than_is_needed(guard, postgres_p
     kept.clear()
     gc.collect()
     assert guard.scan().findings == ()
+
+
+@named(SYNC)
+def test_one_for_each_database_of_a_server_is_not(guard, postgres_port, make):
+    names = [f"shard{number}" for number in range(MANY // 2)]
+    with psycopg.connect(dsn(postgres_port), autocommit=True) as connection:
+        for name in names:
+            connection.execute(f"create database {name}")
+        kept = [make(postgres_port, database=name) for name in names]
+        assert guard.scan().findings == ()
+        for each in kept:
+            getattr(each, SYNC[make][1])()
+        for name in names:
+            connection.execute(f"drop database {name} with (force)")
 
 
 @named(ASYNC)
