@@ -67,6 +67,7 @@ OWNER_CLASSES = {
     "pymongo.asynchronous.mongo_client:AsyncMongoClient": "pymongo",
     "pymongo.synchronous.mongo_client:MongoClient": "pymongo",
     "redis.asyncio.client:Redis": "redis",
+    "redis.asyncio.connection:ConnectionPool": "redis",
     "redis.client:Redis": "redis",
     "redis.connection:ConnectionPool": "redis",
     "requests.sessions:Session": "urllib3",

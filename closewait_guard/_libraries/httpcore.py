@@ -19,6 +19,7 @@ from closewait_guard._libraries.kinds import (
     itself,
     read_response,
 )
+from closewait_guard._libraries.stdlib import loop_of
 from closewait_guard._live import MISSING, elements_of, field, items_of, number_of, text_of
 
 __all__ = [
@@ -131,6 +132,7 @@ LIBRARIES = (
                 f"httpx.{name}",
                 _is_closed,
                 _connections_of_client,
+                loop=lambda client: loop_of(_connections_of_client(client)),
                 purpose=lambda client: _hosts(_connections_of_client(client)),
             )
             for name in ("Client", "AsyncClient")

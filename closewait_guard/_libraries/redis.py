@@ -20,6 +20,7 @@ from closewait_guard._libraries.kinds import (
     never,
     waiting_for,
 )
+from closewait_guard._libraries.stdlib import loop_of
 from closewait_guard._live import elements_of, field, number_of, text_of, value_at
 
 __all__ = [
@@ -79,9 +80,12 @@ def _is_closed(client: Any) -> bool:
     return field(client, "auto_close_connection_pool") is False
 
 
-def _connections(client: Any) -> Iterable[object]:
-    pool = field(client, "connection_pool")
+def _connections_of_pool(pool: Any) -> Iterable[object]:
     return [*_idle(pool), *_checked_out(pool)]
+
+
+def _connections(client: Any) -> Iterable[object]:
+    return _connections_of_pool(field(client, "connection_pool"))
 
 
 def _purpose_of_client(client: Any) -> Iterable[object]:
@@ -123,6 +127,7 @@ LIBRARIES = (
                 "redis.asyncio.Redis",
                 _is_closed,
                 _connections,
+                loop=lambda client: loop_of(_connections(client)),
                 purpose=_purpose_of_client,
             ),
             # Such a client closes its own pool when it is collected.
@@ -134,13 +139,17 @@ LIBRARIES = (
                 closes_itself=True,
                 purpose=_purpose_of_client,
             ),
-            OwnerKind(
-                "redis.connection:ConnectionPool",
-                "redis.ConnectionPool",
-                never,
-                lambda pool: [*_idle(pool), *_checked_out(pool)],
-                part_of=("redis.client",),
-                purpose=_purpose,
+            *(
+                OwnerKind(
+                    f"{part}.connection:ConnectionPool",
+                    f"{part}.ConnectionPool",
+                    never,
+                    _connections_of_pool,
+                    loop=lambda pool: loop_of(_connections_of_pool(pool)),
+                    part_of=(f"{part}.client",),
+                    purpose=_purpose,
+                )
+                for part in ("redis", "redis.asyncio")
             ),
         ),
         hints=(
@@ -148,6 +157,12 @@ LIBRARIES = (
                 "redis.connection.ConnectionPool",
                 "reuse one pool, and call pool.disconnect() when you are done: no client closes a "
                 "pool that was given to it",
+                (Verdict.UNCLOSED, Verdict.SURPLUS),
+            ),
+            HolderHint(
+                "redis.asyncio.connection.ConnectionPool",
+                "reuse one pool, and `await pool.disconnect()` when you are done: no client closes "
+                "a pool that was given to it",
                 (Verdict.UNCLOSED, Verdict.SURPLUS),
             ),
             HolderHint(

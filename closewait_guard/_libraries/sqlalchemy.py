@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from closewait_guard._cpython import LOOP_OF
 from closewait_guard._enums import Verdict
 from closewait_guard._libraries.kinds import (
     CheckoutKind,
@@ -21,7 +20,8 @@ from closewait_guard._libraries.kinds import (
     waiting_for,
 )
 from closewait_guard._libraries.psycopg import databases_of, libpq_descriptor
-from closewait_guard._live import elements_of, field, layers_of, number_of, type_qualname
+from closewait_guard._libraries.stdlib import loop_of
+from closewait_guard._live import elements_of, field, number_of, type_qualname
 
 __all__ = [
     "LIBRARIES",
@@ -67,15 +67,6 @@ def _connections(engine: Any) -> Iterator[object]:
     for connection in _idle(field(engine, "pool")):
         fd = libpq_descriptor(connection)
         yield connection if fd is None else fd
-
-
-def _loop_of(engine: Any) -> object:
-    """The event loop of its connections, if it is asynchronous."""
-    for connection in _idle(field(engine, "pool")):
-        for layer in layers_of(connection):
-            if (loop := field(layer, LOOP_OF)) is not None:
-                return loop
-    return None
 
 
 def _checked_out(fairy: Any) -> Iterable[object]:
@@ -165,7 +156,7 @@ LIBRARIES = (
                 "sqlalchemy.Engine",
                 never,
                 _connections,
-                loop=_loop_of,
+                loop=lambda engine: loop_of(_idle(field(engine, "pool"))),
                 purpose=_purpose_of_engine,
             ),
         ),

@@ -9,13 +9,14 @@ from typing import Any
 from closewait_guard._cpython import (
     CONNECTION_HANDLE,
     LOOP_CLOSED,
+    LOOP_OF,
     LOOP_SELECTOR,
     LOOP_THREAD,
     LOOP_WAKERS,
 )
 from closewait_guard._enums import DescriptorKind, Origin, Verdict
 from closewait_guard._libraries.kinds import HandleKind, HolderHint, Library, OwnerKind
-from closewait_guard._live import call_native, field, number_of, type_name
+from closewait_guard._live import call_native, field, layers_of, number_of, type_name
 
 __all__ = [
     "LIBRARIES",
@@ -23,6 +24,7 @@ __all__ = [
     "RUNNING",
     "RUNNING_CALL",
     "TRACEBACK",
+    "loop_of",
 ]
 
 
@@ -37,6 +39,13 @@ def _handle(connection: Any) -> Iterable[int]:
 
 def _wakers(loop: Any) -> Iterable[object]:
     return [field(loop, name) for name in LOOP_WAKERS]
+
+
+def loop_of(connections: Iterable[object]) -> object:
+    """The event loop of some connections; None if it is not known, or they have several."""
+    loops = (field(layer, LOOP_OF) for each in connections for layer in layers_of(each))
+    found = {id(loop): loop for loop in loops if loop is not None}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _selector_of(loop: Any) -> Iterator[tuple[DescriptorKind, int]]:

@@ -20,6 +20,7 @@ botocore_session = pytest.importorskip("botocore.session")
 botocore_config = pytest.importorskip("botocore.config")
 httpx = pytest.importorskip("httpx")
 redis = pytest.importorskip("redis")
+redis_asyncio = pytest.importorskip("redis.asyncio")
 requests = pytest.importorskip("requests")
 urllib3 = pytest.importorskip("urllib3")
 websockets = pytest.importorskip("websockets.asyncio.client")
@@ -240,3 +241,63 @@ def test_a_pool_of_redis_that_was_given_to_a_client_and_is_collected_is_found(gu
     assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG901")
     assert found.observation.owner.name == "redis.ConnectionPool"
     assert "pool.disconnect()" in found.hint
+
+
+# Asynchronous ones.
+
+
+async def get_by_async_client(url):
+    client = httpx.AsyncClient(trust_env=False)
+    await client.get(url)
+    return client
+
+
+async def ask_redis_async(port):
+    client = redis_asyncio.Redis(port=port)
+    await client.ping()
+    return client
+
+
+async def ask_redis_async_by_pool(port):
+    pool = redis_asyncio.ConnectionPool(port=port)
+    await redis_asyncio.Redis(connection_pool=pool).ping()
+    return pool
+
+
+ASYNC_CLIENTS = {
+    get_by_async_client: ("httpx.AsyncClient", "aclose"),
+    ask_redis_async: ("redis.asyncio.Redis", "aclose"),
+    ask_redis_async_by_pool: ("redis.asyncio.ConnectionPool", "disconnect"),
+}
+each_async_client = pytest.mark.parametrize(
+    "make", ASYNC_CLIENTS, ids=lambda function: function.__name__
+)
+
+
+@each_async_client
+def test_what_outlives_its_event_loop_is_found_while_it_is_kept_and_later(guard, address, make):
+    kept = [asyncio.run(make(address))]
+    (found,) = owners_in(guard.scan())
+    assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG902")
+    with quietly():
+        kept.clear()
+        gc.collect()
+    (found,) = owners_in(guard.scan())
+    assert (found.verdict, found.code) == (Verdict.UNCLOSED, "CWG901")
+    assert found.observation.owner.name == ASYNC_CLIENTS[make][0]
+    assert found.observation.record.site.function == make.__name__
+
+
+@each_async_client
+def test_what_is_closed_in_its_event_loop_or_still_has_it_is_not(guard, address, make):
+    async def run():
+        made = await make(address)
+        report = await asyncio.to_thread(guard.scan)
+        await getattr(made, ASYNC_CLIENTS[make][1])()
+        return made, report
+
+    kept, report = asyncio.run(run())
+    assert report.findings == guard.scan().findings == ()
+    del kept
+    gc.collect()
+    assert guard.scan().findings == ()
