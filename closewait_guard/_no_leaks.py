@@ -229,6 +229,9 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             if error is not None:
                 yield ()
                 return
+            if guard._pipeline.has_unrecorded(mark):
+                # What is garbage of it is not found before.
+                gc.collect()
             settling = Settling(
                 lambda: guard._open_since(mark), self._grace, leaves_more=leaves_more
             )

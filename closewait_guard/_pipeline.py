@@ -182,6 +182,10 @@ class Pipeline:
         findings = judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
         return findings + self._copies_after(mark)
 
+    def has_unrecorded(self, mark: int) -> bool:
+        """Whether an open owner that was made after a mark has what is no socket object."""
+        return bool(self._registry.owners and self._registry.owners.has_unrecorded(mark))
+
     def _copies_after(self, mark: int) -> tuple[Finding, ...]:
         dropped = {each.creation[SERIAL] for each in self._registry.dropped()}
         copies = self.children.copies_after(mark)

@@ -59,6 +59,11 @@ class OpenOwner(NamedTuple):
     creation: CreationTuple
     kind: OwnerKind
 
+    def has_unrecorded(self, owner: object) -> bool:
+        """Whether it has what is no socket object: sockets of C code, pipes."""
+        native = any(sock is None for _, sock in connections_of(owner, self.kind))
+        return native or any(self.kind.descriptors(owner))
+
 
 class OwnedSocket(NamedTuple):
     """An open socket of an owner.
@@ -193,7 +198,7 @@ class OwnerTable(OwnerEvents):
         creation = self._creations.pop(id(owner), None)
         if made is None or creation is None or made[1].closes_itself:
             return
-        entry = _numbered(creation, *made)
+        entry = OpenOwner(_with_serial(creation, made[0]), made[1])
         if not self._is_own(entry) or entry.kind.is_closed(owner):
             return
         sockets = tuple(self.sockets_of(owner, entry.kind, just_dropped=True))
@@ -206,13 +211,7 @@ class OwnerTable(OwnerEvents):
     def sockets_of(
         self, owner: object, kind: OwnerKind, *, just_dropped: bool = False
     ) -> Iterator[OwnedSocket]:
-        """The open sockets of an owner.
-
-        Args:
-            owner: The owner.
-            kind: What is known of it.
-            just_dropped: Also those that the collector has finalized before their owner.
-        """
+        """The open sockets of an owner; also those finalized before it, if `just_dropped`."""
         for fd, sock in connections_of(owner, kind):
             if sock is None:
                 yield OwnedSocket(fd, None, peer_at(fd))
@@ -261,14 +260,20 @@ class OwnerTable(OwnerEvents):
 
     def owner_of(self, serial: int) -> Any:
         """The owner with a number, if it is still there."""
-        for _, entry in self._entries():
-            if entry.creation[SERIAL] == serial:
-                return entry.creation[SOCK]()
-        return None
+        creations = (entry.creation for _, entry in self._entries())
+        return next((each[SOCK]() for each in creations if each[SERIAL] == serial), None)
 
     def has_left_any(self, since: int) -> bool:
-        """Whether an owner has ended unclosed, or a connection taken after a mark is out."""
-        return bool(self.ended) or self.checkouts.has_any_out(since)
+        """Whether an owner has ended unclosed, or may have; or a connection taken since is out."""
+        return bool(self.ended) or self.checkouts.has_any_out(since) or self.has_unrecorded(since)
+
+    def has_unrecorded(self, since: int) -> bool:
+        """Whether an open owner that was made after a mark has what is no socket object."""
+        is_any = any(serial > since for serial, _ in self._made.copy().values())
+        return any(
+            entry.creation[SERIAL] > since and _answer(entry.has_unrecorded, owner, otherwise=False)
+            for owner, entry in (self.open_owners() if is_any else ())
+        )
 
     def creations_left(self) -> list[CreationTuple]:
         """Of the owners that have ended unclosed, and the connections that are out of a pool."""
@@ -279,7 +284,7 @@ class OwnerTable(OwnerEvents):
         made = self._made.copy()
         for key, creation in self._creations.copy().items():
             if key in made:
-                yield key, _numbered(creation, *made[key])
+                yield key, OpenOwner(_with_serial(creation, made[key][0]), made[key][1])
 
     def after_fork(self) -> None:
         """In the child: those that have ended are the parent's."""
@@ -288,10 +293,6 @@ class OwnerTable(OwnerEvents):
         self._count_ended.after_fork()
         self.ended.clear()
         self.checkouts.after_fork()
-
-
-def _numbered(creation: CreationTuple, serial: int, kind: OwnerKind) -> OpenOwner:
-    return OpenOwner(_with_serial(creation, serial), kind)
 
 
 def _with_serial(creation: CreationTuple, serial: int) -> CreationTuple:

@@ -177,6 +177,9 @@ class LeakChecker:
             gc.enable()
 
     def _check_owner(self, context: CheckContext) -> list[OwnerFinding]:
+        if self._guard._pipeline.has_unrecorded(context.owner.mark):
+            # What is garbage of it is not found before.
+            gc.collect()
         creations = self._creations_of(context)
         if context.plan.mode is Mode.OFF:
             if creations:

@@ -33,8 +33,9 @@ __all__ = [
 # How long a socket of another thread waits for what records it to be loaded: that thread may be
 # importing what is loaded.
 _MAX_SECONDS_TO_LOAD = 5.0
-# What opens sockets in C, which pools hand out: no socket object is made for them.
-_NATIVE_DRIVERS = ("psycopg", "psycopg2")
+# What opens sockets in C, for which no socket object is made, and what imports that: a module whose
+# import is under way when recording begins has no classes to be recorded yet.
+_NATIVE_DRIVERS = ("psycopg", "psycopg2", "psycopg_pool")
 
 
 class FirstSocketHook:

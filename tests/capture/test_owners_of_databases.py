@@ -317,3 +317,44 @@ def test_two_calls_in_one_line_are_one_line(guard, postgres_port):
     for each in kept:
         each.close()
     assert [each.verdict for each in found] == [Verdict.SURPLUS] * MANY
+
+
+def test_a_block_fails_for_what_is_garbage_at_its_end(postgres_port):
+    for make in (open_pool, make_engine):
+        with quietly(), pytest.raises(cwg.SocketLeakError, match=SYNC[make][0]):
+            with cwg.no_leaks(grace=0.05):
+                make(postgres_port)
+
+
+SUITE = """
+import psycopg_pool
+import sqlalchemy
+
+def test_that_leaves_a_pool():
+    psycopg_pool.ConnectionPool({dsn!r}, min_size=1, open=False).open(wait=True)
+
+def test_between():
+    pass
+
+def test_that_leaves_an_engine():
+    with sqlalchemy.create_engine({url!r}).connect() as connection:
+        connection.exec_driver_sql("select 1")
+
+def test_after():
+    pass
+"""
+
+
+def test_pytest_fails_the_test_that_leaves_a_pool_or_an_engine(suite, postgres_port):
+    url = f"postgresql+psycopg://postgres@127.0.0.1:{postgres_port}/postgres"
+    text = SUITE.format(dsn=dsn(postgres_port), url=url)
+    result = suite.fail(text, "-p", "no:randomly", "-v", apart=True)
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*::test_that_leaves_a_pool ERROR*",
+            "*::test_between PASSED*",
+            "*::test_that_leaves_an_engine ERROR*",
+            "*::test_after PASSED*",
+        ]
+    )
