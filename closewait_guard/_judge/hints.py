@@ -149,7 +149,7 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.UNCLOSED,
-        "call its close() in a `finally` block, or use it in a `with` block",
+        "close it in a `finally` block, or use it in a `with` block (`async with`)",
     ),
     Hint(
         Verdict.CHECKED_OUT,

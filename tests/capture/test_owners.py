@@ -477,7 +477,7 @@ def test_a_class_of_the_program_is_tracked_until_the_guard_is_uninstalled():
         assert found.observation.owner.name == f"{__name__}.Session"
         assert found.observation.owner.sockets == 1
         assert found.observation.record.site.source == "session = Session(ours)"
-        assert "close()" in found.hint
+        assert "in a `finally` block" in found.hint
         Session().close()
         Session()
         text = cwg.render_text(guard.scan())
@@ -492,7 +492,9 @@ def test_the_close_of_a_class_may_have_any_name(guard):
     asyncio.run(AsyncSession().aclose())
     assert guard.scan().findings == ()
     AsyncSession().close()
-    assert [found.verdict for found in guard.scan().findings] == [Verdict.UNCLOSED]
+    (found,) = guard.scan().findings
+    assert found.verdict is Verdict.UNCLOSED
+    assert "close()" not in found.hint
 
 
 class Rigid:

@@ -387,4 +387,4 @@ def test_an_owner_of_sockets_is_named_in_messages_and_has_no_age(caplog):
     (message,) = [each for each in caplog.messages if "unclosed" in each]
     name = f"{__name__}.{Client.__qualname__}"
     assert message.startswith(f"1 {name} unclosed, opened at {__file__}:")
-    assert f" to {peer}: call its close() in a `finally` block" in message
+    assert f" to {peer}: close it in a `finally` block" in message
