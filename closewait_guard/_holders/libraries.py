@@ -23,8 +23,16 @@ from closewait_guard._cpython import (
 from closewait_guard._format import pluralize
 from closewait_guard._holders.references import find_unused, reachable_instances
 from closewait_guard._holders.roots import Roots
-from closewait_guard._inspect import HandleClasses, descriptor_of, handle_classes
-from closewait_guard._libraries import CheckoutKind, Library, PoolKind, PoolUse, nothing
+from closewait_guard._libraries import (
+    CheckoutKind,
+    HandleClasses,
+    Library,
+    PoolKind,
+    PoolUse,
+    descriptor_of,
+    handle_classes,
+    nothing,
+)
 from closewait_guard._live import (
     field,
     find_classes,

@@ -30,13 +30,7 @@ if TYPE_CHECKING:
         descriptors_of_process,
     )
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
-    from closewait_guard._inspect.owners import (
-        CheckoutScanner,
-        HandleClasses,
-        OwnerScanner,
-        descriptor_of,
-        handle_classes,
-    )
+    from closewait_guard._inspect.owners import CheckoutScanner, OwnerScanner
     from closewait_guard._inspect.records import (
         count_as_own,
         count_by_site,
@@ -52,14 +46,11 @@ else:
         "CheckoutScanner": "owners",
         "DescriptorCounter": "descriptors",
         "DescriptorsOfBlock": "descriptors",
-        "HandleClasses": "owners",
         "OwnerScanner": "owners",
         "SocketScanner": "scanner",
         "attributed_libraries": "native",
         "attributed_module": "native",
-        "descriptor_of": "owners",
         "descriptors_of_process": "descriptors",
-        "handle_classes": "owners",
     }
 
     # Of recorded sockets: what looks at other processes records none, and loads nothing of it.
@@ -75,7 +66,6 @@ __all__ = [
     "DescriptorCounter",
     "DescriptorsOfBlock",
     "Endpoint",
-    "HandleClasses",
     "OwnerScanner",
     "Probe",
     "ProbeResult",
@@ -87,9 +77,7 @@ __all__ = [
     "attributed_module",
     "count_as_own",
     "count_by_site",
-    "descriptor_of",
     "descriptors_of_process",
-    "handle_classes",
     "has_moved_no_data",
     "has_sent",
     "is_ours",

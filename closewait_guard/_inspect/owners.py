@@ -5,17 +5,14 @@ Owners are sessions, clients and event loops: what is meant to be closed and has
 
 from __future__ import annotations
 
-import _socket
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from closewait_guard import _libraries
 from closewait_guard._capture import (
     SOCK,
-    SOCKET,
     EndedOwner,
     OpenCheckout,
     OpenOwner,
@@ -24,7 +21,7 @@ from closewait_guard._capture import (
     Registry,
 )
 from closewait_guard._clock import wall
-from closewait_guard._cpython import LOOP_CLOSED, LOOP_OF, threads
+from closewait_guard._cpython import LOOP_CLOSED, threads
 from closewait_guard._format import pluralize
 from closewait_guard._inspect.observation import ScanResult, SeenOwner, make_observation
 from closewait_guard._inspect.probe import (
@@ -37,16 +34,12 @@ from closewait_guard._inspect.probe import (
     peer_of,
 )
 from closewait_guard._inspect.records import group_by_line, record_of
-from closewait_guard._libraries import HandleKind, OwnerKind
+from closewait_guard._libraries import HandleClasses, OwnerKind, descriptor_of, handle_classes
 from closewait_guard._live import (
-    derives_from,
     field,
     find_classes,
     instances_of,
-    is_a,
     is_too_large,
-    kinds_of,
-    layers_of,
     plain_of,
 )
 from closewait_guard.model import (
@@ -64,15 +57,9 @@ from closewait_guard.settings import Settings
 
 __all__ = [
     "CheckoutScanner",
-    "HandleClasses",
     "OwnerScanner",
-    "descriptor_of",
-    "handle_classes",
 ]
 
-
-# By the identity of a class, which a class with an odd metaclass has too.
-HandleClasses = Mapping[int, tuple[type, HandleKind]]
 
 # Besides one for each thread and each task.
 _FEW = 4
@@ -414,37 +401,3 @@ def _peer_at(fd: int) -> str | None:
     with suppress(OSError), duplicate_fd(fd) as sock:
         return peer_of(sock)
     return None
-
-
-def handle_classes(*, with_inner: bool = False) -> HandleClasses:
-    """The classes of handles that are loaded, with what is known of them."""
-    kinds = [kind for library in _libraries.LIBRARIES for kind in library.handles]
-    if with_inner:
-        kinds += [kind for library in _libraries.LIBRARIES for kind in library.inner]
-    loaded = find_classes(name for kind in kinds for name in kind.classes)
-    return {
-        id(cls): (cls, kind)
-        for kind in reversed(kinds)
-        for name in kind.classes
-        if name in loaded
-        for cls in kinds_of(loaded[name])
-        if not derives_from(cls, [SOCKET])
-    }
-
-
-def descriptor_of(thing: Any, handles: HandleClasses) -> tuple[int | None, Any]:
-    """That of a socket, or of the socket beneath a connection, and the event loop it is used by.
-
-    Each is None where there is none.
-    """
-    if type(thing) is int:
-        return thing, None
-    loop = None
-    for inner in layers_of(thing):
-        if is_a(inner, _socket.socket):
-            return _socket.socket.fileno(inner), loop
-        loop = field(inner, LOOP_OF, loop)
-        handle = handles.get(id(type(inner)))
-        for fd in handle[1].descriptors(inner) if handle is not None else ():
-            return fd, loop
-    return None, loop

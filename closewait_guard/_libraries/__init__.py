@@ -18,6 +18,7 @@ from closewait_guard._libraries.classes import (
 
 if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
+    from closewait_guard._libraries.handles import HandleClasses, descriptor_of, handle_classes
     from closewait_guard._libraries.kinds import (
         RESPONSES,
         CheckoutKind,
@@ -49,6 +50,7 @@ __all__ = [
     "SOCKET_CONSTRUCTORS",
     "CheckoutKind",
     "DeclaredKinds",
+    "HandleClasses",
     "HandleKind",
     "HolderHint",
     "Library",
@@ -58,7 +60,9 @@ __all__ = [
     "PoolKind",
     "PoolUse",
     "connections_of",
+    "descriptor_of",
     "for_each_call",
+    "handle_classes",
     "kind_of_owner",
     "kind_of_pool",
     "made_by",
@@ -69,10 +73,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "HandleClasses": "handles",
     "LIBRARIES": "all",
     "LOOP_WAKER": "stdlib",
     "Packages": "packages",
     "RUNNING_CALL": "stdlib",
+    "descriptor_of": "handles",
+    "handle_classes": "handles",
     "packages_of": "packages",
 }
 
