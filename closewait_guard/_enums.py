@@ -101,6 +101,7 @@ class Evidence(Word):
     COLLECTED = "collected"
     INODE = "inode"
     OWNER = "owner"
+    OPEN_OWNER = "open_owner"
 
 
 class DescriptorKind(Word):

@@ -184,7 +184,7 @@ class Pipeline:
 
     def has_unrecorded(self, mark: int) -> bool:
         """Whether an open owner that was made after a mark has what is no socket object."""
-        return bool(self._registry.owners and self._registry.owners.has_unrecorded(mark))
+        return bool(self._registry.owners and self._registry.owners.unrecorded(mark))
 
     def _copies_after(self, mark: int) -> tuple[Finding, ...]:
         dropped = {each.creation[SERIAL] for each in self._registry.dropped()}

@@ -59,10 +59,10 @@ class OpenOwner(NamedTuple):
     creation: CreationTuple
     kind: OwnerKind
 
-    def has_unrecorded(self, owner: object) -> bool:
-        """Whether it has what is no socket object: sockets of C code, pipes."""
-        native = any(sock is None for _, sock in connections_of(owner, self.kind))
-        return native or any(self.kind.descriptors(owner))
+    def has_unrecorded(self, owner: object, *, native: bool) -> bool:
+        """Whether it has what is no socket object: sockets of C code; also pipes, unless native."""
+        has_native = any(sock is None for _, sock in connections_of(owner, self.kind))
+        return has_native or (not native and any(self.kind.descriptors(owner)))
 
 
 class OwnedSocket(NamedTuple):
@@ -265,20 +265,22 @@ class OwnerTable(OwnerEvents):
 
     def has_left_any(self, since: int) -> bool:
         """Whether an owner has ended unclosed, or may have; or a connection taken since is out."""
-        return bool(self.ended) or self.checkouts.has_any_out(since) or self.has_unrecorded(since)
+        is_any = bool(self.ended) or self.checkouts.has_any_out(since)
+        return is_any or bool(self.unrecorded(since))
 
-    def has_unrecorded(self, since: int) -> bool:
-        """Whether an open owner that was made after a mark has what is no socket object."""
-        is_any = any(serial > since for serial, _ in self._made.copy().values())
-        return any(
-            entry.creation[SERIAL] > since and _answer(entry.has_unrecorded, owner, otherwise=False)
-            for owner, entry in (self.open_owners() if is_any else ())
-        )
+    def unrecorded(self, mark: float, *, native: bool = False) -> list[tuple[object, OpenOwner]]:
+        """The open ones that were made after a mark and have what is no socket object."""
+        if not any(serial > mark for serial, _ in self._made.copy().values()):
+            return []
+        made = [each for each in self.open_owners() if each[1].creation[SERIAL] > mark]
+        ask = functools.partial(OpenOwner.has_unrecorded, native=native)
+        return [each for each in made if _answer(functools.partial(ask, each[1]), each[0], None)]
 
-    def creations_left(self) -> list[CreationTuple]:
-        """Of the owners that have ended unclosed, and the connections that are out of a pool."""
-        ended = [each.creation for each in self.ended.copy()]
-        return ended + [each.creation for each in self.checkouts.open_checkouts()]
+    def creations_left(self, since: float) -> list[CreationTuple]:
+        """Of those that ended unclosed or have sockets of C code, and of what is out of a pool."""
+        left = [each.creation for each in self.ended.copy()]
+        left += [each.creation for each in self.checkouts.open_checkouts()]
+        return left + [each.creation for _, each in self.unrecorded(since, native=True)]
 
     def _entries(self) -> Iterator[tuple[int, OpenOwner]]:
         made = self._made.copy()

@@ -432,7 +432,7 @@ def open_creations(registry: Registry, since: float) -> list[Creation]:
     still_open = registry.open_sockets(thorough=True).creations.values()
     dropped = [each.creation for each in registry.dropped()]
     if registry.owners is not None:
-        dropped += registry.owners.creations_left()
+        dropped += registry.owners.creations_left(since)
     found = [
         Creation._make(creation) for creation in (*still_open, *dropped) if creation[SERIAL] > since
     ]

@@ -197,7 +197,9 @@ class Pools:
         targets: dict[int, _Target] = {}
         pools: Counter[_Target] = Counter()
         users: dict[_Target, set[_User]] = defaultdict(set)
-        handles = handle_classes(with_inner=True) if self._pools and by_fd else {}
+        handles = (
+            handle_classes(_libraries.LIBRARIES, with_inner=True) if self._pools and by_fd else {}
+        )
         # Several may have one name.
         alive = Counter(text_of(field(each, THREAD_NAME)) for each in threads.copy().values())
         for ref, library, kind in self._pools:
@@ -291,7 +293,7 @@ class PoolCounter:
         pools = {id(each.pool): each.pool for each in checkouts}
         pools |= {key: pool for key, ref in self._pools.items() if (pool := ref()) is not None}
         kinds = {id(each.pool): each.kind for each in checkouts}
-        handles = handle_classes(with_inner=True) if pools else {}
+        handles = handle_classes(_libraries.LIBRARIES, with_inner=True) if pools else {}
         for key, pool in pools.items():
             # One may be in the middle of something: it is counted the next time.
             with contextlib.suppress(Exception):
@@ -369,7 +371,7 @@ def all_instances(classes: dict[int, type]) -> Iterable[object]:
 def idle_pools(observations: Iterable[Observation]) -> dict[int, tuple[set[int], PoolKind]]:
     """By the identity of each pool: the serials of the sockets that wait in it, and its kind."""
     by_fd = {seen.fd: seen.record.serial for seen in observations}
-    classes, handles = _pool_classes(), handle_classes(with_inner=True)
+    classes, handles = _pool_classes(), handle_classes(_libraries.LIBRARIES, with_inner=True)
     found: dict[int, tuple[set[int], PoolKind]] = {}
     for pool in instances_of([cls for cls, *_ in classes.values()]) if by_fd else ():
         _, library, kind = classes[id(type(pool))]
@@ -388,7 +390,7 @@ def owners_of_descriptors(
         fds: The descriptors.
         find: The objects of some classes, which are given by their identity.
     """
-    classes = handle_classes()
+    classes = handle_classes(_libraries.LIBRARIES)
     found: dict[int, Any] = {}
     for owner in find({key: cls for key, (cls, _) in classes.items()}) if fds and classes else ():
         # It may be closed, or busy with something that does not allow to be asked.

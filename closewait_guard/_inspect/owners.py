@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
+from closewait_guard import _libraries
 from closewait_guard._capture import (
     SOCK,
     EndedOwner,
@@ -90,7 +91,8 @@ class OwnerScanner:
             seen: What was seen of the sockets.
             opened_after: A mark; of an owner that is older, the sockets stand for themselves.
             may_stay_open: Whether sockets may: at the end of a block those of owners that are
-                there still are reported by themselves.
+                there still are reported by themselves, except those of C code, which have no
+                record: their owner stands for them.
         """
         table, self.notes = self._registry.owners, self._registry.declared.failed
         if table is None:
@@ -107,6 +109,8 @@ class OwnerScanner:
         if may_stay_open:
             owners = table.open_owners()
             found += [*self._unusable(table, owners), *self._surplus(table, owners, seen)]
+        elif opened_after is not None:
+            found += self._native(table, opened_after)
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after]
         )
@@ -125,6 +129,17 @@ class OwnerScanner:
                 if field(entry.kind.loop(owner), LOOP_CLOSED) is True:
                     found = self._describe_open(table, owner, entry)
                     yield from [found] if found.has_any else ()
+
+    def _native(self, table: OwnerTable, opened_after: int) -> Iterator[SeenOwner]:
+        """Those that a block has made and that have sockets of C code."""
+        for owner, entry in table.unrecorded(opened_after, native=True):
+            # One may be in the middle of something.
+            with suppress(Exception):
+                found = table.sockets_of(owner, entry.kind)
+                if sockets := [each for each in found if each.serial is None]:
+                    seen = self._describe(entry, sockets, {}, Evidence.OPEN_OWNER)
+                    # By which the pool is found that it waits in.
+                    yield seen._replace(observation=replace(seen.observation, fd=sockets[0].fd))
 
     def _surplus(
         self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
@@ -290,7 +305,7 @@ class CheckoutScanner:
         if opened_after is None and not seen.suspects:
             # Of a pool of which nothing is to be said, no connection is looked at.
             groups = [group for group in groups if self._is_of_interest(group)]
-        handles = handle_classes(with_inner=True) if groups else {}
+        handles = handle_classes(_libraries.LIBRARIES, with_inner=True) if groups else {}
         out = [found for group in groups for found in self._describe(group, handles)]
         seen = seen._replace(suspects=tuple(_taken_from(out, seen.suspects)))
         found = {

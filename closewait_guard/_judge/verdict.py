@@ -233,6 +233,8 @@ def _make_finding(
 
 def verdict_of(observation: Observation, settings: Settings) -> Verdict:
     """The verdict on one socket, or on an owner that should have been closed."""
+    if observation.owner is not None and observation.evidence is Evidence.OPEN_OWNER:
+        return Verdict.OPEN
     if observation.owner is not None:
         return Verdict.SURPLUS if observation.owner.is_surplus else Verdict.UNCLOSED
     if observation.evidence in _BY_EVIDENCE:

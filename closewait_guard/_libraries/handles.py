@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import _socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from closewait_guard._cpython import LOOP_OF
-from closewait_guard._libraries.all import LIBRARIES
-from closewait_guard._libraries.kinds import HandleKind
+from closewait_guard._libraries.kinds import HandleKind, Library
 from closewait_guard._live import (
     derives_from,
     field,
@@ -29,11 +28,11 @@ __all__ = [
 HandleClasses = Mapping[int, tuple[type, HandleKind]]
 
 
-def handle_classes(*, with_inner: bool = False) -> HandleClasses:
-    """The classes of handles that are loaded, with what is known of them."""
-    kinds = [kind for library in LIBRARIES for kind in library.handles]
+def handle_classes(libraries: Sequence[Library], *, with_inner: bool = False) -> HandleClasses:
+    """The classes of handles of some libraries that are loaded, with what is known of them."""
+    kinds = [kind for library in libraries for kind in library.handles]
     if with_inner:
-        kinds += [kind for library in LIBRARIES for kind in library.inner]
+        kinds += [kind for library in libraries for kind in library.inner]
     loaded = find_classes(name for kind in kinds for name in kind.classes)
     return {
         id(cls): (cls, kind)

@@ -68,6 +68,7 @@ _END_OF_OWNER = {
     Evidence.FINALIZED: "its last reference went away without its close",
     Evidence.COLLECTED: "collected without its close, in a reference cycle",
     Evidence.OWNER: "out of use, and not closed",
+    Evidence.OPEN_OWNER: "open, and not closed",
 }
 _ENDS = {
     Connection.NEVER_CONNECTED: "never connected",

@@ -214,8 +214,9 @@ class UnraisablesOfOthers(AbstractContextManager[None]):
         return is_due_to_owner and owner is not self._booked_on
 
 
-def _number_of(sock: _socket.socket | None) -> int:
-    return -1 if sock is None else _socket.socket.fileno(sock)
+def _number_of(sock: object) -> int:
+    # An owner, whose sockets C code has opened, has none.
+    return _socket.socket.fileno(sock) if isinstance(sock, _socket.socket) else -1
 
 
 def _number_in(message: str | None) -> int | None:

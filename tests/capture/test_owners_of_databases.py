@@ -326,6 +326,26 @@ def test_a_block_fails_for_what_is_garbage_at_its_end(postgres_port):
                 make(postgres_port)
 
 
+@pytest.mark.parametrize("make", SYNC, ids=lambda function: function.__name__)
+def test_a_block_fails_for_what_it_keeps_open_and_names_its_line(postgres_port, make):
+    name, close = SYNC[make][:2]
+    with pytest.raises(cwg.SocketLeakError) as failed:
+        with cwg.no_leaks(grace=0.05):
+            kept = make(postgres_port)
+    [found] = failed.value.report.findings
+    assert (found.verdict, found.code) == (Verdict.OPEN, "CWG706")
+    assert found.observation.owner.name == name
+    assert make.__name__.startswith(found.observation.record.site.function)
+    assert "kept" in found.holders[0]
+    getattr(kept, close)()
+    # Healthy connections may stay open, and what is closed is none.
+    with cwg.no_leaks(grace=0.05, allow_open=True):
+        kept = make(postgres_port)
+    with cwg.no_leaks(grace=0.05):
+        getattr(kept, close)()
+        getattr(make(postgres_port), close)()
+
+
 SUITE = """
 import psycopg_pool
 import sqlalchemy
@@ -342,19 +362,29 @@ def test_that_leaves_an_engine():
 
 def test_after():
     pass
+
+def test_that_keeps_an_engine():
+    test_that_keeps_an_engine.kept = sqlalchemy.create_engine({url!r})
+    with test_that_keeps_an_engine.kept.connect() as connection:
+        connection.exec_driver_sql("select 1")
+
+def test_last():
+    pass
 """
 
 
-def test_pytest_fails_the_test_that_leaves_a_pool_or_an_engine(suite, postgres_port):
+def test_pytest_fails_the_test_that_leaves_or_keeps_a_pool_or_an_engine(suite, postgres_port):
     url = f"postgresql+psycopg://postgres@127.0.0.1:{postgres_port}/postgres"
     text = SUITE.format(dsn=dsn(postgres_port), url=url)
     result = suite.fail(text, "-p", "no:randomly", "-v", apart=True)
-    result.assert_outcomes(passed=4, errors=2)
+    result.assert_outcomes(passed=6, errors=3)
     result.stdout.fnmatch_lines(
         [
             "*::test_that_leaves_a_pool ERROR*",
             "*::test_between PASSED*",
             "*::test_that_leaves_an_engine ERROR*",
             "*::test_after PASSED*",
+            "*::test_that_keeps_an_engine ERROR*",
+            "*::test_last PASSED*",
         ]
     )
