@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 import closewait_guard as cwg
 from closewait_guard._cpython import native_handler
+from closewait_guard._signal import check_at_end
 from command_line import COMMAND, environment
 from findings import reports_in
 
@@ -421,3 +424,18 @@ def test_os_exit_in_an_exit_function_reports(ended):
     told = ended("import atexit\natexit.register(os._exit, 3)\nkept = leak()", run=True, code=3)
     assert "\n1 leaked socket from 1 place." in told
     assert "unknown" not in told
+
+
+def test_what_ended_long_ago_has_leaked_though_a_thread_closes_it_at_the_end():
+    with cwg.Guard() as guard, socket.create_server(("127.0.0.1", 0)) as server:
+        pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in "12"]
+        pairs[0][1].close()
+        time.sleep(0.6)
+        pairs[1][1].close()
+        numbers = [ours.fileno() for ours, _ in pairs]
+        closer = threading.Timer(0.1, lambda: [ours.close() for ours, _ in pairs])
+        closer.start()
+        report = check_at_end(lambda: guard.check(0))
+        closer.join()
+    leaks = {leak.observation.fd for leak in report.leaks}
+    assert leaks & set(numbers) == {numbers[0]}

@@ -24,7 +24,13 @@ from closewait_guard._format import escape_control
 from closewait_guard._guard import Guard
 from closewait_guard._preload.status import MAX_REPORT, ChildConfig, Line, prints_json
 from closewait_guard._render import render_report, to_dict, with_fewer_examples
-from closewait_guard._signal import EarlyLooks, SuddenEnd, before_sudden_end, delayed_sigterm
+from closewait_guard._signal import (
+    EarlyLooks,
+    SuddenEnd,
+    before_sudden_end,
+    check_at_end,
+    delayed_sigterm,
+)
 from closewait_guard._stream import layout_of, print_error, write_text
 from closewait_guard.model import Report, Reporter, Verdict
 from closewait_guard.settings import Settings
@@ -168,7 +174,7 @@ class _Ending:
         self._report(scan, is_exec=how.is_exec)
 
     def _check(self) -> Report:
-        return self._guard._pipeline.check(0, is_last=True)
+        return check_at_end(lambda: self._guard._pipeline.check(0, is_last=True))
 
     def _report(self, scan: Callable[[], Report], *, is_exec: bool = False) -> None:
         try:

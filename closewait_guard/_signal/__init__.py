@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from closewait_guard._signal.early_looks import EarlyLooks
+from closewait_guard._signal.early_looks import EarlyLooks, check_at_end
 from closewait_guard._signal.report import SignalReport, WakeupReader
 from closewait_guard._signal.sudden_end import (
     SuddenEnd,
@@ -17,6 +17,7 @@ __all__ = [
     "SuddenEnd",
     "WakeupReader",
     "before_sudden_end",
+    "check_at_end",
     "delayed_sigterm",
     "restore_default",
 ]

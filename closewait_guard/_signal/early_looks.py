@@ -3,7 +3,7 @@
 urllib3 closes its pools in a `weakref.finalize`, which runs before the last report; uvloop closes
 its transports with the loop, and asyncio has them closed by the collector. What only that has
 closed is a leak all the same, and so is what a report of a series has found. What an exit function
-of the program is about to close is none.
+of the program is about to close is none, nor is what a thread closes at that moment.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ import atexit
 import os
 import socket
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial, wraps
-from types import FunctionType, MethodType, ModuleType
+from types import FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
 
 from closewait_guard._capture import SocketEvents, patch
-from closewait_guard._clock import TimeLimit
+from closewait_guard._clock import TimeLimit, nap, now
 from closewait_guard._cpython import LOOP_TRANSPORTS, before_exit_functions, finalizers_at_exit
-from closewait_guard._live import Walk
-from closewait_guard.model import Finding, Report
+from closewait_guard._live import Walk, running_frames
+from closewait_guard._threads import get_ident
+from closewait_guard.model import Finding, Report, Verdict
 
 __all__ = [
     "EarlyLooks",
+    "check_at_end",
 ]
 
 
@@ -36,6 +39,11 @@ _MAX_SECONDS = 0.5
 # From an exit function to the functions that it calls, and so on.
 _MAX_CALLS = 3
 _LOOPS = (("asyncio", "BaseEventLoop"), ("uvloop", "Loop"))
+# For a thread that has yet to see that a peer has closed: less than what pools and servers wait
+# for a worker to end by itself.
+_SECONDS_TO_SEE = 0.5
+_FIRST_WAIT, _LONGEST_WAIT = 0.002, 0.05
+_PACKAGE = __file__.removesuffix("_signal/early_looks.py")
 
 
 class _Guard(Protocol):
@@ -126,7 +134,7 @@ class EarlyLooks:
 
     def before_finalizers(self) -> None:
         """Look at what finalizers may close, and no function of the program after them."""
-        report = self._guard.check(0)
+        report = check_at_end(lambda: self._guard.check(0))
         leaks = _still_open(report)
         if leaks:
             reached = _descriptors_reached_from(_hooks.functions_after_finalizers() or ())
@@ -313,6 +321,54 @@ class _ExitFunctions:
             self._registered[:] = [entry for entry in self._registered if entry[0] != func]
 
         return unregister
+
+
+def check_at_end(check: Callable[[], Report]) -> Report:
+    """The report of a check as the program ends, while its other threads do not know of that.
+
+    They get a moment to close what has only just ended; what they leave open has leaked.
+
+    Args:
+        check: Makes the report, without a grace time. Called again until nothing is waited for.
+    """
+    report = check()
+    just_ended = _just_ended(report)
+    if not just_ended or not _has_other_threads():
+        return report
+    end, wait, left = now() + _SECONDS_TO_SEE, _FIRST_WAIT, just_ended
+    while left and now() < end:
+        nap(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)
+        left = just_ended & _serials(check().leaks)
+    closed = just_ended - left
+    findings = [each for each in report.findings if each.observation.record.serial not in closed]
+    return replace(report, findings=tuple(findings))
+
+
+def _just_ended(report: Report) -> set[int]:
+    return _serials(
+        leak
+        for leak in report.leaks
+        if leak.verdict in (Verdict.LEAKED, Verdict.DEAD)
+        and leak.observation.ended_for < _SECONDS_TO_SEE
+    )
+
+
+def _has_other_threads() -> bool:
+    """Whether a thread of the program runs besides the one that ends it, the main thread."""
+    ending = get_ident(), threading.main_thread().ident
+    frames = [frame for ident, frame in running_frames().items() if ident not in ending]
+    return any(not _outermost_file(frame).startswith(_PACKAGE) for frame in frames)
+
+
+def _outermost_file(frame: FrameType | None) -> str:
+    """Where the code is that a thread has been started with."""
+    found = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        found = found if file == threading.__file__ else file
+        frame = frame.f_back
+    return found
 
 
 def _is_ours(function: object) -> bool:

@@ -344,6 +344,31 @@ def test_a_command_that_is_no_python_is_not_held_against_the_program(run):
     run("pass", code=0, prefix=("sh", "-c", '"$@"; exit 0', "sh", sys.executable))
 
 
+# A thread sees after a while that its peer has closed, just as the program ends.
+READS_IN_A_THREAD = """
+import threading, weakref
+
+def read(sock):
+    sock.recv(1)
+    time.sleep(seconds)
+    sock.close()
+
+ours, theirs = socket.socketpair()
+threading.Thread(target=read, args=(ours,), daemon=True).start()
+ends_with_finalizers = weakref.finalize(ours, print)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "os._exit(0)"])
+def test_what_a_thread_is_about_to_close_as_the_program_ends_has_not_leaked(run, end):
+    run(f"seconds = 0.1{READS_IN_A_THREAD}theirs.close(); {end}", code=0)
+
+
+@pytest.mark.parametrize("end", ["", "os._exit(0)"])
+def test_what_a_thread_keeps_open_until_the_program_ends_has_leaked(run, end):
+    run(f"seconds = 60{READS_IN_A_THREAD}theirs.close(); {end}", code=LEAKED)
+
+
 def test_a_failure_of_the_program_comes_first(run):
     assert "without a last report" in run(f"leak(); {NATIVE}._exit(3)", code=3).stderr
     assert run("sys.exit(4)", code=4).stderr == ""
