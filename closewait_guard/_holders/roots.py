@@ -24,7 +24,6 @@ from closewait_guard._cpython import (
     NSIG,
     TASK_COROUTINE,
     TASK_NAME,
-    TASK_STATE,
     THREAD_NAME,
     getsignal,
     threads,
@@ -45,6 +44,7 @@ from closewait_guard._live import (
     field,
     find_classes,
     is_a,
+    is_finished,
     loaded_modules,
     module_dict,
     module_name,
@@ -211,18 +211,13 @@ def modules_of(kind: FrameKind) -> dict[str, dict[str, Any]]:
     }
 
 
-_DONE = ("CANCELLED", "FINISHED")
-
-
 def _asyncio_task(task: Any, cls: type) -> Root | None:
+    if is_finished(task, cls):
+        return None
     if cls.__module__ == "_asyncio":
-        is_done = call_native(task, cls, "done")
         name, coroutine = call_native(task, cls, "get_name"), call_native(task, cls, "get_coro")
     else:
-        is_done = text_of(field(task, TASK_STATE)) in _DONE
         name, coroutine = field(task, TASK_NAME), field(task, TASK_COROUTINE)
-    if is_done:
-        return None
     return Root(OWN, "", f"task {text_of(name)!r} {_describe_suspended(coroutine)}: {{}}")
 
 

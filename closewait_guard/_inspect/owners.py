@@ -39,9 +39,9 @@ from closewait_guard._libraries import HandleClasses, OwnerKind, descriptor_of, 
 from closewait_guard._live import (
     field,
     find_classes,
-    instances_of,
     is_too_large,
     plain_of,
+    unfinished_tasks,
 )
 from closewait_guard.model import (
     Checkout,
@@ -62,9 +62,8 @@ __all__ = [
 ]
 
 
-# Besides one for each thread and each task.
+# Besides one for each thread and each task that has not finished.
 _FEW = 4
-_TASKS = ("_asyncio:Task", "asyncio.tasks:_PyTask", "trio._core._run:Task", "greenlet:greenlet")
 _TOO_LARGE = "whether clients of one line are more than it needs: the program has too many objects"
 
 
@@ -160,7 +159,7 @@ class OwnerScanner:
         if many and is_too_large():
             self.notes += (_TOO_LARGE,)
         elif many:
-            needed = busy + _FEW + len(instances_of(find_classes(_TASKS).values()))
+            needed = busy + _FEW + unfinished_tasks()
             suspects = {each.fd for each in seen.suspects}
             for group in many:
                 yield from self._surplus_in(table, group, needed, suspects)

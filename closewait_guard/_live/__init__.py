@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from closewait_guard._live.frames import (
     hidden_by_interpreter,
+    is_finished,
     load_frame_copy,
     locals_of,
     locals_of_other_thread,
@@ -12,6 +13,7 @@ from closewait_guard._live.frames import (
     shows_other_threads,
     suspended_frames,
     suspension_of,
+    unfinished_tasks,
     unnamed_values_of,
     variable_of,
 )
@@ -77,6 +79,7 @@ __all__ = [
     "is_a",
     "is_any_of",
     "is_exactly",
+    "is_finished",
     "is_tls",
     "is_too_large",
     "items_of",
@@ -104,6 +107,7 @@ __all__ = [
     "text_of",
     "type_name",
     "type_qualname",
+    "unfinished_tasks",
     "unnamed_values_of",
     "value_at",
     "variable_of",

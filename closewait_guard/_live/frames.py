@@ -30,13 +30,29 @@ from itertools import compress
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, TypeAlias
 
-from closewait_guard._cpython import current_frame, current_frames, has_gil, interpreter_states
+from closewait_guard._cpython import (
+    TASK_STATE,
+    current_frame,
+    current_frames,
+    has_gil,
+    interpreter_states,
+)
 from closewait_guard._interruptions import refusals
-from closewait_guard._live.gc_objects import without_collection
-from closewait_guard._live.objects import is_exactly, module_name, type_qualname
+from closewait_guard._live.gc_objects import instances_of, without_collection
+from closewait_guard._live.objects import (
+    call_native,
+    field,
+    find_classes,
+    is_exactly,
+    module_name,
+    native_field,
+    text_of,
+    type_qualname,
+)
 
 __all__ = [
     "hidden_by_interpreter",
+    "is_finished",
     "load_frame_copy",
     "locals_of",
     "locals_of_other_thread",
@@ -45,6 +61,7 @@ __all__ = [
     "shows_other_threads",
     "suspended_frames",
     "suspension_of",
+    "unfinished_tasks",
     "unnamed_values_of",
     "variable_of",
 ]
@@ -187,6 +204,30 @@ def suspension_of(awaited: Any) -> tuple[FrameType | None, Any]:
             if is_exactly(inner, _SUSPENDABLE) or type_qualname(type(inner)) in _AWAITERS:
                 return suspension_of(inner)
     return None, None
+
+
+_TASKS = ("_asyncio:Task", "asyncio.tasks:_PyTask", "trio._core._run:Task", "greenlet:greenlet")
+_DONE = ("CANCELLED", "FINISHED")
+
+
+def unfinished_tasks() -> int:
+    """How many tasks and greenlets there are in the heap that have something left to run."""
+    found = instances_of(find_classes(_TASKS).values())
+    return sum(not is_finished(task, type(task)) for task in found)
+
+
+def is_finished(task: Any, cls: type) -> bool:
+    """Whether a task of asyncio or trio, or a greenlet, has nothing left to run.
+
+    Args:
+        task: The task or greenlet.
+        cls: Its class, or that of asyncio, trio or greenlet which its class derives from.
+    """
+    if call_native(task, cls, "done") or native_field(task, cls, "dead"):
+        return True
+    coroutine = native_field(task, cls, "coro")
+    has_returned = type(coroutine) is CoroutineType and coroutine.cr_frame is None
+    return has_returned or text_of(field(task, TASK_STATE)) in _DONE
 
 
 # What stands in C between an `await` and what runs for it.

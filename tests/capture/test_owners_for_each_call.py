@@ -122,6 +122,82 @@ def test_those_that_are_kept_are_more_than_are_needed_and_counted_once(guard, ad
     assert guard.scan().findings == ()
 
 
+async def make_tasks(cls, *, last):
+    """As many tasks of a class that have ended in one way, or wait."""
+
+    async def end():
+        if last == "fails":
+            raise ValueError
+        await asyncio.sleep(60 if last in ("waits", "is cancelled") else 0)
+
+    tasks = [cls(end(), loop=asyncio.get_running_loop()) for _ in range(1000)]
+    await asyncio.sleep(0.01)
+    for task in tasks if last == "is cancelled" else ():
+        task.cancel()
+    if last != "waits":
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return tasks
+
+
+@pytest.mark.parametrize("cls", [asyncio.Task, asyncio.tasks._PyTask])
+@pytest.mark.parametrize("last", ["returns", "fails", "is cancelled", "waits"])
+def test_finished_tasks_of_asyncio_need_no_client(guard, url, cls, last):
+    async def main():
+        tasks = await make_tasks(cls, last=last)
+        kept = [get_by_session(url) for _ in range(MANY)]
+        found = owners_in(guard.scan())
+        for each in kept:
+            each.close()
+        for task in tasks:
+            task.cancel()
+        assert len(tasks) == 1000
+        assert len(found) == (0 if last == "waits" else MANY)
+
+    asyncio.run(main())
+
+
+def test_finished_greenlets_need_no_client(guard, url):
+    greenlet = pytest.importorskip("greenlet")
+
+    def switch_back():
+        greenlet.getcurrent().parent.switch()
+
+    greenlets = [greenlet.greenlet(switch_back) for _ in range(1000)]
+    for each in greenlets:
+        each.switch()
+    kept = [get_by_session(url) for _ in range(MANY)]
+    assert owners_in(guard.scan()) == []
+    for each in greenlets:
+        each.switch()
+    assert len(owners_in(guard.scan())) == MANY
+    for each in kept:
+        each.close()
+
+
+def test_finished_tasks_of_trio_need_no_client(guard, url):
+    trio = pytest.importorskip("trio")
+    tasks, found, released = [], [], trio.Event()
+
+    async def wait():
+        tasks.append(trio.lowlevel.current_task())
+        await released.wait()
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            for _ in range(1000):
+                nursery.start_soon(wait)
+            await trio.sleep(0.01)
+            found.append(owners_in(guard.scan()))
+            released.set()
+        found.append(owners_in(guard.scan()))
+
+    kept = [get_by_session(url) for _ in range(MANY)]
+    trio.run(main)
+    for each in kept:
+        each.close()
+    assert (len(tasks), [len(each) for each in found]) == (1000, [0, MANY])
+
+
 @each_client
 def test_few_and_those_that_are_collected_or_closed_are_not(guard, address, make):
     kept = [make(address) for _ in range(4)]
