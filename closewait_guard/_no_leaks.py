@@ -28,6 +28,7 @@ from closewait_guard.exceptions import ConfigurationError, SocketLeakError
 from closewait_guard.model import Descriptors, Finding, Report
 
 if TYPE_CHECKING:
+    from closewait_guard._capture import Registry
     from closewait_guard._pipeline import Pipeline, Totals
     from closewait_guard.settings import Settings
 
@@ -104,6 +105,8 @@ class _Guard(Protocol):
     def settings(self) -> Settings: ...
     @property
     def _pipeline(self) -> Pipeline: ...
+    @property
+    def _registry(self) -> Registry: ...
     def install(self) -> object: ...
     def uninstall(self) -> None: ...
     def mark(self) -> int: ...
@@ -239,6 +242,8 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             unseen = guard._pipeline.take_unseen(totals)
             if left is not None or unseen or self._refused(settling.findings):
                 # Now with the holders of what is still open.
+                if opened is not None and left is not None:
+                    left = opened.with_owners(left, guard._registry, mark)
                 redaction = Redaction(guard.settings.redact)
                 shown = redaction.apply(lambda mask: mask.descriptors(left), left)
                 self._raise_if_leaky(guard.check(mark), shown, unseen)
@@ -267,11 +272,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             what = "more sockets" if refused else "sockets"
             texts.append(f"Whether the block has left {what} open is unknown: {'; '.join(unseen)}.")
         if left is not None:
-            texts.append(
-                f"{pluralize(left.total, 'descriptor')} left open by the block: "
-                f"{list_kinds(left)}. Close them by `with`, or in a `finally` block; which line "
-                "opened them is not recorded."
-            )
+            texts.append(_describe_left(left))
         paragraphs = ["".join(f"{line}\n" for line in layout.wrap(each, "  ")) for each in texts]
         paragraphs += [render_report(shown, layout)] if refused else []
         raise SocketLeakError("\n".join(paragraphs), report, left)
@@ -283,6 +284,17 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
             # What could not be described is not known to be healthy.
             if not self._allow_open or each.verdict in FOLLOWED or not each.observation.is_described
         )
+
+
+def _describe_left(left: Descriptors) -> str:
+    """What a block has left open, and whether a line is known for all of it."""
+    owned = sum(number for owners in left.owners.values() for number in owners.values())
+    which = "the others" if owned else "them"
+    unknown = f"; which line opened {which} is not recorded" if owned < left.total else ""
+    return (
+        f"{pluralize(left.total, 'descriptor')} left open by the block: {list_kinds(left)}. "
+        f"Close them by `with`, or in a `finally` block{unknown}."
+    )
 
 
 def _as_left_open(finding: Finding) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -74,6 +75,68 @@ def test_an_event_loop_left_open_fails_by_its_sockets_and_what_it_waits_with():
     assert caught.value.descriptors.by_kind == {"epoll": 1}
     assert len(caught.value.report.findings) == 2
     assert "STILL OPEN" in str(caught.value)
+
+
+UNKNOWN = "which line opened {} is not recorded"
+
+
+def line_of(function):
+    return f"{__file__}:{function.__code__.co_firstlineno + 1}"
+
+
+def start_child():
+    return subprocess.Popen(["true"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def make_loop():
+    return asyncio.new_event_loop()
+
+
+def left_by(make):
+    """What is left open by a block that makes something, after something was made before it."""
+    before, kept = make(), []
+    try:
+        with pytest.raises(cwg.SocketLeakError) as caught:
+            with cwg.no_leaks(grace=0.05, descriptors=True):
+                kept.append(make())
+    finally:
+        for each in (before, *kept):
+            each.communicate() if isinstance(each, subprocess.Popen) else each.close()
+    return caught.value.descriptors, " ".join(str(caught.value).split())
+
+
+@linux_only
+@pytest.mark.parametrize("installed", [False, True])
+def test_what_has_the_pipes_and_epolls_is_named_with_its_line(installed):
+    with cwg.Guard() if installed else contextlib.nullcontext():
+        children, text = left_by(start_child)
+        loops, text_of_loops = left_by(make_loop)
+    child = f"1 subprocess.Popen opened at {line_of(start_child)}"
+    assert children.owners == {"pipe": {child: 2}}
+    loop = f"1 asyncio event loop opened at {line_of(make_loop)}"
+    assert loops.owners == {"epoll": {loop: 1}}
+    assert "by the block: 2 pipes (1 subprocess.Popen opened at" in text
+    assert "in a `finally` block." in text
+    assert "by the block: 1 epoll (1 asyncio event loop opened at" in text_of_loops
+
+
+@linux_only
+def test_what_was_made_before_the_block_is_not_named_and_others_have_no_line():
+    with cwg.Guard(), start_child():
+        error = refused(lambda: list(os.pipe()))
+        assert error.descriptors.owners == {}
+        assert UNKNOWN.format("them") in " ".join(str(error).split())
+        kept = []
+
+        def leave_both():
+            kept.append(start_child())
+            return list(os.pipe())
+
+        error = refused(leave_both)
+        kept.pop().communicate()
+    child = f"1 subprocess.Popen opened at {line_of(start_child)}"
+    assert error.descriptors.owners == {"pipe": {child: 2}}
+    assert UNKNOWN.format("the others") in " ".join(str(error).split())
 
 
 def test_without_being_asked_it_is_about_sockets_only():

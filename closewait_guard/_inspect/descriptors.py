@@ -101,15 +101,29 @@ class _Alike(NamedTuple):
         self.held.update(other.held)
 
 
-def _owners_by_kind(registry: Registry) -> dict[str, dict[str, int]]:
-    """By kind, what has most of the descriptors that are not sockets, and how many."""
+def _owners_by_kind(
+    registry: Registry, opened_after: int = 0, among: Container[int] | None = None
+) -> dict[str, dict[str, int]]:
+    """By kind, what has most of the descriptors that are not sockets, and how many.
+
+    Args:
+        registry: Knows what has them.
+        opened_after: A mark; what was made before it is passed over.
+        among: Of these numbers only; then all that has any.
+    """
     # From outside, nothing that records is loaded.
     from closewait_guard._capture import SERIAL, STACK, intern
 
     table, alike = registry.owners, dict[object, _Alike]()
     for owner, (creation, kind) in table.open_owners() if table is not None else ():
         with suppress(Exception):
-            held = Counter(each.value for each, _ in kind.descriptors(owner))
+            if creation[SERIAL] <= opened_after:
+                continue
+            held = Counter(
+                each.value for each, fd in kind.descriptors(owner) if among is None or fd in among
+            )
+            if among is not None and not held:
+                continue
             intern(creation[STACK])
             key = kind, *map(id, creation[STACK])
             group = alike.setdefault(key, _Alike(creation, kind, [], Counter()))
@@ -119,7 +133,7 @@ def _owners_by_kind(registry: Registry) -> dict[str, dict[str, int]]:
     by_line = _merge_by_line(alike.values(), registry.pid)
     for place, group in sorted(by_line, key=lambda each: -each[1].held.total()):
         for each, number in group.held.items():
-            if len(named := found.setdefault(each, {})) < _MAX_NAMES:
+            if len(named := found.setdefault(each, {})) < _MAX_NAMES or among is not None:
                 named[_name_of(group, place)] = number
     return found
 
@@ -253,6 +267,7 @@ class DescriptorsOfBlock:
     def __init__(self) -> None:
         self._before = {fd: _identity(status) for fd, status in _listed()}
         self._candidates: dict[int, Identity] | None = None
+        self._left = set[int]()
 
     def still_open(self, judged: Container[int], *, sockets: bool) -> Descriptors:
         """Those that were open when this was first asked, and have been each time since.
@@ -261,7 +276,7 @@ class DescriptorsOfBlock:
             judged: The numbers of the sockets on which there is a finding.
             sockets: Whether other sockets count, which native code has opened.
         """
-        tally, found = _Tally(), dict[int, Identity]()
+        tally, found, left = _Tally(), dict[int, Identity](), set[int]()
         for fd, status in _listed():
             identity = _identity(status)
             known = self._before if self._candidates is None else self._candidates
@@ -273,8 +288,19 @@ class DescriptorsOfBlock:
             is_accepted = not sockets and identity[2] == stat.S_IFSOCK
             if fd not in judged and not is_accepted and not _is_of_process(fd):
                 tally.add(fd, status, named=True)
-        self._candidates = found
+                left.add(fd)
+        self._candidates, self._left = found, left
         return tally.result(_link_of)
+
+    def with_owners(self, left: Descriptors, registry: Registry, mark: int) -> Descriptors:
+        """What was still open the last time, with all that the block has made and that has them.
+
+        Args:
+            left: What was still open.
+            registry: Knows what has most of them.
+            mark: What the block has made comes after it.
+        """
+        return replace(left, owners=_owners_by_kind(registry, mark, self._left))
 
 
 def _listed() -> Iterator[tuple[int, os.stat_result]]:
