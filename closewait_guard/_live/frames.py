@@ -38,7 +38,7 @@ from closewait_guard._cpython import (
     interpreter_states,
 )
 from closewait_guard._interruptions import refusals
-from closewait_guard._live.gc_objects import instances_of, without_collection
+from closewait_guard._live.gc_objects import instances_of, kinds_of, without_collection
 from closewait_guard._live.objects import (
     call_native,
     field,
@@ -212,8 +212,10 @@ _DONE = ("CANCELLED", "FINISHED")
 
 def unfinished_tasks() -> int:
     """How many tasks and greenlets there are in the heap that have something left to run."""
-    found = instances_of(find_classes(_TASKS).values())
-    return sum(not is_finished(task, type(task)) for task in found)
+    kinds = [(cls, kind) for cls in find_classes(_TASKS).values() for kind in kinds_of(cls)]
+    classes = {id(kind): cls for cls, kind in kinds}
+    found = instances_of([kind for _, kind in kinds])
+    return sum(not is_finished(task, classes.get(id(type(task)), type(task))) for task in found)
 
 
 def is_finished(task: Any, cls: type) -> bool:
@@ -221,7 +223,7 @@ def is_finished(task: Any, cls: type) -> bool:
 
     Args:
         task: The task or greenlet.
-        cls: Its class, or that of asyncio, trio or greenlet which its class derives from.
+        cls: The class of asyncio, trio or greenlet that it has, or that its own derives from.
     """
     if call_native(task, cls, "done") or native_field(task, cls, "dead"):
         return True

@@ -156,13 +156,37 @@ def test_finished_tasks_of_asyncio_need_no_client(guard, url, cls, last):
     asyncio.run(main())
 
 
-def test_finished_greenlets_need_no_client(guard, url):
+class OwnTask(asyncio.Task):
+    """As a task factory of the program makes them."""
+
+    def done(self):
+        raise AssertionError("code of the program is run")
+
+
+def test_tasks_of_a_class_of_the_program_may_need_a_client_each(guard, url):
+    async def main():
+        tasks = [OwnTask(asyncio.sleep(60), loop=asyncio.get_running_loop()) for _ in range(MANY)]
+        kept = [get_by_session(url) for _ in range(MANY)]
+        assert owners_in(guard.scan()) == []
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert len(owners_in(guard.scan())) == MANY
+        for each in kept:
+            each.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["greenlet", "of a class that derives from it, as in gevent"])
+def test_finished_greenlets_need_no_client(guard, url, name):
     greenlet = pytest.importorskip("greenlet")
+    cls = greenlet.greenlet if name == "greenlet" else type("Own", (greenlet.greenlet,), {})
 
     def switch_back():
         greenlet.getcurrent().parent.switch()
 
-    greenlets = [greenlet.greenlet(switch_back) for _ in range(1000)]
+    greenlets = [cls(switch_back) for _ in range(1000)]
     for each in greenlets:
         each.switch()
     kept = [get_by_session(url) for _ in range(MANY)]
