@@ -38,7 +38,6 @@ from closewait_guard._inspect.records import group_by_line, record_of
 from closewait_guard._libraries import HandleClasses, OwnerKind, descriptor_of, handle_classes
 from closewait_guard._live import (
     field,
-    find_classes,
     is_too_large,
     plain_of,
     unfinished_tasks,
