@@ -30,6 +30,7 @@ from closewait_guard._inspect import (
 )
 from closewait_guard._interruptions import refusals
 from closewait_guard._judge import judge, leave_to_calls, leave_to_pools, threshold_alerts
+from closewait_guard._libraries import SOCKET_CLASSES
 from closewait_guard._live import hidden_by_interpreter
 from closewait_guard._redact import Redaction
 from closewait_guard._render import native_note
@@ -436,7 +437,7 @@ def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator
         yield NOT_INSTALLED
     elif (module := patch.overriding_module()) is not None:
         yield f"what {module} hides, which has wrapped the socket class after us"
-    replacement = patch.replacement_class()
+    replacement = patch.replacement_class(() if is_installed else SOCKET_CLASSES)
     if replacement is not None:
         yield f"sockets of {replacement}, which has taken the place of socket.socket"
 

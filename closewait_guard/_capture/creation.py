@@ -9,7 +9,7 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import compress
 from operator import is_
 from types import FrameType
@@ -189,12 +189,18 @@ class Creation(NamedTuple):
     stack: CapturedStack
 
 
-def untracked_sockets(creations: dict[int, CreationTuple]) -> Iterator[tuple[int, socket.socket]]:
+def untracked_sockets(
+    creations: dict[int, CreationTuple], others: Iterable[type]
+) -> Iterator[tuple[int, socket.socket]]:
     """The open sockets whose creation is not known, by descriptor.
 
     The creation of the socket that had the descriptor before is removed.
+
+    Args:
+        creations: Those that are known.
+        others: Socket classes of libraries, which may not be patched.
     """
-    classes = [kind for cls in patch.patched_classes() for kind in kinds_of(cls)]
+    classes = [kind for cls in (*patch.patched_classes(), *others) for kind in kinds_of(cls)]
     for reference in weak_instances_of(classes):
         fd = _fd_of(reference)
         known = creations.get(fd)

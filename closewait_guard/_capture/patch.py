@@ -205,12 +205,16 @@ def overriding_module() -> str | None:
     return None
 
 
-def replacement_class() -> str | None:
-    """What the name `socket.socket` stands for now, if it is no longer the class that we watch."""
+def replacement_class(known: Iterable[str] = ()) -> str | None:
+    """What the name `socket.socket` stands for now, if it is no longer the class that we watch.
+
+    Args:
+        known: Classes, as `module:name`, whose sockets are found without a patch.
+    """
     if socket.socket is SOCKET:
         return None
     module = getattr(socket.socket, "__module__", None) or type(socket.socket).__module__
-    if module in _replacing_modules:
+    if module in _replacing_modules or module in {name.partition(":")[0] for name in known}:
         return None
     return f"{module}.{getattr(socket.socket, '__qualname__', 'socket')}"
 

@@ -367,7 +367,8 @@ class Registry:
     def adopt(self) -> None:
         """Take in every open socket object whose creation is not recorded here."""
         others = [each for each in list(_subscribed) if each is not self]
-        for fd, sock in untracked_sockets(self._creations):
+        classes = find_classes(SOCKET_CLASSES).values()
+        for fd, sock in untracked_sockets(self._creations, classes):
             creation = self._adopted_creation(sock)
             for other in others:
                 known = other._creations.get(fd)

@@ -411,6 +411,26 @@ def test_sockets_of_gevent_that_are_older_than_the_guard_are_adopted():
     )
 
 
+def test_sockets_of_gevent_are_found_without_a_guard_and_not_taken_for_those_of_an_extension():
+    run(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import socket
+        import closewait_guard as cwg
+        server = socket.create_server(("127.0.0.1", 0))
+        kept = socket.create_connection(server.getsockname())
+        server.accept()[0].close()
+        report = cwg.Guard(cwg.Settings(grace=0)).scan(full=True)
+        [leak] = report.leaks
+        assert leak.code == "CWG101", leak
+        assert {each.record.origin for each in report.observations} == {"adopted"}, report
+        assert report.coverage.native == 0
+        [note] = report.coverage.notes
+        assert "gevent" not in note
+        """
+    )
+
+
 def test_a_suspended_greenlet_is_reported_with_its_variable():
     run(
         """
