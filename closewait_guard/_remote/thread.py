@@ -19,7 +19,7 @@ from types import BuiltinFunctionType, FrameType
 from typing import Any, NamedTuple
 
 from closewait_guard._clock import nap, now, pause
-from closewait_guard._cpython import current_frame, truth_asker
+from closewait_guard._cpython import current_frame, threads, truth_asker
 from closewait_guard._threads import before_fork, get_ident, in_child, in_parent
 
 __all__ = [
@@ -140,7 +140,17 @@ class RepeatingThread:
                 _unfinished.discard(self)
             return seconds or 0.0
         finally:
+            if not self._makers.are_green:
+                _forget_dummy()
             self._in_step.release()
+
+
+def _forget_dummy() -> None:
+    """Remove this thread from the program's own: starting or joining another has added it."""
+    ident = _thread.get_ident()
+    # Python forgets it with the thread from 3.13 on only.
+    if type(threads.get(ident)).__name__ == "_DummyThread":
+        threads.pop(ident, None)
 
 
 class _Thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from threading import Event
 
@@ -50,6 +51,21 @@ def test_steps_go_on_after_a_fork_and_no_longer_when_it_was_stopped():
     count = len(steps)
     fork()
     assert len(steps) == count
+
+
+def test_a_step_that_starts_a_thread_is_not_counted_among_the_threads_of_the_program():
+    def step():
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+        done.set()
+        return 60.0
+
+    done, before = Event(), threading.enumerate()
+    repeating = RepeatingThread(step)
+    assert done.wait(DEADLINE)
+    eventually(lambda: threading.enumerate() == before)
+    repeating.stop(DEADLINE)
 
 
 def test_where_no_thread_can_be_started_after_a_fork_that_is_said(monkeypatch):
