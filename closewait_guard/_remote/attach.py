@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple, Self, TypeVar
 
+from closewait_guard._format import pluralize
 from closewait_guard._remote.injection import REMOTE_EXEC, choose_method, only_request
 from closewait_guard._remote.place import ask_control, has_control, is_python
 from closewait_guard._remote.request import NotYetError, Request, room_for_descriptors
@@ -87,7 +88,13 @@ def find_targets(pid: int, *, tree: bool) -> Found:
         RemoteError: There is none that may be asked.
     """
     if not tree:
-        return Found([inspect_target(pid)], [])
+        try:
+            return Found([inspect_target(pid)], [])
+        except NotPythonError as error:
+            if below := len(pythons_below(pid)):
+                found = pluralize(below, "Python process")
+                raise NotPythonError(f"{error}. Add --tree to ask the {found} below it") from None
+            raise
     targets, failures = list[Target](), list[str]()
     for each in (pid, *descendants_of(pid, _MAX_PROCESSES)):
         try:

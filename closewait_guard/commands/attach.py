@@ -112,10 +112,10 @@ def _ask(arguments: argparse.Namespace, settings: Settings) -> int:
     files = ReportFiles(arguments)
     found = find_targets(arguments.pid, tree=arguments.tree)
     asked = found.targets, arguments.method, arguments.timeout, _thresholds(settings)
+    before = pythons_below(arguments.pid)
     if arguments.watch is None:
         answers, failures = ask(*asked)
     else:
-        before = pythons_below(arguments.pid)
         announce = partial(_announce, arguments.watch)
         answers, failures = watch_processes(*asked, arguments.watch, announce)
         if arguments.tree and (later := pythons_below(arguments.pid) - before):
@@ -127,7 +127,8 @@ def _ask(arguments: argparse.Namespace, settings: Settings) -> int:
         return USAGE
     is_complete = not failures
     members = [LastReport(each.report) for each in answers]
-    _print_answers(answers, members, arguments, is_complete=is_complete)
+    left_out = 0 if arguments.tree else len(before & pythons_below(arguments.pid))
+    _print_answers(answers, members, arguments, is_complete=is_complete, left_out=left_out)
     files.write(parts_of([members], is_complete=is_complete), failures)
     if arguments.fail_on_leak:
         reports = [each.report for each in answers]
@@ -162,12 +163,15 @@ def _print_answers(
     arguments: argparse.Namespace,
     *,
     is_complete: bool,
+    left_out: int,
 ) -> None:
     from closewait_guard._format import pluralize
     from closewait_guard._render import render_family, to_dict
     from closewait_guard._stream import layout_of, write_if_possible
 
     asked = "".join(f"{_manner(each)}\n" for each in answers)
+    if left_out:
+        asked += f"Not asked: {pluralize(left_out, 'child process')} (add --tree).\n"
     if arguments.json:
         for each in answers:
             say(json.dumps(to_dict(each.report)))

@@ -273,6 +273,9 @@ while True:
             done = call("attach", program.pid, "--tree", code=0)
             assert "5 leaked sockets from" in done.stdout
             assert "Asked 2 Python processes." in done.stdout
+            assert "Not asked" not in done.stdout
+            done = call("attach", program.pid, code=0)
+            assert done.stdout.endswith("Not asked: 1 child process (add --tree).\n")
         finally:
             for child in attach.descendants_of(program.pid, 10):
                 os.kill(child, signal.SIGKILL)
@@ -281,7 +284,9 @@ while True:
 def test_what_cannot_be_attached_to_is_said_before_anything_is_touched(tmp_path):
     assert "no such process: 2000000000" in call("attach", 2000000000, code=2).stderr
     with subprocess.Popen(["sleep", "60"]) as program:
-        assert "(sleep) is not Python" in call("attach", program.pid, code=2).stderr
+        errors = call("attach", program.pid, code=2).stderr
+        assert "(sleep) is not Python" in errors
+        assert "--tree" not in errors
         program.kill()
     with running(SERVER) as program:
         os.kill(program.pid, signal.SIGSTOP)
@@ -291,6 +296,17 @@ def test_what_cannot_be_attached_to_is_said_before_anything_is_touched(tmp_path)
         assert int(thread) == program.pid
     with pytest.raises(RemoteError, match="is this command itself"):
         inspect_target(os.getpid())
+
+
+def test_below_what_is_not_python_the_option_that_finds_it_is_named():
+    command = f"exec 3<&0; {sys.executable} -c 'print(1, flush=True); input()' <&3; true"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["sh", "-c", command], stdin=pipe, stdout=pipe) as shell:
+        assert shell.stdout.readline() == b"1\n"
+        errors = call("attach", shell.pid, code=2).stderr
+        assert "(sh) is not Python" in errors
+        assert errors.endswith(". Add --tree to ask the 1 Python process below it\n")
+        shell.communicate(b"\n", timeout=DEADLINE)
 
 
 @as_root
