@@ -252,6 +252,8 @@ class _Visit:
                 return function(self)
             except OSError as error:
                 # It may have ended at any moment.
+                if isinstance(error, ProcessLookupError) or not self.is_running:
+                    raise RemoteError(f"{self._target.name} has ended meanwhile") from None
                 raise RemoteError(f"{self._target.name} cannot be asked: {error}") from None
             finally:
                 # What runs late must find nothing.

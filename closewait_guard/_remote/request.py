@@ -140,25 +140,39 @@ def room_for_descriptors(pid: int) -> Iterator[int | None]:
     """Let a process that has reached its limit of descriptors open a few more for this long.
 
     Yields what the limit is otherwise, where it was raised.
+
+    Raises:
+        RemoteError: It may not have even one more, without which it cannot answer.
     """
     # Not everywhere, where a sentence is to say so.
     import resource
 
+    kind = resource.RLIMIT_NOFILE
     soft = hard = resource.RLIM_INFINITY
     with suppress(PermissionError):
-        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    used = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    if soft == resource.RLIM_INFINITY or used + _DESCRIPTORS < soft:
+        soft, hard = resource.prlimit(pid, kind)
+    used = {int(each.name) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    if soft == resource.RLIM_INFINITY or len(used) + _DESCRIPTORS < soft:
         yield None
         return
-    raised = soft + _DESCRIPTORS
-    with suppress(OSError, ValueError):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (raised, max(raised, hard)))
+    limit, raised = soft, soft + _DESCRIPTORS
+    # Beyond the hard limit only who has CAP_SYS_RESOURCE may let it.
+    for wanted in (raised, max(raised, hard)), (hard, hard):
+        with suppress(OSError, ValueError):
+            resource.prlimit(pid, kind, wanted)
+            limit = wanted[0]
+            break
     try:
-        yield soft
+        if used.issuperset(range(limit)):
+            raise RemoteError(
+                f"process {pid} has reached its limit of {limit:,} descriptors, and needs one more "
+                f"to answer: raise it by `prlimit --pid {pid} --nofile={raised}` as root, outside "
+                "of the container if it is in one"
+            )
+        yield soft if limit > soft else None
     finally:
         with suppress(OSError, ValueError):
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            resource.prlimit(pid, kind, (soft, hard))
 
 
 @contextmanager

@@ -253,6 +253,37 @@ while True:
         assert resource.prlimit(program.pid, resource.RLIMIT_NOFILE) == before
 
 
+def limit_of(monkeypatch, soft, hard):
+    """A process whose limit is lower than what it has, and what is set when no right is there."""
+    import resource
+
+    changes = []
+
+    def prlimit(_pid, _kind, limits=None):
+        if limits is not None and limits[1] > hard:
+            raise PermissionError
+        changes.extend([] if limits is None else [limits])
+        return soft, hard
+
+    monkeypatch.setattr(resource, "prlimit", prlimit)
+    return changes
+
+
+def test_a_program_that_may_have_no_descriptor_more_is_refused_before_it_is_touched(monkeypatch):
+    changes = limit_of(monkeypatch, 3, 3)
+    message = "of 3 descriptors, and needs one more to answer: raise it by `prlimit --pid "
+    with pytest.raises(RemoteError, match=message), request.room_for_descriptors(os.getpid()):
+        pytest.fail("it was touched")
+    assert set(changes) == {(3, 3)}
+
+
+def test_a_limit_is_raised_as_far_as_no_right_is_needed_for_it(monkeypatch):
+    changes = limit_of(monkeypatch, 3, 34)
+    with request.room_for_descriptors(os.getpid()) as reached:
+        assert reached == 3
+    assert changes == [(34, 34), (3, 34)]
+
+
 def test_a_tree_is_one_report_of_its_python_processes():
     code = (
         LEAKY

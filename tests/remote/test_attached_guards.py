@@ -76,6 +76,8 @@ def test_a_guard_whose_command_was_killed_takes_itself_out_and_says_nothing(tmp_
 def test_of_a_program_that_ends_during_a_watch_the_first_scan_is_printed():
     with running(STATE) as program, watching(program, "--json", "--fail-on-leak") as watch:
         program.kill()
+        # Nothing is left of it then that could be asked for its limits.
+        program.wait()
         output, errors = watch.communicate(timeout=DEADLINE)
     assert "has ended meanwhile" in errors
     assert watch.returncode == 1
