@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import closing
-from itertools import chain, islice
+from itertools import chain
 from operator import attrgetter
 from types import (
     AsyncGeneratorType,
@@ -98,6 +98,11 @@ class HolderPath(NamedTuple):
         return None if self.root is None else self.root.rank
 
 
+def _merge(known: _TargetsByNode, more: _TargetsByNode) -> None:
+    for key, targets in more.items():
+        known[key] = known.get(key, set()) | targets
+
+
 class _Node:
     """An object, and by target the next one on the path to it."""
 
@@ -146,14 +151,14 @@ class _Search:
             if not frontier or now() > self._deadline:
                 break
             found = self._find_links(self._find_referrers(frontier), frontier, level)
-            for key, targets in frontier.items():
-                passed[key] = passed.get(key, set()) | targets
+            _merge(passed, frontier)
             frontier = self._note_ends(found, level)
             stuck = self._stuck_targets(frontier)
             if stuck:
                 beyond = {key: still for key, led in passed.items() if (still := led & stuck)}
                 passed = {key: led for key, led in passed.items() if key not in beyond}
-                frontier |= self._note_ends(self._look_through_tuples(beyond, level), level)
+                found = self._look_through_tuples(beyond, level)
+                _merge(frontier, self._note_ends(found, level))
         self._cut_short.update(*frontier.values())
 
     def _find_referrers(self, leading: _TargetsByNode) -> list[object]:
@@ -169,11 +174,15 @@ class _Search:
         return set(self._targets) - ended - set().union(*frontier.values())
 
     def _look_through_tuples(self, passed: _TargetsByNode, level: int) -> _TargetsByNode:
-        """What holds these through tuples; only some at a time, because it takes two passes."""
-        some = dict(islice(passed.items(), _MAX_AT_ONCE))
-        if not some or now() > self._deadline:
-            return {}
-        return self._find_links(referrers_through_tuples(self._things(some)), some, level)
+        """What holds these through tuples: some at a time, the outermost first."""
+        found: _TargetsByNode = {}
+        left = list(reversed(passed.items()))
+        while left and now() <= self._deadline:
+            some, left = dict(left[:_MAX_AT_ONCE]), left[_MAX_AT_ONCE:]
+            things = referrers_through_tuples(self._things(some))
+            _merge(found, self._find_links(things, some, level))
+        self._cut_short.update(*(targets for _, targets in left))
+        return found
 
     def _choose_wanted(self, frontier: _TargetsByNode, level: int) -> _TargetsByNode:
         wanted: _TargetsByNode = {}

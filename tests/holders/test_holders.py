@@ -150,6 +150,20 @@ def test_slots_named_tuples_deques_partials_and_methods(module):
     assert held_by(ref) == ("app.prices.open{...} (module global)",)
 
 
+def test_many_that_are_each_kept_in_a_tuple_at_the_end_of_a_long_path(module):
+    def nested(sock, levels=8):
+        return Connection(nested(sock, levels - 1)) if levels else sock
+
+    number = 25
+    module.kept = [(place, nested(make())) for place in range(number)]
+    found = find_holders(list(made), time.monotonic() + 30)
+    attributes = ".sock" * 8
+    expected = {
+        (f"app.prices.kept[{each}][1]{attributes} (module global)",) for each in range(number)
+    }
+    assert {holders.sentences for holders in found} == expected
+
+
 def test_a_class_attribute():
     class Registered:
         everything: ClassVar[list] = []
