@@ -92,6 +92,10 @@ def _purpose_of_client(client: Any) -> Iterable[object]:
     return _purpose(field(client, "connection_pool"))
 
 
+_ONE_CLIENT = (
+    "reuse one client, which has a connection pool, or call client.close() (`await "
+    "client.aclose()`)"
+)
 LIBRARIES = (
     Library(
         "redis",
@@ -167,10 +171,11 @@ LIBRARIES = (
             ),
             HolderHint(
                 for_each_call("redis"),
-                "reuse one client, which has a connection pool, or call client.close() (`await "
-                "client.aclose()`); a pool that was given to the client is closed by "
+                f"{_ONE_CLIENT}; a pool that was given to the client is closed by "
                 "pool.disconnect()",
             ),
+            HolderHint("redis.client.Redis", _ONE_CLIENT, (Verdict.SURPLUS,)),
+            HolderHint("redis.asyncio.client.Redis", _ONE_CLIENT, (Verdict.SURPLUS,)),
             HolderHint(
                 "redis",
                 "return the connection: call client.close() (`await client.aclose()`), or use "
