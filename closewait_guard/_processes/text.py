@@ -338,7 +338,9 @@ def _fd_numbers(processes: Sequence[ProcessReport], layout: Layout) -> Iterator[
     if is_certain and not any(process.narrowed for process in processes):
         found = ["no leaks", *found]
     of_all = f"{', '.join(found)} of {total}" if found else total
-    yield from layout.wrap(f"{of_all}: {_format_states(states)}", "  ")
+    is_empty = found == ["no leaks"] and not states.total()
+    numbers = "no open sockets" if is_empty else f"{of_all}: {_format_states(states)}"
+    yield from layout.wrap(numbers, "  ")
     shares = sorted(processes, key=_share, reverse=True)
     for process in shares[:_MAX_PROCESSES]:
         which = f" of process {process.report.pid}" if len(processes) > 1 else ""

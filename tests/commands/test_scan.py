@@ -146,6 +146,13 @@ def test_a_healthy_process_is_reported_when_it_is_asked_for():
 
 
 @needs_linux
+def test_of_a_process_without_sockets_no_states_are_counted():
+    with program("import sys" + WAIT) as running:
+        text = call("scan", running.pid, code=0).stdout
+    assert "\nno open sockets\nFile descriptors: " in text
+
+
+@needs_linux
 @pytest.mark.parametrize("spelling", ["ESTABLISHED", "established", "estab"])
 def test_only_sockets_of_a_state_are_reported(leaky, spelling):
     (report,) = documents(call("scan", leaky.pid, "--json", "--state", spelling, code=0).stdout)
