@@ -168,7 +168,7 @@ class Monitor:
         self._in_children = in_children
         self._thread: threading.Thread | None = None
         self._should_end = threading.Event()
-        self._is_last_wanted = False
+        self._is_last_wanted = self._is_end_of_block = False
         self._signal_reader: WakeupReader | None = None
         self._forget_sudden_ends: Callable[[], None] | None = None
         self._looks: EarlyLooks | None = None
@@ -210,6 +210,8 @@ class Monitor:
 
     def __exit__(self, *failure: object) -> None:
         if self._at_exit:
+            # What the program closes later, that may be open yet.
+            self._is_end_of_block = True
             self._finish()
         self.stop()
 
@@ -232,9 +234,14 @@ class Monitor:
             self._report_last()
 
     def _report_last(self) -> None:
-        looks = self._looks
-        complete = None if looks is None else looks.add_closed_by_end
-        self._schedule.run_once(complete, is_last=True)
+        self._schedule.run_once(self._completed, is_last=True)
+
+    def _completed(self, report: Report) -> Report:
+        """With what the end of the program has closed, and what it will close."""
+        if self._looks is not None:
+            report = self._looks.add_closed_by_end(report)
+        is_over = not self._is_end_of_block
+        return self.guard._pipeline.with_open_at_end(report) if is_over else report
 
     def _join(self, timeout: float) -> None:
         thread = self._thread
@@ -258,7 +265,7 @@ class Monitor:
                 "while its thread runs; use watch_async(), or call report() at intervals"
             )
         self._should_end = threading.Event()
-        self._is_last_wanted = False
+        self._is_last_wanted = self._is_end_of_block = False
         self._thread = threading.Thread(
             target=self._run, args=(self._should_end,), name="closewait-guard-monitor", daemon=True
         )

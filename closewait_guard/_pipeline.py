@@ -25,6 +25,7 @@ from closewait_guard._inspect import (
     Probe,
     ScanResult,
     SocketScanner,
+    add_open_at_end,
     record_of,
     retry_sources,
 )
@@ -134,10 +135,14 @@ class Pipeline:
         seen = self._inspect(opened_after=since, is_last=is_last)
         settings = self._settings.with_overrides(grace=0)
         fd_limit = _descriptors.fd_limit()
-        observations = _observations_after(since, seen)
+        observations = seen.opened_after(since)
         findings = self._find(observations, settings, fd_limit, everything=True)
         findings += self.children.leaks(is_last=True) if is_last else self._copies_after(since)
         return self._finish(self._report(seen, findings, (), fd_limit))
+
+    def with_open_at_end(self, report: Report) -> Report:
+        """The last report of a process, with the owners that only its end closes."""
+        return self._redaction.open_at_end(add_open_at_end(self._registry, report))
 
     def _finish(self, report: Report) -> Report:
         report = replace(report, alerts=threshold_alerts(report, self._settings))
@@ -179,7 +184,7 @@ class Pipeline:
 
     def open_since(self, mark: int) -> tuple[Finding, ...]:
         """The sockets opened after a mark that are open or were dropped; no holders, no hints."""
-        observations = _observations_after(mark, self._inspect(opened_after=mark))
+        observations = self._inspect(opened_after=mark).opened_after(mark)
         findings = judge(observations, self._settings.with_overrides(grace=0), fd_limit=None)
         return findings + self._copies_after(mark)
 
@@ -405,11 +410,6 @@ class _Children:
             return None
         self._registry.at_fork.forget(found.gone)
         return found
-
-
-def _observations_after(mark: int, seen: ScanResult) -> tuple[Observation, ...]:
-    everything = (*seen.suspects, *seen.dropped, *seen.healthy)
-    return tuple(each for each in everything if each.record.serial > mark)
 
 
 def _host() -> str:

@@ -1,15 +1,20 @@
-"""How a socket was opened: a record, its creation stack, and which line of that to show. Pure."""
+"""How a socket was opened: a record, its creation stack, and which line of that to show. Pure.
+
+Also what has sockets, and is meant to be closed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from closewait_guard._cpython import refuse_changes
 from closewait_guard._enums import FrameKind, Origin, Scalar
 
 __all__ = [
     "Frame",
+    "OpenAtEnd",
+    "SocketOwner",
     "SocketRecord",
 ]
 
@@ -40,6 +45,44 @@ class Frame:
     def call(self) -> str:
         """The place and the function."""
         return f"{self.place} in {self.function}()".replace(">()", ">")
+
+
+@refuse_changes
+@dataclass(frozen=True, slots=True)
+class SocketOwner:
+    """An object that has connections and was meant to be closed: a session, a client, a loop.
+
+    Attributes:
+        name: What its users call it, such as `aiohttp.ClientSession`.
+        sockets: How many it had when it was seen last.
+        peers: To which addresses, each once.
+        is_surplus: It can be used and closed, but its line has made more than the program needs.
+        descriptors: How many others it had, such as pipes, by `DescriptorKind`.
+    """
+
+    name: str
+    sockets: int
+    peers: tuple[str, ...]
+    is_surplus: bool = False
+    descriptors: Mapping[str, int] = field(default_factory=dict)
+
+
+@refuse_changes
+@dataclass(frozen=True, slots=True)
+class OpenAtEnd:
+    """Objects that have connections, of one kind and line, that were open as the process ended.
+
+    Attributes:
+        name: What their users call one, such as `httpx.Client`.
+        count: How many there were.
+        place: The line and function that made them; empty if that is unknown or not one place.
+        processes: In how many processes: more than one in a report of several.
+    """
+
+    name: str
+    count: int
+    place: str
+    processes: int = 1
 
 
 @refuse_changes

@@ -15,6 +15,7 @@ from closewait_guard.model import (
     Finding,
     Frame,
     Observation,
+    OpenAtEnd,
     Report,
     Scalar,
     SocketRecord,
@@ -45,6 +46,14 @@ class Redaction:
     def report(self, report: Report) -> Report:
         """Redact a report."""
         return self.apply(lambda mask: mask.report(report), report)
+
+    def open_at_end(self, report: Report) -> Report:
+        """Redact what was added to a report when that had been redacted."""
+        found = report.open_at_end
+        if not found:
+            return report
+        masked = self.apply(lambda mask: mask.open_at_end(found), found)
+        return replace(report, open_at_end=masked)
 
     def text(self, text: str) -> str:
         """Redact a single text."""
@@ -110,6 +119,7 @@ class Mask:
             full_pools=tuple(
                 replace(pool, name=self.text(pool.name)) for pool in report.full_pools
             ),
+            open_at_end=self.open_at_end(report.open_at_end),
             redacted=True,
         )
         notes, unknown = (
@@ -139,6 +149,10 @@ class Mask:
             for by_kind in (found.names, found.owners)
         )
         return replace(found, names=names, owners=owners)
+
+    def open_at_end(self, found: tuple[OpenAtEnd, ...]) -> tuple[OpenAtEnd, ...]:
+        """Redact where what is open at the end was made."""
+        return tuple(replace(each, place=each.place and self.text(each.place)) for each in found)
 
     def observation(self, seen: Observation) -> Observation:
         """Redact an observation."""

@@ -22,7 +22,7 @@ from closewait_guard._enums import (
     State,
     Verdict,
 )
-from closewait_guard._record import Frame, SocketRecord
+from closewait_guard._record import Frame, OpenAtEnd, SocketOwner, SocketRecord
 
 __all__ = [
     "UNKNOWN_FAMILY",
@@ -41,6 +41,7 @@ __all__ = [
     "FrameKind",
     "FullPool",
     "Observation",
+    "OpenAtEnd",
     "Origin",
     "Report",
     "Reporter",
@@ -57,26 +58,6 @@ __all__ = [
 SCHEMA = "closewait-guard/1"
 TEST_SCHEMA = "closewait-guard-pytest/1"  # Of a line of the pytest plugin with a report in it.
 UNKNOWN_FAMILY = "unknown"  # Of a socket that could not be probed.
-
-
-@refuse_changes
-@dataclass(frozen=True, slots=True)
-class SocketOwner:
-    """An object that has connections and was meant to be closed: a session, a client, a loop.
-
-    Attributes:
-        name: What its users call it, such as `aiohttp.ClientSession`.
-        sockets: How many it had when it was seen last.
-        peers: To which addresses, each once.
-        is_surplus: It can be used and closed, but its line has made more than the program needs.
-        descriptors: How many others it had, such as pipes, by `DescriptorKind`.
-    """
-
-    name: str
-    sockets: int
-    peers: tuple[str, ...]
-    is_surplus: bool = False
-    descriptors: Mapping[str, int] = field(default_factory=dict)
 
 
 @refuse_changes
@@ -383,6 +364,8 @@ class Report:
         omitted: Leaks that were left out: reported before, less severe, or too many to remember.
         descriptors: What all descriptors are; None if that is unknown.
         full_pools: The pools that have no connection left to hand out.
+        open_at_end: Objects with connections that nothing has closed before the end of the process,
+            the most first: no leaks. Only in its last report, under `run` and of `watch()`.
         redacted: Whether texts may have been removed from it, by `Settings.redact`.
     """
 
@@ -403,6 +386,7 @@ class Report:
     omitted: int = 0
     descriptors: Descriptors | None = None
     full_pools: tuple[FullPool, ...] = ()
+    open_at_end: tuple[OpenAtEnd, ...] = ()
     redacted: bool = False
 
     def __str__(self) -> str:

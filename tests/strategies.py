@@ -155,6 +155,10 @@ reports = st.builds(
         ),
         max_size=2,
     ).map(tuple),
+    open_at_end=st.lists(
+        st.builds(cwg.OpenAtEnd, name=texts, count=counts, place=texts, processes=counts),
+        max_size=2,
+    ).map(tuple),
     redacted=st.booleans(),
 )
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from closewait_guard._inspect.native import attributed_libraries, attributed_module
     from closewait_guard._inspect.owners import CheckoutScanner, OwnerScanner
     from closewait_guard._inspect.records import (
+        add_open_at_end,
         count_as_own,
         count_by_site,
         is_ours,
@@ -73,6 +74,7 @@ __all__ = [
     "SiteCount",
     "SocketScanner",
     "SuspectAge",
+    "add_open_at_end",
     "attributed_libraries",
     "attributed_module",
     "count_as_own",

@@ -305,6 +305,11 @@ class ScanResult(NamedTuple):
             healthy=tuple(filter(wanted, self.healthy)),
         )
 
+    def opened_after(self, mark: int) -> tuple[Observation, ...]:
+        """What was opened after a mark, healthy or not."""
+        everything = (*self.suspects, *self.dropped, *self.healthy)
+        return tuple(each for each in everything if each.record.serial > mark)
+
     def with_owners(self, owners: list[SeenOwner]) -> ScanResult:
         """Owners among the dropped, in place of their own sockets."""
         if not owners:

@@ -1,4 +1,4 @@
-"""From a creation to the public record of it: resolve stacks to frames, count sockets by site."""
+"""From a creation to the public record of it: resolve stacks to frames, count by site."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import linecache
 import os
 import sys
 import tokenize  # noqa: F401 - Python 3.15 imports it with the first source that is read
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from closewait_guard._capture import (
     SERIAL,
@@ -27,14 +27,29 @@ from closewait_guard._capture import (
     kind_of_file,
     normal_path,
 )
+from closewait_guard._clock import TimeLimit
+from closewait_guard._cpython import LOOP_CLOSED, LOOP_THREAD
 from closewait_guard._descriptors import inode_of
 from closewait_guard._enums import FrameKind, Origin
 from closewait_guard._inspect.observation import SiteCount
-from closewait_guard._live import exact_text, module_dict, module_of_file
-from closewait_guard.model import Frame, SocketRecord
+from closewait_guard._live import exact_text, field, module_dict, module_of_file
+from closewait_guard.model import (
+    Finding,
+    Frame,
+    OpenAtEnd,
+    Report,
+    Severity,
+    SocketRecord,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from closewait_guard._capture import OpenOwner, OwnerTable, Registry
+    from closewait_guard._libraries import OwnerKind
 
 __all__ = [
     "Makers",
+    "add_open_at_end",
     "count_as_own",
     "count_by_site",
     "group_by_line",
@@ -255,3 +270,77 @@ def count_by_site(creations: Iterable[CreationTuple], mark: int, pid: int) -> di
             before = found.get(site.call, SiteCount(0, 0))
             found[site.call] = SiteCount(before.open + now, before.old + old)
     return found
+
+
+# The processor time for what is open at the end, and how many lines of it are listed.
+_MAX_SECONDS, _MAX_LISTED = 0.2, 20
+_NOT_KNOWN = "what only the end of the program closes"
+
+
+def add_open_at_end(registry: Registry, report: Report) -> Report:
+    """The last report of a process, with the owners that are open and that it does not name."""
+    table = registry.owners
+    if table is None:
+        return report
+    try:
+        found, notes = _find_open_at_end(table, registry.pid, report.findings)
+    except Exception as error:
+        # It is the last report: all the rest is in it.
+        found, notes = [], [f"{_NOT_KNOWN}: the search failed ({type(error).__name__})"]
+    coverage = replace(report.coverage, notes=(*report.coverage.notes, *notes))
+    return replace(report, open_at_end=tuple(found), coverage=coverage)
+
+
+def _find_open_at_end(
+    table: OwnerTable, pid: int, findings: Iterable[Finding]
+) -> tuple[list[OpenAtEnd], list[str]]:
+    """The most first; and what could not be found out."""
+    named = [each.observation for each in findings if _is_shown(each)]
+    serials = {seen.record.serial for seen in named}
+    creations: dict[OwnerKind, list[CreationTuple]] = {}
+    owners, notes = table.open_owners(), list[str]()
+    limit = TimeLimit(_MAX_SECONDS)
+    for owner, entry in owners:
+        if limit.is_over():
+            notes.append(f"some of {_NOT_KNOWN}: there are too many objects")
+            break
+        with suppress(Exception):
+            if _is_left_to_end(table, owner, entry, serials):
+                creations.setdefault(entry.kind, []).append(entry.creation)
+    sites = {(seen.owner.name, seen.record.site) for seen in named if seen.owner is not None}
+    lines = {(name, site.call) for name, site in sites if site is not None}
+    found = [
+        OpenAtEnd(kind.name, count, place)
+        for kind, those in creations.items()
+        for place, count in _count_by_line(those, pid).items()
+        if count and (kind.name, place) not in lines
+    ]
+    found.sort(key=lambda each: -each.count)
+    if len(found) > _MAX_LISTED:
+        rest = sum(each.count for each in found[_MAX_LISTED:])
+        found[_MAX_LISTED:] = [OpenAtEnd("other object", rest, "")]
+    return found, notes
+
+
+def _is_shown(finding: Finding) -> bool:
+    """Whether a report says more of it than a number."""
+    is_news = finding.severity is not Severity.INFO or finding.verdict is Verdict.CHECKED_OUT
+    return finding.is_leak or is_news
+
+
+def _is_left_to_end(table: OwnerTable, owner: object, entry: OpenOwner, named: Set[int]) -> bool:
+    """Whether it has any descriptor, is no loop that runs, and will not close itself."""
+    is_loop = field(owner, LOOP_CLOSED) is False
+    is_running = is_loop and field(owner, LOOP_THREAD) is not None
+    if entry.kind.closes_itself or is_running or entry.creation[SERIAL] in named:
+        return False
+    sockets = [each.serial for each in table.sockets_of(owner, entry.kind)]
+    if any(serial in named for serial in sockets):
+        return False
+    return bool(sockets) or any(entry.kind.descriptors(owner))
+
+
+def _count_by_line(creations: list[CreationTuple], pid: int) -> dict[str, int]:
+    """How many each line has made; under no name those of which that is unknown."""
+    counts = {call: each.open for call, each in count_by_site(creations, 0, pid).items()}
+    return counts | {"": len(creations) - sum(counts.values())}

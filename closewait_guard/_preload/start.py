@@ -186,9 +186,9 @@ class _Ending:
             return
         is_silent = self._is_bystander() or self._status.is_helper
         is_wanted = self._guard.settings.at_exit and (bool(report.leaks) or not is_silent)
-        shown = _without_open(report)
+        pipeline, shown = self._guard._pipeline, _without_open(report)
+        shown = pipeline.with_open_at_end(shown) if is_wanted else shown
         text = as_text(shown) if is_wanted else ""
-        pipeline = self._guard._pipeline
         self._status.note_unread(pipeline.children.unread)
         unseen = (*pipeline.unseen(), *self._looks.failures)
         is_printed = self._status.end(_verdict(report, unseen), text, is_exec=is_exec)

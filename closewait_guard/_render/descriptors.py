@@ -6,8 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from closewait_guard._enums import is_about_descriptors
-from closewait_guard._format import escape_line, format_duration
-from closewait_guard.model import DescriptorKind, Descriptors, Report, SocketOwner, State
+from closewait_guard._format import (
+    Layout,
+    Style,
+    StyledLine,
+    escape_line,
+    format_duration,
+    pluralize,
+)
+from closewait_guard.model import (
+    DescriptorKind,
+    Descriptors,
+    OpenAtEnd,
+    Report,
+    SocketOwner,
+    State,
+)
 
 __all__ = [
     "SHARE_WORTH_A_SENTENCE",
@@ -17,11 +31,13 @@ __all__ = [
     "is_fd_share_news",
     "list_descriptors_of",
     "list_kinds",
+    "open_at_end_lines",
 ]
 
 
 # Of the descriptors: what is less is nothing to worry about.
 SHARE_WORTH_A_SENTENCE = 0.01
+_MAX_OPEN_PLACES = 4
 
 
 def fd_numbers(report: Report) -> str:
@@ -73,6 +89,30 @@ def list_descriptors_of(owners: Sequence[SocketOwner], count: int) -> str:
     total = each_has[0] if are_alike else sum(each_has, Counter[str]())
     listed = " and ".join(_counted(kind, number) for kind, number in total.items() if number)
     return f"{listed} each" if listed and are_alike else listed
+
+
+def open_at_end_lines(found: Sequence[OpenAtEnd], layout: Layout) -> list[StyledLine]:
+    """What only the end of the process closes: a line, or one for each place below it."""
+    if not found:
+        return []
+    shown = found if len(found) <= _MAX_OPEN_PLACES else found[: _MAX_OPEN_PLACES - 1]
+    listed, total = [_opened_at(each) for each in shown], sum(each.count for each in found)
+    if others := sum(each.count for each in found[len(shown) :]):
+        listed.append(f"{others:,} others")
+    verdict = "not a leak" if total == 1 else "not leaks"
+    closed = f"closed only by the end of the program ({verdict})"
+    texts = [f"Open at the end, {closed}:", *(f"  {each}" for each in listed)]
+    if len(listed) == 1:
+        texts = [f"Open at the end: {listed[0]}, {closed}."]
+    return [StyledLine(line, Style.NOTE) for text in texts for line in layout.wrap(text, "    ")]
+
+
+def _opened_at(found: OpenAtEnd) -> str:
+    name, number = escape_line(found.name), found.count
+    # A phrase has a plural, a class has not.
+    what = pluralize(number, name) if " " in name else f"{number:,} {name}"
+    where = f" opened at {escape_line(found.place)}" if found.place else ""
+    return f"{what}{where}" + (f", in {found.processes:,} processes" if found.processes > 1 else "")
 
 
 # Of the others, an "s" more.

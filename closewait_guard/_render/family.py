@@ -26,7 +26,16 @@ from closewait_guard._render.text import (
     scope_of,
     sections_in,
 )
-from closewait_guard.model import Coverage, Finding, Observation, Origin, Report, SiteGroup, Verdict
+from closewait_guard.model import (
+    Coverage,
+    Finding,
+    Observation,
+    OpenAtEnd,
+    Origin,
+    Report,
+    SiteGroup,
+    Verdict,
+)
 
 __all__ = [
     "LastReport",
@@ -244,9 +253,21 @@ def _sum(reports: Sequence[Report]) -> Report:
         observations=tuple(healthy.values()),
         closed_late=(),
         omitted=sum(report.omitted for report in reports),
+        open_at_end=_open_at_end(reports),
         coverage=replace(coverage, notes=notes),
         redacted=any(report.redacted for report in reports),
     )
+
+
+def _open_at_end(reports: Sequence[Report]) -> tuple[OpenAtEnd, ...]:
+    """What was open at the ends of the processes, each line once, the most first."""
+    found: dict[tuple[str, str], OpenAtEnd] = {}
+    for each in (each for report in reports for each in report.open_at_end):
+        key = each.name, each.place
+        known = found.get(key, replace(each, count=0, processes=0))
+        count, processes = known.count + each.count, known.processes + each.processes
+        found[key] = replace(each, count=count, processes=processes)
+    return tuple(sorted(found.values(), key=lambda each: -each.count))
 
 
 def _native_note_of(reports: Sequence[Report], total: Coverage) -> str:

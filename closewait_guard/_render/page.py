@@ -26,6 +26,7 @@ from closewait_guard._format import (
     pluralize,
     summarize_addresses,
 )
+from closewait_guard._render.descriptors import open_at_end_lines
 from closewait_guard._render.family import LastReport, MergedReport, merge_family
 from closewait_guard._render.flame import flame_graph
 from closewait_guard._render.markup import escape_text, join_parts, line_text, link_to, with_code
@@ -184,7 +185,10 @@ def _program_section(program: _Program, layout: Layout) -> str:
         f"File descriptors: {scope.descriptors}{kinds}.",
     ]
     alerts = chain.from_iterable(alert_lines(alert, layout) for alert in report.alerts)
-    late = closed_late_lines(report.closed_late, layout)
+    late = [
+        *closed_late_lines(report.closed_late, layout),
+        *open_at_end_lines(report.open_at_end, layout),
+    ]
     return join_parts(
         [
             f'<section class="program"><h2>{name} <small>{who}</small></h2>',

@@ -28,6 +28,7 @@ from closewait_guard._render.descriptors import (
     fd_numbers,
     has_descriptor_alert,
     is_fd_share_news,
+    open_at_end_lines,
 )
 from closewait_guard._render.site import describe_site, verdict_name
 from closewait_guard.model import (
@@ -125,8 +126,9 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
     """The same of a report of several processes."""
     groups = [group for group in report.by_site() if shows_block(group, layout)]
     not_covered = not_covered_lines(report.coverage, layout)
+    open_at_end = open_at_end_lines(report.open_at_end, layout)
     if not (groups or report.alerts or report.closed_late or report.omitted):
-        return [Section([*_one_line(report, layout, scope), *not_covered])]
+        return [Section([*_one_line(report, layout, scope), *open_at_end, *not_covered])]
     found = [Section(list(_head_lines(report, groups, layout, scope)))]
     digits = max((len(f"{group.count:,}") for group in groups), default=0)
     for place, group in enumerate(groups, 1):
@@ -137,7 +139,7 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
     codes += {SURPLUS_CLIENTS} & {finding.code for finding in report.findings}
     tail = [*closed_late_lines(report.closed_late, layout)]
     tail += [StyledLine(text, Style.NOTE) for text in _quiet_lines(report, layout)]
-    tail += [*not_covered, *codes_lines(codes)]
+    tail += [*open_at_end, *not_covered, *codes_lines(codes)]
     return [*found, *([Section(tail)] if tail else [])]
 
 

@@ -8,7 +8,7 @@ from closewait_guard import model
 ROOT = (
     "Alert AlertKind AlertStatus Checkout CloseWaitGuardError ClosedLate ConfigurationError "
     "Connection Coverage DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool "
-    "Guard MissingExtraError Monitor NotLoadedError Observation Origin OwnerKind Report "
+    "Guard MissingExtraError Monitor NotLoadedError Observation OpenAtEnd Origin OwnerKind Report "
     "ReportFormatError Reporter Settings Severity SiteGroup SocketLeakError SocketOwner "
     "SocketRecord State Unanswered UnsupportedPythonError Verdict __version__ aiohttp asgi "
     "attribute from_dict install label no_leaks render_text report scan to_dict track uninstall "
@@ -17,9 +17,9 @@ ROOT = (
 
 MODEL = (
     "UNKNOWN_FAMILY Alert AlertKind AlertStatus Checkout ClosedLate Connection Coverage "
-    "DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool Observation Origin "
-    "Report Reporter Scalar Severity SiteGroup SocketOwner SocketRecord State Unanswered "
-    "Verdict"
+    "DescriptorKind Descriptors Evidence Finding Frame FrameKind FullPool Observation "
+    "OpenAtEnd Origin Report Reporter Scalar Severity SiteGroup SocketOwner SocketRecord State "
+    "Unanswered Verdict"
 )
 
 GUARD = (
