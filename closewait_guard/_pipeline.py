@@ -102,8 +102,7 @@ class Pipeline:
             full: Describe the healthy sockets too.
             is_last: The process ends now, so that nothing is left to a later report.
         """
-        report = self._scan(full=full, is_last=is_last)
-        return self._finish(report)
+        return self._finish(self._scan(full=full, is_last=is_last))
 
     def next_in_series(
         self, times_exhausted: int, notes: Iterable[str] = (), *, is_last: bool = False
