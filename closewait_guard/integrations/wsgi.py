@@ -144,7 +144,11 @@ _NOT_FLASK = object()
 
 def _route_of(environ: dict[str, Any]) -> str:
     """The template of the route, if the application has one; Flask and Bottle say which."""
-    found = getattr(environ.get("werkzeug.request"), "url_rule", _NOT_FLASK)
+    request = environ.get("werkzeug.request", _NOT_FLASK)
+    if request is None:
+        # Flask lets go of it before it raises what a view has raised; the path may name a customer.
+        return "(unknown route)"
+    found = getattr(request, "url_rule", _NOT_FLASK)
     if found is not _NOT_FLASK:
         return getattr(found, "rule", NO_ROUTE)
     rule = getattr(environ.get("bottle.route"), "rule", None)

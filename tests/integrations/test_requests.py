@@ -261,6 +261,11 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
         answer.call_on_close(opened)
         return answer
 
+    @app.get("/customers/<name>")
+    def fail(name):
+        opened()
+        return str(1 // 0)
+
     app.wsgi_app = cwg.wsgi(app.wsgi_app, reporters=[print], at_exit=False)
     client = app.test_client()
     assert client.get("/items/42", buffered=True).data == b"x"
@@ -269,6 +274,11 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
     assert client.get("/nothing").status_code == 404
     assert LABELS.get() == ()
     assert opened.labels() == [*[("GET /items/<item>",)] * 3, ()]
+    # No value of a customer stands in the place of the route that Flask has let go of.
+    app.testing = True
+    with pytest.raises(ZeroDivisionError):
+        client.get("/customers/alice")
+    assert opened.labels()[-1] == ("GET (unknown route)",)
 
 
 def test_a_label_around_several_parts_of_a_body_lasts_as_long_and_leaves_that_of_the_request(
