@@ -63,10 +63,16 @@ class FirstSocketHook:
         if any(name in sys.modules for name in _NATIVE_DRIVERS):
             self._load_and_begin()
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> None:  # noqa: ARG002
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         """Called by the interpreter for every module that is imported; it is found by others."""
-        if name in _NATIVE_DRIVERS:
-            self._load_and_begin()
+        if name not in _NATIVE_DRIVERS:
+            return None
+        before = set(map(id, sys.meta_path))
+        self._load_and_begin()
+        # From Python 3.14 on, for this import it asks only those that were there when it began.
+        new = [finder for finder in sys.meta_path if id(finder) not in before]
+        specs = (finder.find_spec(name, path, target) for finder in new)
+        return next((spec for spec in specs if spec is not None), None)
 
     def remove(self) -> None:
         """Wait no more. Below a patch of another library the hook stays, and does nothing."""
