@@ -226,9 +226,9 @@ class _Webhook:
         while (left := self._not_before - now()) > 0:
             if self._is_over(self._not_before):
                 raise PostError("the server wants it later than the program ends")
-            # Once it hurries, a flag would not wait.
-            if self._is_hurried.wait(left):
-                threading.Event().wait(max(0.0, self._not_before - now()))
+            # A flag that is set would not wait.
+            is_hurried = self._is_hurried.is_set()
+            (threading.Event() if is_hurried else self._is_hurried).wait(left)
 
     def _end_of(self, began: float) -> float:
         return min(began + _POST_SECONDS, self._end or began + _POST_SECONDS)
