@@ -108,7 +108,7 @@ class OwnerScanner:
             owners = table.open_owners()
             found += [*self._unusable(table, owners), *self._surplus(table, owners, seen)]
         elif opened_after is not None:
-            found += self._native(table, opened_after)
+            found += self._native(table, seen, opened_after)
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after]
         )
@@ -128,16 +128,20 @@ class OwnerScanner:
                     found = self._describe_open(table, owner, entry)
                     yield from [found] if found.has_any else ()
 
-    def _native(self, table: OwnerTable, opened_after: int) -> Iterator[SeenOwner]:
-        """Those that a block has made and that have sockets of C code."""
-        for owner, entry in table.unrecorded(opened_after, native=True):
+    def _native(
+        self, table: OwnerTable, seen: ScanResult, opened_after: int
+    ) -> Iterator[SeenOwner]:
+        """Those that a block has made and that have sockets of C code, which have no own record."""
+        known = {each.fd for each in seen.opened_after(opened_after)}
+        for made, entry in table.unrecorded(opened_after, native=True):
             # One may be in the middle of something.
             with suppress(Exception):
-                found = table.sockets_of(owner, entry.kind)
-                if sockets := [each for each in found if each.serial is None]:
-                    seen = self._describe(entry, sockets, {}, Evidence.OPEN_OWNER)
+                found = table.sockets_of(made, entry.kind)
+                native = [each for each in found if each.serial is None and each.fd not in known]
+                if native:
+                    owner = self._describe(entry, native, {}, Evidence.OPEN_OWNER)
                     # By which the pool is found that it waits in.
-                    yield seen._replace(observation=replace(seen.observation, fd=sockets[0].fd))
+                    yield owner._replace(observation=replace(owner.observation, fd=native[0].fd))
 
     def _surplus(
         self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult

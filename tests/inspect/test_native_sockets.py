@@ -503,15 +503,17 @@ def test_attribute_wants_an_installed_guard():
         cwg.attribute("psycopg")
 
 
-def test_no_leaks_accepts_idle_native_sockets_and_refuses_attributed_ones(guard, postgres_port):
-    with guard.no_leaks(grace=0):
-        connection = psycopg.connect(dsn(postgres_port))
-    connection.close()
-    guard.attribute("psycopg")
-    with pytest.raises(cwg.SocketLeakError, match="no_leaks_accepts_idle"):
-        with guard.no_leaks(grace=0):
-            connection = psycopg.connect(dsn(postgres_port))
-    connection.close()
+def test_no_leaks_refuses_native_sockets_of_a_client_and_attributed_ones_once(guard, postgres_port):
+    for attributed in (False, True):
+        if attributed:
+            guard.attribute("psycopg")
+        with pytest.raises(cwg.SocketLeakError) as failed:
+            with guard.no_leaks(grace=0):
+                connection = psycopg.connect(dsn(postgres_port))
+        connection.close()
+        [found] = failed.value.report.findings
+        assert (found.observation.owner is None) is attributed
+        assert "no_leaks_refuses_native" in str(failed.value)
 
 
 def test_a_listing_is_not_made_again_while_it_takes_too_much_of_the_time(guard, monkeypatch):
