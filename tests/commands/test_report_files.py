@@ -158,8 +158,10 @@ def test_report_writes_what_the_process_answers_and_names_who_does_not(tmp_path)
 @pytest.mark.skipif(not can_attach(), reason="no gdb, or no right to use it")
 def test_attach_writes_what_it_has_got(tmp_path):
     page, stacks = tmp_path / "page.html", tmp_path / "stacks.txt"
+    # Past the grace time; attach has no option for that.
+    age = "import time\ntime.sleep(1.2)"
     with program(
-        LEAKY + WAIT.replace("sys.stdin.read()", "import time\nwhile True: time.sleep(0.05)")
+        LEAKY + age + WAIT.replace("sys.stdin.read()", "while True: time.sleep(0.05)")
     ) as started:
         call("attach", started.pid, "--html", page, "--collapsed", stacks, code=0)
         started.kill()

@@ -147,7 +147,7 @@ def test_a_healthy_process_is_reported_when_it_is_asked_for():
 
 @needs_linux
 def test_of_a_process_without_sockets_no_states_are_counted():
-    with program("import sys" + WAIT) as running:
+    with program("import sys\nprint(1, flush=True)\nsys.stdin.read()\n") as running:
         text = call("scan", running.pid, code=0).stdout
     assert "\nno open sockets\nFile descriptors: " in text
 
