@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+
+from command_line import environment
 
 # Longer than any program takes on a busy machine.
 DEADLINE = 60.0
@@ -105,6 +108,29 @@ def web(context=None):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         served.server.server_close()
+
+
+WEB = """
+import sys
+from servers import web
+with web() as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def web_elsewhere():
+    """The URL of one in another process: its threads might need clients of their own here."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WEB],
+        env=environment(PYTHONPATH=str(Path(__file__).parent)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process.stdout.readline().strip()
+        process.stdin.close()
 
 
 def authority():

@@ -8,17 +8,15 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 import closewait_guard as cwg
-import servers
 from closewait_guard._inspect import records
 from closewait_guard._render import LastReport, Part, render_page, sum_reports
 from command_line import COMMAND, call, documents, environment
 from findings import reports_in
-from servers import redis_server
+from servers import redis_server, web_elsewhere
 
 httpx = pytest.importorskip("httpx")
 
@@ -58,27 +56,10 @@ own.ping()
 WATCHED = "import closewait_guard as cwg\nmonitor = cwg.watch(reporters=['text'], at_exit=True)\n"
 
 
-SERVER = """
-import sys
-from servers import web
-with web() as server:
-    print(server.url, flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.fixture(scope="module")
 def url():
-    """Of a server in another process: its threads might need clients of their own here."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment(PYTHONPATH=str(Path(servers.__file__).parent)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process.stdout.readline().strip()
-        process.stdin.close()
+    with web_elsewhere() as address:
+        yield address
 
 
 def last_report(tmp_path, source, *arguments, how="run"):

@@ -14,45 +14,25 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import jsonschema
 import pytest
 
 import closewait_guard as cwg
-import servers
 from closewait_guard import Evidence, Verdict
 from closewait_guard._capture import patch
 from command_line import call as call_command
-from command_line import environment
 from schema import SCHEMA
-from servers import redis_server, web
+from servers import redis_server, web, web_elsewhere
 
 aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")
 
 
-SERVER = """
-import sys
-from servers import web
-with web() as server:
-    print(server.url, flush=True)
-    sys.stdin.read()
-"""
-
-
 @pytest.fixture
 def url():
-    """Of a server in another process: its threads might need clients of their own here."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=environment(PYTHONPATH=str(Path(servers.__file__).parent)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield process.stdout.readline().strip()
-        process.stdin.close()
+    with web_elsewhere() as address:
+        yield address
 
 
 @pytest.fixture
