@@ -225,8 +225,7 @@ class NoLeaks(AbstractContextManager[None], AbstractAsyncContextManager[None]):
         def leaves_more(findings: Sequence[Finding]) -> bool:
             nonlocal left
             left = None if opened is None else self._left_open(opened, findings)
-            # A child that cannot be looked into may end.
-            return left is not None or bool(guard._pipeline.children.unseen)
+            return left is not None or guard._pipeline.has_unseen
 
         try:
             if error is not None:

@@ -163,8 +163,14 @@ class Pipeline:
             f"no record is left of {pluralize(owners, 'unclosed object')}": owners,
             f"what child processes keep open of {pluralize(copies, 'socket')} is forgotten": copies,
         }
-        unseen, self.children.unseen = self.children.unseen, ()
+        unseen = (*self._owners.unasked, *self.children.unseen)
+        self._owners.unasked = self.children.unseen = ()
         return [why for why, count in counts.items() if count > 0] + list(unseen)
+
+    @property
+    def has_unseen(self) -> bool:
+        """Whether the latest look for what is open could not see all: the next may."""
+        return bool(self._owners.unasked or self.children.unseen)
 
     def unseen(self) -> Iterator[str]:
         """Why leaks may be missing from the latest report: no gate must pass then."""
@@ -339,9 +345,12 @@ class Pipeline:
         yield from hidden_by_interpreter()
         if not self._explainer.has_seen_all_calls:
             yield "what some of the running calls have in their variables: there are too many"
-        yield from _not_covered_of_sockets(
-            self._explainer.failed, self._explainer.unsearched, undescribed
-        )
+        counts = {
+            "what holds {} (the search failed)": self._explainer.failed,
+            "what holds {} (searching may take 1 % of the time)": self._explainer.unsearched,
+            "the state of {} (inspecting it failed)": undescribed,
+        }
+        yield from (why.format(pluralize(n, "socket")) for why, n in counts.items() if n)
         yield from self.scanner.notes
         yield from self.children.notes
         if forgotten := self._registry.at_fork.forgotten:
@@ -439,12 +448,3 @@ def _not_covered_of_creation(coverage: Coverage, is_installed: bool) -> Iterator
     replacement = patch.replacement_class(() if is_installed else SOCKET_CLASSES)
     if replacement is not None:
         yield f"sockets of {replacement}, which has taken the place of socket.socket"
-
-
-def _not_covered_of_sockets(failed: int, unsearched: int, undescribed: int) -> Iterator[str]:
-    if failed:
-        yield f"what holds {pluralize(failed, 'socket')} (the search failed)"
-    if unsearched:
-        yield (f"what holds {pluralize(unsearched, 'socket')} (searching may take 1 % of the time)")
-    if undescribed:
-        yield f"the state of {pluralize(undescribed, 'socket')} (inspecting it failed)"

@@ -243,7 +243,7 @@ class OwnerTable(OwnerEvents):
         self._sockets.on_error()
 
     def open_owners(self) -> list[tuple[object, OpenOwner]]:
-        """Those that were not closed yet, as far as is known.
+        """Those that were not closed yet, as far as is known: one that cannot be asked may be open.
 
         The caller lets go of them soon.
         """
@@ -254,7 +254,7 @@ class OwnerTable(OwnerEvents):
                 # A subclass has a finalizer of its own, which is asked for nothing here.
                 self._made.pop(key, None)
                 self._creations.pop(key, None)
-            elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=True):
+            elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=False):
                 found.append((owner, entry))
         return found
 
@@ -269,12 +269,13 @@ class OwnerTable(OwnerEvents):
         return is_any or bool(self.unrecorded(since))
 
     def unrecorded(self, mark: float, *, native: bool = False) -> list[tuple[object, OpenOwner]]:
-        """The open ones that were made after a mark and have what is no socket object."""
+        """The open ones made after a mark that have what is no socket object, or may have."""
         if not any(serial > mark for serial, _ in self._made.copy().values()):
             return []
         made = [each for each in self.open_owners() if each[1].creation[SERIAL] > mark]
         ask = functools.partial(OpenOwner.has_unrecorded, native=native)
-        return [each for each in made if _answer(functools.partial(ask, each[1]), each[0], None)]
+        asked = [(each, functools.partial(ask, each[1])) for each in made]
+        return [each for each, has_any in asked if _answer(has_any, each[0], otherwise=True)]
 
     def creations_left(self, since: float) -> list[CreationTuple]:
         """Of those that ended unclosed or have sockets of C code, and of what is out of a pool."""

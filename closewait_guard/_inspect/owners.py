@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ class OwnerScanner:
     Attributes:
         notes: What could not be found out the last time.
         lost: How many were not closed whose records are gone; empty if there are none.
+        unasked: Why what the latest block or test has left open may be missing.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -79,6 +80,7 @@ class OwnerScanner:
         self._ended: dict[int, SeenOwner] = {}
         self.notes: tuple[str, ...] = ()
         self.lost = ""
+        self.unasked: tuple[str, ...] = ()
 
     def scan(
         self, seen: ScanResult, opened_after: int | None, *, may_stay_open: bool
@@ -93,6 +95,7 @@ class OwnerScanner:
                 record: their owner stands for them.
         """
         table, self.notes = self._registry.owners, self._registry.declared.failed
+        failed = Counter[str]()
         if table is None:
             return seen
         ended = {each.serial: each for each in table.ended.copy()}
@@ -106,9 +109,11 @@ class OwnerScanner:
         found = [*self._ended.values()]
         if may_stay_open:
             owners = table.open_owners()
-            found += [*self._unusable(table, owners), *self._surplus(table, owners, seen)]
+            found += [*self._unusable(table, owners, failed), *self._surplus(table, owners, seen)]
+            self.notes += _describe_failed(failed)
         elif opened_after is not None:
-            found += self._native(table, seen, opened_after)
+            found += self._native(table, seen, opened_after, failed)
+            self.unasked = _describe_failed(failed)
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after]
         )
@@ -118,30 +123,40 @@ class OwnerScanner:
         return self._describe(ended, ended.sockets, ended.descriptors, evidence)
 
     def _unusable(
-        self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]]
+        self,
+        table: OwnerTable,
+        owners: Iterable[tuple[object, OpenOwner]],
+        failed: Counter[str],
     ) -> Iterator[SeenOwner]:
         """Those whose event loop is closed."""
         for owner, entry in owners:
-            # One may be in the middle of something; it is asked again the next time.
-            with suppress(Exception):
+            with self._counting_failures(entry, failed):
                 if field(entry.kind.loop(owner), LOOP_CLOSED) is True:
                     found = self._describe_open(table, owner, entry)
                     yield from [found] if found.has_any else ()
 
     def _native(
-        self, table: OwnerTable, seen: ScanResult, opened_after: int
+        self, table: OwnerTable, seen: ScanResult, opened_after: int, failed: Counter[str]
     ) -> Iterator[SeenOwner]:
         """Those that a block has made and that have sockets of C code, which have no own record."""
         known = {each.fd for each in seen.opened_after(opened_after)}
         for made, entry in table.unrecorded(opened_after, native=True):
-            # One may be in the middle of something.
-            with suppress(Exception):
+            with self._counting_failures(entry, failed):
                 found = table.sockets_of(made, entry.kind)
                 native = [each for each in found if each.serial is None and each.fd not in known]
                 if native:
                     owner = self._describe(entry, native, {}, Evidence.OPEN_OWNER)
                     # By which the pool is found that it waits in.
                     yield owner._replace(observation=replace(owner.observation, fd=native[0].fd))
+
+    @contextmanager
+    def _counting_failures(self, entry: OpenOwner, failed: Counter[str]) -> Iterator[None]:
+        """One may be in the middle of something: it is asked again the next time."""
+        try:
+            yield
+        except Exception:
+            site = record_of(entry.creation, self._registry.pid).site
+            failed[f"{entry.kind.name} opened at {site.call}" if site else entry.kind.name] += 1
 
     def _surplus(
         self, table: OwnerTable, owners: Iterable[tuple[object, OpenOwner]], seen: ScanResult
@@ -214,6 +229,10 @@ class OwnerScanner:
             frozenset(each.serial for each in sockets if each.serial is not None),
             frozenset(each.fd for each in sockets),
         )
+
+
+def _describe_failed(failed: Counter[str]) -> tuple[str, ...]:
+    return tuple(f"looking at {number} {name} has failed" for name, number in failed.items())
 
 
 def _threads_besides(owners: Iterable[tuple[object, OpenOwner]]) -> int:

@@ -310,8 +310,7 @@ class LeakChecker:
             lambda: self._find_open(suspects, context.owner),
             context.plan.grace,
             lambda: recorded.update(self._collect(creations, suspects, context, variables)),
-            # A child that cannot be looked into may end.
-            lambda _: bool(self._guard._pipeline.children.unseen),
+            lambda _: self._guard._pipeline.has_unseen,
         )
         loops = IdleEventLoops(self._targets(creations))
         for wait in settling:
@@ -427,7 +426,8 @@ class LeakChecker:
             finding = self._finding_of(context)
             yield finding._replace(outcome=outcome, reason="; ".join(why), report=report)
         # That check has been said all of.
-        self._totals, pipeline.children.unseen = pipeline.totals(), ()
+        pipeline.take_unseen(self._totals)
+        self._totals = pipeline.totals()
 
     def _finding_of(self, context: CheckContext) -> OwnerFinding:
         """What all findings of an owner have in common."""

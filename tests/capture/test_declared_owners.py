@@ -64,17 +64,17 @@ print(vars(shop.client.Client).get("__del__"))
 def run(tmp_path):
     """Run the program with an installed package that declares something; returns what it prints."""
 
-    def run(kinds, place="shop._guard:KINDS"):
+    def run(kinds, place="shop._guard:KINDS", program=PROGRAM, client=CLIENT):
         package, metadata = tmp_path / "shop", tmp_path / "shop-1.0.dist-info"
         package.mkdir()
         metadata.mkdir()
         (package / "__init__.py").touch()
-        (package / "client.py").write_text(CLIENT)
+        (package / "client.py").write_text(client)
         (package / "_guard.py").write_text(kinds)
         (metadata / "entry_points.txt").write_text(
             f"[console_scripts]\nshop = shop:main\n\n[closewait_guard.libraries]\nany = {place}\n"
         )
-        command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+        command = [sys.executable, "-W", "ignore", "-c", program]
         done = subprocess.run(
             command,
             capture_output=True,
@@ -105,6 +105,37 @@ def test_one_that_is_broken_is_one_sentence_and_the_rest_is_found(run, kinds, wh
     assert lines[0] == "CWG301 None make", "its socket stands for itself"
     said = [line for line in lines if "shop._guard" in line]
     assert said == [f"the objects that shop._guard:KINDS should describe ({why})"]
+
+
+BLOCK = """
+import closewait_guard as cwg
+import socket
+import shop.client
+
+def make(close):
+    with cwg.no_leaks(grace=0.05):
+        client = shop.client.Client(None)
+        if close:
+            client.close()
+    return client
+
+try:
+    kept = make(close=False)
+except cwg.SocketLeakError as error:
+    print(error)
+make(close=True)
+"""
+
+
+def test_a_block_does_not_pass_with_an_owner_that_cannot_be_asked(run):
+    # Only one that is closed can be.
+    kinds = KINDS.replace("[client.sock]", "[1 / client.is_closed]")
+    client = CLIENT.replace("self.sock.close()", "pass")
+    lines = run(kinds, program=BLOCK, client=client)
+    assert " ".join(map(str.strip, lines)).strip() == (
+        "Whether the block has left sockets open is unknown: looking at 1 shop.Client opened "
+        "at <string>:8 in make() has failed."
+    )
 
 
 def test_the_kind_is_a_public_value():

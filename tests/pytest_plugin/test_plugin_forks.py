@@ -242,3 +242,49 @@ def test_after(): socket.socket().close()
     assert result.stdout.str().count("leaks unknown") == 1
     said = "leaks unknown: what 1 child process may keep open: not*"
     result.stdout.fnmatch_lines([f"test_it.py::test_it[[]60[]]: {said}"])
+
+
+SHOP = {
+    "shop/__init__.py": """
+class Client:
+    is_closed = False
+    def close(self):
+        self.is_closed = True
+""",
+    "shop/_guard.py": """
+import closewait_guard as cwg
+KINDS = cwg.OwnerKind(
+    "shop:Client", "shop.Client", lambda one: one.is_closed, lambda one: [1 / one.is_closed]
+)
+""",
+    "shop-1.0.dist-info/entry_points.txt": (
+        "[closewait_guard.libraries]\nany = shop._guard:KINDS\n"
+    ),
+}
+
+
+def test_a_client_that_cannot_be_asked_is_named_with_its_test(suite, monkeypatch):
+    for name, text in SHOP.items():
+        file = suite.pytester.path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(suite.pytester.path))
+    source = """
+import shop
+
+def test_before(): socket.socket().close()
+
+@pytest.mark.parametrize("close", [True, False])
+def test_it(close):
+    client = keep(shop.Client())
+    if close:
+        client.close()
+
+def test_after(): socket.socket().close()
+"""
+    result = suite.fail(source, apart=True)
+    result.assert_outcomes(passed=4)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.stdout.str().count("leaks unknown") == 1
+    said = "leaks unknown: looking at 1 shop.Client*"
+    result.stdout.fnmatch_lines([f"test_it.py::test_it[[]False[]]: {said}"])
