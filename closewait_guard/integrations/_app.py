@@ -308,14 +308,17 @@ class RequestLabel:
     def __str__(self) -> str:
         kept = self._kept
         try:
-            text = self._describe(self._keep(self._request) if kept is None else kept)
+            text = self._text_of(self._keep(self._request) if kept is None else kept)
         except Exception:
             # As above, or it has ended in another thread meanwhile.
-            text = _UNKNOWN if self._kept is None else self._describe(self._kept)
+            text = _UNKNOWN if self._kept is None else self._text_of(self._kept)
         return text[:_MAX_LABEL]
 
+    def _text_of(self, kept: Any) -> str:
+        return _UNKNOWN if kept is _UNKNOWN else self._describe(kept)
+
     def _keep(self, request: Any) -> object:
-        """What the text is made from, as far as it is known; the text, where that is fast."""
+        """What the text is made from, as far as it is known."""
         raise NotImplementedError
 
     def _describe(self, kept: Any) -> str:

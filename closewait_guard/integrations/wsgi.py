@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, cast
 
 from closewait_guard._capture import LABELS
 from closewait_guard.integrations._app import (
@@ -64,7 +66,6 @@ class _WsgiApp(WatchedApp):
             return start_response(status, headers, exc_info)
 
         before = label.enter(environ)
-        labels = LABELS.get()
         try:
             body = app(environ, start)
         except BaseException:
@@ -72,13 +73,10 @@ class _WsgiApp(WatchedApp):
             raise
         finally:
             label.leave(before)
-        file_wrapper = environ.get("wsgi.file_wrapper")
-        is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
-        if is_file or type(body) in (list, tuple):
-            # The server knows what to do with these.
+        if _is_complete(body, environ):
             label.end()
             return body
-        return (_SizedBody if hasattr(body, "__len__") else _Body)(body, label, labels)
+        return (_SizedBody if hasattr(body, "__len__") else _Body)(body, label)
 
 
 class _Body:
@@ -89,8 +87,11 @@ class _Body:
 
     __slots__ = ("_body", "_label", "_labels")
 
-    def __init__(self, body: Any, label: RequestLabel, labels: tuple[object, ...]) -> None:
-        self._body, self._label, self._labels = body, label, labels
+    def __init__(self, body: Any, label: RequestLabel) -> None:
+        self._body, self._label = body, label
+        before = label.resume()
+        self._labels = LABELS.get()
+        label.leave(before)
 
     def __iter__(self) -> Iterator[bytes]:
         parts = None
@@ -123,6 +124,52 @@ class _Body:
 _END: Any = object()
 
 
+class _Werkzeug(NamedTuple):
+    """What it makes the body of a response with."""
+
+    body: type
+    parts: Any
+    close: Any
+
+
+def _is_complete(body: Any, environ: dict[str, Any]) -> bool:
+    """Whether no code of the program runs any more while a body is sent, or the server wants it.
+
+    That is a list, and a file that the server sends itself. In Flask most are a list too, in a
+    response that calls nothing when it is closed: to label each part and the end of these would
+    cost more than all the rest.
+    """
+    kind = type(body)
+    if kind.__name__ == "ClosingIterator":
+        try:
+            first, last = body._callbacks
+            made = _werkzeug()
+            response = last.__self__
+            return (
+                kind is made.body
+                and first.__self__.gi_code is made.parts
+                and last.__func__ is made.close
+                and type(response.response) is list
+                and not response._on_close
+            )
+        except Exception:
+            # Another version makes it in another way.
+            return False
+    file_wrapper = environ.get("wsgi.file_wrapper")
+    is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
+    return is_file or kind in (list, tuple)
+
+
+@cache
+def _werkzeug() -> _Werkzeug:
+    response = sys.modules["werkzeug.wrappers.response"]
+    return _Werkzeug(
+        sys.modules["werkzeug.wsgi"].ClosingIterator,
+        response._iter_encoded.__code__,
+        response.Response.close,
+    )
+
+
 class _SizedBody(_Body):
     """One of which the server may want to know how many parts there are."""
 
@@ -135,8 +182,15 @@ class _SizedBody(_Body):
 class _Label(RequestLabel):
     __slots__ = ()
 
-    def _keep(self, environ: dict[str, Any]) -> str:
-        return f"{environ['REQUEST_METHOD']} {_route_of(environ)}"
+    def _keep(self, environ: dict[str, Any]) -> tuple[str, str]:
+        method = environ["REQUEST_METHOD"]
+        try:
+            return method, environ["werkzeug.request"].url_rule.rule
+        except (AttributeError, KeyError):
+            return method, _route_of(environ)
+
+    def _describe(self, kept: tuple[str, str]) -> str:
+        return " ".join(kept)
 
 
 _NOT_FLASK = object()

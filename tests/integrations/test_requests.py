@@ -212,6 +212,17 @@ def test_the_label_is_read_while_the_request_goes_on_and_keeps_nothing_of_it_ali
     assert opened.labels() == [("GET /found/{late}",)]
 
 
+def test_a_request_of_which_nothing_can_be_said_is_called_a_request(opened):
+    async def app(scope, receive, send):
+        opened()
+        # Of the application; what it makes of it is its own.
+        scope.pop("method")
+        scope.pop("path")
+
+    asyncio.run(ask(cwg.asgi(app, reporters=[print]), http("/")))
+    assert opened.labels() == [("request",)]
+
+
 def test_a_body_that_is_never_closed_keeps_nothing_of_its_request_alive(opened):
     class Environ(dict):
         pass
@@ -279,6 +290,58 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
     with pytest.raises(ZeroDivisionError):
         client.get("/customers/alice")
     assert opened.labels()[-1] == ("GET (unknown route)",)
+
+
+def test_only_a_response_of_flask_that_calls_nothing_more_goes_to_the_server_as_it_is(opened):
+    import flask
+    from werkzeug.wsgi import ClosingIterator
+
+    class Closing(flask.Response):
+        def close(self):
+            opened()
+
+    class Encoding(flask.Response):
+        def iter_encoded(self):
+            opened()
+            return [b"x"]
+
+    def closing_later():
+        answer = flask.Response("x")
+        answer.call_on_close(opened)
+        return answer
+
+    made = {
+        "plain": lambda: "x",
+        "closing-later": closing_later,
+        "closing": lambda: Closing("x"),
+        "encoding": lambda: Encoding("x"),
+        "streamed": lambda: flask.Response(iter(["x"])),
+    }
+    app = flask.Flask("shop")
+    app.get("/<kind>")(lambda kind: made[kind]())
+    watched = cwg.wsgi(app.wsgi_app, reporters=[print], at_exit=False)
+    is_as_it_is = {}
+    for kind in made:
+        with app.test_request_context(f"/{kind}") as context:
+            environ = dict(context.request.environ)
+        body = watched(environ, lambda *_: None)
+        is_as_it_is[kind] = type(body) is ClosingIterator
+        assert list(body) == [b"x"]
+        body.close()
+    assert is_as_it_is == {kind: kind == "plain" for kind in made}
+    assert opened.labels() == [("GET /<kind>",)] * 3
+    assert LABELS.get() == ()
+
+
+def test_what_closes_with_a_body_of_werkzeug_that_the_program_has_made_is_labelled(opened):
+    from werkzeug.wrappers import Response
+    from werkzeug.wsgi import ClosingIterator
+
+    def app(environ, start_response):
+        return ClosingIterator(Response("x")(environ, start_response), opened)
+
+    assert ask_wsgi(cwg.wsgi(app), "/") == ("200 OK", [b"x"])
+    assert opened.labels() == [("GET /",)]
 
 
 def test_a_label_around_several_parts_of_a_body_lasts_as_long_and_leaves_that_of_the_request(

@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import fields
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from closewait_guard import _api
@@ -202,7 +201,7 @@ class Middleware(MiddlewareMixin):
         finally:
             label.leave(before)
             label.end()
-        return _labelled(response, label)
+        return _labelled(response, label) if response.streaming else response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         """The same under ASGI."""
@@ -216,20 +215,27 @@ class Middleware(MiddlewareMixin):
         finally:
             label.leave(before)
             label.end()
-        return _labelled(response, label)
+        return _labelled(response, label) if response.streaming else response
 
 
 class _Label(RequestLabel):
     __slots__ = ()
 
-    def _keep(self, request: HttpRequest) -> str:
+    def _keep(self, request: HttpRequest) -> tuple[Any, ...]:
         match = request.resolver_match
         if match is None:
-            return f"{request.method} {NO_ROUTE}"
-        return f"{request.method} {_readable(match.route)} ({match.view_name})"
+            return (request.method,)
+        # Not the match: it has what the customer has asked for.
+        return request.method, match.route, match.view_name
+
+    def _describe(self, kept: tuple[Any, ...]) -> str:
+        method, *of_route = kept
+        if not of_route:
+            return f"{method} {NO_ROUTE}"
+        route, view = of_route
+        return f"{method} {_readable(route)} ({view})"
 
 
-@lru_cache(1000)
 def _readable(route: str) -> str:
     """A route as a path: those that are regular expressions without what only they need.
 
@@ -242,9 +248,9 @@ def _readable(route: str) -> str:
 
 
 def _labelled(response: Any, label: RequestLabel) -> Any:
-    """The response; what makes a streamed one has the label, too."""
+    """The response that is streamed; what makes its parts has the label, too."""
     # A file goes to the server as it is.
-    if response.streaming and getattr(response, "file_to_stream", None) is None:
+    if getattr(response, "file_to_stream", None) is None:
         parts = response.streaming_content
         make = _async_parts if response.is_async else _parts
         response.streaming_content = make(parts, label)
