@@ -140,15 +140,18 @@ def has_leaked(report: Report) -> bool:
     return bool(report.leaks or report.omitted or report.coverage.forgotten)
 
 
-def gate_status(reports: Iterable[Report], *, has_leaks: bool, is_complete: bool) -> int:
+def gate_status(
+    reports: Iterable[Report], *, has_leaks: bool, is_complete: bool, left_out: int = 0
+) -> int:
     """What `--fail-on-leak` makes of reports, having said why leaks may be missing from them.
 
     Args:
         reports: What there is.
         has_leaks: Whether they have leaks that count.
-        is_complete: Whether no report is missing.
+        is_complete: Whether no report is missing of those that were asked for.
+        left_out: How many Python processes below these were not asked.
     """
-    from closewait_guard._format import unique
+    from closewait_guard._format import pluralize, unique
     from closewait_guard._stream import print_error
 
     unknown = unique(
@@ -156,6 +159,9 @@ def gate_status(reports: Iterable[Report], *, has_leaks: bool, is_complete: bool
         for report in reports
         for why in report.coverage.leaks_unknown
     )
+    if left_out:
+        children = pluralize(left_out, "child process")
+        unknown.append(f"leaks unknown: not asked: {children} (add --tree)")
     for sentence in unknown:
         print_error(sentence)
     if has_leaks:

@@ -133,7 +133,7 @@ def _ask(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.fail_on_leak:
         reports = [each.report for each in answers]
         has_leaks = any(map(has_leaked, reports))
-        return gate_status(reports, has_leaks=has_leaks, is_complete=is_complete)
+        return gate_status(reports, has_leaks=has_leaks, is_complete=is_complete, left_out=left_out)
     return FINE if is_complete else USAGE
 
 

@@ -58,6 +58,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, and print."""
+    from closewait_guard._format import pluralize
     from closewait_guard._processes import ProcessScanner
     from closewait_guard._render import from_dict
     from closewait_guard._stream import print_error
@@ -82,13 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
         _print_json(reports)
     else:
         _print_programs(programs, arguments, is_complete=not failures)
-    if not (arguments.tree or arguments.json):
-        _print_children_left_out(answers, scanner)
+    left_out = 0 if arguments.tree else _count_left_out(answers, scanner)
+    if left_out and not arguments.json:
+        say(f"Not asked: {pluralize(left_out, 'child process')} (add --tree).")
     if programs:
         files.write(parts_of(programs, is_complete=not failures), failures)
     if arguments.fail_on_leak:
         has_leaks = any(map(has_leaked, reports))
-        return gate_status(reports, has_leaks=has_leaks, is_complete=not failures)
+        return gate_status(
+            reports, has_leaks=has_leaks, is_complete=not failures, left_out=left_out
+        )
     return USAGE if failures else FINE
 
 
@@ -160,10 +164,9 @@ def _print_json(reports: Iterable[Report]) -> None:
         say(json.dumps(to_dict(report)))
 
 
-def _print_children_left_out(answers: Iterable[int], scanner: ProcessScanner) -> None:
-    """That a master answers for itself only, where it has children."""
-    from closewait_guard._format import pluralize
+def _count_left_out(answers: Iterable[int], scanner: ProcessScanner) -> int:
+    """How many Python processes are below those that have answered, each for itself only."""
+    from closewait_guard._remote import is_python
 
     left_out = set(scanner.with_descendants(list(answers))).difference(answers)
-    if left_out:
-        say(f"Not asked: {pluralize(len(left_out), 'child process')} (add --tree).")
+    return sum(map(is_python, left_out))

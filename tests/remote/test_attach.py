@@ -312,6 +312,35 @@ while True:
                 os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("command", ["attach", "report"])
+@pytest.mark.parametrize("is_forking", [True, False])
+def test_a_gate_does_not_pass_over_the_python_processes_that_it_has_not_asked(command, is_forking):
+    code = f"""
+import os, subprocess, time
+import closewait_guard as cwg
+cwg.install(control=True)
+sleeping = subprocess.Popen(["sleep", "60"])
+if {is_forking}:
+    os.fork()
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    said = "leaks unknown: not asked: 1 child process (add --tree)\n"
+    with running(code) as program:
+        try:
+            for json_ in ([], ["--json"]):
+                done = call(
+                    command, program.pid, "--fail-on-leak", *json_, code=87 if is_forking else 0
+                )
+                assert (said in done.stderr) == is_forking
+            assert ("Not asked" in call(command, program.pid, code=0).stdout) == is_forking
+            assert said not in call(command, program.pid, "--fail-on-leak", "--tree", code=0).stderr
+        finally:
+            for child in attach.descendants_of(program.pid, 10):
+                os.kill(child, signal.SIGKILL)
+
+
 def test_what_cannot_be_attached_to_is_said_before_anything_is_touched(tmp_path):
     assert "no such process: 2000000000" in call("attach", 2000000000, code=2).stderr
     with subprocess.Popen(["sleep", "60"]) as program:
