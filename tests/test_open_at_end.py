@@ -110,6 +110,66 @@ def test_a_pool_of_redis_that_was_given_to_a_client_and_no_client_with_its_own(t
     assert report.endswith(f" Open at the end: {opened}, {CLOSED} (not a leak). "), report
 
 
+THREADS = """
+import socket, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import httpx
+local = threading.local()
+
+def fetch(_):
+    if not hasattr(local, "client"):
+        local.client = httpx.Client()
+        local.sockets = socket.socketpair()
+        ready.wait(10)
+    return local.client.get(sys.argv[1])
+
+ready = threading.Barrier(3)
+executor = ThreadPoolExecutor(3)
+list(executor.map(fetch, range(9)))
+"""
+
+
+@pytest.mark.parametrize("how", ["run", "watch"])
+def test_clients_that_the_threads_of_an_executor_keep_for_themselves(tmp_path, url, how):
+    report = last_report(tmp_path, THREADS, url, how=how)
+    line = line_of(THREADS, "httpx.Client()", how)
+    opened = f"3 httpx.Client opened at shop.py:{line} in fetch()"
+    assert report.endswith(f" shop.py Open at the end: {opened}, {CLOSED} (not leaks). "), report
+
+
+LEAKING = {
+    "a function that runs on after the end of the main thread": """
+def fetch():
+    ready.wait(10)
+    client = httpx.Client()
+    client.get(sys.argv[1])
+
+ready = threading.Event()
+threading.Thread(target=fetch).start()
+threading.Timer(0.3, ready.set).start()
+""",
+    "a thread that ends before": """
+def fetch():
+    local.client = httpx.Client()
+    local.client.get(sys.argv[1])
+
+local = threading.local()
+thread = threading.Thread(target=fetch)
+thread.start()
+thread.join()
+""",
+}
+
+
+@pytest.mark.parametrize("name", LEAKING)
+def test_a_client_that_ends_with_a_function_or_with_its_thread_is_unclosed(tmp_path, url, name):
+    path = tmp_path / "shop.py"
+    path.write_text("import sys, threading\nimport httpx\n" + LEAKING[name])
+    done = call("run", "--fail-on-leak", path.name, url, cwd=tmp_path, code=86)
+    assert "1 UNCLOSED  httpx.Client" in done.stderr
+    assert CLOSED not in done.stderr
+
+
 SILENT = {
     "nothing": "",
     "sockets": "import socket\nkept = socket.create_server(('127.0.0.1', 0))\n",

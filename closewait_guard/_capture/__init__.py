@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from closewait_guard._capture.checkouts import OpenCheckout
     from closewait_guard._capture.context import LABELS, PlainContext, around, label
     from closewait_guard._capture.creation import (
         NO_CONTEXT,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from closewait_guard._capture.hooks import SOCKET, SocketEvents, as_function
     from closewait_guard._capture.owners import (
         EndedOwner,
-        OpenCheckout,
         OpenOwner,
         OwnedSocket,
         OwnerTable,
@@ -108,6 +108,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "checkouts": ("OpenCheckout",),
     "context": (
         "LABELS",
         "PlainContext",
@@ -143,7 +144,6 @@ _HOMES = {
     ),
     "owners": (
         "EndedOwner",
-        "OpenCheckout",
         "OpenOwner",
         "OwnedSocket",
         "OwnerTable",

@@ -64,6 +64,7 @@ __all__ = [
     "unknown_creation",
     "untracked_sockets",
     "was_closed",
+    "with_serial",
 ]
 
 
@@ -160,6 +161,11 @@ def as_parent(creation: CreationTuple) -> CreationTuple:
     while (parent := line[-1][PARENT]) is not None:
         line.append(parent)
     return creation if len(line) <= _MAX_ANCESTORS else line[-1]
+
+
+def with_serial(creation: CreationTuple, serial: int) -> CreationTuple:
+    """With another number, as what is no socket has one in their series."""
+    return (*creation[:SERIAL], serial, *creation[SERIAL + 1 :])
 
 
 def pop_if_same(table: dict[int, Any], key: int, value: object) -> None:

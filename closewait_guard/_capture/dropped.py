@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
-from closewait_guard._cpython import has_gil
+from closewait_guard._cpython import IS_SHUTTING_DOWN, has_gil
 from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
@@ -42,6 +42,7 @@ __all__ = [
     "LockFreeCounter",
     "Probing",
     "is_garbage",
+    "is_left_to_exit",
 ]
 
 
@@ -171,13 +172,14 @@ class FdExhaustionAlarm:
 class DroppedSocket:
     """A socket that was finalized while it was open, and what the kernel said of it then."""
 
-    __slots__ = ("collected", "creation", "fd", "snapshot")
+    __slots__ = ("collected", "creation", "fd", "is_left_to_exit", "snapshot")
 
     def __init__(self, creation: CreationTuple, sock: socket.socket, fd: int) -> None:
         self.creation = creation
         self.fd = fd
         # A last reference that goes finalizes before weak references are cleared.
         self.collected = is_garbage(creation, sock)
+        self.is_left_to_exit = is_left_to_exit()
         self.snapshot = FinalSnapshot(sock, fd)
 
 
@@ -248,6 +250,20 @@ def is_garbage(creation: CreationTuple, sock: socket.socket) -> bool:
     # Where nothing is probed no call is made: near the recursion limit it would fail.
     is_probed_here = bool(_probed_now) and (id(sock), get_ident()) in _probed_now.values()
     return is_probed_here and has_gil() and not referrers((sock,))
+
+
+def is_left_to_exit() -> bool:
+    """Whether what is finalized now was kept for a thread that ends because the program does.
+
+    A thread of an executor keeps clients in thread-local variables, as a module keeps its own. When
+    these go, none of its functions runs any more.
+    """
+    if not vars(threading).get(IS_SHUTTING_DOWN):
+        return False
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+    return frame.f_globals.get("__package__") == __package__
 
 
 # A collection in which finalizers wait for something may take long.

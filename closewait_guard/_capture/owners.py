@@ -1,8 +1,6 @@
-"""The weak tables of what libraries have: owners of sockets, and connections taken from pools.
+"""The weak table of owners of sockets: sessions, clients, loops that were made or ended unclosed.
 
-Which sessions, clients and loops were made, and which ended unclosed; which connections were taken
-and not given back. Nothing here takes a lock: an owner may be made and finalized anywhere, as a
-socket may be.
+Nothing here takes a lock: an owner may be made and finalized anywhere, as a socket may be.
 """
 
 from __future__ import annotations
@@ -10,24 +8,15 @@ from __future__ import annotations
 import _socket
 import functools
 import os
-import sys
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from closewait_guard._capture import patch
+from closewait_guard._capture.checkouts import CheckoutTable, answer_of
 from closewait_guard._capture.context import PlainContext
-from closewait_guard._capture.creation import (
-    ORIGIN,
-    PID,
-    SERIAL,
-    SOCK,
-    STACK,
-    Creation,
-    CreationTuple,
-)
-from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter
+from closewait_guard._capture.creation import PID, SERIAL, SOCK, STACK, CreationTuple, with_serial
+from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter, is_left_to_exit
 from closewait_guard._capture.owner_hooks import (
     OwnerEvents,
     objects_being_made,
@@ -36,8 +25,6 @@ from closewait_guard._capture.owner_hooks import (
 )
 from closewait_guard._capture.recorder import Recording, make_recorder
 from closewait_guard._descriptors import ask_or_none, peer_at
-from closewait_guard._enums import Origin
-from closewait_guard._interruptions import interrupts
 from closewait_guard._libraries import connections_of
 from closewait_guard._live import find_classes
 
@@ -46,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EndedOwner",
-    "OpenCheckout",
     "OpenOwner",
     "OwnedSocket",
     "OwnerTable",
@@ -84,6 +70,7 @@ class EndedOwner(NamedTuple):
 
     Attributes:
         collected: The collector found it, rather than its last reference going away.
+        is_left_to_exit: It was kept for a thread that has ended because the program does.
         sockets: Its open sockets.
         descriptors: How many others it had, by kind.
     """
@@ -91,6 +78,7 @@ class EndedOwner(NamedTuple):
     creation: CreationTuple
     kind: OwnerKind
     collected: bool
+    is_left_to_exit: bool
     sockets: tuple[OwnedSocket, ...]
     descriptors: Mapping[str, int]
 
@@ -198,14 +186,15 @@ class OwnerTable(OwnerEvents):
         creation = self._creations.pop(id(owner), None)
         if made is None or creation is None or made[1].closes_itself:
             return
-        entry = OpenOwner(_with_serial(creation, made[0]), made[1])
+        entry = OpenOwner(with_serial(creation, made[0]), made[1])
         if not self._is_own(entry) or entry.kind.is_closed(owner):
             return
         sockets = tuple(self.sockets_of(owner, entry.kind, just_dropped=True))
         descriptors = Counter(kind.value for kind, _ in entry.kind.descriptors(owner))
         if sockets or descriptors or not entry.kind.needs_connections:
             collected = entry.creation[SOCK]() is None
-            self.ended.append(EndedOwner(*entry, collected, sockets, descriptors))
+            kept = is_left_to_exit()
+            self.ended.append(EndedOwner(*entry, collected, kept, sockets, descriptors))
             self._count_ended.count()
 
     def sockets_of(
@@ -254,7 +243,9 @@ class OwnerTable(OwnerEvents):
                 # A subclass has a finalizer of its own, which is asked for nothing here.
                 self._made.pop(key, None)
                 self._creations.pop(key, None)
-            elif self._is_own(entry) and not _answer(entry.kind.is_closed, owner, otherwise=False):
+            elif self._is_own(entry) and not answer_of(
+                entry.kind.is_closed, owner, otherwise=False
+            ):
                 found.append((owner, entry))
         return found
 
@@ -273,9 +264,13 @@ class OwnerTable(OwnerEvents):
         if not any(serial > mark for serial, _ in self._made.copy().values()):
             return []
         made = [each for each in self.open_owners() if each[1].creation[SERIAL] > mark]
-        ask = functools.partial(OpenOwner.has_unrecorded, native=native)
-        asked = [(each, functools.partial(ask, each[1])) for each in made]
-        return [each for each, has_any in asked if _answer(has_any, each[0], otherwise=True)]
+        return [
+            (owner, entry)
+            for owner, entry in made
+            if answer_of(
+                functools.partial(entry.has_unrecorded, native=native), owner, otherwise=True
+            )
+        ]
 
     def creations_left(self, since: float) -> list[CreationTuple]:
         """Of those that ended unclosed or have sockets of C code, and of what is out of a pool."""
@@ -287,7 +282,7 @@ class OwnerTable(OwnerEvents):
         made = self._made.copy()
         for key, creation in self._creations.copy().items():
             if key in made:
-                yield key, OpenOwner(_with_serial(creation, made[key][0]), made[key][1])
+                yield key, OpenOwner(with_serial(creation, made[key][0]), made[key][1])
 
     def after_fork(self) -> None:
         """In the child: those that have ended are the parent's."""
@@ -296,155 +291,3 @@ class OwnerTable(OwnerEvents):
         self._count_ended.after_fork()
         self.ended.clear()
         self.checkouts.after_fork()
-
-
-def _with_serial(creation: CreationTuple, serial: int) -> CreationTuple:
-    """With its number in the series of the sockets."""
-    return (*creation[:SERIAL], serial, *creation[SERIAL + 1 :])
-
-
-def _answer(ask: Callable[[Any], Any], thing: object, otherwise: Any) -> Any:
-    try:
-        return ask(thing)
-    except Exception:
-        return otherwise
-
-
-class OpenCheckout(NamedTuple):
-    """A connection that is out of its pool: where it was taken, by weak reference, and its kind."""
-
-    creation: CreationTuple
-    pool: Any
-    kind: CheckoutKind
-
-    @property
-    def serial(self) -> int:
-        """Its own."""
-        serial: int = self.creation[SERIAL]
-        return serial
-
-    @property
-    def taken_at(self) -> float:
-        """Seconds since the epoch."""
-        return Creation._make(self.creation).opened_at or 0.0
-
-
-@functools.cache
-def _find_continue_in_greenlets() -> Callable[[list[Any], int], None]:
-    # Not before it is needed, as for tasks. Each import statement takes as long as all the rest.
-    from closewait_guard._capture.awaiting import continue_in_greenlets
-
-    return continue_in_greenlets
-
-
-class CheckoutTable:
-    """Records what pools hand out, until it is given back.
-
-    Args:
-        recording: How to record.
-        context: Calls the program's context provider, if it has one.
-        counter: Counts what takes a number in the series of the sockets and is none.
-        sockets: Have that series.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        context: PlainContext | None,
-        counter: LockFreeCounter,
-        sockets: _Sockets,
-    ) -> None:
-        # By identity of the connection: where it was taken; and its number, the pool if there can
-        # be a weak reference to it, and the kind. Plain: a named tuple takes long to make.
-        self._creations: dict[int, CreationTuple] = {}
-        self._taken: dict[int, tuple[int, weakref.ref[Any] | None, CheckoutKind]] = {}
-        self._recorder = make_recorder(self._creations, {}, context, recording, id)
-        self._record, self._depth = self._recorder.on_create, recording.stack_depth
-        self._next_serial, self._count = sockets.next_serial, counter.count
-        self._on_error = sockets.on_error
-        self._stops: dict[type, Callable[[], None]] = {}
-
-    def listen(self, pool_class: type, kind: CheckoutKind) -> None:
-        """Record what the pools of a class hand out, by their events, from now on. Idempotent."""
-        if pool_class not in self._stops and kind.listen is not None:
-            calls = functools.partial(self.take, kind), functools.partial(self.give_back, kind)
-            self._stops[pool_class] = kind.listen(pool_class, *calls)
-
-    def stop(self) -> None:
-        """Record no more, and forget what is out: that it is given back would not be seen."""
-        while self._stops:
-            self._stops.popitem()[1]()
-        self._forget()
-
-    def take(self, kind: CheckoutKind, pool: object, connection: object) -> None:
-        """Record that a connection was taken, by the caller of the pool."""
-        try:
-            entry: Any = kind.entry(connection)
-            key = id(entry)
-            self._record(entry, None)
-            if "greenlet" in sys.modules:
-                _find_continue_in_greenlets()(self._creations[key][STACK], self._depth)
-            ref = weakref.ref(pool) if kind.pool_of is None else None
-            self._taken[key] = self._next_serial(), ref, kind
-            self._count()
-        except BaseException as error:
-            if interrupts(error):
-                raise
-            self._on_error()
-
-    def give_back(self, kind: CheckoutKind, connection: object) -> None:
-        """Forget a connection that was given back, or has left its pool."""
-        try:
-            self._pop(id(kind.entry(connection)))
-        except Exception as error:  # It is no connection of this pool, as the pool will say.
-            if interrupts(error):
-                raise
-
-    def _pop(self, key: int) -> None:
-        self._taken.pop(key, None)
-        self._creations.pop(key, None)
-
-    def has_any_out(self, since: int) -> bool:
-        """Whether a connection that was taken after a mark is out. True may be wrong."""
-        return any(serial > since for serial, *_ in self._taken.copy().values())
-
-    def is_out(self, serial: int) -> bool:
-        """Whether the connection of a check-out is out still."""
-        return self._ask(serial, lambda kind, connection: kind.is_out(connection)) is True
-
-    def borrowed(self, serial: int) -> object:
-        """What the program has of a connection that it has taken, if it is not back."""
-        return self._ask(serial, lambda kind, connection: kind.borrowed(connection))
-
-    def _ask(self, serial: int, question: Callable[[CheckoutKind, Any], object]) -> object:
-        """Of all that is out, one: to ask each whether it is would take long."""
-        for key, (number, _, kind) in self._taken.copy().items():
-            creation = self._creations.get(key) if number == serial else None
-            if creation is not None and (connection := creation[SOCK]()) is not None:
-                return _answer(functools.partial(question, kind), connection, otherwise=None)
-        return None
-
-    def open_checkouts(self) -> list[OpenCheckout]:
-        """What is out at this moment, the oldest first."""
-        found = []
-        for key, (serial, ref, kind) in self._taken.copy().items():
-            creation = self._creations.get(key)
-            connection = None if creation is None else creation[SOCK]()
-            find = kind.pool_of
-            pool = ref() if ref is not None else find and _answer(find, connection, otherwise=None)
-            if creation is None or connection is None or pool is None:
-                self._pop(key)
-            elif _answer(kind.is_out, connection, otherwise=False):
-                known = _with_serial(creation, serial)
-                known = (*known[:ORIGIN], Origin.CHECKED_OUT, *known[ORIGIN + 1 :])
-                found.append(OpenCheckout(known, pool, kind))
-        return sorted(found, key=lambda each: each.serial)
-
-    def _forget(self) -> None:
-        self._taken.clear()
-        self._creations.clear()
-
-    def after_fork(self) -> None:
-        """In the child: what is out is the parent's."""
-        self._recorder.pid = os.getpid()
-        self._forget()

@@ -61,10 +61,10 @@ __all__ = [
     "GROUP_TASK",
     "HANDLE_CALLBACK",
     "INNER_SOCKET",
+    "IS_SHUTTING_DOWN",
     "LOOP_CLOSED",
     "LOOP_OF",
     "LOOP_SELECTOR",
-    "LOOP_SOCKETS",
     "LOOP_THREAD",
     "LOOP_TRANSPORTS",
     "LOOP_WAKERS",
@@ -118,19 +118,19 @@ _Class = TypeVar("_Class")
 
 # Attributes of objects, read by `field()`, which answers None where there is no such.
 THREAD_NAME = "_name"  # Else the thread is shown by its number.
+IS_SHUTTING_DOWN = "_SHUTTING_DOWN"  # Of threading. Else what threads keep at exit was dropped.
 THREAD_TARGET = "_target"  # Else a worker of an executor belongs to the test that has started it.
 # Of a task in Python only; one in C is asked by its methods.
 TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without them.
 TASK_STATE = "_state"  # Else it counts as unfinished.
 HANDLE_CALLBACK = "_callback"  # Else the event loop is named without what it is to call.
 LOOP_CLOSED = "_closed"  # Else each loop counts as open, and as one that may use a pool.
-LOOP_WAKERS = "_ssock", "_csock"  # Else a loop has no sockets, and is not missed.
+LOOP_WAKERS = "_ssock", "_csock"  # Else a loop is not missed, or its sockets are its test's.
 LOOP_THREAD = "_thread_id"  # Else each loop counts as one that does not run.
 LOOP_OF = "_loop"  # Of a transport or lock. Else no pool belongs to a loop.
 LOOP_CALLS = ("_ready", "_scheduled")  # Else what a loop has yet to close is its test's leak.
 LOOP_SELECTOR = "_selector"  # And of that the epoll. Else a loop knows no sockets but its own.
 SELECTOR_KEYS = "_fd_to_key"  # Else a loop that is blocked is not seen.
-LOOP_SOCKETS = ("_ssock", "_csock")  # Else those that wake a loop belong to the test.
 LOOP_TRANSPORTS = "_transports"  # Else what a closed loop leaves open is not reported.
 TRANSPORT_CLOSED, TRANSPORT_PROCESS = "_closed", "_proc"  # Else a subprocess is not missed.
 INNER_SOCKET = "_sock"  # In C, of a library's own class; else the object counts as no socket.

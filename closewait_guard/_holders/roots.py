@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from closewait_guard._capture import SERIAL, SOCK, Registry
 from closewait_guard._cpython import (
     HANDLE_CALLBACK,
-    LOOP_SOCKETS,
+    LOOP_WAKERS,
     NSIG,
     TASK_COROUTINE,
     TASK_NAME,
@@ -269,7 +269,7 @@ def _handler(handler: Any, signum: int) -> Root:
 
 def _loop(loop: Any, _: type) -> Root:
     # What keeps a loop keeps its own sockets, but not those of all its users.
-    parts = frozenset(id(field(loop, name)) for name in LOOP_SOCKETS)
+    parts = frozenset(id(field(loop, name)) for name in LOOP_WAKERS)
     return Root(FALLBACK, "loop", "{} (the event loop)", parts=parts)
 
 

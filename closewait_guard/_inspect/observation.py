@@ -310,11 +310,11 @@ class ScanResult(NamedTuple):
         everything = (*self.suspects, *self.dropped, *self.healthy)
         return tuple(each for each in everything if each.record.serial > mark)
 
-    def with_owners(self, owners: list[SeenOwner]) -> ScanResult:
-        """Owners among the dropped, in place of their own sockets."""
-        if not owners:
+    def with_owners(self, owners: list[SeenOwner], explained: frozenset[int]) -> ScanResult:
+        """Owners among the dropped, in place of their own sockets; others are left out too."""
+        if not owners and not explained:
             return self
-        theirs = frozenset[int]().union(*(each.sockets for each in owners))
+        theirs = explained.union(*(each.sockets for each in owners))
         suspects, dropped, healthy = (
             tuple(each for each in seen if each.record.serial not in theirs)
             for seen in (self.suspects, self.dropped, self.healthy)

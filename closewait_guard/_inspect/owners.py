@@ -99,10 +99,12 @@ class OwnerScanner:
         if table is None:
             return seen
         ended = {each.serial: each for each in table.ended.copy()}
+        kept = [each for each in ended.values() if each.is_left_to_exit]
         known = self._ended
         self._ended = {
             serial: known.get(serial) or self._describe_ended(each)
             for serial, each in ended.items()
+            if not each.is_left_to_exit
         }
         self.lost = _describe_lost(table.forgotten)
         self.notes += (self.lost,) if self.lost else ()
@@ -115,7 +117,8 @@ class OwnerScanner:
             found += self._native(table, seen, opened_after, failed)
             self.unasked = _describe_failed(failed)
         return seen.with_owners(
-            [each for each in found if opened_after is None or each.serial > opened_after]
+            [each for each in found if opened_after is None or each.serial > opened_after],
+            frozenset[int]().union(*(each.serials for each in kept)),
         )
 
     def _describe_ended(self, ended: EndedOwner) -> SeenOwner:

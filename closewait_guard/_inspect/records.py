@@ -307,6 +307,9 @@ def _find_open_at_end(
         with suppress(Exception):
             if _is_left_to_end(table, owner, entry, serials):
                 creations.setdefault(entry.kind, []).append(entry.creation)
+    for ended in table.ended.copy():
+        if ended.is_left_to_exit:
+            creations.setdefault(ended.kind, []).append(ended.creation)
     sites = {(seen.owner.name, seen.record.site) for seen in named if seen.owner is not None}
     lines = {(name, site.call) for name, site in sites if site is not None}
     found = [

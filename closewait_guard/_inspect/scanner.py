@@ -203,6 +203,8 @@ class Scanner:
         """What was dropped stays as it was: each is described once."""
         before, now = self._seen_dropped, {}
         for drop in self._source.dropped():
+            if drop.is_left_to_exit:
+                continue
             serial = drop.creation[SERIAL]
             now[serial] = before.get(serial) or self._describe_drop(drop)
         self._seen_dropped = now

@@ -28,10 +28,9 @@ from closewait_guard._format import (
 )
 from closewait_guard._render.descriptors import open_at_end_lines
 from closewait_guard._render.family import LastReport, MergedReport, merge_family
-from closewait_guard._render.flame import flame_graph
 from closewait_guard._render.markup import escape_text, join_parts, line_text, link_to, with_code
 from closewait_guard._render.site import describe_site, verdict_name
-from closewait_guard._render.stacks import StackCall, StackCounts, count_stacks
+from closewait_guard._render.stacks import StackCall, StackCounts, count_stacks, flame_graph
 from closewait_guard._render.text import (
     alert_lines,
     closed_late_lines,

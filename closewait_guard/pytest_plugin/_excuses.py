@@ -23,7 +23,7 @@ from closewait_guard._clock import TimeLimit
 from closewait_guard._cpython import (
     LOOP_CALLS,
     LOOP_SELECTOR,
-    LOOP_SOCKETS,
+    LOOP_WAKERS,
     THREAD_NAME,
     has_gil,
     running_loop,
@@ -250,7 +250,7 @@ def _children(thing: Any, traits: _ClassTraits) -> Iterable[object]:
     if traits.is_dead_end(kind):
         return ()
     if traits.is_loop(kind):
-        return [field(thing, name) for name in LOOP_SOCKETS]
+        return [field(thing, name) for name in LOOP_WAKERS]
     if kind is types.TracebackType:
         return (thing.tb_next, *_variables_of(thing))
     if kind is types.FunctionType:
@@ -422,7 +422,7 @@ def _running_loops(calls: Sequence[_Group]) -> Iterator[_Group]:
 def _loops_with_calls(targets: dict[int, int]) -> Iterator[_Group]:
     asyncio = sys.modules.get("asyncio")
     for loop in _idle_loops(asyncio) if asyncio is not None else ():
-        if not any(id(field(loop, name)) in targets for name in LOOP_SOCKETS):
+        if not any(id(field(loop, name)) in targets for name in LOOP_WAKERS):
             calls = [field(loop, name) for name in LOOP_CALLS]
             yield "an event loop that is still open has yet to call what holds it", calls
 
