@@ -185,7 +185,9 @@ class _Label(RequestLabel):
     def _keep(self, environ: dict[str, Any]) -> tuple[str, str]:
         method = environ["REQUEST_METHOD"]
         try:
-            return method, environ["werkzeug.request"].url_rule.rule
+            # Below what it is mounted at, as by `DispatcherMiddleware`.
+            mounted_at = environ.get("SCRIPT_NAME", "")
+            return method, mounted_at + environ["werkzeug.request"].url_rule.rule
         except (AttributeError, KeyError):
             return method, _route_of(environ)
 

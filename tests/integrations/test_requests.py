@@ -292,6 +292,18 @@ def test_what_flask_opens_is_labelled_with_its_rule_while_it_streams_and_as_it_c
     assert opened.labels()[-1] == ("GET (unknown route)",)
 
 
+def test_what_flask_opens_below_another_path_is_labelled_with_both(opened):
+    import flask
+    from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+    app = flask.Flask("admin")
+    app.get("/items/<item>")(lambda item: str(opened()))
+    whole = cwg.wsgi(DispatcherMiddleware(lambda *_: [], {"/admin": app}), reporters=[print])
+    with app.test_request_context("/admin/items/42") as context:
+        assert ask_wsgi(whole, "", **context.request.environ)[0] == "200 OK"
+    assert opened.labels() == [("GET /admin/items/<item>",)]
+
+
 def test_only_a_response_of_flask_that_calls_nothing_more_goes_to_the_server_as_it_is(opened):
     import flask
     from werkzeug.wsgi import ClosingIterator
