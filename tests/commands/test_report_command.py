@@ -212,6 +212,38 @@ def test_the_workers_of_a_program_are_one_report_and_children_left_out_are_count
     assert len(named.stdout.splitlines()) == 4
 
 
+BY_MULTIPROCESSING = """
+import multiprocessing, os, socket, time
+kept = []
+
+def work(address):
+    kept.append(socket.create_connection(address))
+    multiprocessing.parent_process().join(60)
+
+if __name__ == "__main__":
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        context = multiprocessing.get_context("{method}")
+        context.Process(target=work, args=(server.getsockname(),), daemon=True).start()
+        server.accept()[0].close()
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_helpers_of_multiprocessing_are_not_asked_and_not_missed(tmp_path, method):
+    path = tmp_path / "working.py"
+    path.write_text(BY_MULTIPROCESSING.format(method=method))
+    with running(str(path), tmp_path, command=RUN, stderr=subprocess.DEVNULL) as started:
+        pid = int(line_of(started))
+        eventually(lambda: len(list((tmp_path / "closewait_guard").iterdir())) == 2)
+        eventually(lambda: "1 leaked" in ask(pid, "--tree", folder=tmp_path).stdout)
+        tree, alone = ask(pid, "--tree", folder=tmp_path), ask(pid, folder=tmp_path)
+    assert "1 leaked socket from 1 place in 1 of 2 processes." in tree.stdout
+    assert tree.stderr == ""
+    assert alone.stdout.endswith("\nNot asked: 1 child process (add --tree).\n")
+
+
 def _children(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(number) for number in file.read().split()]
