@@ -170,8 +170,8 @@ HINTS: tuple[Hint, ...] = (
     ),
     Hint(
         Verdict.IDLE_OR_LEAKED,
-        "from outside, an idle pool looks the same as a leak: `closewait-guard run` or install() "
-        "in the program shows which it is",
+        "from outside, an idle pool looks the same as a leak: `closewait-guard attach PID` (Linux) "
+        "or install() in the program shows which it is",
         Origin.ADOPTED,
     ),
     Hint(

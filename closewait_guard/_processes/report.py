@@ -217,6 +217,9 @@ def _explain(findings: Iterable[Finding], snapshot: ProcessSnapshot) -> Iterator
 # Python 3.11 takes long to find a member by its name.
 _LEAKED, _ADOPTED = Verdict.LEAKED, Origin.ADOPTED
 _FIND_LINE = "find its line: restart it with `closewait-guard run --interval 60 -- COMMAND`"
+if sys.platform == "linux":
+    # A restart takes the evidence with it.
+    _FIND_LINE = f"see what holds it, without a restart: `closewait-guard attach PID`; {_FIND_LINE}"
 
 
 def _describe_sharing(holder: SharedBy, own: int) -> str:

@@ -56,6 +56,7 @@ def test_it_reports_verdict_peer_age_unread_bytes_and_descriptors(leaky):
     assert "6 bytes unread" in text
     assert "2 LEAKED  TCP from 127.0.0.1 " in text
     assert re.search(r"\nFile descriptors: \d+ of [\d,]+\n", text)
+    assert "without a restart: `closewait-guard attach PID`; find its line: " in unfolded(text)
     assert "restart it with `closewait-guard run --interval 60 -- COMMAND`" in unfolded(text)
     assert "close the connection when recv() returns b''" in unfolded(text)
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -212,7 +213,9 @@ def test_an_idle_pool_of_a_healthy_client_is_not_called_a_leak(many):
     assert "no leaks" not in text
     assert f"{many} IDLE OR LEAKED  TCP to 127.0.0.1:{running.first_line} " in text
     assert "from outside, an idle pool looks the same as a leak" in unfolded(text)
-    assert "`closewait-guard run` or install() in the program shows which it is" in unfolded(text)
+    assert "`closewait-guard attach PID` (Linux) or install() in the program shows" in unfolded(
+        text
+    )
     assert ", nothing unread\n" in text
     assert str(running.pid) in everyone
     assert {each.verdict for each in report.findings} == {cwg.Verdict.IDLE_OR_LEAKED}
