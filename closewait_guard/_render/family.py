@@ -218,8 +218,10 @@ def _processes(counts: Counter[_Pids]) -> str:
 
 
 def sum_reports(reports: Sequence[Report]) -> Report:
-    """One report of all processes, with each socket once."""
-    return _sum(_without_repeats(reports)[0])
+    """One report of all processes, with each socket once, and all their descriptors."""
+    used = [report.fd_used for report in reports if report.fd_used is not None]
+    total = sum(used) if len(used) == len(reports) else None
+    return replace(_sum(_without_repeats(reports)[0]), fd_used=total)
 
 
 def _sum(reports: Sequence[Report]) -> Report:

@@ -34,6 +34,7 @@ from closewait_guard.model import (
 )
 
 __all__ = [
+    "codes_of",
     "describe_site",
     "holder_facts",
     "socket_kind",
@@ -65,7 +66,7 @@ def describe_site(
             observations[0],
             [*_opened_facts(observations, depth), *_package_facts(group, library_line)],
         ),
-        *([Fact("fix", group.hint, Style.FIX)] if group.hint else ()),
+        *_fix_facts(group),
         *holder_facts(group.findings, 100 if verbose else _MAX_HOLDERS),
         *_state_facts(group, observations),
         *([Fact("process", where)] if where else ()),
@@ -73,7 +74,8 @@ def describe_site(
     ]
     title = _describe_sockets(group, observations)
     is_leak = group.verdict.is_leak
-    return Block(group.count, title, group.code, group.severity, tuple(facts), is_leak)
+    codes = ", ".join(codes_of(group))
+    return Block(group.count, title, codes, group.severity, tuple(facts), is_leak)
 
 
 # Where it was opened.
@@ -206,6 +208,36 @@ def _describe_taking(record: SocketRecord) -> str:
     """Where another object has taken the descriptor over, unless it is still a mere number."""
     taken = replace(record, parent=None).site
     return f"; taken over at {taken.place}" if taken is not None and taken != record.site else ""
+
+
+# What to change.
+
+
+def codes_of(group: SiteGroup) -> list[str]:
+    """The code of each of its causes; most often there is one."""
+    return unique(cause.code for cause in _causes(group)) or [group.code]
+
+
+def _fix_facts(group: SiteGroup) -> Iterator[Fact]:
+    """One fix; of sockets that only an unknown place has brought together, one for each cause."""
+    fixes: Counter[str] = Counter()
+    for cause in _causes(group):
+        fixes[cause.hint] += cause.count
+    if len(fixes) < _FEWEST_CAUSES:
+        yield from [Fact("fix", group.hint, Style.FIX)] if group.hint else ()
+        return
+    for hint, count in fixes.most_common(_MAX_HOLDERS):
+        yield Fact("fix", f"{hint} ({count:,} of the {group.count:,} sockets)", Style.FIX)
+
+
+_FEWEST_CAUSES = 2
+
+
+def _causes(group: SiteGroup) -> list[Finding]:
+    """The findings that say what is to be changed, each for its own sockets."""
+    if group.site is not None:
+        return []
+    return [finding for finding in group.findings if finding.holders and finding.hint]
 
 
 # What holds it.

@@ -30,7 +30,7 @@ from closewait_guard._render.descriptors import (
     is_fd_share_news,
     open_at_end_lines,
 )
-from closewait_guard._render.site import describe_site, verdict_name
+from closewait_guard._render.site import codes_of, describe_site, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -135,7 +135,8 @@ def sections_in(report: Report, layout: Layout, scope: Scope) -> list[Section]:
         number = f"[{place}]".ljust(len(f"[{len(groups)}]"))
         block = describe_site(group, scope.where_of(group), verbose=layout.verbose)
         found.append(Section(list(block_lines(block, layout, number, digits)), group))
-    codes = [*(group.code for group in groups), *(alert.code for alert in report.alerts)]
+    codes = [code for group in groups for code in codes_of(group)]
+    codes += [alert.code for alert in report.alerts]
     codes += {SURPLUS_CLIENTS} & {finding.code for finding in report.findings}
     tail = [*closed_late_lines(report.closed_late, layout)]
     tail += [StyledLine(text, Style.NOTE) for text in _quiet_lines(report, layout)]

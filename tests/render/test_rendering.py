@@ -18,7 +18,13 @@ from hypothesis import HealthCheck, given, settings
 import closewait_guard as cwg
 import strategies
 from closewait_guard._format import page_of
-from closewait_guard._render import LastReport, native_note, render_family
+from closewait_guard._render import (
+    LastReport,
+    difference,
+    native_note,
+    render_family,
+    sum_reports,
+)
 from closewait_guard.testing import half_closed_pair
 from schema import SCHEMA
 
@@ -114,6 +120,22 @@ def test_holders_that_are_known_of_some_sockets_only_say_of_how_many():
     assert "not known of" not in shown
     shown = cwg.render_text(replace(report, findings=tuple(known)))
     assert "held by  app.kept[0], and 1 more like it\n" in shown
+
+
+def test_what_an_unknown_place_has_opened_gets_the_fix_of_each_cause():
+    guard = cwg.Guard(cwg.Settings(grace=0))
+    with half_closed_pair(), half_closed_pair(), half_closed_pair(), guard:
+        time.sleep(0.05)
+        report = guard.scan()
+    first, second, third = report.leaks
+    kept = [replace(each, holders=("app.kept[0]",)) for each in (first, second)]
+    kept[0] = replace(kept[0], code="CWG104", hint="read it to the end")
+    kept[1] = replace(kept[1], code="CWG103", hint="reuse one client")
+    text = cwg.render_text(replace(report, findings=(*kept, replace(third, holders=()))))
+    assert "CWG104, CWG103\n    opened   before install()" in text
+    assert "    fix      read it to the end (1 of the 3 sockets)\n" in text
+    assert "             reuse one client (1 of the 3 sockets)\n" in text
+    assert text.endswith("/codes/\n")
 
 
 def test_one_block_for_each_site_worst_first():
@@ -475,6 +497,14 @@ def test_the_sockets_without_known_holders_are_added_up_over_all_processes():
         members.append(LastReport(replace(report, coverage=coverage)))
     text = " ".join(render_family(members).split())
     assert "Not covered: something else; what holds 1,201 sockets (why)." in text
+
+
+@pytest.mark.parametrize(("used", "shown"), [(20, "35"), (None, "an unknown number of")])
+def test_what_changed_in_several_processes_has_the_descriptors_of_all(used, shown):
+    first = [replace(member(pid).report, fd_used=10) for pid in (1, 2)]
+    second = [replace(first[0], fd_used=15), replace(first[1], fd_used=used)]
+    text = " ".join(difference(sum_reports(first), sum_reports(second)))
+    assert f"20 descriptors then, {shown}" in " ".join(text.split())
 
 
 def test_two_reports_of_one_process_are_of_one_process():
