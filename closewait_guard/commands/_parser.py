@@ -295,9 +295,12 @@ class Selection:
         first, last = _place(self._first, many), _place(self._last, many)
         chosen = range(max(first, 0), min(last, many - 1) + 1)
         if not chosen:
+            from closewait_guard._format import pluralize
             from closewait_guard.exceptions import ReportFormatError
 
-            raise ReportFormatError(f"{where} has {many} reports, and none at {self._text}")
+            raise ReportFormatError(
+                f"{where} has {pluralize(many, 'report')}, and none at {self._text}"
+            )
         return chosen
 
 

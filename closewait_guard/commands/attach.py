@@ -60,7 +60,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         "--watch",
         type=seconds,
         metavar="SECONDS",
-        help="leave a guard in for so long, and report then",
+        help="leave a guard in for SECONDS, then report",
     )
     what.add_argument(
         "--install",

@@ -41,7 +41,7 @@ def prepare(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=_TIMEOUT,
         metavar="SECONDS",
-        help=f"wait so long for each answer (default: {_TIMEOUT:g})",
+        help=f"time to wait for each answer (default: {_TIMEOUT:g})",
     )
     what = parser.add_mutually_exclusive_group()
     add_json(what)
