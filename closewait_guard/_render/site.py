@@ -37,6 +37,7 @@ __all__ = [
     "codes_of",
     "describe_site",
     "holder_facts",
+    "places_of",
     "socket_kind",
     "verdict_name",
     "why_unknown",
@@ -395,3 +396,13 @@ def _context_facts(records: Iterable[SocketRecord], *, verbose: bool) -> Iterato
         parts.append(f"{name}={first_few(values)}")
     if parts:
         yield Fact("context", ", ".join(parts))
+
+
+def places_of(leaks: Sequence[SiteGroup]) -> str:
+    """From how many places leaks come, as far as these are known."""
+    known = {group.site.place for group in leaks if group.site}
+    if all(group.site for group in leaks):
+        return pluralize(len(known), "place")
+    if known:
+        return f"{pluralize(len(known), 'place')} and unknown ones"
+    return "an unknown place" if sum(group.count for group in leaks) == 1 else "unknown places"

@@ -30,7 +30,7 @@ from closewait_guard._render.descriptors import (
     is_fd_share_news,
     open_at_end_lines,
 )
-from closewait_guard._render.site import codes_of, describe_site, verdict_name
+from closewait_guard._render.site import codes_of, describe_site, places_of, verdict_name
 from closewait_guard.model import (
     Alert,
     AlertStatus,
@@ -201,8 +201,7 @@ def totals(report: Report, groups: Sequence[SiteGroup], scope: Scope) -> Iterato
     """How many leaks there are of how many causes, and what else there is."""
     leaks = [group for group in groups if group.verdict.is_leak]
     if leaks:
-        places = len({group.site.place if group.site else group.fingerprint for group in leaks})
-        yield f"{count_leaks(leaks)} from {pluralize(places, 'place')}{scope.where}."
+        yield f"{count_leaks(leaks)} from {places_of(leaks)}{scope.where}."
     elif any(group.verdict in _NO_ALL_CLEAR for group in groups):
         pass
     elif report.omitted:
@@ -273,7 +272,7 @@ def _one_line(report: Report, layout: Layout, scope: Scope) -> Iterator[StyledLi
 def no_news_line(report: Report, layout: Layout) -> str:
     """That nothing has changed since the report before, for a log of many reports."""
     leaks = [group for group in report.by_site() if group.verdict.is_leak]
-    found = f"{count_leaks(leaks)} from {pluralize(len(leaks), 'place')}, nothing new"
+    found = f"{count_leaks(leaks)} from {places_of(leaks)}, nothing new"
     lines = _summary_line(report, layout, scope_of(report), found if leaks else "no leaks")
     return "".join(f"{line.text}\n" for line in lines)
 
@@ -295,7 +294,7 @@ def _summary_line(report: Report, layout: Layout, scope: Scope, found: str) -> I
 
 def program_name(command: str, layout: Layout) -> str:
     """The program, without the directory where that says nothing."""
-    if command in ("-c", "-"):
+    if command in ("-c", "-m", "-"):
         return f"python {command}"
     parts = command.replace("\\", "/").rsplit("/", 2)
     if len(parts) > 1 and parts[-1] == "__main__.py":

@@ -47,6 +47,8 @@ def aiohttp(
             started or was added to another.
         MissingExtraError: aiohttp is not installed.
     """
+    if not isinstance(app, web.Application):
+        raise ConfigurationError(f"aiohttp(): expected an aiohttp.web.Application, got {app!r}")
     if app.pre_frozen:
         raise ConfigurationError(
             "aiohttp(): the application has started, or was added to another; call it before that"

@@ -68,6 +68,8 @@ def test_an_application_of_aiohttp_is_watched_and_labelled_from_its_start_to_its
         seen = cwg.scan(full=True).observations
         with pytest.raises(cwg.ConfigurationError, match="has started"):
             cwg.aiohttp(app)
+        with pytest.raises(cwg.ConfigurationError, match="Application, got 3"):
+            cwg.aiohttp(3)
         await runner.cleanup()
         return seen
 

@@ -108,6 +108,21 @@ def test_the_totals_name_sockets_and_places_whatever_the_verdicts():
     assert "\n4 leaked sockets from 2 places." in text
 
 
+def test_places_that_are_not_known_are_not_counted_as_places():
+    guard = cwg.Guard(cwg.Settings(grace=0))
+    with half_closed_pair(), half_closed_pair():
+        with guard:
+            time.sleep(0.05)
+            report = guard.scan()
+            with half_closed_pair():
+                time.sleep(0.05)
+                more = guard.scan()
+    assert "\n2 leaked sockets from unknown places.\n" in cwg.render_text(report)
+    one = replace(report, findings=report.findings[:1])
+    assert "\n1 leaked socket from an unknown place.\n" in cwg.render_text(one)
+    assert "\n3 leaked sockets from 1 place and unknown ones.\n" in cwg.render_text(more)
+
+
 def test_holders_that_are_known_of_some_sockets_only_say_of_how_many():
     report = leaky_report()
     first, second, third, *_ = report.by_site()[0].findings
