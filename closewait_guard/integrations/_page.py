@@ -17,11 +17,13 @@ from closewait_guard.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from closewait_guard.model import Report
 
-__all__ = ["PAGE", "PageAnswer", "StatusPage"]
+__all__ = ["FROM_ENVIRONMENT", "PAGE", "PageAnswer", "StatusPage"]
 
 
 # Where it is, unless the application says otherwise.
 PAGE = "/_closewait"
+# How a refusal of what no argument has given begins.
+FROM_ENVIRONMENT = f"environment variable {PAGE_TOKEN}"
 _FEWEST_CHARACTERS = 16
 # What lies between two scans, however often the page is asked for.
 _MIN_SECONDS = 1.0
@@ -72,10 +74,12 @@ class StatusPage:
         if not (isinstance(path, str) and path.startswith("/")):
             raise ConfigurationError(f"page: expected a path that begins with '/', got {path!r}")
         # One that is set to nothing is none.
+        place = "token" if token else FROM_ENVIRONMENT
         token = token or os.environ.get(PAGE_TOKEN) or None
         if token is not None and not (isinstance(token, str) and len(token) >= _FEWEST_CHARACTERS):
             raise ConfigurationError(
-                f"the token of the status page must have at least {_FEWEST_CHARACTERS} characters"
+                f"{place}: the token of the status page must have at least {_FEWEST_CHARACTERS} "
+                "characters"
             )
         # A path that no request can have.
         self.path = path if token is not None else ""

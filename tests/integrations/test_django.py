@@ -209,7 +209,11 @@ BAD = {
     ),
     "a token": (
         {"token": "short"},
-        "CLOSEWAIT_GUARD in the Django settings: the token of the status page must have at least",
+        "CLOSEWAIT_GUARD['token'] in the Django settings: the token of the status page must have",
+    ),
+    "a page": (
+        {"page": "sockets"},
+        "CLOSEWAIT_GUARD['page'] in the Django settings: expected a path that begins with '/'",
     ),
     "no dict": ("grace", "CLOSEWAIT_GUARD in the Django settings: expected a dict, got 'grace'"),
 }
@@ -227,6 +231,13 @@ def test_a_bad_setting_is_an_error_of_the_check_and_a_warning_of_a_server_that_a
     (warned,) = {str(each.message) for each in caught}
     assert warned == f"closewait_guard: the application is served without a monitor: {error.msg}"
     assert not _api.is_watched(by_program=True)
+
+
+def test_a_token_of_the_environment_that_is_refused_is_not_said_to_be_in_the_settings(monkeypatch):
+    monkeypatch.setenv("CLOSEWAIT_GUARD_PAGE_TOKEN", "short")
+    with override_settings(CLOSEWAIT_GUARD={"page": "/sockets"}):
+        (error,) = checks.run_checks(tags=["closewait_guard"])
+    assert error.msg.startswith("environment variable CLOSEWAIT_GUARD_PAGE_TOKEN: the token of")
 
 
 def test_a_check_opens_no_file_of_a_reporter(tmp_path):

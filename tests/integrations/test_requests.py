@@ -536,7 +536,7 @@ def test_attributes_are_set_on_the_application_itself():
         assert app.dependency_overrides is None
 
 
-def test_what_cannot_be_used_is_refused_before_anything_is_served():
+def test_what_cannot_be_used_is_refused_before_anything_is_served(monkeypatch):
     for how in (cwg.asgi, cwg.wsgi):
         with pytest.raises(cwg.ConfigurationError, match="grase"):
             how(print, grase=2)
@@ -544,8 +544,12 @@ def test_what_cannot_be_used_is_refused_before_anything_is_served():
             how(print, interval=-1)
         with pytest.raises(cwg.ConfigurationError, match="structlo"):
             how(print, reporters=["structlo"])
-        with pytest.raises(cwg.ConfigurationError, match="at least 16 characters"):
+        with pytest.raises(cwg.ConfigurationError, match=r"^token: .* at least 16 characters"):
             how(print, token="short")
+        with monkeypatch.context() as environment:
+            environment.setenv("CLOSEWAIT_GUARD_PAGE_TOKEN", "short")
+            with pytest.raises(cwg.ConfigurationError, match=r"^environment .*_PAGE_TOKEN: the "):
+                how(print)
         with pytest.raises(cwg.ConfigurationError, match="begins with '/'"):
             how(print, page="status")
         cwg.uninstall()

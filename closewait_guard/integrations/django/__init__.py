@@ -26,7 +26,12 @@ from closewait_guard.integrations._app import (
     off_loop,
     warn_of_failure,
 )
-from closewait_guard.integrations._page import PAGE, PageAnswer, StatusPage
+from closewait_guard.integrations._page import (
+    FROM_ENVIRONMENT,
+    PAGE,
+    PageAnswer,
+    StatusPage,
+)
 from closewait_guard.reporters.names import known_names, named
 from closewait_guard.settings import Settings
 
@@ -114,10 +119,10 @@ def _page(options: Mapping[str, Any]) -> StatusPage:
     try:
         return StatusPage(options.get("page", PAGE), options.get("token"))
     except ConfigurationError as error:
-        if not options.keys() & _OF_PAGE:
-            # Of the environment.
+        name, _, why = str(error).partition(": ")
+        if name == FROM_ENVIRONMENT:
             raise
-        raise ConfigurationError(f"{_place()}: {error}") from None
+        raise ConfigurationError(f"{_place(name)}: {why}") from None
 
 
 class _Served(NamedTuple):
