@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from closewait_guard._guard import Guard
 from closewait_guard._numbers import MEASURES, Measure, Numbers, Sample
 from closewait_guard._series import after_each_report
+from closewait_guard._stream import print_error
 from closewait_guard._threads import before_fork, in_child, in_parent
 from closewait_guard.exceptions import ConfigurationError, MissingExtraError
 from closewait_guard.integrations._source import MOST_SITES, NumberSource
@@ -196,6 +197,7 @@ class _FileWriter:
         self.source = source
         # A process that never reports has no numbers, not even zeros.
         self._up: Gauge | None = None
+        self._has_failed = False
         self._metrics: dict[str, Gauge | Counter] = {}
         self._shown: dict[str, set[tuple[str, ...]]] = {}
         # What has been counted, and by whom: another begins anew.
@@ -209,7 +211,18 @@ class _FileWriter:
         self.clear()
 
     def write(self) -> None:
-        """Write the numbers of the latest report."""
+        """Write the numbers of the latest report; what prevents it is told once."""
+        try:
+            self._write_latest()
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                folder = next(filter(None, map(os.environ.get, _VARIABLES)), "")
+                print_error(f"metrics are lost: {_VARIABLES[0]}={folder} cannot be used: {error}")
+        else:
+            self._has_failed = False
+
+    def _write_latest(self) -> None:
         guard, numbers = self.source.find_guard(), self.source.read()
         if guard is None or not numbers:
             return
@@ -218,8 +231,9 @@ class _FileWriter:
                 self._counted_by = counted_by
                 self._counted.clear()
             if self._up is None:
-                self._up = Gauge(*_UP, registry=None, multiprocess_mode="liveall")
+                # All or none: there may be no room for another file.
                 self._metrics = {each.name: _make_metric(each) for each in MEASURES}
+                self._up = Gauge(*_UP, registry=None, multiprocess_mode="liveall")
             self._up.set(1)
             for measure in MEASURES:
                 self._write(measure, numbers.get(measure.name, ()))

@@ -376,3 +376,27 @@ with half_closed_pair():
 def test_what_workers_share_are_numbers_after_each_report(tmp_path):
     output, _ = run(SHARED, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
     assert output.splitlines()[:3] == ["True True 0.0"] * 3, output
+
+
+NO_FOLDER = """
+from prometheus_client import CollectorRegistry, multiprocess
+from closewait_guard.integrations import prometheus
+
+prometheus.register()
+guard = cwg.install(grace=0)
+guard.report()
+guard.report()
+os.mkdir(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+guard.report()
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+print(registry.get_sample_value("closewait_guard_up", {"pid": str(os.getpid())}))
+"""
+
+
+def test_numbers_that_workers_cannot_share_are_told_once_until_they_can(tmp_path):
+    folder = tmp_path / "made later"
+    output, errors = run(NO_FOLDER, PROMETHEUS_MULTIPROC_DIR=str(folder))
+    assert output == "1.0\n"
+    (line,) = errors.splitlines()
+    assert line.startswith(f"closewait-guard: metrics are lost: PROMETHEUS_MULTIPROC_DIR={folder} ")
