@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from closewait_guard import _api
 from closewait_guard._capture import LABELS
 from closewait_guard._config import interval as parse_interval
-from closewait_guard._config import require_number
+from closewait_guard._config import require_number, shown
 from closewait_guard._cpython import running_loop
 from closewait_guard._signal import restore_default
 from closewait_guard._threads import allows_daemons, in_child
+from closewait_guard.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from closewait_guard._guard import Guard
@@ -37,6 +38,7 @@ __all__ = [
     "RequestLabel",
     "WatchedApp",
     "off_loop",
+    "require_application",
     "warn_of_failure",
     "without_numbers",
 ]
@@ -179,6 +181,16 @@ def _callables(reporters: Iterable[Reporter | str]) -> tuple[Reporter, ...]:
     from closewait_guard._delivery import Delivery
 
     return Delivery(reporters).reporters
+
+
+def require_application(app: object, call: str) -> None:
+    """Refuse at once what its server could not call.
+
+    Raises:
+        ConfigurationError: It is no callable.
+    """
+    if not callable(app):
+        raise ConfigurationError(f"{call}(): expected an application to call, got {shown(app)}")
 
 
 def warn_of_failure(text: str) -> None:

@@ -12,6 +12,7 @@ from closewait_guard.integrations._app import (
     RequestLabel,
     WatchedApp,
     off_loop,
+    require_application,
     without_numbers,
 )
 from closewait_guard.integrations._page import PAGE, StatusPage
@@ -43,11 +44,13 @@ def asgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: A
         **settings: As for `watch()`: interval, reporters, at_exit, settings, and single settings.
 
     Raises:
-        ConfigurationError: A setting, the path or the token cannot be used.
+        ConfigurationError: A setting, the path or the token cannot be used, or the application
+            cannot be called.
 
     Example:
         `app = cwg.asgi(app)`, or with Starlette and FastAPI `app.add_middleware(cwg.asgi)`.
     """
+    require_application(app, "asgi")
     return cast(_App, _AsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
 
 

@@ -18,9 +18,10 @@ from functools import partial
 from typing import NamedTuple
 
 from closewait_guard._clock import wall
+from closewait_guard._config import shown
 from closewait_guard._guard import Guard
 from closewait_guard._numbers import MEASURES, Measure, Sample
-from closewait_guard.exceptions import MissingExtraError
+from closewait_guard.exceptions import ConfigurationError, MissingExtraError
 from closewait_guard.integrations._source import MOST_SITES, NumberSource
 
 try:
@@ -130,9 +131,13 @@ def register(
         sites: How many leaking lines have a series of their own, the worst first.
 
     Raises:
-        ConfigurationError: The number of sites is none.
+        ConfigurationError: The number of sites is none, or the provider is no MeterProvider.
     """
     global _has_default
+    if provider is not None and not isinstance(provider, MeterProvider):
+        raise ConfigurationError(
+            f"opentelemetry.register(): expected a MeterProvider, got {shown(provider)}"
+        )
     source = NumberSource.of(guard, scan=False, sites=sites)
     with _registering:
         if _has_default if provider is None else provider in _registered:

@@ -13,6 +13,7 @@ from closewait_guard.integrations._app import (
     AppMonitor,
     RequestLabel,
     WatchedApp,
+    require_application,
     without_numbers,
 )
 from closewait_guard.integrations._page import PAGE, StatusPage
@@ -39,11 +40,13 @@ def wsgi(app: _App, *, page: str = PAGE, token: str | None = None, **settings: A
         **settings: As for `watch()`: interval, reporters, at_exit, settings, and single settings.
 
     Raises:
-        ConfigurationError: A setting, the path or the token cannot be used.
+        ConfigurationError: A setting, the path or the token cannot be used, or the application
+            cannot be called.
 
     Example:
         `app = cwg.wsgi(app)`, or with Flask `app.wsgi_app = cwg.wsgi(app.wsgi_app)`.
     """
+    require_application(app, "wsgi")
     return cast(_App, _WsgiApp(app, AppMonitor(**settings), StatusPage(page, token)))
 
 
@@ -127,7 +130,7 @@ _END: Any = object()
 class _Werkzeug(NamedTuple):
     """What it makes the body of a response with."""
 
-    body: type
+    body: Any
     parts: Any
     close: Any
 
@@ -139,35 +142,37 @@ def _is_complete(body: Any, environ: dict[str, Any]) -> bool:
     response that calls nothing when it is closed: to label each part and the end of these would
     cost more than all the rest.
     """
-    kind = type(body)
-    if kind.__name__ == "ClosingIterator":
+    made = _werkzeug() if "werkzeug.wrappers" in sys.modules else None
+    if made is not None and type(body) is made.body:
         try:
             first, last = body._callbacks
-            made = _werkzeug()
             response = last.__self__
             return (
-                kind is made.body
-                and first.__self__.gi_code is made.parts
+                first.__self__.gi_code is made.parts
                 and last.__func__ is made.close
                 and type(response.response) is list
                 and not response._on_close
             )
         except Exception:
-            # Another version makes it in another way.
+            # One of the application's own, or of another version.
             return False
     file_wrapper = environ.get("wsgi.file_wrapper")
     is_file = isinstance(file_wrapper, type) and isinstance(body, file_wrapper)
-    return is_file or kind in (list, tuple)
+    return is_file or type(body) in (list, tuple)
 
 
 @cache
-def _werkzeug() -> _Werkzeug:
-    response = sys.modules["werkzeug.wrappers.response"]
-    return _Werkzeug(
-        sys.modules["werkzeug.wsgi"].ClosingIterator,
-        response._iter_encoded.__code__,
-        response.Response.close,
-    )
+def _werkzeug() -> _Werkzeug | None:
+    """None where it makes bodies in another way."""
+    try:
+        response = sys.modules["werkzeug.wrappers.response"]
+        return _Werkzeug(
+            sys.modules["werkzeug.wsgi"].ClosingIterator,
+            response._iter_encoded.__code__,
+            response.Response.close,
+        )
+    except (AttributeError, KeyError):
+        return None
 
 
 class _SizedBody(_Body):

@@ -88,6 +88,11 @@ def hide(text):
     return text.replace("127.0.0.1", "HOST")
 
 
+def test_what_is_no_provider_of_meters_is_refused_in_one_sentence():
+    with pytest.raises(cwg.ConfigurationError, match="expected a MeterProvider, got 'otlp'"):
+        opentelemetry.register("otlp")
+
+
 def test_opentelemetry_observes_the_same_numbers_by_the_names_of_its_conventions(registry):
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])

@@ -223,6 +223,15 @@ def test_a_request_of_which_nothing_can_be_said_is_called_a_request(opened):
     assert opened.labels() == [("request",)]
 
 
+@pytest.mark.parametrize("wrap", [cwg.asgi, cwg.wsgi])
+def test_what_cannot_be_called_is_no_application(wrap):
+    with pytest.raises(
+        cwg.ConfigurationError, match=r"sgi\(\): expected an application.*'app:app'"
+    ):
+        wrap("app:app")
+    assert _api.installed_guards() == ()
+
+
 def test_a_body_that_is_never_closed_keeps_nothing_of_its_request_alive(opened):
     class Environ(dict):
         pass
@@ -526,6 +535,9 @@ def test_a_failure_of_the_guard_is_a_warning_and_the_request_is_served(monkeypat
 def test_attributes_are_set_on_the_application_itself():
     class App:
         dependency_overrides = None
+
+        def __call__(self, *_):
+            pass
 
     for how in (cwg.asgi, cwg.wsgi):
         app = App()
