@@ -227,10 +227,6 @@ def _text_of(path: str) -> str:
         return file.read().decode("ascii")
 
 
-# The process that adopts every orphan.
-_INIT = 1
-
-
 def descendants_of(pid: int, at_most: int) -> list[int]:
     """The running children of a process, and theirs; where there are more, some. Linux only.
 
@@ -239,7 +235,7 @@ def descendants_of(pid: int, at_most: int) -> list[int]:
     """
     pids = [pid]
     for parent in pids:
-        if len(pids) > at_most or pid == _INIT:
+        if len(pids) > at_most:
             break
         folder, tasks = f"/proc/{parent}/task", list[str]()
         # It may have ended meanwhile, or a thread of it.

@@ -77,6 +77,8 @@ __all__ = [
 OWN, FOREIGN, FALLBACK = 0, 1, 2
 # Of the processes that may share a socket.
 _MAX_PROCESSES = 64
+# It adopts every orphan: what is below it need not be related.
+_INIT = 1
 _MAX_DESCRIPTORS = 20_000
 
 
@@ -326,13 +328,14 @@ def processes_sharing(observations: Collection[Observation]) -> dict[int, list[s
     of_parent = any(each.record.origin is Origin.INHERITED for each in observations)
     inodes = {each.inode for each in observations if each.inode}
     found: dict[int, list[str]] = {}
-    parent = os.getppid()
+    own, parent = os.getpid(), os.getppid()
     processes = [parent] if of_parent else []
+    related = [own] if parent == _INIT else [*processes, own]
     with suppress(OSError):
-        for each in (*processes, os.getpid()):
+        for each in related:
             processes += descendants_of(each, _MAX_PROCESSES)
     for pid in islice(dict.fromkeys(processes), _MAX_PROCESSES):
-        if pid != os.getpid():
+        if pid != own:
             for inode in inodes & _sockets_of(pid):
                 found.setdefault(inode, []).append(
                     f"process {pid} ({_command(pid)}) too, as a copy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -36,10 +37,10 @@ def leaks_of(block, grace=0.3, **options):
 )
 
 
-def run(code):
+def run(code, prefix=()):
     source = PREAMBLE + textwrap.dedent(code)
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60
+        [*prefix, sys.executable, "-c", source], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -75,7 +76,34 @@ def test_a_block_fails_for_a_connection_that_only_its_child_keeps_open(options):
     )
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+needs_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root"
+)
+
+
+@needs_root
+@pytest.mark.skipif(not shutil.which("unshare"), reason="unshare is not installed")
+def test_a_block_fails_for_its_child_in_the_first_process_of_a_container_too():
+    run(
+        """
+        assert os.getpid() == 1
+        theirs = None
+
+        def block():
+            global theirs
+            ours, theirs = connect()
+            fork(lambda: (theirs.close(), time.sleep(60)))
+            ours.close()
+
+        found = leaks_of(block).report.findings
+        assert "inherited" in [leak.verdict for leak in found]
+        theirs.close()
+        """,
+        prefix=("unshare", "--mount", "--pid", "--fork", "--mount-proc"),
+    )
+
+
+@needs_root
 def test_a_block_does_not_pass_for_a_child_in_a_network_that_cannot_be_looked_at():
     run(
         """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from closewait_guard._remote import target
-from command_line import COMMAND, call, can_attach
+from command_line import COMMAND, LEAKY, call, can_attach
 from remote.attached import SERVER, STATE, running
 
 as_root = pytest.mark.skipif(
@@ -21,6 +21,7 @@ as_root = pytest.mark.skipif(
 pytestmark = as_root
 WITHOUT = ("setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace")
 IN_NAMESPACE = ("unshare", "--user", "--map-root-user")
+IDLE = "while True: time.sleep(0.01)"
 CONTAINER = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -97,3 +98,16 @@ def test_a_program_in_a_container_is_asked_from_the_host_and_from_within():
         inside = ["nsenter", "--target", program, "--pid", "--mount", *WITHOUT, *COMMAND]
         done = call("attach", 1, code=0, command=inside, CLOSEWAIT_GUARD_GRACE="0")
         assert "held by  __main__.kept[0] (module global)" in done.stdout
+
+
+def test_the_children_of_the_first_process_of_a_container_are_asked():
+    leak = LEAKY + "print(1, flush=True)"
+    code = f"import os, time\nif os.fork() == 0:\n    exec({leak!r})\n{IDLE}"
+    with running(code, command=[*CONTAINER, sys.executable, "-I"], cwd="/") as started:
+        [program] = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        inside = ["nsenter", "--target", program, "--pid", "--mount", *COMMAND]
+        asked = {"command": inside, "CLOSEWAIT_GUARD_GRACE": "0"}
+        done = call("attach", 1, "--tree", "--fail-on-leak", code=1, **asked)
+        assert "Asked 2 Python processes." in done.stdout
+        done = call("attach", 1, "--fail-on-leak", code=87, **asked)
+        assert "Not asked: 1 child process (add --tree)." in done.stdout
