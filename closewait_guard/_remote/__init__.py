@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         watch_processes,
     )
     from closewait_guard._remote.control import Control
-    from closewait_guard._remote.place import ask_control, has_control, is_python, pids_named
+    from closewait_guard._remote.place import ask_control, has_control, pids_named
+    from closewait_guard._remote.target import may_leak
     from closewait_guard._remote.wire import Listener, MessageSocket, Peer, RemoteError
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
     "change",
     "find_targets",
     "has_control",
-    "is_python",
+    "may_leak",
     "pids_named",
     "pythons_below",
     "watch_processes",
@@ -54,7 +55,8 @@ _HOMES = {
         "watch_processes",
     ),
     "control": ("Control",),
-    "place": ("ask_control", "has_control", "is_python", "pids_named"),
+    "place": ("ask_control", "has_control", "pids_named"),
+    "target": ("may_leak",),
     "wire": ("Listener", "MessageSocket", "Peer", "RemoteError"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

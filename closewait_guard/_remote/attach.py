@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,15 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from closewait_guard._format import pluralize
 from closewait_guard._remote.injection import REMOTE_EXEC, choose_method, only_request
-from closewait_guard._remote.place import ask_control, has_control, is_python
+from closewait_guard._remote.place import ask_control, has_control
 from closewait_guard._remote.request import NotYetError, Request, room_for_descriptors
-from closewait_guard._remote.target import NotPythonError, Target, describe_wait, inspect_target
+from closewait_guard._remote.target import (
+    NotPythonError,
+    Target,
+    describe_wait,
+    inspect_target,
+    may_leak,
+)
 from closewait_guard._remote.wire import RemoteError
 from closewait_guard._render import from_dict
 from closewait_guard._threads import descendants_of
@@ -97,9 +104,11 @@ def find_targets(pid: int, *, tree: bool) -> Found:
             raise
     targets, failures = list[Target](), list[str]()
     for each in (pid, *descendants_of(pid, _MAX_PROCESSES)):
+        if each == os.getpid():
+            continue
         try:
             target = inspect_target(each)
-            if not target.is_resource_tracker:
+            if each == pid or not target.is_helper:
                 targets.append(target)
         except NotPythonError:
             continue
@@ -111,8 +120,8 @@ def find_targets(pid: int, *, tree: bool) -> Found:
 
 
 def pythons_below(pid: int) -> set[int]:
-    """The Python processes below a process, as far as the names of their programs say."""
-    return set(filter(is_python, descendants_of(pid, _MAX_PROCESSES)))
+    """The Python processes below a process that may leak."""
+    return set(filter(may_leak, descendants_of(pid, _MAX_PROCESSES)))
 
 
 def ask(

@@ -20,7 +20,6 @@ __all__ = [
     "ask_control",
     "folder_of_this_user",
     "has_control",
-    "is_python",
     "name_of",
     "pids_named",
     "remove_stale",
@@ -220,34 +219,6 @@ def _name_of_user(user: int) -> str:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return str(user)
-
-
-def is_python(pid: int) -> bool:
-    """Whether a process runs a program in Python, as far as the name of what it executes says.
-
-    What only counts or forks others for `multiprocessing` runs no program.
-    """
-    with suppress(OSError):
-        program = os.readlink(f"/proc/{pid}/exe")  # noqa: PTH115
-        return os.path.basename(program).startswith("python") and not _is_helper(pid)  # noqa: PTH119
-    return False
-
-
-def _is_helper(pid: int) -> bool:
-    helper = _helper_named_by(pid)
-    if helper != "forkserver":
-        return bool(helper)
-    # What it forks keeps its command line.
-    parent = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()[1]
-    return parent == "0" or _helper_named_by(parent) != helper
-
-
-def _helper_named_by(pid: int | str) -> str:
-    found = _HELPER.search(_text_of(f"/proc/{pid}/cmdline"))
-    return found[1] if found else ""
-
-
-_HELPER = re.compile(r"\0from multiprocessing\.(forkserver|resource_tracker) import main")
 
 
 def pids_named(name: str) -> Iterator[int]:

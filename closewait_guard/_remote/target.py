@@ -21,6 +21,7 @@ __all__ = [
     "Target",
     "describe_wait",
     "inspect_target",
+    "may_leak",
     "why_refused",
 ]
 
@@ -45,7 +46,8 @@ class Target(NamedTuple):
         addresses: Where functions are in its memory.
         interpreter: The file that it runs, if that is one that can be started as Python.
         refuses_remote_exec: How it was told to refuse `sys.remote_exec`; empty if it was not.
-        is_resource_tracker: It is a helper of multiprocessing, which has no sockets and waits.
+        is_helper: multiprocessing has started it to start other processes, or to count what these
+            share: it waits, and has no sockets of the program.
         is_apart: Its root directory is another than ours, as in a container.
     """
 
@@ -56,7 +58,7 @@ class Target(NamedTuple):
     addresses: Mapping[str, int]
     interpreter: str
     refuses_remote_exec: str
-    is_resource_tracker: bool
+    is_helper: bool
     is_apart: bool
 
     @property
@@ -174,9 +176,40 @@ def _identify(pid: int, named: str, uid: int) -> Target:
         addresses=found.addresses,
         interpreter=interpreter if "python" in interpreter.rpartition("/")[2] else "",
         refuses_remote_exec=_refusal_of_remote_exec(arguments, _words_of(pid, "environ")),
-        is_resource_tracker=any(b"multiprocessing.resource_tracker" in each for each in arguments),
+        is_helper=_is_helper(pid, arguments),
         is_apart=_root(pid) != _root("self"),
     )
+
+
+def may_leak(pid: int) -> bool:
+    """Whether a process runs Python, under any name, and is not known to have no leaks of its own.
+
+    This command has none, which may be below what it asks, nor has a helper of multiprocessing.
+    """
+    if pid == os.getpid():
+        return False
+    with suppress(OSError):
+        arguments = _words_of(pid, "cmdline")
+        if _is_helper(pid, arguments):
+            return False
+        program = os.readlink(f"/proc/{pid}/exe").rpartition("/")[2]  # noqa: PTH115
+        return program.startswith("python") or PYTHON[0] in find_symbols(pid).addresses
+    return False
+
+
+def _is_helper(pid: int, arguments: Sequence[bytes]) -> bool:
+    # That of multiprocessing, or the one that joblib has in its place.
+    if _names(b"resource_tracker import main", arguments):
+        return True
+    server = b"multiprocessing.forkserver import main"
+    if not _names(server, arguments):
+        return False
+    # What it has forked has the same arguments.
+    return not _names(server, _words_of(int(_status_of(pid)["PPid"]), "cmdline"))
+
+
+def _names(code: bytes, arguments: Sequence[bytes]) -> bool:
+    return any(code in each for each in arguments)
 
 
 def _root(pid: int | str) -> tuple[str, int, int]:

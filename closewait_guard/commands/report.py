@@ -130,7 +130,7 @@ def _ask_all(
     """The answers by process; and a sentence for each that has not answered."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from closewait_guard._remote import RemoteError, ask_control, is_python
+    from closewait_guard._remote import RemoteError, ask_control, may_leak
 
     request = _request_of(arguments)
 
@@ -139,7 +139,7 @@ def _ask_all(
             return ask_control(number, request, arguments.timeout)
         except RemoteError as error:
             # Children that are not Python have nothing to say.
-            return str(error) if pids[number] or is_python(number) else ""
+            return str(error) if pids[number] or may_leak(number) else ""
 
     with ThreadPoolExecutor(_MAX_THREADS) as pool:
         found = dict(zip(pids, pool.map(ask, pids), strict=True))
@@ -166,7 +166,7 @@ def _print_json(reports: Iterable[Report]) -> None:
 
 def _count_left_out(answers: Iterable[int], scanner: ProcessScanner) -> int:
     """How many Python processes are below those that have answered, each for itself only."""
-    from closewait_guard._remote import is_python
+    from closewait_guard._remote import may_leak
 
     left_out = set(scanner.with_descendants(list(answers))).difference(answers)
-    return sum(map(is_python, left_out))
+    return sum(map(may_leak, left_out))

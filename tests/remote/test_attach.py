@@ -29,7 +29,7 @@ from closewait_guard._remote import (
 )
 from closewait_guard._remote.injection import choose_method, only_request
 from closewait_guard._remote.request import Request
-from closewait_guard._remote.target import Target, inspect_target
+from closewait_guard._remote.target import Target, inspect_target, may_leak
 from command_line import COMMAND, HAS_REMOTE_EXEC, LEAKY, call, can_attach, environment
 from remote.attached import SERVER, STATE, folders_for, running, wait_until, what_changed
 from servers import DEADLINE
@@ -341,6 +341,33 @@ while True:
                 os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("command", ["attach", "report"])
+def test_neither_the_command_itself_nor_a_helper_of_multiprocessing_is_asked_for_leaks(command):
+    code = f"""
+import subprocess, os
+from multiprocessing import forkserver, resource_tracker
+import closewait_guard as cwg
+cwg.install(control=True)
+resource_tracker.ensure_running()
+forkserver.ensure_running()
+for options in [], ["--tree"]:
+    ask = [*{COMMAND!r}, {command!r}, str(os.getpid()), "--fail-on-leak", *options]
+    print(subprocess.run(ask, capture_output=True, text=True))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("returncode=0, stdout='closewait-guard: no leaks (") == 2, done
+    assert "Not asked" not in done.stdout
+
+
+def test_python_is_known_under_another_name_too(tmp_path):
+    renamed = shutil.copy(sys._base_executable, tmp_path / "service")
+    variables = os.environ | {"PYTHONHOME": sys.base_prefix}
+    with running("print(1, flush=True); input()", command=[renamed], env=variables) as program:
+        assert may_leak(program.pid)
+    with running("echo 1; read line", command=["sh"]) as program:
+        assert not may_leak(program.pid)
+
+
 def test_what_cannot_be_attached_to_is_said_before_anything_is_touched(tmp_path):
     assert "no such process: 2000000000" in call("attach", 2000000000, code=2).stderr
     with subprocess.Popen(["sleep", "60"]) as program:
@@ -457,7 +484,7 @@ def target_of(**changes):
         addresses={"mmap": 1},
         interpreter=sys.executable,
         refuses_remote_exec="",
-        is_resource_tracker=False,
+        is_helper=False,
         is_apart=False,
     )
     return target._replace(**changes)
