@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from closewait_guard._files import UntrustedFileError, follow_path, refuse_writable_by_others
 from closewait_guard._format import escape_line
@@ -108,8 +107,9 @@ def inject_by_gdb(target: Target, script: str, token: str) -> float:
         "detach",
         "quit",
     ]
-    # Without a name: whoever could write to it would have gdb do anything as this user.
-    with TemporaryFile() as file:
+    # Without a name: whoever could write to it would have gdb do anything as this user. In memory:
+    # the disk may be full, or for reading only.
+    with open(os.memfd_create("commands"), "wb") as file:  # noqa: PTH123
         file.write("\n".join(commands).encode("ascii"))
         file.flush()
         output, pause = _run_gdb(target.pid, file.fileno())

@@ -35,6 +35,10 @@ _PACKAGE = Path(__file__).parents[1]
 _DESCRIPTORS = 32
 _FOLDERS = ("tmp", "var/tmp", "dev/shm")
 _SCRIPT = "script.py"
+# Of the package; what is compiled fits the original's times only.
+_NOT_NEEDED = ("pytest_plugin", "commands", "_preload", "__pycache__")
+# What a copy of the rest takes.
+_ROOM, _MAX_FILES = 4 << 20, 400
 
 
 class NotYetError(RemoteError):
@@ -69,7 +73,7 @@ class Request:
         package = str(_PACKAGE)
         if self._target.is_apart or self._target.uid != os.geteuid():
             # The process may not see it, or not be allowed to.
-            ignore = shutil.ignore_patterns("pytest_plugin", "commands", "_preload")
+            ignore = shutil.ignore_patterns(*_NOT_NEEDED)
             place = self._folder / _PACKAGE.name
             shutil.copytree(_PACKAGE, place, ignore=ignore, copy_function=_copy_new)
             package = f"{self._inside}/{_PACKAGE.name}"
@@ -222,6 +226,16 @@ def _shared_folder(target: Target) -> Iterator[tuple[Path, str]]:
 def _open_parent(target: Target) -> tuple[int, str]:
     for name in _FOLDERS:
         path = f"/proc/{target.pid}/root/{name}"
-        if os.access(path, os.W_OK | os.X_OK):
+        if os.access(path, os.W_OK | os.X_OK) and _has_room(path):
             return os.open(path, os.O_PATH | os.O_DIRECTORY), f"/{name}"
-    raise RemoteError(f"none of /tmp, /var/tmp and /dev/shm of {target.name} can be written to")
+    raise RemoteError(
+        f"none of /tmp, /var/tmp and /dev/shm of {target.name} can be written to and has "
+        f"{_ROOM >> 20} MB left"
+    )
+
+
+def _has_room(path: str) -> bool:
+    room = os.statvfs(path)
+    # Some file systems do not count files.
+    has_files = room.f_favail > _MAX_FILES or not room.f_files
+    return has_files and room.f_bavail * room.f_frsize >= _ROOM

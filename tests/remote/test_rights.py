@@ -111,3 +111,18 @@ def test_the_children_of_the_first_process_of_a_container_are_asked():
         assert "Asked 2 Python processes." in done.stdout
         done = call("attach", 1, "--fail-on-leak", code=87, **asked)
         assert "Not asked: 1 child process (add --tree)." in done.stdout
+
+
+def test_a_disk_that_is_full_or_cannot_be_written_to_is_not_used():
+    mounts = """
+    for each in /tmp /var/tmp /usr/tmp; do
+        [ ! -d $each ] || { mount --bind $each $each && mount -o remount,bind,ro $each; }
+    done
+    mount -t tmpfs -o size=4k none /var/tmp && head -c 4096 /dev/zero >/var/tmp/full
+    exec "$@"
+    """
+    command = ["unshare", "--mount", "sh", "-c", mounts, "sh", sys.executable, "-I"]
+    with running(STATE, command=command, cwd="/") as program:
+        there = ["nsenter", "--target", str(program.pid), "--mount", "--wd=/proc", *COMMAND]
+        done = call("attach", program.pid, code=0, command=there, CLOSEWAIT_GUARD_GRACE="0")
+        assert "held by  __main__.kept[0] (module global)" in done.stdout
