@@ -46,15 +46,17 @@ def begin(package: str, address: str, order: Mapping[str, object]) -> None:
 
 
 def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
+    from _thread import get_ident
     from time import perf_counter
 
-    began = perf_counter()
+    began, importing = perf_counter(), _heal_children()
 
     def say(message: Mapping[str, object]) -> None:
         _send(address, {**message, "seconds": perf_counter() - began})
 
     def is_over(work: Callable[[], Mapping[str, object] | None]) -> bool:
         """Do some of what is wanted; say the answer if there is one by then."""
+        importing.add(get_ident())
         try:
             try:
                 answer = work()
@@ -65,6 +67,7 @@ def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
         except BaseException:
             # The caller has gone, and nothing else is there to be told.
             _remove_folder(address.rpartition("/")[0])
+        importing.discard(get_ident())
         if order["has_thread"]:
             _forget_thread()
         return answer is not None
@@ -74,6 +77,36 @@ def _answer(package: str, address: str, order: Mapping[str, object]) -> None:
         return _obey(package, order, say, is_over)
 
     is_over(obey)
+
+
+def _heal_children() -> set[int]:
+    """Have each forked child give up the imports that threads are in the middle of.
+
+    It has none of these threads, and would wait for them forever when it imports the same.
+
+    Returns:
+        The threads, for the caller to add and to discard.
+    """
+    import os
+
+    threads = set[int]()
+
+    def give_up() -> None:
+        try:
+            locks = vars(sys.modules["_frozen_importlib"])["_module_locks"] if threads else {}
+            for name, reference in list(locks.items()):
+                if getattr(reference(), "owner", None) in threads:
+                    del locks[name]
+                    for each in list(sys.modules):
+                        if type(each) is str and (each == name or each.startswith(f"{name}.")):
+                            del sys.modules[each]
+            threads.clear()
+        except Exception:
+            return
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=give_up)
+    return threads
 
 
 def _forget_thread() -> None:

@@ -593,3 +593,36 @@ def test_a_script_that_another_has_put_in_place_of_ours_is_not_run(tmp_path, con
     exec(code, names)
     assert names.keys() <= {"__builtins__"}
     assert (tmp_path / "ran").exists() == (content is not None and "#token" in content)
+
+
+def test_a_child_that_is_forked_in_the_middle_of_an_import_can_import_the_same():
+    code = """
+import _thread, os, signal, time
+from importlib.machinery import SourceFileLoader
+
+def get_code(loader, name):
+    if _thread.get_ident() != main and not name.startswith("closewait"):
+        imported.append(name)
+        while not forked:
+            time.sleep(0.01)
+    return without(loader, name)
+
+imported, forked, main = [], [], _thread.get_ident()
+without, SourceFileLoader.get_code = SourceFileLoader.get_code, get_code
+print("ready", flush=True)
+while not imported:
+    time.sleep(0.01)
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    forked.append(0)
+    __import__(imported[0])
+    os._exit(0)
+forked.append(child)
+print(os.waitpid(child, 0)[1], imported, flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    with running(code) as program:
+        call("attach", program.pid, code=0)
+        assert program.stdout.readline().startswith("0 ")
