@@ -1,4 +1,4 @@
-"""httpcore, and with it httpx: one pool that knows all its connections."""
+"""httpcore, and with it httpx: one pool that knows all its connections; and their successors."""
 
 from __future__ import annotations
 
@@ -36,10 +36,6 @@ def _max_size(pool: Any) -> int | None:
     bounds = (number_of(field(pool, name)) for name in names)
     size = min((bound for bound in bounds if bound is not None), default=UNBOUNDED)
     return None if size >= UNBOUNDED else size
-
-
-def _name(_: Any) -> str:
-    return "httpcore pool of an httpx client"
 
 
 def _innermost(connection: Any) -> Any:
@@ -110,64 +106,75 @@ def _connections_of_client(client: Any) -> Iterable[object]:
         yield from elements_of(field(field(transport, "_pool"), "_connections"))
 
 
-_ONE_CLIENT = (
-    "reuse one client, or use `with httpx.Client() as client:` (`async with` for AsyncClient)"
-)
+def _one_client(httpx: str) -> str:
+    return (
+        f"reuse one client, or use `with {httpx}.Client() as client:` (`async with` for "
+        "AsyncClient)"
+    )
+
 
 _STREAMED = (
     "use `with client.stream(...) as response:` (`async with` for AsyncClient), or call "
     "response.close() (`await response.aclose()`)"
 )
-_POOLS = (
-    ("httpcore._sync.connection_pool:ConnectionPool", "handle_request", "close"),
-    ("httpcore._async.connection_pool:AsyncConnectionPool", "handle_async_request", "aclose"),
-)
 
-LIBRARIES = (
-    Library(
-        "httpx",
+
+def _client(httpx: str, httpcore: str) -> Library:
+    return Library(
+        httpx,
         owners=tuple(
             OwnerKind(
-                f"httpx:{name}",
-                f"httpx.{name}",
+                f"{httpx}:{cls}",
+                f"{httpx}.{cls}",
                 _is_closed,
                 _connections_of_client,
                 loop=lambda client: loop_of(_connections_of_client(client)),
                 purpose=lambda client: _hosts(_connections_of_client(client)),
             )
-            for name in ("Client", "AsyncClient")
+            for cls in ("Client", "AsyncClient")
         ),
         hints=(
             HolderHint(
-                read_response("httpcore"),
-                "close the client when you are done: `with httpx.Client() as client:` (`async "
+                read_response(httpcore),
+                f"close the client when you are done: `with {httpx}.Client() as client:` (`async "
                 "with` for AsyncClient); the response was read, and its client keeps the idle "
                 "connection",
             ),
+            HolderHint(f"{httpx}.Response", _STREAMED, NOT_GIVEN_BACK),
+            give_back(httpcore, _STREAMED),
             HolderHint(
-                "httpx.Response",
-                _STREAMED,
-                NOT_GIVEN_BACK,
-            ),
-            give_back("httpcore", _STREAMED),
-            HolderHint(
-                "httpx.Client",
-                "reuse one Client, or use `with httpx.Client() as client:`",
+                f"{httpx}.Client",
+                f"reuse one Client, or use `with {httpx}.Client() as client:`",
             ),
             HolderHint(
-                "httpx.AsyncClient",
-                "reuse one AsyncClient, or use `async with httpx.AsyncClient() as client:`",
+                f"{httpx}.AsyncClient",
+                f"reuse one AsyncClient, or use `async with {httpx}.AsyncClient() as client:`",
             ),
             # Its calls are named after the module that they are in.
-            HolderHint("httpx", _ONE_CLIENT, (Verdict.DROPPED,)),
+            HolderHint(httpx, _one_client(httpx), (Verdict.DROPPED,)),
         ),
-    ),
-    Library(
-        "httpcore",
+    )
+
+
+def _pool(httpx: str, httpcore: str) -> Library:
+    pools = (
+        (f"{httpcore}._sync.connection_pool:ConnectionPool", "handle_request", "close"),
+        (
+            f"{httpcore}._async.connection_pool:AsyncConnectionPool",
+            "handle_async_request",
+            "aclose",
+        ),
+    )
+
+    def name(_: Any) -> str:
+        return f"{httpcore} pool of an {httpx} client"
+
+    return Library(
+        httpcore,
         pools=(
             PoolKind(
-                tuple(pool for pool, *_ in _POOLS),
-                _name,
+                tuple(cls for cls, *_ in pools),
+                name,
                 _max_size,
                 lambda pool: _connections(pool, idle=True),
                 lambda pool: _connections(pool, idle=False),
@@ -177,29 +184,34 @@ LIBRARIES = (
         ),
         checkouts=tuple(
             CheckoutKind(
-                "httpcore",
-                pool,
-                _name,
+                httpcore,
+                cls,
+                name,
                 _most_out,
                 lambda request: _state(_connection_of(request)) == "ACTIVE",
                 _socket_of,
                 itself,
                 takes=takes,
                 gives_back=gives_back,
-                taken_class=f"{pool.partition(':')[0]}:PoolByteStream",
+                taken_class=f"{cls.partition(':')[0]}:PoolByteStream",
                 entry=_pool_request,
             )
-            for pool, takes, gives_back in _POOLS
+            for cls, takes, gives_back in pools
         ),
         hints=(
-            HolderHint(for_each_call("httpcore"), _ONE_CLIENT),
-            HolderHint("httpcore", _ONE_CLIENT, (Verdict.OPEN,)),
+            HolderHint(for_each_call(httpcore), _one_client(httpx)),
+            HolderHint(httpcore, _one_client(httpx), (Verdict.OPEN,)),
             HolderHint(
-                "httpcore",
+                httpcore,
                 "not a leak: the pool discards it on next use; for fewer of them, set "
-                "httpx.Limits(keepalive_expiry=...) below the server's keep-alive time",
+                f"{httpx}.Limits(keepalive_expiry=...) below the server's keep-alive time",
                 (Verdict.STALE_POOL,),
             ),
         ),
-    ),
-)
+    )
+
+
+# The second continues the first, under other names.
+_PACKAGES = ("httpx", "httpcore"), ("httpx2", "httpcore2")
+
+LIBRARIES = tuple(library(*names) for names in _PACKAGES for library in (_client, _pool))

@@ -24,7 +24,7 @@ __all__ = [
 # calls before and after theirs say.
 _FOR_OTHERS = frozenset(
     {
-        *("aiohappyeyeballs", "anyio", "eventlet", "gevent", "httpcore", "trio"),
+        *("aiohappyeyeballs", "anyio", "eventlet", "gevent", "httpcore", "httpcore2", "trio"),
         *("_pytest", "asgiref", "click", "pluggy", "typer", "xdist"),
         *("backoff", "decorator", "retrying", "stamina", "tenacity", "wrapt"),
         *("ddtrace", "elasticapm", "newrelic", "opentelemetry", "sentry_sdk"),

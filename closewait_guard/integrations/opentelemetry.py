@@ -111,7 +111,7 @@ _HTTP = _Convention(
     "{connection}",
     (f"{_OWN}library", f"{_OWN}pool", "http.connection.state"),
 )
-_HTTP_LIBRARIES = frozenset({"urllib3", "httpcore", "aiohttp"})
+_HTTP_LIBRARIES = frozenset({"urllib3", "httpcore", "httpcore2", "aiohttp"})
 _HTTP_STATES = {"used": "active", "idle": "idle"}
 
 

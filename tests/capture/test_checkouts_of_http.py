@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import httpcore
 import httpx
+import httpx2
 import pytest
 import requests
 import urllib3
@@ -60,9 +61,19 @@ def streaming_client(url):
         yield client.send(client.build_request("GET", url), stream=True)
 
 
+def streaming_next_client(url):
+    with httpx2.Client() as client:
+        yield client.send(client.build_request("GET", url), stream=True)
+
+
 CLIENTS = {
     function.__name__: function
-    for function in (streaming_session, streaming_pool_manager, streaming_client)
+    for function in (
+        streaming_session,
+        streaming_pool_manager,
+        streaming_client,
+        streaming_next_client,
+    )
 }
 
 

@@ -27,6 +27,7 @@ from servers import redis_server, web, web_elsewhere
 
 aiohttp = pytest.importorskip("aiohttp")
 httpx = pytest.importorskip("httpx")
+httpx2 = pytest.importorskip("httpx2")
 
 
 @pytest.fixture
@@ -73,10 +74,20 @@ async def get_by_async_client(url):
     await httpx.AsyncClient().get(url)
 
 
+def get_by_next_client(url):
+    httpx2.Client().get(url)
+
+
+async def get_by_next_async_client(url):
+    await httpx2.AsyncClient().get(url)
+
+
 UNCLOSED = {
     "aiohttp.ClientSession": get_by_session,
     "httpx.Client": get_by_client,
     "httpx.AsyncClient": get_by_async_client,
+    "httpx2.Client": get_by_next_client,
+    "httpx2.AsyncClient": get_by_next_async_client,
 }
 
 
@@ -129,6 +140,12 @@ def close_client(url):
     httpx.get(url)
 
 
+def close_next_client(url):
+    with httpx2.Client() as client:
+        client.get(url)
+    httpx2.get(url)
+
+
 async def close_async_client(url):
     async with httpx.AsyncClient() as client:
         await client.get(url)
@@ -152,6 +169,7 @@ CLOSED = [
     close_session,
     lend_a_connector,
     close_client,
+    close_next_client,
     close_async_client,
     use_sessions_of_requests,
     never_connect,
