@@ -170,6 +170,30 @@ def test_a_client_that_ends_with_a_function_or_with_its_thread_is_unclosed(tmp_p
     assert CLOSED not in done.stderr
 
 
+COLLECTED = """
+import gc
+import closewait_guard as cwg
+
+def redact(text):
+    gc.collect()
+    return text
+
+gc.disable()
+monitor = cwg.watch(reporters=["text"], at_exit=True, redact=redact)
+import asyncio
+asyncio.new_event_loop()
+"""
+
+
+def test_what_is_collected_while_the_last_report_is_made_is_listed_too(tmp_path):
+    path = tmp_path / "shop.py"
+    path.write_text(COLLECTED)
+    done = call(path.name, cwd=tmp_path, command=[sys.executable])
+    line = line_of(COLLECTED, "new_event_loop()", "run")
+    report = re.sub(r"\s+", " ", done.stderr)
+    assert f"1 asyncio event loop opened at shop.py:{line} in <module>, {CLOSED}" in report
+
+
 SILENT = {
     "nothing": "",
     "sockets": "import socket\nkept = socket.create_server(('127.0.0.1', 0))\n",

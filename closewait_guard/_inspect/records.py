@@ -7,7 +7,7 @@ import linecache
 import os
 import sys
 import tokenize  # noqa: F401 - Python 3.15 imports it with the first source that is read
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -292,7 +292,7 @@ def add_open_at_end(registry: Registry, report: Report) -> Report:
 
 
 def _find_open_at_end(
-    table: OwnerTable, pid: int, findings: Iterable[Finding]
+    table: OwnerTable, pid: int, findings: Sequence[Finding]
 ) -> tuple[list[OpenAtEnd], list[str]]:
     """The most first; and what could not be found out."""
     named = [each.observation for each in findings if _is_shown(each)]
@@ -307,8 +307,11 @@ def _find_open_at_end(
         with suppress(Exception):
             if _is_left_to_end(table, owner, entry, serials):
                 creations.setdefault(entry.kind, []).append(entry.creation)
+    reported = {each.observation.record.serial for each in findings}
     for ended in table.ended.copy():
-        if ended.is_left_to_exit:
+        # Not yet ended when the report looked: the collector has found it since.
+        is_late = ended.serial not in reported and (ended.sockets or ended.descriptors)
+        if ended.is_left_to_exit or is_late:
             creations.setdefault(ended.kind, []).append(ended.creation)
     sites = {(seen.owner.name, seen.record.site) for seen in named if seen.owner is not None}
     lines = {(name, site.call) for name, site in sites if site is not None}
