@@ -134,6 +134,8 @@ class OwnerTable(OwnerEvents):
         # By identity, how each was made; and its number and kind.
         self._creations: dict[int, CreationTuple] = {}
         self._made: dict[int, tuple[int, OwnerKind]] = {}
+        # By identity of a part: that of the owner that has it, and the owner's number.
+        self._owner_of_part: dict[int, tuple[int, int]] = {}
         self._recorder = make_recorder(self._creations, {}, context, recording, id)
         self._record = self._recorder.on_create
         self._next_serial, self._count = sockets.next_serial, self.counter.count
@@ -163,8 +165,12 @@ class OwnerTable(OwnerEvents):
         return self._record
 
     def on_made(self, owner: object, kind: OwnerKind) -> None:
-        self._made[id(owner)] = self._next_serial(), kind
+        serial = self._next_serial()
+        self._made[id(owner)] = serial, kind
         self._count()
+        if kind.part is not None and (part := kind.part(owner)) is not None:
+            self.on_close(part)
+            self._owner_of_part[id(part)] = id(owner), serial
 
     def record_unfinished(self) -> None:
         """Record what the calls of this thread are making: its first socket has installed us."""
@@ -182,8 +188,8 @@ class OwnerTable(OwnerEvents):
         self._creations.pop(key, None)
 
     def on_finalize(self, owner: object) -> None:
-        made = self._made.pop(id(owner), None)
-        creation = self._creations.pop(id(owner), None)
+        key = self._key_at_end(owner)
+        made, creation = self._made.pop(key, None), self._creations.pop(key, None)
         if made is None or creation is None or made[1].closes_itself:
             return
         entry = OpenOwner(with_serial(creation, made[0]), made[1])
@@ -196,6 +202,16 @@ class OwnerTable(OwnerEvents):
             kept = is_left_to_exit()
             self.ended.append(EndedOwner(*entry, collected, kept, sockets, descriptors))
             self._count_ended.count()
+
+    def _key_at_end(self, owner: object) -> int:
+        """By what one that is finalized is known: its own, or that of what it is a part of.
+
+        In a reference cycle a part may be the first, and closes what the owner would be asked for.
+        """
+        key, serial = self._owner_of_part.pop(id(owner), (id(owner), None))
+        # The owner may be gone, and something else in its place.
+        is_part = serial is not None and self._made.get(key, (None,))[0] == serial
+        return key if is_part else id(owner)
 
     def sockets_of(
         self, owner: object, kind: OwnerKind, *, just_dropped: bool = False

@@ -44,13 +44,23 @@ def _hosts(connector: Any) -> Iterable[object]:
     ]
 
 
-def _is_closed(session: Any) -> bool:
-    connector = field(session, "_connector")
-    return connector is None or field(session, "_connector_owner") is False
+def _connector(owner: Any) -> object:
+    """That of a session, or a connector itself."""
+    return field(owner, "_connector", owner)
 
 
-def _connections(session: Any) -> Iterable[object]:
-    connector = field(session, "_connector")
+def _own_connector(session: Any) -> object:
+    return None if field(session, "_connector_owner") is False else field(session, "_connector")
+
+
+def _is_closed(owner: Any) -> bool:
+    connector = _connector(owner)
+    is_lent = field(owner, "_connector_owner") is False
+    return connector is None or is_lent or field(connector, "_closed") is True
+
+
+def _connections(owner: Any) -> Iterable[object]:
+    connector = _connector(owner)
     return [*_idle(connector), *_checked_out(connector)]
 
 
@@ -81,6 +91,17 @@ LIBRARIES = (
                 _connections,
                 loop=lambda session: field(session, "_loop"),
                 purpose=lambda session: _hosts(field(session, "_connector")),
+                part=_own_connector,
+            ),
+            # Where sessions share it; that of one session is a part of that.
+            OwnerKind(
+                "aiohttp.connector:BaseConnector",
+                "aiohttp connector",
+                _is_closed,
+                _connections,
+                loop=lambda connector: field(connector, "_loop"),
+                part_of=("aiohttp.client",),
+                purpose=_hosts,
             ),
         ),
         hints=(
@@ -95,6 +116,12 @@ LIBRARIES = (
                 "use `async with session.get(...) as response:`, or call response.release()",
             ),
             HolderHint("aiohttp.client.ClientSession", _ONE_SESSION),
+            HolderHint(
+                "aiohttp.connector.BaseConnector",
+                "reuse one connector, and `await connector.close()` on shutdown: a session with "
+                "connector_owner=False does not close it",
+                (Verdict.UNCLOSED, Verdict.SURPLUS),
+            ),
             HolderHint(
                 "aiohttp.web_protocol.RequestHandler",
                 "return from the handler when the client disconnects; end a WebSocketResponse with "

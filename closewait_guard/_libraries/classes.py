@@ -51,6 +51,7 @@ SOCKET_CONSTRUCTORS = {
 # The classes of owners, and the file of this folder that knows their kinds.
 OWNER_CLASSES = {
     "aiohttp.client:ClientSession": "aiohttp",
+    "aiohttp.connector:BaseConnector": "aiohttp",
     "asyncio.base_events:BaseEventLoop": "stdlib",
     "asyncio.base_subprocess:BaseSubprocessTransport": "processes",
     "asyncpg.connection:Connection": "asyncpg",

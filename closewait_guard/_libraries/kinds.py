@@ -179,6 +179,7 @@ class OwnerKind:
         needs_connections: One without connections and other descriptors is not missed.
         part_of: Packages and modules that make one for a pool of their own, which stands for it.
         purpose: What it is for, where one address serves several: hosts by name, a database.
+        part: What is closed with it, and may be finalized before it. Its kind is asked of that too.
     """
 
     owner_class: str
@@ -195,6 +196,7 @@ class OwnerKind:
     needs_connections: bool = True
     part_of: tuple[str, ...] = ()
     purpose: Callable[[Any], Iterable[object]] = nothing
+    part: Callable[[Any], object] | None = None
 
     @property
     def holder(self) -> str:

@@ -201,6 +201,67 @@ def test_a_session_whose_event_loop_has_ended_is_found_while_it_is_kept(guard, u
         kept.clear()
 
 
+class Shop:
+    """Keeps its session in a reference cycle, as the asynchronous client of Elasticsearch does."""
+
+    def __init__(self):
+        self.shop, self.connector = self, aiohttp.TCPConnector()
+        self.session = aiohttp.ClientSession(connector=self.connector)
+
+
+def test_a_session_is_found_whose_connector_is_finalized_before_it_and_closes_itself(guard, url):
+    async def drop():
+        async with Shop().session.get(url) as response:
+            await response.read()
+
+    async def main():
+        gc.disable()
+        try:
+            for _ in range(3):
+                await drop()
+        finally:
+            gc.enable()
+        gc.collect()
+        await asyncio.sleep(0.1)
+        return guard.scan()
+
+    with quietly():
+        report = asyncio.run(main())
+    found = owners_in(report)
+    assert report.leaks == tuple(found)
+    assert [finding.verdict for finding in found] == [Verdict.UNCLOSED] * 3
+    assert {finding.observation.owner.name for finding in found} == {"aiohttp.ClientSession"}
+    assert found[0].observation.owner.peers == (url.removeprefix("http://"),)
+    assert "ClientSession(" in found[0].observation.record.site.source
+
+
+async def share_a_connector(url, *, owned):
+    connector = aiohttp.TCPConnector()
+    session = aiohttp.ClientSession(connector=connector, connector_owner=owned)
+    async with session.get(url) as response:
+        await response.read()
+    if not owned:
+        await session.close()
+
+
+@pytest.mark.parametrize(
+    ("owned", "name"), [(False, "aiohttp connector"), (True, "aiohttp.ClientSession")]
+)
+def test_a_connector_is_its_sessions_or_found_by_itself_if_no_session_closes_it(
+    guard, url, owned, name
+):
+    async def main():
+        await share_a_connector(url, owned=owned)
+        await asyncio.sleep(0.1)
+
+    with quietly():
+        asyncio.run(main())
+    [found] = guard.scan().leaks
+    assert (found.verdict, found.observation.owner.name) == (Verdict.UNCLOSED, name)
+    assert f"{name.rpartition('.')[2]} with 1 socket" in cwg.render_text(guard.scan())
+    assert ("connector.close()" in found.hint) is not owned
+
+
 def test_a_session_that_is_used_and_kept_is_not(guard, url):
     async def use():
         session = aiohttp.ClientSession()
