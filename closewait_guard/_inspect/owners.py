@@ -115,6 +115,10 @@ class OwnerScanner:
             self.notes += _describe_failed(failed)
         elif opened_after is not None:
             found += self._native(table, seen, opened_after, failed)
+            # Of others, their sockets stand for them. One that cannot be asked is counted above.
+            owners, also_failed = table.unrecorded(opened_after), Counter[str]()
+            found += [each for each in self._unusable(table, owners, also_failed) if not each.fds]
+            failed |= also_failed
             self.unasked = _describe_failed(failed)
         return seen.with_owners(
             [each for each in found if opened_after is None or each.serial > opened_after],

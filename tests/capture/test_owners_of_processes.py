@@ -181,6 +181,29 @@ def test_a_subprocess_whose_event_loop_has_ended_is_found_once():
     assert line.startswith("CWG902 asyncio subprocess leave `await process.communicate()`")
 
 
+LEFT_BY_BLOCK = """
+import asyncio
+import closewait_guard as cwg
+
+async def leave():
+    return await asyncio.create_subprocess_exec("cat", stdin=-1, stdout=-1)
+
+try:
+    with cwg.no_leaks(grace=0.05):
+        process = asyncio.run(leave())
+except cwg.SocketLeakError as error:
+    for found in error.report.findings:
+        print(found.code, found.observation.owner.name, found.observation.record.site.function)
+process.kill()
+"""
+
+
+def test_a_block_does_not_pass_with_a_subprocess_whose_event_loop_has_ended():
+    command = [sys.executable, "-W", "ignore", "-c", LEFT_BY_BLOCK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["CWG902 asyncio subprocess leave"]
+
+
 def make_pool():
     pool = FORK.Pool(1)
     pool.map(len, ["x"])
