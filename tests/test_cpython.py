@@ -192,7 +192,7 @@ def test_this_python_has_each_attribute_that_is_read():
             (threading.main_thread(), (names.THREAD_NAME, names.THREAD_TARGET)),
             (task(coroutine), of_task),
             (loop.call_soon(print), (names.HANDLE_CALLBACK,)),
-            (loop, (names.LOOP_CLOSED, names.LOOP_SELECTOR, *names.LOOP_SOCKETS)),
+            (loop, (names.LOOP_CLOSED, names.LOOP_SELECTOR, *names.LOOP_WAKERS)),
             (loop.create_future(), (names.DONE_CALLBACKS,)),
             (asyncio.TaskGroup(), (names.GROUP_TASK,)),
             (asyncio.Queue(), (names.QUEUE_WAITERS,)),

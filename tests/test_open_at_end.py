@@ -137,6 +137,30 @@ def test_clients_that_the_threads_of_an_executor_keep_for_themselves(tmp_path, u
     assert report.endswith(f" shop.py Open at the end: {opened}, {CLOSED} (not leaks). "), report
 
 
+def test_clients_of_threads_that_exit_functions_end(tmp_path, url):
+    pool = "from multiprocessing.pool import ThreadPool as ThreadPoolExecutor"
+    code = THREADS.replace("from concurrent.futures import ThreadPoolExecutor", pool)
+    report = last_report(tmp_path, code, url)
+    assert "no leaks" in report
+    assert " 3 httpx.Client opened at shop.py:" in report
+
+
+ENDS_LATE = """
+def fetch():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    local.client = httpx.Client()
+    local.client.get(sys.argv[1])
+
+def serve():
+    thread.join()
+    time.sleep(0.3)
+
+local = threading.local()
+thread = threading.Thread(target=fetch, daemon=False)
+thread.start()
+threading.Thread(target=serve).start()
+"""
 LEAKING = {
     "a function that runs on after the end of the main thread": """
 def fetch():
@@ -148,6 +172,10 @@ ready = threading.Event()
 threading.Thread(target=fetch).start()
 threading.Timer(0.3, ready.set).start()
 """,
+    "a thread that ends by itself after the main thread": ENDS_LATE,
+    "a thread that nobody waits for, and that ends while others run": ENDS_LATE.replace(
+        "daemon=False", "daemon=True"
+    ),
     "a thread that ends before": """
 def fetch():
     local.client = httpx.Client()
@@ -164,7 +192,7 @@ thread.join()
 @pytest.mark.parametrize("name", LEAKING)
 def test_a_client_that_ends_with_a_function_or_with_its_thread_is_unclosed(tmp_path, url, name):
     path = tmp_path / "shop.py"
-    path.write_text("import sys, threading\nimport httpx\n" + LEAKING[name])
+    path.write_text("import sys, threading, time\nimport httpx\n" + LEAKING[name])
     done = call("run", "--fail-on-leak", path.name, url, cwd=tmp_path, code=86)
     assert "1 UNCLOSED  httpx.Client" in done.stderr
     assert CLOSED not in done.stderr

@@ -21,7 +21,13 @@ from typing import NamedTuple
 
 from closewait_guard._capture.creation import OBJECT_ID, SOCK, CreationTuple, pop_if_same
 from closewait_guard._clock import now
-from closewait_guard._cpython import IS_SHUTTING_DOWN, has_gil
+from closewait_guard._cpython import (
+    EXECUTOR_THREADS,
+    IS_SHUTTING_DOWN,
+    JOIN_AT_EXIT,
+    current_frame,
+    has_gil,
+)
 from closewait_guard._descriptors import (
     ask_or_none,
     inode_of,
@@ -30,7 +36,7 @@ from closewait_guard._descriptors import (
     unread,
     unsent,
 )
-from closewait_guard._live import is_tls, referrers
+from closewait_guard._live import is_tls, referrers, running_frames
 from closewait_guard._threads import allows_daemons
 
 __all__ = [
@@ -256,14 +262,38 @@ def is_left_to_exit() -> bool:
     """Whether what is finalized now was kept for a thread that ends because the program does.
 
     A thread of an executor keeps clients in thread-local variables, as a module keeps its own. When
-    these go, none of its functions runs any more.
+    these go, none of its functions runs any more. The same holds for what exit functions end. Any
+    other thread has ended by itself: after the main thread, others may work on for days.
     """
     if not vars(threading).get(IS_SHUTTING_DOWN):
         return False
-    frame = sys._getframe()
+    frame = current_frame(0)
     while (caller := frame.f_back) is not None:
         frame = caller
-    return frame.f_globals.get("__package__") == __package__
+    is_without_caller = frame.f_globals.get("__package__") == __package__
+    return is_without_caller and (_is_thread_of_executor() or _have_threads_ended())
+
+
+def _is_thread_of_executor() -> bool:
+    # By the number that the system gives: that of a thread which has ended is given to the next.
+    module, number = sys.modules.get("concurrent.futures.thread"), threading.get_native_id()
+    queues = getattr(module, EXECUTOR_THREADS, None)
+    return queues is not None and any(
+        getattr(ref(), "native_id", None) == number for ref in queues.keyrefs()
+    )
+
+
+def _have_threads_ended() -> bool:
+    """Whether the main thread waits for no other any more, and calls exit functions."""
+    main_thread = threading.main_thread()
+    # As it is in a child that another thread forks meanwhile.
+    if main_thread.is_alive():
+        return False
+    frame = main = running_frames().get(main_thread.ident or 0)
+    code = getattr(getattr(threading, JOIN_AT_EXIT, None), "__code__", None)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return main is not None and frame is None
 
 
 # A collection in which finalizers wait for something may take long.

@@ -56,12 +56,14 @@ __all__ = [
     "EXECUTOR_CLOSED",
     "EXECUTOR_QUEUES",
     "EXECUTOR_THREAD",
+    "EXECUTOR_THREADS",
     "FILE_SOCKET",
     "FINALIZER_ENTRIES",
     "GROUP_TASK",
     "HANDLE_CALLBACK",
     "INNER_SOCKET",
     "IS_SHUTTING_DOWN",
+    "JOIN_AT_EXIT",
     "LOOP_CLOSED",
     "LOOP_OF",
     "LOOP_SELECTOR",
@@ -118,7 +120,8 @@ _Class = TypeVar("_Class")
 
 # Attributes of objects, read by `field()`, which answers None where there is no such.
 THREAD_NAME = "_name"  # Else the thread is shown by its number.
-IS_SHUTTING_DOWN = "_SHUTTING_DOWN"  # Of threading. Else what threads keep at exit was dropped.
+# Of threading, and of concurrent.futures.thread. Else what threads keep at exit was dropped.
+IS_SHUTTING_DOWN, JOIN_AT_EXIT, EXECUTOR_THREADS = "_SHUTTING_DOWN", "_shutdown", "_threads_queues"
 THREAD_TARGET = "_target"  # Else a worker of an executor belongs to the test that has started it.
 # Of a task in Python only; one in C is asked by its methods.
 TASK_NAME, TASK_COROUTINE = "_name", "_coro"  # Else a task is shown without them.
@@ -207,12 +210,9 @@ def _known_threads() -> dict[int, Any]:
 threads = _known_threads()
 
 
-def _always() -> bool:
-    return True
-
-
 # Since Python 3.12.
-daemon_threads_allowed: Callable[[], bool] = getattr(_thread, "daemon_threads_allowed", _always)
+daemon_threads_allowed: Callable[[], bool]
+daemon_threads_allowed = getattr(_thread, "daemon_threads_allowed", lambda: True)
 
 
 _open = open
