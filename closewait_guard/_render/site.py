@@ -88,6 +88,9 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
     if site is None:
         if unknown := why_unknown(record):
             yield Fact("opened", unknown)
+        elif blamed.stack:
+            yield Fact("opened", f"with {_NO_OWN_LINE}", Style.PLACE)
+            yield Fact("opened", "at ", Style.NOTE, _begun_by(blamed.stack))
     else:
         listener = "" if blamed is record.opener else "listener at "
         if blamed.origin is Origin.ADOPTED:
@@ -96,7 +99,7 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
             yield Fact("opened", f"{listener}in a task, awaited from ", Style.PLACE, site)
         elif blamed.task is not None and site.kind is not FrameKind.USER:
             library = site.module.partition(".")[0]
-            text = f"{listener}in a background task of {library}; no line of your code on the stack"
+            text = f"{listener}in a background task of {library}; {_NO_OWN_LINE}"
             yield Fact("opened", text, Style.PLACE)
             yield Fact("opened", "at ", Style.NOTE, site)
         else:
@@ -107,6 +110,17 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
         yield from _caller_facts(_up_to_own_code(outer), most)
     if origin := _describe_origin(observations):
         yield Fact("opened", origin)
+
+
+_NO_OWN_LINE = "no line of your code on the stack"
+# What runs the calls that a thread is given.
+_RUNNERS = ("threading", "concurrent.futures.thread", "multiprocessing.pool", "_thread", "runpy")
+
+
+def _begun_by(stack: Sequence[Frame]) -> Frame:
+    """The outermost call, which a thread was given."""
+    calls = [frame for frame in stack if frame.module not in _RUNNERS]
+    return (calls or stack)[-1]
 
 
 def _as_taken(seen: Observation, facts: Iterable[Fact]) -> Iterator[Fact]:

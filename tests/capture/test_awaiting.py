@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import http.client
 import socket
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import anyio
@@ -340,6 +343,19 @@ def test_the_report_says_that_a_background_task_has_no_line(guard):
         text = cwg.render_text(guard.scan(), everything=True)
     assert "in a background task of " in text
     assert "test_awaiting.py" not in text
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, ThreadPool])
+def test_the_report_says_that_what_a_thread_was_given_has_no_line(guard, kind):
+    with socket.create_server(("127.0.0.1", 0)) as server, kind(1) as pool:
+        connection = http.client.HTTPConnection(*server.getsockname())
+        list(pool.map(http.client.HTTPConnection.connect, [connection]))
+        server.accept()[0].close()
+        text = " ".join(cwg.render_text(guard.scan(), everything=True).split())
+        connection.close()
+    assert " opened with no line of your code on the stack at " in text
+    assert " in HTTPConnection.connect() " in text
+    assert " in Thread" not in text
 
 
 def test_the_report_says_which_line_awaits_the_task(guard):
