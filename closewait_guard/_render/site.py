@@ -89,7 +89,7 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
         if unknown := why_unknown(record):
             yield Fact("opened", unknown)
         elif blamed.stack:
-            yield Fact("opened", f"with {_NO_OWN_LINE}", Style.PLACE)
+            yield Fact("opened", f"{_in_thread(blamed)}with {_NO_OWN_LINE}", Style.PLACE)
             yield Fact("opened", "at ", Style.NOTE, _begun_by(blamed.stack))
     else:
         listener = "" if blamed is record.opener else "listener at "
@@ -102,6 +102,10 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
             text = f"{listener}in a background task of {library}; {_NO_OWN_LINE}"
             yield Fact("opened", text, Style.PLACE)
             yield Fact("opened", "at ", Style.NOTE, site)
+        elif site.kind is not FrameKind.USER and (thread := _in_thread(blamed)):
+            # As by `asyncio.to_thread(requests.get, url)`.
+            yield Fact("opened", f"{listener}{thread}with {_NO_OWN_LINE}", Style.PLACE)
+            yield Fact("opened", "at ", Style.NOTE, site)
         else:
             yield Fact("opened", listener, Style.PLACE, site)
         if site.source:
@@ -110,6 +114,10 @@ def _opened_facts(observations: Sequence[Observation], most: int) -> Iterator[Fa
         yield from _caller_facts(_up_to_own_code(outer), most)
     if origin := _describe_origin(observations):
         yield Fact("opened", origin)
+
+
+def _in_thread(record: SocketRecord) -> str:
+    return "in a thread " if record.stack[-1].module == "threading" else ""
 
 
 _NO_OWN_LINE = "no line of your code on the stack"

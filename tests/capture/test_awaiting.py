@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import http.client
+import re
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import anyio
 import pytest
 import trio
 import trio.lowlevel
+import urllib3
 import uvloop
 
 import closewait_guard as cwg
@@ -353,9 +355,20 @@ def test_the_report_says_that_what_a_thread_was_given_has_no_line(guard, kind):
         server.accept()[0].close()
         text = " ".join(cwg.render_text(guard.scan(), everything=True).split())
         connection.close()
-    assert " opened with no line of your code on the stack at " in text
+    assert " opened in a thread with no line of your code on the stack at " in text
     assert " in HTTPConnection.connect() " in text
     assert " in Thread" not in text
+
+
+def test_the_report_says_that_a_thread_of_a_library_has_no_line_and_shows_the_librarys(guard):
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        address = server.getsockname()
+        sock = pool.submit(urllib3.util.connection.create_connection, address).result()
+        server.accept()[0].close()
+        text = " ".join(cwg.render_text(guard.scan(), everything=True).split())
+        sock.close()
+    shown = r" opened in a thread with no line of your code on the stack at \S+connection\.py:\d+ "
+    assert re.search(shown, text), text
 
 
 def test_the_report_says_which_line_awaits_the_task(guard):
