@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import time
 import pytest
 
 import closewait_guard as cwg
+from closewait_guard._signal import EarlyLooks
 from closewait_guard._signal import report as _signal
 from findings import reports_in
 
@@ -92,6 +95,7 @@ def run(program, path, *arguments):
 STUCK = """
 import ctypes, os, signal, sys, threading, time
 import closewait_guard as cwg
+from closewait_guard._signal import EarlyLooks
 from closewait_guard._signal import report as _signal
 cwg.install(signal="SIGUSR1")
 if sys.argv[1] == "monitor":
@@ -219,6 +223,7 @@ def test_the_signal_can_be_named_in_the_environment(monkeypatch, capfd):
 FORKS = """
 import signal
 import closewait_guard as cwg
+from closewait_guard._signal import EarlyLooks
 from closewait_guard._signal import report as _signal
 cwg.install(signal="SIGUSR1")
 cwg.watch(interval=3600, at_exit=False)
@@ -251,3 +256,68 @@ def test_a_reader_that_ends_late_leaves_no_descriptor(monkeypatch):
     while more := set(os.listdir("/proc/self/fd")) - before:
         assert time.monotonic() < end, more
         time.sleep(0.01)
+
+
+class Counting:
+    """A guard that counts its scans, each of which takes a while."""
+
+    def __init__(self, guard, seconds=0.0):
+        self.guard, self.seconds, self.scans = guard, seconds, 0
+
+    def scan(self):
+        self.scans += 1
+        time.sleep(self.seconds)
+        return self.guard.scan()
+
+    def _record_state(self, report):
+        pass
+
+
+@pytest.fixture
+def looks():
+    made = []
+
+    def make(guard):
+        made.append(EarlyLooks(guard))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+async def leave_open(address):
+    await asyncio.get_running_loop().create_connection(asyncio.Protocol, *address)
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_only_a_loop_that_has_connections_is_looked_at_before_it_is_closed(looks):
+    with (
+        cwg.Guard(cwg.Settings(grace=0)) as guard,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        counting = Counting(guard)
+        looks(counting)
+        asyncio.run(asyncio.sleep(0))
+        assert counting.scans == 0
+        asyncio.run(leave_open(server.getsockname()))
+        gc.collect()
+        assert counting.scans == 1
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_looks_at_loops_take_a_small_share_of_the_time_and_say_what_they_left_out(looks):
+    with (
+        cwg.Guard(cwg.Settings(grace=0)) as guard,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        counting = Counting(guard, seconds=1.1)
+        early = looks(counting)
+        for _ in range(4):
+            asyncio.run(leave_open(server.getsockname()))
+        gc.collect()
+        assert counting.scans == 2
+        assert early.failures == (
+            "what closing event loops has closed: looking would take more than 5 % of the time",
+        )

@@ -40,6 +40,7 @@ from closewait_guard._live import is_tls, referrers, running_frames
 from closewait_guard._threads import allows_daemons
 
 __all__ = [
+    "MAX_COLLECTION",
     "DroppedSocket",
     "DroppedSockets",
     "EndedCreations",
@@ -297,7 +298,7 @@ def _have_threads_ended() -> bool:
 
 
 # A collection in which finalizers wait for something may take long.
-_MAX_COLLECTION = 60.0
+MAX_COLLECTION = 60.0
 
 
 class _Ended(NamedTuple):
@@ -328,7 +329,7 @@ class EndedCreations:
         if noticed is None or noticed.creation is not creation:
             self._noticed[fd] = _Ended(creation, inode, now())
             return False
-        return inode != noticed.inode or now() - noticed.since > _MAX_COLLECTION
+        return inode != noticed.inode or now() - noticed.since > MAX_COLLECTION
 
     def keep_only(self, creations: Mapping[int, CreationTuple]) -> None:
         """Remove those whose creations were removed or replaced."""

@@ -16,7 +16,12 @@ from closewait_guard._capture import patch
 from closewait_guard._capture.checkouts import CheckoutTable, answer_of
 from closewait_guard._capture.context import PlainContext
 from closewait_guard._capture.creation import PID, SERIAL, SOCK, STACK, CreationTuple, with_serial
-from closewait_guard._capture.dropped import DroppedSocket, LockFreeCounter, is_left_to_exit
+from closewait_guard._capture.dropped import (
+    MAX_COLLECTION,
+    DroppedSocket,
+    LockFreeCounter,
+    is_left_to_exit,
+)
 from closewait_guard._capture.owner_hooks import (
     OwnerEvents,
     objects_being_made,
@@ -24,6 +29,7 @@ from closewait_guard._capture.owner_hooks import (
     pool_wrappers,
 )
 from closewait_guard._capture.recorder import Recording, make_recorder
+from closewait_guard._clock import now
 from closewait_guard._descriptors import ask_or_none, peer_at
 from closewait_guard._libraries import connections_of
 from closewait_guard._live import find_classes
@@ -134,6 +140,8 @@ class OwnerTable(OwnerEvents):
         # By identity, how each was made; and its number and kind.
         self._creations: dict[int, CreationTuple] = {}
         self._made: dict[int, tuple[int, OwnerKind]] = {}
+        # By its number: since when the weak reference to one is dead.
+        self._gone: dict[int, float] = {}
         # By identity of a part: that of the owner that has it, and the owner's number.
         self._owner_of_part: dict[int, tuple[int, int]] = {}
         self._recorder = make_recorder(self._creations, {}, context, recording, id)
@@ -190,7 +198,10 @@ class OwnerTable(OwnerEvents):
     def on_finalize(self, owner: object) -> None:
         key = self._key_at_end(owner)
         made, creation = self._made.pop(key, None), self._creations.pop(key, None)
-        if made is None or creation is None or made[1].closes_itself:
+        if made is None or creation is None:
+            return
+        self._gone.pop(made[0], None)
+        if made[1].closes_itself:
             return
         entry = OpenOwner(with_serial(creation, made[0]), made[1])
         if not self._is_own(entry) or entry.kind.is_closed(owner):
@@ -256,14 +267,24 @@ class OwnerTable(OwnerEvents):
         for key, entry in self._entries():
             owner = entry.creation[SOCK]()
             if owner is None:
-                # A subclass has a finalizer of its own, which is asked for nothing here.
-                self._made.pop(key, None)
-                self._creations.pop(key, None)
+                self._forget_if_gone(key, entry)
             elif self._is_own(entry) and not answer_of(
                 entry.kind.is_closed, owner, otherwise=False
             ):
                 found.append((owner, entry))
         return found
+
+    def _forget_if_gone(self, key: int, entry: OpenOwner) -> None:
+        """Forget one whose finalizer does not come: that of a subclass calls none of ours.
+
+        The collector clears the weak references to all that it takes before the first finalizer,
+        which may close an event loop, and so have us look.
+        """
+        serial = entry.creation[SERIAL]
+        if now() - self._gone.setdefault(serial, now()) > MAX_COLLECTION:
+            self._made.pop(key, None)
+            self._creations.pop(key, None)
+            self._gone.pop(serial, None)
 
     def owner_of(self, serial: int) -> Any:
         """The owner with a number, if it is still there."""

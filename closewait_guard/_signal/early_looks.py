@@ -39,6 +39,9 @@ _MAX_SECONDS = 0.5
 # From an exit function to the functions that it calls, and so on.
 _MAX_CALLS = 3
 _LOOPS = (("asyncio", "BaseEventLoop"), ("uvloop", "Loop"))
+# How long looks at loops that close may take, at first and in the long run: a program may have a
+# loop for each request, and each look takes longer the more leaks there are.
+_SECONDS_AT_FIRST, _SHARE_OF_TIME = 2.0, 0.05
 # For a thread that has yet to see that a peer has closed: less than what pools and servers wait
 # for a worker to end by itself.
 _SECONDS_TO_SEE = 0.5
@@ -71,6 +74,7 @@ class EarlyLooks:
         # By process, because a forked child has its own, and serial.
         self._leaks: dict[int, dict[int, Finding]] = {}
         self._left_out: dict[int, set[int]] = {}
+        self._began, self._seconds = now(), 0.0
         _hooks.add(self)
 
     def add_closed_by_end(self, report: Report) -> Report:
@@ -103,15 +107,24 @@ class EarlyLooks:
             why = f"{type(error).__name__}: {error}"
             self.failures = (f"what the end of the program has closed: a scan failed ({why})",)
 
-    def before_close(self, loop: Any) -> Callable[[], None]:
+    def before_close(self, loop: Any) -> Callable[[], None] | None:
         """Look before a loop is closed; returns what is to be called when it is."""
+        began = now()
+        if not _may_close_sockets(loop):
+            return None
+        if self._seconds > _SECONDS_AT_FIRST + _SHARE_OF_TIME * (began - self._began):
+            self.failures = (_NO_TIME,)
+            return None
         leaks = _still_open(self._guard.scan())
-        abandoned = set(_descriptors_of_transports(loop)) if leaks else set()
+        self._seconds += now() - began
+        if not leaks:
+            return None
+        abandoned = set(_descriptors_of_transports(loop))
 
         def closed() -> None:
-            if not leaks:
-                return
+            began = now()
             report = self._guard.scan()
+            self._seconds += now() - began
             present = _serials(report.findings)
             self._remember(
                 leak
@@ -158,6 +171,9 @@ class EarlyLooks:
                 remembered[serial] = leak
             else:
                 left_out.add(serial)
+
+
+_NO_TIME = "what closing event loops has closed: looking would take more than 5 % of the time"
 
 
 class _Hooks:
@@ -238,7 +254,8 @@ class _Hooks:
         closed: list[tuple[EarlyLooks, Callable[[], None]]] = []
         for looks in looking:
             with looks.noting_failures():
-                closed.append((looks, looks.before_close(loop)))
+                if (call := looks.before_close(loop)) is not None:
+                    closed.append((looks, call))
         close(loop)
         for looks, call in closed:
             with looks.noting_failures():
@@ -382,6 +399,12 @@ def _still_open(report: Report) -> tuple[Finding, ...]:
 
 def _serials(findings: Iterable[Finding]) -> set[int]:
     return {finding.observation.record.serial for finding in findings}
+
+
+def _may_close_sockets(loop: object) -> bool:
+    """Whether a loop has any besides its own, or may have: it does not say so."""
+    transports = getattr(loop, LOOP_TRANSPORTS, None)
+    return transports is None or bool(len(transports))
 
 
 def _descriptors_of_transports(loop: object) -> Iterator[int]:

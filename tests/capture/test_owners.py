@@ -583,6 +583,30 @@ def test_tracking_needs_an_installed_guard():
         cwg.track(Session)
 
 
+class Scanning:
+    """Its finalizer has the guard look, as that of an event loop does under `run`."""
+
+    def __init__(self, scan):
+        self.scan, self.itself = scan, self
+        self.ours, self.theirs = socket.socketpair()
+
+    def close(self):
+        pass
+
+    def __del__(self):
+        self.scan()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_a_scan_in_the_middle_of_a_collection_forgets_nothing_that_is_collected(guard):
+    guard.track(Scanning)
+    for _ in range(3):
+        Scanning(guard.scan)
+    gc.collect()
+    found = guard.scan().findings
+    assert [each.observation.owner.name.rpartition(".")[2] for each in found] == ["Scanning"] * 3
+
+
 FORGETTING = """
 import asyncio, sys
 import aiohttp
