@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from closewait_guard._libraries.all import LIBRARIES
     from closewait_guard._libraries.handles import HandleClasses, descriptor_of, handle_classes
     from closewait_guard._libraries.kinds import (
+        MAX_CONNECTIONS,
         RESPONSES,
         CheckoutKind,
         HandleKind,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIBRARIES",
     "LOOP_WAKER",
+    "MAX_CONNECTIONS",
     "OWNER_CLASSES",
     "POOL_CLASSES",
     "RESPONSES",

@@ -21,6 +21,7 @@ from closewait_guard._live import (
 from closewait_guard.exceptions import ConfigurationError
 
 __all__ = [
+    "MAX_CONNECTIONS",
     "NOT_GIVEN_BACK",
     "RESPONSES",
     "UNBOUNDED",
@@ -50,7 +51,7 @@ __all__ = [
 UNBOUNDED = 1_000_000
 
 # Of one owner.
-_MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 1000
 
 # The flag of a type whose attributes cannot be set.
 _IMMUTABLE = 1 << 8
@@ -259,7 +260,7 @@ class CheckoutKind:
 
 def connections_of(owner: object, kind: OwnerKind) -> Iterator[tuple[int, _socket.socket | None]]:
     """The descriptors of its connections, -1 for one that is closed, and their socket objects."""
-    for connection in islice(kind.connections(owner), _MAX_CONNECTIONS):
+    for connection in islice(kind.connections(owner), MAX_CONNECTIONS):
         if type(connection) is int:
             yield connection, None
             continue

@@ -373,3 +373,38 @@ def test_a_session_that_a_test_forgets_fails_it_though_the_library_closes_its_so
             "*httpx.Client().get(url)",
         ]
     )
+
+
+MANY_CLIENTS = """
+import httpx
+from closewait_guard._libraries import kinds
+
+ASKED, REAL = [], kinds.layers_of
+kinds.layers_of = lambda thing: ASKED.append(thing) or REAL(thing)
+
+@pytest.fixture(scope="session", autouse=True)
+def clients():
+    listener().close()  # From the first socket on, clients are recorded.
+    clients = [httpx.Client() for _ in range(3)]
+    for client in clients:
+        client.get("URL")
+    yield
+    for client in clients:
+        client.close()
+
+def test_leaks(): socket.socket()
+
+@pytest.mark.parametrize("number", range(20))
+def test_closes(number):
+    socket.socket().close()
+    ASKED.clear() if number == 0 else None
+
+def test_asked(): assert not ASKED
+"""
+
+
+def test_what_open_clients_keep_is_not_looked_through_after_each_test_that_follows_a_leak(suite):
+    pytest.importorskip("httpx")
+    with web() as server:
+        result = suite.fail(MANY_CLIENTS.replace("URL", server.url), apart=True)
+    result.assert_outcomes(passed=22, errors=1)
