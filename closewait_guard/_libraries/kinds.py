@@ -50,8 +50,7 @@ __all__ = [
 # What some libraries give as the bound of a pool that has none.
 UNBOUNDED = 1_000_000
 
-# Of one owner.
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 1000  # Of one owner.
 
 # The flag of a type whose attributes cannot be set.
 _IMMUTABLE = 1 << 8
