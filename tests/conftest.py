@@ -17,6 +17,9 @@ from closewait_guard._capture.hooks import SOCKET, listener_in_accept_by_thread
 from closewait_guard._live import gc_objects
 from suites import descriptors, suite  # noqa: F401 - a fixture
 
+# In a program with httpx2, the resolver of eventlet imports trio, which lacks a method then.
+os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")
+
 
 def pytest_report_header():
     return f"closewait_guard: {cwg.__file__}"

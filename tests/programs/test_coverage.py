@@ -190,7 +190,7 @@ WAYS = {
     "asyncio streams, TLS, accepted connections": [of_streams, of_happy_eyeballs],
     "trio, anyio": [of_anyio, of_trio],
     "requests, urllib3": [of_requests, of_urllib3],
-    "httpx, httpcore, sync and async": [
+    "httpx and httpx2 (the clients of openai, anthropic), httpcore, sync and async": [
         of_httpx,
         of_httpcore,
         of_async_httpx,
